@@ -1,0 +1,1 @@
+"""Server side of MQTT: the aggregator service, its rounds and strategies, and MQTT servers."""

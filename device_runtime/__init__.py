@@ -1,0 +1,1 @@
+"""What runs on a device: contracts, engine, trainer, agent. Never imports torch."""

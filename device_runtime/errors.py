@@ -1,0 +1,40 @@
+"""Every error a user can meet, named by who must act on it."""
+
+from collections.abc import Iterable
+
+
+class FleetuneError(Exception):
+    """Root of our errors; the command line prints its message on one line and exits with 1."""
+
+
+class ArtifactError(FleetuneError):
+    """The artifact is damaged, foreign or too new: export it again."""
+
+
+class ConfigError(FleetuneError):
+    """A flag or a configuration file is wrong: fix it."""
+
+
+class UnknownName(ConfigError):
+    """A name is in no registry: choose one of those listed."""
+
+
+class DataError(FleetuneError):
+    """A data file does not say what it should: fix the line named."""
+
+
+class WireError(FleetuneError):
+    """A message is malformed, oversized or inconsistent: drop it."""
+
+
+class TransportError(FleetuneError):
+    """The MQTT server is away or refuses us: retry, or fix the address."""
+
+
+class ExportError(FleetuneError):
+    """The model cannot be exported as asked: the message names the module and the reason."""
+
+
+def choices(names: Iterable[str]) -> str:
+    """Join ``names`` as error messages list them."""
+    return ", ".join(sorted(names)) or "nothing"

@@ -1,0 +1,1 @@
+"""Graphs: joint forward/backward programs of plain torch modules as training artifacts."""

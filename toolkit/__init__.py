@@ -1,0 +1,1 @@
+"""Host side: models in, adapters out, and the command line."""
