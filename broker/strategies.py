@@ -1,0 +1,149 @@
+"""Strategies combine a round's updates: three functions, streaming, memory constant in the number of devices."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_runtime.arrays import Arrays
+from device_runtime.errors import WireError
+from device_runtime.tables import Table
+
+Values = Mapping[str, NDArray[np.float64]]
+WEIGHT_MAX = 2**29
+"""Largest weight of one update: its product with a float32 is exact in float64."""
+TOTAL_WEIGHT_MAX = 2**41
+VALUE_MAX = 2.0**20
+"""Largest magnitude of one value that is believed; with it no sum can overflow."""
+
+_LIMB_BITS = 50
+_NUM_LIMBS = 4
+
+
+class Sums(NamedTuple):
+    """Exact weighted sums by tensor name.
+
+    ``limbs[name][i]`` is int64 in units of 2**(-50 i) and, but for i = 0, within ±2**49. That form is unique, so
+    equal sums are equal bits. Lower limbs exist once a value needs them: 8 bytes a parameter each, two or three
+    in practice.
+    """
+
+    limbs: dict[str, list[NDArray[np.int64]]]
+    weights: dict[str, int]
+
+
+class Strategy(NamedTuple):
+    """How a round's updates become the next version; ``add`` may reuse the arrays of the state it is given."""
+
+    init: Callable[[Arrays], Sums]
+    """(reference) -> state"""
+    add: Callable[[Sums, Values, int], Sums]
+    """(state, values by tensor, number of samples) -> state; WireError if implausible, the state as it was"""
+    finish: Callable[[Sums, Arrays, Arrays], tuple[Arrays, Arrays]]
+    """(state, reference, memory) -> (new version, float32; memory); memory lives across rounds, empty at first"""
+
+
+def fedavg() -> Strategy:
+    """Mean weighted by samples, of each tensor over the updates that hold it; unchanged where none does.
+
+    The sums are exact, so the mean is the same bits in any order of arrival, and the mean of equal float32
+    updates is that update (but for the sign of a zero).
+
+    Source: McMahan et al., arXiv 1602.05629, algorithm 1.
+    """
+
+    def finish(state: Sums, reference: Arrays, memory: Arrays) -> tuple[Arrays, Arrays]:
+        new = {
+            n: _mean(state, n).astype(np.float32) if state.weights[n] else r.copy()
+            for n, r in reference.items()
+        }
+        return new, memory
+
+    return Strategy(init_sums, add_to_sums, finish)
+
+
+def fedavgm(*, momentum: float = 0.9) -> Strategy:
+    """FedAvg whose server step has momentum: m = momentum m + (mean - reference), new = reference + m.
+
+    Source: Hsu et al., arXiv 1909.06335, section 4.
+    """
+
+    def finish(state: Sums, reference: Arrays, memory: Arrays) -> tuple[Arrays, Arrays]:
+        new: Arrays = {}
+        kept: Arrays = {}
+        for name, value in reference.items():
+            start = np.asarray(value, np.float64)
+            delta = _mean(state, name) - start if state.weights[name] else np.zeros_like(start)
+            kept[name] = momentum * np.asarray(memory.get(name, 0.0), np.float64) + delta
+            new[name] = (start + kept[name]).astype(np.float32)
+        return new, kept
+
+    return Strategy(init_sums, add_to_sums, finish)
+
+
+def init_sums(reference: Arrays) -> Sums:
+    """Sums of nothing, for the tensors of ``reference``."""
+    return Sums({n: [np.zeros(r.shape, np.int64)] for n, r in reference.items()}, dict.fromkeys(reference, 0))
+
+
+def add_to_sums(state: Sums, values: Values, weight: int) -> Sums:
+    """Add ``weight * values`` exactly (float32 values; others rounded once to float64), in place.
+
+    Raises:
+        WireError: a tensor, shape, weight or magnitude that cannot be right; nothing has been added then.
+    """
+    problems = list(_problems(state, values, weight))
+    if problems:
+        raise WireError("implausible update: " + "; ".join(problems))
+    for name, value in values.items():
+        _add_limbs(state.limbs[name], np.asarray(value, np.float64) * weight)
+        state.weights[name] += weight
+    return state
+
+
+STRATEGIES: Table[Callable[[], Strategy]] = Table("strategy", {"fedavg": fedavg, "fedavgm": fedavgm})
+
+
+def _problems(state: Sums, values: Values, weight: int) -> Iterator[str]:
+    if not 0 < weight <= WEIGHT_MAX:
+        yield f"{weight} samples (expected 1 to {WEIGHT_MAX})"
+    for name, value in values.items():
+        if name not in state.limbs:
+            yield f"{name}: unknown tensor"
+        elif value.shape != state.limbs[name][0].shape:
+            yield f"{name}: shape {list(value.shape)}, expected {list(state.limbs[name][0].shape)}"
+        elif not np.all(np.abs(value) <= VALUE_MAX):
+            yield f"{name}: a value that is not finite or beyond {VALUE_MAX:.0f}"
+        elif state.weights[name] + weight > TOTAL_WEIGHT_MAX:
+            yield f"{name}: more than {TOTAL_WEIGHT_MAX} samples in one round"
+
+
+def _add_limbs(limbs: list[NDArray[np.int64]], value: NDArray[np.float64]) -> None:
+    pieces = list(_split(value))
+    while len(limbs) < len(pieces):
+        limbs.append(np.zeros(value.shape, np.int64))
+    for i in reversed(range(len(limbs))):
+        if i < len(pieces):
+            limbs[i] += pieces[i]
+        if i > 0:
+            carry = (limbs[i] + (1 << (_LIMB_BITS - 1))) >> _LIMB_BITS
+            limbs[i] -= carry << _LIMB_BITS
+            limbs[i - 1] += carry
+
+
+def _split(value: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
+    rest = value
+    for i in range(_NUM_LIMBS):
+        whole = np.rint(rest) if i == _NUM_LIMBS - 1 else np.trunc(rest)
+        yield np.asarray(whole, np.int64)
+        rest = (rest - whole) * 2.0**_LIMB_BITS
+        if not np.any(rest):
+            return
+
+
+def _mean(state: Sums, name: str) -> NDArray[np.float64]:
+    total = np.zeros((), np.float64)
+    for limb in reversed(state.limbs[name]):
+        total = total * 2.0**-_LIMB_BITS + limb
+    return np.asarray(total / state.weights[name])
