@@ -1,4 +1,4 @@
-"""Strategies combine a round's updates: three functions, streaming, memory constant in the number of devices."""
+"""Strategies combine the updates of a round as they come; more devices do not take more memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -24,9 +24,9 @@ _NUM_LIMBS = 4
 class Sums(NamedTuple):
     """Exact weighted sums by tensor name.
 
-    ``limbs[name][i]`` is int64 in units of 2**(-50 i) and, but for i = 0, within ±2**49. That form is unique, so
-    equal sums are equal bits. Lower limbs exist once a value needs them: 8 bytes a parameter each, two or three
-    in practice.
+    ``limbs[name][i]`` is int64 in units of 2**(-50 i) and, but for i = 0, within ±2**49. That form is unique:
+    equal sums are equal bits. Lower limbs exist once a value needs them, 8 bytes a parameter each,
+    two or three in practice.
     """
 
     limbs: dict[str, list[NDArray[np.int64]]]
@@ -34,14 +34,14 @@ class Sums(NamedTuple):
 
 
 class Strategy(NamedTuple):
-    """How a round's updates become the next version; ``add`` may reuse the arrays of the state it is given."""
+    """How a round's updates become the next version; ``add`` may reuse the state's arrays."""
 
     init: Callable[[Arrays], Sums]
     """(reference) -> state"""
     add: Callable[[Sums, Values, int], Sums]
-    """(state, values by tensor, number of samples) -> state; WireError if implausible, the state as it was"""
+    """(state, values by tensor, number of samples) -> state; WireError, and nothing added, if implausible"""
     finish: Callable[[Sums, Arrays, Arrays], tuple[Arrays, Arrays]]
-    """(state, reference, memory) -> (new version, float32; memory); memory lives across rounds, empty at first"""
+    """(state, reference, memory) -> (new version, float32; memory); memory crosses rounds, empty at first"""
 
 
 def fedavg() -> Strategy:
@@ -74,9 +74,10 @@ def fedavgm(*, momentum: float = 0.9) -> Strategy:
         kept: Arrays = {}
         for name, value in reference.items():
             start = np.asarray(value, np.float64)
-            delta = _mean(state, name) - start if state.weights[name] else np.zeros_like(start)
-            kept[name] = momentum * np.asarray(memory.get(name, 0.0), np.float64) + delta
-            new[name] = (start + kept[name]).astype(np.float32)
+            delta = _mean(state, name) - start if state.weights[name] else np.zeros(start.shape)
+            speed = momentum * np.asarray(memory.get(name, 0.0), np.float64) + delta
+            new[name] = (start + speed).astype(np.float32)
+            kept[name] = speed
         return new, kept
 
     return Strategy(init_sums, add_to_sums, finish)
