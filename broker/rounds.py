@@ -1,6 +1,6 @@
 """A federation as a state machine: events in, each with its time, actions out; no socket, no clock, no disk.
 
-Round r, from 1, starts from version r - 1 and closes into version r. Actions are to be carried out in order, and
+Round r, from 1, starts from version r - 1 and closes into version r. Actions are to be carried out in order,
 durably, before the next event: what they leave is what a restart gives back as :class:`Past`.
 """
 
