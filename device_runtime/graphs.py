@@ -1,0 +1,101 @@
+"""The only file that knows onnxruntime: opens graphs, runs them, and keeps their values out of Python.
+
+A value is opaque (``Value``); :func:`value_of` wraps an array without copying it, so a slice of a memory-mapped file stays
+file-backed, clean, evictable memory, and :func:`array_of` gives it back.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from device_runtime.arrays import Array
+from device_runtime.errors import ArtifactError, ConfigError
+
+Value = Any
+"""An onnxruntime OrtValue."""
+
+_QUIET = 3
+
+
+class OnnxGraph:
+    """One opened graph file."""
+
+    def __init__(self, path: Path, *, threads: int = 0) -> None:
+        """Open ``path``; ``threads`` = 0 means one per core. All graphs of a process share one pool and one arena.
+
+        Raises:
+            ArtifactError: onnxruntime refuses the file.
+        """
+        _share_memory()
+        try:
+            self._session = ort.InferenceSession(
+                str(path), _options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # noqa: BLE001 - onnxruntime's errors share no documented root
+            raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
+
+    def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
+        """Run the whole graph and return the outputs named in ``wanted``."""
+        return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
+
+
+def value_of(array: Array) -> Value:
+    """A value that shares the array's memory and keeps it alive."""
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def array_of(value: Value) -> Array:
+    """The value's content; shares its memory where onnxruntime allows."""
+    return np.asarray(value.numpy())
+
+
+def set_threads(threads: int) -> None:
+    """Size the pool that all graphs of this process share; only the first call counts.
+
+    Raises:
+        ConfigError: negative.
+    """
+    if threads < 0:
+        raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
+    _start_pool(threads)
+
+
+@cache
+def _start_pool(threads: int) -> bool:
+    if not hasattr(ort, "set_global_thread_pool_sizes") or _pool_started:
+        return False
+    _pool_started.append(threads)
+    ort.set_global_thread_pool_sizes(threads, 1)
+    return True
+
+
+_pool_started: list[int] = []
+
+
+@cache
+def _share_memory() -> None:
+    """One arena for every graph that grows by what is asked, not by doubling."""
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def _options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.enable_mem_pattern = (
+        False  # shapes vary by bucket; a pattern per shape would hold memory for each
+    )
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # a chain of spinning pools lost 30 %
+    if _pool_started:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options

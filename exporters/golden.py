@@ -1,0 +1,74 @@
+"""Records what torch computes, so that any device can replay it: one step at full depth, one with layers dropped."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from exporters.anatomy import Anatomy, replaced
+from exporters.program import LABELS, Program, trainable_names
+
+NOISE = 0.02
+"""Spread of what is added to the adapter before recording: a fresh LoRA's zeros would make half of the gradients zero."""
+
+
+def record_golden(program: Program, anatomy: Anatomy, path: Path, *, batch: int = 2, seq: int = 24) -> None:
+    """Write ``adapter.*``, ``batch.*`` and per plan ``{plan}.loss``, ``{plan}.logits``, ``{plan}.grad.*``; metadata names the plans."""
+    torch.manual_seed(0)
+    arrays = program.make_batch(batch, seq)
+    plans = {"full": [], "dropped": list(range(1, len(anatomy.calls), 2))}
+    tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
+    with _perturbed(program) as adapter:
+        tensors |= {f"adapter.{name}": value.detach().clone() for name, value in adapter.items()}
+        for plan, dropped in plans.items():
+            tensors |= {
+                f"{plan}.{name}": value
+                for name, value in torch_step(program, anatomy, arrays, dropped=dropped).items()
+            }
+    metadata = {"plans": json.dumps(plans), "format": "1"}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+
+
+def torch_step(
+    program: Program, anatomy: Anatomy, batch: dict[str, Tensor], *, dropped: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """Loss, logits and gradients of one eager step with the layers in ``dropped`` replaced by the identity."""
+    parameters = {n: p for n, p in program.module.named_parameters() if p.requires_grad}
+    with torch.enable_grad(), _without(anatomy, dropped):
+        logits = program.logits(batch)
+        loss = program.loss(logits, batch[LABELS])
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found = {
+        f"grad.{program.names.get(n, n)}": g for n, g in zip(parameters, grads, strict=True) if g is not None
+    }
+    return {"loss": loss.detach(), "logits": logits.detach(), **found}
+
+
+@contextmanager
+def _without(anatomy: Anatomy, dropped: Sequence[int]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for layer in dropped:
+            call = anatomy.calls[layer]
+            one = Anatomy((call,), anatomy.path)
+            stack.enter_context(replaced(one, [lambda leaves, at=call.hidden: leaves[at]]))
+        yield
+
+
+@contextmanager
+def _perturbed(program: Program) -> Iterator[dict[str, Tensor]]:
+    parameters = dict(program.module.named_parameters())
+    trained = {n: parameters[n] for n in trainable_names(program.module)}
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    with torch.no_grad():
+        for p in trained.values():
+            p.add_(torch.randn_like(p) * NOISE)
+    try:
+        yield {program.names.get(n, n): p for n, p in trained.items()}
+    finally:
+        with torch.no_grad():
+            for n, p in trained.items():
+                p.copy_(before[n])

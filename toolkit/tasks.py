@@ -1,0 +1,62 @@
+"""What each task means: the model class, how PEFT calls it, its loss, and the shape of its labels."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from device_runtime.tables import Table
+
+IGNORED = -100
+"""A label of this value counts for nothing."""
+
+
+class Task(NamedTuple):
+    """``auto_class`` is a class of transformers, ``peft_type`` a TaskType of peft (empty: none fits)."""
+
+    auto_class: str
+    peft_type: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    labels_shape: tuple[int | str, ...]
+    has_classes: bool = True
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy; logits (batch, classes), labels (batch,)."""
+    return cross_entropy(logits, labels)
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over the labelled tokens; logits (batch, seq, classes), labels (batch, seq)."""
+    return _masked_mean(logits.flatten(0, 1), labels.flatten())
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of each token given those before it; logits (batch, seq, vocabulary), labels (batch, seq)."""
+    return _masked_mean(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def _masked_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy over the labels that are not IGNORED, written without indexing so that it traces with any sizes."""
+    counted = labels != IGNORED
+    chosen = logits.log_softmax(-1).gather(-1, torch.where(counted, labels, 0)[:, None])[:, 0]
+    return -(chosen * counted).sum() / counted.sum().clamp(min=1)
+
+
+TASKS = Table(
+    "task",
+    {
+        "sequence-classification": Task(
+            "AutoModelForSequenceClassification", "SEQ_CLS", classification_loss, ("batch",)
+        ),
+        "token-classification": Task(
+            "AutoModelForTokenClassification", "TOKEN_CLS", token_loss, ("batch", "seq")
+        ),
+        "causal-lm": Task(
+            "AutoModelForCausalLM", "CAUSAL_LM", next_token_loss, ("batch", "seq"), has_classes=False
+        ),
+        "image-classification": Task("AutoModelForImageClassification", "", classification_loss, ("batch",)),
+    },
+)
