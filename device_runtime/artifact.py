@@ -11,7 +11,7 @@ import numpy as np
 
 from device_runtime.arrays import Array, Arrays, load_arrays, sha256_of
 from device_runtime.errors import ArtifactError
-from device_runtime.manifest import FORMAT, Manifest, Tensor
+from device_runtime.manifest import FORMAT, Kind, Manifest, Section, Tensor
 
 MANIFEST = "manifest.json"
 BASE = "base.safetensors"
@@ -77,7 +77,9 @@ def check_adapter(manifest: Manifest, arrays: Arrays) -> None:
     for name in sorted(wanted.keys() & arrays):
         want, got = wanted[name], arrays[name]
         if got.shape != want.shape or got.dtype != np.dtype(want.dtype):
-            problems.append(f"{name}: expected {want.dtype}{list(want.shape)}, got {got.dtype}{list(got.shape)}")
+            problems.append(
+                f"{name}: expected {want.dtype}{list(want.shape)}, got {got.dtype}{list(got.shape)}"
+            )
     if problems:
         raise ArtifactError("adapter does not fit: " + "; ".join(problems))
 
@@ -89,14 +91,18 @@ def _read_manifest(folder: Path) -> bytes:
             raise ArtifactError(f"{path}: larger than {_MANIFEST_BYTES_MAX} bytes")
         return path.read_bytes()
     except OSError as exc:
-        raise ArtifactError(f"{folder}: no artifact here (no {MANIFEST}); make one with `fleetune export`") from exc
+        raise ArtifactError(
+            f"{folder}: no artifact here (no {MANIFEST}); make one with `fleetune export`"
+        ) from exc
 
 
 def _parse(content: bytes, folder: Path) -> Manifest:
     try:
         found = msgspec.json.decode(content, type=_FormatOnly).format
         if found > FORMAT:
-            raise ArtifactError(f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune")
+            raise ArtifactError(
+                f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune"
+            )
         return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
@@ -110,7 +116,7 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
     for required in (BASE, ADAPTER):
         if required not in manifest.files:
             yield f"{required} is not listed"
-    sections = (manifest.prelude, manifest.head, *manifest.kinds)
+    sections: tuple[Section | Kind, ...] = (manifest.prelude, manifest.head, *manifest.kinds)
     used = {graph.file for section in sections for graph in section.graphs.values()}
     if manifest.tokenizer:
         used.add(manifest.tokenizer.file)
@@ -120,8 +126,10 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
 
 def _table_problems(manifest: Manifest) -> Iterable[str]:
     rows, kinds = len(manifest.tensors), len(manifest.kinds)
-    for where, section in (("prelude", manifest.prelude), ("head", manifest.head), *_named_layers(manifest)):
-        if any(not 0 <= i < rows for i in section.tensors):
+    slots = {"prelude": manifest.prelude.tensors, "head": manifest.head.tensors}
+    slots |= {f"layer {i}": layer.tensors for i, layer in enumerate(manifest.layers)}
+    for where, tensors in slots.items():
+        if any(not 0 <= i < rows for i in tensors):
             yield f"{where}: a tensor index outside the table of {rows}"
     for i, layer in enumerate(manifest.layers):
         if not 0 <= layer.kind < kinds:
@@ -132,10 +140,6 @@ def _table_problems(manifest: Manifest) -> Iterable[str]:
             yield f"{tensor.name}: negative shape or offset"
         elif tensor.file == "base" and tensor.offset + _size_bytes(tensor) > size:
             yield f"{tensor.name}: ends beyond {BASE} ({size} bytes)"
-
-
-def _named_layers(manifest: Manifest) -> Iterable[tuple[str, "object"]]:
-    return ((f"layer {i}", layer) for i, layer in enumerate(manifest.layers))
 
 
 def _size_bytes(tensor: Tensor) -> int:

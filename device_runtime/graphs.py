@@ -35,7 +35,7 @@ class OnnxGraph:
             self._session = ort.InferenceSession(
                 str(path), _options(threads), providers=["CPUExecutionProvider"]
             )
-        except Exception as exc:  # noqa: BLE001 - onnxruntime's errors share no documented root
+        except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
 
     def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:

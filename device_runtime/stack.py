@@ -1,6 +1,7 @@
 """Chains prelude, blocks and head there and back, following a layer plan.
 
-Source of layer dropping: DropPEFT, arXiv 2503.10217. A dropped layer is the identity: its graphs are not run, its weights not read.
+Source of layer dropping: DropPEFT, arXiv 2503.10217. A dropped layer is the identity: its graphs are not run,
+its weights not read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -173,8 +174,8 @@ class Stack:
         for (role, slot), value in results.items():
             if role == "d_weight":
                 name = self.artifact.manifest.tensors[slots[slot]].name
-                found = array_of(value)
-                grads[name] = grads[name] + found if name in grads else found
+                found = np.asarray(array_of(value), np.float32)
+                grads[name] = np.add(grads[name], found) if name in grads else found
 
     def _run(self, graph: Graph, scope: Mapping[tuple[Role, int], Value]) -> Scope:
         feeds = {port.name: scope[port.role, port.index] for port in graph.inputs}

@@ -208,7 +208,7 @@ def decode(payload: bytes | bytearray | memoryview) -> Message:
         raise WireError(f"message of {len(payload)} bytes; at most {MESSAGE_BYTES_MAX} are taken")
     try:
         message = _decoder.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise WireError(f"malformed message: {exc}") from exc
     if message.v != VERSION:
         raise WireError(f"protocol version {message.v}; this side speaks {VERSION}")
@@ -218,7 +218,9 @@ def decode(payload: bytes | bytearray | memoryview) -> Message:
 def check_name(kind: str, name: str) -> str:
     """Return ``name`` if it may stand in a topic (letters, digits, ``._-``, at most 64), else raise ConfigError."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit")
+        raise ConfigError(
+            f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
     return name
 
 

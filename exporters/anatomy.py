@@ -4,6 +4,7 @@ Nothing here knows a model by name: one forward pass under hooks shows which blo
 (the hidden stream) and what they are given beside it (the sides: masks, rotary tables).
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +73,8 @@ class Anatomy:
 
 def stream(output: Any) -> Tensor:
     """The hidden stream in what a block returned."""
-    return output[0] if isinstance(output, tuple) else output
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
 
 
 def find_anatomy(program: Program, *, batch: int, seq: int) -> Anatomy:
@@ -144,7 +146,7 @@ def _chain(path: str, calls: list[Call]) -> Anatomy | None:
     if first is None or not all(isinstance(stream(c.output), Tensor) for c in calls):
         return None
     placed = [Call(c.module, c.path, c.leaves, c.spec, c.output, first) for c in calls]
-    for before, after in zip(placed, placed[1:], strict=False):
+    for before, after in itertools.pairwise(placed):
         if first >= len(after.leaves) or after.leaves[first] is not stream(before.output):
             return None
     shape = stream(placed[-1].output).shape

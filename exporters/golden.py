@@ -17,7 +17,7 @@ NOISE = 0.02
 
 
 def record_golden(program: Program, anatomy: Anatomy, path: Path, *, batch: int = 2, seq: int = 24) -> None:
-    """Write ``adapter.*``, ``batch.*`` and per plan ``{plan}.loss``, ``{plan}.logits``, ``{plan}.grad.*``; metadata names the plans."""
+    """Write ``adapter.*``, ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans."""
     torch.manual_seed(0)
     arrays = program.make_batch(batch, seq)
     plans = {"full": [], "dropped": list(range(1, len(anatomy.calls), 2))}

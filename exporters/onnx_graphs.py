@@ -1,15 +1,16 @@
 """A traced section as ONNX graphs: converted once, simplified by the passes, then cut into what the device runs."""
 
 import re
+
 import onnx
 import onnx_ir as ir
 import torch
 
 from device_runtime.errors import ExportError
 from device_runtime.manifest import Port, Role
+from exporters.graph_file import GraphFile
 from exporters.partition import split_joint
 from exporters.passes import simplify
-from exporters.graph_file import GraphFile
 from exporters.sections import Section
 from exporters.tracing import quiet, trace
 
@@ -155,8 +156,7 @@ def _port(value: ir.Value, roles: Named) -> Port:
 
 
 def _name(value: ir.Value) -> str:
-    assert value.name is not None
-    return value.name
+    return str(value.name)
 
 
 def _reason(exc: BaseException) -> str:

@@ -14,8 +14,41 @@ from device_runtime.manifest import Role
 
 # What the backward may do again: operators that stream over memory once, and those that only rename a shape.
 CHEAP = frozenset(
-    "Add Sub Mul Div Neg Sqrt Reciprocal Pow Reshape Transpose Unsqueeze Squeeze Expand Cast Identity Slice Concat Split "
-    "Where Shape Gather Equal Less Greater And Or Not Abs Max Min Constant ConstantOfShape Range".split()
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Sqrt",
+        "Reciprocal",
+        "Pow",
+        "Reshape",
+        "Transpose",
+        "Unsqueeze",
+        "Squeeze",
+        "Expand",
+        "Cast",
+        "Identity",
+        "Slice",
+        "Concat",
+        "Split",
+        "Where",
+        "Shape",
+        "Gather",
+        "Equal",
+        "Less",
+        "Greater",
+        "And",
+        "Or",
+        "Not",
+        "Abs",
+        "Max",
+        "Min",
+        "Constant",
+        "ConstantOfShape",
+        "Range",
+    ]
 )
 _NEVER = 1e18
 _FREE = 1.0
@@ -93,7 +126,7 @@ def _kept_cost(
     count = 1.0
     for extent in value.shape:
         count *= extent if isinstance(extent, int) else _extent(str(extent), sizes)
-    return count * value.dtype.itemsize + _FREE
+    return float(count * value.dtype.itemsize) + _FREE
 
 
 def _extent(expression: str, sizes: Mapping[str, int]) -> float:

@@ -3,9 +3,8 @@
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +47,13 @@ def trace(
             graph = make_fx(
                 function,
                 tracing_mode="symbolic",
-                decomposition_table=core_aten_decompositions(),
+                decomposition_table=dict(core_aten_decompositions()),
                 _allow_non_fake_inputs=True,
             )(*arguments)
             return torch.export.export(_Held(graph), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
     except ExportError:
         raise
-    except Exception as exc:  # noqa: BLE001 - tracing runs the user's model: anything may be raised
+    except Exception as exc:
         raise ExportError(f"{what}: tracing stopped at {_place(exc)}: {_first_line(exc)}") from exc
 
 

@@ -24,7 +24,7 @@ from exporters.backends import BACKENDS, convert_all
 from exporters.golden import record_golden
 from exporters.graph_file import GraphFile
 from exporters.kinds import group_kinds
-from exporters.program import Program, tensors_of, trainable_names, traced_sizes
+from exporters.program import Program, tensors_of, traced_sizes, trainable_names
 from exporters.sections import block, head, prelude
 from exporters.weights_file import write_base
 

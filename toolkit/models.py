@@ -27,7 +27,7 @@ _FIRST_ORDINARY_ID = 5
 class LoadedModel(NamedTuple):
     """A PEFT model ready to be exported, with what its data need."""
 
-    model: nn.Module
+    model: Any
     architecture: str
     tokenizer: bytes | None
     pad_id: int
@@ -36,7 +36,7 @@ class LoadedModel(NamedTuple):
     inputs: tuple[Input, ...]
 
 
-def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) -> tuple[nn.Module, Any]:
+def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) -> tuple[Any, Any]:
     """The model and its tokenizer (None if it has none), in float32 with eager attention.
 
     Raises:
@@ -64,9 +64,7 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
     return model, tokenizer
 
 
-def attach_lora(
-    model: nn.Module, *, task: str, r: int, alpha: int, target_modules: Sequence[str] | None
-) -> nn.Module:
+def attach_lora(model: Any, *, task: str, r: int, alpha: int, target_modules: Sequence[str] | None) -> Any:
     """The model with fresh LoRA; without ``target_modules``, peft's choice for the architecture, else every linear.
 
     Raises:
@@ -87,7 +85,7 @@ def attach_lora(
         return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
 
-def load_adapter(model: nn.Module, folder: str) -> nn.Module:
+def load_adapter(model: Any, folder: str) -> Any:
     """The model with the PEFT adapter in ``folder``, to be trained on.
 
     Raises:
@@ -98,7 +96,7 @@ def load_adapter(model: nn.Module, folder: str) -> nn.Module:
 
 
 def describe(
-    model: nn.Module, tokenizer: Any, *, task: str, source: str, max_length: int | None = None
+    model: Any, tokenizer: Any, *, task: str, source: str, max_length: int | None = None
 ) -> LoadedModel:
     """What an export needs to know of a PEFT model."""
     config = model.config
@@ -132,7 +130,7 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
     )
 
 
-def adapter_names(model: nn.Module) -> dict[str, str]:
+def adapter_names(model: Any) -> dict[str, str]:
     """Parameter name -> the name under which PEFT saves it, for every trainable parameter."""
     saved = peft.get_peft_model_state_dict(model)
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -161,7 +159,8 @@ def _example(loaded: LoadedModel, batch: int, seq: int) -> dict[str, Tensor]:
     num_classes = getattr(config, "num_labels", 2)
     arrays: dict[str, Tensor] = {}
     for row in loaded.inputs:
-        shape = [{"batch": batch, "seq": seq}.get(d, d) if isinstance(d, str) else d for d in row.shape]
+        extents = {"batch": batch, "seq": seq}
+        shape = [extents[d] if isinstance(d, str) else d for d in row.shape]
         if row.name == "input_ids":
             arrays[row.name] = torch.randint(
                 _FIRST_ORDINARY_ID, config.vocab_size, shape, generator=generator
@@ -188,7 +187,7 @@ def _example(loaded: LoadedModel, batch: int, seq: int) -> dict[str, Tensor]:
     return arrays
 
 
-def _inputs(model: nn.Module, tokenizer: Any, task: Task, pad_id: int) -> tuple[Input, ...]:
+def _inputs(model: Any, tokenizer: Any, task: Task, pad_id: int) -> tuple[Input, ...]:
     config = model.config
     base = model.get_base_model()
     if "pixel_values" in inspect.signature(base.forward).parameters:
@@ -220,7 +219,7 @@ def _tokenizer(source: str) -> Any:
     return found if getattr(found, "is_fast", False) else None
 
 
-def _peft_config(model: nn.Module, source: str) -> dict[str, Any]:
+def _peft_config(model: Any, source: str) -> dict[str, Any]:
     """The adapter's configuration just as PEFT writes it."""
     with tempfile.TemporaryDirectory() as folder:
         config = model.peft_config["default"]
@@ -229,7 +228,7 @@ def _peft_config(model: nn.Module, source: str) -> dict[str, Any]:
         return dict(json.loads((Path(folder) / "adapter_config.json").read_text()))
 
 
-def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+def _check_targets(model: Any, targets: Sequence[str]) -> None:
     linear = {
         name
         for name, module in model.named_modules()
@@ -250,7 +249,7 @@ def _told_shortly(what: str) -> Iterator[None]:
         yield
     except ExportError:
         raise
-    except Exception as exc:  # noqa: BLE001 - loading runs third-party code of every kind
+    except Exception as exc:
         lines = [line for line in str(exc).strip().splitlines() if line.strip()] or [type(exc).__name__]
         raise ExportError(f"{what}: {lines[0]}") from exc
 

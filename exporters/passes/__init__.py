@@ -14,7 +14,7 @@ PASSES: tuple[Pass, ...] = (gradient_shapes,)
 
 def simplify(model: ir.Model) -> None:
     """Rewrite ``model`` in place: our passes, then duplicates and dead nodes removed, in topological order."""
-    while any([step(model) for step in PASSES]):
+    while sum(step(model) for step in PASSES):
         _tidy(model)
     _tidy(model)
     common.ClearMetadataAndDocStringPass()(model)
