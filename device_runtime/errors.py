@@ -31,6 +31,10 @@ class TransportError(FleetuneError):
     """The MQTT server is away or refuses us: retry, or fix the address."""
 
 
+class StateError(FleetuneError):
+    """State on disk cannot be used: free the disk, or move the file named away."""
+
+
 class ExportError(FleetuneError):
     """The model cannot be exported as asked: the message names the module and the reason."""
 
