@@ -1,0 +1,131 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from device_runtime.errors import ConfigError, UnknownName
+from device_runtime.plans import Mode, active_layers, full, trained_layers
+from device_runtime.policies import POLICIES, RATE_MAX, SHAPES, drop_rates, make_policy, num_kept
+from device_runtime.wire import PolicySpec
+
+DROPPING = sorted(POLICIES.keys() - {"full"})
+DEPTHS = (1, 2, 6, 24)
+NUM_STEPS = 1500
+
+
+def spec(name, drop, shape="uniform"):
+    return PolicySpec(name=name, drop=0.0 if name == "full" else drop, shape=shape)
+
+
+def plans(policy, num_steps, seed=7):
+    state = {}
+    made = [policy(i, np.random.default_rng([seed, i]), state) for i in range(num_steps)]
+    json.dumps(state)
+    return made
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_plan_has_a_mode_per_layer_and_something_that_trains(name, shape):
+    for num_layers in DEPTHS:
+        for drop in (0.0, 0.5, 0.94):
+            for plan in plans(make_policy(spec(name, drop, shape), num_layers), 50):
+                assert len(plan) == num_layers
+                assert all(isinstance(mode, Mode) for mode in plan)
+                assert trained_layers(plan)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_plans_are_a_function_of_step_and_rng(name, shape):
+    made = [plans(make_policy(spec(name, 0.5, shape), 12), 30) for _ in range(2)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_drop_zero_trains_every_layer(name, shape):
+    assert set(plans(make_policy(spec(name, 0.0, shape), 6), 20)) == {full(6)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("drop", [0.25, 0.5, 0.75])
+def test_mean_trained_depth_is_as_asked(name, shape, drop):
+    num_layers = 12
+    mean = np.mean(
+        [len(trained_layers(p)) for p in plans(make_policy(spec(name, drop, shape), num_layers), NUM_STEPS)]
+    )
+    deviation = math.sqrt(num_layers * 0.25 / NUM_STEPS)  # at most: a sum of coins
+    nothing_left = np.prod(drop_rates(num_layers, drop=drop, shape=shape))  # then one layer survives
+    assert mean == pytest.approx(num_layers * (1 - drop) + nothing_left, abs=5 * deviation)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bernoulli_drops_each_layer_at_its_rate(shape):
+    made = plans(make_policy(spec("bernoulli", 0.4, shape), 8), NUM_STEPS)
+    dropped = np.mean([[mode is Mode.DROP for mode in plan] for plan in made], axis=0)
+    np.testing.assert_allclose(
+        dropped, drop_rates(8, drop=0.4, shape=shape), atol=5 * 0.5 / math.sqrt(NUM_STEPS)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_exact_k_keeps_exactly_k(shape):
+    for drop, kept in ((0.3, 17), (0.5, 12), (0.99, 1)):
+        made = plans(make_policy(spec("exact-k", drop, shape), 24), 100)
+        assert {len(active_layers(plan)) for plan in made} == {kept}
+
+
+def test_exact_k_draws_as_successive_weighted_sampling():
+    """3 layers, keep 2, incremental at 1/3: rates 1/6, 1/3, 1/2, weights 5/6, 4/6, 3/6; the pairs' chances by hand."""
+    made = plans(make_policy(spec("exact-k", 1 / 3, "incremental"), 3), NUM_STEPS)
+    w = np.array([5, 4, 3]) / 12
+    chance_01 = w[0] * w[1] / (1 - w[0]) + w[1] * w[0] / (1 - w[1])
+    got = np.mean([active_layers(plan) == (0, 1) for plan in made])
+    assert got == pytest.approx(chance_01, abs=5 * 0.5 / math.sqrt(NUM_STEPS))
+
+
+def test_suffix_runs_all_and_trains_the_upper_ones():
+    assert plans(make_policy(spec("suffix", 0.5), 6), 1) == [(Mode.FORWARD,) * 3 + (Mode.TRAIN,) * 3]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_layers", DEPTHS)
+def test_rates_have_the_mean_and_stay_below_the_clamp(shape, num_layers):
+    for drop in (0.0, 0.1, 0.5, 0.9):
+        rates = drop_rates(num_layers, drop=drop, shape=shape)
+        assert rates.mean() == pytest.approx(drop, abs=1e-9)
+        assert rates.max() <= RATE_MAX
+    assert drop_rates(num_layers, drop=0.99, shape=shape) == pytest.approx([RATE_MAX] * num_layers)
+
+
+def test_rates_follow_their_shape():
+    assert drop_rates(4, drop=0.5, shape="incremental") == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert drop_rates(4, drop=0.5, shape="decay") == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    normal = drop_rates(5, drop=0.3, shape="normal")
+    assert normal[2] == max(normal)
+    assert normal == pytest.approx(normal[::-1])
+
+
+def test_at_least_one_layer_is_kept():
+    assert [num_kept(n, drop=0.99) for n in DEPTHS] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.0, 1.5, math.nan, math.inf])
+@pytest.mark.parametrize("name", DROPPING)
+def test_a_drop_outside_its_range_is_refused(name, drop):
+    with pytest.raises(ConfigError, match=r"drop must be in \[0, 1\)"):
+        make_policy(spec(name, drop), 6)
+
+
+def test_wrong_choices_are_refused_with_the_right_ones():
+    with pytest.raises(UnknownName, match="no policy 'half'; have: bernoulli, exact-k, full, suffix"):
+        make_policy(PolicySpec(name="half"), 6)
+    with pytest.raises(UnknownName, match="no depth shape 'flat'; have: decay"):
+        make_policy(spec("bernoulli", 0.5, "flat"), 6)
+    with pytest.raises(ConfigError, match="'full' drops nothing, got drop 0.5"):
+        make_policy(PolicySpec(name="full", drop=0.5), 6)
+    with pytest.raises(ConfigError, match="0 layers"):
+        make_policy(PolicySpec(), 0)
