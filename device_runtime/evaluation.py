@@ -1,0 +1,48 @@
+"""How good an adapter is on labelled samples, at full depth."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from device_runtime.arrays import Array, Arrays
+from device_runtime.samples import IGNORED, LABELS, Dataset, Indices
+
+if TYPE_CHECKING:
+    from device_runtime.stack import Stack
+
+
+class Evaluation(NamedTuple):
+    """Mean loss and share of right answers over the labels that count; ``num_samples`` rows."""
+
+    loss: float
+    accuracy: float
+    num_samples: int
+
+
+def evaluate(stack: "Stack", dataset: Dataset, adapter: Arrays, *, batch_size: int = 32) -> Evaluation:
+    """Measure an adapter.
+
+    Args:
+        stack: an opened artifact.
+        dataset: labelled samples; a causal language model is asked for each next token.
+        adapter: every trainable tensor by name, float32.
+        batch_size: samples at a time.
+    """
+    shifted = stack.artifact.manifest.task == "causal-lm"
+    loss, num_right, num_judged = 0.0, 0, 0
+    for indices in dataset.ordered_batches(batch_size):
+        batch = dataset.rows(indices)
+        batch_loss, logits = stack.evaluate(batch, adapter)
+        right, judged = _count(logits, batch[LABELS].astype(np.int64), shifted=shifted)
+        loss += batch_loss * judged
+        num_right, num_judged = num_right + right, num_judged + judged
+    return Evaluation(loss / max(1, num_judged), num_right / max(1, num_judged), dataset.num_samples)
+
+
+def _count(logits: Array, labels: Indices, *, shifted: bool) -> tuple[int, int]:
+    """How many labels are answered right, and how many count; logits (batch, …, classes), labels (batch, …)."""
+    answers = logits.argmax(-1)
+    if shifted:
+        answers, labels = answers[:, :-1], labels[:, 1:]
+    judged = labels != IGNORED
+    return int((answers == labels)[judged].sum()), int(judged.sum())

@@ -1,0 +1,164 @@
+"""One local run: steps over a data set by a layer policy and an optimizer, resumable bit for bit."""
+
+import hashlib
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from device_runtime.arrays import Arrays, Floats, to_bytes
+from device_runtime.artifact import check_adapter
+from device_runtime.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
+from device_runtime.errors import ConfigError
+from device_runtime.optim import make_optimizer
+from device_runtime.plans import active_layers
+from device_runtime.policies import PolicyState, make_policy
+from device_runtime.samples import Dataset, Indices
+from device_runtime.wire import LocalWork
+
+if TYPE_CHECKING:
+    from device_runtime.stack import Stack
+
+
+class StepReport(NamedTuple):
+    """One finished step; ``step`` counts from 0."""
+
+    step: int
+    total_steps: int
+    loss: float
+    active_layers: int
+    seconds: float
+
+
+class Trainer:
+    """A run of ``work`` from ``adapter``: a function of its arguments alone, wherever it is interrupted.
+
+    The layer plan of step i is drawn from ``default_rng([seed, i])`` and its batch from (seed, epoch), so that a run
+    continues from its step count, adapter, optimizer state and policy state.
+    """
+
+    def __init__(self, stack: "Stack", dataset: Dataset, work: LocalWork, adapter: Arrays) -> None:
+        """Prepare a run.
+
+        Args:
+            stack: an opened artifact.
+            dataset: labelled samples.
+            work: what to do; ``steps`` 0 means ``epochs`` passes over the data.
+            adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
+
+        Raises:
+            ArtifactError: the adapter does not fit the artifact.
+            ConfigError: a number of ``work`` is out of range, or a name unknown.
+        """
+        manifest = stack.artifact.manifest
+        check_adapter(manifest, adapter)
+        _check_counts(work)
+        self.adapter = dict(adapter)
+        self.step_index = 0
+        self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
+        self.history: list[StepReport] = []
+        self._stack, self._dataset, self._work = stack, dataset, work
+        self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
+        self._policy = make_policy(work.policy, manifest.num_layers)
+        self._policy_state: PolicyState = {}
+        self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
+        self._optimizer_state = self._optimizer.init(self.adapter)
+        self._epoch: tuple[int, list[Indices]] = (-1, [])
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is taken."""
+        return self.step_index >= self.total_steps
+
+    def step(self) -> StepReport:
+        """Take one step.
+
+        Raises:
+            ConfigError: the loss, a gradient or an updated tensor is not finite; the run stands before this step.
+        """
+        start_s = time.perf_counter()
+        plan = self._policy(self.step_index, self._rng(), self._policy_state)
+        result = self._stack.step(self._dataset.rows(self._batch()), plan, self.adapter)
+        self._update(result.loss, result.grads)
+        seconds = time.perf_counter() - start_s
+        report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
+        self.history.append(report)
+        self.step_index += 1
+        return report
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint atomically."""
+        columns = {name: np.array([getattr(r, name) for r in self.history], np.float64) for name in _HISTORY}
+        checkpoint = Checkpoint(
+            self._origin, self.step_index, self._policy_state, self.adapter, self._optimizer_state, columns
+        )
+        save_checkpoint(path, checkpoint)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of this very run.
+
+        Raises:
+            ArtifactError: not a checkpoint, or a damaged one.
+            ConfigError: the checkpoint is of another run (artifact, data, starting adapter or work).
+        """
+        found = load_checkpoint(path, self._origin)
+        check_adapter(self._stack.artifact.manifest, found.adapter)
+        self.adapter, self._optimizer_state = found.adapter, found.optimizer
+        self.step_index, self._policy_state = found.step, found.policy_state
+        rows = zip(*(found.history[name].tolist() for name in _HISTORY), strict=True)
+        self.history = [
+            StepReport(i, self.total_steps, loss, int(active), seconds)
+            for i, (loss, active, seconds) in enumerate(rows)
+        ]
+
+    def _rng(self) -> np.random.Generator:
+        return np.random.default_rng([self._work.seed, self.step_index])
+
+    def _batch(self) -> Indices:
+        epoch, place = divmod(self.step_index, self._dataset.num_batches(self._work.batch_size))
+        if self._epoch[0] != epoch:
+            self._epoch = epoch, self._dataset.epoch_batches(self._work.seed, epoch, self._work.batch_size)
+        return self._epoch[1][place]
+
+    def _update(self, loss: float, grads: Arrays) -> None:
+        wrong = [] if math.isfinite(loss) else [f"the loss is {loss}"]
+        wrong += [f"the gradient of {name} is not finite" for name in _not_finite(grads)]
+        if not wrong:
+            with np.errstate(over="ignore", invalid="ignore"):  # found below, with a message
+                adapter, state = self._optimizer.update(grads, self._optimizer_state, self.adapter)
+            wrong = [
+                f"{name} is not finite after the update"
+                for name in _not_finite({n: adapter[n] for n in grads})
+            ]
+        if wrong:
+            lr = self._work.optimizer.lr
+            raise ConfigError(
+                f"step {self.step_index}: {wrong[0]}; try a lower learning rate than {lr}, or clip_norm 1"
+            )
+        self.adapter, self._optimizer_state = adapter, state
+
+
+_HISTORY = ("loss", "active_layers", "seconds")
+
+
+def _check_counts(work: LocalWork) -> None:
+    problems = [
+        f"{name} must be at least 0, got {n}"
+        for name in ("steps", "epochs", "seed")
+        if (n := getattr(work, name)) < 0
+    ]
+    if not (work.steps or work.epochs):
+        problems.append("nothing to do: steps and epochs are both 0")
+    if problems:
+        raise ConfigError("local work: " + "; ".join(problems))
+
+
+def _not_finite(arrays: Arrays) -> list[str]:
+    floats: dict[str, Floats] = {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+    return [name for name, array in floats.items() if not np.isfinite(array).all()]
+
+
+def _digest(arrays: Arrays) -> str:
+    return hashlib.sha256(to_bytes(arrays)).hexdigest()

@@ -1,0 +1,210 @@
+"""``fleetune train``: one device, no network. A killed run continues when it is started again with the same arguments."""
+
+import resource
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from device_runtime.adapters import load_peft, save_peft
+from device_runtime.arrays import write_atomically
+from device_runtime.artifact import Artifact, open_artifact
+from device_runtime.data import load_dataset
+from device_runtime.errors import ConfigError
+from device_runtime.evaluation import Evaluation
+from device_runtime.evaluation import evaluate as measure
+from device_runtime.stack import Stack
+from device_runtime.trainer import StepReport, Trainer
+from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+
+ADAPTER = "adapter"
+CHECKPOINT = "checkpoint.safetensors"
+RUN = "run.json"
+
+
+class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. Losses are of each step's batch, before its update."""
+
+    steps: int
+    step_ms_median: float
+    peak_rss_mb: float
+    """Largest resident memory of the process so far, in 2**20 bytes."""
+    loss_first: float
+    loss_last: float
+    accuracy: float | None
+    """On ``eval`` at full depth; None without it."""
+    eval_loss: float | None
+    mean_active_layers: float
+    num_samples: int
+    losses: list[float]
+    adapter: str
+    """PEFT folder."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """``run.json`` beside the adapter: what was run, and what it came to."""
+
+    artifact: str
+    artifact_digest: str
+    arguments: dict[str, Any]
+    report: TrainReport
+
+
+def train(
+    artifact_dir: Path | str,
+    *,
+    data: Path | str,
+    out: Path | str,
+    eval: Path | str | None = None,
+    policy: str = "full",
+    drop: float = 0.0,
+    depth_shape: str = "uniform",
+    batch_size: int = 16,
+    seq_len: int = 128,
+    steps: int = 0,
+    epochs: int = 1,
+    lr: float = 2e-3,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    decay: str = "constant",
+    clip_norm: float = 0.0,
+    seed: int = 0,
+    threads: int = 0,
+    recompute: bool = False,
+    checkpoint_every: int = 50,
+    resume: bool = True,
+    adapter: Path | str | None = None,
+    on_step: Callable[[StepReport], object] | None = None,
+) -> TrainReport:
+    """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
+
+    Args:
+        artifact_dir: folder made by ``fleetune export``.
+        data: labelled samples; see :func:`device_runtime.data.load_dataset`.
+        out: folder for ``adapter/``, ``run.json`` and, while it runs, ``checkpoint.safetensors``.
+        eval: labelled samples to measure the result on, at full depth.
+        policy: ``full``, ``bernoulli``, ``exact-k`` or ``suffix``.
+        drop: mean share of layers dropped, in [0, 1).
+        depth_shape: how the drop rate goes with depth: ``uniform``, ``incremental``, ``decay`` or ``normal``.
+        batch_size: samples a step.
+        seq_len: text is cut after so many tokens.
+        steps: number of steps; 0 for ``epochs`` passes.
+        epochs: passes over the data where ``steps`` is 0.
+        lr: learning rate at its peak.
+        optimizer: ``adamw`` or ``sgd``.
+        weight_decay: as torch's optimizer of that name takes it.
+        warmup_steps: steps over which the rate rises linearly.
+        decay: ``constant``, ``linear`` or ``cosine``, from the end of the warm-up to the last step.
+        clip_norm: bound on the gradients' joint L2 norm; 0 for none.
+        seed: of batches and layer plans.
+        threads: for the kernels; 0 for one a core.
+        recompute: less memory for one more forward a step.
+        checkpoint_every: steps between checkpoints; 0 for none.
+        resume: False starts anew though there is a checkpoint.
+        adapter: PEFT folder to start from, instead of the artifact's own version 0.
+        on_step: called with each step's report.
+
+    Raises:
+        FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
+    """
+    arguments = {name: _plain(value) for name, value in locals().items() if name != "on_step"}
+    work = LocalWork(
+        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape),
+        optimizer=OptimizerSpec(
+            name=optimizer,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            decay=decay,
+            clip_norm=clip_norm,
+        ),
+        steps=steps,
+        epochs=epochs,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        seed=seed,
+    )
+    folder = _make_folder(Path(out))
+    artifact = open_artifact(artifact_dir)
+    manifest = artifact.manifest
+    start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
+    dataset = load_dataset(data, manifest, artifact.folder, seq_len=seq_len)
+    held_out = load_dataset(eval, manifest, artifact.folder, seq_len=seq_len) if eval else None
+    with Stack(artifact, threads=threads, recompute=recompute) as stack:
+        trainer = Trainer(stack, dataset, work, start)
+        if resume and (folder / CHECKPOINT).exists():
+            trainer.restore(folder / CHECKPOINT)
+        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, on_step=on_step)
+        evaluation = measure(stack, held_out, trainer.adapter) if held_out else None
+    save_peft(folder / ADAPTER, manifest, trainer.adapter)
+    report = _report(trainer, evaluation, num_samples=dataset.num_samples, adapter=folder / ADAPTER)
+    _write_run(folder, artifact, arguments, report)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return report
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in 2**20 bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        unit = 1024**2 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _make_folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"{out}: cannot be the output folder: {exc.strerror}") from exc
+    return out
+
+
+def _run(
+    trainer: Trainer,
+    checkpoint: Path,
+    *,
+    checkpoint_every: int,
+    on_step: Callable[[StepReport], object] | None,
+) -> None:
+    while not trainer.done:
+        report = trainer.step()
+        if on_step:
+            on_step(report)
+        if checkpoint_every and trainer.step_index % checkpoint_every == 0:
+            trainer.save(checkpoint)
+
+
+def _report(
+    trainer: Trainer, evaluation: Evaluation | None, *, num_samples: int, adapter: Path
+) -> TrainReport:
+    history = trainer.history
+    return TrainReport(
+        steps=trainer.step_index,
+        step_ms_median=1e3 * statistics.median(r.seconds for r in history),
+        peak_rss_mb=peak_rss_mb(),
+        loss_first=history[0].loss,
+        loss_last=history[-1].loss,
+        accuracy=evaluation.accuracy if evaluation else None,
+        eval_loss=evaluation.loss if evaluation else None,
+        mean_active_layers=statistics.fmean(r.active_layers for r in history),
+        num_samples=num_samples,
+        losses=[r.loss for r in history],
+        adapter=str(adapter),
+    )
+
+
+def _write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: TrainReport) -> None:
+    run = Run(
+        artifact=artifact.manifest.name, artifact_digest=artifact.digest, arguments=arguments, report=report
+    )
+    write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
