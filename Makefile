@@ -1,0 +1,69 @@
+# Every target says what it does, may be run twice, and starts from a fresh clone.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+export PATH := $(PATH):/usr/sbin
+
+.PHONY: help demo test test-all check bench device-env mosquitto clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        all of fleetune on this machine, a few minutes"
+	@echo "make test        the tests, without the slow ones"
+	@echo "make test-all    every test"
+	@echo "make check       ruff, mypy and import-linter"
+	@echo "make bench       the figures of benchmarks/"
+	@echo "make device-env  $(VENV)-device: what a device has, without torch"
+	@echo "make clean       remove environments and caches"
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/fleetune demo
+
+test: $(VENV)/dev.stamp mosquitto
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp mosquitto
+	$(BIN)/pytest
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev.stamp
+	@for figure in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do \
+	    echo "== benchmark $$figure"; $(BIN)/fleetune bench $$figure || exit 1; done
+
+device-env: $(VENV)-device/device.stamp
+
+# The tests that need a real MQTT server skip, and say so, where Mosquitto cannot be installed.
+mosquitto:
+	@if command -v mosquitto >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || [ -n "$(SUDO)" ]; }; then \
+	    echo "installing Mosquitto, the MQTT server that the tests use"; \
+	    { $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq --no-install-recommends mosquitto; } >/dev/null 2>&1 \
+	    || echo "Mosquitto could not be installed: the tests that need it will be skipped"; \
+	else echo "no Mosquitto, and no right to install it: the tests that need it will be skipped"; fi
+
+$(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing fleetune[$*] into $(VENV) (torch included: this takes a while the first time)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+$(VENV)-device/device.stamp: pyproject.toml | $(VENV)-device/bin/pip
+	@echo "installing fleetune[device] into $(VENV)-device, without torch"
+	$(VENV)-device/bin/pip install --quiet --disable-pip-version-check ".[device]"
+	@if $(VENV)-device/bin/python -c "import torch" 2>/dev/null; then echo "torch came along: wrong"; exit 1; fi
+	@touch $@
+
+%/bin/pip:
+	@echo "creating $*"
+	@$(PYTHON) -m venv $* || { rm -rf $*; \
+	    echo "no venv module: run  apt-get install python3-venv  (or set PYTHON to another Python, 3.10 or later)"; exit 1; }
+
+clean:
+	rm -rf $(VENV) $(VENV)-device build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	    .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+"""The console script ``fleetune``: one command per function, the chosen one imported when it is called."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from toolkit.commands import fleet, models, training
+from toolkit.commands.running import EXIT_INTERRUPTED
+
+COMMANDS = (
+    models.export,
+    models.inspect,
+    models.selfcheck,
+    training.train,
+    training.predict,
+    fleet.device,
+    fleet.aggregate,
+    fleet.broker,
+    models.merge,
+    fleet.demo,
+    fleet.bench,
+)
+
+app = typer.Typer(
+    name="fleetune",
+    help="Layer-droppable LoRA training on edge devices, federated over MQTT.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in COMMANDS:
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 ours to report, 2 usage, 130 interrupted."""
+    try:
+        app(prog_name="fleetune")
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    try:
+        number = version("fleetune")
+    except PackageNotFoundError:
+        number = "unknown (not installed)"
+    sys.stdout.write(f"fleetune {number}\n")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="show the version and leave", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Layer-droppable LoRA training on edge devices, federated over MQTT."""
+
+
+if __name__ == "__main__":
+    main()

