@@ -138,6 +138,7 @@ def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], r
     graph = ir.convenience.extract(whole, inputs, outputs)
     used = [v for v in graph.inputs if v.uses() or v in graph.outputs]
     graph.inputs[:] = used
+    _forget_inner_shapes(graph)
     model = ir.Model(graph, ir_version=10, producer_name="fleetune")
     proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto)
@@ -146,6 +147,15 @@ def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], r
         tuple(_port(v, roles) for v in graph.inputs),
         tuple(_port(v, roles) for v in graph.outputs),
     )
+
+
+def _forget_inner_shapes(graph: ir.Graph) -> None:
+    """Leave inner shapes to onnxruntime: it reuses buffers by annotated symbols, and traced ones are not always right."""
+    declared = {*graph.inputs, *graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value not in declared:
+                value.shape = value.type = None
 
 
 def _port(value: ir.Value, roles: Named) -> Port:

@@ -1,0 +1,106 @@
+"""A reader refuses before it allocates: every way in which an artifact can be wrong gets one clear line."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_runtime.artifact import BASE, MANIFEST, open_artifact
+from device_runtime.errors import ArtifactError
+from exporters.program import Program
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def copy(classifier: tuple[Path, Program], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(classifier[0], tmp_path / "artifact"))
+
+
+def edit(folder: Path, change: Change) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_what_was_written_opens(copy: Path) -> None:
+    artifact = open_artifact(copy)
+    assert artifact.manifest.num_layers == 4
+    assert artifact.adapter().keys() == {t.name for t in artifact.manifest.trainable}
+
+
+def test_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no artifact here.*fleetune export"):
+        open_artifact(tmp_path)
+
+
+def test_a_truncated_file(copy: Path) -> None:
+    path = copy / BASE
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match=r"base\.safetensors: \d+ bytes, expected \d+ \(truncated\?\)"):
+        open_artifact(copy)
+
+
+def test_a_tampered_file(copy: Path) -> None:
+    path = copy / BASE
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"base\.safetensors: SHA-256 differs"):
+        open_artifact(copy)
+
+
+def test_a_missing_graph(copy: Path) -> None:
+    (copy / "graphs" / "block0.forward.onnx").unlink()
+    with pytest.raises(ArtifactError, match=r"graphs/block0\.forward\.onnx is missing"):
+        open_artifact(copy)
+
+
+def test_a_newer_format(copy: Path) -> None:
+    edit(copy, lambda m: m.update(format=99, something_new={}))
+    with pytest.raises(ArtifactError, match="format 99 is newer than 1"):
+        open_artifact(copy)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "graphs/../../outside", "a\\b"])
+def test_a_path_outside_the_folder(copy: Path, name: str) -> None:
+    edit(copy, lambda m: m["files"].update({name: {"sha256": "", "size_bytes": 0}}))
+    with pytest.raises(ArtifactError, match="leads outside the folder"):
+        open_artifact(copy)
+
+
+def test_a_link_outside_the_folder(copy: Path, tmp_path: Path) -> None:
+    inside = copy / "golden.safetensors"
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(inside, elsewhere)
+    inside.symlink_to(elsewhere)
+    with pytest.raises(ArtifactError, match="link that leads outside"):
+        open_artifact(copy)
+
+
+def test_a_tensor_beyond_the_file(copy: Path) -> None:
+    edit(copy, lambda m: m["tensors"][0].update(shape=[1 << 40]))
+    with pytest.raises(ArtifactError, match=r"ends beyond base\.safetensors"):
+        open_artifact(copy)
+
+
+def test_a_slot_outside_the_table(copy: Path) -> None:
+    edit(copy, lambda m: m["layers"][2].update(tensors=[100000]))
+    with pytest.raises(ArtifactError, match="layer 2: a tensor index outside the table"):
+        open_artifact(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "one"}', '{"format": 1}', "\x00"])
+def test_a_manifest_that_is_none(copy: Path, text: str) -> None:
+    (copy / MANIFEST).write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        open_artifact(copy)
+
+
+def test_an_unknown_field_is_named(copy: Path) -> None:
+    edit(copy, lambda m: m["layers"][0].update(surprise=1))
+    with pytest.raises(ArtifactError, match="surprise"):
+        open_artifact(copy)

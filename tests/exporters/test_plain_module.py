@@ -1,0 +1,134 @@
+"""Any module with a list of blocks exports: here two small transformers that no library knows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plain_models import CLASSES, WIDTH, Block, Classifier, export, program
+from torch import Tensor, nn
+
+from device_runtime.arrays import Arrays
+from device_runtime.artifact import open_artifact
+from device_runtime.errors import ExportError
+from device_runtime.plans import Mode, dropping, full
+from device_runtime.selfcheck import relative_error, selfcheck
+from device_runtime.stack import Stack
+from exporters.anatomy import find_anatomy
+from exporters.golden import torch_step
+from exporters.kinds import group_kinds
+from exporters.program import Program
+
+
+def arrays(batch: dict[str, Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in batch.items()}
+
+
+def test_golden_step_is_replayed(classifier: tuple[Path, Program]) -> None:
+    report = selfcheck(classifier[0])
+    assert report.ok
+    assert report.max_relative_error < 1e-5
+    assert {n for n in report.tensors if n.startswith("dropped.grad.blocks.1")} == set()
+    assert "full.recompute.grad.blocks.1.down.weight" in report.tensors
+
+
+def test_blocks_that_differ_in_an_attribute_are_of_two_kinds(classifier: tuple[Path, Program]) -> None:
+    manifest = open_artifact(classifier[0]).manifest
+    assert [layer.kind for layer in manifest.layers] == [0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dropped", [(), (0,), (3,), (0, 1, 2), (1, 2, 3), (0, 1, 2, 3)])
+@pytest.mark.parametrize(("batch", "seq"), [(1, 1), (2, 9), (5, 21)])
+def test_any_plan_equals_torch_with_the_identity(
+    classifier: tuple[Path, Program], batch: int, seq: int, dropped: tuple[int, ...], recompute: bool
+) -> None:
+    folder, made = classifier
+    artifact = open_artifact(folder, verify=False)
+    data = made.make_batch(batch, seq)
+    anatomy = find_anatomy(made, batch=3, seq=7)
+    expected = torch_step(made, anatomy, data, dropped=dropped)
+    with Stack(artifact, recompute=recompute) as stack:
+        result = stack.step(arrays(data), dropping(4, dropped), artifact.adapter())
+    assert relative_error(np.float32(result.loss), expected.pop("loss").numpy()) < 1e-5
+    assert relative_error(result.logits, expected.pop("logits").numpy()) < 1e-5
+    assert {f"grad.{n}" for n in result.grads} == expected.keys()
+    for name, gradient in result.grads.items():
+        assert relative_error(gradient, expected[f"grad.{name}"].numpy()) < 2e-5, name
+
+
+def test_frozen_layers_pass_the_gradient_on_but_get_none(classifier: tuple[Path, Program]) -> None:
+    folder, made = classifier
+    artifact = open_artifact(folder, verify=False)
+    data, adapter = arrays(made.make_batch(2, 9)), artifact.adapter()
+    with Stack(artifact) as stack:
+        everything = stack.step(data, full(4), adapter).grads
+        some = stack.step(data, (Mode.FORWARD, Mode.TRAIN, Mode.FORWARD, Mode.TRAIN), adapter).grads
+        none = stack.step(data, (Mode.FORWARD,) * 4, adapter).grads
+    assert sorted({n.split(".")[1] for n in some if n.startswith("blocks")}) == ["1", "3"]
+    assert all(np.array_equal(some[n], everything[n]) for n in some)
+    assert none.keys() == {"head.weight", "head.bias"}
+
+
+def test_a_dropped_layer_is_not_read(
+    classifier: tuple[Path, Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = classifier
+    artifact = open_artifact(folder, verify=False)
+    read: set[int] = set()
+    real = type(artifact).base
+    monkeypatch.setattr(type(artifact), "base", lambda self, row: (read.add(row.layer), real(self, row))[1])
+    with Stack(artifact) as stack:
+        stack.step(arrays(made.make_batch(2, 9)), dropping(4, (0, 2)), artifact.adapter())
+    assert read == {-1, 1, 3}
+
+
+def test_a_module_without_blocks_is_refused_by_name() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.head(torch.zeros(input_ids.shape[0], WIDTH))
+
+    with pytest.raises(ExportError, match=r"Flat: no list of blocks.*nn\.ModuleList"):
+        find_anatomy(program(Flat()), batch=3, seq=7)
+
+
+def test_blocks_not_called_in_a_chain_are_refused() -> None:
+    class Parallel(Classifier):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            x, bias = self.embed(input_ids), attention_mask[:, None, :].float()
+            return self.head(sum(block(x, bias) for block in self.blocks).mean(1))
+
+    with pytest.raises(ExportError, match="in none of blocks"):
+        find_anatomy(program(Parallel((1.0, 1.0))), batch=3, seq=7)
+
+
+def test_trainables_before_the_blocks_are_refused(tmp_path: Path) -> None:
+    module = Classifier((1.0, 1.0))
+    module.embed.requires_grad_(True)
+    with pytest.raises(ExportError, match=r"before the blocks cannot learn on the device: embed\.weight"):
+        export(module, tmp_path / "artifact")
+
+
+def test_a_forward_that_cannot_be_traced_names_its_line(tmp_path: Path) -> None:
+    class Branching(Block):
+        def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+            return x * 2 if bool(x.sum() > 0) else super().forward(x, bias)
+
+    module = Classifier((1.0, 1.0))
+    module.blocks = nn.ModuleList([Branching(1.0), Branching(1.0)])
+    with pytest.raises(
+        ExportError, match=r"blocks\.0: tracing stopped at .*test_plain_module\.py:\d+ .*x\.sum"
+    ):
+        export(module, tmp_path / "artifact")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kinds_are_found_by_behaviour() -> None:
+    made = program(Classifier((1.0, 2.0, 1.0)))
+    kinds, of_layer = group_kinds(find_anatomy(made, batch=3, seq=7))
+    assert len(kinds) == 2
+    assert of_layer == [0, 1, 0]
