@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from device_runtime.arrays import Array
-from device_runtime.errors import ArtifactError, ConfigError, DataError
+from device_runtime.errors import ArtifactError, DataError
 from device_runtime.manifest import Manifest
 from device_runtime.npz import load_npz
 from device_runtime.records import Label, LabelledText, LabelledTokens, Source, Text, Tokens, read_records
@@ -35,7 +35,7 @@ def load_dataset(
 
     Raises:
         DataError: the file does not say what it should; the message names the file and the line.
-        ConfigError: ``seq_len`` below 1, or the ``tokenizers`` library is missing.
+        ConfigError: ``seq_len`` leaves no room for text, or the ``tokenizers`` library is missing.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -68,8 +68,6 @@ def _text_task(manifest: Manifest, path: Path | None) -> _TextTask:
 
 
 def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: int, labelled: bool) -> Dataset:
-    if seq_len < 1:
-        raise ConfigError(f"sequence length must be at least 1, got {seq_len}")
     task, tokenizer = _text_task(manifest, records[0][0].path), manifest.tokenizer
     if tokenizer is None:
         raise ArtifactError(f"{folder}: no tokenizer in the artifact")

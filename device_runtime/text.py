@@ -35,7 +35,7 @@ def load_tokenizer(path: Path, *, max_length: int) -> "Engine":
     """Read a tokenizer file, to cut at ``max_length`` tokens (special ones included) and never to pad.
 
     Raises:
-        ConfigError: the ``tokenizers`` library is not installed.
+        ConfigError: ``max_length`` leaves no room for text, or the ``tokenizers`` library is not installed.
         ArtifactError: the file is missing or is no tokenizer.
     """
     try:
@@ -46,6 +46,11 @@ def load_tokenizer(path: Path, *, max_length: int) -> "Engine":
         engine = Engine.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower
         raise ArtifactError(f"{path}: cannot be read as a tokenizer: {exc}") from exc
+    num_special = engine.num_special_tokens_to_add(True)
+    if max_length <= num_special:
+        raise ConfigError(
+            f"sequence length {max_length} leaves no room for text beside {num_special} special tokens"
+        )
     engine.no_padding()
     engine.enable_truncation(max_length)
     return engine

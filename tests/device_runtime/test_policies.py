@@ -125,7 +125,7 @@ def test_wrong_choices_are_refused_with_the_right_ones():
         make_policy(PolicySpec(name="half"), 6)
     with pytest.raises(UnknownName, match="no depth shape 'flat'; have: decay"):
         make_policy(spec("bernoulli", 0.5, "flat"), 6)
-    with pytest.raises(ConfigError, match="'full' drops nothing, got drop 0.5"):
+    with pytest.raises(ConfigError, match=r"'full' drops nothing, got drop 0\.5"):
         make_policy(PolicySpec(name="full", drop=0.5), 6)
     with pytest.raises(ConfigError, match="0 layers"):
         make_policy(PolicySpec(), 0)
