@@ -17,10 +17,12 @@ import msgspec
 from broker.rounds import Past
 from broker.settings import Settings, differences
 from device_runtime.arrays import write_atomically
-from device_runtime.errors import ArtifactError, ConfigError, WireError
+from device_runtime.errors import ConfigError, StateError, WireError
 from device_runtime.wire import Report, UpdateReady
 
 FILE = "ledger.sqlite"
+AFTERWARDS = -1
+"""Stands for a round where the time after the last one is meant."""
 _FORMAT = 1
 _SCHEMA = """
 CREATE TABLE job (format INTEGER, settings TEXT, finished REAL);
@@ -82,7 +84,7 @@ class Ledger:
 
         Raises:
             ConfigError: the folder is another job's, or another aggregator's at this moment.
-            ArtifactError: the ledger is damaged, or of another format.
+            StateError: the ledger is damaged, or of another format.
         """
         self.folder = folder
         for part in (folder / "versions", folder / "updates"):
@@ -93,7 +95,7 @@ class Ledger:
         except sqlite3.OperationalError as exc:
             raise ConfigError(f"{folder / FILE}: {exc}; is another aggregator at work here?") from exc
         except sqlite3.DatabaseError as exc:
-            raise ArtifactError(f"{folder / FILE}: not a ledger, or damaged: {exc}") from exc
+            raise StateError(f"{folder / FILE}: not a ledger, or damaged: {exc}") from exc
 
     def __enter__(self) -> "Ledger":
         return self
@@ -137,7 +139,7 @@ class Ledger:
         """Content of the adapter file of a version.
 
         Raises:
-            ArtifactError: it is not what was written.
+            StateError: it is not what was written.
         """
         digest = self._one("SELECT sha256 FROM versions WHERE version = ?", version)
         return _read_checked(self._version_path(version), digest)
@@ -194,7 +196,7 @@ class Ledger:
             )
 
     def spend(self, round_number: int, cost: Cost) -> None:
-        """Add to what a round has cost; -1 is the time after the last."""
+        """Add to what a round, or AFTERWARDS, has cost."""
         values = msgspec.structs.astuple(cost)
         with self._durably():
             self._sql.execute("INSERT OR IGNORE INTO costs VALUES (?, 0, 0, 0, 0, 0)", (round_number,))
@@ -241,7 +243,7 @@ class Ledger:
             with self._sql:
                 yield
         except (sqlite3.Error, OSError) as exc:
-            raise ConfigError(f"{self.folder}: cannot write the ledger: {exc}") from exc
+            raise StateError(f"{self.folder}: cannot write the ledger: {exc}") from exc
 
     def _mean(self, column: str, source: str, number: int) -> float | None:
         query = f"SELECT sum({column} * num_samples) / sum(num_samples) FROM {source}"
@@ -283,7 +285,7 @@ def _check(sql: sqlite3.Connection, settings: Settings, folder: Path) -> None:
         sql.execute("INSERT INTO job SELECT ?, ?, NULL WHERE NOT EXISTS (SELECT * FROM job)", (_FORMAT, text))
     found, theirs = sql.execute("SELECT format, settings FROM job").fetchone()
     if found != _FORMAT:
-        raise ArtifactError(f"{folder / FILE}: format {found}; this version reads {_FORMAT}")
+        raise StateError(f"{folder / FILE}: format {found}; this version reads {_FORMAT}")
     if changed := differences(settings, _parse(theirs, folder)):
         advice = "give the same settings to resume it, or another folder"
         raise ConfigError(f"{folder}: holds another job ({'; '.join(changed)}); {advice}")
@@ -293,15 +295,15 @@ def _parse(text: str, folder: Path) -> Settings:
     try:
         return msgspec.json.decode(text, type=Settings)
     except msgspec.MsgspecError as exc:
-        raise ArtifactError(f"{folder / FILE}: settings cannot be read: {exc}") from exc
+        raise StateError(f"{folder / FILE}: settings cannot be read: {exc}") from exc
 
 
 def _read_checked(path: Path, digest: str | None) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as exc:
-        raise ArtifactError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
+        raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
     found = sha256(content).hexdigest()
     if found != digest:
-        raise ArtifactError(f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}")
+        raise StateError(f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}")
     return content

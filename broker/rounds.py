@@ -49,6 +49,7 @@ class Dismiss(NamedTuple):
 
     device_id: str
     reason: str
+    is_error: bool = True
 
 
 class Finish(NamedTuple):
@@ -134,8 +135,10 @@ class Federation:
         device = hello.device_id
         if hello.role not in ("train", "evaluate"):
             raise WireError(f"device {device!r}: role {hello.role!r}; expected train or evaluate")
-        if reason := self._unwanted(hello):
+        if reason := self._unfit(hello):
             return [Dismiss(device, reason)]
+        if self.finished:
+            return [Dismiss(device, "the job is finished", is_error=False)]
         if hello.role == "train":
             self._trainers.add(device)
             again = self._offers((device,), now) if self._is(device, Standing.PENDING) else []
@@ -170,6 +173,15 @@ class Federation:
         if self._round and self._round.number == update.round:
             self._round.standing[update.device_id] = Standing.REFUSED
             self._round.refusals[update.device_id, update.payload.sha256] = reason
+        return self._advance(now)
+
+    def declined(self, device_id: str, round_number: int, now: float) -> list[Action]:
+        """A device cannot do what it was asked to do: the round goes on without it."""
+        if self._evaluators.get(device_id) == round_number:
+            self._evaluators[device_id] = -1
+            self._reported.add((round_number, device_id))
+        if self._round and self._round.number == round_number and self._is(device_id, Standing.PENDING):
+            self._round.standing[device_id] = Standing.REFUSED
         return self._advance(now)
 
     def judge_report(self, report: Report) -> str:
@@ -216,11 +228,9 @@ class Federation:
     def _is(self, device: str, standing: Standing) -> bool:
         return bool(self._round) and self._round.standing.get(device) is standing  # type: ignore[union-attr]
 
-    def _unwanted(self, hello: Hello) -> str:
+    def _unfit(self, hello: Hello) -> str:
         if hello.artifact != self.settings.artifact:
             return f"its artifact is {hello.artifact[:12]}, this job's is {self.settings.artifact[:12]}"
-        if self.finished:
-            return "the job is finished"
         return "it has no samples" if hello.num_samples < 1 else ""
 
     def _verdict(self, update: UpdateReady, reason: str = "") -> Verdict:

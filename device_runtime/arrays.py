@@ -38,7 +38,7 @@ def _sync_folder(folder: Path) -> None:
 
 def to_bytes(arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = None) -> bytes:
     """Arrays as the bytes of a safetensors file; equal arrays give equal bytes."""
-    return save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, metadata=metadata)
+    return save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}, metadata=metadata)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Topics (``fleetune/v1/{job}/…``):
 
-- ``device/{device_id}/up``      device -> aggregator: Hello, UpdateReady, Report, Request, Chunk
+- ``device/{device_id}/up``      device -> aggregator: Hello, UpdateReady, Report, Decline, Request, Chunk
 - ``device/{device_id}/down``    aggregator -> device: Offer, Verdict, Request, Chunk, Finished
 - ``device/{device_id}/status``  retained, with a last will: DeviceStatus
 - ``aggregator/status``          retained: AggregatorStatus, a small pointer, never weights
@@ -126,6 +126,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     num_samples: int
 
 
+class Decline(msgspec.Struct, frozen=True, kw_only=True, tag="decline"):
+    """A device cannot do the work of a round; sent once, so that nobody waits for it."""
+
+    v: int = VERSION
+    device_id: str
+    job: str
+    round: int
+    reason: str
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag="verdict"):
     """The aggregator's durable answer to an update (``digest`` = its sha256) or a report (``digest`` empty)."""
 
@@ -162,6 +172,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     v: int = VERSION
     job: str
     reason: str = ""
+    is_error: bool = False
+    """The device cannot take part as it is."""
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status"):
@@ -185,7 +197,7 @@ class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregato
 
 
 Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
-    Hello, Offer, UpdateReady, Report, Verdict, Request, Chunk, Finished, DeviceStatus, AggregatorStatus
+    Hello, Offer, UpdateReady, Report, Decline, Verdict, Request, Chunk, Finished, DeviceStatus, AggregatorStatus
 ]
 M = TypeVar("M", bound=Message)
 

@@ -9,7 +9,7 @@ import pytest
 
 from broker.ledger import FILE, Cost, Ledger
 from broker.settings import Settings
-from device_runtime.errors import ArtifactError, ConfigError, WireError
+from device_runtime.errors import ConfigError, StateError, WireError
 from device_runtime.wire import Report, TransferManifest, UpdateReady
 
 SETTINGS = Settings(job="j", artifact="a" * 64, rounds=2, clients=2, min_clients=2)
@@ -145,17 +145,17 @@ def test_two_aggregators_do_not_share_a_ledger(ledger):
 @pytest.mark.parametrize("content", [b"x" * 8192, b"SQLite format 3\0" + b"\xff" * 8192])
 def test_a_damaged_ledger_is_named(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
-    with pytest.raises((ArtifactError, ConfigError), match="ledger"):
+    with pytest.raises((StateError, ConfigError), match="ledger"):
         Ledger(tmp_path, SETTINGS)
 
 
 def test_a_payload_that_changed_on_disk_is_named(ledger):
     ledger.accept(update("a", 1, b"good"), b"good")
     next((ledger.folder / "updates").iterdir()).write_bytes(b"evil")
-    with pytest.raises(ArtifactError, match=r"00001-a\.bin: SHA-256"):
+    with pytest.raises(StateError, match=r"00001-a\.bin: SHA-256"):
         list(ledger.accepted(1))
     (ledger.folder / "versions" / "00000.safetensors").unlink()
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(StateError, match="cannot be read"):
         ledger.version(0)
 
 

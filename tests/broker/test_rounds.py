@@ -208,6 +208,23 @@ def test_a_refused_update_keeps_its_reason_and_a_better_one_is_welcome():
     assert give(machine, "a", 1)[0] == Close(1, ("a", "b"))
 
 
+def test_a_device_that_declines_is_not_waited_for():
+    machine, _ = opened("a", "b", min_clients=1)
+    give(machine, "a", 1)
+    assert machine.declined("x", 1, 2.0) == []
+    assert machine.declined("b", 7, 2.0) == []
+    assert machine.declined("b", 1, 2.0)[0] == Close(1, ("a",))
+
+
+def test_an_evaluating_device_that_declines_is_not_waited_for():
+    machine = federation(rounds=1, clients=1, min_clients=1)
+    machine.hello(hello("e", role="evaluate"), 0.0)
+    machine.hello(hello("a"), 0.0)
+    give(machine, "a", 1)
+    assert machine.declined("e", 0, 2.0) == [Send("e", "evaluate", 1, 1, 0, 0.0)]
+    assert machine.declined("e", 1, 2.0) == [Finish("1 rounds are done")]
+
+
 def test_when_all_are_refused_a_newcomer_is_asked_at_once():
     machine, _ = opened("a")
     machine.refused(update("a", 1), "NaN", 2.0)
@@ -319,7 +336,7 @@ def test_a_restart_between_the_last_update_and_the_closing_closes():
 def test_a_finished_job_dismisses_who_comes():
     machine = federation(Past(version=2, finished=True))
     assert machine.tick(0.0) == []
-    assert machine.hello(hello("a"), 0.0) == [Dismiss("a", "the job is finished")]
+    assert machine.hello(hello("a"), 0.0) == [Dismiss("a", "the job is finished", is_error=False)]
 
 
 def test_settings_are_checked_together():

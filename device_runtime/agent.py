@@ -1,0 +1,427 @@
+"""A device's life: greets, takes offers, fetches adapters, trains or evaluates, delivers; no thread, clock or socket."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from device_runtime.arrays import Arrays, to_bytes
+from device_runtime.bench import Bench, Training
+from device_runtime.codecs import encode_with_feedback
+from device_runtime.deliveries import Deliveries
+from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
+from device_runtime.loopback import Connection
+from device_runtime.outbox import Outbox
+from device_runtime.statedir import StateFolder, parse_adapter
+from device_runtime.tables import Table
+from device_runtime.transfer import Outgoing, Pull
+from device_runtime.wire import (
+    AggregatorStatus,
+    Chunk,
+    Decline,
+    DeviceStatus,
+    Finished,
+    Hello,
+    Message,
+    Offer,
+    Report,
+    Request,
+    UpdateReady,
+    Verdict,
+    aggregator_topic,
+    decode,
+    device_topic,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+HELLO_S = 30.0
+"""A device that has nothing to do and has heard nothing for so long says hello again."""
+_MESSAGES_A_POLL = 64
+_LOSSES_TOLD = 20
+_ADAPTER_SLACK_BYTES = 64 * 1024
+
+
+class Identity(NamedTuple):
+    """Who a device is, to whom."""
+
+    device_id: str
+    job: str
+    artifact: str
+    """SHA-256 of the artifact's manifest."""
+    role: str = "train"
+
+    @property
+    def topics(self) -> list[str]:
+        """What it subscribes to."""
+        return [device_topic(self.job, self.device_id, "down"), aggregator_topic(self.job)]
+
+    @property
+    def will(self) -> tuple[str, bytes]:
+        """Its last will: (topic, payload), to be retained."""
+        return device_topic(self.job, self.device_id, "status"), self.status(online=False)
+
+    def status(self, *, online: bool) -> bytes:
+        """An encoded DeviceStatus."""
+        return encode(DeviceStatus(device_id=self.device_id, online=online))
+
+
+class Event(NamedTuple):
+    """Something that a person may want to see.
+
+    ``kind`` is offer, step, trained, evaluated, accepted, refused, declined or finished; the rest depends on it.
+    """
+
+    kind: str
+    round: int
+    values: Mapping[str, float] = {}
+    text: str = ""
+
+
+@dataclass
+class _Task:
+    offer: Offer
+    key: str
+    pull: Pull | None = None
+    reference: Arrays = field(default_factory=dict)
+    training: Training | None = None
+
+
+class Agent:
+    """One device for one job. Call ``poll`` at once while it returns True, else after a message or a little while."""
+
+    def __init__(
+        self,
+        link: Connection,
+        outbox: Outbox,
+        bench: Bench,
+        *,
+        identity: Identity,
+        folder: Path,
+        adapter: Arrays,
+        checkpoint_every: int = 20,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            link: open, subscribed to ``identity.topics``, with ``identity.will``.
+            outbox: the device's.
+            bench: what it trains and evaluates with.
+            identity: who it is.
+            folder: where it keeps its state.
+            adapter: version 0 of the artifact, float32 by tensor name.
+            checkpoint_every: steps between two checkpoints.
+            on_event: told of everything that happens.
+        """
+        self.finished = ""
+        """Why the device may stop; empty as long as it may not."""
+        self.is_unwanted = False
+        """Whether it may stop because the aggregator cannot use it."""
+        self._link, self._bench, self._identity = link, bench, identity
+        self._outbox, self._state = outbox, StateFolder(folder)
+        self._deliveries = Deliveries(link, outbox, job=identity.job, device_id=identity.device_id)
+        self._adapter, self._original = adapter, to_bytes(adapter)
+        self._checkpoint_every, self._on_event = checkpoint_every, on_event or (lambda _: None)
+        self._task: _Task | None = None
+        self._version = -1
+        self._session = ""
+        self._newest_round = -1
+        self._done: set[str] = set()
+        self._connections = -1
+        self._must_greet = False
+        self._hello_due = 0.0
+
+    def poll(self, now: float) -> bool:
+        """Take what has come, announce what is due, do one step of work; True if there is more to do at once."""
+        self._greet(now)
+        for _ in range(_MESSAGES_A_POLL):
+            message = self._link.receive(0.0)
+            if message is None:
+                break
+            self.take(*message, now)
+        self._deliveries.announce(now)
+        return not self.finished and self._work(now)
+
+    def take(self, topic: str, payload: bytes, now: float) -> None:
+        """Take a message; a bad one is dropped with one line in the log."""
+        try:
+            self._dispatch(decode(payload), now)
+        except WireError as exc:
+            log.warning("dropped a message on %s: %s", topic, exc)
+
+    def _dispatch(self, message: Message, now: float) -> None:
+        job = getattr(message, "job", self._identity.job)
+        if job != self._identity.job:
+            raise WireError(f"it names job {job[:64]!r}; this device is in {self._identity.job!r}")
+        self._hello_due = max(self._hello_due, now + HELLO_S)
+        if isinstance(message, AggregatorStatus):
+            self._heard(message)
+        elif isinstance(message, Offer):
+            self._offered(message, now)
+        elif isinstance(message, Chunk):
+            self._fetched(message, now)
+        elif isinstance(message, Request):
+            self._deliveries.serve(message, now)
+        elif isinstance(message, Verdict):
+            self._settle(message)
+        elif isinstance(message, Finished):
+            self._finish(message.reason or "the job is over", is_unwanted=message.is_error)
+        else:
+            raise WireError(f"a device takes no {type(message).__name__}")
+
+    def _greet(self, now: float) -> None:
+        if self._link.connections != self._connections:
+            self._connections = self._link.connections
+            self._link.publish(self._identity.will[0], self._identity.status(online=True), retain=True)
+            self._must_greet = True
+        if self._must_greet or (self._is_waiting and now >= self._hello_due):
+            self._hello(now)
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._task is None or self._task.pull is not None
+
+    def _hello(self, now: float) -> None:
+        self._must_greet = False
+        self._hello_due = now + HELLO_S
+        self._deliveries.rush()
+        if self._task and self._task.pull:
+            self._task.pull.restart(now)
+        hello = Hello(
+            device_id=self._identity.device_id,
+            artifact=self._identity.artifact,
+            role=self._identity.role,
+            num_samples=self._bench.num_samples,
+            version=self._version,
+        )
+        self._send(hello)
+
+    def _heard(self, status: AggregatorStatus) -> None:
+        if status.finished:
+            self._heard_the_end()
+        elif status.online and status.session != self._session:
+            self._session = status.session
+            self._outbox.remember(self._session_key, status.session.encode())
+            self._newest_round = -1
+            self._done.clear()
+            self._must_greet = True
+
+    def _heard_the_end(self) -> None:
+        if self._session or self._outbox.recall(self._session_key):
+            self._finish("the job is over", is_unwanted=False)
+        else:
+            log.info("job %s was finished before this device came; waiting for another", self._identity.job)
+
+    @property
+    def _session_key(self) -> str:
+        return f"session/{self._identity.job}"
+
+    def _offered(self, offer: Offer, now: float) -> None:
+        key = _key(offer)
+        if offer.role != self._identity.role:
+            raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {self._identity.role!r}")
+        if key in self._done or offer.round < self._newest_round or (self._task and self._task.key == key):
+            return
+        if self._deliveries.holds(offer.round):
+            if self._outbox.recall(self._made_key(offer.round)) == key.encode():
+                self._deliveries.rush()
+                return
+            self._deliveries.drop(offer.round)
+        self._begin(offer, key, now)
+
+    def _begin(self, offer: Offer, key: str, now: float) -> None:
+        self._newest_round = offer.round
+        self._state.forget_checkpoints(but=key)
+        self._task = _Task(offer, key)
+        self._tell("offer", offer.round, {"version": offer.version})
+        content = self._held(offer.adapter.sha256)
+        if content is not None:
+            self._ready(self._task, content)
+            return
+        size_bytes_max = len(self._original) + _ADAPTER_SLACK_BYTES
+        try:
+            self._task.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
+        except WireError as exc:
+            self._decline(self._task, exc)
+
+    def _held(self, digest: str) -> bytes | None:
+        if sha256(self._original).hexdigest() == digest:
+            return self._original
+        return self._state.adapter(digest)
+
+    def _fetched(self, chunk: Chunk, now: float) -> None:
+        pull = self._task.pull if self._task else None
+        if pull and pull.sha256 == chunk.sha256:
+            pull.add(chunk, now)
+
+    def _ready(self, task: _Task, content: bytes) -> None:
+        try:
+            task.reference = parse_adapter(content, self._adapter)
+        except WireError as exc:
+            self._decline(task, exc)
+            return
+        task.pull = None
+        self._version = task.offer.version
+        if content is not self._original:
+            self._state.keep_adapter(content)
+
+    def _work(self, now: float) -> bool:
+        task = self._task
+        if task is None:
+            return False
+        if task.pull:
+            return self._pull(task, task.pull, now)
+        try:
+            _ROLES[self._identity.role](self, task)
+        except (ConfigError, DataError, ArtifactError, WireError) as exc:
+            self._decline(task, exc)
+        return self._task is not None
+
+    def _pull(self, task: _Task, pull: Pull, now: float) -> bool:
+        if request := pull.due(now):
+            self._send(request)
+        if not pull.done:
+            return False
+        try:
+            content = pull.content()
+        except WireError as exc:
+            self._decline(task, exc)
+            return False
+        self._ready(task, content)
+        return True
+
+    def _train(self, task: _Task) -> None:
+        if task.training is None:
+            task.training = self._started(task)
+        if not task.training.done:
+            step = task.training.step()
+            self._tell("step", task.offer.round, {"step": task.training.step_index, "loss": step.loss})
+        if task.training.done:
+            self._hand_over(task, task.training)
+        elif task.training.step_index % self._checkpoint_every == 0:
+            task.training.save(self._state.checkpoint(task.key))
+
+    def _started(self, task: _Task) -> Training:
+        path = self._state.checkpoint(task.key)
+        if path.is_file():
+            training = self._bench.start(task.offer.work, copied(task.reference))
+            try:
+                training.restore(path)
+            except (ArtifactError, ConfigError) as exc:
+                log.warning("round %d: starting afresh: %s", task.offer.round, exc)
+                path.unlink()
+            else:
+                return training
+        return self._bench.start(task.offer.work, copied(task.reference))
+
+    def _hand_over(self, task: _Task, training: Training) -> None:
+        offer, residual = task.offer, self._state.residual(task.offer.round)
+        values = _changed(training.adapter, task.reference, owed=residual)
+        payload, left = encode_with_feedback(offer.work.codec, values, task.reference, residual)
+        losses = [step.loss for step in training.history[-_LOSSES_TOLD:]]
+        stats = {"loss": float(np.mean(losses))} if losses else {}
+        update = UpdateReady(
+            device_id=self._identity.device_id,
+            job=offer.job,
+            round=offer.round,
+            version=offer.version,
+            codec=offer.work.codec,
+            num_samples=self._bench.num_samples,
+            payload=Outgoing(payload, chunk_bytes=self._link.chunk_bytes).manifest,
+            stats=stats,
+        )
+        # In this order: a crash in between repeats the hand-over from the last checkpoint, with the same residual.
+        self._state.keep_residual(offer.round, left)
+        self._deliveries.put(update, payload, facts={self._made_key(offer.round): task.key.encode()})
+        self._drop_task()
+        self._tell("trained", offer.round, {**stats, "size_bytes": len(payload)})
+
+    def _evaluate(self, task: _Task) -> None:
+        offer = task.offer
+        measured = self._bench.evaluate(offer.work, task.reference)
+        report = Report(
+            device_id=self._identity.device_id,
+            job=offer.job,
+            round=offer.round,
+            version=offer.version,
+            loss=measured.loss,
+            accuracy=measured.accuracy,
+            num_samples=measured.num_samples,
+        )
+        self._deliveries.put(report, facts={self._made_key(offer.round): task.key.encode()})
+        self._drop_task()
+        self._tell("evaluated", offer.round, {"loss": measured.loss, "accuracy": measured.accuracy})
+
+    def _made_key(self, round_number: int) -> str:
+        return f"made/{self._identity.job}/{round_number}"
+
+    def _decline(self, task: _Task, reason: FleetuneError) -> None:
+        number = task.offer.round
+        log.error("round %d: declined: %s", number, reason)
+        self._done.add(task.key)
+        self._drop_task()
+        identity = self._identity
+        self._send(
+            Decline(device_id=identity.device_id, job=identity.job, round=number, reason=str(reason)[:500])
+        )
+        self._tell("declined", number, text=str(reason))
+
+    def _drop_task(self) -> None:
+        self._task = None
+        self._state.forget_checkpoints()
+
+    def _settle(self, verdict: Verdict) -> None:
+        header = self._deliveries.settle(verdict)
+        if header is None:
+            return
+        made = self._outbox.recall(self._made_key(verdict.round))
+        if made:
+            self._done.add(made.decode())
+        if isinstance(header, UpdateReady):
+            self._state.settle(verdict.round, accepted=verdict.accepted)
+        if not verdict.accepted:
+            log.warning("round %d: refused: %s", verdict.round, verdict.reason)
+        self._tell("accepted" if verdict.accepted else "refused", verdict.round, text=verdict.reason)
+
+    def _finish(self, reason: str, *, is_unwanted: bool) -> None:
+        if self.finished:
+            return
+        self.finished, self.is_unwanted = reason, is_unwanted
+        self._task = None
+        self._tell("finished", self._newest_round, text=reason)
+
+    def _send(self, message: Message) -> None:
+        self._link.publish(device_topic(self._identity.job, self._identity.device_id, "up"), encode(message))
+
+    def _tell(
+        self, kind: str, number: int, values: Mapping[str, float] | None = None, *, text: str = ""
+    ) -> None:
+        self._on_event(Event(kind, number, values or {}, text))
+
+
+_ROLES: Table[Callable[[Agent, _Task], None]] = Table(
+    "role", {"train": Agent._train, "evaluate": Agent._evaluate}
+)
+
+
+def copied(arrays: Arrays) -> Arrays:
+    """Own, writable copies."""
+    return {name: np.array(value) for name, value in arrays.items()}
+
+
+def _key(offer: Offer) -> str:
+    same = (offer.job, offer.round, offer.version, offer.role, offer.work, offer.adapter.sha256)
+    return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
+
+
+def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:
+    """Only what training touched travels; a layer that never ran costs nothing."""
+    touched = {n: v for n, v in values.items() if n in owed or v.tobytes() != reference[n].tobytes()}
+    return touched or values
