@@ -47,6 +47,8 @@ def load_dataset(
 
 def text_dataset(texts: Sequence[str], manifest: Manifest, folder: Path | str, *, seq_len: int) -> Dataset:
     """Texts without labels as a data set, in their order; errors as :func:`load_dataset`."""
+    if not texts:
+        raise DataError("no text given")
     records = [(Source(None, i), Text(text)) for i, text in enumerate(texts, 1)]
     return _tokenise(records, manifest, Path(folder), seq_len=seq_len, labelled=False)
 

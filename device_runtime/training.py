@@ -128,6 +128,8 @@ def train(
         seq_len=seq_len,
         seed=seed,
     )
+    if checkpoint_every < 0:
+        raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
     folder = _make_folder(Path(out))
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest

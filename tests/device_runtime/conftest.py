@@ -124,3 +124,48 @@ def _softmax(logits: Any) -> tuple[Any, Any]:
 def linear_stack() -> type[LinearStack]:
     """The class :class:`LinearStack`: make one from a manifest."""
     return LinearStack
+
+
+COLOURS, ANIMALS, TOOLS = "red green blue grey", "cat dog cow hen", "saw nail glue drill"
+
+
+@pytest.fixture(scope="session")
+def word_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real artifact: four layers, five classes ``a`` to ``e``, a tokenizer that knows twelve words."""
+    torch = pytest.importorskip("torch", reason="export needs torch")
+    from plain_models import Classifier, program
+    from tokenizers import Tokenizer as Engine
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    from exporters.writing import Description, write_artifact
+
+    words = ["[UNK]", *f"{COLOURS} {ANIMALS} {TOOLS}".split()]
+    engine = Engine(WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+    engine.pre_tokenizer = Whitespace()
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("words") / "artifact"
+    description = Description(
+        "words",
+        "Classifier",
+        "sequence-classification",
+        tuple("abcde"),
+        {"peft_type": "LORA", "r": 4, "lora_alpha": 4},
+        tokenizer=engine.to_str().encode(),
+        max_length=32,
+    )
+    write_artifact(program(Classifier((0.25, 0.25, 0.25, 0.25))), description, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def word_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 lines of one to eight words from one of three groups, labelled ``a``, ``b`` or ``c`` by the group."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("lines") / "words.csv"
+    lines = ["text,label"]
+    for group in rng.integers(0, 3, 120):
+        words = rng.choice((COLOURS, ANIMALS, TOOLS)[group].split(), rng.integers(1, 9))
+        lines.append(f"{' '.join(words)},{'abc'[group]}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,143 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from device_runtime.adapters import load_peft
+from device_runtime.artifact import open_artifact
+from device_runtime.errors import ArtifactError, ConfigError, DataError
+from device_runtime.policies import POLICIES
+from device_runtime.training import peak_rss_mb, train
+
+OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
+
+
+class Killed(BaseException):
+    """No handler of errors may catch it."""
+
+
+def killer(step):
+    def on_step(report):
+        if report.step == step:
+            raise Killed
+
+    return on_step
+
+
+def adapter_of(run, artifact):
+    return load_peft(run / "adapter", open_artifact(artifact).manifest)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_file, tmp_path):
+    seen = []
+    report = train(
+        word_artifact,
+        data=word_file,
+        eval=word_file,
+        out=tmp_path / "run",
+        epochs=6,
+        on_step=seen.append,
+        **OPTIONS,
+    )
+    assert report.steps == len(seen) == len(report.losses) == 6 * 15
+    assert (report.loss_first, report.loss_last) == (report.losses[0], report.losses[-1])
+    assert report.loss_last < report.loss_first / 2
+    assert report.accuracy > 0.9
+    assert report.eval_loss < report.loss_first
+    assert report.mean_active_layers == 4
+    assert report.num_samples == 120
+    assert report.peak_rss_mb == pytest.approx(peak_rss_mb(), rel=0.1)
+    assert report.step_ms_median > 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["adapter", "run.json"]
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["artifact_digest"] == open_artifact(word_artifact).digest
+    assert run["arguments"]["lr"] == 0.02
+    assert run["arguments"]["data"] == str(word_file)
+    assert run["report"]["accuracy"] == report.accuracy
+    assert not same(adapter_of(tmp_path / "run", word_artifact), open_artifact(word_artifact).adapter())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, word_file, tmp_path, policy):
+    drop = 0.0 if policy == "full" else 0.5
+    options = {
+        **OPTIONS,
+        "data": word_file,
+        "policy": policy,
+        "drop": drop,
+        "steps": 20,
+        "checkpoint_every": 4,
+    }
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "cut", on_step=killer(10), **options)
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    seen = []
+    resumed = train(word_artifact, out=tmp_path / "cut", on_step=seen.append, **options)
+    assert [r.step for r in seen] == list(range(8, 20))
+    assert resumed.losses == straight.losses
+    assert resumed.mean_active_layers == straight.mean_active_layers
+    assert same(adapter_of(tmp_path / "cut", word_artifact), adapter_of(tmp_path / "straight", word_artifact))
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+
+
+def test_other_arguments_do_not_take_over_a_killed_run(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "out": tmp_path, "steps": 6, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        train(word_artifact, on_step=killer(3), **options)
+    with pytest.raises(ConfigError, match=r"a checkpoint of another run \(steps: 6 there, 7 here"):
+        train(word_artifact, **{**options, "steps": 7})
+    seen = []
+    train(word_artifact, **{**options, "steps": 7}, resume=False, on_step=seen.append)
+    assert len(seen) == 7
+
+
+def test_recompute_and_a_peft_folder_to_start_from(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "steps": 4}
+    train(word_artifact, out=tmp_path / "first", **options)
+    second = train(word_artifact, out=tmp_path / "second", adapter=tmp_path / "first" / "adapter", **options)
+    frugal = train(
+        word_artifact,
+        out=tmp_path / "third",
+        adapter=tmp_path / "first" / "adapter",
+        recompute=True,
+        **options,
+    )
+    assert frugal.losses == pytest.approx(second.losses, rel=1e-5)
+    assert second.losses[0] < train(word_artifact, out=tmp_path / "fourth", **options).losses[0]
+
+
+def test_suffix_trains_the_upper_layers_only(word_artifact, word_file, tmp_path):
+    report = train(word_artifact, data=word_file, out=tmp_path, policy="suffix", drop=0.5, steps=3, **OPTIONS)
+    manifest = open_artifact(word_artifact).manifest
+    before, after = open_artifact(word_artifact).adapter(), adapter_of(tmp_path, word_artifact)
+    changed = {t.layer for t in manifest.trainable if not np.array_equal(before[t.name], after[t.name])}
+    assert changed == {2, 3, -1}
+    assert report.mean_active_layers == 4
+
+
+def test_what_is_wrong_is_said_before_a_step_is_taken(word_artifact, word_file, tmp_path):
+    def refused(error, message, **changes):
+        options = {**OPTIONS, "data": word_file, "out": tmp_path / "run", "on_step": killer(0), **changes}
+        with pytest.raises(error, match=message):
+            train(
+                changes.pop("artifact_dir", word_artifact),
+                **{k: v for k, v in options.items() if k != "artifact_dir"},
+            )
+
+    (tmp_path / "file").write_text("")
+    refused(ConfigError, "cannot be the output folder", out=tmp_path / "file")
+    refused(DataError, r"absent\.csv: cannot be read", eval=tmp_path / "absent.csv")
+    refused(ArtifactError, "no PEFT adapter here", adapter=tmp_path)
+    refused(ConfigError, "no policy 'half'", policy="half")
+    refused(ConfigError, "lr must be positive", lr=-1.0)
+    refused(ConfigError, "checkpoint_every must be at least 0, got -1", checkpoint_every=-1)
+    refused(ArtifactError, "no artifact here", artifact_dir=tmp_path)
+    shutil.copytree(word_artifact, tmp_path / "cut")
+    (tmp_path / "cut" / "base.safetensors").write_bytes(b"")
+    refused(ArtifactError, "truncated", artifact_dir=tmp_path / "cut")
