@@ -2,20 +2,27 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
-from device_runtime.errors import ArtifactError, ConfigError, ExportError
+from device_runtime.errors import ArtifactError, ConfigError
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
 
-def merge(run: Path | str, *, out: Path | str, full: bool = False, model: str | Path | None = None) -> Path:
+def merge(
+    run: Path | str,
+    *,
+    out: Path | str,
+    full: bool = False,
+    model: str | Path | None = None,
+    labels: Sequence[str] | Path | None = None,
+) -> Path:
     """Write the adapter of ``run`` to ``out`` as a PEFT folder or, with ``full``, merged into its model.
 
     Args:
@@ -23,6 +30,7 @@ def merge(run: Path | str, *, out: Path | str, full: bool = False, model: str | 
         out: folder to write; may exist.
         full: load the original model with torch, merge, and save it with its tokenizer.
         model: the original model, if it is no longer where ``adapter_config.json`` says.
+        labels: names of the classes, or a file of them as for export, to be kept in the merged model.
 
     Raises:
         ArtifactError: no adapter there, or one that is damaged (all problems listed).
@@ -34,7 +42,7 @@ def merge(run: Path | str, *, out: Path | str, full: bool = False, model: str | 
         raise ArtifactError(f"{folder}: " + "; ".join(problems))
     out.mkdir(parents=True, exist_ok=True)
     if full:
-        _save_merged(folder, config, model=model, out=out)
+        _save_merged(folder, config, model=model, names=_names(labels, arrays), out=out)
     else:
         save_arrays(out / TENSORS, arrays, metadata={"format": "pt"})
         write_atomically(out / CONFIG, json.dumps(config, indent=2).encode())
@@ -94,38 +102,38 @@ def _is_saved_whole(name: str, config: dict[str, Any]) -> bool:
     return any(f".{module}." in name for module in config.get("modules_to_save") or [])
 
 
-def _save_merged(folder: Path, config: dict[str, Any], *, model: str | Path | None, out: Path) -> None:
+def _save_merged(
+    folder: Path, config: dict[str, Any], *, model: str | Path | None, names: list[str], out: Path
+) -> None:
     source = str(model or config.get("base_model_name_or_path") or "")
     if not source:
         raise ConfigError(f"{folder / CONFIG} does not name its model; give --model")
-    from peft import PeftModel
-    from transformers import AutoTokenizer
+    from toolkit.models import load_adapter, load_model
 
-    base = _load(source, config, load_arrays(folder / TENSORS))
-    merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
-    merged.save_pretrained(str(out))
-    try:
-        AutoTokenizer.from_pretrained(source).save_pretrained(str(out))
-    except (OSError, ValueError):
-        return  # a model of images or plain arrays has none
+    plain, tokenizer = load_model(source, task=_task(folder, config), labels=names)
+    load_adapter(plain, str(folder)).merge_and_unload().save_pretrained(str(out))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(out))
 
 
-_AUTO = {
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "CAUSAL_LM": "AutoModelForCausalLM",
-}
+def _task(folder: Path, config: dict[str, Any]) -> str:
+    from toolkit.tasks import TASKS
+
+    wanted = config.get("task_type") or ""
+    found = [name for name, task in TASKS.items() if task.peft_type == wanted]
+    if not found:
+        raise ArtifactError(f"{folder / CONFIG}: task type {wanted!r} is none of ours: {', '.join(TASKS)}")
+    return found[0]
 
 
-def _load(source: str, config: dict[str, Any], arrays: Arrays) -> Any:
-    import transformers
+def _names(labels: Sequence[str] | Path | None, arrays: Arrays) -> list[str]:
+    from toolkit.export import read_labels
 
-    task = config.get("task_type")
-    if task not in _AUTO:
-        raise ExportError(f"cannot merge task type {task!r}; have: {', '.join(_AUTO)}")
+    num_labels = _num_labels(arrays)
+    return read_labels(labels, num_labels) if labels or num_labels else []
+
+
+def _num_labels(arrays: Arrays) -> int:
+    """Rows of the smallest tensor that is trained whole: the classes of a classifier."""
     heads = [value.shape[0] for name, value in arrays.items() if value.ndim and not _LORA.fullmatch(name)]
-    extra = {"num_labels": min(heads)} if heads and task != "CAUSAL_LM" else {}
-    try:
-        return getattr(transformers, _AUTO[task]).from_pretrained(source, **extra)
-    except (OSError, ValueError) as exc:
-        raise ExportError(f"{source}: the original model cannot be loaded: {exc}; give --model") from exc
+    return int(min(heads, default=0))

@@ -48,7 +48,7 @@ def export(
 
 def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose = False) -> None:
     """Show graphs, sizes and memory estimates."""
-    call("device_runtime.inspection:inspect", locals(), argument="artifact_dir", show=_show_nested)
+    call("device_runtime.inspection:inspect", locals(), argument="artifact_dir", show=_show_inspection)
 
 
 def selfcheck(
@@ -75,11 +75,14 @@ def merge(
     model: Annotated[
         str | None, shown("original model, if not where it was at export", metavar="MODEL")
     ] = None,
+    labels: Annotated[
+        Path | None, shown("label names for the merged model, as for export", metavar="FILE")
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Take a run's adapter or merged model out."""
-    call("toolkit.merge:merge", locals(), argument="run")
+    call("toolkit.merge:merge", locals(), argument="run", show=_show_path)
 
 
 def _show_selfcheck(console: Console, report: Any) -> None:
@@ -91,9 +94,18 @@ def _show_selfcheck(console: Console, report: Any) -> None:
     console.print(f"{verdict}: {len(report.tensors)} tensors, {largest}", markup=False)
 
 
-def _show_nested(console: Console, report: Any) -> None:
-    render = getattr(report, "render", None)
-    if render:
-        console.print(render(), markup=False)
-    else:
-        show_fields(console, report)
+def _show_path(console: Console, path: Path) -> None:
+    console.print(str(path), markup=False)
+
+
+def _show_inspection(console: Console, inspection: Any) -> None:
+    show_fields(console, inspection)
+    console.print("\nestimated peak memory in MB, with activations recomputed in brackets", markup=False)
+    sizes = sorted({(e.batch_size, e.seq_len) for e in inspection.estimates})
+    console.print(
+        f"{'plan':>24}" + "".join(f"{f'{batch} x {seq}':>16}" for batch, seq in sizes), markup=False
+    )
+    peaks = {(e.plan, e.batch_size, e.seq_len, e.recompute): e.peak_mb for e in inspection.estimates}
+    for plan in dict.fromkeys(e.plan for e in inspection.estimates):
+        cells = [f"{peaks[(plan, *at, False)]:.0f} ({peaks[(plan, *at, True)]:.0f})" for at in sizes]
+        console.print(f"{plan:>24}" + "".join(f"{cell:>16}" for cell in cells), markup=False)

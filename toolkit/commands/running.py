@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
@@ -80,9 +81,11 @@ def call(
 
 
 def to_json(result: object) -> str:
-    """One JSON object on one line; a list becomes ``{"results": [...]}``, NaN becomes null."""
-    builtins = msgspec.to_builtins(result, enc_hook=str)
-    return msgspec.json.encode(builtins if isinstance(builtins, dict) else {"results": builtins}).decode()
+    """One JSON object on one line; a list becomes ``{"results": [...]}``, a path ``{"result": …}``, NaN null."""
+    plain = msgspec.to_builtins(result, enc_hook=str)
+    if not isinstance(plain, dict):
+        plain = {"results" if isinstance(plain, list) else "result": plain}
+    return msgspec.json.encode(plain).decode()
 
 
 def show_fields(console: Console, result: object) -> None:
@@ -136,5 +139,8 @@ def _leave(*_: object) -> NoReturn:
 
 
 def _log_to_stderr(*, verbose: bool) -> None:
+    """Our log and the warnings of libraries, for who asks; the user's own problems are errors, not warnings."""
+    if not verbose:
+        warnings.simplefilter("ignore")
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
