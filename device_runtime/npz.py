@@ -43,7 +43,7 @@ def _read_npz(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-        raise DataError(f"{path}: cannot be read as NPZ: {exc}") from exc
+        raise DataError(f"{path}: cannot be read as NPZ: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _name_problems(arrays: Arrays, wanted: set[str]) -> Iterator[str]:

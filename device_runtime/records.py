@@ -71,7 +71,7 @@ def read_records(path: Path, kind: type[R]) -> Iterator[tuple[Source, R]]:
     except msgspec.MsgspecError as exc:
         raise source.error(str(exc)) from exc
     except (OSError, EOFError, zlib.error) as exc:
-        raise DataError(f"{path}: cannot be read: {exc}") from exc
+        raise DataError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if not source.line:
         raise DataError(f"{path}: no data line in the file")
 

@@ -192,6 +192,8 @@ def test_a_file_that_cannot_be_read_is_named(load, tmp_path):
     for name in ("cut.jsonl.gz", "plain.jsonl.gz", "folder.jsonl", "absent.jsonl", "absent.npz"):
         with pytest.raises(DataError, match=f"{name}: cannot be read"):
             load(tmp_path / name)
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read: No such file or directory$"):
+        load(tmp_path / "absent.jsonl")
     with pytest.raises(DataError, match=r"no data format '\.parquet'; have: \.csv, .*\.npz"):
         load(tmp_path / "a.parquet")
 
