@@ -127,6 +127,7 @@ def test_the_seed_decides(make_trainer):
     assert not equal(final(1), final(2))
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the little model overflows, as it should
 def test_what_is_not_finite_stops_the_run_where_it_stands(make_trainer):
     job = work(optimizer="sgd", lr=1e38, steps=50)
     trainer = make_trainer(job)
