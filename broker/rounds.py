@@ -8,13 +8,14 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
 
 from broker.settings import Patience, Settings
 from device_runtime.errors import TransportError, WireError
-from device_runtime.wire import Hello, Report, UpdateReady, Verdict
+from device_runtime.wire import Hello, Report, UpdateReady, Verdict, encode
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class _Round:
     number: int
     deadline: float
     standing: dict[str, Standing] = field(default_factory=dict)
-    refusals: dict[tuple[str, str], str] = field(default_factory=dict)
+    refusals: dict[bytes, str] = field(default_factory=dict)
     extensions: int = 0
 
     def of(self, standing: Standing) -> tuple[str, ...]:
@@ -172,7 +173,7 @@ class Federation:
         """The payload of an update that ``judge`` passed is bad: the round goes on without it."""
         if self._round and self._round.number == update.round:
             self._round.standing[update.device_id] = Standing.REFUSED
-            self._round.refusals[update.device_id, update.payload.sha256] = reason
+            self._round.refusals[_identity(update)] = reason
         return self._advance(now)
 
     def declined(self, device_id: str, round_number: int, now: float) -> list[Action]:
@@ -203,6 +204,14 @@ class Federation:
         if self._evaluators.get(device) == report.version:
             self._evaluators[device] = -1
         return self._advance(now)
+
+    def has_reports(self, version: int) -> bool:
+        """Whether any evaluating device has reported on a version."""
+        return any(v == version for v, _ in self._reported)
+
+    def is_evaluated(self, version: int) -> bool:
+        """Whether no evaluating device here still owes a report on a version."""
+        return not self._is_due(version) or all((version, d) in self._reported for d in self._evaluators)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed.
@@ -251,7 +260,7 @@ class Federation:
             return f"it starts from version {update.version}; round {number} starts from {self.version}"
         if update.codec != self.settings.work.codec:
             return f"its codec is {update.codec!r}; {self.settings.work.codec!r} was asked for"
-        return self._round.refusals.get((device, update.payload.sha256), "")
+        return self._round.refusals.get(_identity(update), "")
 
     def _advance(self, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -339,9 +348,11 @@ class Federation:
         return [Send(device, "evaluate", due, due, 0, 0.0)]
 
     def _next_version(self, device: str) -> int:
-        every, last = self.settings.evaluate_every, self.settings.rounds
-        due = (v for v in range(self.version + 1) if v % every == 0 or v == last)
+        due = (v for v in range(self.version + 1) if self._is_due(v))
         return next((v for v in due if (v, device) not in self._reported), -1)
+
+    def _is_due(self, version: int) -> bool:
+        return version % self.settings.evaluate_every == 0 or version == self.settings.rounds
 
     def _finish(self, now: float) -> list[Action]:
         if self.finished or self._round or self.version < self.settings.rounds:
@@ -354,3 +365,8 @@ class Federation:
         if silent:
             log.warning("finished without the last evaluation of %s", ", ".join(silent))
         return [Finish(f"{self.version} rounds are done")]
+
+
+def _identity(update: UpdateReady) -> bytes:
+    """All of it: one damaged announcement must not condemn the good one that follows."""
+    return sha256(encode(update)).digest()

@@ -14,7 +14,7 @@ from broker.strategies import STRATEGIES, Sums
 from device_runtime.arrays import Arrays, to_bytes
 from device_runtime.codecs import decode_update, update_bytes_max
 from device_runtime.errors import ConfigError, WireError
-from device_runtime.loopback import Connection
+from device_runtime.loopback import Connection, send
 from device_runtime.transfer import Outgoing, Pull
 from device_runtime.wire import (
     AggregatorStatus,
@@ -67,7 +67,7 @@ class Service:
         adapter: Arrays,
         session: str,
         now: float,
-        on_row: Callable[[Row], None] | None = None,
+        on_row: Callable[[Row], object] | None = None,
     ) -> None:
         """Begin or resume.
 
@@ -79,7 +79,8 @@ class Service:
             adapter: version 0, float32 by tensor name.
             session: another one at every start.
             now: the time, seconds of any monotonic clock, the same as everywhere after.
-            on_row: told of every round that closes, and again when its evaluation arrives.
+            on_row: told of every round once, in order: when it is closed and the evaluating devices here have
+                reported; after a restart from the first on.
 
         Raises:
             StateError: the ledger's files are damaged.
@@ -98,6 +99,7 @@ class Service:
         self._shelf: dict[int, Outgoing] = {}
         self._known: set[str] = set()
         self._connections = -1
+        self._next_row = 0
         self._is_over = past.finished
         self._bucket = past.version + 1 if past.version or past.asked else 0
         if past.version == settings.rounds:
@@ -130,6 +132,7 @@ class Service:
             self._announce()
         self._do(self.federation.tick(now), now)
         self._pump(now)
+        self._tell_rows()
 
     def stop(self, now: float) -> None:
         """Say goodbye: what was spent is kept, and the status says offline."""
@@ -214,16 +217,15 @@ class Service:
 
     def _reported(self, report: Report, now: float) -> None:
         reason = self.federation.judge_report(report)
-        new = not reason and self._ledger.report(report)
-        accepted = Verdict(job=report.job, round=report.round, accepted=not reason, reason=reason)
-        self._tell(report.device_id, accepted)
-        if new:
-            self._on_row(self._ledger.row(report.version))
+        verdict = Verdict(job=report.job, round=report.round, accepted=not reason, reason=reason)
         if reason:
+            self._tell(report.device_id, verdict)
             log.warning("report of %s refused: %s", report.device_id, reason)
             self._do(self.federation.declined(report.device_id, report.version, now), now)
-        else:
-            self._do(self.federation.reported(report, now), now)
+            return
+        self._ledger.report(report)
+        self._tell(report.device_id, verdict)
+        self._do(self.federation.reported(report, now), now)
 
     def _do(self, actions: Iterable[Action], now: float) -> None:
         for action in actions:
@@ -245,17 +247,17 @@ class Service:
             self._spend(self._bucket, now)
             self._bucket = ask.round
 
-    def _offer(self, send: Send) -> None:
+    def _offer(self, sending: Send) -> None:
         offer = Offer(
             job=self._settings.job,
-            round=send.round,
-            version=send.version,
-            role=send.role,
-            work=device_work(self._settings, round_number=max(send.round, 1), position=send.position),
-            adapter=self._outgoing(send.version).manifest,
-            deadline_s=send.deadline_s,
+            round=sending.round,
+            version=sending.version,
+            role=sending.role,
+            work=device_work(self._settings, round_number=max(sending.round, 1), position=sending.position),
+            adapter=self._outgoing(sending.version).manifest,
+            deadline_s=sending.deadline_s,
         )
-        self._tell(send.device_id, offer)
+        self._tell(sending.device_id, offer)
 
     def _close(self, close: Close, now: float) -> None:
         self._spend(self._bucket, now)
@@ -271,7 +273,7 @@ class Service:
             )
             self._tell(late.device_id, verdict)
         log.info("round %d: closed with %s", close.round, ", ".join(close.devices))
-        self._on_row(self._ledger.row(close.round))
+        self._tell_rows()
         self._announce()
 
     def _dismiss(self, dismiss: Dismiss) -> None:
@@ -286,6 +288,7 @@ class Service:
         self._spend(self._bucket, now)
         self._ledger.finish()
         self._is_over = True
+        self._tell_rows()
         for device_id in sorted(self._known):
             self._tell(device_id, Finished(job=self._settings.job, reason=finish.reason))
         self._announce()
@@ -317,6 +320,18 @@ class Service:
             log.info("round %d: the update of %s is at hand", round_number, device_id)
         return sums
 
+    def _tell_rows(self) -> None:
+        while self._next_row <= self.federation.version and self._is_complete(self._next_row):
+            self._on_row(self._ledger.row(self._next_row))
+            self._next_row += 1
+
+    def _is_complete(self, version: int) -> bool:
+        if self._is_over:
+            return True
+        # Evaluating devices may come a little later than the others: the first row waits for them for a round.
+        has_time = self.federation.version > 0 or (self._bucket > 0 and self.federation.has_reports(version))
+        return bool(has_time) and self.federation.is_evaluated(version)
+
     def _announce(self, *, online: bool = True) -> None:
         status = AggregatorStatus(
             job=self._settings.job,
@@ -326,10 +341,10 @@ class Service:
             version=self.federation.version,
             finished=self.finished,
         )
-        self._link.publish(aggregator_topic(self._settings.job), encode(status), retain=True)
+        send(self._link, aggregator_topic(self._settings.job), encode(status), retain=True)
 
     def _tell(self, device_id: str, message: Message) -> None:
-        self._link.publish(device_topic(self._settings.job, device_id, "down"), encode(message))
+        send(self._link, device_topic(self._settings.job, device_id, "down"), encode(message))
 
     def _count(self, *, down: int = 0, up: int = 0) -> None:
         cost = self._cost

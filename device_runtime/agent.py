@@ -11,11 +11,11 @@ import msgspec
 import numpy as np
 
 from device_runtime.arrays import Arrays, to_bytes
-from device_runtime.bench import Bench, Training
+from device_runtime.bench import Bench, Stepped, Training
 from device_runtime.codecs import encode_with_feedback
 from device_runtime.deliveries import Deliveries
 from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
-from device_runtime.loopback import Connection
+from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Outbox
 from device_runtime.statedir import StateFolder, parse_adapter
 from device_runtime.tables import Table
@@ -83,6 +83,10 @@ class Event(NamedTuple):
     values: Mapping[str, float] = {}
     text: str = ""
 
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {value:g}" for name, value in self.values.items())
+        return f"round {self.round}: " + ": ".join(filter(None, (self.kind, values, self.text)))
+
 
 @dataclass
 class _Task:
@@ -106,7 +110,7 @@ class Agent:
         folder: Path,
         adapter: Arrays,
         checkpoint_every: int = 20,
-        on_event: Callable[[Event], None] | None = None,
+        on_event: Callable[[Event], object] | None = None,
     ) -> None:
         """Prepare.
 
@@ -124,6 +128,8 @@ class Agent:
         """Why the device may stop; empty as long as it may not."""
         self.is_unwanted = False
         """Whether it may stop because the aggregator cannot use it."""
+        self.heard_at = 0.0
+        """When the last message came."""
         self._link, self._bench, self._identity = link, bench, identity
         self._outbox, self._state = outbox, StateFolder(folder)
         self._deliveries = Deliveries(link, outbox, job=identity.job, device_id=identity.device_id)
@@ -160,6 +166,7 @@ class Agent:
         job = getattr(message, "job", self._identity.job)
         if job != self._identity.job:
             raise WireError(f"it names job {job[:64]!r}; this device is in {self._identity.job!r}")
+        self.heard_at = now
         self._hello_due = max(self._hello_due, now + HELLO_S)
         if isinstance(message, AggregatorStatus):
             self._heard(message)
@@ -179,7 +186,7 @@ class Agent:
     def _greet(self, now: float) -> None:
         if self._link.connections != self._connections:
             self._connections = self._link.connections
-            self._link.publish(self._identity.will[0], self._identity.status(online=True), retain=True)
+            send(self._link, self._identity.will[0], self._identity.status(online=True), retain=True)
             self._must_greet = True
         if self._must_greet or (self._is_waiting and now >= self._hello_due):
             self._hello(now)
@@ -302,7 +309,7 @@ class Agent:
             task.training = self._started(task)
         if not task.training.done:
             step = task.training.step()
-            self._tell("step", task.offer.round, {"step": task.training.step_index, "loss": step.loss})
+            self._tell("step", task.offer.round, _figures(task.training.step_index, step))
         if task.training.done:
             self._hand_over(task, task.training)
         elif task.training.step_index % self._checkpoint_every == 0:
@@ -398,7 +405,7 @@ class Agent:
         self._tell("finished", self._newest_round, text=reason)
 
     def _send(self, message: Message) -> None:
-        self._link.publish(device_topic(self._identity.job, self._identity.device_id, "up"), encode(message))
+        send(self._link, device_topic(self._identity.job, self._identity.device_id, "up"), encode(message))
 
     def _tell(
         self, kind: str, number: int, values: Mapping[str, float] | None = None, *, text: str = ""
@@ -414,6 +421,15 @@ _ROLES: Table[Callable[[Agent, _Task], None]] = Table(
 def copied(arrays: Arrays) -> Arrays:
     """Own, writable copies."""
     return {name: np.array(value) for name, value in arrays.items()}
+
+
+def _figures(step_index: int, step: Stepped) -> dict[str, float]:
+    return {
+        "step": step_index,
+        "loss": step.loss,
+        "active_layers": step.active_layers,
+        "seconds": step.seconds,
+    }
 
 
 def _key(offer: Offer) -> str:

@@ -15,6 +15,14 @@ class Stepped(Protocol):
     def loss(self) -> float:
         """Mean loss of the batch."""
 
+    @property
+    def active_layers(self) -> int:
+        """Layers that ran."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
 
 class Training(Protocol):
     """One local run, resumable; :class:`device_runtime.trainer.Trainer` is one."""

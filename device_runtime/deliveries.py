@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from device_runtime.errors import WireError
-from device_runtime.loopback import Connection
+from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Entry, Outbox
 from device_runtime.transfer import Outgoing
 from device_runtime.wire import Report, Request, UpdateReady, Verdict, decode, device_topic, encode
@@ -53,7 +53,7 @@ class Deliveries:
         for parcel in self._parcels:
             if now >= parcel.due:
                 parcel.due, parcel.pause_s = now + parcel.pause_s, min(2 * parcel.pause_s, REPEAT_MAX_S)
-                self._link.publish(self._topic, encode(self._fresh_header(parcel)))
+                send(self._link, self._topic, encode(self._fresh_header(parcel)))
 
     def rush(self) -> None:
         """Announce everything at the next opportunity: the aggregator may know nothing of it."""
@@ -72,7 +72,7 @@ class Deliveries:
         parcel.due = now + REPEAT_MAX_S
         capped = msgspec.structs.replace(request, limit=min(request.limit, _REQUEST_LIMIT))
         for chunk in self._outgoing(parcel).chunks(capped):
-            self._link.publish(self._topic, encode(chunk))
+            send(self._link, self._topic, encode(chunk))
 
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
         """Let go of what the verdict is about, and return its header; None if it is not here (any more)."""

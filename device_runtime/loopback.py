@@ -1,10 +1,14 @@
 """An MQTT server in memory for one process without threads: what a simulation and the tests connect to."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from device_runtime.errors import TransportError
 from device_runtime.wire import CHUNK_BYTES
+
+log = logging.getLogger(__name__)
 
 Disturb = Callable[[str, bytes], Iterable[bytes]]
 """(topic, payload) -> what is delivered in its place: nothing, the same twice, something else."""
@@ -12,6 +16,10 @@ Disturb = Callable[[str, bytes], Iterable[bytes]]
 
 class Connection(Protocol):
     """What an agent and an aggregator need of a link."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands now."""
 
     @property
     def connections(self) -> int:
@@ -23,17 +31,27 @@ class Connection(Protocol):
 
     @property
     def bytes_sent(self) -> int:
-        """Payload and topic bytes published."""
+        """Payload bytes published."""
 
     @property
     def bytes_received(self) -> int:
-        """Payload and topic bytes received."""
+        """Payload bytes received."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Send at least once."""
+        """Send at least once; TransportError if there is no room, or it is too large for the server."""
 
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
         """Next message as (topic, payload), or None if none comes in time."""
+
+
+def send(link: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
+    """Publish if the connection stands, else drop: whoever needs the message asks or announces again."""
+    if not link.connected:
+        return
+    try:
+        link.publish(topic, payload, retain=retain)
+    except TransportError as exc:
+        log.warning("a message on %s is lost: %s", topic, exc)
 
 
 class Loopback:
@@ -82,6 +100,7 @@ class LoopbackLink:
     """A link of a :class:`Loopback`; see :class:`Connection`."""
 
     chunk_bytes = CHUNK_BYTES
+    connected = True
 
     def __init__(self, server: Loopback, topics: Sequence[str], will: tuple[str, bytes] | None) -> None:
         self.inbox: deque[tuple[str, bytes]] = deque()
@@ -94,7 +113,7 @@ class LoopbackLink:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Deliver at once."""
-        self.bytes_sent += len(topic) + len(payload)
+        self.bytes_sent += len(payload)
         self._server.publish(topic, payload, retain=retain)
 
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
@@ -102,7 +121,7 @@ class LoopbackLink:
         if not self.inbox:
             return None
         topic, payload = self.inbox.popleft()
-        self.bytes_received += len(topic) + len(payload)
+        self.bytes_received += len(payload)
         return topic, payload
 
     def wants(self, topic: str) -> bool:
@@ -116,6 +135,7 @@ class LoopbackLink:
 
     def kill(self) -> None:
         """Die; the will is sent."""
+        self.connected = False
         self._server.lose(self, will=True)
 
 

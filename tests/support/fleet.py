@@ -24,6 +24,8 @@ STEPS = 4
 
 class Step(NamedTuple):
     loss: float
+    active_layers: int = 1
+    seconds: float = 0.0
 
 
 class LinearTraining:
