@@ -1,0 +1,246 @@
+"""Real processes, a real Mosquitto, a real artifact, real SIGKILLs; the result is compared to the bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import plain_models
+import pytest
+import torch
+from safetensors.numpy import load
+from servers import Mosquitto
+
+from broker.strategies import fedavg
+from device_runtime.arrays import load_arrays
+from device_runtime.artifact import open_artifact
+from device_runtime.data import load_dataset
+from device_runtime.stack import Stack
+from device_runtime.trainer import Trainer
+from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+
+NAMES = ("a", "b", "c", "d")
+ROUNDS, STEPS, LR, SEQ_LEN = 3, 160, 0.01, 8
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("plain") / "artifact"
+    plain_models.export(plain_models.Classifier((0.2, 0.3)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for i, name in enumerate((*NAMES, "e")):
+        ids = rng.integers(0, plain_models.VOCABULARY, (30 + 10 * i, SEQ_LEN))
+        labels = ids[:, 0] % plain_models.CLASSES
+        np.savez(folder / f"{name}.npz", input_ids=ids, attention_mask=np.ones_like(ids), labels=labels)
+    return folder
+
+
+@pytest.fixture
+def mosquitto(tmp_path):
+    server = Mosquitto(tmp_path).start()
+    yield server
+    server.stop()
+
+
+class Fleet:
+    """Processes of one federation, each of which can be killed and started again."""
+
+    def __init__(self, root: Path, artifact: Path, data: Path, url: str) -> None:
+        self.root, self.artifact, self.data, self.url = root, artifact, data, url
+        self.processes: dict[str, subprocess.Popen] = {}
+
+    def aggregate(self, **changes) -> None:
+        options = {
+            "rounds": ROUNDS, "clients": len(NAMES), "local_steps": STEPS, "lr": LR, "seq_len": SEQ_LEN,
+            "policy": "exact-k", "drop": 0.5, "out": str(self.root / "run"), "evaluation_s": 30, **changes,
+        }  # fmt: skip
+        self._start("aggregator", "broker.aggregation:aggregate", options)
+
+    def device(self, name: str, **changes) -> None:
+        options = {
+            "data": str(self.data / f"{name}.npz"), "id": name, "state": str(self.root / name), "threads": 1, **changes,
+        }  # fmt: skip
+        self._start(name, "device_runtime.device:device", options)
+
+    def devices(self, *, evaluate: bool = False) -> None:
+        for name in NAMES:
+            self.device(name)
+        if evaluate:
+            self.device("e", role="evaluate")
+
+    def _start(self, name: str, target: str, options: dict) -> None:
+        module, _, function = target.partition(":")
+        options |= {"mqtt": self.url, "job": "plain"}
+        code = (
+            "import json, logging, msgspec, sys; logging.basicConfig(level=logging.INFO)\n"
+            f"from {module} import {function}\n"
+            f"report = {function}({str(self.artifact)!r}, **json.loads(sys.argv[1]))\n"
+            "sys.stdout.write(msgspec.json.encode(report).decode())"
+        )
+        log = (self.root / f"{name}.log").open("ab")
+        command = [sys.executable, "-c", code, json.dumps(options)]
+        self.processes[name] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, env=_environment()
+        )
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def pause(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def unpause(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGCONT)
+
+    def report(self, name: str) -> dict:
+        output, _ = self.processes[name].communicate(timeout=PATIENCE_S)
+        assert self.processes[name].returncode == 0, self.log(name)
+        return json.loads(output)
+
+    def log(self, name: str) -> str:
+        return (self.root / f"{name}.log").read_text()[-3000:]
+
+    def wait_for(self, *patterns: str) -> None:
+        """Wait until every glob below the root matches something."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(any(self.root.glob(pattern)) for pattern in patterns):
+            assert time.monotonic() < deadline, f"no {patterns}: {self.log('aggregator')}"
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@contextmanager
+def fleet_of(root: Path, artifact: Path, data: Path, url: str):
+    fleet = Fleet(root, artifact, data, url)
+    try:
+        yield fleet
+    finally:
+        fleet.close()
+
+
+@pytest.fixture
+def fleet(tmp_path, artifact, data, mosquitto):
+    with fleet_of(tmp_path, artifact, data, mosquitto.url) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(artifact, data):
+    """The same rounds computed in this process; adapter of each version."""
+    opened = open_artifact(artifact)
+    adapter, versions = opened.adapter(), []
+    sets = [load_dataset(data / f"{n}.npz", opened.manifest, opened.folder, seq_len=SEQ_LEN) for n in NAMES]
+    with Stack(opened, threads=1) as stack:
+        for number in range(1, ROUNDS + 1):
+            state = fedavg().init(adapter)
+            for position, dataset in enumerate(sets):
+                trainer = Trainer(stack, dataset, _work((number - 1) * 2**20 + position), adapter)
+                while not trainer.done:
+                    trainer.step()
+                values = {n: v.astype(np.float64) for n, v in trainer.adapter.items()}
+                state = fedavg().add(state, values, dataset.num_samples)
+            adapter, _ = fedavg().finish(state, adapter, {})
+            versions.append(adapter)
+    return versions
+
+
+def _work(seed: int) -> LocalWork:
+    return LocalWork(
+        policy=PolicySpec(name="exact-k", drop=0.5),
+        optimizer=OptimizerSpec(lr=LR),
+        steps=STEPS,
+        seq_len=SEQ_LEN,
+        seed=seed,
+    )
+
+
+def assert_as_expected(run: Path, expected) -> None:
+    for version, wanted in enumerate(expected, 1):
+        found = load((run / "versions" / f"{version:05d}.safetensors").read_bytes())
+        assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in wanted.items()}
+    adapter = load_arrays(run / "adapter" / "adapter_model.safetensors")
+    assert all(adapter[name].tobytes() == value.tobytes() for name, value in expected[-1].items())
+
+
+def test_four_processes_over_mosquitto_give_what_one_process_gives(fleet, expected):
+    fleet.aggregate()
+    fleet.devices(evaluate=True)
+    report = fleet.report("aggregator")
+    assert (report["rounds"], [row["devices"] for row in report["history"]]) == (3, [0, 4, 4, 4])
+    assert report["accuracy"] > report["history"][0]["accuracy"]
+    assert 0 < report["bytes_up"] < report["link_bytes_received"]
+    for name in NAMES:
+        device = fleet.report(name)
+        assert (device["rounds"], device["steps"]) == (3, 3 * STEPS)
+        assert device["mean_active_layers"] == 1.0
+    assert fleet.report("e")["evaluations"] == 4
+    assert_as_expected(fleet.root / "run", expected)
+
+
+def test_everything_is_killed_once_and_nothing_changes(fleet, mosquitto, expected):
+    fleet.aggregate()
+    fleet.devices()
+    fleet.wait_for("d/work-*.safetensors")
+    fleet.pause("d")
+    fleet.wait_for("run/updates/*-a.bin", "run/updates/*-b.bin", "run/updates/*-c.bin")
+
+    fleet.kill("aggregator")
+    fleet.kill("d")
+    mosquitto.kill()
+    mosquitto.start()
+    fleet.aggregate()
+    fleet.device("d")
+    report = fleet.report("aggregator")
+    assert (report["rounds"], [row["devices"] for row in report["history"]]) == (3, [0, 4, 4, 4])
+    assert fleet.report("a")["rounds"] == 3
+    assert fleet.report("d")["steps"] < 3 * STEPS, "it went on from its checkpoint"
+    assert_as_expected(fleet.root / "run", expected)
+    fleet.aggregate()
+    again = fleet.report("aggregator")
+    assert again["history"] == report["history"], "a finished job is not done again"
+
+
+def test_a_round_closes_at_its_deadline_without_a_device_that_died(fleet):
+    fleet.aggregate(min_clients=3, rounds=1, deadline_s=6)
+    fleet.devices()
+    fleet.wait_for("d/work-*.safetensors")
+    fleet.kill("d")
+    report = fleet.report("aggregator")
+    assert [row["devices"] for row in report["history"]] == [0, 3]
+    assert "round 1 closes at its deadline without d" in fleet.log("aggregator")
+
+
+def test_a_device_of_another_artifact_is_told_so(fleet, tmp_path):
+    other = Path(shutil.copytree(fleet.artifact, tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_bytes())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "name": "another"}))
+    fleet.aggregate()
+    fleet.artifact = other
+    fleet.device("a")
+    assert fleet.processes["a"].wait(PATIENCE_S) == 1
+    assert "ConfigError: the aggregator of job 'plain' cannot use this device: its artifact is" in fleet.log(
+        "a"
+    )
