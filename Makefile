@@ -55,6 +55,7 @@ $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml | $(VENV)/
 $(VENV)-device/device.stamp: pyproject.toml | $(VENV)-device/bin/pip
 	@echo "installing fleetune[device] into $(VENV)-device, without torch"
 	$(VENV)-device/bin/pip install --quiet --disable-pip-version-check ".[device]"
+	@rm -rf build
 	@if $(VENV)-device/bin/python -c "import torch" 2>/dev/null; then echo "torch came along: wrong"; exit 1; fi
 	@touch $@
 

@@ -1,5 +1,6 @@
 """Device processes on this machine: started, watched and always reaped."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from device_runtime.errors import FleetuneError
 
@@ -25,7 +27,11 @@ class Member:
     name: str
     folder: Path
     process: subprocess.Popen[bytes]
-    peak_rss_mb: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        """The object on the last line of its output: a ``DeviceReport``, once it has ended well."""
+        report: dict[str, Any] = json.loads((self.folder / "output.txt").read_text().splitlines()[-1])
+        return report
 
 
 @dataclass
@@ -43,13 +49,12 @@ class Fleet:
         self.members.append(Member(name, folder, process))
 
     def watch(self) -> None:
-        """Note everybody's memory.
+        """See that nobody has died.
 
         Raises:
             DeviceDied: a process ended with an error; its last words are in the message.
         """
         for member in self.members:
-            member.peak_rss_mb = max(member.peak_rss_mb, _peak_rss_mb(member.process.pid))
             if code := member.process.poll():
                 raise DeviceDied(f"device {member.name} ended with {code}: {_last_words(member.folder)}")
 
@@ -91,16 +96,6 @@ def fleet() -> Iterator[Fleet]:
         yield members
     finally:
         members.close()
-
-
-def _peak_rss_mb(pid: int) -> float:
-    """``VmHWM`` of a running process; 0 once it is gone, or where there is no /proc."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0.0
-    found = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(found[0].split()[1]) / 1024 if found else 0.0
 
 
 def _last_words(folder: Path) -> str:

@@ -115,7 +115,11 @@ def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in)
     ("error", "code", "words"),
     [
         (ConfigError("one\nline"), 1, "fleetune: one line\n"),
-        (ModuleNotFoundError("", name="torch.nn"), 1, "needs torch; run: pip install 'fleetune[export]'"),
+        (
+            ModuleNotFoundError("", name="torch.nn"),
+            1,
+            "fleetune: train needs torch; run: pip install 'fleetune[export]'",
+        ),
         (ModuleNotFoundError("", name="onnxruntime"), 1, "pip install 'fleetune[device]'"),
         (PermissionError(13, "Permission denied", "/x/y"), 1, "fleetune: /x/y: Permission denied\n"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -27,6 +27,7 @@ from toolkit.commands.options import (
     Seed,
     SeqLen,
     Threads,
+    Timeout,
     Verbose,
     WarmupSteps,
     WeightDecay,
@@ -47,6 +48,11 @@ def device(
     threads: Threads = None,
     recompute: Recompute = None,
     ca_file: CaFile = None,
+    checkpoint_every: Annotated[int | None, shown("steps between checkpoints", "20")] = None,
+    timeout_s: Timeout = None,
+    idle_limit_s: Annotated[
+        float | None, shown("seconds to wait for the aggregator; 0 for ever", "0.0")
+    ] = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -93,9 +99,14 @@ def aggregate(
     min_clients: Annotated[
         int | None, shown("updates a round needs at its deadline", "all of --clients")
     ] = None,
-    deadline_s: Annotated[float | None, shown("seconds a round may last", "600.0")] = None,
+    deadline_s: Annotated[float | None, shown("seconds a round may last; 0 for ever", "600.0")] = None,
+    gather_s: Annotated[float | None, shown("seconds the first round waits for all clients", "60.0")] = None,
+    evaluate_every: Annotated[int | None, shown("rounds between evaluations", "1")] = None,
+    evaluation_s: Annotated[float | None, shown("seconds to wait for the last evaluation", "600.0")] = None,
+    extensions_max: Annotated[int | None, shown("extensions of one round before giving up", "10")] = None,
     seed: Seed = None,
     ca_file: CaFile = None,
+    timeout_s: Timeout = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,

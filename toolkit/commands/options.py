@@ -46,7 +46,10 @@ Mqtt = Annotated[
 Job = Annotated[
     str | None, shown("name of the federation; all devices and the aggregator say the same", metavar="NAME")
 ]
-CaFile = Annotated[Path | None, shown("certificate authority of the MQTT server", metavar="FILE")]
+CaFile = Annotated[
+    str | None, shown("PEM file of the authorities to trust for mqtts and wss", metavar="FILE")
+]
+Timeout = Annotated[float | None, shown("seconds to wait for the MQTT server at the start", "20.0")]
 
 Policy = Annotated[
     str | None, shown("layer policy: full, bernoulli, exact-k or suffix", "full", metavar="NAME")

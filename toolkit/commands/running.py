@@ -64,8 +64,8 @@ def call(
     positional = [flags.pop(argument)] if argument else []
     console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
     _log_to_stderr(verbose=bool(verbose))
-    with _one_line_errors(), ExitStack() as stack:
-        module, _, name = target.partition(":")
+    module, _, name = target.partition(":")
+    with _one_line_errors(name), ExitStack() as stack:
         function = getattr(import_module(module), name)
         arguments = resolve(function, flags, config=config, table=name)
         if watch:
@@ -112,7 +112,7 @@ def _number(value: object) -> object:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(command: str) -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
@@ -124,7 +124,8 @@ def _one_line_errors() -> Iterator[None]:
         missing = (exc.name or "").partition(".")[0]
         if missing not in EXTRAS:
             raise
-        fail(f"this command needs {missing}; run: pip install 'fleetune[{EXTRAS[missing]}]'")
+        extra = "demo" if command == "demo" else EXTRAS[missing]
+        fail(f"{command} needs {missing}; run: pip install 'fleetune[{extra}]'")
     except OSError as exc:
         fail(f"{exc.filename or 'system'}: {exc.strerror or exc}")
     except KeyboardInterrupt:
