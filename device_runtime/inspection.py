@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.manifest import Manifest, Port, Tensor
+from device_runtime.manifest import Kind, Manifest, Port, Section, Tensor
 from device_runtime.plans import LayerPlan, dropping
 
 PROCESS_BYTES = 78_000_000
@@ -173,7 +173,8 @@ def _optimizer_bytes(m: Manifest) -> int:
 
 
 def _graph_sizes(m: Manifest) -> Iterable[GraphSize]:
-    for section in (m.prelude, *m.kinds, m.head):
+    sections: tuple[Section | Kind, ...] = (m.prelude, *m.kinds, m.head)
+    for section in sections:
         for graph in section.graphs.values():
             size = m.files[graph.file].size_bytes
             yield GraphSize(

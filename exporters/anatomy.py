@@ -5,7 +5,7 @@ Nothing here knows a model by name: one forward pass under hooks shows which blo
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -95,19 +95,30 @@ def find_anatomy(program: Program, *, batch: int, seq: int) -> Anatomy:
     )
 
 
+StandIn = Callable[[list[Any]], Tensor]
+
+
 @contextmanager
-def replaced(anatomy: Anatomy, stand_ins: list[Any]) -> Iterator[None]:
-    """Give each block call a stand-in ``f(leaves) -> hidden`` for the duration; the blocks keep their attributes."""
+def replaced(anatomy: Anatomy, stand_ins: Sequence[StandIn | None]) -> Iterator[None]:
+    """For the duration, each call of a block goes to its stand-in ``f(leaves) -> hidden``, or with None to the block itself.
+
+    Calls are told apart by their order, so that a block which several layers share may be replaced in some of them.
+    """
     queue = iter(zip(anatomy.calls, stand_ins, strict=True))
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        call, stand_in = next(queue)
-        leaves, _ = pytree.tree_flatten((args, kwargs))
-        return call.wrap(stand_in(leaves))
+    def forward_of(module: nn.Module) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            call, stand_in = next(queue)
+            if stand_in is None:
+                return type(module).forward(module, *args, **kwargs)
+            leaves, _ = pytree.tree_flatten((args, kwargs))
+            return call.wrap(stand_in(leaves))
+
+        return forward
 
     modules = {id(c.module): c.module for c in anatomy.calls}.values()
     for module in modules:
-        module.forward = forward
+        module.forward = forward_of(module)
     try:
         yield
     finally:

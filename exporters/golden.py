@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from exporters.anatomy import Anatomy, replaced
+from exporters.anatomy import Anatomy, Call, StandIn, replaced
 from exporters.program import LABELS, Program, trainable_names
 
 NOISE = 0.02
@@ -48,14 +48,17 @@ def torch_step(
     return {"loss": loss.detach(), "logits": logits.detach(), **found}
 
 
-@contextmanager
-def _without(anatomy: Anatomy, dropped: Sequence[int]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for layer in dropped:
-            call = anatomy.calls[layer]
-            one = Anatomy((call,), anatomy.path)
-            stack.enter_context(replaced(one, [lambda leaves, at=call.hidden: leaves[at]]))
-        yield
+def _without(anatomy: Anatomy, dropped: Sequence[int]) -> AbstractContextManager[None]:
+    """The layers in ``dropped`` as the identity."""
+    gone = set(dropped)
+    stand_ins: list[StandIn | None] = [
+        _identity(c) if i in gone else None for i, c in enumerate(anatomy.calls)
+    ]
+    return replaced(anatomy, stand_ins)
+
+
+def _identity(call: Call) -> StandIn:
+    return lambda leaves: leaves[call.hidden]
 
 
 @contextmanager

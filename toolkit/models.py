@@ -47,6 +47,10 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
     with _told_shortly(f"{source}: not a model for {task}"), _quiet():
         config = transformers.AutoConfig.from_pretrained(source)
         settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
+        if hasattr(config, "num_local_experts"):
+            settings["experts_implementation"] = (
+                "eager"  # the grouped product that is the default knows only bf16
+            )
         if chosen.has_classes:
             settings |= {
                 "num_labels": len(labels),
@@ -65,7 +69,7 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
 
 
 def attach_lora(model: Any, *, task: str, r: int, alpha: int, target_modules: Sequence[str] | None) -> Any:
-    """The model with fresh LoRA; without ``target_modules``, peft's choice for the architecture, else every linear.
+    """The model with fresh LoRA; without ``target_modules``, peft's choice for the architecture, else the blocks' linears.
 
     Raises:
         ExportError: a target that matches no module; lists what there is.
@@ -76,11 +80,9 @@ def attach_lora(model: Any, *, task: str, r: int, alpha: int, target_modules: Se
         settings["task_type"] = chosen.peft_type
     else:
         settings["modules_to_save"] = ["classifier"]
-    known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    default = None if getattr(model.config, "model_type", "") in known else "all-linear"
-    settings["target_modules"] = list(target_modules) if target_modules else default
     if target_modules:
         _check_targets(model, target_modules)
+    settings["target_modules"] = list(target_modules) if target_modules else _default_targets(model)
     with _told_shortly("LoRA cannot be attached"):
         return peft.get_peft_model(model, peft.LoraConfig(**settings))
 
@@ -235,6 +237,24 @@ def _peft_config(model: Any, source: str) -> dict[str, Any]:
         return dict(json.loads((Path(folder) / "adapter_config.json").read_text()))
 
 
+def _default_targets(model: Any) -> list[str] | str:
+    """What peft knows to be good for this architecture, else a pattern for every linear inside the largest list of modules."""
+    known = peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    if known and _linears(model) & set(known):
+        return list(known)
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if not lists:
+        return "all-linear"
+    path = max(lists, key=lambda name: sum(p.numel() for p in lists[name].parameters()))
+    return rf".*{re.escape(path)}\.\d+\..*\.({'|'.join(sorted(_linears(lists[path])))})"
+
+
+def _linears(module: nn.Module) -> set[str]:
+    """Last parts of the names of the linear modules inside ``module``."""
+    kinds = (nn.Linear, transformers.pytorch_utils.Conv1D)
+    return {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, kinds)}
+
+
 def _check_targets(model: Any, targets: Sequence[str]) -> None:
     linear = {
         name
@@ -243,9 +263,8 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
     }
     unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if unknown and list(targets) != ["all-linear"]:
-        kinds = {name.rsplit(".", 1)[-1] for name in linear}
         raise ExportError(
-            f"target module {', '.join(map(repr, unknown))}: not in this model; its linear modules are {choices(kinds)}"
+            f"target module {', '.join(map(repr, unknown))}: not in this model; its linear modules are {choices(_linears(model))}"
         )
 
 
