@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_runtime.arrays import Array, Arrays, Floats
-from device_runtime.errors import WireError, choices
+from device_runtime.errors import WireError, choices, one_line
 from device_runtime.tables import Table
 
 VERSION = 1
@@ -123,11 +123,11 @@ def decode_update(
     try:
         update = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise WireError(f"malformed update: {exc}") from exc
+        raise WireError(f"malformed update: {one_line(exc)}") from exc
     if update.v != VERSION:
         raise WireError(f"update of version {update.v}; this side reads {VERSION}")
     if update.codec not in CODECS or codec not in (None, update.codec):
-        raise WireError(f"update in codec {update.codec!r}; expected {codec or choices(CODECS)}")
+        raise WireError(f"update in codec {one_line(update.codec)!r}; expected {codec or choices(CODECS)}")
     problems = [problem for tensor in update.tensors for problem in _problems(tensor, reference)]
     if len({tensor.name for tensor in update.tensors}) < len(update.tensors):
         problems.append("a tensor comes twice")
@@ -160,12 +160,6 @@ def _owed(value: Array, residual: Array | None) -> Doubles:
     return wide if residual is None else np.asarray(wide + np.asarray(residual, np.float64))
 
 
-def _owed(value: Array, residual: Array | None) -> Doubles:
-    wide = np.asarray(value, np.float64)
-    # Adding a zero residual would turn -0.0 into 0.0, and fp32 conveys every bit.
-    return wide if residual is None else np.asarray(wide + np.asarray(residual, np.float64))
-
-
 def _check(values: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
     problems = [f"{name}: not in the reference" for name in sorted(values.keys() - reference.keys())]
     for name in sorted(values.keys() & reference.keys()):
@@ -188,7 +182,7 @@ def _check_size(payload: bytes, reference: Mapping[str, Array], codec: str | Non
 def _problems(tensor: _Tensor, reference: Mapping[str, Array]) -> list[str]:
     held = reference.get(tensor.name)
     if held is None:
-        return [f"{tensor.name[:200]!r}: unknown tensor"]
+        return [f"{one_line(tensor.name)!r}: unknown tensor"]
     if tensor.shape != held.shape:
         return [f"{tensor.name}: shape {list(tensor.shape)[:8]}, expected {list(held.shape)}"]
     return []

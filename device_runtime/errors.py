@@ -42,3 +42,9 @@ class ExportError(FleetuneError):
 def choices(names: Iterable[str]) -> str:
     """Join ``names`` as error messages list them."""
     return ", ".join(sorted(names)) or "nothing"
+
+
+def one_line(text: object, *, length_max: int = 200) -> str:
+    """Show ``text`` that a stranger may have written: printable, on one line, not endless."""
+    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: length_max + 1])
+    return shown if len(shown) <= length_max else shown[: length_max - 1] + "…"

@@ -16,7 +16,7 @@ from typing import TypeVar, Union
 
 import msgspec
 
-from device_runtime.errors import ConfigError, WireError
+from device_runtime.errors import ConfigError, WireError, one_line
 
 VERSION = 1
 CHUNK_BYTES = 120 * 1024
@@ -197,7 +197,17 @@ class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregato
 
 
 Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
-    Hello, Offer, UpdateReady, Report, Decline, Verdict, Request, Chunk, Finished, DeviceStatus, AggregatorStatus
+    Hello,
+    Offer,
+    UpdateReady,
+    Report,
+    Decline,
+    Verdict,
+    Request,
+    Chunk,
+    Finished,
+    DeviceStatus,
+    AggregatorStatus,
 ]
 M = TypeVar("M", bound=Message)
 
@@ -221,7 +231,7 @@ def decode(payload: bytes | bytearray | memoryview) -> Message:
     try:
         message = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise WireError(f"malformed message: {exc}") from exc
+        raise WireError(f"malformed message: {one_line(exc)}") from exc
     if message.v != VERSION:
         raise WireError(f"protocol version {message.v}; this side speaks {VERSION}")
     return message

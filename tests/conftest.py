@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from servers import Mosquitto
 
-from broker.embedded import EmbeddedServer
+if TYPE_CHECKING:
+    from broker.embedded import EmbeddedServer
 
 
 @pytest.fixture
@@ -25,7 +27,9 @@ def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 
 
 @pytest.fixture
-def embedded() -> Iterator[EmbeddedServer]:
+def embedded() -> "Iterator[EmbeddedServer]":
+    from broker.embedded import EmbeddedServer  # most tests need no amqtt
+
     with EmbeddedServer() as server:
         yield server
 
