@@ -172,7 +172,7 @@ def aggregate(
     session = secrets.token_hex(8)
     link = Link(
         mqtt,
-        client_id=f"fleetune-aggregator-{job}"[:64],
+        client_id=f"fleetune-aggregator-{job}",
         topics=topics(job),
         will=Will(*will(job, session)),
         ca_file=ca_file,
@@ -193,7 +193,10 @@ def aggregate(
             _serve(service, link)
         finally:
             link.close()
-        return _conclude(ledger, artifact, arguments)
+        try:
+            return _conclude(ledger, artifact, arguments)
+        except OSError as exc:
+            raise StateError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def _check(settings: Settings, patience: Patience, artifact: Artifact) -> None:

@@ -105,6 +105,13 @@ class Service:
         if past.version == settings.rounds:
             self._bucket = AFTERWARDS
         self._cost = Cost()
+        log.info(
+            "job %s, artifact %s: %d of %d rounds done",
+            settings.job,
+            settings.artifact[:12],
+            past.version,
+            settings.rounds,
+        )
         self._spent_at, self._spent_bytes = now, (link.bytes_sent, link.bytes_received)
 
     @property
@@ -166,12 +173,21 @@ class Service:
             raise WireError(f"an aggregator takes no {type(message).__name__}")
 
     def _hello(self, hello: Hello, now: float) -> None:
-        self._known.add(hello.device_id)
+        if hello.device_id not in self._known:
+            log.info(
+                "device %s is here to %s, with %d samples",
+                hello.device_id,
+                hello.role[:64],
+                hello.num_samples,
+            )
+            self._known.add(hello.device_id)
         self._pulls.restart(hello.device_id, now)
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
-        if not status.online:
+        if not status.online and status.device_id in self._known:
+            log.info("device %s is gone", status.device_id)
+            self._known.discard(status.device_id)
             self._do(self.federation.offline(status.device_id, now), now)
 
     def _announced(self, update: UpdateReady, now: float) -> None:

@@ -313,7 +313,7 @@ class Agent:
         if task.training.done:
             self._hand_over(task, task.training)
         elif task.training.step_index % self._checkpoint_every == 0:
-            task.training.save(self._state.checkpoint(task.key))
+            self._state.keep_checkpoint(task.key, task.training.save)
 
     def _started(self, task: _Task) -> Training:
         path = self._state.checkpoint(task.key)

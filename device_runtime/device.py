@@ -1,11 +1,13 @@
 """``fleetune device``: a device's life in one process, resumed by the same command after a kill."""
 
+import fcntl
 import logging
 import secrets
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -104,11 +106,11 @@ def device(
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
     desk = _Desk(artifact, Path(data), threads=threads, recompute=recompute)
-    with desk.stack, Outbox(folder / "outbox.sqlite") as outbox:
+    with desk.stack, _alone_in(folder), Outbox(folder / "outbox.sqlite") as outbox:
         identity = Identity(_device_id(outbox, id), job, artifact.digest, role)
         link = Link(
             mqtt,
-            client_id=f"fleetune-{job}-{identity.device_id}"[:128],
+            client_id=f"fleetune-{job}-{identity.device_id}",
             topics=identity.topics,
             will=Will(*identity.will),
             ca_file=ca_file,
@@ -218,6 +220,19 @@ def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) 
     except OSError as exc:
         raise StateError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
     return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two processes with one identity would throw each other off the server for ever."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StateError(
+                f"{folder}: another device process works here; give each its own --state"
+            ) from exc
+        yield
 
 
 def _device_id(outbox: Outbox, given: str | None) -> str:

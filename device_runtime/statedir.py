@@ -1,5 +1,7 @@
 """What a device keeps between starts: an adapter version, checkpoints of local work, what its codec still owes."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
-from device_runtime.errors import WireError
+from device_runtime.errors import StateError, WireError
 
 
 class StateFolder:
@@ -24,8 +26,14 @@ class StateFolder:
         return content if sha256(content).hexdigest() == digest else None
 
     def keep_adapter(self, content: bytes) -> None:
-        """Keep an adapter in place of the one before."""
-        write_atomically(self._adapter, content)
+        """Keep an adapter in place of the one before; StateError if it cannot be written."""
+        with self._writing():
+            write_atomically(self._adapter, content)
+
+    def keep_checkpoint(self, key: str, save: Callable[[Path], None]) -> None:
+        """Let ``save`` write a checkpoint of the work ``key``; StateError if it cannot be written."""
+        with self._writing():
+            save(self.checkpoint(key))
 
     def checkpoint(self, key: str) -> Path:
         """Where the checkpoint of the work ``key`` is, or will be."""
@@ -45,10 +53,11 @@ class StateFolder:
     def keep_residual(self, round_number: int, residual: Arrays) -> None:
         """Keep what the update of this round does not convey; earlier ones stay until it is settled."""
         path = self._residual_path(round_number)
-        if residual:
-            save_arrays(path, residual)
-        else:
+        if not residual:
             path.unlink(missing_ok=True)
+            return
+        with self._writing():
+            save_arrays(path, residual)
 
     def settle(self, round_number: int, *, accepted: bool) -> None:
         """The update was taken, or not: then its own residual is void, else those before it are.
@@ -58,6 +67,13 @@ class StateFolder:
         for number, path in self._residuals():
             if number > round_number or (number < round_number) == accepted:
                 path.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
 
     def _residuals(self) -> list[tuple[int, Path]]:
         paths = sorted(self._folder.glob("residual-*.safetensors"))

@@ -15,12 +15,16 @@ import plain_models
 import pytest
 import torch
 from safetensors.numpy import load
-from servers import Mosquitto
+from servers import Mosquitto, free_port
 
+from broker.aggregation import aggregate
 from broker.strategies import fedavg
 from device_runtime.arrays import load_arrays
 from device_runtime.artifact import open_artifact
 from device_runtime.data import load_dataset
+from device_runtime.device import device
+from device_runtime.errors import ConfigError, TransportError
+from device_runtime.outbox import Outbox
 from device_runtime.stack import Stack
 from device_runtime.trainer import Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
@@ -221,6 +225,76 @@ def test_everything_is_killed_once_and_nothing_changes(fleet, mosquitto, expecte
     fleet.aggregate()
     again = fleet.report("aggregator")
     assert again["history"] == report["history"], "a finished job is not done again"
+
+
+def test_a_restarted_server_brings_everyone_back(fleet, mosquitto, expected):
+    fleet.aggregate()
+    fleet.devices()
+    fleet.wait_for("d/work-*.safetensors")
+    mosquitto.kill()
+    mosquitto.start()
+    fleet.wait_for("run/updates/00002-*.bin")
+    mosquitto.kill()
+    mosquitto.start()
+    assert [row["devices"] for row in fleet.report("aggregator")["history"]] == [0, 4, 4, 4]
+    assert fleet.report("d")["rounds"] == 3
+    assert_as_expected(fleet.root / "run", expected)
+
+
+def test_a_server_that_is_not_there_is_named(artifact, data, tmp_path):
+    options = {"mqtt": f"mqtt://127.0.0.1:{free_port()}", "job": "plain", "timeout_s": 0.3}
+    with pytest.raises(TransportError, match="no MQTT server answers"):
+        aggregate(artifact, rounds=1, clients=1, out=tmp_path / "run", **options)
+    with pytest.raises(TransportError, match="no MQTT server answers"):
+        device(artifact, data=data / "a.npz", state=tmp_path / "state", **options)
+
+
+def test_a_device_that_hears_nothing_stops_when_asked_to(artifact, data, tmp_path, mosquitto):
+    options = {"mqtt": mosquitto.url, "job": "plain", "state": tmp_path / "state"}
+    with pytest.raises(TransportError, match=r"no word of an aggregator for 0\.2 s"):
+        device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
+    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
+        made = outbox.recall("device_id")
+    with pytest.raises(TransportError, match="no word"):
+        device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
+    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
+        assert outbox.recall("device_id") == made, "its name is made once and kept"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"codec": "zip"}, "no codec 'zip'; have: fp16, fp32, int8"),
+        ({"strategy": "best"}, "no strategy 'best'"),
+        ({"policy": "lazy"}, "no policy 'lazy'"),
+        ({"drop": 1.5, "policy": "exact-k"}, "drop"),
+        ({"optimizer": "newton"}, "no optimizer 'newton'"),
+        ({"clients": 2, "min_clients": 3}, "min_clients 3: from 1 to clients"),
+        ({"job": "a/b"}, "job 'a/b'"),
+        ({"mqtt": "http://x"}, "http"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(artifact, tmp_path, changes, said):
+    options = {
+        "mqtt": "mqtt://127.0.0.1:1",
+        "job": "plain",
+        "rounds": 1,
+        "clients": 1,
+        "out": tmp_path / "run",
+    }
+    with pytest.raises(ConfigError, match=said):
+        aggregate(artifact, **{**options, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_do_not_share_a_state_folder(fleet):
+    fleet.device("a")
+    fleet.wait_for("a/outbox.sqlite")
+    fleet.processes["first"] = fleet.processes["a"]
+    fleet.device("a")
+    assert fleet.processes["a"].wait(PATIENCE_S) == 1
+    assert "StateError" in fleet.log("a")
+    assert "another device process works here" in fleet.log("a")
 
 
 def test_a_round_closes_at_its_deadline_without_a_device_that_died(fleet):

@@ -63,7 +63,7 @@ def test_the_wire_gives_what_one_process_gives_to_the_bit(tmp_path, strategy):
         assert done.aggregator.version(version) == expected
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_the_order_of_arrival(tmp_path, seed):
     done = world(tmp_path, seed=seed).run()
     assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
@@ -134,9 +134,9 @@ def test_lost_doubled_and_damaged_messages_change_nothing(tmp_path):
     assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
 
 
-@pytest.mark.parametrize("turns", [3, 5, 8, 11, 14, 20])
+@pytest.mark.parametrize("turns", [3, 8, 14])
 def test_a_killed_aggregator_goes_on_where_it_was(tmp_path, turns):
-    running = world(tmp_path, evaluate=True)
+    running = world(tmp_path, evaluate=True, strategy="fedavgm")
     for _ in range(turns):
         running.turn()
     running.aggregator.kill()
@@ -144,7 +144,8 @@ def test_a_killed_aggregator_goes_on_where_it_was(tmp_path, turns):
         running.turn()
     running.aggregator.start(running.now)
     running.run()
-    assert running.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
+    expected = in_process(FOUR, rounds=3, settings=settings_of(strategy="fedavgm"))
+    assert running.aggregator.version(3) == expected
     assert [row.devices for row in running.aggregator.ledger.rows()] == [0, 4, 4, 4]
 
 
@@ -162,7 +163,7 @@ def test_an_update_acknowledged_before_the_kill_is_neither_lost_nor_trained_agai
     assert running.aggregator.version(1) == in_process((0, 1), rounds=1, settings=settings_of())
 
 
-@pytest.mark.parametrize("turns", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize("turns", [2, 5, 8])
 def test_a_killed_device_resumes(tmp_path, turns):
     running = world(tmp_path)
     for _ in range(turns):
