@@ -43,6 +43,7 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
         ExportError: no such folder or hub id, no model in it, or one that does not do this task.
     """
     chosen = TASKS[task]
+    _check_source(source)
     torch.manual_seed(seed)
     with _told_shortly(f"{source}: not a model for {task}"), _quiet():
         config = transformers.AutoConfig.from_pretrained(source)
@@ -217,6 +218,16 @@ def _longest(config: Any, tokenizer: Any) -> int:
     if tokenizer is not None:
         limits.append(tokenizer.model_max_length)
     return int(min(limits))
+
+
+def _check_source(source: str) -> None:
+    """A path must be a folder with a ``config.json``; anything else is taken for a hub id."""
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ExportError(f"{source}: no model here (no config.json)")
+    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise ExportError(f"{source}: no such folder; MODEL is a local folder or a hub id such as org/name")
 
 
 def _tokenizer(source: str) -> Any:

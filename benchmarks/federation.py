@@ -1,0 +1,145 @@
+"""Eight devices, each with a Dirichlet(0.5) share of banking77, over a real Mosquitto; and the same federation in torch.
+
+Set FLEETUNE_SHARED_DATA to the folder that holds ``banking77/`` if it is not ``../shared/data``.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from broker.aggregation import aggregate
+from broker.mosquitto import write_configuration
+from device_runtime.errors import ConfigError
+from toolkit.benchmark import FOLDER, run_worker
+from toolkit.export import export
+from toolkit.fleet import fleet
+from toolkit.models import packaged_model
+
+DEVICES, ROUNDS, STEPS, ALPHA, SEED, TEST_LINES = 8, 15, 30, 0.5, 0, 1000
+WORK = {"local_steps": STEPS, "batch_size": 16, "seq_len": 32, "lr": 2e-3, "seed": SEED}
+JOB = "banking"
+CODECS = ("fp32", "int8")
+
+
+def measure(say: Callable[[str], None]) -> dict[str, Any]:
+    """Accuracy by round and bytes, with fp32 and int8 updates and without any transport in torch."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        labels = split(folder, find_data() / "banking77")
+        export(
+            packaged_model(),
+            task="sequence-classification",
+            labels=labels,
+            out=folder / "artifact",
+            on_progress=say,
+        )
+        found = {codec: _federate(folder, codec, say) for codec in CODECS}
+        say("the same federation in torch + peft, one process, no transport")
+        settings = json.dumps({"rounds": ROUNDS, "devices": DEVICES, **WORK})
+        found["torch"] = run_worker("torch_federation", packaged_model(), folder, settings, threads=2)
+    summary = {"devices": DEVICES, "rounds": ROUNDS, "alpha": ALPHA, **WORK}
+    return {
+        "benchmark": "federation",
+        **summary,
+        **{f"{who}_{n}": v for who, f in found.items() for n, v in f.items()},
+    }
+
+
+def find_data() -> Path:
+    """The folder of real data sets; ConfigError if there is none."""
+    folder = Path(os.environ.get("FLEETUNE_SHARED_DATA", FOLDER.parent.parent / "shared" / "data"))
+    if not (folder / "banking77").is_dir():
+        raise ConfigError(f"{folder}: no banking77 here; set FLEETUNE_SHARED_DATA")
+    return folder
+
+
+def split(folder: Path, source: Path) -> list[str]:
+    """Write one file of lines per device, by Dirichlet shares of each class, and a test file; returns the label names."""
+    train, test = (_lines(source / f"{part}.jsonl.gz") for part in ("train", "test"))
+    rng = np.random.default_rng(SEED)
+    owned: list[list[dict[str, Any]]] = [[] for _ in range(DEVICES)]
+    for label in sorted({line["label"] for line in train}):
+        members = [line for line in train if line["label"] == label]
+        owners = rng.choice(DEVICES, len(members), p=rng.dirichlet([ALPHA] * DEVICES))
+        for owner, line in zip(owners, members, strict=True):
+            owned[owner].append(line)
+    for i, lines in enumerate(owned):
+        _write(folder / f"device-{i}.jsonl", lines)
+    _write(folder / "test.jsonl", [test[i] for i in rng.permutation(len(test))[:TEST_LINES]])
+    return [str(name) for name in json.loads((source / "labels.json").read_text())]
+
+
+def _federate(folder: Path, codec: str, say: Callable[[str], None]) -> dict[str, Any]:
+    artifact, root = folder / "artifact", folder / codec
+    with mosquitto(root) as url, fleet() as members:
+        for i in range(DEVICES):
+            members.start(
+                f"device-{i}",
+                root / f"d{i}",
+                _options(artifact, folder / f"device-{i}.jsonl", url, root / f"d{i}"),
+            )
+        evaluator = _options(artifact, folder / "test.jsonl", url, root / "evaluator")
+        members.start("evaluator", root / "evaluator", [*evaluator, "--role", "evaluate"])
+        started = time.monotonic()
+        report = aggregate(
+            artifact, mqtt=url, job=JOB, rounds=ROUNDS, clients=DEVICES, codec=codec, out=root / "run",
+            on_round=lambda row: say(f"{codec} round {row.round}: accuracy {row.accuracy}"), **WORK,
+        )  # fmt: skip
+        members.wait(60)
+    return {
+        "accuracy": report.accuracy,
+        "accuracy_by_round": [row.accuracy for row in report.history],
+        "bytes_down": report.bytes_down,
+        "bytes_up": report.bytes_up,
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+
+
+def _options(artifact: Path, data: Path, url: str, state: Path) -> list[str]:
+    named = {
+        "--data": data,
+        "--mqtt": url,
+        "--job": JOB,
+        "--id": state.name,
+        "--state": state,
+        "--threads": 1,
+    }
+    return [str(artifact), "--json", *(str(part) for pair in named.items() for part in pair)]
+
+
+@contextmanager
+def mosquitto(folder: Path) -> Iterator[str]:
+    """A real Mosquitto of our own configuration on a free port, ended when the block is left."""
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if program is None:
+        raise ConfigError("no mosquitto on this machine: apt-get install mosquitto")
+    port = 20000 + os.getpid() % 20000
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = write_configuration(
+        folder / "mosquitto", port=port, user="root" if os.geteuid() == 0 else None
+    )
+    process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
+    try:
+        yield f"mqtt://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def _write(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))

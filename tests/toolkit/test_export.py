@@ -1,0 +1,176 @@
+"""``export`` as an ML engineer meets it: a folder, a hub id that is none, adapters, labels, and everything that can be wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from pretrained import MINILM
+
+from device_runtime.artifact import open_artifact
+from device_runtime.errors import ConfigError, ExportError
+from device_runtime.selfcheck import selfcheck
+from device_runtime.stack import Stack
+from toolkit.export import export, read_labels
+
+TASK = "sequence-classification"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers with random weights and MiniLM's tokenizer."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.BertConfig(vocab_size=30522, max_position_embeddings=64, num_labels=3, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(MINILM).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact") / "artifact"
+    lines: list[str] = []
+    report = export(
+        tiny, task=TASK, labels=["a", "b", "c"], out=folder, lora_r=4, lora_alpha=12, on_progress=lines.append
+    )
+    assert (report.name, report.num_layers, report.num_kinds) == ("tiny-bert", 2, 1)
+    assert len(lines) >= 4
+    return folder
+
+
+def test_the_manifest_says_what_a_device_needs(artifact: Path) -> None:
+    manifest = open_artifact(artifact).manifest
+    assert manifest.labels == ("a", "b", "c")
+    assert [row.name for row in manifest.inputs] == [
+        "input_ids",
+        "token_type_ids",
+        "attention_mask",
+        "labels",
+    ]
+    assert manifest.tokenizer is not None
+    assert manifest.tokenizer.max_length == 64
+    assert manifest.peft["lora_alpha"] == 12
+    names = {t.name for t in manifest.trainable}
+    assert "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.weight" in names
+    assert "base_model.model.classifier.bias" in names
+
+
+def test_selfcheck(artifact: Path) -> None:
+    assert selfcheck(artifact).ok
+
+
+def test_blocks_lie_on_pages_of_their_own_and_tensors_on_cache_lines(artifact: Path) -> None:
+    rows = [t for t in open_artifact(artifact).manifest.tensors if not t.trainable]
+    assert all(t.offset % 64 == 0 for t in rows)
+    for layer in range(2):
+        assert min(t.offset for t in rows if t.layer == layer) % 4096 == 0
+
+
+def test_no_tensor_data_inside_the_graphs(artifact: Path) -> None:
+    assert sum(path.stat().st_size for path in (artifact / "graphs").iterdir()) < 200_000
+
+
+def test_an_existing_adapter_is_the_start(tiny: Path, artifact: Path, tmp_path: Path) -> None:
+    from device_runtime.adapters import save_peft
+
+    opened = open_artifact(artifact)
+    moved = {name: value + np.float32(0.01) for name, value in opened.adapter().items()}
+    save_peft(tmp_path / "adapter", opened.manifest, moved)
+    export(tiny, task=TASK, num_labels=3, out=tmp_path / "again", adapter=tmp_path / "adapter")
+    again = open_artifact(tmp_path / "again")
+    assert again.manifest.peft["r"] == 4
+    assert all(np.array_equal(value, moved[name]) for name, value in again.adapter().items())
+    ids = np.arange(100, 112).reshape(2, 6)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=3)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    with Stack(again) as stack, torch.no_grad():
+        expected = model(**{n: torch.from_numpy(a) for n, a in batch.items()}).logits.numpy()
+        np.testing.assert_allclose(stack.predict(batch, again.adapter()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["/no/such/model", "./no-such-model", "a/b/c"])
+def test_a_folder_that_is_not_there(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no such folder; MODEL is a local folder or a hub id"):
+        export(source, task=TASK, num_labels=2, out=tmp_path / "out")
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"no model here \(no config\.json\)"):
+        export(tmp_path, task=TASK, num_labels=2, out=tmp_path / "out")
+
+
+def test_a_config_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ExportError, match="not a model for sequence-classification"):
+        export(tmp_path, task=TASK, num_labels=2, out=tmp_path / "out")
+
+
+def test_weights_that_are_cut(tiny: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[: 1000 if path.suffix == ".safetensors" else None])
+    with pytest.raises(ExportError, match="not a model for"):
+        export(broken, task=TASK, num_labels=2, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_target_module_lists_what_there_is(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"target module 'q_proj': not in this model; .*key, query, value"):
+        export(tiny, task=TASK, num_labels=3, out=tmp_path / "out", target_modules=["q_proj"])
+
+
+def test_an_adapter_of_another_model(tiny: Path, artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "target_modules": ["nothing"]})
+    )
+    with pytest.raises(ExportError, match="not a PEFT adapter for this model"):
+        export(tiny, task=TASK, num_labels=3, out=tmp_path / "out", adapter=tmp_path)
+
+
+def test_a_folder_in_the_way_is_not_touched(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    with pytest.raises(ExportError, match="exists and is not an artifact"):
+        export(tiny, task=TASK, num_labels=3, out=tmp_path)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "poetry"}, "no task 'poetry'; have: causal-lm, image-classification"),
+        ({"backend": "tensorrt"}, "no backend 'tensorrt'; have:"),
+        ({"base_dtype": "int3"}, "--base-dtype int3"),
+        ({"lora_r": 0}, "--lora-r 0"),
+        ({"num_labels": None}, "give --num-labels N or --labels FILE"),
+    ],
+)
+def test_wrong_settings(tiny: Path, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        export(tiny, out=tmp_path / "out", **{"task": TASK, "num_labels": 3, **changes})  # type: ignore[arg-type]
+
+
+def test_labels_from_files(tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("yes\nno\n\n")
+    (tmp_path / "list.json").write_text('["yes", "no"]')
+    assert read_labels(tmp_path / "lines", None) == read_labels(tmp_path / "list.json", 2) == ["yes", "no"]
+    assert read_labels(None, 2) == ["label_0", "label_1"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "said"),
+    [
+        (["a", "a"], None, "1 of them distinct"),
+        (["a"], None, "1 labels"),
+        (["a", "b"], 3, "--num-labels 3, but 2 labels"),
+    ],
+)
+def test_labels_that_cannot_be(labels: list[str], count: int | None, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_labels(labels, count)
