@@ -12,6 +12,8 @@ from device_runtime.wire import Report, Request, UpdateReady, Verdict, decode, d
 
 REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
+SERVED_S = 15.0
+"""Whoever asked for chunks so recently needs no announcement."""
 _REQUEST_LIMIT = 32
 
 
@@ -69,7 +71,7 @@ class Deliveries:
         parcel = next((p for p in self._parcels if p.entry.digest == request.sha256), None)
         if parcel is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not here")
-        parcel.due = now + REPEAT_MAX_S
+        parcel.due = now + SERVED_S
         capped = msgspec.structs.replace(request, limit=min(request.limit, _REQUEST_LIMIT))
         for chunk in self._outgoing(parcel).chunks(capped):
             send(self._link, self._topic, encode(chunk))

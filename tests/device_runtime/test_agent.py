@@ -212,6 +212,27 @@ def test_announcements_become_rarer(stage):
     assert 5 < len(stage.aggregator.heard(UpdateReady)) < 20
 
 
+def test_who_pulls_needs_no_announcement(stage):
+    update = stage.trained()
+    stage.pull(update)
+    stage.now += 14
+    stage.poll(2)
+    assert stage.aggregator.heard(UpdateReady) == []
+    stage.now += 2
+    stage.poll(2)
+    assert len(stage.aggregator.heard(UpdateReady)) == 1, "the verdict may have got lost"
+
+
+def test_a_new_aggregator_may_ask_for_the_same_again(stage):
+    stage.aggregator.status("one")
+    update = stage.trained()
+    stage.aggregator.verdict(update)
+    stage.poll()
+    stage.aggregator.status("two")
+    stage.poll()
+    assert stage.trained().payload.sha256 == update.payload.sha256
+
+
 def test_a_refused_update_is_let_go_of(stage, caplog):
     update = stage.trained()
     with caplog.at_level(logging.WARNING):
