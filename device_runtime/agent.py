@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from device_runtime.arrays import Arrays, to_bytes
-from device_runtime.bench import Bench, Stepped, Training
+from device_runtime.workbench import Workbench, Stepped, Training
 from device_runtime.codecs import encode_with_feedback
 from device_runtime.deliveries import Deliveries
 from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
@@ -104,7 +104,7 @@ class Agent:
         self,
         link: Connection,
         outbox: Outbox,
-        bench: Bench,
+        workbench: Workbench,
         *,
         identity: Identity,
         folder: Path,
@@ -117,7 +117,7 @@ class Agent:
         Args:
             link: open, subscribed to ``identity.topics``, with ``identity.will``.
             outbox: the device's.
-            bench: what it trains and evaluates with.
+            workbench: what it trains and evaluates with.
             identity: who it is.
             folder: where it keeps its state.
             adapter: version 0 of the artifact, float32 by tensor name.
@@ -130,7 +130,7 @@ class Agent:
         """Whether it may stop because the aggregator cannot use it."""
         self.heard_at = 0.0
         """When the last message came."""
-        self._link, self._bench, self._identity = link, bench, identity
+        self._link, self._workbench, self._identity = link, workbench, identity
         self._outbox, self._state = outbox, StateFolder(folder)
         self._deliveries = Deliveries(link, outbox, job=identity.job, device_id=identity.device_id)
         self._adapter, self._original = adapter, to_bytes(adapter)
@@ -205,7 +205,7 @@ class Agent:
             device_id=self._identity.device_id,
             artifact=self._identity.artifact,
             role=self._identity.role,
-            num_samples=self._bench.num_samples,
+            num_samples=self._workbench.num_samples,
             version=self._version,
         )
         self._send(hello)
@@ -318,7 +318,7 @@ class Agent:
     def _started(self, task: _Task) -> Training:
         path = self._state.checkpoint(task.key)
         if path.is_file():
-            training = self._bench.start(task.offer.work, copied(task.reference))
+            training = self._workbench.start(task.offer.work, copied(task.reference))
             try:
                 training.restore(path)
             except (ArtifactError, ConfigError) as exc:
@@ -326,7 +326,7 @@ class Agent:
                 path.unlink()
             else:
                 return training
-        return self._bench.start(task.offer.work, copied(task.reference))
+        return self._workbench.start(task.offer.work, copied(task.reference))
 
     def _hand_over(self, task: _Task, training: Training) -> None:
         offer, residual = task.offer, self._state.residual(task.offer.round)
@@ -340,7 +340,7 @@ class Agent:
             round=offer.round,
             version=offer.version,
             codec=offer.work.codec,
-            num_samples=self._bench.num_samples,
+            num_samples=self._workbench.num_samples,
             payload=Outgoing(payload, chunk_bytes=self._link.chunk_bytes).manifest,
             stats=stats,
         )
@@ -352,7 +352,7 @@ class Agent:
 
     def _evaluate(self, task: _Task) -> None:
         offer = task.offer
-        measured = self._bench.evaluate(offer.work, task.reference)
+        measured = self._workbench.evaluate(offer.work, task.reference)
         report = Report(
             device_id=self._identity.device_id,
             job=offer.job,

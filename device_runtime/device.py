@@ -15,7 +15,7 @@ import msgspec
 from device_runtime.agent import Agent, Event, Identity
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.bench import Bench
+from device_runtime.workbench import Workbench
 from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError, StateError, TransportError, choices
 from device_runtime.evaluation import Evaluation, evaluate
@@ -119,7 +119,7 @@ def device(
         agent = Agent(
             link,
             outbox,
-            desk.bench(),
+            desk.workbench(),
             identity=identity,
             folder=folder,
             adapter=artifact.adapter(),
@@ -182,8 +182,8 @@ class _Desk:
         self._artifact, self._data = artifact, data
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
-    def bench(self) -> Bench:
-        return Bench(self._start, self._evaluate, self._dataset.num_samples)
+    def workbench(self) -> Workbench:
+        return Workbench(self._start, self._evaluate, self._dataset.num_samples)
 
     def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
         return Trainer(self.stack, self._rows(work.seq_len), work, adapter)

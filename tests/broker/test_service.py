@@ -10,7 +10,7 @@ from fleet import (
     Device,
     LinearTraining,
     World,
-    bench_of,
+    workbench_of,
     first_adapter,
     in_process,
     points_of,
@@ -90,7 +90,7 @@ def test_evaluation_fills_the_rows(tmp_path):
     assert [row.round for row in rows] == [0, 1, 2, 3]
     assert [row.devices for row in rows] == [0, 4, 4, 4]
     assert rows[3].loss < rows[0].loss
-    expected = bench_of(9).evaluate(None, first_adapter())
+    expected = workbench_of(9).evaluate(None, first_adapter())
     assert (rows[0].loss, rows[0].accuracy) == (expected.loss, expected.accuracy)
     assert done.aggregator.rows == rows, "each row is told once, in order, and complete"
 

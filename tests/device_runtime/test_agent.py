@@ -3,7 +3,7 @@ import logging
 import msgspec
 import numpy as np
 import pytest
-from fleet import ARTIFACT, JOB, STEPS, Device, LinearTraining, bench_of, first_adapter, points_of
+from fleet import ARTIFACT, JOB, STEPS, Device, LinearTraining, workbench_of, first_adapter, points_of
 
 from device_runtime.arrays import to_bytes
 from device_runtime.codecs import decode_update, encode_update
@@ -391,7 +391,7 @@ def test_work_that_cannot_be_done_is_declined_once(tmp_path):
         training.step = step
         return training
 
-    stage = Stage(tmp_path, bench=bench_of(3, wrap=diverging))
+    stage = Stage(tmp_path, workbench=workbench_of(3, wrap=diverging))
     stage.aggregator.offer()
     stage.poll(3)
     stage.aggregator.offer()
@@ -406,7 +406,7 @@ def test_an_evaluating_device_reports_until_there_is_a_verdict(tmp_path):
     stage.until("evaluated")
     stage.poll()
     (report,) = stage.aggregator.heard(Report)
-    expected = bench_of(3).evaluate(None, first_adapter())
+    expected = workbench_of(3).evaluate(None, first_adapter())
     assert (report.loss, report.accuracy, report.num_samples) == tuple(expected)
     stage.now += 10
     stage.poll()

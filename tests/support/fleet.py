@@ -11,7 +11,7 @@ from broker.settings import Patience, Settings
 from broker.strategies import STRATEGIES
 from device_runtime.agent import Agent, Identity
 from device_runtime.arrays import load_arrays, save_arrays, to_bytes
-from device_runtime.bench import Bench
+from device_runtime.workbench import Workbench
 from device_runtime.errors import ConfigError
 from device_runtime.loopback import Loopback
 from device_runtime.outbox import Outbox
@@ -87,7 +87,7 @@ def points_of(number, size=3000):
     return rng.standard_normal((5 + number, size)).astype(np.float32) / 50, rng.standard_normal(5 + number)
 
 
-def bench_of(number, *, made=None, size=3000, wrap=None):
+def workbench_of(number, *, made=None, size=3000, wrap=None):
     points = points_of(number, size)
 
     def start(work, adapter):
@@ -101,7 +101,7 @@ def bench_of(number, *, made=None, size=3000, wrap=None):
         loss = float(np.mean((x @ adapter["w"] + adapter["b"] - y) ** 2))
         return Measure(loss, 1 / (1 + loss), len(y))
 
-    return Bench(start, evaluate, len(points[0]))
+    return Workbench(start, evaluate, len(points[0]))
 
 
 class Device:
@@ -114,7 +114,7 @@ class Device:
         )
         self.folder, self.server, self.number = folder / self.name, server, number
         self.size = options.pop("size", 3000)
-        self.bench = options.pop("bench", None) or bench_of(number, size=self.size)
+        self.workbench = options.pop("workbench", None) or workbench_of(number, size=self.size)
         self.options = options
         self.events = []
         self.agent = None
@@ -126,7 +126,7 @@ class Device:
         self.agent = Agent(
             self.link,
             self.outbox,
-            self.bench,
+            self.workbench,
             identity=self.identity,
             folder=self.folder,
             adapter=first_adapter(self.size),

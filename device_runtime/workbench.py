@@ -69,7 +69,7 @@ class Measured(Protocol):
         """Samples measured."""
 
 
-class Bench(NamedTuple):
+class Workbench(NamedTuple):
     """What a device works with."""
 
     start: Callable[[LocalWork, Arrays], Training]
