@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 
 from device_runtime.arrays import Arrays, to_bytes
-from device_runtime.workbench import Workbench, Stepped, Training
 from device_runtime.codecs import encode_with_feedback
 from device_runtime.deliveries import Deliveries
 from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
@@ -38,6 +37,7 @@ from device_runtime.wire import (
     device_topic,
     encode,
 )
+from device_runtime.workbench import Stepped, Training, Workbench
 
 log = logging.getLogger(__name__)
 

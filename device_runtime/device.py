@@ -15,7 +15,6 @@ import msgspec
 from device_runtime.agent import Agent, Event, Identity
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.workbench import Workbench
 from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError, StateError, TransportError, choices
 from device_runtime.evaluation import Evaluation, evaluate
@@ -27,6 +26,7 @@ from device_runtime.stack import Stack
 from device_runtime.trainer import Trainer
 from device_runtime.training import peak_rss_mb
 from device_runtime.wire import LocalWork, check_name
+from device_runtime.workbench import Workbench
 
 log = logging.getLogger(__name__)
 

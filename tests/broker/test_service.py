@@ -10,11 +10,11 @@ from fleet import (
     Device,
     LinearTraining,
     World,
-    workbench_of,
     first_adapter,
     in_process,
     points_of,
     settings_of,
+    workbench_of,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -3,7 +3,7 @@ import logging
 import msgspec
 import numpy as np
 import pytest
-from fleet import ARTIFACT, JOB, STEPS, Device, LinearTraining, workbench_of, first_adapter, points_of
+from fleet import ARTIFACT, JOB, STEPS, Device, LinearTraining, first_adapter, points_of, workbench_of
 
 from device_runtime.arrays import to_bytes
 from device_runtime.codecs import decode_update, encode_update

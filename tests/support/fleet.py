@@ -11,11 +11,11 @@ from broker.settings import Patience, Settings
 from broker.strategies import STRATEGIES
 from device_runtime.agent import Agent, Identity
 from device_runtime.arrays import load_arrays, save_arrays, to_bytes
-from device_runtime.workbench import Workbench
 from device_runtime.errors import ConfigError
 from device_runtime.loopback import Loopback
 from device_runtime.outbox import Outbox
 from device_runtime.wire import LocalWork, decode
+from device_runtime.workbench import Workbench
 
 JOB = "job"
 ARTIFACT = "a" * 64
