@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
+SOURCES := $(wildcard $(foreach package,device_runtime broker exporters toolkit,$(package)/*.py $(package)/*/*.py))
 export PATH := $(PATH):/usr/sbin
 
 .PHONY: help demo test test-all check bench device-env mosquitto clean
@@ -52,7 +53,7 @@ $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml | $(VENV)/
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*]"
 	@touch $@
 
-$(VENV)-device/device.stamp: pyproject.toml | $(VENV)-device/bin/pip
+$(VENV)-device/device.stamp: pyproject.toml $(SOURCES) | $(VENV)-device/bin/pip
 	@echo "installing fleetune[device] into $(VENV)-device, without torch"
 	$(VENV)-device/bin/pip install --quiet --disable-pip-version-check ".[device]"
 	@rm -rf build
