@@ -228,12 +228,13 @@ class Stranger:
         return UpdateReady(**{**fields, "num_samples": 5, "payload": manifest, **changes})
 
     def deliver(self, payload, **changes):
-        """Announce, serve every request, and return the verdicts."""
+        """Announce, serve every request for this payload (garbled announcements cause others), and return the verdicts."""
         self.say(self.ready(payload, **changes))
         outgoing, verdicts = Outgoing(payload), []
         while found := self.heard((Request, Verdict)):
             verdicts += [m for m in found if isinstance(m, Verdict)]
-            for request in [m for m in found if isinstance(m, Request)]:
+            ours = outgoing.manifest.sha256
+            for request in [m for m in found if isinstance(m, Request) and m.sha256 == ours]:
                 for chunk in outgoing.chunks(request):
                     self.say(chunk)
         return verdicts
