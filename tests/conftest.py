@@ -1,12 +1,18 @@
-"""Fixtures of every test: real MQTT servers."""
+"""Fixtures of every test: real MQTT servers. FLEETUNE_FUZZ=1 draws other examples every time; else they are the same."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from servers import Mosquitto
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+if not os.environ.get("FLEETUNE_FUZZ"):
+    hypothesis.settings.load_profile("repeatable")
 
 if TYPE_CHECKING:
     from broker.embedded import EmbeddedServer
