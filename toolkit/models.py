@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from device_runtime.errors import ExportError, choices
 from device_runtime.manifest import Input
 from exporters.program import LABELS, Program
+from toolkit.experts import DENSE
 from toolkit.tasks import IGNORED, TASKS, Task
 
 _FIRST_ORDINARY_ID = 5
@@ -47,11 +48,11 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
     torch.manual_seed(seed)
     with _told_shortly(f"{source}: not a model for {task}"), _quiet():
         config = transformers.AutoConfig.from_pretrained(source)
-        settings: dict[str, Any] = {"attn_implementation": "eager", "dtype": torch.float32}
-        if hasattr(config, "num_local_experts"):
-            settings["experts_implementation"] = (
-                "eager"  # the grouped product that is the default knows only bf16
-            )
+        settings: dict[str, Any] = {
+            "attn_implementation": "eager",
+            "experts_implementation": DENSE,
+            "dtype": torch.float32,
+        }
         if chosen.has_classes:
             settings |= {
                 "num_labels": len(labels),
@@ -177,7 +178,7 @@ def _example(loaded: LoadedModel, batch: int, seq: int) -> dict[str, Tensor]:
             )
         elif row.name == "attention_mask":
             arrays[row.name] = torch.ones(shape, dtype=torch.int64)
-            arrays[row.name][1:, -(seq // 3) :] = 0
+            arrays[row.name][1:, seq - seq // 3 :] = 0
         elif row.name == LABELS:
             high = (
                 num_classes
