@@ -38,7 +38,7 @@ def torch_step(
 ) -> dict[str, Tensor]:
     """Loss, logits and gradients of one eager step with the layers in ``dropped`` replaced by the identity."""
     parameters = {n: p for n, p in program.module.named_parameters() if p.requires_grad}
-    with torch.enable_grad(), _without(anatomy, dropped):
+    with torch.enable_grad(), without(anatomy, dropped):
         logits = program.logits(batch)
         loss = program.loss(logits, batch[LABELS])
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -48,7 +48,7 @@ def torch_step(
     return {"loss": loss.detach(), "logits": logits.detach(), **found}
 
 
-def _without(anatomy: Anatomy, dropped: Sequence[int]) -> AbstractContextManager[None]:
+def without(anatomy: Anatomy, dropped: Sequence[int]) -> AbstractContextManager[None]:
     """The layers in ``dropped`` as the identity."""
     gone = set(dropped)
     stand_ins: list[StandIn | None] = [

@@ -25,6 +25,7 @@ from exporters.golden import record_golden
 from exporters.graph_file import GraphFile
 from exporters.kinds import group_kinds
 from exporters.program import Program, tensors_of, traced_sizes, trainable_names
+from exporters.quantize import check_base_dtype, derive, rounded, split_form, with_forms
 from exporters.sections import block, head, prelude
 from exporters.weights_file import write_base
 
@@ -53,14 +54,19 @@ def write_artifact(
     out: Path,
     *,
     backend: str = "onnx",
+    base_dtype: str = "fp32",
     on_progress: Progress = lambda _: None,
 ) -> Manifest:
     """Export ``program`` into the folder ``out`` (replaced if it is an artifact already).
 
+    With ``base_dtype`` fp16 or int8 the golden step is that of the module with its frozen weights rounded as they are stored.
+
     Raises:
+        ConfigError: no such storage of frozen weights.
         ExportError: no blocks, a trainable tensor that cannot learn, an operator without translation, or a folder in the way.
     """
     chosen = BACKENDS[backend]
+    check_base_dtype(base_dtype, backend=backend, taken=chosen.base_dtypes)
     sizes = traced_sizes(program)
     on_progress("finding the blocks")
     anatomy = find_anatomy(program, batch=sizes[0], seq=sizes[1])
@@ -73,17 +79,17 @@ def write_artifact(
         [block(call, prefix=f"{call.path}.") for call in kinds],
         head(program, anatomy, sizes=sizes),
     )
-    graphs = convert_all(chosen, *sections, sizes=sizes)
-    with _new_folder(out) as folder:
+    graphs = convert_all(chosen, *sections, sizes=sizes, base_dtype=base_dtype)
+    with new_folder(out) as folder:
         on_progress("writing weights and graphs")
-        table = _Table(program, anatomy)
+        table = TensorTable(program, anatomy)
         files = _Graphs(folder, chosen.suffix)
-        made_prelude = _section(files, "prelude", graphs.prelude, sections[0].slots)
+        made_prelude = _section(files, "prelude", graphs.prelude, with_forms(sections[0].slots))
         made_kinds = [
-            _section(files, f"block{i}", g, s.slots)
+            _section(files, f"block{i}", g, with_forms(s.slots))
             for i, (g, s) in enumerate(zip(graphs.kinds, sections[1], strict=True))
         ]
-        made_head = _section(files, "head", graphs.head, sections[2].slots)
+        made_head = _section(files, "head", graphs.head, with_forms(sections[2].slots))
         layer_slots = [
             [f"{call.path}.{slot.removeprefix(f'{kinds[k].path}.')}" for slot in made_kinds[k].slots]
             for call, k in zip(anatomy.calls, of_layer, strict=True)
@@ -91,7 +97,8 @@ def write_artifact(
         rows = table.write(folder, made_prelude.slots, layer_slots, made_head.slots)
         index = {row.name: i for i, row in enumerate(rows)}
         on_progress("recording the golden step")
-        record_golden(program, anatomy, folder / GOLDEN)
+        with rounded(table.tensors, table.written):
+            record_golden(program, anatomy, folder / GOLDEN)
         if description.tokenizer is not None:
             (folder / TOKENIZER).write_bytes(description.tokenizer)
         manifest = Manifest(
@@ -108,12 +115,13 @@ def write_artifact(
                 Layer(k, table.indices(slots, index), anatomy.side_indices(i))
                 for i, (k, slots) in enumerate(zip(of_layer, layer_slots, strict=True))
             ),
-            head=Section(made_head.graphs, table.indices(made_head.slots, index)),
+            head=Section(made_head.graphs, table.indices(made_head.slots, index), sections[2].targets),
             tensors=tuple(rows),
-            files=_digests(folder),
+            files=digests_of(folder),
             hidden_size=stream(anatomy.calls[0].output).shape[-1],
             peft=description.peft,
-            tokenizer=_tokenizer(description),
+            base_dtype=base_dtype,
+            tokenizer=tokenizer_row(description),
             licences=description.licences,
             versions={name: version(name) for name in ("fleetune", "torch", "onnx")},
         )
@@ -157,29 +165,32 @@ def _renumbered(ports: tuple[Port, ...], slots: Mapping[int, int]) -> tuple[Port
     )
 
 
-class _Table:
+class TensorTable:
     """Collects the tensors that slots name, each once however often it is tied."""
 
     def __init__(self, program: Program, anatomy: Anatomy) -> None:
         self._names = program.names
         self._trainable = set(trainable_names(program.module))
-        self._tensors = tensors_of(program.module)
-        self._first_name = {id(t): name for name, t in reversed(list(self._tensors.items()))}
+        self.tensors = tensors_of(program.module)
+        self.written: list[str] = []
+        self._first_name = {id(t): name for name, t in reversed(list(self.tensors.items()))}
         self._aliases = {n: self._first_name[id(t)] for n, t in _all_tensors(program)}
 
     def write(
         self, folder: Path, prelude_slots: list[str], layer_slots: list[list[str]], head_slots: list[str]
     ) -> list[Row]:
+        """Write the base and the adapter file; one row per tensor that some slot names."""
         spans = [(-1, prelude_slots), *enumerate(layer_slots), (-1, head_slots)]
         placed: dict[str, int] = {}
         frozen, learning = [], {}
         for layer, slots in spans:
-            fresh = [n for n in dict.fromkeys(map(self._aliases.__getitem__, slots)) if n not in placed]
+            fresh = [n for n in dict.fromkeys(map(self._own, slots)) if n not in placed]
             placed.update(dict.fromkeys(fresh, layer))
-            frozen.append([(self._name(n), self._tensors[n]) for n in fresh if n not in self._trainable])
+            frozen.append([(self._name(n), self._stored(n)) for n in fresh if n not in self._trainable])
             learning.update(
-                {self._name(n): self._tensors[n].detach().contiguous() for n in fresh if n in self._trainable}
+                {self._name(n): self.tensors[n].detach().contiguous() for n in fresh if n in self._trainable}
             )
+        self.written = list(placed)
         layer_of = {self._name(n): layer for n, layer in placed.items()}
         rows = [_row(p.name, p.tensor, p.offset, layer_of) for p in write_base(folder / BASE, frozen)]
         save_file(learning, folder / ADAPTER)
@@ -187,10 +198,21 @@ class _Table:
         return rows + [_row(n, t, offsets[n], layer_of, trainable=True) for n, t in learning.items()]
 
     def indices(self, slots: list[str], index: Mapping[str, int]) -> tuple[int, ...]:
-        return tuple(index[self._name(self._aliases[slot])] for slot in slots)
+        """Rows of the tensors in ``slots``; ``index`` is the row of each tensor by its name in the table."""
+        return tuple(index[self._name(self._own(slot))] for slot in slots)
+
+    def _own(self, slot: str) -> str:
+        """The slot under the first name of its tensor, so that what is tied is one."""
+        name, form = split_form(slot)
+        return f"{self._aliases[name]}:{form}" if form else self._aliases[name]
 
     def _name(self, own: str) -> str:
-        return self._names.get(own, own)
+        name, form = split_form(own)
+        return self._names.get(name, name) + (f":{form}" if form else "")
+
+    def _stored(self, own: str) -> Tensor:
+        name, form = split_form(own)
+        return derive(name, self.tensors[name], form)
 
 
 def _all_tensors(program: Program) -> Iterator[tuple[str, Tensor]]:
@@ -221,7 +243,8 @@ def _offsets(path: Path) -> dict[str, int]:
         return {name: 8 + length + header[name]["data_offsets"][0] for name in file.keys()}  # noqa: SIM118
 
 
-def _tokenizer(description: Description) -> Tokenizer | None:
+def tokenizer_row(description: Description) -> Tokenizer | None:
+    """How text becomes arrays, if the model reads text."""
     return (
         None
         if description.tokenizer is None
@@ -229,13 +252,14 @@ def _tokenizer(description: Description) -> Tokenizer | None:
     )
 
 
-def _digests(folder: Path) -> dict[str, FileDigest]:
+def digests_of(folder: Path) -> dict[str, FileDigest]:
+    """Digest and size of every file under ``folder``, by its path inside."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): FileDigest(sha256_of(p), p.stat().st_size) for p in files}
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when all went well."""
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise ExportError(f"{out}: exists and is not an artifact; choose another --out")
