@@ -3,8 +3,10 @@
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ def trace(
     what: str,
     sizes: tuple[int, int],
     data: Sequence[bool],
+    decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
+    bounds: tuple[int, int] | None = None,
 ) -> ExportedProgram:
     """Trace ``function(*arguments)``.
 
@@ -34,12 +38,16 @@ def trace(
         what: named in errors.
         sizes: the (batch, sequence) sizes of the examples.
         data: for each argument, whether its dimensions of those sizes are dynamic (weights have none).
+        decompositions: operators to spell otherwise, beside the core ATen ones.
+        bounds: largest (batch, sequence) that the program must take, or None for any.
 
     Raises:
         ExportError: the tracer cannot follow; names the module's line and the operator.
     """
     shapes = tuple(
-        {i: Dim.AUTO for i, extent in enumerate(a.shape) if extent in sizes} if is_data else {}
+        {i: _dim(sizes.index(extent), bounds) for i, extent in enumerate(a.shape) if extent in sizes}
+        if is_data
+        else {}
         for a, is_data in zip(arguments, data, strict=True)
     )
     try:
@@ -47,7 +55,7 @@ def trace(
             graph = make_fx(
                 function,
                 tracing_mode="symbolic",
-                decomposition_table=dict(core_aten_decompositions()),
+                decomposition_table={**core_aten_decompositions(), **decompositions},
                 _allow_non_fake_inputs=True,
             )(*arguments)
             return torch.export.export(_Held(graph), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
@@ -55,6 +63,10 @@ def trace(
         raise
     except Exception as exc:
         raise ExportError(f"{what}: tracing stopped at {_place(exc)}: {_first_line(exc)}") from exc
+
+
+def _dim(which: int, bounds: tuple[int, int] | None) -> Any:
+    return Dim.AUTO if bounds is None else Dim.AUTO(max=bounds[which])
 
 
 class _Held(nn.Module):
@@ -70,7 +82,15 @@ class _Held(nn.Module):
 def quiet() -> Iterator[None]:
     """Tracers warn about things that are as they should be; the golden step is what decides."""
     loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch.fx", "torch._dynamo", "torch.onnx")
+        logging.getLogger(name)
+        for name in (
+            "torch.export",
+            "torch.fx",
+            "torch._dynamo",
+            "torch.onnx",
+            "torch.utils._pytree",
+            "torchao",
+        )
     ]
     levels = [log.level for log in loggers]
     for log in loggers:
