@@ -1,14 +1,16 @@
 """What every backend hands to the writer."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from device_runtime.manifest import Port
 
 
 @dataclass(frozen=True)
 class GraphFile:
-    """One graph ready to be written: its bytes, and its ports in the order the file declares them."""
+    """One graph ready to be written: its bytes, its ports in the order the file declares them, its largest batch and sequence."""
 
     content: bytes
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    bounds: Mapping[str, int] = field(default_factory=dict)

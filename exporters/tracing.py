@@ -17,6 +17,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from device_runtime.errors import ExportError
 
 Traceable = Callable[..., Sequence[Tensor]]
+_LOUD = (
+    "torch.export",
+    "torch.fx",
+    "torch._dynamo",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torchao",
+    "executorch",
+)
 
 
 def trace(
@@ -81,17 +90,7 @@ class _Held(nn.Module):
 @contextmanager
 def quiet() -> Iterator[None]:
     """Tracers warn about things that are as they should be; the golden step is what decides."""
-    loggers = [
-        logging.getLogger(name)
-        for name in (
-            "torch.export",
-            "torch.fx",
-            "torch._dynamo",
-            "torch.onnx",
-            "torch.utils._pytree",
-            "torchao",
-        )
-    ]
+    loggers = [logging.getLogger(name) for name in _LOUD]
     levels = [log.level for log in loggers]
     for log in loggers:
         log.setLevel(logging.ERROR)

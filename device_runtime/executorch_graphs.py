@@ -1,0 +1,95 @@
+"""Opens and runs ``.pte`` graphs by ExecuTorch's runtime, with the interface of :mod:`device_runtime.graphs`.
+
+ExecuTorch's Python runtime speaks in torch tensors, so on a Linux device this backend, an optional extra, brings torch along;
+its C++, Java and Swift runtimes need none. Both are loaded when the first graph of this backend is opened, never before.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device_runtime.arrays import Array
+from device_runtime.errors import ArtifactError, ConfigError
+
+Value = Any
+"""A torch tensor."""
+INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
+_BINDINGS = "executorch.extension.pybindings.portable_lib"
+
+
+class ExecutorchGraph:
+    """One opened graph file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            ArtifactError: ExecuTorch refuses the file.
+            ConfigError: ExecuTorch is not installed; names the command.
+        """
+        self._name = path.name
+        try:
+            self._program = _load("executorch.runtime").Runtime.get().load_program(path)
+            self._method = self._program.load_method("forward")
+        except RuntimeError as exc:
+            raise ArtifactError(f"{path.name}: ExecuTorch cannot open it: {exc}") from exc
+
+    def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
+        """Run the whole graph; ``feeds`` in the order in which the graph declares its inputs, ``wanted`` all its outputs.
+
+        Raises:
+            ArtifactError: a value larger than the graph's bounds, or of another type.
+        """
+        try:
+            found = list(self._method.execute(list(feeds.values())))
+        except RuntimeError as exc:
+            shapes = ", ".join(f"{n} {list(v.shape)}" for n, v in feeds.items())
+            raise ArtifactError(
+                f"{self._name}: ExecuTorch refuses {shapes[:400]}; see the manifest's bounds"
+            ) from exc
+        if len(found) != len(wanted):
+            raise ArtifactError(f"{self._name}: expected {len(wanted)} outputs, got {len(found)}")
+        return found
+
+
+def value_of(array: Array) -> Value:
+    """A tensor that shares the array's memory and keeps it alive."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # torch warns that the mapped weights are read-only; graphs never write inputs
+        return _load("torch").from_numpy(np.ascontiguousarray(array))
+
+
+def array_of(value: Value) -> Array:
+    """The value's content, in the same memory."""
+    return np.asarray(value.numpy())
+
+
+def set_threads(threads: int) -> None:
+    """Size XNNPACK's pool, 0 = as it comes (one per core).
+
+    Raises:
+        ConfigError: negative, or ExecuTorch is not installed.
+    """
+    if threads < 0:
+        raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
+    bindings = _load(_BINDINGS)
+    if threads and bindings._threadpool_get_thread_count() != threads:
+        bindings._unsafe_reset_threadpool(threads)
+
+
+@cache
+def _load(module: str) -> Any:
+    """Import on demand: a device without this extra never pays for it, and torch stays out of everything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return import_module(module)
+    except ImportError as exc:
+        raise ConfigError(f"the executorch backend is not installed: {INSTALL}") from exc

@@ -1,0 +1,120 @@
+"""Operators spelled in those that XNNPACK takes: matrix products as ``bmm``, reductions as products with ones.
+
+XNNPACK delegates ``mm`` and ``addmm`` only with constant weights, no ``sum`` at all, and neither layer norm nor ``erf``; what it
+leaves runs on portable kernels, 39 times slower for a block.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+# erf(x) = x P(x^2) / Q(x^2) on [-4, 4]; largest error 4e-7. Source: Eigen, generic_fast_erf_float (MPL 2.0), its coefficients.
+_ERF_P = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """``aten.mm`` as a batch of one."""
+    product: Tensor = aten.bmm(a.unsqueeze(0), b.unsqueeze(0)).view(a.shape[0], b.shape[1])
+    return product
+
+
+def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """``aten.addmm``: the product, then the bias."""
+    product = mm(a, b)
+    product = product if alpha == 1 else product * alpha
+    return product + (bias if beta == 1 else bias * beta)
+
+
+def total(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """``aten.sum`` over the first or the last dimensions, as a product with ones."""
+    if not x.is_floating_point() or dtype not in (None, x.dtype):
+        return NotImplemented
+    summed = sorted(d % x.dim() for d in (dims or range(x.dim())))
+    count, rank = len(summed), x.dim()
+    shape = [1 if i in summed else e for i, e in enumerate(x.shape) if keepdim or i not in summed]
+    if summed == list(range(rank - count, rank)):
+        rows, columns = math.prod(x.shape[: rank - count]), math.prod(x.shape[rank - count :])
+        return _bmm(x.reshape(1, rows, columns), x.new_ones((1, columns, 1)), shape)
+    if summed == list(range(count)):
+        rows, columns = math.prod(x.shape[:count]), math.prod(x.shape[count:])
+        return _bmm(x.new_ones((1, 1, rows)), x.reshape(1, rows, columns), shape)
+    return NotImplemented
+
+
+def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """``aten.mean`` as the sum over the count."""
+    if not x.is_floating_point() or dtype not in (None, x.dtype):
+        return NotImplemented
+    count = math.prod(x.shape[d] for d in (dims or range(x.dim())))
+    summed: Tensor = aten.sum.dim_IntList(x, dims, keepdim)
+    return summed / count
+
+
+def layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``aten.native_layer_norm``: output, mean, and the reciprocal of the standard deviation."""
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    center = mean(x, dims, True)
+    centred = x - center
+    scale = torch.rsqrt(mean(centred * centred, dims, True) + eps)
+    y = centred * scale
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias), center, scale
+
+
+def power(x: Tensor, exponent: float) -> Tensor:
+    """``aten.pow`` with a small whole exponent as products."""
+    if not x.is_floating_point() or exponent not in (2, 3, 4):
+        return NotImplemented
+    square = x * x
+    return square if exponent == 2 else square * (x if exponent == 3 else square)
+
+
+def erf(x: Tensor) -> Tensor:
+    """``aten.erf`` as a quotient of polynomials."""
+    x = x.clamp(-4, 4)
+    square = x * x
+    return x * _polynomial(square, _ERF_P) / _polynomial(square, _ERF_Q)
+
+
+def _bmm(a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
+    product: Tensor = aten.bmm(a, b).view(shape)
+    return product
+
+
+def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    value = x * coefficients[0] + coefficients[1]
+    for coefficient in coefficients[2:]:
+        value = value * x + coefficient
+    return value
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.mm.default: mm,
+    aten.addmm.default: addmm,
+    aten.sum.dim_IntList: total,
+    aten.mean.dim: mean,
+    aten.native_layer_norm.default: layer_norm,
+    aten.erf.default: erf,
+    aten.pow.Tensor_Scalar: power,
+}

@@ -1,0 +1,167 @@
+"""A traced section as ``.pte`` graphs: decomposed for XNNPACK, tidied, then cut into what the device runs.
+
+ExecuTorch plans memory for the largest sizes, so batch and sequence have bounds; they stand in the manifest.
+"""
+
+from collections.abc import Sequence
+
+from torch import SymInt, Tensor, dtype
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from device_runtime.errors import ExportError
+from device_runtime.manifest import Port, Role
+from exporters.executorch_cut import inputs_of, outputs_of, part, saved_values
+from exporters.executorch_decompositions import DECOMPOSITIONS
+from exporters.executorch_lowering import lower, require
+from exporters.executorch_tidy import tidy
+from exporters.graph_file import GraphFile
+from exporters.sections import Section
+from exporters.tracing import trace
+
+BOUNDS = (16, 128)
+"""Largest batch and sequence, unless the model itself takes less."""
+NOMINAL = {"batch": 16, "seq": 64}
+"""Sizes at which saved activations are weighed against each other."""
+_DTYPES = ("float32", "int64", "int32", "bool")
+
+Named = dict[Node, tuple[Role, int]]
+
+
+class _Traced:
+    """A section's program with the role of every node that may enter or leave a graph."""
+
+    def __init__(self, section: Section, sizes: tuple[int, int]) -> None:
+        require()
+        self.section = section
+        _check_dtypes(section)
+        self.program = trace(
+            section.function,
+            [a.example for a in section.arguments],
+            what=section.what,
+            sizes=sizes,
+            data=[a.is_data for a in section.arguments],
+            decompositions=DECOMPOSITIONS,
+            bounds=BOUNDS,
+        )
+        tidy(self.program.graph)
+        self.inputs, self.outputs = inputs_of(self.program), outputs_of(self.program)
+        self.symbols = _symbols(section, self.inputs, sizes)
+        self.bounds = _bounds(self.program, self.symbols)
+
+    def entering(self) -> list[tuple[Node, Role, int]]:
+        return [(n, a.role, a.index) for n, a in zip(self.inputs, self.section.arguments, strict=True)]
+
+    def leaving(self, *roles: Role) -> list[tuple[Node, Role, int]]:
+        rows = zip(self.outputs, self.section.results, strict=True)
+        return [(n, role, index) for n, (role, index) in rows if not roles or role in roles]
+
+    def graph(
+        self,
+        purpose: str,
+        inputs: Sequence[tuple[Node, Role, int]],
+        outputs: Sequence[tuple[Node, Role, int]],
+    ) -> GraphFile:
+        """The graph from those of ``inputs`` that it needs to ``outputs``."""
+        program = part(self.program, [n for n, _, _ in inputs], [n for n, _, _ in outputs])
+        used = set(program.graph_signature.user_inputs)
+        return GraphFile(
+            lower(program, what=f"{self.section.what} ({purpose})").content,
+            tuple(
+                self._port(f"{role}_{i}", row)
+                for row in inputs
+                if row[0].name in used
+                for _, role, i in [row]
+            ),
+            tuple(self._port(f"{role}_{i}_out", row) for row in outputs for _, role, i in [row]),
+            self.bounds,
+        )
+
+    def _port(self, name: str, row: tuple[Node, Role, int]) -> Port:
+        node, role, index = row
+        value: Tensor = node.meta["val"]
+        shape = tuple(d if isinstance(d, int) else _named(d, self.symbols) for d in value.shape)
+        return Port(name=name, role=role, dtype=_name(value.dtype), shape=shape, index=index)
+
+
+def prelude_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+    """``forward``: batch -> hidden and sides."""
+    traced = _Traced(section, sizes)
+    return {"forward": traced.graph("forward", traced.entering(), traced.leaving())}
+
+
+def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+    """``train``: everything; ``predict``: logits alone, without labels."""
+    traced = _Traced(section, sizes)
+    inputs = traced.entering()
+    return {
+        "train": traced.graph("train", inputs, traced.leaving()),
+        "predict": traced.graph("predict", inputs, traced.leaving("logits")),
+    }
+
+
+def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+    """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's."""
+    traced = _Traced(section, sizes)
+    inputs, y = traced.entering(), traced.leaving("hidden")
+    gradients, own = traced.leaving("d_hidden", "d_weight"), traced.leaving("d_weight")
+    extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
+    gradient = next(n for n, role, _ in inputs if role == "d_hidden")
+    kept = saved_values(traced.program.graph, gradient, extents=extents)
+    saved: list[tuple[Node, Role, int]] = [(n, "saved", i) for i, n in enumerate(kept)]
+    return {
+        "forward": traced.graph("forward", inputs, y),
+        "forward_save": traced.graph("forward_save", inputs, [*y, *saved]),
+        "backward": traced.graph("backward", [*inputs, *saved], gradients),
+        "backward_recompute": traced.graph("backward_recompute", inputs, gradients),
+        "backward_lowest": traced.graph("backward_lowest", [*inputs, *saved], own),
+        "backward_lowest_recompute": traced.graph("backward_lowest_recompute", inputs, own),
+    }
+
+
+def _check_dtypes(section: Section) -> None:
+    """XNNPACK's products are float32; refuse the rest here, not on the device."""
+    bad = [
+        f"{a.name or a.role} is {_name(a.example.dtype)}"
+        for a in section.arguments
+        if _name(a.example.dtype) not in _DTYPES
+    ]
+    if bad:
+        raise ExportError(
+            f"{section.what}: the executorch backend takes {', '.join(_DTYPES)}; {', '.join(bad[:5])}"
+        )
+
+
+def _symbols(section: Section, inputs: Sequence[Node], sizes: tuple[int, int]) -> dict[str, str]:
+    """Symbol -> ``batch`` or ``seq``; refuse a trace that fixed one of them."""
+    names = dict(zip(sizes, NOMINAL, strict=True))
+    symbols: dict[str, str] = {}
+    for node, argument in zip(inputs, section.arguments, strict=True):
+        for traced, extent in zip(node.meta["val"].shape, argument.example.shape, strict=True):
+            if argument.is_data and extent in names:
+                if not isinstance(traced, SymInt):
+                    raise ExportError(
+                        f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
+                    )
+                symbols[str(traced.node.expr)] = names[extent]
+    return symbols
+
+
+def _bounds(program: ExportedProgram, symbols: dict[str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for symbol, limits in program.range_constraints.items():
+        name = symbols.get(str(symbol))
+        if name is not None:
+            found[name] = min(int(limits.upper), found.get(name, int(limits.upper)))
+    return found
+
+
+def _named(extent: SymInt, symbols: dict[str, str]) -> str:
+    text = str(extent.node.expr)
+    for symbol, name in symbols.items():
+        text = text.replace(symbol, name)
+    return text
+
+
+def _name(kind: dtype) -> str:
+    return str(kind).removeprefix("torch.")

@@ -1,0 +1,76 @@
+"""The only file of the exporters that knows ExecuTorch: a program becomes the bytes of a ``.pte`` file, delegated to XNNPACK."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+from torch.export import ExportedProgram
+
+from device_runtime.errors import ConfigError, ExportError
+from exporters.tracing import quiet
+
+INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
+
+
+class Lowered(NamedTuple):
+    """A ``.pte`` file, and the operators that portable kernels run because XNNPACK does not take them, with their count."""
+
+    content: bytes
+    portable: dict[str, int]
+
+
+def require() -> None:
+    """Refuse before anything is traced.
+
+    Raises:
+        ConfigError: ExecuTorch is not installed; names the command.
+    """
+    try:
+        version("executorch")
+    except PackageNotFoundError as exc:
+        raise ConfigError(f"the executorch backend is not installed: {INSTALL}") from exc
+
+
+def lower(program: ExportedProgram, *, what: str) -> Lowered:
+    """Delegate what XNNPACK takes and serialise; inputs and outputs are the caller's memory.
+
+    Raises:
+        ConfigError: ExecuTorch is not installed.
+        ExportError: an operator that the runtime has no kernel for, by name.
+    """
+    require()
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+        from executorch.exir.passes import MemoryPlanningPass
+
+        memory = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        try:
+            edge = to_edge_transform_and_lower(
+                program,
+                partitioner=[XnnpackPartitioner()],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            )
+            found = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=memory))
+        except Exception as exc:
+            reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+            raise ExportError(f"{what}: ExecuTorch does not take it: {reason}") from exc
+        _check_kernels(found.executorch_program, what)
+        return Lowered(bytes(found.buffer), _portable(edge.exported_program().graph))
+
+
+def _check_kernels(program: Any, what: str) -> None:
+    from executorch.runtime import Runtime
+
+    known = set(Runtime.get().operator_registry.operator_names)
+    used = {f"{o.name}.{o.overload}".rstrip(".") for o in program.execution_plan[0].operators}
+    if used - known:
+        raise ExportError(f"{what}: ExecuTorch's runtime has no kernel for {', '.join(sorted(used - known))}")
+
+
+def _portable(graph: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and "sym_size" not in schema.name:
+            counts[schema.name] = counts.get(schema.name, 0) + 1
+    return counts

@@ -1,0 +1,120 @@
+"""Cleans a traced graph before it is cut: fewer shape operators, so that fewer break a delegated run.
+
+XNNPACK takes a reshape with at most one dynamic dimension, and neither ``unsqueeze`` nor ``alias``; a copy that it would drop
+at the border of a delegated run is refused ("pass through arguments").
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.fx import Graph, Node
+
+aten = torch.ops.aten
+_VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+)
+_SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+
+
+def tidy(graph: Graph) -> None:
+    """Rewrite ``graph`` in place; values and their shapes stay what they are."""
+    _share_sizes(graph)
+    for rule in (_drop_copies, _as_views, _join_permutes):
+        for node in list(graph.nodes):
+            if node.op == "call_function":
+                rule(node, graph)
+    _share(graph)
+    graph.eliminate_dead_code()
+
+
+def sizes_of(graph: Graph) -> dict[Any, Node]:
+    """Size nodes by their expression."""
+    return {n.meta["val"].node.expr: n for n in graph.nodes if isinstance(n.meta.get("val"), SymInt)}
+
+
+def _share_sizes(graph: Graph) -> None:
+    """One node per size; plain sizes are read off the first input that has them."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    known: dict[Any, Node] = {}
+    with graph.inserting_after(inputs[-1]):
+        for node, dim, size in _dimensions(inputs):
+            if size.node.expr.is_symbol and size.node.expr not in known:
+                made = graph.call_function(aten.sym_size.int, (node, dim))
+                made.meta["val"] = size
+                known[size.node.expr] = made
+    mine = set(known.values())
+    for node in list(graph.nodes):
+        if isinstance(node.meta.get("val"), SymInt) and node not in mine:
+            first = known.setdefault(node.meta["val"].node.expr, node)
+            if first is not node:
+                _replace(node, first, graph)
+
+
+def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
+    found = [(n, n.meta["val"]) for n in inputs if isinstance(n.meta.get("val"), Tensor)]
+    return [(n, d, e) for n, v in found for d, e in enumerate(v.shape) if isinstance(e, SymInt)]
+
+
+def _drop_copies(node: Node, graph: Graph) -> None:
+    same = node.target in _SAME
+    same |= node.target is aten.clone.default and _value(node.args[0]).is_contiguous()
+    same |= node.target is aten.expand.default and _value(node).shape == _value(node.args[0]).shape
+    if same:
+        _replace(node, node.args[0], graph)
+
+
+def _as_views(node: Node, graph: Graph) -> None:
+    """Every reshape as one view of its origin, with -1 for the only dynamic dimension."""
+    if node.target not in _VIEWS:
+        return
+    origin, shape = node.args[0], list(_value(node).shape)
+    while origin.target is aten.view.default and _value(origin.args[0]).is_contiguous():
+        origin = origin.args[0]
+    if _value(origin).shape == _value(node).shape:
+        _replace(node, origin, graph)
+        return
+    dynamic = [i for i, extent in enumerate(shape) if isinstance(extent, SymInt)]
+    if len(dynamic) == 1:
+        shape[dynamic[0]] = -1
+    known = sizes_of(graph)
+    extents = [e if isinstance(e, int) else known.get(e.node.expr) for e in shape]
+    if None not in extents:
+        node.target, node.args, node.kwargs = aten.view.default, (origin, extents), {}
+
+
+def _join_permutes(node: Node, graph: Graph) -> None:
+    if node.target is not aten.permute.default or node.args[0].target is not aten.permute.default:
+        return
+    inner = node.args[0]
+    order = [inner.args[1][i] for i in node.args[1]]
+    if order == list(range(len(order))):
+        _replace(node, inner.args[0], graph)
+    else:
+        node.args = (inner.args[0], order)
+
+
+def _share(graph: Graph) -> None:
+    """Equal calls become one."""
+    seen: dict[tuple[Any, str, str], Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if first is not node:
+                _replace(node, first, graph)
+
+
+def _replace(node: Node, other: Node, graph: Graph) -> None:
+    node.replace_all_uses_with(other)
+    graph.erase_node(node)
+
+
+def _value(node: Node) -> Tensor:
+    value: Tensor = node.meta["val"]
+    return value
