@@ -86,9 +86,13 @@ class Dataset:
 
     def rows(self, indices: Indices) -> Arrays:
         """A batch by input name; tokens are padded to the longest row, in steps of 8, at most to ``seq_len``."""
-        longest = int(self.lengths[indices].max())
-        width = min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.seq_len)
+        width = self.width_of(indices)
         return {name: column.take(indices, width) for name, column in self.columns.items()}
+
+    def width_of(self, indices: Indices) -> int:
+        """Tokens of each row of a batch, padding included."""
+        longest = int(self.lengths[indices].max())
+        return min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.seq_len)
 
     def num_batches(self, batch_size: int) -> int:
         """Batches in an epoch, the last and short one included."""

@@ -12,6 +12,7 @@ import msgspec
 from device_runtime.adapters import load_peft, save_peft
 from device_runtime.arrays import write_atomically
 from device_runtime.artifact import Artifact, open_artifact
+from device_runtime.budget import must_recompute, resident_mb
 from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError
 from device_runtime.evaluation import Evaluation
@@ -75,6 +76,7 @@ def train(
     seed: int = 0,
     threads: int = 0,
     recompute: bool = False,
+    memory_budget_mb: float = 0.0,
     checkpoint_every: int = 50,
     resume: bool = True,
     adapter: Path | str | None = None,
@@ -103,6 +105,7 @@ def train(
         seed: of batches and layer plans.
         threads: for the kernels; 0 for one a core.
         recompute: less memory for one more forward a step.
+        memory_budget_mb: in 10^6 bytes; recompute where saving would exceed it, refuse what fits neither way; 0: none.
         checkpoint_every: steps between checkpoints; 0 for none.
         resume: False starts anew though there is a checkpoint.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
@@ -136,6 +139,11 @@ def train(
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=seq_len) if eval else None
+    if memory_budget_mb:
+        width = dataset.width_of(dataset.ordered_batches(1)[-1])
+        recompute |= must_recompute(
+            artifact, work, num_tokens=width, budget_mb=memory_budget_mb, resident_mb=resident_mb()
+        )
     with Stack(artifact, threads=threads, recompute=recompute) as stack:
         trainer = Trainer(stack, dataset, work, start)
         if resume and (folder / CHECKPOINT).exists():

@@ -44,7 +44,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
 def demo(
     *,
     data: Path | None = None,
-    rounds: int = 8,
+    rounds: int = 6,
     devices: int = 4,
     out: Path | str = "demo-run",
     seed: int = 0,

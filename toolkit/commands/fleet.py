@@ -1,9 +1,10 @@
 """Commands of a federation: device, aggregate, broker, demo, bench."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from toolkit import live
 from toolkit.commands.options import (
@@ -138,7 +139,7 @@ def demo(
     data: Annotated[
         Path | None, shown("your own labelled data", "made-up household utterances", metavar="FILE")
     ] = None,
-    rounds: Annotated[int | None, shown("rounds in all", "8")] = None,
+    rounds: Annotated[int | None, shown("rounds in all", "6")] = None,
     devices: Annotated[int | None, shown("training devices", "4")] = None,
     out: Annotated[Path | None, shown("folder to write", "demo-run", metavar="DIR")] = None,
     seed: Seed = None,
@@ -154,7 +155,7 @@ def demo(
 
     Export, MQTT server, aggregator, device processes, evaluation: a few minutes, no arguments needed.
     """
-    call("toolkit.demo:demo", locals(), watch=Watch("on_event", live.demo_events))
+    call("toolkit.demo:demo", locals(), watch=Watch("on_event", live.demo_events), show=_show_demo)
 
 
 def bench(
@@ -165,3 +166,14 @@ def bench(
 ) -> None:
     """Measure a figure of benchmarks/."""
     call("toolkit.benchmark:bench", locals(), argument="name", watch=Watch("on_progress", live.messages))
+
+
+def _show_demo(console: Console, report: Any) -> None:
+    for line in (
+        f"accuracy {report.accuracy_before:.3f} -> {report.accuracy:.3f} on people that no device has heard",
+        f"{report.mean_active_layers:.1f} layers active in a step; a device took at most {report.device_peak_rss_mb:.0f} MB",
+        f"{live.size(report.bytes_down)} down and {live.size(report.bytes_up)} up in {report.rounds} rounds",
+        f"{report.wall_s:.0f} s in all",
+        f"adapter: {report.adapter} (fleetune merge, or peft.PeftModel.from_pretrained)",
+    ):
+        console.print(line, markup=False)

@@ -54,6 +54,9 @@ def train(
     seed: Seed = None,
     threads: Threads = None,
     recompute: Recompute = None,
+    memory_budget_mb: Annotated[
+        float | None, shown("recompute, or refuse, what would take more than this; 0 for no limit", "0.0")
+    ] = None,
     checkpoint_every: Annotated[int | None, shown("steps between checkpoints", "50")] = None,
     adapter: Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")] = None,
     config: Config = None,
