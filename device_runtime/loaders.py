@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 from device_runtime import executorch_graphs, graphs
 from device_runtime.arrays import Array
+from device_runtime.errors import ArtifactError
 from device_runtime.tables import Table
 
 Value = Any
@@ -37,10 +38,16 @@ def _executorch(path: Path, _threads: int) -> OpenGraph:
     return executorch_graphs.ExecutorchGraph(path)
 
 
+def _whole_models(path: Path, _threads: int) -> OpenGraph:
+    """The files of this backend are models of whole steps, which ``device_runtime.ort_training`` runs."""
+    raise ArtifactError(f"{path}: no graph of a block; open this artifact with OrtTrainingStack")
+
+
 LOADERS = Table(
     "backend that this device can run",
     {
         "onnx": Loader(_onnx, graphs.value_of, graphs.array_of, graphs.set_threads),
+        "ort-training": Loader(_whole_models, graphs.value_of, graphs.array_of, graphs.set_threads),
         "executorch": Loader(
             _executorch, executorch_graphs.value_of, executorch_graphs.array_of, executorch_graphs.set_threads
         ),
