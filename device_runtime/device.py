@@ -21,8 +21,8 @@ from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.link import Link, Will
 from device_runtime.loopback import send
 from device_runtime.outbox import Outbox
+from device_runtime.runtimes import open_stack
 from device_runtime.samples import Dataset
-from device_runtime.stack import Stack
 from device_runtime.trainer import Trainer
 from device_runtime.training import peak_rss_mb
 from device_runtime.wire import LocalWork, check_name
@@ -178,7 +178,7 @@ class _Desk:
     """The stack and the data of a device; the data is read again when the aggregator asks for another length."""
 
     def __init__(self, artifact: Artifact, data: Path, *, threads: int, recompute: bool) -> None:
-        self.stack = Stack(artifact, threads=threads, recompute=recompute)
+        self.stack = open_stack(artifact, threads=threads, recompute=recompute)
         self._artifact, self._data = artifact, data
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 

@@ -12,6 +12,7 @@ from device_runtime.artifact import Artifact, open_artifact
 from device_runtime.data import load_dataset, text_dataset
 from device_runtime.errors import ConfigError
 from device_runtime.records import Text, read_records
+from device_runtime.runtimes import open_stack
 from device_runtime.samples import Dataset
 from device_runtime.stack import Stack
 from device_runtime.training import ADAPTER
@@ -61,7 +62,7 @@ def predict(
     folder = Path(run) / ADAPTER if run else adapter
     weights = load_peft(Path(folder), artifact.manifest) if folder else artifact.adapter()
     texts, dataset = _read(artifact, text, data)
-    with Stack(artifact, threads=threads) as stack:
+    with open_stack(artifact, threads=threads) as stack:
         logits = _logits(stack, dataset, weights, batch_size=batch_size)
     return list(_named(logits, artifact.manifest.labels, texts))
 

@@ -19,8 +19,10 @@ from exporters.golden import record_golden
 from exporters.kinds import group_kinds
 from exporters.ort_training_graphs import PREFIX, DepthGraph, depth_graph
 from exporters.program import Program, tensors_of, traced_sizes, trainable_names
+from exporters.quantize import check_base_dtype
 from exporters.writing import TOKENIZER, Description, TensorTable, digests_of, new_folder, tokenizer_row
 
+BACKEND = "ort-training"
 PYTHON = "FLEETUNE_ORT_PYTHON"
 """Environment variable: the Python of the environment in which ``onnxruntime-training-cpu`` is installed."""
 _ROOT = Path(__file__).resolve().parent.parent
@@ -32,15 +34,19 @@ def write_ort_training(
     description: Description,
     out: Path,
     *,
+    backend: str = BACKEND,
+    base_dtype: str = "fp32",
     depths: Sequence[int] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Export ``program`` into the folder ``out`` with one model per depth of ``depths`` (None: 1 to all layers).
 
     Raises:
+        ConfigError: another storage of frozen weights than fp32.
         ExportError: the environment of ONNX Runtime Training is missing, blocks that differ, an operator without translation or
             gradient, or a folder in the way.
     """
+    check_base_dtype(base_dtype, backend=backend, taken=("fp32",))
     python = training_python()
     sizes = traced_sizes(program)
     on_progress("finding the blocks")
@@ -73,7 +79,7 @@ def write_ort_training(
             name=description.name,
             architecture=description.architecture,
             task=description.task,
-            backend="ort-training",
+            backend=backend,
             labels=description.labels,
             inputs=program.inputs,
             prelude=Section({}),
