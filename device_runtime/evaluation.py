@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from device_runtime.arrays import Array, Arrays
+from device_runtime.arrays import Arrays
 from device_runtime.samples import IGNORED, LABELS, Dataset, Indices
 
 if TYPE_CHECKING:
@@ -32,16 +32,15 @@ def evaluate(stack: "Stack", dataset: Dataset, adapter: Arrays, *, batch_size: i
     loss, num_right, num_judged = 0.0, 0, 0
     for indices in dataset.ordered_batches(batch_size):
         batch = dataset.rows(indices)
-        batch_loss, logits = stack.evaluate(batch, adapter)
-        right, judged = _count(logits, batch[LABELS].astype(np.int64), shifted=shifted)
+        batch_loss, answers = stack.evaluate(batch, adapter)
+        right, judged = _count(answers, batch[LABELS].astype(np.int64), shifted=shifted)
         loss += batch_loss * judged
         num_right, num_judged = num_right + right, num_judged + judged
     return Evaluation(loss / max(1, num_judged), num_right / max(1, num_judged), dataset.num_samples)
 
 
-def _count(logits: Array, labels: Indices, *, shifted: bool) -> tuple[int, int]:
-    """How many labels are answered right, and how many count; logits (batch, …, classes), labels (batch, …)."""
-    answers = logits.argmax(-1)
+def _count(answers: Indices, labels: Indices, *, shifted: bool) -> tuple[int, int]:
+    """How many labels are answered right, and how many count; both (batch, …)."""
     if shifted:
         answers, labels = answers[:, :-1], labels[:, 1:]
     judged = labels != IGNORED

@@ -54,11 +54,23 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trainable: bool = False
 
 
+class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How labels (batch, seq) become each token's target: moved ``shift`` places to the left; ``ignored`` counts for nothing."""
+
+    shift: int
+    ignored: int
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The prelude or the head: its graphs by purpose, and the tensor of each weight slot."""
+    """The prelude or the head: its graphs by purpose, and the tensor of each weight slot.
+
+    A head with ``targets`` works token by token: its graphs take any tokens (1, rows) with their targets in the place of the
+    labels, and its loss is a sum, so that it can be run over a few rows at a time.
+    """
 
     graphs: dict[str, Graph]
     tensors: tuple[int, ...] = ()
+    targets: Targets | None = None
 
 
 class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +112,7 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a device needs to know before it reads a weight."""
+    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where a backend has any."""
 
     format: int
     name: str
@@ -117,7 +129,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, FileDigest]
     hidden_size: int
     peft: dict[str, Any]
+    base_dtype: str = "fp32"
     tokenizer: Tokenizer | None = None
+    bounds: dict[str, int] = {}
     licences: dict[str, str] = {}
     versions: dict[str, str] = {}
 

@@ -1,6 +1,7 @@
 """``fleetune selfcheck``: replays what torch recorded at export and says how far each tensor is off."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,13 +12,18 @@ from device_runtime.arrays import Array, Arrays, load_arrays
 from device_runtime.artifact import GOLDEN, open_artifact
 from device_runtime.errors import ArtifactError
 from device_runtime.plans import dropping
-from device_runtime.stack import Stack
+from device_runtime.runtimes import open_stack, recompute_modes
 
 LIMIT = 1e-4
+INT8_LIMIT = 0.1
+"""Of relative L2 error: int8 products round activations and gradients; the recorded step, of the rounded weights, does not."""
 
 
 class SelfcheckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``tensors`` maps each checked tensor to its error: largest difference over the largest value recorded."""
+    """``tensors`` maps each checked tensor to its error.
+
+    That is the largest difference over the largest value recorded; with an int8 base the norm of the difference over the norm.
+    """
 
     ok: bool
     max_relative_error: float
@@ -38,17 +44,22 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
         plans: dict[str, list[int]] = json.loads((file.metadata() or {}).get("plans", "{}"))
     if not plans:
         raise ArtifactError(f"{path}: holds no recorded step; export again")
+    is_int8 = artifact.manifest.base_dtype == "int8"
+    measure, limit = (relative_distance, INT8_LIMIT) if is_int8 else (relative_error, LIMIT)
     batch, adapter = _part(recorded, "batch."), _part(recorded, "adapter.")
     errors: dict[str, float] = {}
-    for recompute in (False, True):
-        with Stack(artifact, threads=threads, recompute=recompute) as stack:
+    for recompute in recompute_modes(artifact):
+        with open_stack(artifact, threads=threads, recompute=recompute) as stack:
             for name, dropped in plans.items():
-                result = stack.step(batch, dropping(artifact.manifest.num_layers, dropped), adapter)
+                result = stack.step(
+                    batch, dropping(artifact.manifest.num_layers, dropped), adapter, keep_logits=True
+                )
                 found = {"loss": np.float32(result.loss), "logits": result.logits, **_prefixed(result.grads)}
                 label = f"{name}.recompute." if recompute else f"{name}."
-                errors |= {label + n: e for n, e in _errors(_part(recorded, f"{name}."), found).items()}
+                expected = _part(recorded, f"{name}.")
+                errors |= {label + n: e for n, e in _errors(expected, found, measure).items()}
     worst = max(errors.values())
-    return SelfcheckReport(ok=bool(worst <= LIMIT), max_relative_error=worst, limit=LIMIT, tensors=errors)
+    return SelfcheckReport(ok=bool(worst <= limit), max_relative_error=worst, limit=limit, tensors=errors)
 
 
 def relative_error(found: Array | np.generic, expected: Array) -> float:
@@ -60,11 +71,21 @@ def relative_error(found: Array | np.generic, expected: Array) -> float:
     return float(np.abs(a - b).max(initial=0.0) / scale) if scale else float(np.abs(a).max(initial=0.0))
 
 
-def _errors(expected: Arrays, found: dict[str, Array | np.generic]) -> dict[str, float]:
+def relative_distance(found: Array | np.generic, expected: Array) -> float:
+    """L2 norm of the difference over that of what was expected; infinite for another shape or a NaN."""
+    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    if a.shape != b.shape or not np.isfinite(a).all():
+        return float("inf")
+    return float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))
+
+
+def _errors(
+    expected: Arrays,
+    found: dict[str, Array | np.generic],
+    measure: Callable[[Array | np.generic, Array], float],
+) -> dict[str, float]:
     missing = {name: float("inf") for name in expected.keys() ^ found.keys()}
-    return missing | {
-        name: relative_error(found[name], expected[name]) for name in sorted(expected.keys() & found)
-    }
+    return missing | {name: measure(found[name], expected[name]) for name in sorted(expected.keys() & found)}
 
 
 def _part(arrays: Arrays, prefix: str) -> Arrays:

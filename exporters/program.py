@@ -7,9 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from device_runtime.manifest import Input
+from device_runtime.manifest import Input, Targets
 
 LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A loss that is a mean over tokens: ``sum`` takes (logits, targets) of any tokens to the sum of their losses."""
+
+    sum: Callable[[Tensor, Tensor], Tensor]
+    targets: Targets
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Program:
         inputs: one row per array of a batch, in manifest terms.
         names: parameter or buffer name in ``module`` -> tensor name in the artifact.
         shapes: dimensions that no traced size may equal, beside those of the parameters.
+        token_loss: the same loss token by token, if it is one; a head that works token by token is then run in chunks.
     """
 
     module: nn.Module
@@ -33,6 +42,7 @@ class Program:
     inputs: tuple[Input, ...]
     names: dict[str, str]
     shapes: frozenset[int] = field(default_factory=frozenset)
+    token_loss: TokenLoss | None = None
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits of a batch; its labels, if any, are not looked at."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from device_runtime.errors import ExportError
-from device_runtime.manifest import Role
+from device_runtime.manifest import Role, Targets
 from exporters.anatomy import Anatomy, Call, replaced, stream
 from exporters.program import LABELS, Program, tensors_of, trainable_names
 
@@ -30,13 +30,17 @@ class Argument:
 
 @dataclass(frozen=True)
 class Section:
-    """A traceable function with the roles of what goes in and comes out. ``slots`` are full tensor names."""
+    """A traceable function with the roles of what goes in and comes out. ``slots`` are full tensor names.
+
+    With ``targets`` it is a head that works token by token: any tokens and their targets -> sum of their losses.
+    """
 
     what: str
     function: Callable[..., Sequence[Tensor]]
     arguments: tuple[Argument, ...]
     results: tuple[tuple[Role, int], ...]
     slots: tuple[str, ...]
+    targets: Targets | None = None
 
 
 def prelude(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Section:
@@ -62,8 +66,13 @@ def prelude(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Se
 
 
 def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Section:
-    """The last block's output, labels and batch -> loss, logits, gradient of that output and of the head's trainables."""
+    """The last block's output, labels and batch -> loss, logits, gradient of that output and of the head's trainables.
+
+    If the program's loss is one over tokens and the head works token by token, so does the section, on targets for labels.
+    """
     batch = program.make_batch(*sizes)
+    chunked = program.token_loss if _is_token_wise(program, anatomy, batch) else None
+    loss_of = chunked.sum if chunked else program.loss
     inputs = _batch_arguments(program, batch)
     weights = _weights(program)
     trained = _head_trainables(program, anatomy, batch)
@@ -76,14 +85,15 @@ def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Secti
                 _learning(v, w, trained) for v, w in zip(values[1 + len(inputs) :], weights, strict=True)
             ]
             logits = _inject(program, anatomy, start, (*values[1 : 1 + len(inputs)], *given), inputs, weights)
-            loss = program.loss(logits, values[1:][[i.name for i in inputs].index(LABELS)])
+            loss = loss_of(logits, values[1:][[i.name for i in inputs].index(LABELS)])
             wanted = [g for g, w in zip(given, weights, strict=True) if w.name in trained]
             return loss, logits, *torch.autograd.grad(loss, (start, *wanted))
 
     slots = tuple(w.name for w in weights)
     results: list[tuple[Role, int]] = [("loss", 0), ("logits", 0), ("d_hidden", 0)]
     results += [("d_weight", i) for i, name in enumerate(slots) if name in trained]
-    return Section("head", function, (hidden, *inputs, *weights), tuple(results), slots)
+    targets = chunked.targets if chunked else None
+    return Section("head", function, (hidden, *inputs, *weights), tuple(results), slots, targets)
 
 
 def block(call: Call, *, prefix: str) -> Section:
@@ -152,6 +162,29 @@ def _inject(
 
 def _learning(value: Tensor, weight: Argument, trained: set[str]) -> Tensor:
     return value.detach().requires_grad_(True) if weight.name in trained else value
+
+
+def _is_token_wise(program: Program, anatomy: Anatomy, batch: dict[str, Tensor]) -> bool:
+    """Whether logits depend on their own token's hidden state alone: not on another's, nor on what the batch says."""
+    hidden = stream(anatomy.calls[-1].output).detach()
+    if program.token_loss is None or hidden.ndim != 3:
+        return False
+    changed, place = hidden.clone(), hidden.shape[1] // 2
+    changed[:, place] = hidden[:, place].flip(-1) + 1
+    unpadded = {n: t if t.is_floating_point() else torch.ones_like(t) for n, t in batch.items()}
+    with torch.no_grad():
+        before, after = (_logits_after(program, anatomy, (h, batch)) for h in (hidden, changed))
+        other = _logits_after(program, anatomy, (hidden, unpadded))
+    if before.shape[:2] != hidden.shape[:2] or not torch.equal(before, other):
+        return False
+    same = (before == after).all(-1)
+    return bool(same[:, :place].all() and same[:, place + 1 :].all() and not same[:, place].any())
+
+
+def _logits_after(program: Program, anatomy: Anatomy, given: tuple[Tensor, dict[str, Tensor]]) -> Tensor:
+    hidden, batch = given
+    with replaced(anatomy, [lambda _leaves: hidden] * len(anatomy.calls)):
+        return program.logits(batch)
 
 
 def _head_trainables(program: Program, anatomy: Anatomy, batch: dict[str, Tensor]) -> set[str]:

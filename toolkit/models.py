@@ -131,6 +131,7 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
         shapes=frozenset(
             v for v in vars(model.config).values() if isinstance(v, int) and not isinstance(v, bool)
         ),
+        token_loss=TASKS[task].token_loss,
     )
 
 

@@ -7,20 +7,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from device_runtime.manifest import Targets
 from device_runtime.tables import Table
+from exporters.program import TokenLoss
 
 IGNORED = -100
 """A label of this value counts for nothing."""
 
 
 class Task(NamedTuple):
-    """``auto_class`` is a class of transformers, ``peft_type`` a TaskType of peft (empty: none fits)."""
+    """``auto_class`` is a class of transformers, ``peft_type`` a TaskType of peft (empty: none fits).
+
+    ``token_loss`` is the loss token by token, for tasks with more classes than their logits should ever be held whole.
+    """
 
     auto_class: str
     peft_type: str
     loss: Callable[[Tensor, Tensor], Tensor]
     labels_shape: tuple[int | str, ...]
     has_classes: bool = True
+    token_loss: TokenLoss | None = None
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -39,10 +45,14 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _masked_mean(logits: Tensor, labels: Tensor) -> Tensor:
+    return _masked_sum(logits, labels) / (labels != IGNORED).sum().clamp(min=1)
+
+
+def _masked_sum(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy over the labels that are not IGNORED, written without indexing so that it traces with any sizes."""
     counted = labels != IGNORED
-    chosen = logits.log_softmax(-1).gather(-1, torch.where(counted, labels, 0)[:, None])[:, 0]
-    return -(chosen * counted).sum() / counted.sum().clamp(min=1)
+    chosen = logits.log_softmax(-1).gather(-1, torch.where(counted, labels, 0)[..., None])[..., 0]
+    return -(chosen * counted).sum()
 
 
 TASKS = Table(
@@ -55,7 +65,12 @@ TASKS = Table(
             "AutoModelForTokenClassification", "TOKEN_CLS", token_loss, ("batch", "seq")
         ),
         "causal-lm": Task(
-            "AutoModelForCausalLM", "CAUSAL_LM", next_token_loss, ("batch", "seq"), has_classes=False
+            "AutoModelForCausalLM",
+            "CAUSAL_LM",
+            next_token_loss,
+            ("batch", "seq"),
+            has_classes=False,
+            token_loss=TokenLoss(_masked_sum, Targets(shift=1, ignored=IGNORED)),
         ),
         "image-classification": Task("AutoModelForImageClassification", "", classification_loss, ("batch",)),
     },

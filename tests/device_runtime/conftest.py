@@ -98,7 +98,7 @@ class LinearStack:
 
     def evaluate(self, batch: Arrays, adapter: Arrays) -> tuple[float, Any]:
         logits, p = _softmax(self.predict(batch, adapter))
-        return float(-np.log(p[np.arange(len(p)), batch["labels"]]).mean()), logits
+        return float(-np.log(p[np.arange(len(p)), batch["labels"]]).mean()), logits.argmax(-1)
 
     def predict(self, batch: Arrays, adapter: Arrays) -> Any:
         plan = (Mode.FORWARD,) * self.artifact.manifest.num_layers

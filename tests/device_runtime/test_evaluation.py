@@ -15,9 +15,7 @@ class Answers:
 
     def evaluate(self, batch, adapter):
         labels = batch["labels"]
-        logits = np.zeros((*labels.shape, 4), np.float32)
-        logits[..., 2] = 1
-        return float(len(labels)), logits
+        return float(len(labels)), np.full(labels.shape, 2)
 
 
 def measured(task, labels, batch_size):
