@@ -15,8 +15,8 @@ from device_runtime.plans import dropping
 from device_runtime.runtimes import open_stack, recompute_modes
 
 LIMIT = 1e-4
-INT8_LIMIT = 0.1
-"""Of relative L2 error: int8 products round activations and gradients; the recorded step, of the rounded weights, does not."""
+INT8_LIMIT = 0.05
+"""Of relative L2 error, against torch with the same int8 arithmetic: a value on the border of two steps may round either way."""
 
 
 class SelfcheckReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
 """The backends: how sections become graph files. Adding one is one row here and one loader on the device."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from device_runtime.tables import Table
-from exporters import onnx_graphs
+from exporters import executorch_graphs, onnx_graphs
 from exporters.graph_file import GraphFile
 from exporters.sections import Section
 
@@ -12,22 +12,32 @@ Convert = Callable[..., dict[str, GraphFile]]
 
 
 class Backend(NamedTuple):
-    """Converters ``(section, *, sizes) -> graph files by purpose``, and the suffix of those files."""
+    """Converters ``(section, *, sizes) -> graph files by purpose``, the suffix of those files, what frozen weights may be."""
 
     prelude: Callable[..., dict[str, GraphFile]]
     block: Callable[..., dict[str, GraphFile]]
     head: Callable[..., dict[str, GraphFile]]
     suffix: str
+    base_dtypes: tuple[str, ...] = ("fp32",)
 
 
 def convert_all(
-    backend: Backend, prelude: Section, blocks: list[Section], head: Section, *, sizes: tuple[int, int]
+    backend: Backend,
+    prelude: Section,
+    blocks: list[Section],
+    head: Section,
+    *,
+    sizes: tuple[int, int],
+    base_dtype: str = "fp32",
 ) -> "Graphs":
-    """Every section's graph files."""
+    """Every section's graph files; converters of a backend that takes more than fp32 are told ``base_dtype``."""
+    options: dict[str, Any] = {"sizes": sizes}
+    if base_dtype != "fp32":
+        options["base_dtype"] = base_dtype
     return Graphs(
-        backend.prelude(prelude, sizes=sizes),
-        [backend.block(section, sizes=sizes) for section in blocks],
-        backend.head(head, sizes=sizes),
+        backend.prelude(prelude, **options),
+        [backend.block(section, **options) for section in blocks],
+        backend.head(head, **options),
     )
 
 
@@ -38,12 +48,30 @@ class Graphs(NamedTuple):
     kinds: list[dict[str, GraphFile]]
     head: dict[str, GraphFile]
 
+    @property
+    def bounds(self) -> dict[str, int]:
+        """Largest batch and seq that every graph takes; empty if any will do."""
+        found: dict[str, int] = {}
+        for graph in (g for part in (self.prelude, *self.kinds, self.head) for g in part.values()):
+            found |= {name: min(bound, found.get(name, bound)) for name, bound in graph.bounds.items()}
+        return found
+
 
 BACKENDS = Table(
     "backend",
     {
         "onnx": Backend(
-            onnx_graphs.prelude_graphs, onnx_graphs.block_graphs, onnx_graphs.head_graphs, ".onnx"
+            onnx_graphs.prelude_graphs,
+            onnx_graphs.block_graphs,
+            onnx_graphs.head_graphs,
+            ".onnx",
+            ("fp32", "fp16", "int8"),
+        ),
+        "executorch": Backend(
+            executorch_graphs.prelude_graphs,
+            executorch_graphs.block_graphs,
+            executorch_graphs.head_graphs,
+            ".pte",
         ),
     },
 )

@@ -10,7 +10,10 @@ from device_runtime.errors import ExportError
 from device_runtime.manifest import Port, Role
 from exporters.graph_file import GraphFile
 from exporters.partition import split_joint
-from exporters.passes import simplify
+from exporters.passes import simplify, tidy
+from exporters.passes.fp16_storage import fp16_storage
+from exporters.passes.int8_products import int8_products
+from exporters.quantize import FORMS
 from exporters.sections import Section
 from exporters.tracing import quiet, trace
 
@@ -23,15 +26,23 @@ NOMINAL = {"batch": 16, "seq": 64}
 """Sizes at which saved activations are weighed against each other."""
 
 
-def prelude_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+def prelude_graphs(
+    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> dict[str, GraphFile]:
     """``forward``: batch -> hidden and sides."""
     model, roles = convert(section, sizes=sizes)
+    if base_dtype == "fp16":
+        roles = _store_half(model, roles, section)
     return {"forward": _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)}
 
 
-def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+def head_graphs(
+    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> dict[str, GraphFile]:
     """``train``: everything; ``predict``: logits alone, without labels."""
     model, roles = convert(section, sizes=sizes)
+    if base_dtype == "fp16":
+        roles = _store_half(model, roles, section)
     inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
     logits = [o for o in outputs if roles[_name(o)][0] == "logits"]
     return {
@@ -40,13 +51,17 @@ def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphF
     }
 
 
-def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+def block_graphs(
+    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> dict[str, GraphFile]:
     """The joint graph cut into what a device runs.
 
     ``forward``, ``forward_save``, ``backward`` (from what was saved) and ``backward_recompute`` (from the block's input); for
     the lowest trained layer ``backward_lowest`` and ``backward_lowest_recompute``, which make no gradient of the input.
     """
     model, roles = convert(section, sizes=sizes)
+    if base_dtype != "fp32":
+        roles = (_store_half if base_dtype == "fp16" else _store_int8)(model, roles, section)
     graph, inputs, outputs = model.graph, list(model.graph.inputs), list(model.graph.outputs)
     y = [o for o in outputs if roles[_name(o)][0] == "hidden"]
     gradients = [o for o in outputs if roles[_name(o)][0] != "hidden"]
@@ -86,6 +101,38 @@ def convert(section: Section, *, sizes: tuple[int, int]) -> tuple[ir.Model, Name
     roles = _rename(model, section)
     simplify(model)
     return model, roles
+
+
+def _store_half(model: ir.Model, roles: Named, section: Section) -> Named:
+    """Frozen float tensors come in as fp16, each in the slot of that form."""
+    chosen = _frozen(model, roles, section)
+    fp16_storage(model.graph, chosen)
+    tidy(model)
+    return roles | {_name(v): _form_slot("fp16", roles[_name(v)][1], section) for v in chosen}
+
+
+def _store_int8(model: ir.Model, roles: Named, section: Section) -> Named:
+    """Frozen matrices come in as int8 and scales; norms, biases and whatever is no plain product stay as they are."""
+    found = int8_products(model.graph, _frozen(model, roles, section))
+    tidy(model)
+    changed = dict(roles)
+    for stored in found:
+        turned, index = "t" * stored.transposed, roles[_name(stored.weight)][1]
+        changed[_name(stored.matrix)] = _form_slot(f"int8{turned}", index, section)
+        changed[_name(stored.scale)] = _form_slot(f"scale{turned}", index, section)
+    return changed
+
+
+def _frozen(model: ir.Model, roles: Named, section: Section) -> list[ir.Value]:
+    learning = {result for result in section.results if result[0] == "d_weight"}
+    inputs = [v for v in model.graph.inputs if roles[_name(v)][0] == "weight" and v.uses()]
+    return [
+        v for v in inputs if v.dtype == ir.DataType.FLOAT and ("d_weight", roles[_name(v)][1]) not in learning
+    ]
+
+
+def _form_slot(form: str, index: int, section: Section) -> tuple[Role, int]:
+    return "weight", FORMS.index(form) * len(section.slots) + index
 
 
 def _rename(model: ir.Model, section: Section) -> Named:

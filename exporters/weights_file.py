@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from device_runtime.errors import ExportError, choices
+
 ALIGNMENT_BYTES = 64
 PAGE_BYTES = 4096
 _DTYPES = {
@@ -32,7 +34,13 @@ def write_base(path: Path, spans: Sequence[Sequence[tuple[str, Tensor]]]) -> lis
     """Write each span (prelude, every block, head) as one contiguous run of pages; fillers are tensors named ``_fill.N``.
 
     safetensors allows no holes, so what alignment leaves over is a uint8 tensor that nobody reads.
+
+    Raises:
+        ExportError: tensors of a dtype that devices do not read (all named).
     """
+    strange = [f"{n} is {t.dtype}" for span in spans for n, t in span if str(t.dtype) not in _DTYPES]
+    if strange:
+        raise ExportError(f"{', '.join(strange)}; a device reads {choices(_DTYPES)}")
     rows = list(_layout(spans))
     header = {
         name: {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}

@@ -23,6 +23,7 @@ from exporters.anatomy import Anatomy, find_anatomy, stream
 from exporters.backends import BACKENDS, convert_all
 from exporters.golden import record_golden
 from exporters.graph_file import GraphFile
+from exporters.int8_emulation import Int8Products
 from exporters.kinds import group_kinds
 from exporters.program import Program, tensors_of, traced_sizes, trainable_names
 from exporters.quantize import check_base_dtype, derive, rounded, split_form, with_forms
@@ -97,7 +98,7 @@ def write_artifact(
         rows = table.write(folder, made_prelude.slots, layer_slots, made_head.slots)
         index = {row.name: i for i, row in enumerate(rows)}
         on_progress("recording the golden step")
-        with rounded(table.tensors, table.written):
+        with rounded(table.tensors, table.written), Int8Products(table.tensors, table.written):
             record_golden(program, anatomy, folder / GOLDEN)
         if description.tokenizer is not None:
             (folder / TOKENIZER).write_bytes(description.tokenizer)
@@ -122,6 +123,7 @@ def write_artifact(
             peft=description.peft,
             base_dtype=base_dtype,
             tokenizer=tokenizer_row(description),
+            bounds=graphs.bounds,
             licences=description.licences,
             versions={name: version(name) for name in ("fleetune", "torch", "onnx")},
         )

@@ -10,8 +10,9 @@ import msgspec
 
 from device_runtime.errors import ConfigError
 from device_runtime.manifest import Manifest
-from exporters.backends import BACKENDS
-from exporters.writing import Description, write_artifact
+from exporters.quantize import check_base_dtype
+from exporters.writers import WRITERS
+from exporters.writing import Description
 from toolkit.models import attach_lora, describe, licence_of, load_adapter, load_model, program_of
 from toolkit.tasks import TASKS
 
@@ -63,7 +64,7 @@ def export(
         lora_alpha: its scale is ``lora_alpha / lora_r``.
         target_modules: names of the linears that get LoRA; None = peft's choice for the architecture.
         backend: which runtime the graphs are for.
-        base_dtype: storage of the frozen weights; fp32.
+        base_dtype: storage of the frozen weights: fp32, fp16 (computed in fp32) or int8 (the blocks' matrices, computed as int8).
         max_length: longest sequence in tokens; at most the model's.
         seed: of fresh LoRA and a fresh head.
         on_progress: called with a line at each stage.
@@ -74,9 +75,8 @@ def export(
     """
     say = on_progress or log.info
     started = time.monotonic()
-    chosen, _ = TASKS[task], BACKENDS[backend]
-    if base_dtype != "fp32":
-        raise ConfigError(f"--base-dtype {base_dtype}: this version stores frozen weights as fp32 only")
+    chosen, writer = TASKS[task], WRITERS[backend]
+    check_base_dtype(base_dtype, backend=backend, taken=writer.base_dtypes)
     if lora_r < 1:
         raise ConfigError(f"--lora-r {lora_r}: expected 1 or more")
     names = read_labels(labels, num_labels) if chosen.has_classes else []
@@ -98,8 +98,13 @@ def export(
         max_length=loaded.max_length,
         licences={"model": licence_of(str(model))},
     )
-    manifest = write_artifact(
-        program_of(loaded, task=task), description, Path(out), backend=backend, on_progress=say
+    manifest = writer.write(
+        program_of(loaded, task=task),
+        description,
+        Path(out),
+        backend=backend,
+        base_dtype=base_dtype,
+        on_progress=say,
     )
     return _report(manifest, Path(out), time.monotonic() - started)
 

@@ -15,12 +15,13 @@ PASSES: tuple[Pass, ...] = (gradient_shapes,)
 def simplify(model: ir.Model) -> None:
     """Rewrite ``model`` in place: our passes, then duplicates and dead nodes removed, in topological order."""
     while sum(step(model) for step in PASSES):
-        _tidy(model)
-    _tidy(model)
+        tidy(model)
+    tidy(model)
     common.ClearMetadataAndDocStringPass()(model)
 
 
-def _tidy(model: ir.Model) -> None:
+def tidy(model: ir.Model) -> None:
+    """Topological order, and nothing that is named twice, made twice or not used."""
     common.TopologicalSortPass()(model)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)

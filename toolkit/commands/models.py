@@ -34,7 +34,9 @@ def export(
         str | None, shown("modules that get a LoRA, as a,b", "peft's own choice")
     ] = None,
     backend: Annotated[str | None, shown("onnx, executorch or ort-training", "onnx", metavar="NAME")] = None,
-    base_dtype: Annotated[str | None, shown("frozen matrices: fp32 or int8", "fp32", metavar="NAME")] = None,
+    base_dtype: Annotated[
+        str | None, shown("frozen weights: fp32, fp16 or int8", "fp32", metavar="NAME")
+    ] = None,
     max_length: Annotated[int | None, shown("longest sequence, in tokens", "the model's own")] = None,
     seed: Seed = None,
     config: Config = None,
