@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 
 from device_runtime.artifact import Artifact, open_artifact
+from device_runtime.errors import ConfigError
 from device_runtime.manifest import Kind, Manifest, Port, Section, Tensor
 from device_runtime.plans import LayerPlan, dropping
 
@@ -64,6 +65,8 @@ def inspect(
 ) -> Inspection:
     """Describe an artifact and estimate memory and arithmetic per plan, batch and sequence.
 
+    ``estimates`` are empty for ``ort-training``: nothing in its models says what they save for the way back.
+
     Raises:
         ArtifactError: it does not open.
     """
@@ -73,6 +76,8 @@ def inspect(
         "full": dropping(m.num_layers, ()),
         "half": dropping(m.num_layers, range(1, m.num_layers, 2)),
     }
+    if _holds_whole_models(m):
+        plans = {}
     return Inspection(
         name=m.name,
         architecture=m.architecture,
@@ -101,8 +106,16 @@ def inspect(
 def estimate(
     artifact: Artifact, plan: LayerPlan, *, name: str, batch_size: int, seq_len: int, recompute: bool = False
 ) -> Estimate:
-    """Expected peak resident memory of a training process, in MB (10^6 bytes), and GFLOP of one forward."""
+    """Expected peak resident memory of a training process, in MB (10^6 bytes), and GFLOP of one forward.
+
+    Raises:
+        ConfigError: the artifact holds whole models, whose memory is not known.
+    """
     m = artifact.manifest
+    if _holds_whole_models(m):
+        raise ConfigError(
+            f"backend {m.backend}: the memory of its models cannot be estimated; leave the budget out"
+        )
     sizes = {"batch": batch_size, "seq": seq_len}
     active = [layer for layer, mode in zip(m.layers, plan, strict=True) if mode]
     hidden = 4 * batch_size * seq_len * m.hidden_size
@@ -131,6 +144,10 @@ def estimate(
         peak_mb=round((PROCESS_BYTES + saved + weights + working + _optimizer_bytes(m)) / 1e6, 1),
         forward_gflop=round((2 * batch_size * seq_len * matrices + attention) / 1e9, 3),
     )
+
+
+def _holds_whole_models(m: Manifest) -> bool:
+    return not any(kind.graphs for kind in m.kinds)
 
 
 def _saved_ports(m: Manifest, kind: int) -> Iterable[Port]:

@@ -14,7 +14,7 @@ import numpy as np
 from device_runtime.artifact import open_artifact
 from device_runtime.optim import make_optimizer
 from device_runtime.plans import LayerPlan, dropping
-from device_runtime.stack import Stack
+from device_runtime.runtimes import open_stack
 from device_runtime.wire import OptimizerSpec
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
     state = optimizer.init(adapter)
     seconds = []
-    with Stack(artifact, threads=int(threads), recompute=mode == "recompute") as stack:
+    with open_stack(artifact, threads=int(threads), recompute=mode == "recompute") as stack:
         plan = plan_of(mode, artifact.manifest.num_layers)
         for _ in range(int(steps)):
             start = time.perf_counter()

@@ -21,6 +21,7 @@ from device_runtime.arrays import Arrays, load_arrays, save_arrays
 from device_runtime.artifact import open_artifact
 from device_runtime.data import load_dataset
 from device_runtime.errors import ArtifactError, ConfigError, ExportError
+from device_runtime.inspection import estimate, inspect
 from device_runtime.ort_training import OrtTrainingStack
 from device_runtime.ort_training_layout import LAYOUT
 from device_runtime.plans import Mode, dropping
@@ -179,6 +180,14 @@ def test_the_frozen_weights_are_there_once(exported: tuple[Program, Path]) -> No
     assert set(names) <= manifest.files.keys()
     adapter = manifest.files["adapter.safetensors"].size_bytes
     assert all(manifest.files[n].size_bytes < adapter + 10_000 for n in names if n.endswith("checkpoint"))
+
+
+@own_environment
+def test_memory_is_not_guessed(exported: tuple[Program, Path]) -> None:
+    artifact = open_artifact(exported[1])
+    assert inspect(exported[1]).estimates == []
+    with pytest.raises(ConfigError, match="cannot be estimated"):
+        estimate(artifact, dropping(LAYERS, ()), name="full", batch_size=1, seq_len=8)
 
 
 @own_environment

@@ -102,6 +102,8 @@ def _show_path(console: Console, path: Path) -> None:
 
 def _show_inspection(console: Console, inspection: Any) -> None:
     show_fields(console, inspection)
+    if not inspection.estimates:
+        return
     console.print("\nestimated peak memory in MB, with activations recomputed in brackets", markup=False)
     sizes = sorted({(e.batch_size, e.seq_len) for e in inspection.estimates})
     console.print(
