@@ -4,8 +4,9 @@ import operator
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.utils._pytree as pytree
 from torch import SymInt, Tensor
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
     InputKind,
@@ -56,7 +57,7 @@ def part(program: ExportedProgram, inputs: Sequence[Node], outputs: Sequence[Nod
     graph, copies = Graph(), dict[Node, Node]()
     for node in (*held, *given):
         copies[node] = graph.placeholder(node.name)
-        copies[node].meta = dict(node.meta)
+        copies[node].meta = {**node.meta, "val": node.meta["val"].contiguous()}  # what is fed has no strides
     for node in program.graph.nodes:
         if node in needed and node not in copies:
             copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -73,7 +74,7 @@ def part(program: ExportedProgram, inputs: Sequence[Node], outputs: Sequence[Nod
         signature,
         program.state_dict,
         program.range_constraints,
-        program.module_call_graph[:1],
+        [_entry(len(given), len(leaving))],
         constants=program.constants,
     )
 
@@ -88,6 +89,13 @@ def outputs_of(program: ExportedProgram) -> list[Node]:
     """The nodes of the outputs, in order."""
     last = next(n for n in reversed(program.graph.nodes) if n.op == "output")
     return list(last.args[0])
+
+
+def _entry(inputs: int, outputs: int) -> ModuleCallEntry:
+    """How the whole program is called: a tuple of tensors in, a tuple out."""
+    entering = pytree.tree_structure(((0,) * inputs, {}))
+    leaving = pytree.tree_structure((0,) * outputs)
+    return ModuleCallEntry("", ModuleCallSignature([], [], entering, leaving))
 
 
 def _dependents(graph: Graph, root: Node) -> set[Node]:

@@ -11,6 +11,7 @@ from torch.fx import Node
 
 from device_runtime.errors import ExportError
 from device_runtime.manifest import Port, Role
+from device_runtime.token_head import LOGITS_BYTES
 from exporters.executorch_cut import inputs_of, outputs_of, part, saved_values
 from exporters.executorch_decompositions import DECOMPOSITIONS
 from exporters.executorch_lowering import lower, require
@@ -42,12 +43,12 @@ class _Traced:
             sizes=sizes,
             data=[a.is_data for a in section.arguments],
             decompositions=DECOMPOSITIONS,
-            bounds=BOUNDS,
+            bounds=_asked(section, sizes),
         )
         tidy(self.program.graph)
         self.inputs, self.outputs = inputs_of(self.program), outputs_of(self.program)
         self.symbols = _symbols(section, self.inputs, sizes)
-        self.bounds = _bounds(self.program, self.symbols)
+        self.bounds = {} if section.targets else _bounds(self.program, self.symbols)
 
     def entering(self) -> list[tuple[Node, Role, int]]:
         return [(n, a.role, a.index) for n, a in zip(self.inputs, self.section.arguments, strict=True)]
@@ -101,22 +102,36 @@ def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphF
 
 
 def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
-    """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's."""
+    """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's.
+
+    The lowest layer runs the ordinary backward: the gradient of its input costs less than lowering two more graphs would.
+    """
     traced = _Traced(section, sizes)
     inputs, y = traced.entering(), traced.leaving("hidden")
-    gradients, own = traced.leaving("d_hidden", "d_weight"), traced.leaving("d_weight")
+    gradients = traced.leaving("d_hidden", "d_weight")
     extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
     gradient = next(n for n, role, _ in inputs if role == "d_hidden")
     kept = saved_values(traced.program.graph, gradient, extents=extents)
     saved: list[tuple[Node, Role, int]] = [(n, "saved", i) for i, n in enumerate(kept)]
+    backward = traced.graph("backward", [*inputs, *saved], gradients)
+    recompute = traced.graph("backward_recompute", inputs, gradients)
     return {
         "forward": traced.graph("forward", inputs, y),
         "forward_save": traced.graph("forward_save", inputs, [*y, *saved]),
-        "backward": traced.graph("backward", [*inputs, *saved], gradients),
-        "backward_recompute": traced.graph("backward_recompute", inputs, gradients),
-        "backward_lowest": traced.graph("backward_lowest", [*inputs, *saved], own),
-        "backward_lowest_recompute": traced.graph("backward_lowest_recompute", inputs, own),
+        "backward": backward,
+        "backward_recompute": recompute,
+        "backward_lowest": backward,
+        "backward_lowest_recompute": recompute,
     }
+
+
+def _asked(section: Section, sizes: tuple[int, int]) -> tuple[int, int]:
+    """A head that works token by token is given one row of as many tokens as fit into its chunk of logits."""
+    if section.targets is None:
+        return BOUNDS
+    place = section.results.index(("logits", 0))
+    width = section.function(*(a.example for a in section.arguments))[place].shape[-1]
+    return sizes[0], max(sizes[1], min(BOUNDS[0] * BOUNDS[1], LOGITS_BYTES // (4 * width)))
 
 
 def _check_dtypes(section: Section) -> None:

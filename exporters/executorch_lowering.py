@@ -3,12 +3,17 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassResult
 
 from device_runtime.errors import ConfigError, ExportError
 from exporters.tracing import quiet
 
 INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
+# XNNPACK's preprocessing drops copies, and then refuses a run that only passes its input through.
+_COPIES = ("clone.default", "_clone_dim_order.default", "_to_dim_order_copy.default")
 
 
 class Lowered(NamedTuple):
@@ -39,15 +44,18 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
     """
     require()
     with quiet():
+        from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
         from executorch.exir.passes import MemoryPlanningPass
 
+        configs = [c for c in ALL_PARTITIONER_CONFIGS if c.target_name not in _COPIES]
         memory = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
         try:
             edge = to_edge_transform_and_lower(
                 program,
-                partitioner=[XnnpackPartitioner()],
+                transform_passes=[_sizes_for_strides],
+                partitioner=[XnnpackPartitioner(configs=configs)],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             found = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=memory))
@@ -56,6 +64,20 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
             raise ExportError(f"{what}: ExecuTorch does not take it: {reason}") from exc
         _check_kernels(found.executorch_program, what)
         return Lowered(bytes(found.buffer), _portable(edge.exported_program().graph))
+
+
+def _sizes_for_strides(module: GraphModule) -> PassResult:
+    """Read every size off a shape: retracing reads some off strides, for which the runtime has no kernel."""
+    graph = module.graph
+    inputs = [n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)]
+    places = {str(extent): (n, d) for n in reversed(inputs) for d, extent in enumerate(n.meta["val"].shape)}
+    found = [n for n in graph.nodes if n.target is torch.ops.aten.sym_stride.int]
+    for node in found:
+        place = places.get(str(node.meta["val"]))
+        if place is not None:
+            node.target, node.args = torch.ops.aten.sym_size.int, place
+    module.recompile()
+    return PassResult(module, bool(found))
 
 
 def _check_kernels(program: Any, what: str) -> None:
