@@ -138,6 +138,11 @@ def _record(program: Program, *, batch: int, seq: int) -> dict[str, list[Call]]:
     try:
         with torch.no_grad():
             program.logits(program.make_batch(batch, seq))
+    except Exception as exc:
+        reason = (str(exc).strip().splitlines() or [type(exc).__name__])[0]
+        raise ExportError(
+            f"{type(program.module).__name__}: its forward fails on an example batch: {reason}"
+        ) from exc
     finally:
         for hook in hooks:
             hook.remove()

@@ -198,7 +198,10 @@ def _head_trainables(program: Program, anatomy: Anatomy, batch: dict[str, Tensor
     grads = torch.autograd.grad(loss, [start, *(parameters[n] for n in names)], allow_unused=True)[1:]
     stray = [n for n, g in zip(names, grads, strict=True) if g is None]
     if stray:
+        more = f" and {len(stray) - 3} more" if len(stray) > 3 else ""
         raise ExportError(
-            "trainable tensors before the blocks cannot learn on the device: " + ", ".join(stray)
+            f"trainable tensors before the blocks cannot learn on the device: {', '.join(stray[:3])}{more}; "
+            f"the blocks are those of {anatomy.path} (one list: of a model in stages or with an encoder and a decoder, "
+            "the largest), choose targets inside it"
         )
     return set(names)
