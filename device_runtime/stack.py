@@ -140,7 +140,7 @@ class Stack:
             for i, row in enumerate(self.artifact.manifest.inputs)
             if not (without_labels and row.name == "labels")
         ]
-        _check_batch(batch, [row for _, row in rows])
+        _check_batch(batch, [row for _, row in rows], bounds=self.artifact.manifest.bounds)
         return {("batch", i): self._engine.value_of(np.ascontiguousarray(batch[row.name])) for i, row in rows}
 
     def _forward(self, scope: Scope, plan: LayerPlan, weights: "_Weights") -> list[tuple[int, Scope]]:
@@ -297,8 +297,8 @@ def _num_classes(head: Section) -> int:
     return next(int(port.shape[-1]) for port in head.graphs["train"].outputs if port.role == "logits")
 
 
-def _check_batch(batch: Arrays, rows: Sequence[Input]) -> None:
-    """Names, dtypes and shapes of a batch against the manifest; symbols must agree across arrays."""
+def _check_batch(batch: Arrays, rows: Sequence[Input], *, bounds: Mapping[str, int]) -> None:
+    """Names, dtypes and shapes of a batch against the manifest; symbols must agree across arrays and keep their bounds."""
     problems = [f"{n}: not an input of this model" for n in sorted(batch.keys() - {row.name for row in rows})]
     symbols: dict[str, int] = {}
     for row in rows:
@@ -308,6 +308,7 @@ def _check_batch(batch: Arrays, rows: Sequence[Input]) -> None:
         elif array.dtype != np.dtype(row.dtype) or not _fits(array.shape, row.shape, symbols):
             want = f"{row.dtype}[{', '.join(map(str, row.shape))}]"
             problems.append(f"{row.name}: expected {want}, got {array.dtype}{list(array.shape)}")
+    problems += [f"{n} {e}: at most {bounds[n]}" for n, e in symbols.items() if e > bounds.get(n, e)]
     if problems:
         raise ArtifactError("batch does not fit the model: " + "; ".join(problems))
 

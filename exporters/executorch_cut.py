@@ -42,7 +42,8 @@ def saved_values(graph: Graph, gradient: Node, *, extents: Mapping[str, int]) ->
     candidates = [
         Candidate(n, _bytes(n, extents), _sources(n), any(u in late for u in n.users)) for n in early
     ]
-    return [n for n in cheapest(candidates) if n.op != "placeholder"]
+    kept = set(cheapest(candidates))
+    return [n for n in early if n in kept and n.op != "placeholder"]
 
 
 def part(program: ExportedProgram, inputs: Sequence[Node], outputs: Sequence[Node]) -> ExportedProgram:

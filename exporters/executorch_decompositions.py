@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 aten = torch.ops.aten
+_AS_IT_IS: Tensor = NotImplemented  # tells the tracer to keep the operator
 # erf(x) = x P(x^2) / Q(x^2) on [-4, 4]; largest error 4e-7. Source: Eigen, generic_fast_erf_float (MPL 2.0), its coefficients.
 _ERF_P = (
     -2.72614225801306e-10,
@@ -47,7 +48,7 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float =
 def total(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """``aten.sum`` over the first or the last dimensions, as a product with ones."""
     if not x.is_floating_point() or dtype not in (None, x.dtype):
-        return NotImplemented
+        return _AS_IT_IS
     summed = sorted(d % x.dim() for d in (dims or range(x.dim())))
     count, rank = len(summed), x.dim()
     shape = [1 if i in summed else e for i, e in enumerate(x.shape) if keepdim or i not in summed]
@@ -57,13 +58,13 @@ def total(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype
     if summed == list(range(count)):
         rows, columns = math.prod(x.shape[:count]), math.prod(x.shape[count:])
         return _bmm(x.new_ones((1, 1, rows)), x.reshape(1, rows, columns), shape)
-    return NotImplemented
+    return _AS_IT_IS
 
 
 def mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """``aten.mean`` as the sum over the count."""
     if not x.is_floating_point() or dtype not in (None, x.dtype):
-        return NotImplemented
+        return _AS_IT_IS
     count = math.prod(x.shape[d] for d in (dims or range(x.dim())))
     summed: Tensor = aten.sum.dim_IntList(x, dims, keepdim)
     return summed / count
@@ -85,7 +86,7 @@ def layer_norm(
 def power(x: Tensor, exponent: float) -> Tensor:
     """``aten.pow`` with a small whole exponent as products."""
     if not x.is_floating_point() or exponent not in (2, 3, 4):
-        return NotImplemented
+        return _AS_IT_IS
     square = x * x
     return square if exponent == 2 else square * (x if exponent == 3 else square)
 

@@ -26,10 +26,11 @@ NOMINAL = {"batch": 16, "seq": 64}
 """Sizes at which saved activations are weighed against each other."""
 _DTYPES = ("float32", "int64", "int32", "bool")
 
-Named = dict[Node, tuple[Role, int]]
+Row = tuple[Node, Role, int]
+"""A node that may enter or leave a graph, with its role and index."""
 
 
-class _Traced:
+class Traced:
     """A section's program with the role of every node that may enter or leave a graph."""
 
     def __init__(self, section: Section, sizes: tuple[int, int]) -> None:
@@ -50,21 +51,23 @@ class _Traced:
         self.symbols = _symbols(section, self.inputs, sizes)
         self.bounds = {} if section.targets else _bounds(self.program, self.symbols)
 
-    def entering(self) -> list[tuple[Node, Role, int]]:
+    def entering(self) -> list[Row]:
+        """Every input."""
         return [(n, a.role, a.index) for n, a in zip(self.inputs, self.section.arguments, strict=True)]
 
-    def leaving(self, *roles: Role) -> list[tuple[Node, Role, int]]:
+    def leaving(self, *roles: Role) -> list[Row]:
+        """The outputs of ``roles``, or all."""
         rows = zip(self.outputs, self.section.results, strict=True)
         return [(n, role, index) for n, (role, index) in rows if not roles or role in roles]
 
     def graph(
         self,
         purpose: str,
-        inputs: Sequence[tuple[Node, Role, int]],
-        outputs: Sequence[tuple[Node, Role, int]],
+        inputs: Sequence[Row],
+        outputs: Sequence[Row],
     ) -> GraphFile:
         """The graph from those of ``inputs`` that it needs to ``outputs``."""
-        program = part(self.program, [n for n, _, _ in inputs], [n for n, _, _ in outputs])
+        program = self.part(inputs, outputs)
         used = set(program.graph_signature.user_inputs)
         return GraphFile(
             lower(program, what=f"{self.section.what} ({purpose})").content,
@@ -78,7 +81,7 @@ class _Traced:
             self.bounds,
         )
 
-    def _port(self, name: str, row: tuple[Node, Role, int]) -> Port:
+    def _port(self, name: str, row: Row) -> Port:
         node, role, index = row
         value: Tensor = node.meta["val"]
         shape = tuple(d if isinstance(d, int) else _named(d, self.symbols) for d in value.shape)
@@ -87,13 +90,13 @@ class _Traced:
 
 def prelude_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
     """``forward``: batch -> hidden and sides."""
-    traced = _Traced(section, sizes)
+    traced = Traced(section, sizes)
     return {"forward": traced.graph("forward", traced.entering(), traced.leaving())}
 
 
 def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
     """``train``: everything; ``predict``: logits alone, without labels."""
-    traced = _Traced(section, sizes)
+    traced = Traced(section, sizes)
     inputs = traced.entering()
     return {
         "train": traced.graph("train", inputs, traced.leaving()),
@@ -106,13 +109,13 @@ def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, Graph
 
     The lowest layer runs the ordinary backward: the gradient of its input costs less than lowering two more graphs would.
     """
-    traced = _Traced(section, sizes)
+    traced = Traced(section, sizes)
     inputs, y = traced.entering(), traced.leaving("hidden")
     gradients = traced.leaving("d_hidden", "d_weight")
     extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
     gradient = next(n for n, role, _ in inputs if role == "d_hidden")
     kept = saved_values(traced.program.graph, gradient, extents=extents)
-    saved: list[tuple[Node, Role, int]] = [(n, "saved", i) for i, n in enumerate(kept)]
+    saved: list[Row] = [(n, "saved", i) for i, n in enumerate(kept)]
     backward = traced.graph("backward", [*inputs, *saved], gradients)
     recompute = traced.graph("backward_recompute", inputs, gradients)
     return {

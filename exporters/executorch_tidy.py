@@ -62,7 +62,7 @@ def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
     return [(n, d, e) for n, v in found for d, e in enumerate(v.shape) if isinstance(e, SymInt)]
 
 
-def _drop_copies(node: Node, graph: Graph) -> None:
+def _drop_copies(node: Any, graph: Graph) -> None:
     same = node.target in _SAME
     same |= node.target is aten.clone.default and _value(node.args[0]).is_contiguous()
     same |= node.target is aten.expand.default and _value(node).shape == _value(node.args[0]).shape
@@ -70,7 +70,7 @@ def _drop_copies(node: Node, graph: Graph) -> None:
         _replace(node, node.args[0], graph)
 
 
-def _as_views(node: Node, graph: Graph) -> None:
+def _as_views(node: Any, graph: Graph) -> None:
     """Every reshape as one view of its origin, with -1 for the only dynamic dimension."""
     if node.target not in _VIEWS:
         return
@@ -89,7 +89,7 @@ def _as_views(node: Node, graph: Graph) -> None:
         node.target, node.args, node.kwargs = aten.view.default, (origin, extents), {}
 
 
-def _join_permutes(node: Node, graph: Graph) -> None:
+def _join_permutes(node: Any, graph: Graph) -> None:
     if node.target is not aten.permute.default or node.args[0].target is not aten.permute.default:
         return
     inner = node.args[0]

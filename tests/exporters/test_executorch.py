@@ -1,0 +1,232 @@
+"""The ExecuTorch backend: decompositions, cut and loader by themselves, then whole artifacts against torch."""
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import numpy as np
+import plain_models
+import pytest
+import torch
+from torch import nn
+from torch.fx import Interpreter, Node
+
+from device_runtime import executorch_graphs as loader
+from device_runtime.artifact import open_artifact
+from device_runtime.errors import ArtifactError, ConfigError, ExportError
+from device_runtime.manifest import Role
+from device_runtime.plans import dropping
+from device_runtime.selfcheck import relative_error, selfcheck
+from device_runtime.stack import Stack
+from exporters import executorch_decompositions, executorch_graphs, executorch_lowering, sections
+from exporters.anatomy import find_anatomy
+from exporters.executorch_cut import inputs_of, outputs_of, part, saved_values
+from exporters.executorch_tidy import tidy
+from exporters.golden import torch_step
+from exporters.mincut import FREE, Candidate, cheapest
+from exporters.program import Program, traced_sizes
+from exporters.sections import Argument, Section
+from exporters.tracing import trace
+from exporters.writing import Description, write_artifact
+
+aten = torch.ops.aten
+X = torch.linspace(-6, 6, 4 * 5 * 6).reshape(4, 5, 6)
+Row = tuple[Node, Role, int]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (executorch_decompositions.mm(X[0], X[1].T), X[0] @ X[1].T),
+        (executorch_decompositions.addmm(X[0, :, 0], X[0], X[1].T, beta=2, alpha=3), 2 * X[0, :, 0] + 3 * X[0] @ X[1].T),
+        (executorch_decompositions.total(X, [-1], True), X.sum(-1, True)),
+        (executorch_decompositions.total(X, [0, 1]), X.sum((0, 1))),
+        (executorch_decompositions.total(X, None), X.sum()),
+        (executorch_decompositions.mean(X, [1, 2], True), X.mean((1, 2), True)),
+        (executorch_decompositions.power(X, 3), X**3),
+        (executorch_decompositions.erf(X), torch.erf(X)),
+        (executorch_decompositions.layer_norm(X, (6,), X[0, 0], None, 1e-5)[0], nn.functional.layer_norm(X, (6,), X[0, 0])),
+    ],
+    ids=["mm", "addmm", "sum-last", "sum-first", "sum-all", "mean", "power", "erf", "layer-norm"],
+)  # fmt: skip
+def test_a_decomposition_computes_the_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert relative_error(found.numpy(), expected.numpy()) < 2e-6
+
+
+@pytest.mark.parametrize("dims", [[1], [0, 2]])
+def test_a_sum_in_the_middle_is_left_alone(dims: list[int]) -> None:
+    assert executorch_decompositions.total(X, dims) is NotImplemented
+
+
+def test_the_cheapest_cut_by_hand() -> None:
+    wide = Candidate("wide", 400, ("x",), needed=False)
+    narrow = Candidate("narrow", 40, None, needed=False)
+    again = Candidate("again", 400, ("wide", "narrow"), needed=True)
+    assert cheapest([Candidate("x", FREE, None, needed=False), wide, narrow, again]) == ["x", "narrow"]
+
+
+@pytest.fixture(scope="module")
+def block() -> tuple[Section, tuple[int, int]]:
+    torch.manual_seed(0)
+    program = plain_models.program(plain_models.Classifier((0.25, 0.5)))
+    sizes = traced_sizes(program)
+    return sections.block(find_anatomy(program, batch=sizes[0], seq=sizes[1]).calls[0], prefix=""), sizes
+
+
+def examples(section: Section, sizes: tuple[int, int], batch: int, seq: int) -> list[torch.Tensor]:
+    """The section's arguments at another batch and sequence size."""
+    new = dict(zip(sizes, (batch, seq), strict=True))
+    generator = torch.Generator().manual_seed(batch + seq)
+    return [
+        torch.randn([new.get(n, n) for n in a.example.shape], generator=generator) if a.is_data else a.example
+        for a in section.arguments
+    ]
+
+
+def test_forward_and_backward_of_the_cut_equal_the_joint_graph(
+    block: tuple[Section, tuple[int, int]],
+) -> None:
+    section, sizes = block
+    data = [a.is_data for a in section.arguments]
+    given = [a.example for a in section.arguments]
+    program = trace(
+        section.function, given, what="block", sizes=sizes, data=data, bounds=(8, 64),
+        decompositions=executorch_decompositions.DECOMPOSITIONS,
+    )  # fmt: skip
+    tidy(program.graph)
+    used = {n.target for n in program.graph.nodes}
+    assert aten.bmm.default in used
+    assert not used & {aten.mm.default, aten.addmm.default, aten.native_layer_norm.default, aten.erf.default}
+    assert not used & {aten.alias.default, aten.unsqueeze.default}
+    inputs, outputs = inputs_of(program), outputs_of(program)
+    saved = saved_values(program.graph, inputs[1], extents={})
+    assert all(n.meta["val"].dtype == torch.float32 for n in saved)
+    assert len(saved) < 12
+    forward, backward = (
+        part(program, inputs, [outputs[0], *saved]),
+        part(program, [*inputs, *saved], outputs[1:]),
+    )
+    whole = [n.name for n in inputs]
+    values = dict(zip(whole, examples(section, sizes, 2, 9), strict=True))
+    found = Interpreter(forward.graph_module).run(*(values[n] for n in forward.graph_signature.user_inputs))
+    values |= dict(zip([n.name for n in saved], found[1:], strict=True))
+    gradients = Interpreter(backward.graph_module).run(
+        *(values[n] for n in backward.graph_signature.user_inputs)
+    )
+    expected = section.function(*(values[n] for n in whole))
+    for one, other in zip((found[0], *gradients), expected, strict=True):
+        assert relative_error(one.detach().numpy(), other.detach().numpy()) < 1e-5
+
+
+def test_every_product_is_delegated_and_the_loader_runs_it(
+    block: tuple[Section, tuple[int, int]], tmp_path: Path
+) -> None:
+    section, sizes = block
+    traced = executorch_graphs.Traced(section, sizes)
+    assert traced.bounds == {"batch": 16, "seq": 128}
+    gradients = traced.leaving("d_hidden", "d_weight")
+    lowered = executorch_lowering.lower(traced.part(traced.entering(), gradients), what="block")
+    assert (
+        not {"aten::bmm", "aten::mm", "aten::addmm", "aten::add", "aten::mul", "aten::_softmax"}
+        & lowered.portable.keys()
+    )
+    (tmp_path / "block.pte").write_bytes(lowered.content)
+    graph = loader.ExecutorchGraph(tmp_path / "block.pte")
+    names = traced.part(traced.entering(), gradients).graph_signature.user_inputs
+    for batch, seq in ((1, 1), (3, 20), (16, 128)):
+        given = examples(section, sizes, batch, seq)
+        values = dict(zip([n.name for n, _, _ in traced.entering()], given, strict=True))
+        feeds = {n: loader.value_of(values[n].detach().numpy()) for n in names}
+        found = [loader.array_of(v) for v in graph.run(feeds, [str(i) for i in range(len(gradients))])]
+        for one, other in zip(found, section.function(*given)[1:], strict=True):
+            assert relative_error(one, other.detach().numpy()) < 1e-4
+    too_large = examples(section, sizes, 17, 128)
+    values = dict(zip([n.name for n, _, _ in traced.entering()], too_large, strict=True))
+    with pytest.raises(ArtifactError, match="bounds"):
+        graph.run({n: values[n].detach() for n in names}, ["a"])
+
+
+def test_a_type_that_xnnpack_lacks_is_refused_at_export() -> None:
+    half = Argument("weight", 0, torch.zeros(2, 2, dtype=torch.float16), "layer.weight")
+    section = Section("blocks.0", lambda w: (w,), (half,), (("hidden", 0),), ("layer.weight",))
+    with pytest.raises(
+        ExportError, match=r"blocks\.0: the executorch backend takes float32.*layer\.weight is float16"
+    ):
+        executorch_graphs.prelude_graphs(section, sizes=(3, 37))
+
+
+def test_a_host_without_executorch_is_told_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(executorch_lowering, "version", missing)
+    with pytest.raises(ConfigError, match=r"pip install 'fleetune\[executorch\]'.*executorch==1\.4\.1"):
+        executorch_lowering.require()
+
+
+@pytest.fixture
+def no_executorch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    loader._load.cache_clear()
+    monkeypatch.setattr(loader, "import_module", missing)
+    yield
+    loader._load.cache_clear()
+
+
+@pytest.mark.usefixtures("no_executorch")
+def test_a_device_without_executorch_is_told_the_command() -> None:
+    with pytest.raises(ConfigError, match=r"pip install 'fleetune\[executorch\]'"):
+        loader.set_threads(1)
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.pte").write_bytes(b"no program" * 100)
+    with pytest.raises(ArtifactError, match=r"bad\.pte: ExecuTorch cannot open it"):
+        loader.ExecutorchGraph(tmp_path / "bad.pte")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Program]:
+    torch.manual_seed(0)
+    program = plain_models.program(plain_models.Classifier((0.25, 0.25, 0.25)))
+    folder = tmp_path_factory.mktemp("executorch") / "artifact"
+    description = Description("plain", "Classifier", "sequence-classification", tuple("abcde"), {})
+    write_artifact(program, description, folder, backend="executorch")
+    return folder, program
+
+
+@pytest.mark.slow
+def test_any_plan_equals_torch_with_the_identity(artifact: tuple[Path, Program]) -> None:
+    folder, program = artifact
+    assert selfcheck(folder).max_relative_error < 1e-5
+    opened = open_artifact(folder)
+    assert opened.manifest.bounds == {"batch": 16, "seq": 128}
+    anatomy = find_anatomy(program, batch=3, seq=7)
+    for recompute, dropped, sizes in (
+        (False, (), (1, 1)),
+        (True, (1,), (5, 21)),
+        (False, (0, 2), (16, 128)),
+        (False, (0, 1, 2), (2, 9)),
+    ):
+        data = program.make_batch(*sizes)
+        expected = torch_step(program, anatomy, data, dropped=dropped)
+        with Stack(opened, recompute=recompute) as stack:
+            plan = dropping(3, dropped)
+            result = stack.step({n: v.numpy() for n, v in data.items()}, plan, opened.adapter())
+        assert relative_error(np.float32(result.loss), expected.pop("loss").numpy()) < 1e-5
+        expected.pop("logits")
+        assert {f"grad.{n}" for n in result.grads} == expected.keys()
+        for name, gradient in result.grads.items():
+            assert relative_error(gradient, expected[f"grad.{name}"].numpy()) < 1e-4, name
+
+
+@pytest.mark.slow
+def test_a_batch_beyond_the_bounds_is_refused_by_name(artifact: tuple[Path, Program]) -> None:
+    folder, program = artifact
+    opened = open_artifact(folder, verify=False)
+    batch = {n: v.numpy() for n, v in program.make_batch(17, 8).items()}
+    with Stack(opened) as stack, pytest.raises(ArtifactError, match="batch 17: at most 16"):
+        stack.step(batch, dropping(3, ()), opened.adapter())
