@@ -60,6 +60,10 @@ class Traced:
         rows = zip(self.outputs, self.section.results, strict=True)
         return [(n, role, index) for n, (role, index) in rows if not roles or role in roles]
 
+    def part(self, inputs: Sequence[Row], outputs: Sequence[Row]) -> ExportedProgram:
+        """The program from those of ``inputs`` that it needs to ``outputs``."""
+        return part(self.program, [n for n, _, _ in inputs], [n for n, _, _ in outputs])
+
     def graph(
         self,
         purpose: str,

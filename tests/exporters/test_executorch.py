@@ -30,7 +30,7 @@ from exporters.tracing import trace
 from exporters.writing import Description, write_artifact
 
 aten = torch.ops.aten
-X = torch.linspace(-6, 6, 4 * 5 * 6).reshape(4, 5, 6)
+X = torch.linspace(-5, 6, 4 * 5 * 6).reshape(4, 5, 6)
 Row = tuple[Node, Role, int]
 
 
