@@ -10,8 +10,9 @@ from device_runtime.errors import ExportError
 from device_runtime.manifest import Port, Role
 from exporters.graph_file import GraphFile
 from exporters.partition import split_joint
-from exporters.passes import simplify, tidy
+from exporters.passes import fuse, simplify, tidy
 from exporters.passes.fp16_storage import fp16_storage
+from exporters.passes.gelu_slope import gelu_from_slope
 from exporters.passes.int8_products import int8_products
 from exporters.quantize import FORMS
 from exporters.sections import Section
@@ -30,9 +31,7 @@ def prelude_graphs(
     section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
 ) -> dict[str, GraphFile]:
     """``forward``: batch -> hidden and sides."""
-    model, roles = convert(section, sizes=sizes)
-    if base_dtype == "fp16":
-        roles = _store_half(model, roles, section)
+    model, roles = _stored(section, sizes=sizes, base_dtype="fp32" if base_dtype == "int8" else base_dtype)
     return {"forward": _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)}
 
 
@@ -40,9 +39,7 @@ def head_graphs(
     section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
 ) -> dict[str, GraphFile]:
     """``train``: everything; ``predict``: logits alone, without labels."""
-    model, roles = convert(section, sizes=sizes)
-    if base_dtype == "fp16":
-        roles = _store_half(model, roles, section)
+    model, roles = _stored(section, sizes=sizes, base_dtype="fp32" if base_dtype == "int8" else base_dtype)
     inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
     logits = [o for o in outputs if roles[_name(o)][0] == "logits"]
     return {
@@ -59,9 +56,7 @@ def block_graphs(
     ``forward``, ``forward_save``, ``backward`` (from what was saved) and ``backward_recompute`` (from the block's input); for
     the lowest trained layer ``backward_lowest`` and ``backward_lowest_recompute``, which make no gradient of the input.
     """
-    model, roles = convert(section, sizes=sizes)
-    if base_dtype != "fp32":
-        roles = (_store_half if base_dtype == "fp16" else _store_int8)(model, roles, section)
+    model, roles = _stored(section, sizes=sizes, base_dtype=base_dtype)
     graph, inputs, outputs = model.graph, list(model.graph.inputs), list(model.graph.outputs)
     y = [o for o in outputs if roles[_name(o)][0] == "hidden"]
     gradients = [o for o in outputs if roles[_name(o)][0] != "hidden"]
@@ -100,6 +95,15 @@ def convert(section: Section, *, sizes: tuple[int, int]) -> tuple[ir.Model, Name
     _name_dimensions(model, section, sizes)
     roles = _rename(model, section)
     simplify(model)
+    return model, roles
+
+
+def _stored(section: Section, *, sizes: tuple[int, int], base_dtype: str) -> tuple[ir.Model, Named]:
+    """The section with its frozen weights in their storage, then with operators of onnxruntime's own."""
+    model, roles = convert(section, sizes=sizes)
+    if base_dtype != "fp32":
+        roles = (_store_half if base_dtype == "fp16" else _store_int8)(model, roles, section)
+    fuse(model)
     return model, roles
 
 
@@ -185,6 +189,7 @@ def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], r
     graph = ir.convenience.extract(whole, inputs, outputs)
     used = [v for v in graph.inputs if v.uses() or v in graph.outputs]
     graph.inputs[:] = used
+    gelu_from_slope(graph)
     _forget_inner_shapes(graph)
     model = ir.Model(graph, ir_version=10, producer_name="fleetune")
     proto = ir.serde.serialize_model(model)

@@ -5,19 +5,40 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from exporters.passes.batched_products import batched_products, split_transposes, turned_products
+from exporters.passes.gelu_slope import folded_gauss, half_of_erf
+from exporters.passes.scaled_products import scaled_products
 from exporters.passes.shapes import gradient_shapes
 
 Pass = Callable[[ir.Model], bool]
 
-PASSES: tuple[Pass, ...] = (gradient_shapes,)
+PASSES: tuple[Pass, ...] = (
+    gradient_shapes,
+    batched_products,
+    split_transposes,
+    turned_products,
+    half_of_erf,
+    folded_gauss,
+)
+FUSIONS: tuple[Pass, ...] = (scaled_products,)
+"""Run after frozen matrices have found their storage: they make operators of onnxruntime's own, which the int8 pass skips."""
 
 
 def simplify(model: ir.Model) -> None:
     """Rewrite ``model`` in place: our passes, then duplicates and dead nodes removed, in topological order."""
-    while sum(step(model) for step in PASSES):
+    _run(model, PASSES)
+    common.ClearMetadataAndDocStringPass()(model)
+
+
+def fuse(model: ir.Model) -> None:
+    """Rewrite ``model`` in place with operators of onnxruntime's own domain."""
+    _run(model, FUSIONS)
+
+
+def _run(model: ir.Model, passes: tuple[Pass, ...]) -> None:
+    while sum([step(model) for step in passes]):
         tidy(model)
     tidy(model)
-    common.ClearMetadataAndDocStringPass()(model)
 
 
 def tidy(model: ir.Model) -> None:

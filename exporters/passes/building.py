@@ -74,6 +74,17 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(tensor.numpy().reshape(()))
 
 
+def factor_of(node: ir.Node) -> tuple[ir.Value, float] | None:
+    """``x`` and ``c`` if ``node`` is ``Mul(x, c)`` with a constant number c."""
+    if node.op_type != "Mul":
+        return None
+    for value, other in (node.inputs, node.inputs[::-1]):
+        number = scalar(other)
+        if value is not None and number is not None:
+            return value, number
+    return None
+
+
 def graph_of(node: ir.Node) -> ir.Graph:
     """The graph that holds ``node``."""
     graph = node.graph
