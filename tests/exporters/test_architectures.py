@@ -1,0 +1,73 @@
+"""Every architecture x task x backend against torch, at sizes that were not traced; the table in the docs says the same."""
+
+from pathlib import Path
+
+import pytest
+from architecture_table import NOT_MEASURED, Key, read_table, record
+from architectures import (
+    CASES,
+    CAUSAL,
+    IMAGE,
+    SEQUENCE,
+    errors_at_sizes,
+    export_folder,
+    export_tiny,
+    save_tiny,
+    torch_program,
+)
+
+from device_runtime.artifact import open_artifact
+from device_runtime.errors import ExportError
+from device_runtime.selfcheck import LIMIT, selfcheck
+
+FAST = [("qwen2", CAUSAL), ("vit", IMAGE)]
+EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]
+KEYS = [(*case, "onnx") for case in CASES] + [(*case, "executorch") for case in EXECUTORCH]
+
+
+def outcome_of(key: Key, folder: Path) -> str:
+    """The largest error, or the reason of the refusal."""
+    name, task, backend = key
+    try:
+        artifact = export_tiny(name, task, folder, backend=backend)
+    except ExportError as refusal:
+        return f"refused: {refusal}".replace("|", "/")
+    errors = errors_at_sizes(artifact, torch_program(folder / "model", task))
+    return f"{max(selfcheck(artifact).max_relative_error, *errors.values()):.1e}"
+
+
+@pytest.mark.parametrize(("name", "task"), FAST)
+def test_a_few_architectures_equal_torch(name: str, task: str, tmp_path: Path) -> None:
+    assert float(outcome_of((name, task, "onnx"), tmp_path)) <= LIMIT
+    head = open_artifact(tmp_path / "artifact", verify=False).manifest.head
+    assert (head.targets is not None) == (task == CAUSAL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS, ids=[" ".join(key) for key in KEYS])
+def test_every_architecture_does_what_the_table_says(key: Key, tmp_path: Path) -> None:
+    outcome = outcome_of(key, tmp_path)
+    record(key, outcome)
+    expected = read_table().get(key, NOT_MEASURED)
+    if outcome.startswith("refused"):
+        assert expected in (outcome, NOT_MEASURED)
+    else:
+        assert float(outcome) <= LIMIT
+        assert not expected.startswith("refused")
+
+
+def test_the_table_has_a_row_for_every_case() -> None:
+    assert read_table().keys() == set(KEYS)
+
+
+def test_a_model_in_stages_is_refused_with_the_list_that_was_taken(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"before the blocks cannot learn.* and \d+ more; the blocks are those of .*swin"
+    ):
+        export_tiny("swin", IMAGE, tmp_path)
+
+
+def test_a_forward_that_fails_is_named(tmp_path: Path) -> None:
+    model = save_tiny("bart", SEQUENCE, tmp_path / "model")
+    with pytest.raises(ExportError, match="its forward fails on an example batch: Each example must contain"):
+        export_folder(model, SEQUENCE, tmp_path / "artifact")
