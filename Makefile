@@ -6,7 +6,7 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 SOURCES := $(wildcard $(foreach package,device_runtime broker exporters toolkit,$(package)/*.py $(package)/*/*.py))
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: help demo test test-all check bench device-env mosquitto clean
+.PHONY: help demo test test-all check bench device-env ort-env mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make bench       the figures of benchmarks/"
 	@echo "make device-env  $(VENV)-device: what a device has, without torch"
+	@echo "make ort-env     $(VENV)-ort: ONNX Runtime Training, which shadows onnxruntime"
 	@echo "make clean       remove environments and caches"
 
 demo: $(VENV)/demo.stamp
@@ -24,7 +25,7 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp mosquitto
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp mosquitto
+test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp ort-env mosquitto
 	$(BIN)/pytest
 
 check: $(VENV)/dev.stamp
@@ -38,6 +39,15 @@ bench: $(VENV)/dev.stamp
 	    echo "== benchmark $$figure"; $(BIN)/fleetune bench $$figure || exit 1; done
 
 device-env: $(VENV)-device/device.stamp
+
+# Its last release has no wheels for ARM Linux nor for Python 3.13; there the tests that need it skip, and say so.
+ort-env: | $(VENV)-ort/bin/pip
+	@if [ ! -e $(VENV)-ort/ort.stamp ] || [ pyproject.toml -nt $(VENV)-ort/ort.stamp ]; then \
+	    echo "installing ONNX Runtime Training into $(VENV)-ort"; \
+	    if $(VENV)-ort/bin/pip install --quiet --disable-pip-version-check -e . tokenizers torch==2.13.0 \
+	        onnxruntime-training-cpu==1.19.2 "onnx<1.18" "numpy<2.3"; \
+	    then touch $(VENV)-ort/ort.stamp; \
+	    else echo "ONNX Runtime Training could not be installed: the tests that need it will be skipped"; rm -rf $(VENV)-ort; fi; fi
 
 # The tests that need a real MQTT server skip, and say so, where Mosquitto cannot be installed.
 mosquitto:
@@ -66,6 +76,6 @@ $(VENV)-device/device.stamp: pyproject.toml $(SOURCES) | $(VENV)-device/bin/pip
 	    echo "no venv module: run  apt-get install python3-venv  (or set PYTHON to another Python, 3.10 or later)"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-device build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	rm -rf $(VENV) $(VENV)-device $(VENV)-ort build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
