@@ -47,6 +47,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     task: str
     backend: str
+    base_dtype: str
     digest: str
     num_layers: int
     num_kinds: int
@@ -83,6 +84,7 @@ def inspect(
         architecture=m.architecture,
         task=m.task,
         backend=m.backend,
+        base_dtype=m.base_dtype,
         digest=artifact.digest,
         num_layers=m.num_layers,
         num_kinds=len(m.kinds),

@@ -15,8 +15,12 @@ from device_runtime.plans import dropping
 from device_runtime.runtimes import open_stack, recompute_modes
 
 LIMIT = 1e-4
-INT8_LIMIT = 0.05
-"""Of relative L2 error, against torch with the same int8 arithmetic: a value on the border of two steps may round either way."""
+INT8_LIMIT = 0.25
+"""Of relative L2 error, against torch with the same int8 arithmetic.
+
+A value on the border of two steps rounds either way, and each layer multiplies such borders: 4e-7 through three layers of MiniLM,
+0.14 at worst through six. A wrong scale or sign gives 1 or more.
+"""
 
 
 class SelfcheckReport(msgspec.Struct, frozen=True, kw_only=True):
