@@ -12,8 +12,16 @@ from device_runtime.errors import ConfigError, ExportError
 from exporters.tracing import quiet
 
 INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
-# XNNPACK's preprocessing drops copies, and then refuses a run that only passes its input through.
-_COPIES = ("clone.default", "_clone_dim_order.default", "_to_dim_order_copy.default")
+# What XNNPACK is given. Copies are not: its preprocessing drops them, and then refuses a run that only passes its input through.
+_TAKEN_NAMES = """
+    bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default sqrt.default
+    rsqrt.default pow.Tensor_Scalar clamp.default hardtanh.default maximum.default minimum.default relu.default sigmoid.default
+    tanh.default gelu.default sin.default cos.default _softmax.default permute_copy.default view_copy.default
+    unsqueeze_copy.default slice_copy.Tensor
+"""
+_TAKEN = frozenset(_TAKEN_NAMES.split())
+# With this specification XNNPACK runs one of its 17 preprocessing passes; the others are about operators that are not in _TAKEN.
+_ONE_PASS = "dqlinear_partitioner"
 
 
 class Lowered(NamedTuple):
@@ -47,15 +55,18 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
         from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+        from executorch.exir.backend.compile_spec_schema import CompileSpec
+        from executorch.exir.backend.partitioner import DelegationSpec
         from executorch.exir.passes import MemoryPlanningPass
 
-        configs = [c for c in ALL_PARTITIONER_CONFIGS if c.target_name not in _COPIES]
+        partitioner = XnnpackPartitioner([c for c in ALL_PARTITIONER_CONFIGS if c.target_name in _TAKEN])
+        partitioner.delegation_spec = DelegationSpec("XnnpackBackend", [CompileSpec(_ONE_PASS, b"")])
         memory = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
         try:
             edge = to_edge_transform_and_lower(
                 program,
                 transform_passes=[_sizes_for_strides],
-                partitioner=[XnnpackPartitioner(configs=configs)],
+                partitioner=[partitioner],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             found = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=memory))
