@@ -17,7 +17,7 @@ from device_runtime.ort_training_layout import INSTALL, LAYOUT, Bound, DepthMode
 from exporters.anatomy import Anatomy, find_anatomy, stream
 from exporters.golden import record_golden
 from exporters.kinds import group_kinds
-from exporters.ort_training_graphs import PREFIX, DepthGraph, depth_graph
+from exporters.ort_training_graphs import DepthGraph, depth_graph
 from exporters.program import Program, tensors_of, traced_sizes, trainable_names
 from exporters.quantize import check_base_dtype
 from exporters.writing import TOKENIZER, Description, TensorTable, digests_of, new_folder, tokenizer_row
@@ -119,7 +119,7 @@ class _Slots:
     """Which tensors each layer has, in one order for all layers, and which are outside the blocks; names as in the module."""
 
     def __init__(self, program: Program, anatomy: Anatomy, graphs: Sequence[DepthGraph]) -> None:
-        used = {name for graph in graphs for name in (*graph.frozen, *graph.trained)}
+        used = {name for graph in graphs for name in (*graph.frozen.values(), *graph.trained.values())}
         paths = [call.path for call in anatomy.calls]
         inside = {f"{path}.{name}" for path in paths for name in tensors_of(anatomy.calls[0].module)}
         self._paths = paths
@@ -152,7 +152,7 @@ def _write_forward(graph: DepthGraph, folder: Path, places: dict[str, tuple[int,
     (folder / inside).mkdir(parents=True)
     (folder / inside / "forward.onnx").write_bytes(graph.content)
     frozen, trained = (
-        tuple(Bound(f"{PREFIX}{name}", *places[name]) for name in names)
+        tuple(Bound(name, *places[tensor]) for name, tensor in names.items())
         for names in (graph.frozen, graph.trained)
     )
     return DepthModel(graph.depth, inside, frozen, trained)

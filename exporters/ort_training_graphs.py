@@ -5,6 +5,8 @@ build. Every frozen parameter is an input of the graph, so that the models of al
 """
 
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,14 @@ PREFIX = "held."
 class DepthGraph:
     """A forward graph of the lowest ``depth`` layers; ``frozen`` are inputs beside the batch, ``trained`` are initializers.
 
-    They are named as in the program's module, by the first name where several are tied; in the graph with ``PREFIX`` before that.
+    Both map a name in the graph to that of the tensor in the program's module, the first one where several are tied. A frozen
+    tensor that is used in several places is as many inputs.
     """
 
     depth: int
     content: bytes
-    frozen: tuple[str, ...]
-    trained: tuple[str, ...]
+    frozen: dict[str, str]
+    trained: dict[str, str]
 
 
 def depth_graph(program: Program, anatomy: Anatomy, *, depth: int) -> DepthGraph:
@@ -56,11 +59,11 @@ def depth_graph(program: Program, anatomy: Anatomy, *, depth: int) -> DepthGraph
     if stray or graph.initializer:
         named = stray or [row.name for row in graph.initializer]
         raise ExportError(f"backend ort-training: inputs {', '.join(named[:5])} are no tensors of the module")
-    trained = tuple(n for n in weights if tensors[n].requires_grad)
-    _make_parameters(model, {f"{PREFIX}{n}": tensors[n] for n in trained}, kept)
-    return DepthGraph(
-        depth, model.SerializeToString(), tuple(n for n in weights if n not in trained), trained
-    )
+    trained = {f"{PREFIX}{n}": n for n in weights if tensors[n].requires_grad}
+    frozen = {f"{PREFIX}{n}": n for n in weights if not tensors[n].requires_grad}
+    _make_parameters(model, {name: tensors[n] for name, n in trained.items()}, kept)
+    frozen |= {copy: frozen[name] for copy, name in _split_uses(graph, set(frozen))}
+    return DepthGraph(depth, model.SerializeToString(), frozen, trained)
 
 
 class _Cut(nn.Module):
@@ -114,3 +117,22 @@ def _make_parameters(model: Any, trained: dict[str, Tensor], inputs: list[Any]) 
     model.graph.input.extend(kept)
     for name, tensor in trained.items():
         model.graph.initializer.append(numpy_helper.from_array(tensor.detach().numpy(), name))
+
+
+def _split_uses(graph: Any, frozen: set[str]) -> Iterator[tuple[str, str]]:
+    """Give every further use of a frozen input an input of its own; yields (new, old) names.
+
+    The gradient of a layer norm names that of its frozen scale too, which clashes if a shared block uses the scale again.
+    """
+    rows = {row.name: row for row in graph.input}
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name not in frozen:
+                continue
+            seen[name] += 1
+            if seen[name] > 1:
+                copy = f"{name}#{seen[name]}"
+                graph.input.add().CopyFrom(rows[name])
+                graph.input[-1].name = node.input[place] = copy
+                yield copy, name
