@@ -1,6 +1,5 @@
 """A published audio keyword transformer, a plain module: its weights answer right, and it exports and trains exactly."""
 
-
 import numpy as np
 import pytest
 from keywords import LABELS, LAYERS, features_of, keyword_program, keyword_weights
