@@ -45,6 +45,8 @@ def export(
     lora_r: int = 8,
     lora_alpha: int = 16,
     target_modules: Sequence[str] | None = None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
     backend: str = "onnx",
     base_dtype: str = "fp32",
     max_length: int | None = None,
@@ -63,6 +65,8 @@ def export(
         lora_r: rank of fresh LoRA.
         lora_alpha: its scale is ``lora_alpha / lora_r``.
         target_modules: names of the linears that get LoRA; None = peft's choice for the architecture.
+        use_rslora: scale fresh LoRA by ``lora_alpha / sqrt(lora_r)`` (rsLoRA, arXiv 2312.03732).
+        use_dora: learn each row's magnitude beside its direction (DoRA, arXiv 2402.09353).
         backend: which runtime the graphs are for.
         base_dtype: storage of the frozen weights: fp32, fp16 (computed in fp32) or int8 (the blocks' matrices, computed as int8).
         max_length: longest sequence in tokens; at most the model's.
@@ -85,7 +89,15 @@ def export(
     if adapter is not None:
         learning = load_adapter(plain, str(adapter))
     else:
-        learning = attach_lora(plain, task=task, r=lora_r, alpha=lora_alpha, target_modules=target_modules)
+        learning = attach_lora(
+            plain,
+            task=task,
+            r=lora_r,
+            alpha=lora_alpha,
+            target_modules=target_modules,
+            use_rslora=use_rslora,
+            use_dora=use_dora,
+        )
     loaded = describe(learning, tokenizer, task=task, source=str(model), max_length=max_length)
     description = Description(
         name=Path(str(model)).name or str(model),

@@ -13,6 +13,7 @@ from device_runtime.errors import ArtifactError, ConfigError
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_MAGNITUDE = ".lora_magnitude_vector"
 
 
 def merge(
@@ -70,16 +71,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], Arrays]:
 
 def _problems(config: dict[str, Any], arrays: Arrays) -> Iterable[str]:
     """What in the tensors contradicts the configuration."""
-    rank = config.get("r")
     sides: dict[str, set[str]] = {}
     for name, value in sorted(arrays.items()):
         if not np.isfinite(value).all():
             yield f"{name}: holds NaN or infinity"
         if not (found := _LORA.fullmatch(name)):
-            if not _is_saved_whole(name, config):
+            if not (_is_saved_whole(name, config) or (name.endswith(_MAGNITUDE) and config.get("use_dora"))):
                 yield f"{name}: neither LoRA nor in modules_to_save"
             continue
         sides.setdefault(found["module"], set()).add(found["side"])
+        rank = _rank(found["module"], config)
         if value.ndim == 2 and value.shape[found["side"] == "B"] != rank:
             yield f"{name}: shape {list(value.shape)} does not fit rank {rank}"
         if not _is_target(found["module"], config):
@@ -89,6 +90,13 @@ def _problems(config: dict[str, Any], arrays: Arrays) -> Iterable[str]:
     yield from (
         f"{module}: lora_A without lora_B or the reverse" for module, pair in sides.items() if len(pair) < 2
     )
+
+
+def _rank(module: str, config: dict[str, Any]) -> Any:
+    """The rank of a module: that of the first pattern which fits the end of its name, as peft matches them."""
+    patterns = config.get("rank_pattern") or {}
+    fits = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(fits, config.get("r"))
 
 
 def _is_target(module: str, config: dict[str, Any]) -> bool:
@@ -135,5 +143,6 @@ def _names(labels: Sequence[str] | Path | None, arrays: Arrays) -> list[str]:
 
 def _num_labels(arrays: Arrays) -> int:
     """Rows of the smallest tensor that is trained whole: the classes of a classifier."""
-    heads = [value.shape[0] for name, value in arrays.items() if value.ndim and not _LORA.fullmatch(name)]
+    whole = (n for n in arrays if not _LORA.fullmatch(n) and not n.endswith(_MAGNITUDE))
+    heads = [arrays[name].shape[0] for name in whole if arrays[name].ndim]
     return int(min(heads, default=0))

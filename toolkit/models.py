@@ -70,7 +70,16 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
     return model, tokenizer
 
 
-def attach_lora(model: Any, *, task: str, r: int, alpha: int, target_modules: Sequence[str] | None) -> Any:
+def attach_lora(
+    model: Any,
+    *,
+    task: str,
+    r: int,
+    alpha: int,
+    target_modules: Sequence[str] | None,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+) -> Any:
     """The model with fresh LoRA; without ``target_modules``, peft's choice for the architecture, else the blocks' linears.
 
     Raises:
@@ -78,6 +87,7 @@ def attach_lora(model: Any, *, task: str, r: int, alpha: int, target_modules: Se
     """
     chosen = TASKS[task]
     settings: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": 0.0}
+    settings |= {"use_rslora": use_rslora, "use_dora": use_dora}
     if chosen.peft_type:
         settings["task_type"] = chosen.peft_type
     else:
@@ -140,6 +150,8 @@ def adapter_names(model: Any) -> dict[str, str]:
     saved = peft.get_peft_model_state_dict(model)
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     names = {n: n.replace(".modules_to_save.default", "").replace(".default", "") for n in trainable}
+    bare = {own: name.removesuffix(".weight") for own, name in names.items()}
+    names = {own: bare[own] if bare[own] in saved else name for own, name in names.items()}
     stray = sorted(set(names.values()) ^ set(saved))
     if stray:
         raise ExportError(f"PEFT saves other tensors than those that learn: {', '.join(stray[:5])}")

@@ -33,6 +33,13 @@ def export(
     target_modules: Annotated[
         str | None, shown("modules that get a LoRA, as a,b", "peft's own choice")
     ] = None,
+    use_rslora: Annotated[
+        bool | None,
+        typer.Option("--use-rslora", help="scale a new LoRA by alpha / sqrt(r)", show_default=False),
+    ] = None,
+    use_dora: Annotated[
+        bool | None, typer.Option("--use-dora", help="learn magnitudes beside a new LoRA", show_default=False)
+    ] = None,
     backend: Annotated[str | None, shown("onnx, executorch or ort-training", "onnx", metavar="NAME")] = None,
     base_dtype: Annotated[
         str | None, shown("frozen weights: fp32, fp16 or int8", "fp32", metavar="NAME")
