@@ -48,8 +48,8 @@ def test_logits_never_exist_whole(tmp_path: Path) -> None:
     assert chunked["loss"] == pytest.approx(whole["loss"], rel=1e-5)
     logits_mb = BATCH * SEQ * VOCABULARY * 4 / 1e6
     print(f"logits {logits_mb:.0f} MB; grown by {whole} at once, {chunked} in chunks")
-    assert whole["grown_mb"] > 2 * logits_mb
-    assert chunked["grown_mb"] < logits_mb
+    # Logits, their softmax and its gradient are gone; what is left is mostly sessions and activations of the blocks.
+    assert whole["grown_mb"] - chunked["grown_mb"] > 3 * logits_mb
 
 
 def measured(artifact: Path, logits_bytes: int) -> dict[str, float]:
