@@ -30,6 +30,8 @@ EXTRAS = {
 }
 """Which extra brings a library that a command may find missing."""
 _LISTED_AT_MOST = 8
+_CHATTY = ("torchao", "torch.utils._pytree")
+"""They warn at import of what concerns neither user nor us."""
 
 
 class Watch(NamedTuple):
@@ -143,5 +145,7 @@ def _log_to_stderr(*, verbose: bool) -> None:
     """Our log and the warnings of libraries, for who asks; the user's own problems are errors, not warnings."""
     if not verbose:
         warnings.simplefilter("ignore")
+        for name in _CHATTY:
+            logging.getLogger(name).setLevel(logging.ERROR)
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
