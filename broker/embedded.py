@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
 
@@ -70,8 +71,15 @@ class EmbeddedServer:
             _drain(self._loop)
 
 
-def serve(*, port: int = 1883, host: str = "127.0.0.1") -> None:
+def serve(
+    *, port: int = 1883, host: str = "127.0.0.1", on_progress: Callable[[str], object] | None = None
+) -> None:
     """Run a server until SIGINT or SIGTERM.
+
+    Args:
+        port: TCP port.
+        host: address to listen on.
+        on_progress: told the server's URL once it listens.
 
     Raises:
         TransportError: the port is busy, or the address is not this machine's.
@@ -82,13 +90,18 @@ def serve(*, port: int = 1883, host: str = "127.0.0.1") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ended.set)
     try:
-        loop.run_until_complete(_serve(host, port, ended=ended))
+        loop.run_until_complete(_serve(host, port, ended=ended, on_progress=on_progress))
     finally:
         _drain(loop)
 
 
 async def _serve(
-    host: str, port: int, *, ended: asyncio.Event, listening: Future[None] | None = None
+    host: str,
+    port: int,
+    *,
+    ended: asyncio.Event,
+    listening: Future[None] | None = None,
+    on_progress: Callable[[str], object] | None = None,
 ) -> None:
     _quieten()
     try:
@@ -100,7 +113,7 @@ async def _serve(
         return
     if listening is not None:
         listening.set_result(None)
-    log.info("MQTT server listens on mqtt://%s:%d", host, port)
+    (on_progress or log.info)(f"MQTT server listens on mqtt://{host}:{port}; Ctrl-C ends it")
     await ended.wait()
     await broker.shutdown()
 

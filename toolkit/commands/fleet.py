@@ -131,7 +131,7 @@ def broker(
     verbose: Verbose = False,
 ) -> None:
     """Run an MQTT server, for trials."""
-    call("broker.embedded:serve", locals())
+    call("broker.embedded:serve", locals(), watch=Watch("on_progress", live.messages))
 
 
 def demo(
@@ -170,7 +170,7 @@ def bench(
 
 def _show_demo(console: Console, report: Any) -> None:
     for line in (
-        f"accuracy {report.accuracy_before:.3f} -> {report.accuracy:.3f} on people that no device has heard",
+        f"accuracy {report.accuracy_before:.3f} -> {report.accuracy:.3f} on lines that no device has",
         f"{report.mean_active_layers:.1f} layers active in a step; a device took at most {report.device_peak_rss_mb:.0f} MB",
         f"{live.size(report.bytes_down)} down and {live.size(report.bytes_up)} up in {report.rounds} rounds",
         f"{report.wall_s:.0f} s in all",
