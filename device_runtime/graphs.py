@@ -61,19 +61,13 @@ def set_threads(threads: int) -> None:
     """
     if threads < 0:
         raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
-    _start_pool(threads)
-
-
-@cache
-def _start_pool(threads: int) -> bool:
-    if not hasattr(ort, "set_global_thread_pool_sizes") or _pool_started:
-        return False
-    _pool_started.append(threads)
-    ort.set_global_thread_pool_sizes(threads, 1)
-    return True
+    if hasattr(ort, "set_global_thread_pool_sizes") and not _pool_started:
+        _pool_started.append(threads)
+        ort.set_global_thread_pool_sizes(threads, 1)
 
 
 _pool_started: list[int] = []
+"""The size of the shared pool, once there is one."""
 
 
 @cache
@@ -86,13 +80,11 @@ def _share_memory() -> None:
 def _options(threads: int) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
-    options.enable_mem_pattern = (
-        False  # shapes vary by bucket; a pattern per shape would hold memory for each
-    )
+    # Shapes vary by bucket: a pattern per shape would hold memory for each.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # a chain of spinning pools lost 30 %
+    # Every session's own pool would spin after its run: a chain of them lost 30 %.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if _pool_started:
         options.use_per_session_threads = False
     else:

@@ -1,16 +1,16 @@
 """Cuts a joint forward/backward graph where the fewest bytes must be kept from the one to the other.
 
 The backward may recompute cheap things (elementwise, reshapes, normalisation factors) from what was saved; a minimum cut over the
-graph, capacities in bytes, decides what is saved. Source of the idea: AOTAutograd's min-cut rematerialisation in PyTorch.
+graph, capacities in bytes, decides what is saved (:mod:`exporters.mincut`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import networkx as nx
 import onnx_ir as ir
 
 from device_runtime.manifest import Role
+from exporters.mincut import FREE, NEVER, Candidate, cheapest
 
 # What the backward may do again: operators that stream over memory once, and those that only rename a shape.
 CHEAP = frozenset(
@@ -50,8 +50,6 @@ CHEAP = frozenset(
         "Range",
     ]
 )
-_NEVER = 1e18
-_FREE = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,10 @@ def split_joint(graph: ir.Graph, roles: Mapping[str, tuple[Role, int]], *, sizes
     The hidden input and the sides cost nothing to keep: whoever chains the graphs holds them anyway.
     """
     late = _dependents(graph, [v for v in graph.inputs if roles[v.name or ""][0] == "d_hidden"])
-    flow = nx.DiGraph()
-    for value in _early_values(graph, late):
-        _add_value(flow, value, late, _kept_cost(value, graph, roles, sizes))
-    if "sink" not in flow:
-        return Cut(())
-    _, (reachable, _rest) = nx.minimum_cut(flow, "source", "sink")
-    order = {v: i for i, v in enumerate(_early_values(graph, late))}
-    cut = [v for v in order if (v, "in") in reachable and (v, "out") not in reachable]
+    values = _early_values(graph, late)
+    kept = set(cheapest([_candidate(value, late, sizes) for value in values]))
     given = {*graph.inputs, *graph.initializers.values(), *graph.outputs}
-    return Cut(tuple(sorted((v for v in cut if v not in given), key=order.__getitem__)))
+    return Cut(tuple(value for value in values if value in kept and value not in given))
 
 
 def _dependents(graph: ir.Graph, roots: list[ir.Value]) -> set[ir.Node]:
@@ -100,33 +92,26 @@ def _early_values(graph: ir.Graph, late: set[ir.Node]) -> list[ir.Value]:
     return [*graph.inputs, *graph.initializers.values(), *produced]
 
 
-def _add_value(flow: "nx.DiGraph", value: ir.Value, late: set[ir.Node], cost: float) -> None:
-    """Split the value into an edge of its cost; edges onward say who needs it and whether it can be made again."""
-    flow.add_edge((value, "in"), (value, "out"), capacity=cost)
+def _candidate(value: ir.Value, late: set[ir.Node], sizes: Mapping[str, int]) -> Candidate:
     node = value.producer()
     if node is None or node.op_type not in CHEAP:
-        flow.add_edge("source", (value, "in"), capacity=_NEVER)
+        sources = None
     else:
-        for given in node.inputs:
-            if given is not None:
-                flow.add_edge((given, "out"), (value, "in"), capacity=_NEVER)
-    if any(use.node in late for use in value.uses()):
-        flow.add_edge((value, "out"), "sink", capacity=_NEVER)
+        sources = tuple(v for v in node.inputs if v is not None)
+    return Candidate(value, _kept_cost(value, sizes), sources, any(use.node in late for use in value.uses()))
 
 
-def _kept_cost(
-    value: ir.Value, graph: ir.Graph, roles: Mapping[str, tuple[Role, int]], sizes: Mapping[str, int]
-) -> float:
+def _kept_cost(value: ir.Value, sizes: Mapping[str, int]) -> float:
     if value.is_graph_input() or value.is_initializer():
-        return _FREE
+        return FREE
     if value.is_graph_output():
-        return _FREE  # the block's own output is kept by whoever runs the next block
+        return FREE  # the block's own output is kept by whoever runs the next block
     if value.shape is None or value.dtype is None or value.dtype == ir.DataType.INT64:
-        return _NEVER  # shapes are made again, never carried
+        return NEVER  # shapes are made again, never carried
     count = 1.0
     for extent in value.shape:
         count *= extent if isinstance(extent, int) else _extent(str(extent), sizes)
-    return float(count * value.dtype.itemsize) + _FREE
+    return float(count * value.dtype.itemsize) + FREE
 
 
 def _extent(expression: str, sizes: Mapping[str, int]) -> float:
