@@ -15,11 +15,10 @@ from device_runtime.plans import dropping
 from device_runtime.runtimes import open_stack, recompute_modes
 
 LIMIT = 1e-4
-INT8_LIMIT = 0.25
-"""Of relative L2 error, against torch with the same int8 arithmetic.
+INT8_LIMIT = 1e-2
+"""Of relative L2 error, against torch with the same int8 arithmetic, one layer at a time.
 
-A value on the border of two steps rounds either way, and each layer multiplies such borders: 4e-7 through three layers of MiniLM,
-0.14 at worst through six. A wrong scale or sign gives 1 or more.
+Two right implementations differ where a value lies on the border of two steps and rounds the other way.
 """
 
 
