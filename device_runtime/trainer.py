@@ -39,7 +39,15 @@ class Trainer:
     continues from its step count, adapter, optimizer state and policy state.
     """
 
-    def __init__(self, stack: "Stack", dataset: Dataset, work: LocalWork, adapter: Arrays) -> None:
+    def __init__(
+        self,
+        stack: "Stack",
+        dataset: Dataset,
+        work: LocalWork,
+        adapter: Arrays,
+        *,
+        prefix: PrefixCache | None = None,
+    ) -> None:
         """Prepare a run.
 
         Args:
@@ -47,6 +55,7 @@ class Trainer:
             dataset: labelled samples.
             work: what to do; ``steps`` 0 means ``epochs`` passes over the data.
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
+            prefix: where examples' hidden streams below the lowest trained layer are kept.
 
         Raises:
             ArtifactError: the adapter does not fit the artifact.
@@ -59,7 +68,8 @@ class Trainer:
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
         self.history: list[StepReport] = []
-        self._stack, self._dataset, self._work = stack, dataset, work
+        self._stack, self._dataset, self._work, self._prefix = stack, dataset, work, prefix
+        self._layer_of = {t.name: t.layer for t in manifest.trainable}
         self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
@@ -80,7 +90,9 @@ class Trainer:
         """
         start_s = time.perf_counter()
         plan = self._policy(self.step_index, self._rng(), self._policy_state)
-        result = self._stack.step(self._dataset.rows(self._batch()), plan, self.adapter)
+        examples = self._batch()
+        batch, cached = self._dataset.rows(examples), self._cached(examples, plan)
+        result = self._stack.step(batch, plan, self.adapter, **cached)
         self._update(result.loss, result.grads)
         seconds = time.perf_counter() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
@@ -112,6 +124,14 @@ class Trainer:
             StepReport(i, self.total_steps, loss, int(active), seconds)
             for i, (loss, active, seconds) in enumerate(rows)
         ]
+
+    def _cached(self, examples: Indices, plan: LayerPlan) -> dict[str, PrefixRows]:
+        """The stack's ``prefix`` argument, if this run has one: the layers below are the base, their adapters and modes."""
+        if self._prefix is None:
+            return {}
+        lowest = lowest_trained(plan)
+        below: Arrays = {n: a for n, a in self.adapter.items() if self._layer_of[n] < lowest and n in self._below}
+        return {"prefix": self._prefix.of(examples, below | {"": np.array(plan[:lowest])})}
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._work.seed, self.step_index])
