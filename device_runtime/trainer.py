@@ -13,8 +13,9 @@ from device_runtime.artifact import check_adapter
 from device_runtime.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 from device_runtime.errors import ConfigError
 from device_runtime.optim import make_optimizer
-from device_runtime.plans import active_layers
+from device_runtime.plans import LayerPlan, active_layers, lowest_trained
 from device_runtime.policies import PolicyState, make_policy
+from device_runtime.prefix import PrefixCache, PrefixRows
 from device_runtime.samples import Dataset, Indices
 from device_runtime.wire import LocalWork
 
@@ -69,7 +70,6 @@ class Trainer:
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
         self.history: list[StepReport] = []
         self._stack, self._dataset, self._work, self._prefix = stack, dataset, work, prefix
-        self._layer_of = {t.name: t.layer for t in manifest.trainable}
         self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
@@ -92,7 +92,7 @@ class Trainer:
         plan = self._policy(self.step_index, self._rng(), self._policy_state)
         examples = self._batch()
         batch, cached = self._dataset.rows(examples), self._cached(examples, plan)
-        result = self._stack.step(batch, plan, self.adapter, **cached)
+        result = self._stack.step(batch, plan, self.adapter, prefix=cached)
         self._update(result.loss, result.grads)
         seconds = time.perf_counter() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
@@ -125,13 +125,15 @@ class Trainer:
             for i, (loss, active, seconds) in enumerate(rows)
         ]
 
-    def _cached(self, examples: Indices, plan: LayerPlan) -> dict[str, PrefixRows]:
-        """The stack's ``prefix`` argument, if this run has one: the layers below are the base, their adapters and modes."""
+    def _cached(self, examples: Indices, plan: LayerPlan) -> PrefixRows | None:
+        """The examples' rows in the cache; the layers below are the base, their adapters and modes."""
         if self._prefix is None:
-            return {}
-        lowest = lowest_trained(plan)
-        below: Arrays = {n: a for n, a in self.adapter.items() if self._layer_of[n] < lowest and n in self._below}
-        return {"prefix": self._prefix.of(examples, below | {"": np.array(plan[:lowest])})}
+            return None
+        m, lowest = self._stack.artifact.manifest, lowest_trained(plan)
+        used = {*m.prelude.tensors, *(i for layer in m.layers[:lowest] for i in layer.tensors)}
+        names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
+        below: Arrays = {name: self.adapter[name] for name in names}
+        return self._prefix.of(examples, {"plan": np.array(plan[:lowest]), **below})
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._work.seed, self.step_index])
