@@ -20,7 +20,7 @@ from device_runtime.stack import Stack
 from device_runtime.trainer import Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
 
-STEPS, SEED, BATCH = 30, 7, 16
+STEPS, SEED, BATCH = 50, 7, 16
 
 
 @pytest.fixture(scope="module")
