@@ -37,7 +37,14 @@ class OrtTrainingStack(Stack):
     A layer whose mode is FORWARD gets no gradient in the result, but its gradient is computed.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int = 0, memory: MemoryPlan = SAVE_ALL) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 0,
+        memory: MemoryPlan = SAVE_ALL,
+        provider: str = "cpu",
+    ) -> None:
         """Prepare; modules are opened when first needed.
 
         Raises:
@@ -49,7 +56,8 @@ class OrtTrainingStack(Stack):
                 f"{memory}: the models of ort-training run whole batches and keep all activations and weights"
             )
         _api()
-        super().__init__(artifact, threads=threads)
+        super().__init__(artifact, threads=threads, provider=provider)
+        self._threads = threads
         self._models = read_layout(artifact)
         self._opened: dict[int, Module] = {}
 

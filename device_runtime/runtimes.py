@@ -12,14 +12,16 @@ STACKS: Table[type[Stack]] = Table(
 )
 
 
-def open_stack(artifact: Artifact, *, threads: int = 0, memory: MemoryPlan = SAVE_ALL) -> Stack:
+def open_stack(
+    artifact: Artifact, *, threads: int = 0, memory: MemoryPlan = SAVE_ALL, provider: str = "cpu"
+) -> Stack:
     """The stack for the artifact's backend; arguments as of :class:`Stack`.
 
     Raises:
         UnknownName: a backend that this version does not run.
         ConfigError: the runtime is not installed here, or cannot follow that memory plan.
     """
-    return STACKS[artifact.manifest.backend](artifact, threads=threads, memory=memory)
+    return STACKS[artifact.manifest.backend](artifact, threads=threads, memory=memory, provider=provider)
 
 
 def can_plan_memory(artifact: Artifact) -> bool:

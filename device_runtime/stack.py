@@ -36,24 +36,30 @@ class Kept(NamedTuple):
 class Stack:
     """An artifact opened for training and prediction; graphs are opened when first needed."""
 
-    def __init__(self, artifact: Artifact, *, threads: int = 0, memory: MemoryPlan = SAVE_ALL) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 0,
+        memory: MemoryPlan = SAVE_ALL,
+        provider: str = "cpu",
+    ) -> None:
         """Prepare.
 
         Args:
             artifact: an opened artifact.
             threads: for the kernels, 0 = one per core.
             memory: how rows, activations and frozen weights are held.
+            provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
 
         Raises:
-            ConfigError: a number below 0.
+            ConfigError: a number below 0, or a provider that is not there.
         """
         memory.check()
-        self._engine = LOADERS[artifact.manifest.backend]
-        self._engine.set_threads(threads)
+        self._engine = LOADERS[artifact.manifest.backend](threads, provider)
         self.artifact = artifact
         self.memory = memory
         self.frozen = FrozenWeights(artifact, self._engine.value_of, streamed=memory.streamed)
-        self._threads = threads
         self._graphs: dict[str, OpenGraph] = {}
 
     def __enter__(self) -> "Stack":
@@ -307,7 +313,7 @@ class Stack:
 
     def _graph(self, file: str) -> OpenGraph:
         if file not in self._graphs:
-            self._graphs[file] = self._engine.open(self.artifact.folder / file, self._threads)
+            self._graphs[file] = self._engine.open(self.artifact.folder / file)
         return self._graphs[file]
 
 
