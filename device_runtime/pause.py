@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from device_runtime.errors import ConfigError
-from device_runtime.rules import Reading, Rules, closed_for_s, reasons
+from device_runtime.rules import Reading, Rules, reasons
 from device_runtime.rules_file import load_rules
 from device_runtime.sensors import sensors_of
 
@@ -27,12 +27,11 @@ class Pause(NamedTuple):
     """Since it shut."""
 
     def __str__(self) -> str:
-        return f"paused: {self.text}" if self.reasons else f"resumed after {self.seconds:.0f} s"
-
-    @property
-    def text(self) -> str:
-        """The reasons on one line."""
-        return "; ".join(self.reasons.values())
+        return (
+            "paused: " + "; ".join(self.reasons.values())
+            if self.reasons
+            else f"resumed after {self.seconds:.0f} s"
+        )
 
 
 class Gate:
@@ -58,8 +57,6 @@ class Gate:
         """
         self.reasons: dict[str, str] = {}
         """Why it is shut, by rule; empty while it is open."""
-        self.closed_for_s = 0.0
-        """At least so long it will stay shut, as far as that is known."""
         self.num_pauses = 0
         self._rules, self._read, self._on_change = rules, read, on_change or (lambda _: None)
         self._clock, self._sleep = clock, sleep
@@ -68,6 +65,11 @@ class Gate:
         self._shut_at = self._forbidden_at = 0.0
         self._paused_s = 0.0
         self._warned: set[tuple[str, bool]] = set()
+
+    @property
+    def text(self) -> str:
+        """Why it is shut, on one line; empty while it is open."""
+        return "; ".join(self.reasons.values())
 
     @property
     def paused_s(self) -> float:
@@ -92,7 +94,6 @@ class Gate:
         reading = self._read()
         self._warn(reading)
         found = reasons(self._rules, reading, held=self.reasons)
-        self.closed_for_s = closed_for_s(self._rules, reading)
         self._looked_at, self._due = now, now + self._rules.period_s
         if found:
             self._shut(found, now)

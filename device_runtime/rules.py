@@ -12,7 +12,6 @@ PowerSource = Literal["mains", "battery"]
 NetworkKind = Literal["wired", "wireless", "cellular", "other", "none"]
 OnMissing = Literal["allow", "deny"]
 _Window = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$")]
-_DAY_MIN = 24 * 60
 
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,14 +118,6 @@ def reasons(rules: Rules, reading: Reading, *, held: Collection[str] = ()) -> di
         else:
             found[name] = JUDGES[name](rule, value, name in held)
     return {name: reason for name, reason in found.items() if reason}
-
-
-def closed_for_s(rules: Rules, reading: Reading) -> float:
-    """Seconds for which the time of day alone will go on forbidding it; 0 if it does not, or nobody knows."""
-    if rules.hours is None or reading.hours is None or not _hours(rules.hours, reading.hours, False):
-        return 0.0
-    waits = [(start - reading.hours) % _DAY_MIN for start, _ in map(_minutes, rules.hours.windows)]
-    return 60.0 * (min(waits) - 1)  # the minute that has begun
 
 
 def contradictions(rules: Rules) -> Iterator[str]:

@@ -248,4 +248,6 @@ def _write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], repo
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
     return str(value) if isinstance(value, Path) else value
