@@ -136,17 +136,21 @@ def _power(rule: Power, source: str, _held: bool) -> str:
 
 def _battery(rule: Battery, percent: float, held: bool) -> str:
     least = min(100.0, rule.min_percent + rule.margin_percent * held)
-    return f"battery at {percent:g} % is below {least:g} %" if percent < least else ""
+    return (
+        f"battery at {percent:g} % is {'not yet at' if held else 'below'} {least:g} %"
+        if percent < least
+        else ""
+    )
 
 
 def _temperature(rule: Temperature, degrees: float, held: bool) -> str:
     most = rule.max_c - rule.margin_c * held
-    return f"temperature {degrees:.1f} C is above {most:g} C" if degrees > most else ""
+    return f"temperature {degrees:.1f} C is {_above(held)} {most:g} C" if degrees > most else ""
 
 
 def _load(rule: Load, share: float, held: bool) -> str:
     most = rule.max_share - rule.margin_share * held
-    return f"others' load {share:.2f} is above {most:.2f}" if share > most else ""
+    return f"others' load {share:.2f} is {_above(held)} {most:.2f}" if share > most else ""
 
 
 def _hours(rule: Hours, minute: int, _held: bool) -> str:
@@ -157,6 +161,10 @@ def _hours(rule: Hours, minute: int, _held: bool) -> str:
 
 def _network(rule: Network, kind: str, _held: bool) -> str:
     return "" if kind in rule.allowed else f"network is {kind}, not {' or '.join(rule.allowed)}"
+
+
+def _above(held: bool) -> str:
+    return "not yet down to" if held else "above"
 
 
 def _minutes(window: str) -> tuple[int, int]:

@@ -96,6 +96,15 @@ def test_a_rule_that_forbade_it_asks_for_its_margin_and_no_other_rule_does(rule,
     assert reasons(rules_of(**rule), reading, held=["power"]) == {}
 
 
+def test_what_is_waited_for_is_told():
+    rules = rules_of(temperature={"max_c": 70}, load={"max_share": 0.5})
+    found = reasons(rules, Reading(temperature=66.0, load=0.45), held=["temperature", "load"])
+    assert found == {
+        "temperature": "temperature 66.0 C is not yet down to 65 C",
+        "load": "others' load 0.45 is not yet down to 0.40",
+    }
+
+
 @pytest.mark.parametrize("missing", [None, float("nan")])
 @pytest.mark.parametrize(
     "rule",
