@@ -185,6 +185,7 @@ class Service:
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
+        self.federation.paused(status.device_id, is_paused=status.online and bool(status.paused))
         if status.paused:
             log.info("device %s pauses: %s", status.device_id, one_line(status.paused))
         if not status.online and status.device_id in self._known:
