@@ -210,14 +210,12 @@ class Agent:
         forbidding = tuple(self._gate.reasons)
         if forbidding == self._shut_by:
             return
-        was_quiet, self._shut_by = "network" in self._shut_by, forbidding
+        self._shut_by = forbidding
         self._send_status()
         self._tell("paused" if forbidding else "resumed", max(self._newest_round, 0), text=self._gate.text)
         training = self._task.training if self._task else None
         if self._task and training and training.step_index and forbidding:
             self._state.keep_checkpoint(self._task.key, training.save)
-        if was_quiet and not self._must_be_quiet:
-            self._deliveries.rush()
 
     @property
     def _must_be_quiet(self) -> bool:
