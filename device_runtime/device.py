@@ -6,9 +6,10 @@ import secrets
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from device_runtime.link import Link, Will
 from device_runtime.loopback import send
 from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.outbox import Outbox
+from device_runtime.pause import Gate, open_gate
 from device_runtime.runtimes import open_stack
 from device_runtime.samples import Dataset
 from device_runtime.trainer import Trainer
@@ -46,6 +48,9 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """Updates and reports that it did not take, and work that could not be done."""
     evaluations: int
     steps: int
+    pauses: int
+    """Times at which its rules forbade it to work."""
+    paused_s: float
     step_ms_median: float | None
     mean_active_layers: float | None
     bytes_sent: int
@@ -72,6 +77,7 @@ def device(
     checkpoint_every: int = 20,
     timeout_s: float = 20.0,
     idle_limit_s: float = 0.0,
+    rules: Mapping[str, Any] | Path | str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> DeviceReport:
     """Train, or evaluate, for an aggregator until the job is over.
@@ -92,6 +98,8 @@ def device(
         checkpoint_every: steps between checkpoints.
         timeout_s: longest wait for the MQTT server at the start.
         idle_limit_s: longest wait for a word of the aggregator; 0 for ever.
+        rules: when it may work, a TOML file or a mapping; see :class:`device_runtime.rules.Rules`. It pauses between
+            steps and stays online; a round that ends before the pause does is declined.
         on_event: told of offers, results and verdicts.
 
     Raises:
@@ -104,6 +112,7 @@ def device(
     if role not in ROLES:
         raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
     check_name("job", job)
+    gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
     desk = _Desk(artifact, Path(data), threads=threads, recompute=recompute)
@@ -125,6 +134,7 @@ def device(
             folder=folder,
             adapter=artifact.adapter(),
             checkpoint_every=checkpoint_every,
+            gate=gate,
             on_event=tally,
         )
         link.open(timeout_s)
@@ -135,7 +145,7 @@ def device(
             link.close()
     if agent.is_unwanted:
         raise ConfigError(f"the aggregator of job {job!r} cannot use this device: {agent.finished}")
-    return tally.report(identity.device_id, link=link, reason=agent.finished)
+    return tally.report(identity.device_id, link=link, gate=gate, reason=agent.finished)
 
 
 class _Tally:
@@ -157,7 +167,7 @@ class _Tally:
         self._active.append(event.values["active_layers"])
         self._seconds.append(event.values["seconds"])
 
-    def report(self, device_id: str, *, link: Link, reason: str) -> DeviceReport:
+    def report(self, device_id: str, *, link: Link, gate: Gate, reason: str) -> DeviceReport:
         kinds = self._kinds
         return DeviceReport(
             device_id=device_id,
@@ -165,6 +175,8 @@ class _Tally:
             refused=kinds["refused"] + kinds["declined"],
             evaluations=kinds["evaluated"],
             steps=kinds["step"],
+            pauses=gate.num_pauses,
+            paused_s=gate.paused_s,
             step_ms_median=1000 * statistics.median(self._seconds) if self._seconds else None,
             mean_active_layers=statistics.fmean(self._active) if self._active else None,
             bytes_sent=link.bytes_sent,
@@ -205,8 +217,10 @@ def _live(agent: Agent, link: Link, *, idle_limit_s: float) -> None:
     busy_at = time.monotonic()
     while not agent.finished:
         now = time.monotonic()
-        if agent.poll(now):
+        has_more = agent.poll(now)
+        if has_more or agent.is_paused:
             busy_at = time.monotonic()
+        if has_more:
             continue
         if message := link.receive(_NAP_S):
             agent.take(*message, time.monotonic())

@@ -1,9 +1,10 @@
 """``fleetune train``: one device, no network. A killed run continues when it is started again with the same arguments."""
 
+import logging
 import resource
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from device_runtime.errors import ConfigError
 from device_runtime.evaluation import Evaluation
 from device_runtime.evaluation import evaluate as measure
 from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
+from device_runtime.pause import Gate, Pause, open_gate
 from device_runtime.runtimes import open_stack
 from device_runtime.trainer import StepReport, Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "adapter"
 CHECKPOINT = "checkpoint.safetensors"
@@ -42,6 +46,9 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     mean_active_layers: float
     num_samples: int
     losses: list[float]
+    pauses: int
+    """Times at which the rules forbade the next step, in this process."""
+    paused_s: float
     adapter: str
     """PEFT folder."""
 
@@ -81,7 +88,9 @@ def train(
     checkpoint_every: int = 50,
     resume: bool = True,
     adapter: Path | str | None = None,
+    rules: Mapping[str, Any] | Path | str | None = None,
     on_step: Callable[[StepReport], object] | None = None,
+    on_pause: Callable[[Pause], object] | None = None,
 ) -> TrainReport:
     """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
 
@@ -110,12 +119,14 @@ def train(
         checkpoint_every: steps between checkpoints; 0 for none.
         resume: False starts anew though there is a checkpoint.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
+        rules: when it may train, a TOML file or a mapping; see :class:`device_runtime.rules.Rules`. Changes no result.
         on_step: called with each step's report.
+        on_pause: called when the rules forbid the next step, and when they allow it again.
 
     Raises:
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
     """
-    arguments = {name: _plain(value) for name, value in locals().items() if name != "on_step"}
+    arguments = {name: _plain(value) for name, value in locals().items() if not name.startswith("on_")}
     work = LocalWork(
         policy=PolicySpec(name=policy, drop=drop, shape=depth_shape),
         optimizer=OptimizerSpec(
@@ -134,6 +145,7 @@ def train(
     )
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
+    gate = open_gate(rules, on_change=_telling(on_pause))
     folder = _make_folder(Path(out))
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
@@ -149,10 +161,12 @@ def train(
         trainer = Trainer(stack, dataset, work, start)
         if resume and (folder / CHECKPOINT).exists():
             trainer.restore(folder / CHECKPOINT)
-        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, on_step=on_step)
-        evaluation = measure(stack, held_out, trainer.adapter) if held_out else None
+        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, gate=gate, on_step=on_step)
+        evaluation = measure(stack, held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
-    report = _report(trainer, evaluation, num_samples=dataset.num_samples, adapter=folder / ADAPTER)
+    report = _report(
+        trainer, evaluation, gate=gate, num_samples=dataset.num_samples, adapter=folder / ADAPTER
+    )
     _write_run(folder, artifact, arguments, report)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return report
@@ -181,18 +195,33 @@ def _run(
     checkpoint: Path,
     *,
     checkpoint_every: int,
+    gate: Gate,
     on_step: Callable[[StepReport], object] | None,
 ) -> None:
+    def save() -> None:
+        if checkpoint_every and trainer.step_index:
+            trainer.save(checkpoint)
+
     while not trainer.done:
+        gate.wait(save)
         report = trainer.step()
         if on_step:
             on_step(report)
         if checkpoint_every and trainer.step_index % checkpoint_every == 0:
-            trainer.save(checkpoint)
+            save()
+
+
+def _telling(on_pause: Callable[[Pause], object] | None) -> Callable[[Pause], object]:
+    def tell(pause: Pause) -> None:
+        log.info("%s", pause)
+        if on_pause:
+            on_pause(pause)
+
+    return tell
 
 
 def _report(
-    trainer: Trainer, evaluation: Evaluation | None, *, num_samples: int, adapter: Path
+    trainer: Trainer, evaluation: Evaluation | None, *, gate: Gate, num_samples: int, adapter: Path
 ) -> TrainReport:
     history = trainer.history
     return TrainReport(
@@ -206,6 +235,8 @@ def _report(
         mean_active_layers=statistics.fmean(r.active_layers for r in history),
         num_samples=num_samples,
         losses=[r.loss for r in history],
+        pauses=gate.num_pauses,
+        paused_s=gate.paused_s,
         adapter=str(adapter),
     )
 
@@ -218,4 +249,6 @@ def _write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], repo
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
     return str(value) if isinstance(value, Path) else value

@@ -25,6 +25,7 @@ from toolkit.commands.options import (
     Out,
     Policy,
     Recompute,
+    Rules,
     Seed,
     SeqLen,
     Threads,
@@ -54,6 +55,7 @@ def device(
     idle_limit_s: Annotated[
         float | None, shown("seconds to wait for the aggregator; 0 for ever", "0.0")
     ] = None,
+    rules: Rules = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,

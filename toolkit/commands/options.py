@@ -39,6 +39,10 @@ Recompute = Annotated[
     ),
 ]
 
+Rules = Annotated[
+    Path | None, shown("TOML table of when it may work, see docs/device-rules.md", metavar="FILE")
+]
+
 Mqtt = Annotated[
     str | None,
     shown("MQTT server: mqtt://, mqtts://, ws:// or wss://[user:password@]host[:port]", metavar="URL"),

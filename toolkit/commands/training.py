@@ -21,6 +21,7 @@ from toolkit.commands.options import (
     Out,
     Policy,
     Recompute,
+    Rules,
     Seed,
     SeqLen,
     Threads,
@@ -59,6 +60,7 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int | None, shown("steps between checkpoints", "50")] = None,
     adapter: Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")] = None,
+    rules: Rules = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -68,7 +70,10 @@ def train(
     The same command again resumes a run that was killed.
     """
     call(
-        "device_runtime.training:train", locals(), argument="artifact_dir", watch=Watch("on_step", live.steps)
+        "device_runtime.training:train",
+        locals(),
+        argument="artifact_dir",
+        watch=Watch("on_step", live.steps, pauses="on_pause"),
     )
 
 
