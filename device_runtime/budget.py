@@ -40,7 +40,7 @@ class Fit(NamedTuple):
 
     def __str__(self) -> str:
         """One line for a person."""
-        rows = f"{self.memory.micro_batch} rows at a time" if self.memory.micro_batch else "whole batches"
+        rows = f"{self.memory.micro_batch} rows at a time"
         kept = self.memory.saved_layers
         saved = (
             "all activations kept"
@@ -104,7 +104,7 @@ def _drops(work: LocalWork, num_layers: int) -> list[float]:
 
 def _choices(plan: LayerPlan, batch_size: int) -> Iterator[MemoryPlan]:
     trained = sum(i >= lowest_trained(plan) for i in active_layers(plan))
-    rows = [0, *sorted({max(1, batch_size >> n) for n in range(1, batch_size.bit_length())}, reverse=True)]
+    rows = sorted({max(1, batch_size >> n) for n in range(batch_size.bit_length())}, reverse=True)
     for micro_batch in rows:
         for saved in (None, *range(trained - 1, -1, -1)):
             for streamed in (False, True):

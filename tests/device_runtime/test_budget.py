@@ -14,6 +14,7 @@ from device_runtime.plans import dropping
 from device_runtime.wire import LocalWork, PolicySpec
 
 PLENTY = 10_000
+WHOLE = MemoryPlan(micro_batch=16)
 EXACT, BERNOULLI = PolicySpec(name="exact-k", drop=0.5), PolicySpec(name="bernoulli", drop=0.5)
 
 
@@ -40,7 +41,7 @@ def peak_mb(artifact, dropped=(), memory=SAVE_ALL):
 
 def test_with_plenty_everything_is_kept(artifact):
     found = fitted(artifact, PLENTY)
-    assert (found.memory, found.active_layers, found.drop) == (SAVE_ALL, 6, 0.0)
+    assert (found.memory, found.active_layers, found.drop) == (WHOLE, 6, 0.0)
 
 
 def test_with_the_least_everything_is_given_up_and_with_less_it_is_refused(artifact):
@@ -56,20 +57,20 @@ def test_what_is_expected_is_within_every_budget_and_never_slower_with_more(arti
     assert all(f.expected_mb <= budget for f, budget in zip(found, range(low, 420, 12), strict=True))
     rows = [f.memory.micro_batch or 16 for f in found]
     assert rows[0] < rows[-1] == 16
-    assert found[-1].memory == SAVE_ALL
+    assert found[-1].memory == WHOLE
     assert len({f.memory for f in found}) > 5
 
 
 def test_weights_are_streamed_before_activations_are_recomputed(artifact):
     """Streaming costs a few per cent, a recomputed layer a third of its time."""
-    assert fitted(artifact, peak_mb(artifact) - 1).memory == MemoryPlan(streamed=True)
+    assert fitted(artifact, peak_mb(artifact) - 1).memory == WHOLE._replace(streamed=True)
 
 
 def test_a_policy_counts_with_its_deepest_plan(artifact):
     """exact-k at one half never runs more than three layers; Bernoulli at one half does run all six now and then."""
     half = peak_mb(artifact, (0, 1, 2)) + 0.1
-    assert fitted(artifact, half, EXACT).memory == SAVE_ALL
-    assert fitted(artifact, half, BERNOULLI).memory != SAVE_ALL
+    assert fitted(artifact, half, EXACT).memory == WHOLE
+    assert fitted(artifact, half, BERNOULLI).memory != WHOLE
 
 
 def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):
@@ -83,8 +84,8 @@ def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):
 
 def test_what_the_process_holds_already_counts(artifact):
     enough = peak_mb(artifact) + 1
-    assert fitted(artifact, enough, resident_mb=20).memory == SAVE_ALL
-    assert fitted(artifact, enough, resident_mb=120).memory != SAVE_ALL
+    assert fitted(artifact, enough, resident_mb=20).memory == WHOLE
+    assert fitted(artifact, enough, resident_mb=120).memory != WHOLE
 
 
 def test_a_little_more_or_less_in_the_process_changes_nothing(artifact):

@@ -98,7 +98,7 @@ def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, 
         if report.step in (3, 7, 11):
             system.zone(90)
 
-    def on_pause(pause):
+    def on_note(pause):
         told.append((str(pause).split(" after")[0], list(taken)))
         if pause.reasons:
             system.zone(50)
@@ -110,7 +110,7 @@ def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, 
         "resume_after_s": 0,
     }
     paused = train(
-        word_artifact, out=tmp_path / "paused", rules=rules, on_step=on_step, on_pause=on_pause, **options
+        word_artifact, out=tmp_path / "paused", rules=rules, on_step=on_step, on_note=on_note, **options
     )
     shut = "paused: temperature 90.0 C is above 70 C"
     assert told == [(text, list(range(last + 1))) for last in (3, 7, 11) for text in (shut, "resumed")], (
@@ -133,7 +133,7 @@ def test_a_run_killed_in_a_pause_goes_on_from_the_step_it_paused_at(word_artifac
     def on_step(report):
         system.zone(90 if report.step == 4 else 50)
 
-    def on_pause(pause):
+    def on_note(pause):
         if "battery" in pause.reasons:
             raise Killed
         system.supply("BAT0", type="Battery", capacity=3)
@@ -145,7 +145,7 @@ def test_a_run_killed_in_a_pause_goes_on_from_the_step_it_paused_at(word_artifac
         "period_s": 0,
     }
     with pytest.raises(Killed):
-        train(word_artifact, out=tmp_path / "run", rules=rules, on_step=on_step, on_pause=on_pause, **options)
+        train(word_artifact, out=tmp_path / "run", rules=rules, on_step=on_step, on_note=on_note, **options)
     seen = []
     resumed = train(word_artifact, out=tmp_path / "run", on_step=seen.append, **options)
     assert [r.step for r in seen] == list(range(5, 8))

@@ -40,7 +40,7 @@ class Watch(NamedTuple):
 
     parameter: str
     open: Callable[[Console], AbstractContextManager[Callable[[Any], None]]]
-    pauses: str = ""
+    notes: str = ""
     """A second parameter, for what is no progress: shown as a line."""
 
 
@@ -75,8 +75,8 @@ def call(
         arguments = resolve(function, flags, config=config, table=name)
         if watch:
             arguments[watch.parameter] = stack.enter_context(watch.open(console))
-            if watch.pauses:
-                arguments[watch.pauses] = stack.enter_context(messages(console))
+            if watch.notes:
+                arguments[watch.notes] = stack.enter_context(messages(console))
         result = function(*positional, **arguments)
         stack.close()
         if as_json:
