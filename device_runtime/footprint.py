@@ -12,8 +12,10 @@ from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
 from device_runtime.plans import LayerPlan, active_layers, lowest_trained
 from device_runtime.token_head import LOGITS_BYTES
 
+BARE_BYTES = 54_000_000
+"""Measured: resident memory of a process that has numpy and onnxruntime imported and nothing else."""
 PROCESS_BYTES = 78_000_000
-"""Measured: resident memory of a process that has numpy and onnxruntime loaded and nothing else."""
+"""Measured: the same with graphs open and run, without their values."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
 _MAPPED_AROUND = 2**17
@@ -49,7 +51,7 @@ def footprint(
             f"backend {m.backend}: the memory of its models cannot be estimated; leave the budget out"
         )
     rows = min(batch_size, memory.micro_batch or batch_size)
-    sizes = _Sizes(rows, seq_len, 4 * rows * seq_len * m.hidden_size)
+    sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
     active = [m.layers[i] for i in active_layers(plan)]
     trained = [m.layers[i] for i in active_layers(plan) if i >= lowest_trained(plan)]
     count = len(trained) if memory.saved_layers is None else min(memory.saved_layers, len(trained))
@@ -133,6 +135,10 @@ def _head_bytes(m: Manifest, sizes: _Sizes) -> int:
         return 4 * _port_bytes(logits, sizes) + 2 * sizes.hidden
     whole = 4 * sizes.batch * sizes.seq * int(logits.shape[-1])
     return 4 * min(whole, LOGITS_BYTES) + 3 * sizes.hidden
+
+
+def _hidden_bytes(m: Manifest, sizes: _Sizes) -> int:
+    return next(_port_bytes(p, sizes) for p in m.kinds[0].graphs["forward"].inputs if p.role == "hidden")
 
 
 def _saved_ports(m: Manifest, layer: Layer) -> Iterable[Port]:
