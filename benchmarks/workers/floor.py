@@ -1,9 +1,11 @@
-"""One fresh process that runs only the matrix products of a training step, in numpy; prints one JSON object.
+"""One fresh process that runs only the matrix products of a training step; prints one JSON object.
 
-Usage: floor.py LAYERS WIDTH INNER HEADS BATCH SEQ STEPS. Per layer: four products of width x width and two of width x inner,
-forward and backward (the gradient of the input; frozen weights have none), and attention's two products, forward and
-twice backward. The lowest layer's products for the gradient of its input are left out, as nobody needs it. LoRA's thin
-products are left out too: the floor is below what any implementation can reach.
+Usage: floor.py LIBRARY LAYERS WIDTH INNER HEADS BATCH SEQ STEPS THREADS, LIBRARY = numpy | torch | onnxruntime.
+
+Per layer: four products of width x width and two of width x inner, forward and backward (the gradient of the input; frozen
+weights have none), and attention's two products, forward and twice backward. The lowest layer's products for the gradient of
+its input are left out, as nobody needs it. LoRA's thin products are left out too, weights lie as the library likes them and
+results go where earlier ones went: the floor is below what any implementation on that library can reach.
 """
 
 import json
@@ -11,50 +13,114 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+Step = Callable[[], object]
+Product = tuple[str, str]
+Shapes = dict[str, tuple[int, ...]]
 
 
 def main() -> None:
     """Multiply, and print the time of a step's products."""
-    layers, width, inner, heads, batch, seq, steps = map(int, sys.argv[1:])
-    rng = np.random.default_rng(0)
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    tokens = batch * seq
-    x, h = draw(tokens, width), draw(tokens, inner)
-    square, up = draw(width, width), draw(inner, width)
-    q, scores = draw(batch * heads, seq, width // heads), draw(batch * heads, seq, seq)
-
-    def forward() -> None:
-        for _ in range(4):
-            x @ square.T
-        x @ up.T, h @ up
-        q @ q.transpose(0, 2, 1), scores @ q
-
-    def backward(lowest: bool) -> None:
-        for _ in range(1 if lowest else 4):
-            x @ square
-        h @ up, x @ up.T
-        for _ in range(2):
-            q @ q.transpose(0, 2, 1), scores @ q
-
+    library = sys.argv[1]
+    layers, width, inner, heads, batch, seq, steps, threads = map(int, sys.argv[2:])
+    shapes: Shapes = {
+        "x": (batch * seq, width),
+        "h": (batch * seq, inner),
+        "square": (width, width),
+        "up": (width, inner),
+        "down": (inner, width),
+        "q": (batch * heads, seq, width // heads),
+        "k": (batch * heads, width // heads, seq),
+        "scores": (batch * heads, seq, seq),
+    }
+    step = LIBRARIES[library](shapes, products(layers), threads)
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        _times(layers, forward)
-        _times(layers - 1, lambda: backward(False))
-        backward(True)
+        step()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps({"step_ms": 1e3 * statistics.median(seconds[2:])}))
+    print(json.dumps({"step_ms": 1e3 * statistics.median(seconds[1:])}))
 
 
-def _times(count: int, work: Callable[[], None]) -> None:
-    for _ in range(count):
-        work()
+def products(layers: int) -> list[Product]:
+    """The operands of every product of a step, in order."""
+    feed_forward, attention = [("x", "up"), ("h", "down")], [("q", "k"), ("scores", "q")]
+    found = layers * [*(4 * [("x", "square")]), *feed_forward, *attention]
+    for layer in reversed(range(layers)):
+        squares = 4 if layer else 1
+        found += [*(squares * [("x", "square")]), *feed_forward, *attention, *attention]
+    return found
 
+
+def in_numpy(shapes: Shapes, wanted: list[Product], _threads: int) -> Step:
+    """With whatever BLAS numpy was built with."""
+    a, out = _draw(shapes), {p: np.empty(_result(shapes, p), np.float32) for p in set(wanted)}
+    return lambda: [np.matmul(a[p[0]], a[p[1]], out=out[p]) for p in wanted]
+
+
+def in_torch(shapes: Shapes, wanted: list[Product], threads: int) -> Step:
+    """With torch's, out of autograd's sight."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a = {name: torch.from_numpy(array) for name, array in _draw(shapes).items()}
+    out = {p: torch.empty(_result(shapes, p)) for p in set(wanted)}
+    return lambda: [torch.matmul(a[p[0]], a[p[1]], out=out[p]) for p in wanted]
+
+
+def in_onnxruntime(shapes: Shapes, wanted: list[Product], threads: int) -> Step:
+    """One session of MatMul nodes alone, everything bound; weights are inputs, as in our graphs."""
+    import onnxruntime as ort
+
+    ort.set_global_thread_pool_sizes(threads, 1)
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    # Equal products would be computed once.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(_model(shapes, wanted), options, providers=["CPUExecutionProvider"])
+    binding = session.io_binding()
+    given = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in _draw(shapes).items()}
+    out = {p: ort.OrtValue.ortvalue_from_numpy(np.empty(_result(shapes, p), np.float32)) for p in set(wanted)}
+    for name, value in given.items():
+        binding.bind_ortvalue_input(name, value)
+    for i, product in enumerate(wanted):
+        binding.bind_ortvalue_output(f"product_{i}", out[product])
+    # The binding does not keep its values alive.
+    return lambda _kept=(given, out): session.run_with_iobinding(binding)
+
+
+def _model(shapes: Shapes, wanted: list[Product]) -> bytes:
+    from onnx import TensorProto, helper
+
+    def row(name: str, shape: tuple[int, ...]) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [helper.make_node("MatMul", product, [f"product_{i}"]) for i, product in enumerate(wanted)]
+    outputs = [row(f"product_{i}", _result(shapes, product)) for i, product in enumerate(wanted)]
+    graph = helper.make_graph(nodes, "floor", [row(n, s) for n, s in shapes.items()], outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _draw(shapes: Shapes) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def _result(shapes: Shapes, product: Product) -> tuple[int, ...]:
+    left, right = (shapes[name] for name in product)
+    return (*left[:-1], right[-1])
+
+
+LIBRARIES: dict[str, Callable[[Shapes, list[Product], int], Step]] = {
+    "numpy": in_numpy,
+    "torch": in_torch,
+    "onnxruntime": in_onnxruntime,
+}
 
 if __name__ == "__main__":
     main()
