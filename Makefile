@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+OLDEST_ORT := 1.20.0
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 SOURCES := $(wildcard $(foreach package,device_runtime broker exporters toolkit,$(package)/*.py $(package)/*/*.py))
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: help demo test test-all check bench device-env ort-env mosquitto clean
+.PHONY: help demo test test-all check bench device-env oldest-env ort-env mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +17,7 @@ help:
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make bench       the figures of benchmarks/"
 	@echo "make device-env  $(VENV)-device: what a device has, without torch"
+	@echo "make oldest-env  $(VENV)-oldest: the same with the oldest onnxruntime that graphs are promised to open in"
 	@echo "make ort-env     $(VENV)-ort: ONNX Runtime Training, which shadows onnxruntime"
 	@echo "make clean       remove environments and caches"
 
@@ -25,7 +27,7 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp mosquitto
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp ort-env mosquitto
+test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp $(VENV)-oldest/oldest.stamp ort-env mosquitto
 	$(BIN)/pytest
 
 check: $(VENV)/dev.stamp
@@ -39,6 +41,8 @@ bench: $(VENV)/dev.stamp
 	    echo "== benchmark $$figure"; $(BIN)/fleetune bench $$figure || exit 1; done
 
 device-env: $(VENV)-device/device.stamp
+
+oldest-env: $(VENV)-oldest/oldest.stamp
 
 # Its last release has no wheels for ARM Linux nor for Python 3.13; there the tests that need it skip, and say so.
 ort-env: | $(VENV)-ort/bin/pip
@@ -70,12 +74,18 @@ $(VENV)-device/device.stamp: pyproject.toml $(SOURCES) | $(VENV)-device/bin/pip
 	@if $(VENV)-device/bin/python -c "import torch" 2>/dev/null; then echo "torch came along: wrong"; exit 1; fi
 	@touch $@
 
+$(VENV)-oldest/oldest.stamp: pyproject.toml $(SOURCES) | $(VENV)-oldest/bin/pip
+	@echo "installing fleetune[device] with onnxruntime $(OLDEST_ORT) into $(VENV)-oldest"
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check ".[device]" onnxruntime==$(OLDEST_ORT)
+	@rm -rf build
+	@touch $@
+
 %/bin/pip:
 	@echo "creating $*"
 	@$(PYTHON) -m venv $* || { rm -rf $*; \
 	    echo "no venv module: run  apt-get install python3-venv  (or set PYTHON to another Python, 3.10 or later)"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-device $(VENV)-ort build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	rm -rf $(VENV) $(VENV)-device $(VENV)-oldest $(VENV)-ort build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -39,6 +39,19 @@ class Artifact:
         view = np.frombuffer(self._mapped, dtype=tensor.dtype, count=count, offset=tensor.offset)
         return view.reshape(tensor.shape)
 
+    def fetch(self, start: int, end: int) -> None:
+        """Have bytes of the mapped file read ahead; does not wait, and is a hint where the system knows none."""
+        self._advise("MADV_WILLNEED", start, end)
+
+    def release(self, start: int, end: int) -> None:
+        """Let bytes of the mapped file leave resident memory until they are read again."""
+        self._advise("MADV_DONTNEED", start, end)
+
+    def _advise(self, advice: str, start: int, end: int) -> None:
+        if hasattr(mmap, advice):
+            first = start - start % mmap.PAGESIZE
+            self._mapped.madvise(getattr(mmap, advice), first, end - first)
+
     def adapter(self) -> Arrays:
         """Version 0 of the trainable tensors, by name, in memory and writable."""
         arrays = load_arrays(self.folder / ADAPTER)

@@ -20,6 +20,7 @@ from device_runtime.errors import ConfigError, StateError, TransportError, choic
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.link import Link, Will
 from device_runtime.loopback import send
+from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.outbox import Outbox
 from device_runtime.runtimes import open_stack
 from device_runtime.samples import Dataset
@@ -178,7 +179,7 @@ class _Desk:
     """The stack and the data of a device; the data is read again when the aggregator asks for another length."""
 
     def __init__(self, artifact: Artifact, data: Path, *, threads: int, recompute: bool) -> None:
-        self.stack = open_stack(artifact, threads=threads, recompute=recompute)
+        self.stack = open_stack(artifact, threads=threads, memory=RECOMPUTE if recompute else SAVE_ALL)
         self._artifact, self._data = artifact, data
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 

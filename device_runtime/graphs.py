@@ -7,13 +7,14 @@ file-backed, clean, evictable memory, and :func:`array_of` gives it back.
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
 from device_runtime.arrays import Array
-from device_runtime.errors import ArtifactError, ConfigError
+from device_runtime.errors import ArtifactError, ConfigError, choices
+from device_runtime.tables import Table
 
 Value = Any
 """An onnxruntime OrtValue."""
@@ -21,31 +22,77 @@ Value = Any
 _QUIET = 3
 
 
+class Provider(NamedTuple):
+    """Who runs a graph's operators, first choice first, and in whose memory values lie."""
+
+    names: tuple[str, ...]
+    device: str = "cpu"
+
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = Table(
+    "provider",
+    {
+        "cpu": Provider((_CPU,)),
+        "cuda": Provider((_CUDA, _CPU), "cuda"),
+        "tensorrt": Provider(("TensorrtExecutionProvider", _CUDA, _CPU), "cuda"),
+        "xnnpack": Provider(("XnnpackExecutionProvider", _CPU)),
+    },
+)
+
+
 class OnnxGraph:
     """One opened graph file."""
 
-    def __init__(self, path: Path, *, threads: int = 0) -> None:
+    def __init__(self, path: Path, *, threads: int = 0, provider: Provider = PROVIDERS["cpu"]) -> None:
         """Open ``path``; ``threads`` = 0 means one per core. All graphs of a process share one pool and one arena.
 
         Raises:
             ArtifactError: onnxruntime refuses the file.
         """
         _share_memory()
+        self._device = provider.device
         try:
-            self._session = ort.InferenceSession(
-                str(path), _options(threads), providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(str(path), _options(threads), providers=list(provider.names))
         except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
 
     def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
-        """Run the whole graph and return the outputs named in ``wanted``."""
-        return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
+        """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory."""
+        if self._device == "cpu":
+            return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
+        return self.run_bound(feeds, wanted)
+
+    def run_bound(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
+        """The same by a binding, without which onnxruntime brings every output back to the CPU."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        return list(binding.get_outputs())
 
 
-def value_of(array: Array) -> Value:
-    """A value that shares the array's memory and keeps it alive."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
+def find_provider(name: str) -> Provider:
+    """A provider that this onnxruntime has.
+
+    Raises:
+        UnknownName: nobody knows it.
+        ConfigError: this build does not have it; names those it has.
+    """
+    found, have = PROVIDERS[name], ort.get_available_providers()
+    if found.names[0] not in have:
+        usable = [known for known, p in PROVIDERS.items() if p.names[0] in have]
+        raise ConfigError(
+            f"provider {name}: this build of onnxruntime {ort.__version__} has no {found.names[0]}; have: {choices(usable)}"
+        )
+    return found
+
+
+def value_of(array: Array, device: str = "cpu") -> Value:
+    """A value that shares the array's memory and keeps it alive; on another device than the CPU a copy."""
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
 
 
 def array_of(value: Value) -> Array:

@@ -1,12 +1,13 @@
 """The graph loaders by backend; the stack chains what they open and never looks into a value."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from device_runtime import executorch_graphs, graphs
 from device_runtime.arrays import Array
-from device_runtime.errors import ArtifactError
+from device_runtime.errors import ArtifactError, ConfigError
 from device_runtime.tables import Table
 
 Value = Any
@@ -22,34 +23,48 @@ class OpenGraph(Protocol):
 
 
 class Loader(NamedTuple):
-    """How one runtime opens graphs ``open(path, threads)`` and holds values."""
+    """How one runtime opens graphs and holds values."""
 
-    open: Callable[[Path, int], OpenGraph]
+    open: Callable[[Path], OpenGraph]
     value_of: Callable[[Array], Value]
     array_of: Callable[[Value], Array]
-    set_threads: Callable[[int], None]
 
 
-def _onnx(path: Path, threads: int) -> OpenGraph:
-    return graphs.OnnxGraph(path, threads=threads)
+def _onnx(threads: int, provider: str) -> Loader:
+    chosen = graphs.find_provider(provider)
+    graphs.set_threads(threads)
+    return Loader(
+        partial(graphs.OnnxGraph, threads=threads, provider=chosen),
+        partial(graphs.value_of, device=chosen.device),
+        graphs.array_of,
+    )
 
 
-def _executorch(path: Path, _threads: int) -> OpenGraph:
-    return executorch_graphs.ExecutorchGraph(path)
+def _executorch(threads: int, provider: str) -> Loader:
+    _only_cpu("executorch", provider)
+    executorch_graphs.set_threads(threads)
+    opened = executorch_graphs
+    return Loader(opened.ExecutorchGraph, opened.value_of, opened.array_of)
 
 
-def _whole_models(path: Path, _threads: int) -> OpenGraph:
+def _ort_training(threads: int, provider: str) -> Loader:
+    _only_cpu("ort-training", provider)
+    graphs.set_threads(threads)
+    return Loader(_whole_models, graphs.value_of, graphs.array_of)
+
+
+def _whole_models(path: Path) -> OpenGraph:
     """The files of this backend are models of whole steps, which ``device_runtime.ort_training`` runs."""
     raise ArtifactError(f"{path}: no graph of a block; open this artifact with OrtTrainingStack")
 
 
-LOADERS = Table(
+def _only_cpu(backend: str, provider: str) -> None:
+    if provider != "cpu":
+        raise ConfigError(f"provider {provider}: the {backend} backend runs on cpu")
+
+
+LOADERS: Table[Callable[[int, str], Loader]] = Table(
     "backend that this device can run",
-    {
-        "onnx": Loader(_onnx, graphs.value_of, graphs.array_of, graphs.set_threads),
-        "ort-training": Loader(_whole_models, graphs.value_of, graphs.array_of, graphs.set_threads),
-        "executorch": Loader(
-            _executorch, executorch_graphs.value_of, executorch_graphs.array_of, executorch_graphs.set_threads
-        ),
-    },
+    {"onnx": _onnx, "ort-training": _ort_training, "executorch": _executorch},
 )
+"""``(threads, provider) -> Loader``; the size of a thread pool counts for the whole process."""

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from device_runtime.arrays import Array, Arrays
 from device_runtime.artifact import Artifact
+from device_runtime.batches import StepResult, check_batch
 from device_runtime.errors import ConfigError
 from device_runtime.graphs import Value, array_of
+from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
 from device_runtime.ort_training_layout import (
     CHECKPOINT,
     EVAL,
@@ -23,7 +25,8 @@ from device_runtime.ort_training_layout import (
     row_of,
 )
 from device_runtime.plans import LayerPlan, active_layers, full, trained_layers
-from device_runtime.stack import Stack, StepResult
+from device_runtime.prefix import PrefixRows
+from device_runtime.stack import Stack
 
 _LABELS = "labels"
 
@@ -34,17 +37,27 @@ class OrtTrainingStack(Stack):
     A layer whose mode is FORWARD gets no gradient in the result, but its gradient is computed.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int = 0, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 0,
+        memory: MemoryPlan = SAVE_ALL,
+        provider: str = "cpu",
+    ) -> None:
         """Prepare; modules are opened when first needed.
 
         Raises:
             ArtifactError: the artifact is for another backend, or damaged.
-            ConfigError: ``recompute``, which this runtime cannot; or the training build is not installed here.
+            ConfigError: a memory plan, which this runtime cannot follow; or the training build is not installed here.
         """
-        if recompute:
-            raise ConfigError("recompute: the models of ort-training keep their activations; use full memory")
+        if memory != SAVE_ALL:
+            raise ConfigError(
+                f"{memory}: the models of ort-training run whole batches and keep all activations and weights"
+            )
         _api()
-        super().__init__(artifact, threads=threads)
+        super().__init__(artifact, threads=threads, provider=provider)
+        self._threads = threads
         self._models = read_layout(artifact)
         self._opened: dict[int, Module] = {}
 
@@ -54,9 +67,15 @@ class OrtTrainingStack(Stack):
         super().close()
 
     def step(
-        self, batch: Arrays, plan: LayerPlan, adapter: Arrays, *, keep_logits: bool = False
+        self,
+        batch: Arrays,
+        plan: LayerPlan,
+        adapter: Arrays,
+        *,
+        keep_logits: bool = False,
+        prefix: PrefixRows | None = None,
     ) -> StepResult:
-        """As :meth:`Stack.step`; the logits always exist whole, and are returned."""
+        """As :meth:`Stack.step`; the logits always exist whole, and are returned; ``prefix`` is of no use here."""
         self._check_plan(plan)
         layers = active_layers(plan)
         module = self.module(len(layers))
@@ -79,7 +98,8 @@ class OrtTrainingStack(Stack):
 
     def scope(self, batch: Arrays) -> dict[Any, Value]:
         """A checked batch as values."""
-        return self._batch(batch)
+        check_batch(batch, self.artifact.manifest.inputs, bounds=self.artifact.manifest.bounds)
+        return self._values(batch)
 
     def module(self, depth: int) -> "Module":
         """The opened module of ``depth`` active layers.
@@ -145,7 +165,7 @@ class Module:
         inputs = stack.artifact.manifest.inputs
         feeds = {row.name: scope["batch", i] for i, row in enumerate(inputs)}
         for bound in self._model.frozen:
-            feeds[bound.name] = stack.frozen(row_of(stack.artifact, bound, layers))
+            feeds[bound.name] = stack.frozen.value(row_of(stack.artifact, bound, layers))
         if training:
             self.module.lazy_reset_grad()
         self.module.train(training)

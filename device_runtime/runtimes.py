@@ -1,6 +1,7 @@
 """Which stack runs an artifact: block graphs are chained by :class:`Stack`, whole models by :class:`OrtTrainingStack`."""
 
 from device_runtime.artifact import Artifact
+from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
 from device_runtime.ort_training import OrtTrainingStack
 from device_runtime.stack import Stack
 from device_runtime.tables import Table
@@ -11,16 +12,18 @@ STACKS: Table[type[Stack]] = Table(
 )
 
 
-def open_stack(artifact: Artifact, *, threads: int = 0, recompute: bool = False) -> Stack:
+def open_stack(
+    artifact: Artifact, *, threads: int = 0, memory: MemoryPlan = SAVE_ALL, provider: str = "cpu"
+) -> Stack:
     """The stack for the artifact's backend; arguments as of :class:`Stack`.
 
     Raises:
         UnknownName: a backend that this version does not run.
-        ConfigError: the runtime is not installed here, or cannot recompute.
+        ConfigError: the runtime is not installed here, or cannot follow that memory plan.
     """
-    return STACKS[artifact.manifest.backend](artifact, threads=threads, recompute=recompute)
+    return STACKS[artifact.manifest.backend](artifact, threads=threads, memory=memory, provider=provider)
 
 
-def recompute_modes(artifact: Artifact) -> tuple[bool, ...]:
-    """The values of ``recompute`` with which the artifact can be opened."""
-    return (False, True) if STACKS[artifact.manifest.backend] is Stack else (False,)
+def can_plan_memory(artifact: Artifact) -> bool:
+    """Whether the artifact can be opened with any memory plan but ``SAVE_ALL``."""
+    return STACKS[artifact.manifest.backend] is Stack

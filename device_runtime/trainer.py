@@ -13,8 +13,9 @@ from device_runtime.artifact import check_adapter
 from device_runtime.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 from device_runtime.errors import ConfigError
 from device_runtime.optim import make_optimizer
-from device_runtime.plans import active_layers
+from device_runtime.plans import LayerPlan, active_layers, lowest_trained
 from device_runtime.policies import PolicyState, make_policy
+from device_runtime.prefix import PrefixCache, PrefixRows
 from device_runtime.samples import Dataset, Indices
 from device_runtime.wire import LocalWork
 
@@ -39,7 +40,15 @@ class Trainer:
     continues from its step count, adapter, optimizer state and policy state.
     """
 
-    def __init__(self, stack: "Stack", dataset: Dataset, work: LocalWork, adapter: Arrays) -> None:
+    def __init__(
+        self,
+        stack: "Stack",
+        dataset: Dataset,
+        work: LocalWork,
+        adapter: Arrays,
+        *,
+        prefix: PrefixCache | None = None,
+    ) -> None:
         """Prepare a run.
 
         Args:
@@ -47,6 +56,7 @@ class Trainer:
             dataset: labelled samples.
             work: what to do; ``steps`` 0 means ``epochs`` passes over the data.
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
+            prefix: where examples' hidden streams below the lowest trained layer are kept.
 
         Raises:
             ArtifactError: the adapter does not fit the artifact.
@@ -59,7 +69,7 @@ class Trainer:
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
         self.history: list[StepReport] = []
-        self._stack, self._dataset, self._work = stack, dataset, work
+        self._stack, self._dataset, self._work, self._prefix = stack, dataset, work, prefix
         self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
@@ -80,7 +90,9 @@ class Trainer:
         """
         start_s = time.perf_counter()
         plan = self._policy(self.step_index, self._rng(), self._policy_state)
-        result = self._stack.step(self._dataset.rows(self._batch()), plan, self.adapter)
+        examples = self._batch()
+        batch, cached = self._dataset.rows(examples), self._cached(examples, plan)
+        result = self._stack.step(batch, plan, self.adapter, prefix=cached)
         self._update(result.loss, result.grads)
         seconds = time.perf_counter() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
@@ -112,6 +124,16 @@ class Trainer:
             StepReport(i, self.total_steps, loss, int(active), seconds)
             for i, (loss, active, seconds) in enumerate(rows)
         ]
+
+    def _cached(self, examples: Indices, plan: LayerPlan) -> PrefixRows | None:
+        """The examples' rows in the cache; the layers below are the base, their adapters and modes."""
+        if self._prefix is None:
+            return None
+        m, lowest = self._stack.artifact.manifest, lowest_trained(plan)
+        used = {*m.prelude.tensors, *(i for layer in m.layers[:lowest] for i in layer.tensors)}
+        names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
+        below: Arrays = {name: self.adapter[name] for name in names}
+        return self._prefix.of(examples, {"plan": np.array(plan[:lowest]), **below})
 
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._work.seed, self.step_index])

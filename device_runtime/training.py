@@ -17,6 +17,7 @@ from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError
 from device_runtime.evaluation import Evaluation
 from device_runtime.evaluation import evaluate as measure
+from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.runtimes import open_stack
 from device_runtime.trainer import StepReport, Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
@@ -144,7 +145,7 @@ def train(
         recompute |= must_recompute(
             artifact, work, num_tokens=width, budget_mb=memory_budget_mb, resident_mb=resident_mb()
         )
-    with open_stack(artifact, threads=threads, recompute=recompute) as stack:
+    with open_stack(artifact, threads=threads, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
         trainer = Trainer(stack, dataset, work, start)
         if resume and (folder / CHECKPOINT).exists():
             trainer.restore(folder / CHECKPOINT)

@@ -1,7 +1,7 @@
-"""Records what torch computes, so that any device can replay it: one step at full depth, one with layers dropped."""
+"""Records what torch computes, so that any device can replay it: a step per layer plan, with what it learns."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -16,11 +16,29 @@ NOISE = 0.02
 """Spread of what is added to the adapter before recording: a fresh LoRA's zeros would make half of the gradients zero."""
 
 
-def record_golden(program: Program, anatomy: Anatomy, path: Path, *, batch: int = 2, seq: int = 24) -> None:
+def chained_plans(num_layers: int) -> dict[str, list[int]]:
+    """The layers that each recorded plan drops: none, and every second one."""
+    return {"full": [], "dropped": list(range(1, num_layers, 2))}
+
+
+def single_plans(num_layers: int) -> dict[str, list[int]]:
+    """One plan for each layer, which runs it alone."""
+    return {f"layer{i}": [j for j in range(num_layers) if j != i] for i in range(num_layers)}
+
+
+def record_golden(
+    program: Program,
+    anatomy: Anatomy,
+    path: Path,
+    *,
+    plans_of: Callable[[int], dict[str, list[int]]] = chained_plans,
+    batch: int = 2,
+    seq: int = 24,
+) -> None:
     """Write ``adapter.*``, ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans."""
     torch.manual_seed(0)
     arrays = program.make_batch(batch, seq)
-    plans = {"full": [], "dropped": list(range(1, len(anatomy.calls), 2))}
+    plans = plans_of(len(anatomy.calls))
     tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
     with _perturbed(program) as adapter:
         tensors |= {f"adapter.{name}": value.detach().clone() for name, value in adapter.items()}

@@ -21,7 +21,7 @@ from device_runtime.manifest import FORMAT, FileDigest, Graph, Kind, Layer, Mani
 from device_runtime.manifest import Tensor as Row
 from exporters.anatomy import Anatomy, find_anatomy, stream
 from exporters.backends import BACKENDS, convert_all
-from exporters.golden import record_golden
+from exporters.golden import chained_plans, record_golden, single_plans
 from exporters.graph_file import GraphFile
 from exporters.int8_emulation import Int8Products
 from exporters.kinds import group_kinds
@@ -98,8 +98,10 @@ def write_artifact(
         rows = table.write(folder, made_prelude.slots, layer_slots, made_head.slots)
         index = {row.name: i for i, row in enumerate(rows)}
         on_progress("recording the golden step")
+        # Rounding is chaotic: through several int8 layers a value that rounds the other way spreads, through one it does not.
+        plans_of = single_plans if base_dtype == "int8" else chained_plans
         with rounded(table.tensors, table.written), Int8Products(table.tensors, table.written):
-            record_golden(program, anatomy, folder / GOLDEN)
+            record_golden(program, anatomy, folder / GOLDEN, plans_of=plans_of)
         if description.tokenizer is not None:
             (folder / TOKENIZER).write_bytes(description.tokenizer)
         manifest = Manifest(

@@ -48,6 +48,7 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
     torch.manual_seed(seed)
     with _told_shortly(f"{source}: not a model for {task}"), _quiet():
         config = transformers.AutoConfig.from_pretrained(source)
+        _refuse_encoder_decoder(config, source)
         settings: dict[str, Any] = {
             "attn_implementation": "eager",
             "experts_implementation": DENSE,
@@ -68,6 +69,14 @@ def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) 
         model = getattr(transformers, chosen.auto_class).from_pretrained(source, **settings)
     model.config.use_cache = False
     return model, tokenizer
+
+
+def _refuse_encoder_decoder(config: Any, source: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ExportError(
+            f"{source}: {type(config).__name__} is an encoder-decoder, two stacks of blocks with several streams between them; "
+            "export an encoder (BERT, ModernBERT) or a decoder (Llama, GPT-2)"
+        )
 
 
 def attach_lora(

@@ -16,6 +16,7 @@ import numpy as np
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import open_artifact
 from device_runtime.manifest import Manifest
+from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.optim import make_optimizer
 from device_runtime.plans import LayerPlan, dropping
 from device_runtime.runtimes import open_stack
@@ -55,7 +56,8 @@ def main() -> None:
     optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
     state = optimizer.init(adapter)
     seconds = []
-    with open_stack(artifact, threads=int(threads), recompute=mode.endswith("recompute")) as stack:
+    memory = RECOMPUTE if mode.endswith("recompute") else SAVE_ALL
+    with open_stack(artifact, threads=int(threads), memory=memory) as stack:
         plan = plan_of(mode, artifact.manifest.num_layers)
         for _ in range(int(steps)):
             start = time.perf_counter()

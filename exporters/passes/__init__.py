@@ -5,7 +5,6 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from exporters.passes.batched_products import batched_products, split_transposes, turned_products
 from exporters.passes.gelu_slope import folded_gauss, half_of_erf
 from exporters.passes.scaled_products import scaled_products
 from exporters.passes.shapes import gradient_shapes
@@ -14,9 +13,6 @@ Pass = Callable[[ir.Model], bool]
 
 PASSES: tuple[Pass, ...] = (
     gradient_shapes,
-    batched_products,
-    split_transposes,
-    turned_products,
     half_of_erf,
     folded_gauss,
 )

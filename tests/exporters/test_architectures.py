@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from architecture_table import NOT_MEASURED, Key, read_table, record
 from architectures import (
     CASES,
@@ -15,10 +16,12 @@ from architectures import (
     save_tiny,
     torch_program,
 )
+from plain_models import Classifier, program
 
 from device_runtime.artifact import open_artifact
 from device_runtime.errors import ExportError
 from device_runtime.selfcheck import LIMIT, selfcheck
+from exporters.anatomy import find_anatomy
 
 FAST = [("qwen2", CAUSAL), ("vit", IMAGE)]
 EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]
@@ -31,7 +34,7 @@ def outcome_of(key: Key, folder: Path) -> str:
     try:
         artifact = export_tiny(name, task, folder, backend=backend)
     except ExportError as refusal:
-        return f"refused: {refusal}".replace("|", "/")
+        return f"refused: {refusal}".replace("|", "/").replace(f"{folder / 'model'}: ", "")
     errors = errors_at_sizes(artifact, torch_program(folder / "model", task))
     return f"{max(selfcheck(artifact).max_relative_error, *errors.values()):.1e}"
 
@@ -67,7 +70,17 @@ def test_a_model_in_stages_is_refused_with_the_list_that_was_taken(tmp_path: Pat
         export_tiny("swin", IMAGE, tmp_path)
 
 
-def test_a_forward_that_fails_is_named(tmp_path: Path) -> None:
-    model = save_tiny("bart", SEQUENCE, tmp_path / "model")
-    with pytest.raises(ExportError, match="its forward fails on an example batch: Each example must contain"):
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_an_encoder_decoder_is_refused_as_one(name: str, tmp_path: Path) -> None:
+    model = save_tiny(name, SEQUENCE, tmp_path / "model")
+    with pytest.raises(ExportError, match="is an encoder-decoder, two stacks of blocks"):
         export_folder(model, SEQUENCE, tmp_path / "artifact")
+
+
+def test_a_forward_that_fails_is_named(tmp_path: Path) -> None:
+    class Broken(Classifier):
+        def forward(self, *_: object, **__: object) -> torch.Tensor:
+            raise ValueError("no eos token in it")
+
+    with pytest.raises(ExportError, match="its forward fails on an example batch: no eos token in it"):
+        find_anatomy(program(Broken((0.5, 0.5))), batch=2, seq=5)

@@ -15,6 +15,7 @@ from device_runtime import executorch_graphs as loader
 from device_runtime.artifact import open_artifact
 from device_runtime.errors import ArtifactError, ConfigError, ExportError
 from device_runtime.manifest import Role
+from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.plans import dropping
 from device_runtime.selfcheck import relative_error, selfcheck
 from device_runtime.stack import Stack
@@ -213,7 +214,7 @@ def test_any_plan_equals_torch_with_the_identity(artifact: tuple[Path, Program])
     ):
         data = program.make_batch(*sizes)
         expected = torch_step(program, anatomy, data, dropped=dropped)
-        with Stack(opened, recompute=recompute) as stack:
+        with Stack(opened, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
             plan = dropping(3, dropped)
             result = stack.step({n: v.numpy() for n, v in data.items()}, plan, opened.adapter())
         assert relative_error(np.float32(result.loss), expected.pop("loss").numpy()) < 1e-5

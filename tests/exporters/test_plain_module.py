@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import open_artifact
 from device_runtime.errors import ExportError
+from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.plans import Mode, dropping, full
 from device_runtime.selfcheck import relative_error, selfcheck
 from device_runtime.stack import Stack
@@ -48,7 +49,7 @@ def test_any_plan_equals_torch_with_the_identity(
     data = made.make_batch(batch, seq)
     anatomy = find_anatomy(made, batch=3, seq=7)
     expected = torch_step(made, anatomy, data, dropped=dropped)
-    with Stack(artifact, recompute=recompute) as stack:
+    with Stack(artifact, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
         result = stack.step(arrays(data), dropping(4, dropped), artifact.adapter())
     assert relative_error(np.float32(result.loss), expected.pop("loss").numpy()) < 1e-5
     assert relative_error(result.logits, expected.pop("logits").numpy()) < 1e-5

@@ -134,7 +134,7 @@ OTHERS: dict[str, Architecture] = {
         {"vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
         (SEQUENCE,),
     ),
-    "deit": Architecture("DeiTConfig", _IMAGE, (IMAGE,)),
+    "deit": Architecture("DeiTConfig", {**_IMAGE, "architectures": ["DeiTForImageClassification"]}, (IMAGE,)),
     "dinov2": Architecture("Dinov2Config", _IMAGE, (IMAGE,)),
     "convnext": Architecture(
         "ConvNextConfig",

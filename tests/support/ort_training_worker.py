@@ -48,7 +48,10 @@ def train(artifact: Artifact, asked: dict, given: Arrays) -> tuple[Arrays, dict]
     plans = []
     with OrtTrainingStack(artifact) as stack:
         real = stack.step
-        stack.step = lambda batch, plan, adapter: (plans.append(plan), real(batch, plan, adapter))[1]
+        stack.step = lambda batch, plan, adapter, **given: (
+            plans.append(plan),
+            real(batch, plan, adapter, **given),
+        )[1]
         trainer = Trainer(stack, data, work, artifact.adapter())
         losses = [trainer.step().loss for _ in range(trainer.total_steps)]
     return trainer.adapter, {"losses": losses, "plans": plans}

@@ -1,0 +1,100 @@
+"""The weight slots of sections: frozen ones from the mapped file, trainable ones from the adapter of a step.
+
+Streaming is the sliding window of TPI-LLM (arXiv 2410.00531) turned to training: both ways through the layers, the next one's
+weights are read ahead while a layer runs, and leave resident memory when it has run. The file stays mapped: nothing is copied.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from device_runtime.arrays import Array, Arrays
+from device_runtime.artifact import Artifact
+from device_runtime.errors import ArtifactError
+from device_runtime.loaders import Value
+from device_runtime.manifest import Graph, Role
+
+Span = tuple[int, int]
+"""First byte and the byte after the last, in the weights file."""
+OUTSIDE = -1
+"""In the place of a layer: the prelude and the head."""
+
+
+class FrozenWeights:
+    """Frozen tensors as a backend holds them; mapped, not copied, and read only when a graph runs on them."""
+
+    def __init__(self, artifact: Artifact, hold: Callable[[Array], Value], *, streamed: bool) -> None:
+        """``hold`` wraps an array without copying it."""
+        self._artifact, self._hold = artifact, hold
+        self._values: dict[int, Value] = {}
+        self._spans = _spans(artifact) if streamed else {}
+
+    def value(self, index: int) -> Value:
+        """The tensor in that row of the manifest's table."""
+        if index not in self._values:
+            row = self._artifact.manifest.tensors[index]
+            self._values[index] = self._hold(self._artifact.base(row))
+        return self._values[index]
+
+    def fetch(self, layer: int) -> None:
+        """Have the layer's weights read ahead; does not wait."""
+        for span in self._spans.get(layer, ()):
+            self._artifact.fetch(*span)
+
+    def release(self, layer: int) -> None:
+        """Let the layer's weights leave resident memory; whoever needs them again reads them again."""
+        for span in self._spans.get(layer, ()):
+            self._artifact.release(*span)
+
+    def close(self) -> None:
+        """Let go of every tensor."""
+        self._values.clear()
+
+
+class StepWeights:
+    """The slots of one step."""
+
+    def __init__(
+        self, frozen: FrozenWeights, artifact: Artifact, hold: Callable[[Array], Value], adapter: Arrays
+    ) -> None:
+        """``adapter``: every trainable tensor by name, float32."""
+        self._frozen, self._hold, self._adapter = frozen, hold, adapter
+        self._rows = artifact.manifest.tensors
+
+    def of(self, slots: Sequence[int], graph: Graph) -> dict[tuple[Role, int], Value]:
+        """What ``graph`` wants of the section or layer whose slots are given.
+
+        Raises:
+            ArtifactError: an adapter tensor is missing, or has another shape or dtype.
+        """
+        wanted = [port.index for port in graph.inputs if port.role == "weight"]
+        return {("weight", slot): self._value(slots[slot]) for slot in wanted}
+
+    def _value(self, index: int) -> Value:
+        row = self._rows[index]
+        if not row.trainable:
+            return self._frozen.value(index)
+        array = self._adapter.get(row.name)
+        if array is None or array.shape != row.shape or array.dtype != np.dtype(row.dtype):
+            got = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise ArtifactError(
+                f"adapter tensor {row.name}: expected {row.dtype}{list(row.shape)}, got {got}"
+            )
+        return self._hold(array)
+
+
+def _spans(artifact: Artifact) -> dict[int, list[Span]]:
+    """Where each layer's own frozen tensors lie; tensors that touch make one span."""
+    found: dict[int, list[Span]] = {}
+    rows = [row for row in artifact.manifest.tensors if not row.trainable]
+    for row in sorted(rows, key=lambda row: row.offset):
+        spans = found.setdefault(row.layer, [])
+        end = row.offset + artifact.base(row).nbytes
+        if spans and row.offset - spans[-1][1] < _PAGE:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((row.offset, end))
+    return found
+
+
+_PAGE = 4096
