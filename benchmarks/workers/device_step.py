@@ -56,8 +56,8 @@ def main() -> None:
     optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
     state = optimizer.init(adapter)
     seconds = []
-    memory = RECOMPUTE if mode.endswith("recompute") else SAVE_ALL
-    with open_stack(artifact, threads=int(threads), memory=memory) as stack:
+    held = RECOMPUTE if mode.endswith("recompute") else SAVE_ALL
+    with open_stack(artifact, threads=int(threads), memory=held) as stack:
         plan = plan_of(mode, artifact.manifest.num_layers)
         for _ in range(int(steps)):
             start = time.perf_counter()

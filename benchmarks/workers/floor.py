@@ -12,14 +12,15 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-Step = Callable[[], object]
 Product = tuple[str, str]
 Shapes = dict[str, tuple[int, ...]]
+Step = Callable[[], Mapping[Product, Any]]
+"""Multiplies all, and gives where the results lie, as arrays."""
 
 
 def main() -> None:
@@ -57,8 +58,14 @@ def products(layers: int) -> list[Product]:
 
 def in_numpy(shapes: Shapes, wanted: list[Product], _threads: int) -> Step:
     """With whatever BLAS numpy was built with."""
-    a, out = _draw(shapes), {p: np.empty(_result(shapes, p), np.float32) for p in set(wanted)}
-    return lambda: [np.matmul(a[p[0]], a[p[1]], out=out[p]) for p in wanted]
+    a, out = _draw(shapes), _results(shapes, wanted)
+
+    def step() -> Mapping[Product, Any]:
+        for left, right in wanted:
+            np.matmul(a[left], a[right], out=out[left, right])
+        return out
+
+    return step
 
 
 def in_torch(shapes: Shapes, wanted: list[Product], threads: int) -> Step:
@@ -67,8 +74,14 @@ def in_torch(shapes: Shapes, wanted: list[Product], threads: int) -> Step:
 
     torch.set_num_threads(threads)
     a = {name: torch.from_numpy(array) for name, array in _draw(shapes).items()}
-    out = {p: torch.empty(_result(shapes, p)) for p in set(wanted)}
-    return lambda: [torch.matmul(a[p[0]], a[p[1]], out=out[p]) for p in wanted]
+    out = {product: torch.from_numpy(array) for product, array in _results(shapes, wanted).items()}
+
+    def step() -> Mapping[Product, Any]:
+        for left, right in wanted:
+            torch.matmul(a[left], a[right], out=out[left, right])
+        return out
+
+    return step
 
 
 def in_onnxruntime(shapes: Shapes, wanted: list[Product], threads: int) -> Step:
@@ -78,18 +91,22 @@ def in_onnxruntime(shapes: Shapes, wanted: list[Product], threads: int) -> Step:
     ort.set_global_thread_pool_sizes(threads, 1)
     options = ort.SessionOptions()
     options.use_per_session_threads = False
-    # Equal products would be computed once.
+    # Optimised, equal products would be computed once.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(_model(shapes, wanted), options, providers=["CPUExecutionProvider"])
-    binding = session.io_binding()
+    arrays, binding = _results(shapes, wanted), session.io_binding()
     given = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in _draw(shapes).items()}
-    out = {p: ort.OrtValue.ortvalue_from_numpy(np.empty(_result(shapes, p), np.float32)) for p in set(wanted)}
+    out = {product: ort.OrtValue.ortvalue_from_numpy(array) for product, array in arrays.items()}
     for name, value in given.items():
         binding.bind_ortvalue_input(name, value)
     for i, product in enumerate(wanted):
         binding.bind_ortvalue_output(f"product_{i}", out[product])
-    # The binding does not keep its values alive.
-    return lambda _kept=(given, out): session.run_with_iobinding(binding)
+
+    def step(_alive: object = (given, out)) -> Mapping[Product, Any]:  # a binding does not keep its values
+        session.run_with_iobinding(binding)
+        return arrays
+
+    return step
 
 
 def _model(shapes: Shapes, wanted: list[Product]) -> bytes:
@@ -109,6 +126,10 @@ def _model(shapes: Shapes, wanted: list[Product]) -> bytes:
 def _draw(shapes: Shapes) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def _results(shapes: Shapes, wanted: list[Product]) -> dict[Product, np.ndarray]:
+    return {product: np.empty(_result(shapes, product), np.float32) for product in set(wanted)}
 
 
 def _result(shapes: Shapes, product: Product) -> tuple[int, ...]:
