@@ -1,9 +1,9 @@
 """A training step of MiniLM and of a 12-layer BERT, batch 8 x 128, full and half depth, on every backend and in torch.
 
 Every figure is the median over interleaved repeats, each a fresh process; ratios are taken pair by pair within a repeat. AdamW is
-part of a step everywhere but in ``joint``, whose runtime has SGD. ``joint`` is ExecuTorch's own training flow on portable
-kernels: all layers of MiniLM, but one layer of the BERT, which ``torch-layer`` runs as well to compare it with.
-A contender that does not run has a ``reason`` in the place of figures.
+part of a step everywhere but in ExecuTorch's own training flow on portable kernels, which has SGD: ``joint`` is that flow on the
+whole of MiniLM, ``joint-layer`` on one layer of the BERT, beside ``torch-layer``, torch on one layer. These and ``compile`` are
+slow, or slow to start: they run in the first repeat only. A contender that does not run has a ``reason`` in the place of figures.
 """
 
 import tempfile
@@ -19,16 +19,15 @@ from toolkit.export import export
 from toolkit.figures import Round, medians, ratio, table
 from toolkit.models import packaged_model
 
-BATCH, SEQ, THREADS, REPEATS, LIMIT_S = 8, 128, 2, 3, 300
+BATCH, SEQ, THREADS, REPEATS, FLOOR_STEPS, JOINT_STEPS, LIMIT_S = 8, 128, 2, 3, 3, 2, 300
 Say = Callable[[str], None]
 
 
 class Model(NamedTuple):
-    """``shape`` is layers, width, inner width and heads; ``joint_layers`` how many of its layers ``joint`` runs, 0 all."""
+    """``shape`` is layers, width, inner width and heads."""
 
     shape: tuple[int, int, int, int]
     steps: int
-    joint_layers: int
 
 
 class Place(NamedTuple):
@@ -52,11 +51,23 @@ class Place(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """``prepare(place)`` is called once a model with full depth, ``run(place)`` once a repeat and depth."""
+    """``prepare(place)`` is called once a model with full depth, ``run(place)`` once a repeat and depth.
+
+    Attributes:
+        places: where it is measured; everywhere if empty.
+        once: it runs in the first repeat only.
+        beside: the one whose step and peak its own are divided by.
+    """
 
     run: Callable[[Place], dict[str, float]]
     prepare: Callable[[Place], object] = lambda place: None
-    full_only: bool = False
+    places: tuple[str, ...] = ()
+    once: bool = False
+    beside: str = "torch"
+
+    def is_at(self, name: str) -> bool:
+        """Whether it is measured at the place of that name."""
+        return not self.places or name in self.places
 
 
 def measure(
@@ -74,7 +85,10 @@ def measure(
         for name, place in places:
             if place.is_full:
                 _prepare(name, place, chosen, reasons, say)
-        rounds = [_round(places, chosen, reasons, say) for _ in range(repeats)]
+        rounds = [
+            _round(places, {w: c for w, c in chosen.items() if not (i and c.once)}, reasons, say)
+            for i in range(repeats)
+        ]
     figures = _figures(rounds, [name for name, _ in places])
     for line in table(_rows(figures, [name for name, _ in places], chosen)):
         say(line)
@@ -96,6 +110,8 @@ def _prepare(
     name: str, place: Place, chosen: dict[str, Contender], reasons: dict[str, str], say: Say
 ) -> None:
     for who, contender in chosen.items():
+        if not contender.is_at(name):
+            continue
         say(f"preparing {who} for {name.removesuffix('_full')}")
         try:
             contender.prepare(place)
@@ -113,7 +129,7 @@ def _round(
     for name, place in places:
         for who, contender in chosen.items():
             key = f"{name}_{who}"
-            if key in reasons or (contender.full_only and not place.is_full):
+            if key in reasons or not contender.is_at(name):
                 continue
             try:
                 found[key] = contender.run(place)
@@ -124,39 +140,37 @@ def _round(
 
 
 def _figures(rounds: list[Round], names: list[str]) -> dict[str, Any]:
-    figures: dict[str, Any] = medians(rounds, digits=1)
-    pairs = {
-        f"{name}_{who}_over_{other}": ratio(rounds, f"{name}_{who}", f"{name}_{other}")
-        for name in names
-        for who in CONTENDERS
-        for other in ("torch", "floor")
-        if who != other
-    }
-    pairs |= {
-        f"{name}_joint_over_torch-layer": ratio(rounds, f"{name}_joint", f"{name}_torch-layer")
-        for name in names
-    }
-    pairs |= {
-        f"{name}_{who}_peak_over_torch": ratio(rounds, f"{name}_{who}", f"{name}_torch", what="peak_mb")
-        for name in names
-        for who in CONTENDERS
-    }
-    return figures | {name: value for name, value in pairs.items() if value is not None}
+    """Medians, ``_over_torch`` (or over who else is beside), ``_peak_over_torch`` and ``_over_floor``."""
+    pairs: dict[str, float | None] = {}
+    for name in names:
+        for who, contender in CONTENDERS.items():
+            key, beside, floor = f"{name}_{who}", f"{name}_{contender.beside}", f"{name}_floor"
+            pairs[f"{key}_over_{contender.beside}"] = ratio(rounds, key, beside)
+            pairs[f"{key}_peak_over_{contender.beside}"] = ratio(rounds, key, beside, what="peak_mb")
+            if contender.beside == "torch":
+                pairs[f"{key}_over_floor"] = ratio(rounds, key, floor)
+    return {**medians(rounds, digits=1), **{n: value for n, value in pairs.items() if value is not None}}
 
 
 def _rows(
     figures: dict[str, Any], names: list[str], chosen: dict[str, Contender]
 ) -> Iterator[dict[str, Any]]:
-    wanted = ("step_ms", "over_torch", "over_floor", "peak_mb", "peak_over_torch")
     for name in names:
-        for who in chosen:
+        for who, contender in chosen.items():
             key = f"{name}_{who}"
             if f"{key}_step_ms" in figures:
-                yield {"": f"{name} {who}", **{what: figures.get(f"{key}_{what}") for what in wanted}}
+                yield {
+                    "": f"{name} {who}",
+                    "step_ms": figures[f"{key}_step_ms"],
+                    "over_torch": figures.get(f"{key}_over_{contender.beside}"),
+                    "over_floor": figures.get(f"{key}_over_floor"),
+                    "peak_mb": figures.get(f"{key}_peak_mb"),
+                    "peak_over_torch": figures.get(f"{key}_peak_over_{contender.beside}"),
+                }
 
 
 def _floor(place: Place) -> dict[str, float]:
-    return run_floor(place.active, *place.model.shape[1:], *place.sizes[:3], threads=place.threads)
+    return run_floor(place.active, *place.model.shape[1:], BATCH, SEQ, FLOOR_STEPS, threads=place.threads)
 
 
 def _torch(place: Place, *, layers: int = 0, cache: Path | str = "") -> dict[str, float]:
@@ -204,28 +218,34 @@ def _ort_export(place: Place) -> object:
     return run_worker("ort_export", *words, threads=place.threads, limit_s=LIMIT_S)
 
 
-def _joint_export(place: Place) -> object:
-    words = (place.source, place.folder / "joint.pte", BATCH, SEQ, place.model.joint_layers)
-    return run_worker("joint_export", *words, threads=place.threads, limit_s=LIMIT_S)
+def _joint_export(layers: int) -> Callable[[Place], object]:
+    def prepare(place: Place) -> object:
+        words = (place.source, place.folder / "joint.pte", BATCH, SEQ, layers)
+        return run_worker("joint_export", *words, threads=place.threads, limit_s=LIMIT_S)
+
+    return prepare
 
 
 def _joint(place: Place) -> dict[str, float]:
-    words = (place.folder / "joint.pte", BATCH, SEQ, 2, place.threads)
+    words = (place.folder / "joint.pte", BATCH, SEQ, JOINT_STEPS, place.threads)
     return run_worker("joint_step", *words, threads=place.threads, limit_s=LIMIT_S)
 
 
-MODELS = Table("model", {"minilm": Model((6, 384, 1536, 12), 8, 0), "bert": Model((12, 768, 3072, 12), 5, 1)})
+MODELS = Table("model", {"minilm": Model((6, 384, 1536, 12), 7), "bert": Model((12, 768, 3072, 12), 5)})
 CONTENDERS = Table(
     "contender",
     {
         "floor": Contender(_floor),
         "torch": Contender(_torch),
-        "compile": Contender(_compiled),
+        "compile": Contender(_compiled, once=True),
         "onnx": Contender(_device("onnx"), _export("onnx")),
         "int8": Contender(_device("int8"), _export("int8", base_dtype="int8")),
         "executorch": Contender(_device("executorch"), _export("executorch", backend="executorch")),
         "ort-training": Contender(_device("ort-training"), _ort_export),
-        "joint": Contender(_joint, _joint_export, full_only=True),
-        "torch-layer": Contender(_one_layer, full_only=True),
+        "joint": Contender(_joint, _joint_export(0), places=("minilm_full",), once=True),
+        "torch-layer": Contender(_one_layer, places=("bert_full",), once=True, beside="torch-layer"),
+        "joint-layer": Contender(
+            _joint, _joint_export(1), places=("bert_full",), once=True, beside="torch-layer"
+        ),
     },
 )

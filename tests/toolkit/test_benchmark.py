@@ -181,7 +181,7 @@ class TestBackends:
             "onnx": module.Contender(run),
             "compile": module.Contender(fail),
             "ort-training": module.Contender(run, refuse),
-            "joint": module.Contender(run, full_only=True),
+            "joint": module.Contender(run, places=("minilm_full",), once=True),
         }
         monkeypatch.setattr(module, "CONTENDERS", Table("contender", stand_ins))
         return module
@@ -190,9 +190,13 @@ class TestBackends:
         said = []
         found = backends.measure(said.append, only=["minilm"], repeats=2)
         assert not any(isinstance(value, dict) for value in found.values())
-        first, second = 30 / 20, 100 / 90  # seven runs a repeat, floor, torch and onnx first
+        first, second = (
+            30 / 20,
+            100 / 90,
+        )  # seven runs in the first repeat, then six: floor, torch and onnx first
         assert found["minilm_full_onnx_over_torch"] == pytest.approx((first + second) / 2, abs=1e-3)
         assert found["minilm_half_torch_over_floor"] > 1
+        assert found["minilm_full_joint_over_torch"] == 40 / 20
         assert "minilm_half_joint_step_ms" not in found
         assert any(line.startswith("minilm_half onnx") for line in said)
 
