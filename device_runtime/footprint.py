@@ -18,8 +18,9 @@ PROCESS_BYTES = 78_000_000
 """Measured: the same with graphs open and run, without their values."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
-_MAPPED_AROUND = 2**17
-"""Bytes of a mapped file that become resident with each place read. Measured: 64 to 80 KiB (Linux 6.18)."""
+_MAPPED_AROUND = 2**21
+"""Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 64 KiB in a file read from
+disk, 2 MiB in one just written, whose pages lie in large folios; no advice to the kernel changes that."""
 
 
 class Footprint(NamedTuple):
@@ -58,17 +59,15 @@ def footprint(
     rerun, saving = trained[: len(trained) - count], trained[len(trained) - count :]
     tape = len(trained) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
     prelude, layers, head = _weights(m, active, sizes)
-    phases = {
-        "prelude": (prelude, 2 * sizes.hidden),
-        "layers": (max(layers, default=0), _working(m, active, sizes) + tape),
-        "recompute": (max(layers, default=0), _recomputing(m, rerun, sizes)),
-        "head": (head, tape + _head_bytes(m, sizes)),
-    }
-    whole = prelude + sum(layers) + head
-    held = {name: (streamed if memory.streamed else whole, rest) for name, (streamed, rest) in phases.items()}
-    most = max(sum(parts) for parts in held.values())
-    weights = max(streamed for streamed, _ in held.values())
-    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + most)
+    weights = max(prelude, head, *layers) if memory.streamed else prelude + sum(layers) + head
+    # onnxruntime's arena gives nothing back: the most of it stands beside the most of the weights, even at another time.
+    values = max(
+        2 * sizes.hidden,
+        _working(m, active, sizes) + tape,
+        _recomputing(m, rerun, sizes),
+        tape + _head_bytes(m, sizes),
+    )
+    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values)
 
 
 def forward_flop(artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int) -> int:

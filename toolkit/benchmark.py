@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from device_runtime.errors import ConfigError, UnknownName, choices
+from toolkit.charts import draw
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 FLOORS = ("numpy", "torch", "onnxruntime")
@@ -25,6 +26,7 @@ def bench(
     only: Sequence[str] | None = None,
     repeats: int | None = None,
     threads: int | None = None,
+    chart: Path | str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run ``benchmarks/NAME.py`` and return its figures.
@@ -36,26 +38,34 @@ def bench(
         only: what of it to measure; None for everything.
         repeats: interleaved repeats; None for as many as the file says.
         threads: of each process measured; None for as many as the file says.
+        chart: SVG file to draw the figures into.
         on_progress: called with lines.
 
     Raises:
         UnknownName: there is no such figure.
         ConfigError: fleetune is not installed from a source checkout, or this figure cannot be asked for that way.
     """
-    figures = {path.stem: path for path in FOLDER.glob("[a-z]*.py")}
+    figures = {path.stem.replace("_", "-"): path for path in FOLDER.glob("[a-z]*.py")}
     if not figures:
         raise ConfigError(
             f"benchmarks are run from a source checkout; there is no {FOLDER.name}/ beside this installation"
         )
+    name = name.replace("_", "-")
     if name not in figures:
         raise UnknownName(f"no benchmark {name!r}; have: {choices(figures)}")
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", figures[name])
+    spec = importlib.util.spec_from_file_location(f"benchmark_{figures[name].stem}", figures[name])
     if spec is None or spec.loader is None:
         raise ConfigError(f"{figures[name]} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     asked = {"only": only, "repeats": repeats, "threads": threads}
-    return _measured(name, module.measure, on_progress, {n: v for n, v in asked.items() if v is not None})
+    found = _measured(name, module.measure, on_progress, {n: v for n, v in asked.items() if v is not None})
+    drawn = found.pop("chart", None)
+    if chart:
+        if drawn is None:
+            raise ConfigError(f"benchmark {name} has no chart")
+        draw(Path(chart), (module.__doc__ or name).partition("\n")[0], drawn)
+    return found
 
 
 def run_worker(

@@ -27,6 +27,13 @@ def ratio(rounds: Sequence[Round], over: str, under: str, *, what: str = "step_m
     return round(statistics.median(pairs), 3) if pairs else None
 
 
+def chart_of(label: str, rows: Iterable[dict[str, Any]], *series: str) -> dict[str, Any]:
+    """What :func:`toolkit.charts.draw` draws: the rows' ``label`` under bars of each of ``series``."""
+    rows = list(rows)
+    labels = [str(row[label]) for row in rows]
+    return {"labels": labels, "series": {name: [float(row[name]) for row in rows] for name in series}}
+
+
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     """Rows of equal keys as lines of aligned columns; None is a dash."""
     rows = list(rows)

@@ -178,6 +178,7 @@ def bench(
     threads: Annotated[
         int | None, shown("threads of each process measured", "the benchmark's own, mostly 2")
     ] = None,
+    chart: Annotated[Path | None, shown("draw the figures into this SVG file", metavar="FILE")] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
