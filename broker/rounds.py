@@ -96,7 +96,7 @@ class _Round:
 
 
 class Federation:
-    """The rounds of one job. Every method but ``judge`` returns the actions that its event causes."""
+    """The rounds of one job. A method that takes ``now`` returns the actions that its event causes."""
 
     def __init__(
         self, settings: Settings, patience: Patience, *, now: float, past: Past | None = None
@@ -109,6 +109,7 @@ class Federation:
         self._accepted = dict(past.accepted)
         self._reported = set(past.reported)
         self._trainers: set[str] = set()
+        self._paused: set[str] = set()
         self._evaluators: dict[str, int] = {}
         """Present evaluating devices, and the version each is at; -1 for none."""
         self._awaited = {device for _, device in past.reported}
@@ -153,6 +154,10 @@ class Federation:
         self._trainers.discard(device_id)
         self._evaluators.pop(device_id, None)
         return self._advance(now)
+
+    def paused(self, device_id: str, *, is_paused: bool) -> None:
+        """A device's own rules keep it from working, or no longer do: while they do, others are asked before it."""
+        (self._paused.add if is_paused else self._paused.discard)(device_id)
 
     def judge(self, update: UpdateReady) -> Verdict | None:
         """Answer an announced update at once, or None if its payload has to be seen."""
@@ -286,8 +291,8 @@ class Federation:
 
     def _choose(self, devices: tuple[str, ...], limit: int) -> tuple[str, ...]:
         rng = np.random.default_rng([self.settings.seed, self.version])
-        order = rng.permutation(len(devices))[:limit]
-        return tuple(devices[i] for i in sorted(order))
+        order = sorted(rng.permutation(len(devices)), key=lambda i: devices[i] in self._paused)
+        return tuple(devices[i] for i in sorted(order[:limit]))
 
     def _ask(self, open_round: _Round, devices: tuple[str, ...], now: float) -> list[Action]:
         if not devices:

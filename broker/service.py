@@ -13,7 +13,7 @@ from broker.settings import Patience, Settings, device_work
 from broker.strategies import STRATEGIES, Sums
 from device_runtime.arrays import Arrays, to_bytes
 from device_runtime.codecs import decode_update, update_bytes_max
-from device_runtime.errors import ConfigError, WireError
+from device_runtime.errors import ConfigError, WireError, one_line
 from device_runtime.loopback import Connection, send
 from device_runtime.transfer import Outgoing, Pull
 from device_runtime.wire import (
@@ -185,6 +185,9 @@ class Service:
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
+        self.federation.paused(status.device_id, is_paused=status.online and bool(status.paused))
+        if status.paused:
+            log.info("device %s pauses: %s", status.device_id, one_line(status.paused))
         if not status.online and status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,11 @@ import numpy as np
 from device_runtime.arrays import Arrays, to_bytes
 from device_runtime.codecs import encode_with_feedback
 from device_runtime.deliveries import Deliveries
-from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
+from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError, one_line
 from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Outbox
+from device_runtime.pause import Gate
+from device_runtime.rules import Reading, Rules
 from device_runtime.statedir import StateFolder, parse_adapter
 from device_runtime.tables import Table
 from device_runtime.transfer import Outgoing, Pull
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 
 HELLO_S = 30.0
 """A device that has nothing to do and has heard nothing for so long says hello again."""
+DEADLINE_GRACE_S = 5.0
+"""A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
 _MESSAGES_A_POLL = 64
 _LOSSES_TOLD = 20
 _ADAPTER_SLACK_BYTES = 64 * 1024
@@ -67,15 +72,16 @@ class Identity(NamedTuple):
         """Its last will: (topic, payload), to be retained."""
         return device_topic(self.job, self.device_id, "status"), self.status(online=False)
 
-    def status(self, *, online: bool) -> bytes:
+    def status(self, *, online: bool, paused: str = "") -> bytes:
         """An encoded DeviceStatus."""
-        return encode(DeviceStatus(device_id=self.device_id, online=online))
+        return encode(DeviceStatus(device_id=self.device_id, online=online, paused=one_line(paused)))
 
 
 class Event(NamedTuple):
     """Something that a person may want to see.
 
-    ``kind`` is offer, step, trained, evaluated, accepted, refused, declined or finished; the rest depends on it.
+    ``kind`` is offer, step, paused, resumed, trained, evaluated, accepted, refused, declined or finished; the rest
+    depends on it.
     """
 
     kind: str
@@ -92,6 +98,7 @@ class Event(NamedTuple):
 class _Task:
     offer: Offer
     key: str
+    deadline: float
     pull: Pull | None = None
     reference: Arrays = field(default_factory=dict)
     training: Training | None = None
@@ -110,6 +117,7 @@ class Agent:
         folder: Path,
         adapter: Arrays,
         checkpoint_every: int = 20,
+        gate: Gate | None = None,
         on_event: Callable[[Event], object] | None = None,
     ) -> None:
         """Prepare.
@@ -122,6 +130,7 @@ class Agent:
             folder: where it keeps its state.
             adapter: version 0 of the artifact, float32 by tensor name.
             checkpoint_every: steps between two checkpoints.
+            gate: when it may work; by default always.
             on_event: told of everything that happens.
         """
         self.finished = ""
@@ -135,6 +144,8 @@ class Agent:
         self._deliveries = Deliveries(link, outbox, job=identity.job, device_id=identity.device_id)
         self._adapter, self._original = adapter, to_bytes(adapter)
         self._checkpoint_every, self._on_event = checkpoint_every, on_event or (lambda _: None)
+        self._gate = gate or Gate(Rules(), Reading)
+        self._shut_by: tuple[str, ...] = ()
         self._task: _Task | None = None
         self._version = -1
         self._session = ""
@@ -146,14 +157,22 @@ class Agent:
 
     def poll(self, now: float) -> bool:
         """Take what has come, announce what is due, do one step of work; True if there is more to do at once."""
+        self._mind_rules(now)
         self._greet(now)
         for _ in range(_MESSAGES_A_POLL):
             message = self._link.receive(0.0)
             if message is None:
                 break
             self.take(*message, now)
-        self._deliveries.announce(now)
+        if not self._must_be_quiet:
+            self._deliveries.announce(now)
         return not self.finished and self._work(now)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its rules keep it from the work it has."""
+        waits_for_chunks = self._task and self._task.pull and not self._must_be_quiet
+        return bool(self._task and self._gate.reasons and not waits_for_chunks)
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; a bad one is dropped with one line in the log."""
@@ -177,7 +196,8 @@ class Agent:
         elif isinstance(message, Chunk):
             self._fetched(message, now)
         elif isinstance(message, Request):
-            self._deliveries.serve(message, now)
+            if not self._must_be_quiet:
+                self._deliveries.serve(message, now)
         elif isinstance(message, Verdict):
             self._settle(message)
         elif isinstance(message, Finished):
@@ -185,10 +205,31 @@ class Agent:
         else:
             raise WireError(f"a device takes no {type(message).__name__}")
 
+    def _mind_rules(self, now: float) -> None:
+        self._gate.is_open(now)
+        forbidding = tuple(self._gate.reasons)
+        if forbidding == self._shut_by:
+            return
+        self._shut_by = forbidding
+        self._send_status()
+        self._tell("paused" if forbidding else "resumed", max(self._newest_round, 0), text=self._gate.text)
+        training = self._task.training if self._task else None
+        if self._task and training and training.step_index and forbidding:
+            self._state.keep_checkpoint(self._task.key, training.save)
+
+    @property
+    def _must_be_quiet(self) -> bool:
+        """Whether the network is one over which nothing but small messages may go."""
+        return "network" in self._gate.reasons
+
+    def _send_status(self) -> None:
+        status = self._identity.status(online=True, paused=self._gate.text)
+        send(self._link, self._identity.will[0], status, retain=True)
+
     def _greet(self, now: float) -> None:
         if self._link.connections != self._connections:
             self._connections = self._link.connections
-            send(self._link, self._identity.will[0], self._identity.status(online=True), retain=True)
+            self._send_status()
             self._must_greet = True
         if self._must_greet or (self._is_waiting and now >= self._hello_due):
             self._hello(now)
@@ -236,7 +277,10 @@ class Agent:
         key = _key(offer)
         if offer.role != self._identity.role:
             raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {self._identity.role!r}")
-        if key in self._done or offer.round < self._newest_round or (self._task and self._task.key == key):
+        if self._task and self._task.key == key:
+            self._task.deadline = _deadline(offer, now)
+            return
+        if key in self._done or offer.round < self._newest_round:
             return
         if self._deliveries.holds(offer.round):
             if self._outbox.recall(self._made_key(offer.round)) == key.encode():
@@ -248,7 +292,7 @@ class Agent:
     def _begin(self, offer: Offer, key: str, now: float) -> None:
         self._newest_round = offer.round
         self._state.forget_checkpoints(but=key)
-        self._task = _Task(offer, key)
+        self._task = _Task(offer, key, _deadline(offer, now))
         self._tell("offer", offer.round, {"version": offer.version})
         content = self._held(offer.adapter.sha256)
         if content is not None:
@@ -285,8 +329,13 @@ class Agent:
         task = self._task
         if task is None:
             return False
+        if self._gate.reasons and now > task.deadline + DEADLINE_GRACE_S:
+            self._decline(task, f"paused: {self._gate.text}")
+            return False
         if task.pull:
-            return self._pull(task, task.pull, now)
+            return not self._must_be_quiet and self._pull(task, task.pull, now)
+        if self._gate.reasons:
+            return False
         try:
             _ROLES[self._identity.role](self, task)
         except (ConfigError, DataError, ArtifactError, WireError) as exc:
@@ -371,7 +420,7 @@ class Agent:
     def _made_key(self, round_number: int) -> str:
         return f"made/{self._identity.job}/{round_number}"
 
-    def _decline(self, task: _Task, reason: FleetuneError) -> None:
+    def _decline(self, task: _Task, reason: FleetuneError | str) -> None:
         number = task.offer.round
         log.error("round %d: declined: %s", number, reason)
         self._done.add(task.key)
@@ -432,6 +481,10 @@ def _figures(step_index: int, step: Stepped) -> dict[str, float]:
         "active_layers": step.active_layers,
         "seconds": step.seconds,
     }
+
+
+def _deadline(offer: Offer, now: float) -> float:
+    return now + offer.deadline_s if offer.deadline_s > 0 else inf
 
 
 def _key(offer: Offer) -> str:

@@ -18,13 +18,19 @@ Floats = NDArray[np.float32]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that after a crash the file is the old one or the new one, whole."""
+    """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        left.unlink(missing_ok=True)  # by a process that was killed while it wrote
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 

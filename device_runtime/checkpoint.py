@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from device_runtime.arrays import Arrays, load_arrays, save_arrays
-from device_runtime.errors import ArtifactError, ConfigError
+from device_runtime.errors import ArtifactError, ConfigError, StateError
 from device_runtime.wire import LocalWork
 
 FORMAT = 1
@@ -48,10 +48,17 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically.
+
+    Raises:
+        StateError: the disk is full, say; what was there before stays whole.
+    """
     header = _Header(FORMAT, checkpoint.origin, checkpoint.step, checkpoint.policy_state)
     arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(checkpoint, part).items()}
-    save_arrays(path, arrays, metadata={_HEADER: msgspec.json.encode(header).decode()})
+    try:
+        save_arrays(path, arrays, metadata={_HEADER: msgspec.json.encode(header).decode()})
+    except OSError as exc:
+        raise StateError(f"{path}: cannot be written: {exc.strerror or exc}; the one before stays") from exc
 
 
 def load_checkpoint(path: Path, origin: Origin) -> Checkpoint:

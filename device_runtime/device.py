@@ -6,9 +6,10 @@ import secrets
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,9 +21,9 @@ from device_runtime.errors import ConfigError, StateError, TransportError, choic
 from device_runtime.evaluation import Evaluation, evaluate
 from device_runtime.link import Link, Will
 from device_runtime.loopback import send
-from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
+from device_runtime.machine import Machine, Resources
 from device_runtime.outbox import Outbox
-from device_runtime.runtimes import open_stack
+from device_runtime.pause import Gate, open_gate
 from device_runtime.samples import Dataset
 from device_runtime.trainer import Trainer
 from device_runtime.training import peak_rss_mb
@@ -46,6 +47,9 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """Updates and reports that it did not take, and work that could not be done."""
     evaluations: int
     steps: int
+    pauses: int
+    """Times at which its rules forbade it to work."""
+    paused_s: float
     step_ms_median: float | None
     mean_active_layers: float | None
     bytes_sent: int
@@ -67,11 +71,17 @@ def device(
     state: Path | str | None = None,
     role: str = "train",
     threads: int = 0,
+    cores: str = "",
+    provider: str = "cpu",
     recompute: bool = False,
+    stream: bool = False,
+    memory_budget_mb: float = 0.0,
+    prefix_cache_mb: float = 0.0,
     ca_file: str | None = None,
     checkpoint_every: int = 20,
     timeout_s: float = 20.0,
     idle_limit_s: float = 0.0,
+    rules: Mapping[str, Any] | Path | str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> DeviceReport:
     """Train, or evaluate, for an aggregator until the job is over.
@@ -87,11 +97,18 @@ def device(
         state: folder that survives restarts; by default ``~/.fleetune/JOB/ID`` (or ``device`` without an ID).
         role: ``train`` or ``evaluate``.
         threads: for the kernels; 0 for one a core.
+        cores: those that the process may run on, as ``0-3,6``; empty for all.
+        provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
         recompute: less memory for one more forward a step.
+        stream: of the frozen weights, keep one layer resident at a time.
+        memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. See :func:`device_runtime.training.train`.
+        prefix_cache_mb: of disk in ``state``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
         ca_file: PEM file of the authorities to trust for ``mqtts`` and ``wss``.
         checkpoint_every: steps between checkpoints.
         timeout_s: longest wait for the MQTT server at the start.
         idle_limit_s: longest wait for a word of the aggregator; 0 for ever.
+        rules: when it may work, a TOML file or a mapping; see :class:`device_runtime.rules.Rules`. It pauses between
+            steps and stays online; a round that ends before the pause does is declined.
         on_event: told of offers, results and verdicts.
 
     Raises:
@@ -104,10 +121,24 @@ def device(
     if role not in ROLES:
         raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
     check_name("job", job)
+    gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
-    desk = _Desk(artifact, Path(data), threads=threads, recompute=recompute)
-    with desk.stack, _alone_in(folder), Outbox(folder / "outbox.sqlite") as outbox:
+    resources = Resources(
+        threads=threads,
+        cores=cores,
+        provider=provider,
+        recompute=recompute,
+        stream=stream,
+        memory_budget_mb=memory_budget_mb,
+        prefix_cache_mb=prefix_cache_mb,
+    )
+    with (
+        _alone_in(folder),
+        Outbox(folder / "outbox.sqlite") as outbox,
+        Machine(artifact, resources, folder=folder / "cache") as machine,
+    ):
+        desk = _Desk(artifact, Path(data), machine)
         identity = Identity(_device_id(outbox, id), job, artifact.digest, role)
         link = Link(
             mqtt,
@@ -125,6 +156,7 @@ def device(
             folder=folder,
             adapter=artifact.adapter(),
             checkpoint_every=checkpoint_every,
+            gate=gate,
             on_event=tally,
         )
         link.open(timeout_s)
@@ -135,7 +167,7 @@ def device(
             link.close()
     if agent.is_unwanted:
         raise ConfigError(f"the aggregator of job {job!r} cannot use this device: {agent.finished}")
-    return tally.report(identity.device_id, link=link, reason=agent.finished)
+    return tally.report(identity.device_id, link=link, gate=gate, reason=agent.finished)
 
 
 class _Tally:
@@ -157,7 +189,7 @@ class _Tally:
         self._active.append(event.values["active_layers"])
         self._seconds.append(event.values["seconds"])
 
-    def report(self, device_id: str, *, link: Link, reason: str) -> DeviceReport:
+    def report(self, device_id: str, *, link: Link, gate: Gate, reason: str) -> DeviceReport:
         kinds = self._kinds
         return DeviceReport(
             device_id=device_id,
@@ -165,6 +197,8 @@ class _Tally:
             refused=kinds["refused"] + kinds["declined"],
             evaluations=kinds["evaluated"],
             steps=kinds["step"],
+            pauses=gate.num_pauses,
+            paused_s=gate.paused_s,
             step_ms_median=1000 * statistics.median(self._seconds) if self._seconds else None,
             mean_active_layers=statistics.fmean(self._active) if self._active else None,
             bytes_sent=link.bytes_sent,
@@ -176,21 +210,20 @@ class _Tally:
 
 
 class _Desk:
-    """The stack and the data of a device; the data is read again when the aggregator asks for another length."""
+    """The machine and the data of a device; the data is read again when the aggregator asks for another length."""
 
-    def __init__(self, artifact: Artifact, data: Path, *, threads: int, recompute: bool) -> None:
-        self.stack = open_stack(artifact, threads=threads, memory=RECOMPUTE if recompute else SAVE_ALL)
-        self._artifact, self._data = artifact, data
+    def __init__(self, artifact: Artifact, data: Path, machine: Machine) -> None:
+        self._artifact, self._data, self._machine = artifact, data, machine
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self) -> Workbench:
         return Workbench(self._start, self._evaluate, self._dataset.num_samples)
 
     def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
-        return Trainer(self.stack, self._rows(work.seq_len), work, adapter)
+        return self._machine.trainer(self._rows(work.seq_len), work, adapter)
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
-        return evaluate(self.stack, self._rows(work.seq_len), adapter)
+        return evaluate(self._machine.stack, self._rows(work.seq_len), adapter)
 
     def _rows(self, seq_len: int) -> Dataset:
         if seq_len != self._seq_len:
@@ -205,8 +238,10 @@ def _live(agent: Agent, link: Link, *, idle_limit_s: float) -> None:
     busy_at = time.monotonic()
     while not agent.finished:
         now = time.monotonic()
-        if agent.poll(now):
+        has_more = agent.poll(now)
+        if has_more or agent.is_paused:
             busy_at = time.monotonic()
+        if has_more:
             continue
         if message := link.receive(_NAP_S):
             agent.take(*message, time.monotonic())

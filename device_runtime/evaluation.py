@@ -1,5 +1,6 @@
 """How good an adapter is on labelled samples, at full depth."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,7 +20,14 @@ class Evaluation(NamedTuple):
     num_samples: int
 
 
-def evaluate(stack: "Stack", dataset: Dataset, adapter: Arrays, *, batch_size: int = 32) -> Evaluation:
+def evaluate(
+    stack: "Stack",
+    dataset: Dataset,
+    adapter: Arrays,
+    *,
+    batch_size: int = 32,
+    before_batch: Callable[[], object] = lambda: None,
+) -> Evaluation:
     """Measure an adapter.
 
     Args:
@@ -27,10 +35,12 @@ def evaluate(stack: "Stack", dataset: Dataset, adapter: Arrays, *, batch_size: i
         dataset: labelled samples; a causal language model is asked for each next token.
         adapter: every trainable tensor by name, float32.
         batch_size: samples at a time.
+        before_batch: called before each batch; may wait.
     """
     shifted = stack.artifact.manifest.task == "causal-lm"
     loss, num_right, num_judged = 0.0, 0, 0
     for indices in dataset.ordered_batches(batch_size):
+        before_batch()
         batch = dataset.rows(indices)
         batch_loss, answers = stack.evaluate(batch, adapter)
         right, judged = _count(answers, batch[LABELS].astype(np.int64), shifted=shifted)

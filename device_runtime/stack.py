@@ -55,11 +55,10 @@ class Stack:
         Raises:
             ConfigError: a number below 0, or a provider that is not there.
         """
-        memory.check()
         self._engine = LOADERS[artifact.manifest.backend](threads, provider)
         self.artifact = artifact
-        self.memory = memory
-        self.frozen = FrozenWeights(artifact, self._engine.value_of, streamed=memory.streamed)
+        self.frozen = FrozenWeights(artifact, self._engine.value_of)
+        self.use(memory)
         self._graphs: dict[str, OpenGraph] = {}
 
     def __enter__(self) -> "Stack":
@@ -67,6 +66,16 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def use(self, memory: MemoryPlan) -> None:
+        """From the next step on, hold rows, activations and weights like this.
+
+        Raises:
+            ConfigError: a number below 0.
+        """
+        memory.check()
+        self.memory = memory
+        self.frozen.streamed = memory.streamed
 
     def close(self) -> None:
         """Let go of graphs and weights."""

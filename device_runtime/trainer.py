@@ -13,7 +13,7 @@ from device_runtime.artifact import check_adapter
 from device_runtime.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 from device_runtime.errors import ConfigError
 from device_runtime.optim import make_optimizer
-from device_runtime.plans import LayerPlan, active_layers, lowest_trained
+from device_runtime.plans import LayerPlan, Mode, active_layers, lowest_trained
 from device_runtime.policies import PolicyState, make_policy
 from device_runtime.prefix import PrefixCache, PrefixRows
 from device_runtime.samples import Dataset, Indices
@@ -127,9 +127,9 @@ class Trainer:
 
     def _cached(self, examples: Indices, plan: LayerPlan) -> PrefixRows | None:
         """The examples' rows in the cache; the layers below are the base, their adapters and modes."""
-        if self._prefix is None:
-            return None
         m, lowest = self._stack.artifact.manifest, lowest_trained(plan)
+        if self._prefix is None or Mode.FORWARD not in plan[:lowest]:
+            return None
         used = {*m.prelude.tensors, *(i for layer in m.layers[:lowest] for i in layer.tensors)}
         names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
         below: Arrays = {name: self.adapter[name] for name in names}

@@ -1,9 +1,10 @@
 """``fleetune train``: one device, no network. A killed run continues when it is started again with the same arguments."""
 
+import logging
 import resource
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,21 @@ import msgspec
 from device_runtime.adapters import load_peft, save_peft
 from device_runtime.arrays import write_atomically
 from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.budget import must_recompute, resident_mb
+from device_runtime.budget import Fit
 from device_runtime.data import load_dataset
-from device_runtime.errors import ConfigError
+from device_runtime.errors import ConfigError, StateError
 from device_runtime.evaluation import Evaluation
 from device_runtime.evaluation import evaluate as measure
-from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
-from device_runtime.runtimes import open_stack
+from device_runtime.machine import Machine, Resources
+from device_runtime.memory_plan import MemoryPlan
+from device_runtime.pause import Gate, Pause, open_gate
 from device_runtime.trainer import StepReport, Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
 
+log = logging.getLogger(__name__)
+
 ADAPTER = "adapter"
+CACHE = "cache"
 CHECKPOINT = "checkpoint.safetensors"
 RUN = "run.json"
 
@@ -41,7 +46,12 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     eval_loss: float | None
     mean_active_layers: float
     num_samples: int
+    memory_plan: dict[str, int | bool | None]
+    """Of :class:`device_runtime.memory_plan.MemoryPlan`."""
     losses: list[float]
+    pauses: int
+    """Times at which the rules forbade the next step, in this process."""
+    paused_s: float
     adapter: str
     """PEFT folder."""
 
@@ -76,12 +86,18 @@ def train(
     clip_norm: float = 0.0,
     seed: int = 0,
     threads: int = 0,
+    cores: str = "",
+    provider: str = "cpu",
     recompute: bool = False,
+    stream: bool = False,
     memory_budget_mb: float = 0.0,
+    prefix_cache_mb: float = 0.0,
     checkpoint_every: int = 50,
     resume: bool = True,
     adapter: Path | str | None = None,
+    rules: Mapping[str, Any] | Path | str | None = None,
     on_step: Callable[[StepReport], object] | None = None,
+    on_note: Callable[[Pause | Fit], object] | None = None,
 ) -> TrainReport:
     """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
 
@@ -105,17 +121,24 @@ def train(
         clip_norm: bound on the gradients' joint L2 norm; 0 for none.
         seed: of batches and layer plans.
         threads: for the kernels; 0 for one a core.
+        cores: those that the process may run on, as ``0-3,6``; empty for all.
+        provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
         recompute: less memory for one more forward a step.
-        memory_budget_mb: in 10^6 bytes; recompute where saving would exceed it, refuse what fits neither way; 0: none.
+        stream: of the frozen weights, keep one layer resident at a time.
+        memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. Chooses rows at a time, ``recompute`` by layer and
+            ``stream``, and drops more layers where the policy is ``exact-k`` and nothing else fits.
+        prefix_cache_mb: of disk in ``out``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
         checkpoint_every: steps between checkpoints; 0 for none.
         resume: False starts anew though there is a checkpoint.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
+        rules: when it may train, a TOML file or a mapping; see :class:`device_runtime.rules.Rules`. Changes no result.
         on_step: called with each step's report.
+        on_note: called with what a person may want to read: a memory budget's choice, a pause by the rules and its end.
 
     Raises:
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
     """
-    arguments = {name: _plain(value) for name, value in locals().items() if name != "on_step"}
+    arguments = {name: _plain(value) for name, value in locals().items() if not name.startswith("on_")}
     work = LocalWork(
         policy=PolicySpec(name=policy, drop=drop, shape=depth_shape),
         optimizer=OptimizerSpec(
@@ -134,25 +157,41 @@ def train(
     )
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
+    resources = Resources(
+        threads=threads,
+        cores=cores,
+        provider=provider,
+        recompute=recompute,
+        stream=stream,
+        memory_budget_mb=memory_budget_mb,
+        prefix_cache_mb=prefix_cache_mb,
+    )
+    gate = open_gate(rules, on_change=_telling(on_note))
     folder = _make_folder(Path(out))
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=seq_len) if eval else None
-    if memory_budget_mb:
-        width = dataset.width_of(dataset.ordered_batches(1)[-1])
-        recompute |= must_recompute(
-            artifact, work, num_tokens=width, budget_mb=memory_budget_mb, resident_mb=resident_mb()
-        )
-    with open_stack(artifact, threads=threads, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
-        trainer = Trainer(stack, dataset, work, start)
+    with Machine(artifact, resources, folder=folder / CACHE) as machine:
+        trainer = machine.trainer(dataset, work, start)
+        if machine.fit and on_note:
+            on_note(machine.fit)
         if resume and (folder / CHECKPOINT).exists():
             trainer.restore(folder / CHECKPOINT)
-        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, on_step=on_step)
-        evaluation = measure(stack, held_out, trainer.adapter) if held_out else None
+        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, gate=gate, on_step=on_step)
+        evaluation = (
+            measure(machine.stack, held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
+        )
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
-    report = _report(trainer, evaluation, num_samples=dataset.num_samples, adapter=folder / ADAPTER)
+    report = _report(
+        trainer,
+        evaluation,
+        gate=gate,
+        memory=machine.stack.memory,
+        num_samples=dataset.num_samples,
+        adapter=folder / ADAPTER,
+    )
     _write_run(folder, artifact, arguments, report)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return report
@@ -181,18 +220,42 @@ def _run(
     checkpoint: Path,
     *,
     checkpoint_every: int,
+    gate: Gate,
     on_step: Callable[[StepReport], object] | None,
 ) -> None:
+    def save() -> None:
+        if checkpoint_every and trainer.step_index:
+            try:
+                trainer.save(checkpoint)
+            except StateError as exc:
+                log.warning("step %d: no checkpoint: %s", trainer.step_index, exc)
+
     while not trainer.done:
+        gate.wait(save)
         report = trainer.step()
         if on_step:
             on_step(report)
         if checkpoint_every and trainer.step_index % checkpoint_every == 0:
-            trainer.save(checkpoint)
+            save()
+
+
+def _telling(on_note: Callable[[Pause | Fit], object] | None) -> Callable[[Pause], object]:
+    def tell(pause: Pause) -> None:
+        log.info("%s", pause)
+        if on_note:
+            on_note(pause)
+
+    return tell
 
 
 def _report(
-    trainer: Trainer, evaluation: Evaluation | None, *, num_samples: int, adapter: Path
+    trainer: Trainer,
+    evaluation: Evaluation | None,
+    *,
+    gate: Gate,
+    memory: MemoryPlan,
+    num_samples: int,
+    adapter: Path,
 ) -> TrainReport:
     history = trainer.history
     return TrainReport(
@@ -205,7 +268,10 @@ def _report(
         eval_loss=evaluation.loss if evaluation else None,
         mean_active_layers=statistics.fmean(r.active_layers for r in history),
         num_samples=num_samples,
+        memory_plan=memory._asdict(),
         losses=[r.loss for r in history],
+        pauses=gate.num_pauses,
+        paused_s=gate.paused_s,
         adapter=str(adapter),
     )
 
@@ -218,4 +284,6 @@ def _write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], repo
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
     return str(value) if isinstance(value, Path) else value

@@ -23,11 +23,13 @@ OUTSIDE = -1
 class FrozenWeights:
     """Frozen tensors as a backend holds them; mapped, not copied, and read only when a graph runs on them."""
 
-    def __init__(self, artifact: Artifact, hold: Callable[[Array], Value], *, streamed: bool) -> None:
+    def __init__(self, artifact: Artifact, hold: Callable[[Array], Value]) -> None:
         """``hold`` wraps an array without copying it."""
+        self.streamed = False
+        """Whether :meth:`fetch` and :meth:`release` do anything."""
         self._artifact, self._hold = artifact, hold
         self._values: dict[int, Value] = {}
-        self._spans = _spans(artifact) if streamed else {}
+        self._spans = _spans(artifact)
 
     def value(self, index: int) -> Value:
         """The tensor in that row of the manifest's table."""
@@ -38,12 +40,12 @@ class FrozenWeights:
 
     def fetch(self, layer: int) -> None:
         """Have the layer's weights read ahead; does not wait."""
-        for span in self._spans.get(layer, ()):
+        for span in self._spans.get(layer, ()) if self.streamed else ():
             self._artifact.fetch(*span)
 
     def release(self, layer: int) -> None:
         """Let the layer's weights leave resident memory; whoever needs them again reads them again."""
-        for span in self._spans.get(layer, ()):
+        for span in self._spans.get(layer, ()) if self.streamed else ():
             self._artifact.release(*span)
 
     def close(self) -> None:

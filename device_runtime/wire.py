@@ -182,6 +182,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status
     v: int = VERSION
     device_id: str
     online: bool
+    paused: str = ""
+    """Why its own rules forbid it to work now; empty if they do not. It hears and answers all the same."""
 
 
 class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregator_status"):

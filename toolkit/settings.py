@@ -21,6 +21,8 @@ else:
 Function = Callable[..., Any]
 TABLES = ("aggregate", "device", "export", "train")
 """Commands that read a file; one file may hold a table for each."""
+SHARED = ("rules",)
+"""Tables that are one value of each command that takes it."""
 
 
 class MissingOption(ConfigError):
@@ -35,7 +37,7 @@ def resolve(
     Args:
         function: whose parameters and type hints are the truth.
         flags: every option of the command by parameter name; None for one that was not given.
-        config: a TOML file of the same names, flat or under ``[table]``.
+        config: a TOML file of the same names, flat or under ``[table]``; ``[rules]`` is for all that take ``rules``.
         table: the command's name.
 
     Raises:
@@ -58,7 +60,7 @@ def _required(function: Function) -> list[str]:
 
 
 def _read(config: Path, function: Function, *, allowed: Mapping[str, Any], table: str) -> dict[str, Any]:
-    values = {key.replace("-", "_"): value for key, value in _section(config, table).items()}
+    values = {key.replace("-", "_"): value for key, value in _section(config, table, allowed).items()}
     hints = get_type_hints(function)
     problems = [f"unknown key {key!r}; have: {choices(allowed)}" for key in values if key not in allowed]
     settings = {}
@@ -72,16 +74,18 @@ def _read(config: Path, function: Function, *, allowed: Mapping[str, Any], table
     return settings
 
 
-def _section(config: Path, table: str) -> dict[str, Any]:
-    """The flat keys and those under ``[table]``; the tables of other commands are left alone."""
+def _section(config: Path, table: str, allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat keys, shared tables that are ``allowed`` and what is under ``[table]``; other commands' are left alone."""
     try:
         content = tomllib.loads(config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise ConfigError(f"{config}: cannot be read as TOML: {exc}") from exc
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
-    if unknown := tables.keys() - set(TABLES):
-        raise ConfigError(f"{config}: unknown table [{min(unknown)}]; have: {choices(TABLES)}")
-    return {key: value for key, value in content.items() if key not in tables} | tables.get(table, {})
+    if unknown := tables.keys() - {*TABLES, *SHARED}:
+        raise ConfigError(f"{config}: unknown table [{min(unknown)}]; have: {choices((*TABLES, *SHARED))}")
+    shared = {key: tables[key] for key in SHARED if key in tables and key in allowed}
+    flat = {key: value for key, value in content.items() if key not in tables}
+    return shared | flat | tables.get(table, {})
 
 
 def _convert(value: object, hint: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 import plain_models
 import pytest
 import torch
+from pretended import PretendedSystem
 from safetensors.numpy import load
 from servers import Mosquitto, free_port
 
@@ -24,10 +25,11 @@ from device_runtime.artifact import open_artifact
 from device_runtime.data import load_dataset
 from device_runtime.device import device
 from device_runtime.errors import ConfigError, TransportError
+from device_runtime.link import Link
 from device_runtime.outbox import Outbox
 from device_runtime.stack import Stack
 from device_runtime.trainer import Trainer
-from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+from device_runtime.wire import DeviceStatus, LocalWork, OptimizerSpec, PolicySpec, decode, device_topic
 
 NAMES = ("a", "b", "c", "d")
 ROUNDS, STEPS, LR, SEQ_LEN = 3, 160, 0.01, 8
@@ -123,6 +125,12 @@ class Fleet:
         deadline = time.monotonic() + PATIENCE_S
         while not all(any(self.root.glob(pattern)) for pattern in patterns):
             assert time.monotonic() < deadline, f"no {patterns}: {self.log('aggregator')}"
+            time.sleep(0.01)
+
+    def wait_for_log(self, name: str, words: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while words not in self.log(name):
+            assert time.monotonic() < deadline, self.log(name)
             time.sleep(0.01)
 
     def close(self) -> None:
@@ -225,6 +233,70 @@ def test_everything_is_killed_once_and_nothing_changes(fleet, mosquitto, expecte
     fleet.aggregate()
     again = fleet.report("aggregator")
     assert again["history"] == report["history"], "a finished job is not done again"
+
+
+def test_a_device_that_pauses_in_its_round_stays_in_it(fleet, mosquitto, expected):
+    system = PretendedSystem(fleet.root / "host")
+    system.zone(90)
+    rules = {"root": str(system.root), "temperature": {"max_c": 70}, "period_s": 0, "resume_after_s": 0}
+    fleet.aggregate()
+    for name in NAMES:
+        fleet.device(name, **({"rules": rules} if name == "d" else {}))
+    paused = DeviceStatus(device_id="d", online=True, paused="temperature 90.0 C is above 70 C")
+    wait_for_status(mosquitto.url, "d", paused)
+    fleet.wait_for("run/updates/00001-a.bin", "run/updates/00001-b.bin", "run/updates/00001-c.bin")
+    fleet.wait_for_log("d", "round 1: offer")
+    assert not list(fleet.root.glob("run/updates/*-d.bin"))
+    assert not list(fleet.root.glob("run/versions/00001*"))
+    system.zone(50)
+    report = fleet.report("aggregator")
+    assert (report["rounds"], [row["devices"] for row in report["history"]]) == (3, [0, 4, 4, 4])
+    device = fleet.report("d")
+    assert (device["rounds"], device["pauses"]) == (3, 1)
+    assert device["paused_s"] > 0
+    assert_as_expected(fleet.root / "run", expected)
+
+
+def test_sigterm_ends_a_paused_device_at_once_and_it_says_goodbye(artifact, data, tmp_path, mosquitto):
+    system = PretendedSystem(tmp_path / "host")
+    system.zone(90)
+    (tmp_path / "device.toml").write_text(
+        f"[rules]\nroot = '{system.root}'\ntemperature = {{ max_c = 70 }}\n"
+        f"[device]\nmqtt = '{mosquitto.url}'\njob = 'plain'\nid = 'd'\nstate = '{tmp_path / 'state'}'\n"
+    )
+    words = [
+        "device",
+        str(artifact),
+        "--data",
+        str(data / "d.npz"),
+        "--config",
+        str(tmp_path / "device.toml"),
+    ]
+    command = [sys.executable, "-c", "from toolkit.cli import main; main()", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+    ) as process:
+        try:
+            assert process.stdout.readline() == "round 0: paused: temperature 90.0 C is above 70 C\n"
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (143, "")
+    wait_for_status(mosquitto.url, "d", DeviceStatus(device_id="d", online=False))
+
+
+def wait_for_status(url: str, name: str, wanted: DeviceStatus) -> None:
+    link = Link(url, client_id="watcher", topics=[device_topic("plain", name, "status")])
+    link.open(PATIENCE_S)
+    try:
+        deadline, seen = time.monotonic() + PATIENCE_S, []
+        while wanted not in seen:
+            assert time.monotonic() < deadline, seen
+            if message := link.receive(1.0):
+                seen.append(decode(message[1]))
+    finally:
+        link.close()
 
 
 def test_a_restarted_server_brings_everyone_back(fleet, mosquitto, expected):

@@ -216,6 +216,27 @@ def test_a_device_that_declines_is_not_waited_for():
     assert machine.declined("b", 1, 2.0)[0] == Close(1, ("a",))
 
 
+def test_a_paused_device_is_asked_after_the_others():
+    machine, _ = opened("a", "b", rounds=30)
+    machine.hello(hello("c"), 1.0)
+    machine.paused("a", is_paused=True)
+    asked = ("a", "b")
+    for number in range(1, 21):
+        actions = [action for name in asked for action in give(machine, name, number)]
+        asked = of(Ask, actions)[0].devices
+        assert asked == ("b", "c")
+    machine.paused("a", is_paused=False)
+    machine.paused("c", is_paused=True)
+    assert of(Ask, [x for name in asked for x in give(machine, name, 21)])[0].devices == ("a", "b")
+
+
+def test_paused_devices_are_asked_where_there_are_no_others():
+    machine = federation()
+    machine.paused("a", is_paused=True)
+    machine.hello(hello("a"), 0.0)
+    assert machine.hello(hello("b"), 0.0)[0] == Ask(1, ("a", "b"))
+
+
 def test_an_evaluating_device_that_declines_is_not_waited_for():
     machine = federation(rounds=1, clients=1, min_clients=1)
     machine.hello(hello("e", role="evaluate"), 0.0)

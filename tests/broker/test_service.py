@@ -25,6 +25,8 @@ from broker.strategies import STRATEGIES
 from device_runtime.arrays import to_bytes
 from device_runtime.codecs import encode_update
 from device_runtime.loopback import Loopback
+from device_runtime.pause import Gate
+from device_runtime.rules import Reading, Rules, Temperature
 from device_runtime.transfer import Outgoing
 from device_runtime.wire import (
     AggregatorStatus,
@@ -445,3 +447,47 @@ def test_the_status_is_retained_and_small(tmp_path):
     assert len(payload) < 200
     stranger.aggregator.kill()
     assert not decode(late.receive(0)[1]).online, "the will says so"
+
+
+def hot_one(done, number):
+    """Give a device a gate and a dial of its temperature, which says hot."""
+    dial = [90.0]
+    rules = Rules(temperature=Temperature(max_c=70), period_s=0, resume_after_s=0)
+    done.devices[number].agent._gate = Gate(rules, lambda: Reading(temperature=dial[0]))
+    return dial
+
+
+def test_a_device_that_resumes_before_the_deadline_loses_nothing(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        paused = world(tmp_path, numbers=(0, 1), rounds=2, patience=Patience(deadline_s=600))
+        dial = hot_one(paused, 1)
+        paused.run(until=lambda: paused.now > 500)
+    assert "device device-1 pauses: temperature 90.0 C is above 70 C" in caplog.text
+    assert paused.aggregator.service.federation.version == 0
+    dial[0] = 50.0
+    paused.run()
+    expected = in_process((0, 1), rounds=2, settings=paused.aggregator.settings)
+    assert paused.aggregator.version(2) == expected
+
+
+def test_a_round_closes_without_a_device_that_stays_paused_and_the_next_has_it_again(tmp_path):
+    paused = world(tmp_path, numbers=(0, 1), rounds=2, min_clients=1, patience=Patience(deadline_s=100))
+    dial = hot_one(paused, 1)
+    service = paused.aggregator.service
+    paused.run(until=lambda: service.federation.version == 1)
+    paused.run(until=lambda: "offer" in paused.devices[1].kinds()[2:])
+    dial[0] = 50.0
+    paused.run()
+    expected = in_process((0, 1), rounds=2, settings=paused.aggregator.settings, drop={(1, 1)})
+    assert paused.aggregator.version(2) == expected
+
+
+def test_a_pause_over_extensions_is_waited_for(tmp_path):
+    paused = world(tmp_path, numbers=(0, 1), rounds=1, patience=Patience(deadline_s=60))
+    dial = hot_one(paused, 1)
+    paused.run(until=lambda: paused.now > 400)
+    assert "declined" not in paused.devices[1].kinds()
+    dial[0] = 50.0
+    paused.run()
+    expected = in_process((0, 1), rounds=1, settings=paused.aggregator.settings)
+    assert paused.aggregator.version(1) == expected

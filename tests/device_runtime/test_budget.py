@@ -1,14 +1,21 @@
+"""A budget picks the quickest memory plan that fits, and says what would fit where none does."""
+
+import re
+
 import pytest
 from pretrained import minilm_artifact
 
 from device_runtime.artifact import open_artifact
-from device_runtime.budget import MARGIN, must_recompute, resident_mb
+from device_runtime.budget import MARGIN, fit, resident_mb
 from device_runtime.errors import ConfigError
-from device_runtime.inspection import estimate
+from device_runtime.footprint import footprint
+from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from device_runtime.plans import dropping
 from device_runtime.wire import LocalWork, PolicySpec
 
-SIZES = {"batch_size": 16, "seq_len": 64}
+PLENTY = 10_000
+WHOLE = MemoryPlan(micro_batch=16)
+EXACT, BERNOULLI = PolicySpec(name="exact-k", drop=0.5), PolicySpec(name="bernoulli", drop=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -16,39 +23,81 @@ def artifact():
     return open_artifact(minilm_artifact(77), verify=False)
 
 
-def peak(artifact, dropped=(), *, recompute):
-    return estimate(artifact, dropping(6, dropped), name="", recompute=recompute, **SIZES).peak_mb * MARGIN
-
-
-def needs(artifact, budget_mb, policy=None):
+def fitted(artifact, budget_mb, policy=None, **more):
     work = LocalWork(batch_size=16, policy=policy or PolicySpec())
-    return must_recompute(artifact, work, num_tokens=64, budget_mb=budget_mb)
+    return fit(artifact, work, num_tokens=64, budget_mb=budget_mb, **more)
 
 
-def test_saving_while_it_fits_then_recompute_then_refusal(artifact):
-    saving, recomputing = (peak(artifact, recompute=r) for r in (False, True))
-    assert saving > recomputing
-    assert needs(artifact, saving) is False
-    assert needs(artifact, saving - 1) is True
-    assert needs(artifact, recomputing) is True
-    with pytest.raises(
-        ConfigError, match=r"6 layers at batch size 16 and 64 tokens may take .* with recompute"
-    ):
-        needs(artifact, recomputing - 1)
+def least(artifact, policy=None):
+    with pytest.raises(ConfigError, match="the least that would do is") as refused:
+        fitted(artifact, 1, policy)
+    return float(re.search(r"least that would do is (\d+) MB", str(refused.value))[1])
+
+
+def peak_mb(artifact, dropped=(), memory=SAVE_ALL):
+    found = footprint(artifact, dropping(6, dropped), batch_size=16, seq_len=64, memory=memory)
+    return MARGIN * found.peak / 1e6
+
+
+def test_with_plenty_everything_is_kept(artifact):
+    found = fitted(artifact, PLENTY)
+    assert (found.memory, found.active_layers, found.drop) == (WHOLE, 6, 0.0)
+
+
+def test_with_the_least_everything_is_given_up_and_with_less_it_is_refused(artifact):
+    found = fitted(artifact, least(artifact) + 1)
+    assert found.memory == MemoryPlan(micro_batch=1, saved_layers=found.memory.saved_layers, streamed=True)
+    with pytest.raises(ConfigError, match=r"one row of 64 tokens .* or use policy exact-k"):
+        fitted(artifact, least(artifact) - 1)
+
+
+def test_what_is_expected_is_within_every_budget_and_never_slower_with_more(artifact):
+    low = int(least(artifact)) + 1
+    found = [fitted(artifact, budget) for budget in range(low, 420, 12)]
+    assert all(f.expected_mb <= budget for f, budget in zip(found, range(low, 420, 12), strict=True))
+    rows = [f.memory.micro_batch or 16 for f in found]
+    assert rows[0] < rows[-1] == 16
+    assert found[-1].memory == WHOLE
+    assert len({f.memory for f in found}) > 5
+
+
+def test_weights_are_streamed_before_activations_are_recomputed(artifact):
+    """Streaming costs a few per cent, a recomputed layer a third of its time."""
+    assert fitted(artifact, peak_mb(artifact) - 1).memory == WHOLE._replace(streamed=True)
 
 
 def test_a_policy_counts_with_its_deepest_plan(artifact):
     """exact-k at one half never runs more than three layers; Bernoulli at one half does run all six now and then."""
-    half = peak(artifact, (0, 1, 2), recompute=False)
-    assert needs(artifact, half, PolicySpec(name="exact-k", drop=0.5)) is False
-    assert needs(artifact, half, PolicySpec(name="bernoulli", drop=0.5)) is True
+    half = peak_mb(artifact, (0, 1, 2)) + 0.1
+    assert fitted(artifact, half, EXACT).memory == WHOLE
+    assert fitted(artifact, half, BERNOULLI).memory != WHOLE
+
+
+def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):
+    needed = least(artifact, PolicySpec())
+    policy = PolicySpec(name="exact-k", drop=0.0)
+    assert fitted(artifact, needed + 1, policy).drop == 0.0
+    fewer = fitted(artifact, least(artifact, policy) + 1, policy)
+    assert fewer.drop >= 0.0
+    assert least(artifact, policy) <= needed
 
 
 def test_what_the_process_holds_already_counts(artifact):
-    saving = peak(artifact, recompute=False)
-    work = LocalWork(batch_size=16)
-    assert must_recompute(artifact, work, num_tokens=64, budget_mb=saving, resident_mb=79) is True
-    assert must_recompute(artifact, work, num_tokens=64, budget_mb=saving, resident_mb=20) is False
+    enough = peak_mb(artifact) + 1
+    assert fitted(artifact, enough, resident_mb=20).memory == WHOLE
+    assert fitted(artifact, enough, resident_mb=120).memory != WHOLE
+
+
+def test_a_little_more_or_less_in_the_process_changes_nothing(artifact):
+    found = {fitted(artifact, 250, resident_mb=held) for held in (97, 100, 104)}
+    assert len(found) == 1
+
+
+def test_the_footprint_knows_what_each_part_of_a_plan_saves(artifact):
+    whole = peak_mb(artifact)
+    for memory in (RECOMPUTE, MemoryPlan(4), MemoryPlan(saved_layers=3), MemoryPlan(streamed=True)):
+        assert peak_mb(artifact, memory=memory) < whole
+    assert peak_mb(artifact, memory=MemoryPlan(100, 100)) == whole
 
 
 def test_this_process_holds_something():

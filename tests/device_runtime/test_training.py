@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from pretended import PretendedSystem
 
 from device_runtime.adapters import load_peft
 from device_runtime.artifact import open_artifact
@@ -86,6 +87,71 @@ def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, wo
     assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
 
 
+def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "eval": word_file, "steps": 12, "policy": "exact-k", "drop": 0.5}
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+    system, told, taken = PretendedSystem(tmp_path / "host"), [], []
+    system.zone(50)
+
+    def on_step(report):
+        taken.append(report.step)
+        if report.step in (3, 7, 11):
+            system.zone(90)
+
+    def on_note(pause):
+        told.append((str(pause).split(" after")[0], list(taken)))
+        if pause.reasons:
+            system.zone(50)
+
+    rules = {
+        "root": str(system.root),
+        "temperature": {"max_c": 70},
+        "period_s": 0,
+        "resume_after_s": 0,
+    }
+    paused = train(
+        word_artifact, out=tmp_path / "paused", rules=rules, on_step=on_step, on_note=on_note, **options
+    )
+    shut = "paused: temperature 90.0 C is above 70 C"
+    assert told == [(text, list(range(last + 1))) for last in (3, 7, 11) for text in (shut, "resumed")], (
+        "it pauses before the next step, and before the evaluation"
+    )
+    assert paused.losses == straight.losses
+    assert (paused.accuracy, paused.eval_loss) == (straight.accuracy, straight.eval_loss)
+    assert same(
+        adapter_of(tmp_path / "paused", word_artifact), adapter_of(tmp_path / "straight", word_artifact)
+    )
+    assert (paused.pauses, straight.pauses, straight.paused_s) == (3, 0, 0.0)
+    assert json.loads((tmp_path / "paused" / "run.json").read_text())["arguments"]["rules"] == rules
+
+
+def test_a_run_killed_in_a_pause_goes_on_from_the_step_it_paused_at(word_artifact, word_file, tmp_path):
+    system = PretendedSystem(tmp_path / "host")
+    options = {**OPTIONS, "data": word_file, "steps": 8, "checkpoint_every": 50}
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+
+    def on_step(report):
+        system.zone(90 if report.step == 4 else 50)
+
+    def on_note(pause):
+        if "battery" in pause.reasons:
+            raise Killed
+        system.supply("BAT0", type="Battery", capacity=3)
+
+    rules = {
+        "root": str(system.root),
+        "temperature": {"max_c": 70},
+        "battery": {"min_percent": 40},
+        "period_s": 0,
+    }
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "run", rules=rules, on_step=on_step, on_note=on_note, **options)
+    seen = []
+    resumed = train(word_artifact, out=tmp_path / "run", on_step=seen.append, **options)
+    assert [r.step for r in seen] == list(range(5, 8))
+    assert resumed.losses == straight.losses
+
+
 def test_other_arguments_do_not_take_over_a_killed_run(word_artifact, word_file, tmp_path):
     options = {**OPTIONS, "data": word_file, "out": tmp_path, "steps": 6, "checkpoint_every": 2}
     with pytest.raises(Killed):
@@ -136,6 +202,7 @@ def test_what_is_wrong_is_said_before_a_step_is_taken(word_artifact, word_file, 
     refused(ArtifactError, "no PEFT adapter here", adapter=tmp_path)
     refused(ConfigError, "no policy 'half'", policy="half")
     refused(ConfigError, "lr must be positive", lr=-1.0)
+    refused(ConfigError, "rules: unknown key 'wind'", rules={"wind": 1})
     refused(ConfigError, "checkpoint_every must be at least 0, got -1", checkpoint_every=-1)
     refused(ArtifactError, "no artifact here", artifact_dir=tmp_path)
     shutil.copytree(word_artifact, tmp_path / "cut")

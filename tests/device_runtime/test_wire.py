@@ -31,6 +31,7 @@ MESSAGES = [
     wire.Chunk(sha256="f" * 64, index=1, data=b"abc"),
     wire.Finished(job="j", reason="done"),
     wire.DeviceStatus(device_id="d", online=False),
+    wire.DeviceStatus(device_id="d", online=True, paused="temperature 80.0 C is above 70 C"),
     wire.AggregatorStatus(job="j", session="s", online=True, round=2, version=1),
 ]
 each_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)

@@ -99,7 +99,9 @@ def test_an_unknown_key_in_a_file_is_one_line(tmp_path):
 
 
 def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in):
-    def train(artifact_dir, *, data: str, out: str, steps: int = 1, on_step: Any = None) -> dict[str, Any]:
+    def train(
+        artifact_dir, *, data: str, out: str, steps: int = 1, on_step: Any = None, on_note: Any = None
+    ) -> dict[str, Any]:
         on_step(SimpleNamespace(step=0, total_steps=1, loss=2.5, seconds=0.1))
         return {"steps": steps, "loss": float("nan")}
 
@@ -126,7 +128,7 @@ def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in)
     ],
 )
 def test_what_goes_wrong_is_one_line(stand_in, error, code, words):
-    def train(artifact_dir, *, data: str, out: str, on_step: Any = None) -> None:
+    def train(artifact_dir, *, data: str, out: str, on_step: Any = None, on_note: Any = None) -> None:
         raise error
 
     stand_in(train)
@@ -137,7 +139,7 @@ def test_what_goes_wrong_is_one_line(stand_in, error, code, words):
 
 
 def test_a_module_of_ours_that_is_missing_is_not_hidden(stand_in):
-    def train(artifact_dir, *, data: str, out: str, on_step: Any = None) -> None:
+    def train(artifact_dir, *, data: str, out: str, on_step: Any = None, on_note: Any = None) -> None:
         raise ModuleNotFoundError("No module named 'toolkit.gone'", name="toolkit.gone")
 
     stand_in(train)
@@ -165,7 +167,7 @@ def test_signals_end_a_command_cleanly(number, code):
 _WAITING = """
 import sys, threading, types
 from toolkit.commands import running
-def train(artifact_dir, *, data: str, out: str, on_step=None):
+def train(artifact_dir, *, data: str, out: str, on_step=None, on_note=None):
     try:
         print("waiting", flush=True)
         threading.Event().wait(60)

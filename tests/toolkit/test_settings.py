@@ -1,4 +1,6 @@
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,7 +58,7 @@ def test_dashes_are_as_good_as_underscores(tmp_path):
         ("speed = 1\n", ["'speed'", "have: data, full, lr, names, out, steps"]),
         ('steps = "many"\n', ["steps = 'many'", "Expected `int`"]),
         ("steps = 1.5\n", ["steps = 1.5", "int"]),
-        ("[trian]\nsteps = 1\n", ["[trian]", "aggregate, device, export, train"]),
+        ("[trian]\nsteps = 1\n", ["[trian]", "aggregate, device, export, rules, train"]),
         ("steps =\n", ["cannot be read as TOML"]),
     ],
 )
@@ -79,3 +81,37 @@ def test_a_missing_file_is_named(tmp_path):
 def test_what_is_missing_everywhere_is_a_usage_error():
     with pytest.raises(MissingOption, match="train needs --data and --out"):
         resolve(work, FLAGS, table="train")
+
+
+def careful(*, steps: int = 1, rules: Mapping[str, Any] | Path | str | None = None) -> None:
+    """Something that takes rules."""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[rules]\nload = { max_share = 0.5 }\n", {"load": {"max_share": 0.5}}),
+        ("[rules.load]\nmax_share = 0.5\n[train]\nsteps = 2\n", {"load": {"max_share": 0.5}}),
+        ("[rules]\nnice = 1\n[train]\nrules = { nice = 2 }\n", {"nice": 2}),
+        ("[rules]\nnice = 1\n[train]\nrules = 'mine.toml'\n", Path("mine.toml")),
+        ("rules = 'mine.toml'\n", Path("mine.toml")),
+    ],
+)
+def test_a_table_of_rules_is_for_every_command_that_takes_it(tmp_path, text, expected):
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    found = resolve(careful, {"steps": None, "rules": None}, config=config, table="train")
+    assert found["rules"] == expected
+    flag = resolve(careful, {"steps": None, "rules": Path("x")}, config=config, table="train")
+    assert flag["rules"] == Path("x")
+
+
+def test_a_command_without_rules_leaves_the_table_alone(tmp_path):
+    assert given(tmp_path, "[rules]\nnice = 1\n", data="a", out="b").keys() == {"data", "out"}
+
+
+def test_rules_that_are_no_table_are_refused(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text("rules = 3\n")
+    with pytest.raises(ConfigError, match=r"c\.toml: rules = 3: Expected"):
+        resolve(careful, {"rules": None}, config=config, table="train")

@@ -38,6 +38,29 @@ Recompute = Annotated[
         show_default=False,
     ),
 ]
+Cores = Annotated[str | None, shown("cores to run on, as 0-3,6; all without it")]
+Provider = Annotated[
+    str | None, shown("onnxruntime's provider: cpu, cuda, tensorrt or xnnpack", "cpu", metavar="NAME")
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--resident",
+        help="one layer's frozen weights in memory at a time, or all: less memory or less time",
+        show_default=False,
+    ),
+]
+MemoryBudget = Annotated[
+    float | None, shown("fit the run into so much resident memory, in 10^6 bytes; 0 for no limit", "0.0")
+]
+PrefixCache = Annotated[
+    float | None,
+    shown("disk for what the frozen layers below the trained ones give, in 10^6 bytes; 0 for none", "0.0"),
+]
+
+Rules = Annotated[
+    Path | None, shown("TOML table of when it may work, see docs/device-rules.md", metavar="FILE")
+]
 
 Mqtt = Annotated[
     str | None,

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from device_runtime.errors import FleetuneError
+from toolkit.live import messages
 from toolkit.settings import MissingOption, resolve
 
 EXIT_OURS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -39,6 +40,8 @@ class Watch(NamedTuple):
 
     parameter: str
     open: Callable[[Console], AbstractContextManager[Callable[[Any], None]]]
+    notes: str = ""
+    """A second parameter, for what is no progress: shown as a line."""
 
 
 Show = Callable[[Console, Any], None]
@@ -72,6 +75,8 @@ def call(
         arguments = resolve(function, flags, config=config, table=name)
         if watch:
             arguments[watch.parameter] = stack.enter_context(watch.open(console))
+            if watch.notes:
+                arguments[watch.notes] = stack.enter_context(messages(console))
         result = function(*positional, **arguments)
         stack.close()
         if as_json:

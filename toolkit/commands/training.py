@@ -11,18 +11,24 @@ from toolkit.commands.options import (
     BatchSize,
     ClipNorm,
     Config,
+    Cores,
     Data,
     Decay,
     DepthShape,
     Drop,
     Json,
     Lr,
+    MemoryBudget,
     OptimizerName,
     Out,
     Policy,
+    PrefixCache,
+    Provider,
     Recompute,
+    Rules,
     Seed,
     SeqLen,
+    Stream,
     Threads,
     Verbose,
     WarmupSteps,
@@ -53,12 +59,15 @@ def train(
     clip_norm: ClipNorm = None,
     seed: Seed = None,
     threads: Threads = None,
+    cores: Cores = None,
+    provider: Provider = None,
     recompute: Recompute = None,
-    memory_budget_mb: Annotated[
-        float | None, shown("recompute, or refuse, what would take more than this; 0 for no limit", "0.0")
-    ] = None,
+    stream: Stream = None,
+    memory_budget_mb: MemoryBudget = None,
+    prefix_cache_mb: PrefixCache = None,
     checkpoint_every: Annotated[int | None, shown("steps between checkpoints", "50")] = None,
     adapter: Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")] = None,
+    rules: Rules = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -68,7 +77,10 @@ def train(
     The same command again resumes a run that was killed.
     """
     call(
-        "device_runtime.training:train", locals(), argument="artifact_dir", watch=Watch("on_step", live.steps)
+        "device_runtime.training:train",
+        locals(),
+        argument="artifact_dir",
+        watch=Watch("on_step", live.steps, notes="on_note"),
     )
 
 

@@ -1,0 +1,168 @@
+"""What a step takes: the expected peak of resident memory, and the arithmetic of a forward."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from device_runtime.artifact import Artifact
+from device_runtime.errors import ConfigError
+from device_runtime.manifest import Layer, Manifest, Port, Tensor
+from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
+from device_runtime.plans import LayerPlan, active_layers, lowest_trained
+from device_runtime.token_head import LOGITS_BYTES
+
+BARE_BYTES = 54_000_000
+"""Measured: resident memory of a process that has numpy and onnxruntime imported and nothing else."""
+PROCESS_BYTES = 78_000_000
+"""Measured: the same with graphs open and run, without their values."""
+_WORKING_COPIES = 4
+"""Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
+_MAPPED_AROUND = 2**17
+"""Bytes of a mapped file that become resident with each place read. Measured: 64 to 80 KiB (Linux 6.18)."""
+
+
+class Footprint(NamedTuple):
+    """Bytes. ``weights`` are the frozen ones resident at once, ``saved`` what the way back keeps, ``peak`` the whole process."""
+
+    saved: int
+    weights: int
+    peak: int
+
+
+class _Sizes(NamedTuple):
+    batch: int
+    seq: int
+    hidden: int
+    """The hidden stream."""
+
+
+def footprint(
+    artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int, memory: MemoryPlan = SAVE_ALL
+) -> Footprint:
+    """Expected peak of a training process.
+
+    Raises:
+        ConfigError: the artifact holds whole models, whose memory is not known.
+    """
+    m = artifact.manifest
+    if holds_whole_models(m):
+        raise ConfigError(
+            f"backend {m.backend}: the memory of its models cannot be estimated; leave the budget out"
+        )
+    rows = min(batch_size, memory.micro_batch or batch_size)
+    sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
+    active = [m.layers[i] for i in active_layers(plan)]
+    trained = [m.layers[i] for i in active_layers(plan) if i >= lowest_trained(plan)]
+    count = len(trained) if memory.saved_layers is None else min(memory.saved_layers, len(trained))
+    rerun, saving = trained[: len(trained) - count], trained[len(trained) - count :]
+    tape = len(trained) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
+    prelude, layers, head = _weights(m, active, sizes)
+    phases = {
+        "prelude": (prelude, 2 * sizes.hidden),
+        "layers": (max(layers, default=0), _working(m, active, sizes) + tape),
+        "recompute": (max(layers, default=0), _recomputing(m, rerun, sizes)),
+        "head": (head, tape + _head_bytes(m, sizes)),
+    }
+    whole = prelude + sum(layers) + head
+    held = {name: (streamed if memory.streamed else whole, rest) for name, (streamed, rest) in phases.items()}
+    most = max(sum(parts) for parts in held.values())
+    weights = max(streamed for streamed, _ in held.values())
+    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + most)
+
+
+def forward_flop(artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int) -> int:
+    """Floating-point operations of one forward through the active layers."""
+    m = artifact.manifest
+    active = [m.layers[i] for i in active_layers(plan)]
+    rows = [m.tensors[i] for layer in active for i in layer.tensors]
+    matrices = sum(count_of(row.shape) for row in rows if len(row.shape) == 2)
+    attention = 4 * len(active) * batch_size * seq_len**2 * m.hidden_size
+    return 2 * batch_size * seq_len * matrices + attention
+
+
+def holds_whole_models(m: Manifest) -> bool:
+    """Whether the artifact has no graphs of blocks (``ort-training``)."""
+    return not any(kind.graphs for kind in m.kinds)
+
+
+def size_bytes(tensor: Tensor) -> int:
+    """Of a tensor in its file."""
+    return count_of(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def count_of(shape: Sequence[int]) -> int:
+    """Number of elements."""
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _weights(m: Manifest, active: Sequence[Layer], sizes: _Sizes) -> tuple[int, list[int], int]:
+    """Frozen bytes that get read: of the prelude, of each active layer, of the head; what is shared counts once."""
+    seen: set[int] = set()
+
+    def fresh(slots: Sequence[int]) -> list[Tensor]:
+        rows = [i for i in dict.fromkeys(slots) if i not in seen and not m.tensors[i].trainable]
+        seen.update(rows)
+        return [m.tensors[i] for i in rows]
+
+    layers = [sum(map(size_bytes, fresh(layer.tensors))) for layer in active]
+    head = sum(map(size_bytes, fresh(m.head.tensors)))
+    # Of an embedding table the rows of the batch's tokens are read, and the kernel maps in what lies around each.
+    touched = sizes.batch * sizes.seq * _MAPPED_AROUND
+    return sum(min(size_bytes(row), touched) for row in fresh(m.prelude.tensors)), layers, head
+
+
+def _working(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
+    """What a graph of a layer has alive beside what is kept for it."""
+    largest = (
+        max((_port_bytes(port, sizes) for port in _saved_ports(m, layer)), default=0) for layer in layers
+    )
+    return _WORKING_COPIES * max(largest, default=sizes.hidden)
+
+
+def _recomputing(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
+    """The way back through layers whose forward runs again: their inputs, and one layer's activations."""
+    if not layers:
+        return 0
+    again = max(_saved_bytes(m, layer, sizes) for layer in layers)
+    return len(layers) * sizes.hidden + again + _working(m, layers, sizes)
+
+
+def _head_bytes(m: Manifest, sizes: _Sizes) -> int:
+    """Logits, their loss and gradient; where the head works in chunks, of one chunk."""
+    logits = next(port for port in m.head.graphs["train"].outputs if port.role == "logits")
+    if m.head.targets is None:
+        return 4 * _port_bytes(logits, sizes) + 2 * sizes.hidden
+    whole = 4 * sizes.batch * sizes.seq * int(logits.shape[-1])
+    return 4 * min(whole, LOGITS_BYTES) + 3 * sizes.hidden
+
+
+def _hidden_bytes(m: Manifest, sizes: _Sizes) -> int:
+    return next(_port_bytes(p, sizes) for p in m.kinds[0].graphs["forward"].inputs if p.role == "hidden")
+
+
+def _saved_ports(m: Manifest, layer: Layer) -> Iterable[Port]:
+    graph = m.kinds[layer.kind].graphs.get("forward_save")
+    return [] if graph is None else [port for port in graph.outputs if port.role == "saved"]
+
+
+def _saved_bytes(m: Manifest, layer: Layer, sizes: _Sizes) -> int:
+    return sum(_port_bytes(port, sizes) for port in _saved_ports(m, layer))
+
+
+def _port_bytes(port: Port, sizes: _Sizes) -> int:
+    extents = (e if isinstance(e, int) else _extent(e, sizes) for e in port.shape)
+    return count_of(list(extents)) * np.dtype(port.dtype).itemsize
+
+
+def _extent(expression: str, sizes: _Sizes) -> int:
+    product = 1
+    for factor in expression.replace("(", "").replace(")", "").split("*"):
+        symbol = factor.strip()
+        product *= int(symbol) if symbol.isdigit() else {"batch": sizes.batch}.get(symbol, sizes.seq)
+    return product
+
+
+def _optimizer_bytes(m: Manifest) -> int:
+    """Adapter, its gradients, and AdamW's two moments."""
+    return 4 * sum(size_bytes(t) for t in m.trainable)
