@@ -14,7 +14,7 @@ from exporters.tracing import quiet
 INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
 # What XNNPACK is given. Copies are not: its preprocessing drops them, and then refuses a run that only passes its input through.
 _TAKEN_NAMES = """
-    bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default sqrt.default
+    linear.default bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default sqrt.default
     rsqrt.default pow.Tensor_Scalar clamp.default hardtanh.default maximum.default minimum.default relu.default sigmoid.default
     tanh.default gelu.default sin.default cos.default _softmax.default permute_copy.default view_copy.default
     unsqueeze_copy.default slice_copy.Tensor
@@ -59,12 +59,13 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
         from executorch.exir.backend.partitioner import DelegationSpec
         from executorch.exir.passes import MemoryPlanningPass
 
-        partitioner = XnnpackPartitioner([c for c in ALL_PARTITIONER_CONFIGS if c.target_name in _TAKEN])
+        taken = [c for c in ALL_PARTITIONER_CONFIGS if c.target_name in _TAKEN]
+        partitioner = XnnpackPartitioner(taken, force_non_static_weights_for_f32_linear=True)
         partitioner.delegation_spec = DelegationSpec("XnnpackBackend", [CompileSpec(_ONE_PASS, b"")])
-        memory = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        memory = MemoryPlanningPass(alloc_graph_input=False)
         try:
             edge = to_edge_transform_and_lower(
-                program,
+                _decomposed(program),
                 transform_passes=[_sizes_for_strides],
                 partitioner=[partitioner],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
@@ -75,6 +76,25 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
             raise ExportError(f"{what}: ExecuTorch does not take it: {reason}") from exc
         _check_kernels(found.executorch_program, what)
         return Lowered(bytes(found.buffer), _portable(edge.exported_program().graph))
+
+
+class _Decomposed(ExportedProgram):
+    """A program in core operators already: to decompose it, which is half of lowering, would trace it thrice for nothing."""
+
+    def run_decompositions(self, *_: Any, **__: Any) -> ExportedProgram:
+        return self
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    return _Decomposed(
+        program.graph_module,
+        program.graph,
+        program.graph_signature,
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        constants=program.constants,
+    )
 
 
 def _sizes_for_strides(module: GraphModule) -> PassResult:

@@ -26,10 +26,11 @@ _SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 def tidy(graph: Graph) -> None:
     """Rewrite ``graph`` in place; values and their shapes stay what they are."""
     _share_sizes(graph)
-    for rule in (_drop_copies, _as_views, _join_permutes):
+    for rule in (_drop_copies, _as_views, _join_permutes, _as_linear, _into_bias, _as_views):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rule(node, graph)
+        graph.eliminate_dead_code()
     _share(graph)
     graph.eliminate_dead_code()
 
@@ -74,9 +75,7 @@ def _as_views(node: Any, graph: Graph) -> None:
     """Every reshape as one view of its origin, with -1 for the only dynamic dimension."""
     if node.target not in _VIEWS:
         return
-    origin, shape = node.args[0], list(_value(node).shape)
-    while origin.target is aten.view.default and _value(origin.args[0]).is_contiguous():
-        origin = origin.args[0]
+    origin, shape = _origin(node.args[0]), list(_value(node).shape)
     if _value(origin).shape == _value(node).shape:
         _replace(node, origin, graph)
         return
@@ -98,6 +97,48 @@ def _join_permutes(node: Any, graph: Graph) -> None:
         _replace(node, inner.args[0], graph)
     else:
         node.args = (inner.args[0], order)
+
+
+def _as_linear(node: Any, graph: Graph) -> None:
+    """A product with a turned matrix as ``linear``, which takes the matrix as it lies and rows of any rank."""
+    if node.target is not aten.bmm.default or _value(node).shape[0] != 1:
+        return
+    rows, turned = node.args[0], node.args[1].args[0]
+    if getattr(turned, "target", None) is not aten.permute.default or list(turned.args[1]) != [1, 0]:
+        return
+    rows = _origin(rows) if _value(_origin(rows)).shape[-1] == _value(rows).shape[-1] else rows
+    with graph.inserting_before(node):
+        product = _call(graph, aten.linear.default, (rows, turned.args[0]))
+    node.target, node.args = aten.view.default, (product, [1, -1, _value(node).shape[-1]])
+
+
+def _into_bias(node: Any, graph: Graph) -> None:
+    """A vector added to the rows of a product as that product's bias."""
+    if node.target is not aten.add.Tensor or not all(isinstance(a, Node) for a in node.args):
+        return
+    for one, vector in (node.args, node.args[::-1]):
+        product = _origin(one)
+        width = _value(one).shape[-1]
+        fits = product.target is aten.linear.default and len(product.args) == 2 and len(product.users) == 1
+        if fits and len(one.users) == 1 and _value(vector).shape == _value(product).shape[-1:] == (width,):
+            product.args = (*product.args, vector)
+            _replace(node, one, graph)
+            return
+
+
+def _origin(node: Any) -> Any:
+    """What ``node`` is a view of."""
+    while node.target is aten.view.default and _value(node.args[0]).is_contiguous():
+        node = node.args[0]
+    return node
+
+
+def _call(graph: Graph, target: Any, args: tuple[Node, ...]) -> Node:
+    node = graph.call_function(target, args)
+    values = [_value(a) for a in args]
+    with values[0].fake_mode:  # type: ignore[attr-defined]
+        node.meta["val"] = target(*values)
+    return node
 
 
 def _share(graph: Graph) -> None:
