@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 aten = torch.ops.aten
 _AS_IT_IS: Tensor = NotImplemented  # tells the tracer to keep the operator
-_TINY = 1.2345e-30  # turns the slope's 0 / 0 at zero into 1 / 2; no number that is not smaller than 1e-22 notices
+_TINY = (
+    1.2345e-30  # turns the slope's 0 / 0 at zero into 1 / 2; no number that is not smaller than 1e-22 notices
+)
 _CUBE = 0.044715
 
 
@@ -86,14 +88,14 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 def erf(x: Tensor) -> Tensor:
     """``aten.erf`` by the kernel of gelu, within 3e-7: erf(x) = 2 gelu(w) / w - 1 with w = sqrt(2) x."""
     w = x * math.sqrt(2) + _TINY
-    return (aten.gelu(w) / w) * 2 - 1
+    return nn.functional.gelu(w) / w * 2 - 1
 
 
 def gelu_backward(dy: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
     """``aten.gelu_backward`` by the forward's own kernel: the slope is gelu(x) / x + x exp(-x^2 / 2) / sqrt(2 pi)."""
     if approximate == "none":
         density = torch.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
-        return dy * ((aten.gelu(x) + _TINY / 2) / (x + _TINY) + x * density)
+        return dy * ((nn.functional.gelu(x) + _TINY / 2) / (x + _TINY) + x * density)
     t = torch.tanh(_inner(x))
     inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * _CUBE * x * x)
     return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner_slope)

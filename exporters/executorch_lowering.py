@@ -3,10 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
-from torch.fx.passes.infra.pass_base import PassResult
 
 from device_runtime.errors import ConfigError, ExportError
 from exporters.tracing import quiet
@@ -66,7 +63,6 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
         try:
             edge = to_edge_transform_and_lower(
                 _decomposed(program),
-                transform_passes=[_sizes_for_strides],
                 partitioner=[partitioner],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
@@ -95,20 +91,6 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         program.module_call_graph,
         constants=program.constants,
     )
-
-
-def _sizes_for_strides(module: GraphModule) -> PassResult:
-    """Read every size off a shape: retracing reads some off strides, for which the runtime has no kernel."""
-    graph = module.graph
-    inputs = [n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)]
-    places = {str(extent): (n, d) for n in reversed(inputs) for d, extent in enumerate(n.meta["val"].shape)}
-    found = [n for n in graph.nodes if n.target is torch.ops.aten.sym_stride.int]
-    for node in found:
-        place = places.get(str(node.meta["val"]))
-        if place is not None:
-            node.target, node.args = torch.ops.aten.sym_size.int, place
-    module.recompile()
-    return PassResult(module, bool(found))
 
 
 def _check_kernels(program: Any, what: str) -> None:

@@ -26,6 +26,7 @@ _SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
 def tidy(graph: Graph) -> None:
     """Rewrite ``graph`` in place; values and their shapes stay what they are."""
     _share_sizes(graph)
+    _settle(graph)
     for rule in (_drop_copies, _as_views, _join_permutes, _as_linear, _into_bias, _as_views):
         for node in list(graph.nodes):
             if node.op == "call_function":
@@ -58,6 +59,15 @@ def _share_sizes(graph: Graph) -> None:
                 _replace(node, first, graph)
 
 
+def _settle(graph: Graph) -> None:
+    """Values as the runtime holds them, one after the other: there every permutation copies, so that no clone need follow."""
+    for node in graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta["val"] = node.meta["val"].contiguous()
+        if node.target is aten.permute.default:
+            node.target = aten.permute_copy.default
+
+
 def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
     found = [(n, n.meta["val"]) for n in inputs if isinstance(n.meta.get("val"), Tensor)]
     return [(n, d, e) for n, v in found for d, e in enumerate(v.shape) if isinstance(e, SymInt)]
@@ -65,7 +75,7 @@ def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
 
 def _drop_copies(node: Any, graph: Graph) -> None:
     same = node.target in _SAME
-    same |= node.target is aten.clone.default and _value(node.args[0]).is_contiguous()
+    same |= node.target is aten.clone.default
     same |= node.target is aten.expand.default and _value(node).shape == _value(node.args[0]).shape
     if same:
         _replace(node, node.args[0], graph)
@@ -89,7 +99,8 @@ def _as_views(node: Any, graph: Graph) -> None:
 
 
 def _join_permutes(node: Any, graph: Graph) -> None:
-    if node.target is not aten.permute.default or node.args[0].target is not aten.permute.default:
+    turn = aten.permute_copy.default
+    if node.target is not turn or node.args[0].target is not turn:
         return
     inner = node.args[0]
     order = [inner.args[1][i] for i in node.args[1]]
@@ -103,8 +114,8 @@ def _as_linear(node: Any, graph: Graph) -> None:
     """A product with a turned matrix as ``linear``, which takes the matrix as it lies and rows of any rank."""
     if node.target is not aten.bmm.default or _value(node).shape[0] != 1:
         return
-    rows, turned = node.args[0], node.args[1].args[0]
-    if getattr(turned, "target", None) is not aten.permute.default or list(turned.args[1]) != [1, 0]:
+    rows, turned = node.args[0], _origin(node.args[1])
+    if turned.target is not aten.permute_copy.default or list(turned.args[1]) != [1, 0]:
         return
     rows = _origin(rows) if _value(_origin(rows)).shape[-1] == _value(rows).shape[-1] else rows
     with graph.inserting_before(node):
@@ -128,7 +139,7 @@ def _into_bias(node: Any, graph: Graph) -> None:
 
 def _origin(node: Any) -> Any:
     """What ``node`` is a view of."""
-    while node.target is aten.view.default and _value(node.args[0]).is_contiguous():
+    while node.target is aten.view.default:
         node = node.args[0]
     return node
 

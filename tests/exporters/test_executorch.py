@@ -31,7 +31,15 @@ from exporters.writing import Description, write_artifact
 
 aten = torch.ops.aten
 X = torch.linspace(-5, 6, 4 * 5 * 6).reshape(4, 5, 6)
+SMALL = torch.cat(
+    [torch.tensor([0.0, -0.0, 1e-38, -1e-20, 90.0, -90.0]), torch.linspace(-9, 9, 114)]
+).reshape(4, 5, 6)
 Row = tuple[Node, Role, int]
+
+
+def slope_of_gelu(approximate: str) -> torch.Tensor:
+    """torch's own gradient at SMALL, zero and large values included."""
+    return aten.gelu_backward(X, SMALL, approximate=approximate)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +53,13 @@ Row = tuple[Node, Role, int]
         (executorch_decompositions.mean(X, [1, 2], True), X.mean((1, 2), True)),
         (executorch_decompositions.power(X, 3), X**3),
         (executorch_decompositions.erf(X), torch.erf(X)),
+        (executorch_decompositions.gelu(X, approximate="tanh"), nn.functional.gelu(X, approximate="tanh")),
+        (executorch_decompositions.gelu_backward(X, SMALL), slope_of_gelu("none")),
+        (executorch_decompositions.gelu_backward(X, SMALL, approximate="tanh"), slope_of_gelu("tanh")),
         (executorch_decompositions.layer_norm(X, (6,), X[0, 0], None, 1e-5)[0], nn.functional.layer_norm(X, (6,), X[0, 0])),
     ],
-    ids=["mm", "addmm", "sum-last", "sum-first", "sum-all", "mean", "power", "erf", "layer-norm"],
+    ids=["mm", "addmm", "sum-last", "sum-first", "sum-all", "mean", "power", "erf", "gelu-tanh", "gelu-slope",
+         "gelu-tanh-slope", "layer-norm"],
 )  # fmt: skip
 def test_a_decomposition_computes_the_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
