@@ -96,7 +96,7 @@ def set_threads(threads: int) -> None:
 
 @cache
 def _keep_memory() -> None:
-    """Have glibc keep what a step frees: every step would return it, and fault in the same pages again (3 to 10 % of the step)."""
+    """Have glibc keep what a step frees, or every step faults in the same pages again (3 to 10 % of its time)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)

@@ -86,7 +86,7 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
 
 
 def erf(x: Tensor) -> Tensor:
-    """``aten.erf`` by the kernel of gelu, within 3e-7: erf(x) = 2 gelu(w) / w - 1 with w = sqrt(2) x."""
+    """``aten.erf`` within 3e-7 by the kernel of gelu, whose value at w = sqrt(2) x is w (1 + erf) / 2."""
     w = x * math.sqrt(2) + _TINY
     return nn.functional.gelu(w) / w * 2 - 1
 

@@ -11,9 +11,9 @@ from exporters.tracing import quiet
 INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
 # What XNNPACK is given. Copies are not: its preprocessing drops them, and then refuses a run that only passes its input through.
 _TAKEN_NAMES = """
-    linear.default bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default sqrt.default
-    rsqrt.default pow.Tensor_Scalar clamp.default hardtanh.default maximum.default minimum.default relu.default sigmoid.default
-    tanh.default gelu.default sin.default cos.default _softmax.default permute_copy.default view_copy.default
+    linear.default bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default
+    sqrt.default rsqrt.default pow.Tensor_Scalar clamp.default hardtanh.default maximum.default minimum.default relu.default
+    sigmoid.default tanh.default gelu.default sin.default cos.default _softmax.default permute_copy.default view_copy.default
     unsqueeze_copy.default slice_copy.Tensor
 """
 _TAKEN = frozenset(_TAKEN_NAMES.split())
@@ -75,7 +75,7 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
 
 
 class _Decomposed(ExportedProgram):
-    """A program in core operators already: to decompose it, which is half of lowering, would trace it thrice for nothing."""
+    """A program in core operators already, as it was traced: decomposing it would trace it three times more, half of lowering."""
 
     def run_decompositions(self, *_: Any, **__: Any) -> ExportedProgram:
         return self

@@ -20,7 +20,7 @@ _VIEWS = (
     aten.squeeze.dim,
     aten.squeeze.dims,
 )
-_SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+_SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.clone.default)
 
 
 def tidy(graph: Graph) -> None:
@@ -75,7 +75,6 @@ def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
 
 def _drop_copies(node: Any, graph: Graph) -> None:
     same = node.target in _SAME
-    same |= node.target is aten.clone.default
     same |= node.target is aten.expand.default and _value(node).shape == _value(node.args[0]).shape
     if same:
         _replace(node, node.args[0], graph)
@@ -117,6 +116,8 @@ def _as_linear(node: Any, graph: Graph) -> None:
     rows, turned = node.args[0], _origin(node.args[1])
     if turned.target is not aten.permute_copy.default or list(turned.args[1]) != [1, 0]:
         return
+    if _value(turned).shape != _value(node.args[1]).shape[1:]:
+        return
     rows = _origin(rows) if _value(_origin(rows)).shape[-1] == _value(rows).shape[-1] else rows
     with graph.inserting_before(node):
         product = _call(graph, aten.linear.default, (rows, turned.args[0]))
@@ -124,16 +125,16 @@ def _as_linear(node: Any, graph: Graph) -> None:
 
 
 def _into_bias(node: Any, graph: Graph) -> None:
-    """A vector added to the rows of a product as that product's bias."""
-    if node.target is not aten.add.Tensor or not all(isinstance(a, Node) for a in node.args):
+    """An input that is added to the rows of a product as that product's bias."""
+    if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(a, Node) for a in node.args):
         return
     for one, vector in (node.args, node.args[::-1]):
         product = _origin(one)
-        width = _value(one).shape[-1]
-        fits = product.target is aten.linear.default and len(product.args) == 2 and len(product.users) == 1
-        if fits and len(one.users) == 1 and _value(vector).shape == _value(product).shape[-1:] == (width,):
-            product.args = (*product.args, vector)
-            _replace(node, one, graph)
+        alone = len(product.users) == len(one.users) == 1 and vector.op == "placeholder"
+        if alone and product.target is aten.linear.default and len(product.args) == 2:
+            if _value(vector).shape == _value(one).shape[-1:] == _value(product).shape[-1:]:
+                product.args = (*product.args, vector)
+                _replace(node, one, graph)
             return
 
 
