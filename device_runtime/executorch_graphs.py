@@ -72,7 +72,7 @@ def value_of(array: Array) -> Value:
         warnings.simplefilter(
             "ignore"
         )  # torch warns that the mapped weights are read-only; graphs never write inputs
-        return _load("torch").from_numpy(np.ascontiguousarray(array))
+        return _load("torch").from_numpy(np.asarray(array, order="C"))
 
 
 def array_of(value: Value) -> Array:

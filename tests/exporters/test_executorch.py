@@ -296,6 +296,13 @@ def test_a_device_without_executorch_is_told_the_command() -> None:
         loader.set_threads(1)
 
 
+@pytest.mark.parametrize("array", [np.float32(3), np.arange(6.0).reshape(2, 3).T], ids=["scalar", "turned"])
+def test_a_value_keeps_its_shape_and_content(array: np.ndarray) -> None:
+    value = loader.value_of(np.asarray(array))
+    assert value.is_contiguous()
+    np.testing.assert_array_equal(loader.array_of(value), array, strict=True)
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.pte").write_bytes(b"no program" * 100)
     with pytest.raises(ArtifactError, match=r"bad\.pte: ExecuTorch cannot open it"):
