@@ -249,6 +249,14 @@ def test_a_device_never_loads_the_exporter(doubling: Path) -> None:
     assert cold(code, str(doubling)) == "[]"
 
 
+def test_a_traced_program_is_not_decomposed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = torch.export.export(Doubling(), (torch.zeros(6),))
+    decomposed: list[object] = []
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: decomposed.append(1))
+    executorch_lowering.lower(program, what="doubling")
+    assert not decomposed
+
+
 def test_xnnpack_runs_one_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     xnnpack = import_module("executorch.backends.xnnpack.xnnpack_preprocess")
