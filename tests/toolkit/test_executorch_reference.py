@@ -61,10 +61,10 @@ def losses(folder: Path, data: Path) -> tuple[list[float], list[dict[str, Any]],
     batches, plans = [], []
     with Stack(artifact) as stack:
         real = stack.step
-        stack.step = lambda batch, plan, adapter: (  # type: ignore[method-assign]
+        stack.step = lambda batch, plan, adapter, **given: (  # type: ignore[method-assign]
             batches.append(batch),
             plans.append(plan),
-            real(batch, plan, adapter),
+            real(batch, plan, adapter, **given),
         )[-1]
         trainer = Trainer(stack, samples, work, artifact.adapter())
         return [trainer.step().loss for _ in range(STEPS)], batches, plans
