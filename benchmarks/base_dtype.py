@@ -4,7 +4,7 @@ Every figure is the median over interleaved repeats, each repeat a fresh process
 weights is that of the blocks' frozen tensors, which is what a step reads whole.
 """
 
-import statistics
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,15 @@ from device_runtime.artifact import open_artifact
 from exporters.quantize import BASE_DTYPES
 from toolkit.benchmark import run_worker
 from toolkit.export import export
+from toolkit.figures import Round, medians, ratio
 from toolkit.models import packaged_model
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 10, 2, 5
+Say = Callable[[str], None]
 ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
-def measure(say: Callable[[str], None]) -> dict[str, Any]:
+def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """Step time, peak memory and size of the blocks' weights by storage, and ratios to fp32."""
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {name: Path(folder) / name for name in BASE_DTYPES}
@@ -34,40 +36,28 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
                 on_progress=say,
             )
         sizes = {name: block_weights_mb(path) for name, path in artifacts.items()}
-        rounds = [_round(artifacts, say, i) for i in range(REPEATS)]
-    figures = {"benchmark": "base_dtype", "batch": [BATCH, SEQ], "threads": THREADS, "repeats": REPEATS}
-    for name in BASE_DTYPES:
-        figures[f"{name}_block_weights_mb"] = sizes[name]
-        for what in ("step_ms", "peak_mb"):
-            figures[f"{name}_{what}"] = round(statistics.median(r[name][what] for r in rounds), 1)
+        rounds = [_round(artifacts, say, threads) for _ in range(repeats)]
+    figures: dict[str, Any] = {"benchmark": "base_dtype", "batch": [BATCH, SEQ], "threads": threads}
+    figures |= {"repeats": repeats, **medians(rounds, digits=1)}
+    figures |= {f"{name}_block_weights_mb": size for name, size in sizes.items()}
     for name in BASE_DTYPES[1:]:
-        pairs = [r[name]["step_ms"] / r["fp32"]["step_ms"] for r in rounds]
-        figures[f"step_{name}_over_fp32"] = round(statistics.median(pairs), 3)
+        figures[f"step_{name}_over_fp32"] = ratio(rounds, name, "fp32")
+        figures[f"peak_{name}_over_fp32"] = ratio(rounds, name, "fp32", what="peak_mb")
         figures[f"block_weights_{name}_over_fp32"] = round(sizes[name] / sizes["fp32"], 3)
     return figures
 
 
 def block_weights_mb(folder: Path) -> float:
     """Frozen tensors inside the blocks, in MB of 10**6 bytes."""
-    rows = [
-        t for t in open_artifact(folder, verify=False).manifest.tensors if t.layer >= 0 and not t.trainable
-    ]
-    total = 0
-    for row in rows:
-        count = 1
-        for extent in row.shape:
-            count *= extent
-        total += count * ITEM_BYTES[row.dtype]
-    return round(total / 1e6, 3)
+    rows = open_artifact(folder, verify=False).manifest.tensors
+    inside = [row for row in rows if row.layer >= 0 and not row.trainable]
+    return round(sum(math.prod(row.shape) * ITEM_BYTES[row.dtype] for row in inside) / 1e6, 3)
 
 
-def _round(
-    artifacts: dict[str, Path], say: Callable[[str], None], number: int
-) -> dict[str, dict[str, float]]:
+def _round(artifacts: dict[str, Path], say: Say, threads: int) -> Round:
     found = {
-        name: run_worker("device_step", path, BATCH, SEQ, STEPS, THREADS, "full", threads=THREADS)
+        name: run_worker("device_step", path, BATCH, SEQ, STEPS, threads, "full", threads=threads)
         for name, path in artifacts.items()
     }
-    shown = ", ".join(f"{name} {figures['step_ms']:.0f} ms" for name, figures in found.items())
-    say(f"repeat {number + 1} of {REPEATS}: {shown}")
+    say(", ".join(f"{name} {figures['step_ms']:.0f} ms" for name, figures in found.items()))
     return found

@@ -1,33 +1,141 @@
-"""What a dropped layer takes: peak memory, mapped weights and step time of MiniLM by the number of active layers."""
+"""Peak memory of training on a device: by the number of active layers, and beside what `inspect` had estimated.
+
+MB are 10**6 bytes here, as `inspect` and `--memory-budget-mb` count them.
+"""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from device_runtime.artifact import Artifact, open_artifact
+from device_runtime.errors import ConfigError
+from device_runtime.inspection import estimate
+from device_runtime.plans import LayerPlan, dropping
+from device_runtime.tables import Table
 from toolkit.benchmark import run_worker
 from toolkit.export import export
+from toolkit.figures import table
 from toolkit.models import packaged_model
 
 BATCH, SEQ, STEPS, THREADS = 16, 64, 8, 2
+Say = Callable[[str], None]
 
 
-def measure(say: Callable[[str], None]) -> dict[str, Any]:
-    """One row per number of active layers, from all to one."""
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = Path(folder) / "artifact"
-        report = export(
-            packaged_model(), task="sequence-classification", num_labels=77, out=artifact, on_progress=say
-        )
-        for active in range(report.num_layers, 0, -1):
-            found = run_worker(
-                "device_step", artifact, BATCH, SEQ, STEPS, THREADS, f"active:{active}", threads=THREADS
-            )
-            row = {
-                "active_layers": active,
-                **{n: round(found[n], 1) for n in ("peak_mb", "mapped_weights_mb", "step_ms")},
-            }
-            say(", ".join(f"{name} {value}" for name, value in row.items()))
-            rows.append(row)
-    return {"benchmark": "memory", "batch": [BATCH, SEQ], "threads": THREADS, "rows": rows}
+class Source(NamedTuple):
+    """How an artifact is made: a worker that writes the model (empty: the packaged MiniLM), task and storage."""
+
+    worker: str = ""
+    task: str = "sequence-classification"
+    base_dtype: str = "fp32"
+
+
+class Case(NamedTuple):
+    """One measurement beside its estimate; ``mode`` as of workers/device_step.py."""
+
+    source: str
+    batch: int
+    seq: int
+    mode: str
+
+
+SOURCES = Table(
+    "model",
+    {
+        "minilm": Source(),
+        "minilm-int8": Source(base_dtype="int8"),
+        "bert": Source("make_bert"),
+        "stories": Source("make_stories", task="causal-lm"),
+    },
+)
+CASES = (
+    Case("minilm", 16, 64, "full"),
+    Case("minilm", 8, 128, "full"),
+    Case("minilm", 16, 64, "half"),
+    Case("minilm", 16, 64, "recompute"),
+    Case("minilm", 1, 64, "full"),
+    Case("minilm-int8", 16, 64, "full"),
+    Case("minilm-int8", 8, 128, "recompute"),
+    Case("bert", 8, 128, "full"),
+    Case("bert", 8, 128, "half"),
+    Case("bert", 8, 128, "recompute"),
+    Case("stories", 8, 128, "full"),
+    Case("stories", 16, 256, "recompute"),
+)
+
+
+def measure(say: Say, *, only: Sequence[str] = (), threads: int = THREADS) -> dict[str, Any]:
+    """``rows`` by active layers of MiniLM, ``estimates`` of every case; ``only`` names models."""
+    names = [name for name in only if SOURCES[name]] or list(SOURCES)
+    rows: list[dict[str, Any]] = []
+    estimates: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as root:
+        for name in names:
+            artifact = _artifact(name, Path(root), say)
+            if artifact is None:
+                continue
+            rows += _by_active_layers(artifact, threads) if name == "minilm" else []
+            estimates += _estimated(artifact, [c for c in CASES if c.source == name], threads)
+    for line in (*table(rows), *table(estimates)):
+        say(line)
+    worst = max((row["estimate_over_measured"] for row in estimates), key=lambda r: abs(r - 1), default=None)
+    return {
+        "benchmark": "memory",
+        "batch": [BATCH, SEQ],
+        "threads": threads,
+        "worst_estimate_over_measured": worst,
+        "rows": rows,
+        "estimates": estimates,
+    }
+
+
+def _artifact(name: str, root: Path, say: Say) -> Artifact | None:
+    """None where the model is not at hand."""
+    source, out = SOURCES[name], root / name
+    model = packaged_model()
+    if source.worker:
+        model = root / f"{name}-model"
+        try:
+            run_worker(source.worker, model, threads=1)
+        except ConfigError as exc:
+            say(f"{name} left out: {exc}")
+            return None
+    labels = None if source.task == "causal-lm" else 77
+    export(model, task=source.task, num_labels=labels, base_dtype=source.base_dtype, out=out, on_progress=say)
+    return open_artifact(out, verify=False)
+
+
+def _by_active_layers(artifact: Artifact, threads: int) -> Iterator[dict[str, Any]]:
+    for active in range(artifact.manifest.num_layers, 0, -1):
+        found = _run(artifact, Case("minilm", BATCH, SEQ, f"active:{active}"), threads)
+        yield {"active_layers": active, **found}
+
+
+def _estimated(artifact: Artifact, cases: list[Case], threads: int) -> Iterator[dict[str, Any]]:
+    for case in cases:
+        measured = _run(artifact, case, threads)["peak_mb"]
+        expected = estimate(
+            artifact,
+            _plan(case.mode, artifact.manifest.num_layers),
+            name=case.mode,
+            batch_size=case.batch,
+            seq_len=case.seq,
+            recompute=case.mode.endswith("recompute"),
+        ).peak_mb
+        yield {
+            "case": f"{case.source} {case.batch} x {case.seq} {case.mode}",
+            "estimate_mb": expected,
+            "measured_mb": measured,
+            "estimate_over_measured": round(expected / measured, 3),
+        }
+
+
+def _run(artifact: Artifact, case: Case, threads: int) -> dict[str, float]:
+    words = (artifact.folder, case.batch, case.seq, STEPS, threads, case.mode)
+    found = run_worker("device_step", *words, threads=threads)
+    in_mb = {n: round(found[n] * 2**20 / 1e6, 1) for n in ("peak_mb", "mapped_weights_mb")}
+    return {**in_mb, "step_ms": round(found["step_ms"], 1)}
+
+
+def _plan(mode: str, num_layers: int) -> LayerPlan:
+    return dropping(num_layers, range(1, num_layers, 2) if mode.startswith("half") else ())

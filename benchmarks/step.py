@@ -3,59 +3,49 @@
 Every figure is the median over interleaved repeats, each repeat a fresh process; ratios are taken pair by pair.
 """
 
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit.benchmark import run_worker
+from toolkit.benchmark import run_floor, run_worker
 from toolkit.export import export
+from toolkit.figures import Round, medians, ratio
 from toolkit.models import packaged_model
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 14, 2, 5
+Say = Callable[[str], None]
 SHAPE = (6, 384, 1536, 12)
 
 
-def measure(say: Callable[[str], None]) -> dict[str, Any]:
+def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """Step time, peak memory and cold start, and their ratios."""
     model = packaged_model()
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "artifact"
         export(model, task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
-        rounds = [_round(model, artifact, say, i) for i in range(REPEATS)]
+        rounds = [_round(model, artifact, say, threads) for _ in range(repeats)]
     return {
         "benchmark": "step",
         "model": "all-MiniLM-L6-v2, LoRA r=8 on query and value",
         "batch": [BATCH, SEQ],
-        "threads": THREADS,
-        "repeats": REPEATS,
-        **{f"{who}_{what}": _median(rounds, who, what) for who in rounds[0] for what in rounds[0][who]},
-        "step_over_torch": _ratio(rounds, ("device", "step_ms"), ("torch", "step_ms")),
-        "step_over_floor": _ratio(rounds, ("device", "step_ms"), ("floor", "step_ms")),
-        "half_depth_over_full": _ratio(rounds, ("half", "step_ms"), ("device", "step_ms")),
-        "peak_over_torch": _ratio(rounds, ("device", "peak_mb"), ("torch", "peak_mb")),
-        "peak_recompute_over_torch": _ratio(rounds, ("recompute", "peak_mb"), ("torch", "peak_mb")),
-        "cold_start_over_torch": _ratio(rounds, ("device", "cold_start_s"), ("torch", "cold_start_s")),
+        "threads": threads,
+        "repeats": repeats,
+        **medians(rounds),
+        "step_over_torch": ratio(rounds, "device", "torch"),
+        "step_over_floor": ratio(rounds, "device", "floor"),
+        "half_depth_over_full": ratio(rounds, "half", "device"),
+        "peak_over_torch": ratio(rounds, "device", "torch", what="peak_mb"),
+        "peak_recompute_over_torch": ratio(rounds, "recompute", "torch", what="peak_mb"),
+        "cold_start_over_torch": ratio(rounds, "device", "torch", what="cold_start_s"),
     }
 
 
-def _round(
-    model: Path, artifact: Path, say: Callable[[str], None], number: int
-) -> dict[str, dict[str, float]]:
+def _round(model: Path, artifact: Path, say: Say, threads: int) -> Round:
     size = (BATCH, SEQ, STEPS)
-    found = {"floor": run_worker("floor", *SHAPE, *size, threads=THREADS)}
-    found["torch"] = run_worker("torch_step", model, *size, THREADS, threads=THREADS)
+    found = {"floor": run_floor(*SHAPE, *size, threads=threads)}
+    found["torch"] = run_worker("torch_step", model, *size, threads, threads=threads)
     for name, mode in (("device", "full"), ("half", "half"), ("recompute", "recompute")):
-        found[name] = run_worker("device_step", artifact, *size, THREADS, mode, threads=THREADS)
-    shown = ", ".join(f"{who} {figures['step_ms']:.0f} ms" for who, figures in found.items())
-    say(f"repeat {number + 1} of {REPEATS}: {shown}")
+        found[name] = run_worker("device_step", artifact, *size, threads, mode, threads=threads)
+    say(", ".join(f"{who} {figures['step_ms']:.0f} ms" for who, figures in found.items()))
     return found
-
-
-def _median(rounds: list[dict[str, dict[str, float]]], who: str, what: str) -> float:
-    return round(statistics.median(r[who][what] for r in rounds), 3)
-
-
-def _ratio(rounds: list[dict[str, dict[str, float]]], over: tuple[str, str], under: tuple[str, str]) -> float:
-    return round(statistics.median(r[over[0]][over[1]] / r[under[0]][under[1]] for r in rounds), 3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from device_runtime.artifact import Artifact
 from device_runtime.errors import ConfigError
-from device_runtime.footprint import PROCESS_BYTES, footprint
+from device_runtime.footprint import BARE_BYTES, footprint
 from device_runtime.memory_plan import MemoryPlan
 from device_runtime.plans import LayerPlan, active_layers, lowest_trained
 from device_runtime.policies import PolicyState, make_policy
@@ -24,7 +24,7 @@ _SLOW_TOKENS = 40
 """Measured: rows of so many tokens in all take twice the time per token; of 256, a sixth more."""
 _STREAMING_TOKENS = 20
 """Measured: streaming costs as much time as so many tokens more in each micro-batch."""
-_SETTLED_MB = 16.0
+_SETTLED_MB = 8.0
 """What the process holds is rounded up to this, so that a run started again fits the same way."""
 
 
@@ -64,12 +64,12 @@ def fit(
         work: policy, batch size and seed.
         num_tokens: tokens of each row of the widest batch, padding included.
         budget_mb: largest resident memory that the process may reach.
-        resident_mb: what the process holds already, if that is more than a bare one would.
+        resident_mb: what the process holds before it opens a graph, if that is more than a bare one does.
 
     Raises:
         ConfigError: nothing fits; says the least that would.
     """
-    extra_mb = max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - PROCESS_BYTES / 1e6)
+    extra_mb = max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - BARE_BYTES / 1e6)
     least_mb = float("inf")
     for drop in _drops(work, artifact.manifest.num_layers):
         plan = _deepest_plan(work, artifact.manifest.num_layers, drop)

@@ -4,6 +4,7 @@ ExecuTorch's Python runtime speaks in torch tensors, so on a Linux device this b
 its C++, Java and Swift runtimes need none. Both are loaded when the first graph of this backend is opened, never before.
 """
 
+import ctypes
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,7 +20,10 @@ from device_runtime.errors import ArtifactError, ConfigError
 Value = Any
 """A torch tensor."""
 INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
-_BINDINGS = "executorch.extension.pybindings.portable_lib"
+# The extension itself: ``executorch.runtime`` around it imports the whole exporter, seconds and 135 MB.
+_BINDINGS = "executorch.extension.pybindings._portable_lib"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 class ExecutorchGraph:
@@ -33,8 +37,13 @@ class ExecutorchGraph:
             ConfigError: ExecuTorch is not installed; names the command.
         """
         self._name = path.name
+        _load("torch")  # the extension links to it
+        bindings = _load(_BINDINGS)
+        _keep_memory()
         try:
-            self._program = _load("executorch.runtime").Runtime.get().load_program(path)
+            self._program = bindings._load_program(
+                str(path), program_verification=bindings.Verification.InternalConsistency
+            )
             self._method = self._program.load_method("forward")
         except RuntimeError as exc:
             raise ArtifactError(f"{path.name}: ExecuTorch cannot open it: {exc}") from exc
@@ -46,7 +55,7 @@ class ExecutorchGraph:
             ArtifactError: a value larger than the graph's bounds, or of another type.
         """
         try:
-            found = list(self._method.execute(list(feeds.values())))
+            found = list(self._method.call(list(feeds.values())))
         except RuntimeError as exc:
             shapes = ", ".join(f"{n} {list(v.shape)}" for n, v in feeds.items())
             raise ArtifactError(
@@ -63,7 +72,7 @@ def value_of(array: Array) -> Value:
         warnings.simplefilter(
             "ignore"
         )  # torch warns that the mapped weights are read-only; graphs never write inputs
-        return _load("torch").from_numpy(np.ascontiguousarray(array))
+        return _load("torch").from_numpy(np.asarray(array, order="C"))
 
 
 def array_of(value: Value) -> Array:
@@ -79,9 +88,19 @@ def set_threads(threads: int) -> None:
     """
     if threads < 0:
         raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
+    _load("torch")
     bindings = _load(_BINDINGS)
     if threads and bindings._threadpool_get_thread_count() != threads:
         bindings._unsafe_reset_threadpool(threads)
+
+
+@cache
+def _keep_memory() -> None:
+    """Have glibc keep what a step frees, or every step faults in the same pages again (3 to 10 % of its time)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @cache

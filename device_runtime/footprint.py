@@ -12,12 +12,15 @@ from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
 from device_runtime.plans import LayerPlan, active_layers, lowest_trained
 from device_runtime.token_head import LOGITS_BYTES
 
+BARE_BYTES = 54_000_000
+"""Measured: resident memory of a process that has numpy and onnxruntime imported and nothing else."""
 PROCESS_BYTES = 78_000_000
-"""Measured: resident memory of a process that has numpy and onnxruntime loaded and nothing else."""
+"""Measured: the same with graphs open and run, without their values."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
-_MAPPED_AROUND = 2**17
-"""Bytes of a mapped file that become resident with each place read. Measured: 64 to 80 KiB (Linux 6.18)."""
+_MAPPED_AROUND = 2**21
+"""Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 64 KiB in a file read from
+disk, 2 MiB in one just written, whose pages lie in large folios; no advice to the kernel changes that."""
 
 
 class Footprint(NamedTuple):
@@ -49,24 +52,22 @@ def footprint(
             f"backend {m.backend}: the memory of its models cannot be estimated; leave the budget out"
         )
     rows = min(batch_size, memory.micro_batch or batch_size)
-    sizes = _Sizes(rows, seq_len, 4 * rows * seq_len * m.hidden_size)
+    sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
     active = [m.layers[i] for i in active_layers(plan)]
     trained = [m.layers[i] for i in active_layers(plan) if i >= lowest_trained(plan)]
     count = len(trained) if memory.saved_layers is None else min(memory.saved_layers, len(trained))
     rerun, saving = trained[: len(trained) - count], trained[len(trained) - count :]
     tape = len(trained) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
     prelude, layers, head = _weights(m, active, sizes)
-    phases = {
-        "prelude": (prelude, 2 * sizes.hidden),
-        "layers": (max(layers, default=0), _working(m, active, sizes) + tape),
-        "recompute": (max(layers, default=0), _recomputing(m, rerun, sizes)),
-        "head": (head, tape + _head_bytes(m, sizes)),
-    }
-    whole = prelude + sum(layers) + head
-    held = {name: (streamed if memory.streamed else whole, rest) for name, (streamed, rest) in phases.items()}
-    most = max(sum(parts) for parts in held.values())
-    weights = max(streamed for streamed, _ in held.values())
-    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + most)
+    weights = max(prelude, head, *layers) if memory.streamed else prelude + sum(layers) + head
+    # onnxruntime's arena gives nothing back: the most of it stands beside the most of the weights, even at another time.
+    values = max(
+        2 * sizes.hidden,
+        _working(m, active, sizes) + tape,
+        _recomputing(m, rerun, sizes),
+        tape + _head_bytes(m, sizes),
+    )
+    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values)
 
 
 def forward_flop(artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int) -> int:
@@ -133,6 +134,10 @@ def _head_bytes(m: Manifest, sizes: _Sizes) -> int:
         return 4 * _port_bytes(logits, sizes) + 2 * sizes.hidden
     whole = 4 * sizes.batch * sizes.seq * int(logits.shape[-1])
     return 4 * min(whole, LOGITS_BYTES) + 3 * sizes.hidden
+
+
+def _hidden_bytes(m: Manifest, sizes: _Sizes) -> int:
+    return next(_port_bytes(p, sizes) for p in m.kinds[0].graphs["forward"].inputs if p.role == "hidden")
 
 
 def _saved_ports(m: Manifest, layer: Layer) -> Iterable[Port]:

@@ -64,6 +64,7 @@ class Machine:
         """What the budget came to for the last run; None without one."""
         self._artifact, self._resources, self._folder = artifact, resources, folder
         self._prefix: tuple[str, PrefixCache] | None = None
+        self._held_mb = 0.0
 
     def __enter__(self) -> "Machine":
         return self
@@ -93,9 +94,11 @@ class Machine:
         return Trainer(self.stack, dataset, work, adapter, prefix=self._cache(dataset))
 
     def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
-        width = dataset.width_of(dataset.ordered_batches(1)[-1])
+        num_tokens = _widest(dataset, self._artifact)
         budget_mb = self._resources.memory_budget_mb
-        return fit(self._artifact, work, num_tokens=width, budget_mb=budget_mb, resident_mb=resident_mb())
+        return fit(
+            self._artifact, work, num_tokens=num_tokens, budget_mb=budget_mb, resident_mb=resident_mb()
+        )
 
     def _cache(self, dataset: Dataset) -> PrefixCache | None:
         """One for this data set, kept from run to run."""
@@ -111,6 +114,13 @@ class Machine:
             )
             self._prefix = dataset.digest, cache
         return self._prefix[1]
+
+
+def _widest(dataset: Dataset, artifact: Artifact) -> int:
+    """Tokens of each row of the widest batch, padding included; 1 where rows are no sequences."""
+    batch = dataset.rows(dataset.ordered_batches(1)[-1])
+    rows = [row for row in artifact.manifest.inputs if "seq" in row.shape and row.name in batch]
+    return max((batch[row.name].shape[row.shape.index("seq")] for row in rows), default=1)
 
 
 def pin(cores: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from device_runtime.arrays import Array, Arrays, load_arrays
-from device_runtime.artifact import GOLDEN, open_artifact
+from device_runtime.artifact import GOLDEN, NOISE_STEP, Artifact, open_artifact
 from device_runtime.errors import ArtifactError
 from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.plans import dropping
@@ -50,7 +50,7 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
         raise ArtifactError(f"{path}: holds no recorded step; export again")
     is_int8 = artifact.manifest.base_dtype == "int8"
     measure, limit = (relative_distance, INT8_LIMIT) if is_int8 else (relative_error, LIMIT)
-    batch, adapter = _part(recorded, "batch."), _part(recorded, "adapter.")
+    batch, adapter = _part(recorded, "batch."), recorded_adapter(artifact, recorded)
     errors: dict[str, float] = {}
     for memory in (SAVE_ALL, RECOMPUTE) if can_plan_memory(artifact) else (SAVE_ALL,):
         with open_stack(artifact, threads=threads, memory=memory) as stack:
@@ -65,6 +65,13 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
                 errors |= {label + n: e for n, e in _errors(expected, found, measure).items()}
     worst = max(errors.values())
     return SelfcheckReport(ok=bool(worst <= limit), max_relative_error=worst, limit=limit, tensors=errors)
+
+
+def recorded_adapter(artifact: Artifact, recorded: Arrays) -> Arrays:
+    """The adapter of the golden step: the artifact's own with its noise, or as it stands in artifacts of before."""
+    noise = {name: np.multiply(n, np.float32(NOISE_STEP)) for name, n in _part(recorded, "noise.").items()}
+    own = artifact.adapter()
+    return {n: np.add(own[n], units) for n, units in noise.items()} or _part(recorded, "adapter.")
 
 
 def relative_error(found: Array | np.generic, expected: Array) -> float:

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 _CHEAP_NAMES = """
     add sub mul div neg abs exp sqrt rsqrt reciprocal pow clamp maximum minimum where eq ne lt le gt ge
     logical_and logical_or logical_not bitwise_not bitwise_and bitwise_or
-    view permute unsqueeze squeeze expand clone slice select cat split_with_sizes full full_like arange _to_copy sym_size
+    view permute_copy unsqueeze squeeze expand clone slice select cat split_with_sizes full full_like arange _to_copy sym_size
 """
 CHEAP = frozenset(getattr(aten, name) for name in _CHEAP_NAMES.split())
 

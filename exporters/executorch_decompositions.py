@@ -9,27 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 aten = torch.ops.aten
 _AS_IT_IS: Tensor = NotImplemented  # tells the tracer to keep the operator
-# erf(x) = x P(x^2) / Q(x^2) on [-4, 4]; largest error 4e-7. Source: Eigen, generic_fast_erf_float (MPL 2.0), its coefficients.
-_ERF_P = (
-    -2.72614225801306e-10,
-    2.77068142495902e-08,
-    -2.10102402082508e-06,
-    -5.69250639462346e-05,
-    -7.34990630326855e-04,
-    -2.95459980854025e-03,
-    -1.60960333262415e-02,
+_TINY = (
+    1.2345e-30  # turns the slope's 0 / 0 at zero into 1 / 2; no number that is not smaller than 1e-22 notices
 )
-_ERF_Q = (
-    -1.45660718464996e-05,
-    -2.13374055278905e-04,
-    -1.68282697438203e-03,
-    -7.37332916720468e-03,
-    -1.42647390514189e-02,
-)
+_CUBE = 0.044715
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
@@ -91,11 +78,27 @@ def power(x: Tensor, exponent: float) -> Tensor:
     return square if exponent == 2 else square * (x if exponent == 3 else square)
 
 
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """``aten.gelu``: XNNPACK has the exact one, and would take it for the approximate one too."""
+    if approximate == "none":
+        return _AS_IT_IS
+    return 0.5 * x * (1 + torch.tanh(_inner(x)))
+
+
 def erf(x: Tensor) -> Tensor:
-    """``aten.erf`` as a quotient of polynomials."""
-    x = x.clamp(-4, 4)
-    square = x * x
-    return x * _polynomial(square, _ERF_P) / _polynomial(square, _ERF_Q)
+    """``aten.erf`` within 3e-7 by the kernel of gelu, whose value at w = sqrt(2) x is w (1 + erf) / 2."""
+    w = x * math.sqrt(2) + _TINY
+    return nn.functional.gelu(w) / w * 2 - 1
+
+
+def gelu_backward(dy: Tensor, x: Tensor, *, approximate: str = "none") -> Tensor:
+    """``aten.gelu_backward`` by the forward's own kernel: the slope is gelu(x) / x + x exp(-x^2 / 2) / sqrt(2 pi)."""
+    if approximate == "none":
+        density = torch.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi))
+        return dy * ((nn.functional.gelu(x) + _TINY / 2) / (x + _TINY) + x * density)
+    t = torch.tanh(_inner(x))
+    inner_slope = math.sqrt(2 / math.pi) * (1 + 3 * _CUBE * x * x)
+    return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner_slope)
 
 
 def _bmm(a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
@@ -103,11 +106,8 @@ def _bmm(a: Tensor, b: Tensor, shape: Sequence[int]) -> Tensor:
     return product
 
 
-def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-    value = x * coefficients[0] + coefficients[1]
-    for coefficient in coefficients[2:]:
-        value = value * x + coefficient
-    return value
+def _inner(x: Tensor) -> Tensor:
+    return math.sqrt(2 / math.pi) * (x + _CUBE * x * x * x)
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
@@ -116,6 +116,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.sum.dim_IntList: total,
     aten.mean.dim: mean,
     aten.native_layer_norm.default: layer_norm,
+    aten.gelu.default: gelu,
+    aten.gelu_backward.default: gelu_backward,
     aten.erf.default: erf,
     aten.pow.Tensor_Scalar: power,
 }

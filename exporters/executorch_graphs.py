@@ -109,26 +109,23 @@ def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphF
 
 
 def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
-    """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's.
-
-    The lowest layer runs the ordinary backward: the gradient of its input costs less than lowering two more graphs would.
-    """
+    """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's."""
     traced = Traced(section, sizes)
     inputs, y = traced.entering(), traced.leaving("hidden")
     gradients = traced.leaving("d_hidden", "d_weight")
+    own = traced.leaving("d_weight") or gradients
     extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
     gradient = next(n for n, role, _ in inputs if role == "d_hidden")
     kept = saved_values(traced.program.graph, gradient, extents=extents)
     saved: list[Row] = [(n, "saved", i) for i, n in enumerate(kept)]
-    backward = traced.graph("backward", [*inputs, *saved], gradients)
-    recompute = traced.graph("backward_recompute", inputs, gradients)
+    every = [*inputs, *saved]
     return {
         "forward": traced.graph("forward", inputs, y),
         "forward_save": traced.graph("forward_save", inputs, [*y, *saved]),
-        "backward": backward,
-        "backward_recompute": recompute,
-        "backward_lowest": backward,
-        "backward_lowest_recompute": recompute,
+        "backward": traced.graph("backward", every, gradients),
+        "backward_recompute": traced.graph("backward_recompute", inputs, gradients),
+        "backward_lowest": traced.graph("backward_lowest", every, own),
+        "backward_lowest_recompute": traced.graph("backward_lowest_recompute", inputs, own),
     }
 
 

@@ -3,10 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
-from torch.fx.passes.infra.pass_base import PassResult
 
 from device_runtime.errors import ConfigError, ExportError
 from exporters.tracing import quiet
@@ -14,9 +11,9 @@ from exporters.tracing import quiet
 INSTALL = "pip install 'fleetune[executorch]' (it brings executorch==1.4.1)"
 # What XNNPACK is given. Copies are not: its preprocessing drops them, and then refuses a run that only passes its input through.
 _TAKEN_NAMES = """
-    bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default sqrt.default
-    rsqrt.default pow.Tensor_Scalar clamp.default hardtanh.default maximum.default minimum.default relu.default sigmoid.default
-    tanh.default gelu.default sin.default cos.default _softmax.default permute_copy.default view_copy.default
+    linear.default bmm.default add.Tensor sub.Tensor mul.Tensor div.Tensor neg.default abs.default exp.default log.default
+    sqrt.default rsqrt.default pow.Tensor_Scalar clamp.default hardtanh.default maximum.default minimum.default relu.default
+    sigmoid.default tanh.default gelu.default sin.default cos.default _softmax.default permute_copy.default view_copy.default
     unsqueeze_copy.default slice_copy.Tensor
 """
 _TAKEN = frozenset(_TAKEN_NAMES.split())
@@ -59,13 +56,13 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
         from executorch.exir.backend.partitioner import DelegationSpec
         from executorch.exir.passes import MemoryPlanningPass
 
-        partitioner = XnnpackPartitioner([c for c in ALL_PARTITIONER_CONFIGS if c.target_name in _TAKEN])
+        taken = [c for c in ALL_PARTITIONER_CONFIGS if c.target_name in _TAKEN]
+        partitioner = XnnpackPartitioner(taken, force_non_static_weights_for_f32_linear=True)
         partitioner.delegation_spec = DelegationSpec("XnnpackBackend", [CompileSpec(_ONE_PASS, b"")])
-        memory = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+        memory = MemoryPlanningPass(alloc_graph_input=False)
         try:
             edge = to_edge_transform_and_lower(
-                program,
-                transform_passes=[_sizes_for_strides],
+                _decomposed(program),
                 partitioner=[partitioner],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
@@ -77,18 +74,23 @@ def lower(program: ExportedProgram, *, what: str) -> Lowered:
         return Lowered(bytes(found.buffer), _portable(edge.exported_program().graph))
 
 
-def _sizes_for_strides(module: GraphModule) -> PassResult:
-    """Read every size off a shape: retracing reads some off strides, for which the runtime has no kernel."""
-    graph = module.graph
-    inputs = [n for n in graph.nodes if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.Tensor)]
-    places = {str(extent): (n, d) for n in reversed(inputs) for d, extent in enumerate(n.meta["val"].shape)}
-    found = [n for n in graph.nodes if n.target is torch.ops.aten.sym_stride.int]
-    for node in found:
-        place = places.get(str(node.meta["val"]))
-        if place is not None:
-            node.target, node.args = torch.ops.aten.sym_size.int, place
-    module.recompile()
-    return PassResult(module, bool(found))
+class _Decomposed(ExportedProgram):
+    """A program in core operators already, as it was traced: decomposing it would trace it three times more, half of lowering."""
+
+    def run_decompositions(self, *_: Any, **__: Any) -> ExportedProgram:
+        return self
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    return _Decomposed(
+        program.graph_module,
+        program.graph,
+        program.graph_signature,
+        program.state_dict,
+        program.range_constraints,
+        program.module_call_graph,
+        constants=program.constants,
+    )
 
 
 def _check_kernels(program: Any, what: str) -> None:

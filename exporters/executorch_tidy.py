@@ -20,16 +20,18 @@ _VIEWS = (
     aten.squeeze.dim,
     aten.squeeze.dims,
 )
-_SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default)
+_SAME = (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default, aten.clone.default)
 
 
 def tidy(graph: Graph) -> None:
     """Rewrite ``graph`` in place; values and their shapes stay what they are."""
     _share_sizes(graph)
-    for rule in (_drop_copies, _as_views, _join_permutes):
+    _settle(graph)
+    for rule in (_drop_copies, _as_views, _join_permutes, _as_linear, _into_bias, _as_views):
         for node in list(graph.nodes):
             if node.op == "call_function":
                 rule(node, graph)
+        graph.eliminate_dead_code()
     _share(graph)
     graph.eliminate_dead_code()
 
@@ -57,6 +59,15 @@ def _share_sizes(graph: Graph) -> None:
                 _replace(node, first, graph)
 
 
+def _settle(graph: Graph) -> None:
+    """Values as the runtime holds them, one after the other: there every permutation copies, so that no clone need follow."""
+    for node in graph.nodes:
+        if isinstance(node.meta.get("val"), Tensor):
+            node.meta["val"] = node.meta["val"].contiguous()
+        if node.target is aten.permute.default:
+            node.target = aten.permute_copy.default
+
+
 def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
     found = [(n, n.meta["val"]) for n in inputs if isinstance(n.meta.get("val"), Tensor)]
     return [(n, d, e) for n, v in found for d, e in enumerate(v.shape) if isinstance(e, SymInt)]
@@ -64,7 +75,6 @@ def _dimensions(inputs: Sequence[Node]) -> list[tuple[Node, int, SymInt]]:
 
 def _drop_copies(node: Any, graph: Graph) -> None:
     same = node.target in _SAME
-    same |= node.target is aten.clone.default and _value(node.args[0]).is_contiguous()
     same |= node.target is aten.expand.default and _value(node).shape == _value(node.args[0]).shape
     if same:
         _replace(node, node.args[0], graph)
@@ -74,9 +84,7 @@ def _as_views(node: Any, graph: Graph) -> None:
     """Every reshape as one view of its origin, with -1 for the only dynamic dimension."""
     if node.target not in _VIEWS:
         return
-    origin, shape = node.args[0], list(_value(node).shape)
-    while origin.target is aten.view.default and _value(origin.args[0]).is_contiguous():
-        origin = origin.args[0]
+    origin, shape = _origin(node.args[0]), list(_value(node).shape)
     if _value(origin).shape == _value(node).shape:
         _replace(node, origin, graph)
         return
@@ -90,7 +98,8 @@ def _as_views(node: Any, graph: Graph) -> None:
 
 
 def _join_permutes(node: Any, graph: Graph) -> None:
-    if node.target is not aten.permute.default or node.args[0].target is not aten.permute.default:
+    turn = aten.permute_copy.default
+    if node.target is not turn or node.args[0].target is not turn:
         return
     inner = node.args[0]
     order = [inner.args[1][i] for i in node.args[1]]
@@ -98,6 +107,50 @@ def _join_permutes(node: Any, graph: Graph) -> None:
         _replace(node, inner.args[0], graph)
     else:
         node.args = (inner.args[0], order)
+
+
+def _as_linear(node: Any, graph: Graph) -> None:
+    """A product with a turned matrix as ``linear``, which takes the matrix as it lies and rows of any rank."""
+    if node.target is not aten.bmm.default or _value(node).shape[0] != 1:
+        return
+    rows, turned = node.args[0], _origin(node.args[1])
+    if turned.target is not aten.permute_copy.default or list(turned.args[1]) != [1, 0]:
+        return
+    if _value(turned).shape != _value(node.args[1]).shape[1:]:
+        return
+    rows = _origin(rows) if _value(_origin(rows)).shape[-1] == _value(rows).shape[-1] else rows
+    with graph.inserting_before(node):
+        product = _call(graph, aten.linear.default, (rows, turned.args[0]))
+    node.target, node.args = aten.view.default, (product, [1, -1, _value(node).shape[-1]])
+
+
+def _into_bias(node: Any, graph: Graph) -> None:
+    """An input that is added to the rows of a product as that product's bias."""
+    if node.target is not aten.add.Tensor or node.kwargs or not all(isinstance(a, Node) for a in node.args):
+        return
+    for one, vector in (node.args, node.args[::-1]):
+        product = _origin(one)
+        alone = len(product.users) == len(one.users) == 1 and vector.op == "placeholder"
+        if alone and product.target is aten.linear.default and len(product.args) == 2:
+            if _value(vector).shape == _value(one).shape[-1:] == _value(product).shape[-1:]:
+                product.args = (*product.args, vector)
+                _replace(node, one, graph)
+            return
+
+
+def _origin(node: Any) -> Any:
+    """What ``node`` is a view of."""
+    while node.target is aten.view.default:
+        node = node.args[0]
+    return node
+
+
+def _call(graph: Graph, target: Any, args: tuple[Node, ...]) -> Node:
+    node = graph.call_function(target, args)
+    values = [_value(a) for a in args]
+    with values[0].fake_mode:  # type: ignore[attr-defined]
+        node.meta["val"] = target(*values)
+    return node
 
 
 def _share(graph: Graph) -> None:

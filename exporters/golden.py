@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from device_runtime.artifact import NOISE_STEP
 from exporters.anatomy import Anatomy, Call, StandIn, replaced
 from exporters.program import LABELS, Program, trainable_names
 
-NOISE = 0.02
-"""Spread of what is added to the adapter before recording: a fresh LoRA's zeros would make half of the gradients zero."""
+NOISE = 71
+"""Largest noise, in units of NOISE_STEP, added to the adapter before recording: a fresh LoRA's zeros would make half of the
+gradients zero. Its spread is 0.02."""
 
 
 def chained_plans(num_layers: int) -> dict[str, list[int]]:
@@ -35,13 +37,13 @@ def record_golden(
     batch: int = 2,
     seq: int = 24,
 ) -> None:
-    """Write ``adapter.*``, ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans."""
+    """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans."""
     torch.manual_seed(0)
     arrays = program.make_batch(batch, seq)
     plans = plans_of(len(anatomy.calls))
     tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
-    with _perturbed(program) as adapter:
-        tensors |= {f"adapter.{name}": value.detach().clone() for name, value in adapter.items()}
+    with _perturbed(program) as noise:
+        tensors |= {f"noise.{name}": value for name, value in noise.items()}
         for plan, dropped in plans.items():
             tensors |= {
                 f"{plan}.{name}": value
@@ -84,11 +86,12 @@ def _perturbed(program: Program) -> Iterator[dict[str, Tensor]]:
     parameters = dict(program.module.named_parameters())
     trained = {n: parameters[n] for n in trainable_names(program.module)}
     before = {n: p.detach().clone() for n, p in trained.items()}
+    noise = {n: torch.randint(-NOISE, NOISE + 1, p.shape, dtype=torch.int8) for n, p in trained.items()}
     with torch.no_grad():
-        for p in trained.values():
-            p.add_(torch.randn_like(p) * NOISE)
+        for n, p in trained.items():
+            p.add_(noise[n] * NOISE_STEP)
     try:
-        yield {program.names.get(n, n): p for n, p in trained.items()}
+        yield {program.names.get(n, n): units for n, units in noise.items()}
     finally:
         with torch.no_grad():
             for n, p in trained.items():

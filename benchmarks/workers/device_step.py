@@ -1,18 +1,23 @@
-"""One fresh process that trains on the device runtime; prints one JSON object.
+"""One fresh process that trains on the device runtime, on any backend's artifact; prints one JSON object.
 
-Usage: device_step.py ARTIFACT BATCH SEQ STEPS THREADS MODE, MODE = full | half | recompute | active:N
+Usage: device_step.py ARTIFACT BATCH SEQ STEPS THREADS MODE. MODE is words with hyphens between them: ``full``, ``half`` or
+``active:N`` (the N lowest layers), and of a memory plan ``recompute``, ``saved:N``, ``streamed``, ``micro:N``.
 """
 
 import json
+import math
 import statistics
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from device_runtime.arrays import Arrays
 from device_runtime.artifact import open_artifact
-from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
+from device_runtime.manifest import Manifest
+from device_runtime.memory_plan import MemoryPlan
 from device_runtime.optim import make_optimizer
 from device_runtime.plans import LayerPlan, dropping
 from device_runtime.runtimes import open_stack
@@ -21,9 +26,39 @@ from device_runtime.wire import OptimizerSpec
 
 def plan_of(mode: str, num_layers: int) -> LayerPlan:
     """``active:N`` keeps the N lowest layers, ``half`` every second one, anything else all."""
-    if mode.startswith("active:"):
-        return dropping(num_layers, range(int(mode.split(":")[1]), num_layers))
-    return dropping(num_layers, range(1, num_layers, 2) if mode == "half" else ())
+    words = _words(mode)
+    if "active" in words:
+        return dropping(num_layers, range(words["active"], num_layers))
+    return dropping(num_layers, range(1, num_layers, 2) if "half" in words else ())
+
+
+def memory_of(mode: str) -> MemoryPlan:
+    """The memory plan in it."""
+    words = _words(mode)
+    saved = 0 if "recompute" in words else words.get("saved")
+    return MemoryPlan(words.get("micro", 0), saved, "streamed" in words)
+
+
+def _words(mode: str) -> dict[str, int]:
+    parts = (word.partition(":") for word in mode.split("-"))
+    return {name: int(number or 0) for name, _, number in parts}
+
+
+def draw_batch(manifest: Manifest, batch_size: int, seq_len: int) -> Arrays:
+    """Random ids and labels of what the model takes, nothing padded."""
+    rng, extents = np.random.default_rng(0), {"batch": batch_size, "seq": seq_len}
+    tables = [t.shape for t in manifest.tensors if t.layer < 0 and len(t.shape) == 2]
+    vocabulary = max(tables, key=math.prod)[0]
+    highest = {"input_ids": vocabulary, "labels": len(manifest.labels) or vocabulary, "attention_mask": 2}
+    lowest = {"input_ids": vocabulary // 20, "attention_mask": 1}
+    return {
+        row.name: rng.integers(
+            lowest.get(row.name, 0),
+            highest.get(row.name, 1),
+            tuple(extents[d] if isinstance(d, str) else d for d in row.shape),
+        )
+        for row in manifest.inputs
+    }
 
 
 def main() -> None:
@@ -31,16 +66,11 @@ def main() -> None:
     folder, batch_size, seq_len, steps, threads, mode = sys.argv[1:]
     artifact = open_artifact(folder)
     adapter = artifact.adapter()
-    rng = np.random.default_rng(0)
-    shape = (int(batch_size), int(seq_len))
-    batch = {"input_ids": rng.integers(1000, 20000, shape), "attention_mask": np.ones(shape, np.int64)}
-    batch |= {"token_type_ids": np.zeros(shape, np.int64), "labels": rng.integers(0, 77, shape[0])}
+    batch = draw_batch(artifact.manifest, int(batch_size), int(seq_len))
     optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
     state = optimizer.init(adapter)
     seconds = []
-    with open_stack(
-        artifact, threads=int(threads), memory=RECOMPUTE if mode == "recompute" else SAVE_ALL
-    ) as stack:
+    with open_stack(artifact, threads=int(threads), memory=memory_of(mode)) as stack:
         plan = plan_of(mode, artifact.manifest.num_layers)
         for _ in range(int(steps)):
             start = time.perf_counter()
@@ -49,7 +79,10 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
             if len(seconds) == 1:
                 first_done = time.time()
-    print(json.dumps({"step_ms": 1e3 * statistics.median(seconds[2:]), "first_done": first_done, **memory()}))
+    found = {"step_ms": 1e3 * statistics.median(seconds[2:]), "first_done": first_done, **memory()}
+    print(
+        json.dumps({**found, "checksum": zlib.crc32(b"".join(adapter[n].tobytes() for n in sorted(adapter)))})
+    )
 
 
 def memory() -> dict[str, float]:

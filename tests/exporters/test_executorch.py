@@ -1,8 +1,13 @@
 """The ExecuTorch backend: decompositions, cut and loader by themselves, then whole artifacts against torch."""
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plain_models
@@ -32,7 +37,15 @@ from exporters.writing import Description, write_artifact
 
 aten = torch.ops.aten
 X = torch.linspace(-5, 6, 4 * 5 * 6).reshape(4, 5, 6)
+SMALL = torch.cat(
+    [torch.tensor([0.0, -0.0, 1e-38, -1e-20, 90.0, -90.0]), torch.linspace(-9, 9, 114)]
+).reshape(4, 5, 6)
 Row = tuple[Node, Role, int]
+
+
+def slope_of_gelu(approximate: str) -> torch.Tensor:
+    """torch's own gradient at SMALL, zero and large values included."""
+    return aten.gelu_backward(X, SMALL, approximate=approximate)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +59,43 @@ Row = tuple[Node, Role, int]
         (executorch_decompositions.mean(X, [1, 2], True), X.mean((1, 2), True)),
         (executorch_decompositions.power(X, 3), X**3),
         (executorch_decompositions.erf(X), torch.erf(X)),
+        (executorch_decompositions.gelu(X, approximate="tanh"), nn.functional.gelu(X, approximate="tanh")),
+        (executorch_decompositions.gelu_backward(X, SMALL), slope_of_gelu("none")),
+        (executorch_decompositions.gelu_backward(X, SMALL, approximate="tanh"), slope_of_gelu("tanh")),
         (executorch_decompositions.layer_norm(X, (6,), X[0, 0], None, 1e-5)[0], nn.functional.layer_norm(X, (6,), X[0, 0])),
     ],
-    ids=["mm", "addmm", "sum-last", "sum-first", "sum-all", "mean", "power", "erf", "layer-norm"],
+    ids=["mm", "addmm", "sum-last", "sum-first", "sum-all", "mean", "power", "erf", "gelu-tanh", "gelu-slope",
+         "gelu-tanh-slope", "layer-norm"],
 )  # fmt: skip
 def test_a_decomposition_computes_the_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert found.shape == expected.shape
     assert relative_error(found.numpy(), expected.numpy()) < 2e-5
+
+
+@pytest.mark.parametrize(
+    ("function", "linears", "inputs_of_linear"),
+    [
+        (lambda x, w, b: nn.functional.linear(x, w, b), 1, 3),
+        (lambda x, w, b: nn.functional.linear(x, w) + torch.exp(b), 1, 2),
+        (lambda x, w, b: nn.functional.linear(x, w) + nn.functional.linear(x, w.relu(), b).relu(), 2, 3),
+        (lambda x, w, b: torch.add(nn.functional.linear(x, w), b, alpha=2), 1, 2),
+    ],
+    ids=["bias", "bias-made-later", "two", "scaled"],
+)
+def test_a_product_with_a_turned_matrix_is_linear(function: Any, linears: int, inputs_of_linear: int) -> None:
+    given = [torch.randn(3, 37, 5), torch.randn(4, 5), torch.randn(4)]
+    program = trace(
+        lambda *a: (function(*a),), given, what="it", sizes=(3, 37), data=[True, False, False], bounds=(8, 64),
+        decompositions=executorch_decompositions.DECOMPOSITIONS,
+    )  # fmt: skip
+    tidy(program.graph)
+    found = [n for n in program.graph.nodes if n.target is aten.linear.default]
+    assert len(found) == linears
+    assert max(len(n.args) for n in found) == inputs_of_linear
+    assert not {aten.bmm.default, aten.permute_copy.default} & {n.target for n in program.graph.nodes}
+    given[0] = torch.randn(2, 9, 5)
+    (result,) = Interpreter(program.graph_module).run(*given)
+    torch.testing.assert_close(result, function(*given), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dims", [[1], [0, 2]])
@@ -97,9 +140,9 @@ def test_forward_and_backward_of_the_cut_equal_the_joint_graph(
     )  # fmt: skip
     tidy(program.graph)
     used = {n.target for n in program.graph.nodes}
-    assert aten.bmm.default in used
+    assert {aten.bmm.default, aten.linear.default} <= used
     assert not used & {aten.mm.default, aten.addmm.default, aten.native_layer_norm.default, aten.erf.default}
-    assert not used & {aten.alias.default, aten.unsqueeze.default}
+    assert not used & {aten.alias.default, aten.unsqueeze.default, aten.clone.default, aten.permute.default}
     inputs, outputs = inputs_of(program), outputs_of(program)
     saved = saved_values(program.graph, inputs[1], extents={})
     assert all(n.meta["val"].dtype == torch.float32 for n in saved)
@@ -148,6 +191,85 @@ def test_every_product_is_delegated_and_the_loader_runs_it(
         graph.run({n: values[n].detach() for n in names}, ["a"])
 
 
+class Doubling(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+@pytest.fixture(scope="module")
+def doubling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph that doubles six numbers."""
+    path = tmp_path_factory.mktemp("doubling") / "doubling.pte"
+    program = torch.export.export(Doubling(), (torch.zeros(6),))
+    path.write_bytes(executorch_lowering.lower(program, what="doubling").content)
+    return path
+
+
+def test_a_result_stays_when_the_graph_runs_again(doubling: Path) -> None:
+    graph = loader.ExecutorchGraph(doubling)
+    (first,) = graph.run({"x": torch.ones(6)}, ["y"])
+    (second,) = graph.run({"x": torch.full((6,), 5.0)}, ["y"])
+    assert (loader.array_of(first) == 2).all()
+    assert (loader.array_of(second) == 10).all()
+
+
+STEPS_OF_MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from device_runtime.executorch_graphs import ExecutorchGraph
+graph = ExecutorchGraph(Path(sys.argv[1]))
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = [[torch.ones(n << 16) for n in (6, 24, 6, 24, 6, 6)] for _ in range(6)]
+    while kept:
+        kept.pop()
+        torch.ones(6 << 16)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Takes and frees memory as steps of six layers do; prints the page faults of the last."""
+
+
+def cold(code: str, *arguments: str) -> str:
+    """The last line that a new interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_memory_that_a_step_frees_is_there_for_the_next(doubling: Path) -> None:
+    assert int(cold(STEPS_OF_MEMORY, str(doubling))) < 1000  # 4193 as glibc comes
+
+
+def test_a_device_never_loads_the_exporter(doubling: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from device_runtime.executorch_graphs import ExecutorchGraph as Graph; "
+        "Graph(Path(sys.argv[1])); print([n for n in sys.modules if n.startswith('executorch.exir')])"
+    )
+    assert cold(code, str(doubling)) == "[]"
+
+
+def test_a_traced_program_is_not_decomposed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = torch.export.export(Doubling(), (torch.zeros(6),))
+    decomposed: list[object] = []
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", lambda *_: decomposed.append(1))
+    executorch_lowering.lower(program, what="doubling")
+    assert not decomposed
+
+
+def test_xnnpack_runs_one_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    xnnpack = import_module("executorch.backends.xnnpack.xnnpack_preprocess")
+    real = xnnpack.XNNPACKPassManager
+    monkeypatch.setattr(
+        xnnpack, "XNNPACKPassManager", lambda program, passes: seen.append(passes) or real(program, passes)
+    )
+    program = torch.export.export(Doubling(), (torch.zeros(6),))
+    executorch_lowering.lower(program, what="doubling")
+    assert [[p.__name__ for p in passes] for passes in seen] == [["ConvertToLinearPass"]]
+
+
 def test_a_type_that_xnnpack_lacks_is_refused_at_export() -> None:
     half = Argument("weight", 0, torch.zeros(2, 2, dtype=torch.float16), "layer.weight")
     section = Section("blocks.0", lambda w: (w,), (half,), (("hidden", 0),), ("layer.weight",))
@@ -183,6 +305,13 @@ def test_a_device_without_executorch_is_told_the_command() -> None:
         loader.set_threads(1)
 
 
+@pytest.mark.parametrize("array", [np.float32(3), np.arange(6.0).reshape(2, 3).T], ids=["scalar", "turned"])
+def test_a_value_keeps_its_shape_and_content(array: np.ndarray) -> None:
+    value = loader.value_of(np.asarray(array))
+    assert value.is_contiguous()
+    np.testing.assert_array_equal(loader.array_of(value), array, strict=True)
+
+
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.pte").write_bytes(b"no program" * 100)
     with pytest.raises(ArtifactError, match=r"bad\.pte: ExecuTorch cannot open it"):
@@ -205,6 +334,10 @@ def test_any_plan_equals_torch_with_the_identity(artifact: tuple[Path, Program])
     assert selfcheck(folder).max_relative_error < 1e-5
     opened = open_artifact(folder)
     assert opened.manifest.bounds == {"batch": 16, "seq": 128}
+    graphs = opened.manifest.kinds[0].graphs
+    roles = {purpose: {port.role for port in graph.outputs} for purpose, graph in graphs.items()}
+    assert roles["backward_lowest"] == roles["backward_lowest_recompute"] == {"d_weight"}
+    assert roles["backward"] == roles["backward_recompute"] == {"d_weight", "d_hidden"}
     anatomy = find_anatomy(program, batch=3, seq=7)
     for recompute, dropped, sizes in (
         (False, (), (1, 1)),

@@ -12,7 +12,7 @@ from torch import Tensor
 from device_runtime.arrays import Arrays, load_arrays
 from device_runtime.artifact import GOLDEN, open_artifact
 from device_runtime.plans import dropping
-from device_runtime.selfcheck import relative_error
+from device_runtime.selfcheck import recorded_adapter, relative_error
 from device_runtime.stack import Stack
 from exporters.anatomy import find_anatomy
 from exporters.golden import torch_step
@@ -196,8 +196,7 @@ def torch_program(model: Path, task: str, *, adapter: Path | None = None, **lora
 def errors_at_sizes(artifact_dir: Path, program: Program) -> dict[str, float]:
     """Largest relative error per size and plan: the stack against eager torch, with the golden step's perturbed adapter."""
     artifact = open_artifact(artifact_dir, verify=False)
-    golden = load_arrays(artifact_dir / GOLDEN)
-    adapter = {n.removeprefix("adapter."): a for n, a in golden.items() if n.startswith("adapter.")}
+    adapter = recorded_adapter(artifact, load_arrays(artifact_dir / GOLDEN))
     _give(program, adapter)
     anatomy = find_anatomy(program, batch=2, seq=8)
     layers = len(anatomy.calls)

@@ -1,19 +1,17 @@
 """The device against torch + peft: real pretrained weights, real data, the same seeds and batches."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
-from peft import PeftModel
-from pretrained import MINILM, minilm_artifact, shared_data
+from peft_reference import peft_model, torch_losses
+from pretrained import minilm_artifact, shared_data
 
 from device_runtime.adapters import save_peft
 from device_runtime.artifact import open_artifact
 from device_runtime.data import load_dataset
-from device_runtime.plans import Mode, dropping
+from device_runtime.plans import dropping
 from device_runtime.samples import Dataset
 from device_runtime.selfcheck import selfcheck
 from device_runtime.stack import Stack
@@ -31,12 +29,6 @@ def artifact_folder() -> Path:
 def banking(folder: Path, part: str) -> Dataset:
     data = shared_data("banking77") / f"{part}.jsonl.gz"
     return load_dataset(data, open_artifact(folder, verify=False).manifest, folder, seq_len=48)
-
-
-def peft_model(adapter: Path, *, trainable: bool) -> Any:
-    settings = {"num_labels": 77, "attn_implementation": "eager"}
-    base = transformers.AutoModelForSequenceClassification.from_pretrained(MINILM, **settings)
-    return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable).eval()
 
 
 def test_selfcheck_of_minilm(artifact_folder: Path) -> None:
@@ -66,25 +58,6 @@ def test_fifty_losses_equal_torch_and_peft(artifact_folder: Path, tmp_path: Path
     expected = torch_losses(peft_model(tmp_path / "start", trainable=True), batches, plans)
     np.testing.assert_allclose(losses, expected, atol=1e-3, rtol=0)
     assert np.ptp(losses) > 0.1  # fifty different numbers, not fifty times the first
-
-
-def torch_losses(model: Any, batches: list[dict[str, Any]], plans: list[tuple[Mode, ...]]) -> list[float]:
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0
-    )
-    layers = model.base_model.model.bert.encoder.layer
-    losses = []
-    for batch, plan in zip(batches, plans, strict=True):
-        for layer, mode in zip(layers, plan, strict=True):
-            layer.__dict__.pop("forward", None)
-            if mode is Mode.DROP:
-                layer.forward = lambda hidden_states, *_, **__: hidden_states
-        optimizer.zero_grad()
-        loss = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 @pytest.mark.shared_data

@@ -173,11 +173,18 @@ def demo(
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help="which figure, see benchmarks/")],
     *,
+    only: Annotated[str | None, shown("what of it to measure, as a,b", "everything")] = None,
+    repeats: Annotated[int | None, shown("interleaved repeats", "the benchmark's own")] = None,
+    threads: Annotated[
+        int | None, shown("threads of each process measured", "the benchmark's own, mostly 2")
+    ] = None,
+    chart: Annotated[Path | None, shown("draw the figures into this SVG file", metavar="FILE")] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure a figure of benchmarks/."""
-    call("toolkit.benchmark:bench", locals(), argument="name", watch=Watch("on_progress", live.messages))
+    flags = locals() | {"only": only.split(",") if only else None}
+    call("toolkit.benchmark:bench", flags, argument="name", watch=Watch("on_progress", live.messages))
 
 
 def _show_demo(console: Console, report: Any) -> None:

@@ -1,0 +1,58 @@
+"""From the start of a process to its first finished step: the device runtime against torch + peft, MiniLM, batch 16 x 64."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toolkit.benchmark import run_worker
+from toolkit.export import export
+from toolkit.figures import Round, chart_of, medians, ratio
+from toolkit.models import packaged_model
+
+BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 3, 2, 5
+Say = Callable[[str], None]
+
+
+def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
+    """Seconds, and their ratios to torch's."""
+    model = packaged_model()
+    with tempfile.TemporaryDirectory() as root:
+        artifacts = {storage: Path(root) / storage for storage in ("fp32", "int8")}
+        for storage, out in artifacts.items():
+            export(
+                model,
+                task="sequence-classification",
+                num_labels=77,
+                base_dtype=storage,
+                out=out,
+                on_progress=say,
+            )
+        rounds = [_round(model, artifacts, say, threads) for _ in range(repeats)]
+    found = {name: value for name, value in medians(rounds).items() if name.endswith("cold_start_s")}
+    return {
+        "benchmark": "cold-start",
+        "batch": [BATCH, SEQ],
+        "threads": threads,
+        "repeats": repeats,
+        **found,
+        **{
+            f"{who}_over_torch": ratio(rounds, who, "torch", what="cold_start_s")
+            for who in rounds[0]
+            if who != "torch"
+        },
+        "chart": chart_of("who", [{"who": who, "s": found[f"{who}_cold_start_s"]} for who in rounds[0]], "s"),
+    }
+
+
+def _round(model: Path, artifacts: dict[str, Path], say: Say, threads: int) -> Round:
+    size = (BATCH, SEQ, STEPS, threads)
+    found = {"torch": run_worker("torch_step", model, *size, threads=threads)}
+    for who, storage, mode in (
+        ("fp32", "fp32", "full"),
+        ("half_depth", "fp32", "half"),
+        ("int8", "int8", "full"),
+    ):
+        found[who] = run_worker("device_step", artifacts[storage], *size, mode, threads=threads)
+    say(", ".join(f"{who} {figures['cold_start_s']:.2f} s" for who, figures in found.items()))
+    return found

@@ -1,0 +1,38 @@
+"""The same training in torch + peft, eager: what a device's losses are held to."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from pretrained import MINILM
+
+from device_runtime.plans import LayerPlan, Mode
+
+
+def peft_model(adapter: Path, *, trainable: bool) -> Any:
+    """MiniLM with 77 classes and the adapter, dropout off."""
+    settings = {"num_labels": 77, "attn_implementation": "eager"}
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(MINILM, **settings)
+    return PeftModel.from_pretrained(base, str(adapter), is_trainable=trainable).eval()
+
+
+def torch_losses(model: Any, batches: list[dict[str, Any]], plans: list[LayerPlan]) -> list[float]:
+    """AdamW at 2e-3 over ``batches``, a dropped layer the identity."""
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0
+    )
+    layers = model.base_model.model.bert.encoder.layer
+    losses = []
+    for batch, plan in zip(batches, plans, strict=True):
+        for layer, mode in zip(layers, plan, strict=True):
+            layer.__dict__.pop("forward", None)
+            if mode is Mode.DROP:
+                layer.forward = lambda hidden_states, *_, **__: hidden_states
+        optimizer.zero_grad()
+        loss = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
