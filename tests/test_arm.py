@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def test_the_golden_step(artifact, cpu, request):
     report = fleetune("selfcheck", request.getfixturevalue(artifact), cpu=cpu)
     print(f"{artifact} on {cpu}: {report['max_relative_error']:.1e}")
     assert report["ok"]
+
+
+def test_a_provider_that_the_wheel_lacks_is_refused(minilm, data, tmp_path):
+    process = start_fleetune("train", minilm, "--data", data, "--provider", "xnnpack", "--out", tmp_path)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert re.fullmatch(
+        r"fleetune: provider xnnpack: this build of onnxruntime \S+ has no \w+; have: cpu\n", err
+    )
 
 
 # AdamW divides a gradient by its own size, and makes a step of what is only noise; SGD does not.
