@@ -153,15 +153,8 @@ def _table_problems(manifest: Manifest) -> Iterable[str]:
     for tensor in manifest.tensors:
         if min(tensor.shape, default=1) < 0 or tensor.offset < 0:
             yield f"{tensor.name}: negative shape or offset"
-        elif tensor.file == "base" and tensor.offset + _size_bytes(tensor) > size:
+        elif tensor.file == "base" and tensor.offset + tensor.size_bytes > size:
             yield f"{tensor.name}: ends beyond {BASE} ({size} bytes)"
-
-
-def _size_bytes(tensor: Tensor) -> int:
-    count = 1
-    for extent in tensor.shape:
-        count *= extent
-    return count * np.dtype(tensor.dtype).itemsize
 
 
 def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterable[str]:

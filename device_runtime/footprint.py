@@ -85,11 +85,6 @@ def holds_whole_models(m: Manifest) -> bool:
     return not any(kind.graphs for kind in m.kinds)
 
 
-def size_bytes(tensor: Tensor) -> int:
-    """Of a tensor in its file."""
-    return count_of(tensor.shape) * np.dtype(tensor.dtype).itemsize
-
-
 def count_of(shape: Sequence[int]) -> int:
     """Number of elements."""
     return int(np.prod(shape, dtype=np.int64))
@@ -104,11 +99,11 @@ def _weights(m: Manifest, active: Sequence[Layer], sizes: _Sizes) -> tuple[int, 
         seen.update(rows)
         return [m.tensors[i] for i in rows]
 
-    layers = [sum(map(size_bytes, fresh(layer.tensors))) for layer in active]
-    head = sum(map(size_bytes, fresh(m.head.tensors)))
+    layers = [sum(row.size_bytes for row in fresh(layer.tensors)) for layer in active]
+    head = sum(row.size_bytes for row in fresh(m.head.tensors))
     # Of an embedding table the rows of the batch's tokens are read, and the kernel maps in what lies around each.
     touched = sizes.batch * sizes.seq * _MAPPED_AROUND
-    return sum(min(size_bytes(row), touched) for row in fresh(m.prelude.tensors)), layers, head
+    return sum(min(row.size_bytes, touched) for row in fresh(m.prelude.tensors)), layers, head
 
 
 def _working(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
@@ -164,4 +159,4 @@ def _extent(expression: str, sizes: _Sizes) -> int:
 
 def _optimizer_bytes(m: Manifest) -> int:
     """Adapter, its gradients, and AdamW's two moments."""
-    return 4 * sum(size_bytes(t) for t in m.trainable)
+    return 4 * sum(t.size_bytes for t in m.trainable)

@@ -91,7 +91,7 @@ def _spans(artifact: Artifact) -> dict[int, list[Span]]:
     rows = [row for row in artifact.manifest.tensors if not row.trainable]
     for row in sorted(rows, key=lambda row: row.offset):
         spans = found.setdefault(row.layer, [])
-        end = row.offset + artifact.base(row).nbytes
+        end = row.offset + row.size_bytes
         if spans and row.offset - spans[-1][1] < _PAGE:
             spans[-1] = (spans[-1][0], end)
         else:
