@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -48,6 +49,17 @@ class Artifact:
     def release(self, start: int, end: int) -> None:
         """Let bytes of the mapped file leave resident memory until they are read again."""
         self._advise("MADV_DONTNEED", start, end)
+
+    def scatter(self, start: int, end: int) -> None:
+        """Say that of these bytes a place here and there is read: what is cached around is dropped, reads bring in little.
+
+        Pages of a file that was just written, or read from end to end, are cached 2 MiB at a time, and mapped so too.
+        """
+        self._advise("MADV_RANDOM", start, end)
+        if hasattr(os, "posix_fadvise"):
+            with (self.folder / BASE).open("rb") as file:
+                os.fsync(file.fileno())  # only what is on the disk can be dropped
+                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
 
     def _advise(self, advice: str, start: int, end: int) -> None:
         if hasattr(mmap, advice):
@@ -153,15 +165,8 @@ def _table_problems(manifest: Manifest) -> Iterable[str]:
     for tensor in manifest.tensors:
         if min(tensor.shape, default=1) < 0 or tensor.offset < 0:
             yield f"{tensor.name}: negative shape or offset"
-        elif tensor.file == "base" and tensor.offset + _size_bytes(tensor) > size:
+        elif tensor.file == "base" and tensor.offset + tensor.size_bytes > size:
             yield f"{tensor.name}: ends beyond {BASE} ({size} bytes)"
-
-
-def _size_bytes(tensor: Tensor) -> int:
-    count = 1
-    for extent in tensor.shape:
-        count *= extent
-    return count * np.dtype(tensor.dtype).itemsize
 
 
 def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterable[str]:

@@ -18,9 +18,9 @@ PROCESS_BYTES = 78_000_000
 """Measured: the same with graphs open and run, without their values."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
-_MAPPED_AROUND = 2**21
-"""Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 64 KiB in a file read from
-disk, 2 MiB in one just written, whose pages lie in large folios; no advice to the kernel changes that."""
+_MAPPED_AROUND, _MAPPED_SCATTERED = 2**21, 2**16
+"""Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 2 MiB in a file just written,
+whose pages lie in large folios; 64 KiB in a table that streaming scatters (``Artifact.scatter``)."""
 
 
 class Footprint(NamedTuple):
@@ -58,7 +58,7 @@ def footprint(
     count = len(trained) if memory.saved_layers is None else min(memory.saved_layers, len(trained))
     rerun, saving = trained[: len(trained) - count], trained[len(trained) - count :]
     tape = len(trained) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
-    prelude, layers, head = _weights(m, active, sizes)
+    prelude, layers, head = _weights(m, active, sizes, streamed=memory.streamed)
     weights = max(prelude, head, *layers) if memory.streamed else prelude + sum(layers) + head
     # onnxruntime's arena gives nothing back: the most of it stands beside the most of the weights, even at another time.
     values = max(
@@ -85,30 +85,30 @@ def holds_whole_models(m: Manifest) -> bool:
     return not any(kind.graphs for kind in m.kinds)
 
 
-def size_bytes(tensor: Tensor) -> int:
-    """Of a tensor in its file."""
-    return count_of(tensor.shape) * np.dtype(tensor.dtype).itemsize
-
-
 def count_of(shape: Sequence[int]) -> int:
     """Number of elements."""
     return int(np.prod(shape, dtype=np.int64))
 
 
-def _weights(m: Manifest, active: Sequence[Layer], sizes: _Sizes) -> tuple[int, list[int], int]:
-    """Frozen bytes that get read: of the prelude, of each active layer, of the head; what is shared counts once."""
+def _weights(
+    m: Manifest, active: Sequence[Layer], sizes: _Sizes, *, streamed: bool
+) -> tuple[int, list[int], int]:
+    """Frozen bytes that get read: of the prelude, of each active layer, of the head; what is shared counts once.
+
+    Of an embedding table the rows of the batch's tokens are read, and the kernel maps in what lies around each.
+    """
     seen: set[int] = set()
+    places, around = sizes.batch * sizes.seq, _MAPPED_SCATTERED if streamed else _MAPPED_AROUND
 
     def fresh(slots: Sequence[int]) -> list[Tensor]:
         rows = [i for i in dict.fromkeys(slots) if i not in seen and not m.tensors[i].trainable]
         seen.update(rows)
         return [m.tensors[i] for i in rows]
 
-    layers = [sum(map(size_bytes, fresh(layer.tensors))) for layer in active]
-    head = sum(map(size_bytes, fresh(m.head.tensors)))
-    # Of an embedding table the rows of the batch's tokens are read, and the kernel maps in what lies around each.
-    touched = sizes.batch * sizes.seq * _MAPPED_AROUND
-    return sum(min(size_bytes(row), touched) for row in fresh(m.prelude.tensors)), layers, head
+    layers = [sum(row.size_bytes for row in fresh(layer.tensors)) for layer in active]
+    head = sum(row.size_bytes for row in fresh(m.head.tensors))
+    tables = fresh(m.prelude.tensors)
+    return sum(min(row.size_bytes, places * around) for row in tables), layers, head
 
 
 def _working(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
@@ -164,4 +164,4 @@ def _extent(expression: str, sizes: _Sizes) -> int:
 
 def _optimizer_bytes(m: Manifest) -> int:
     """Adapter, its gradients, and AdamW's two moments."""
-    return 4 * sum(size_bytes(t) for t in m.trainable)
+    return 4 * sum(t.size_bytes for t in m.trainable)

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.footprint import count_of, footprint, forward_flop, holds_whole_models, size_bytes
+from device_runtime.footprint import count_of, footprint, forward_flop, holds_whole_models
 from device_runtime.manifest import Kind, Manifest, Section
 from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
 from device_runtime.plans import LayerPlan, active_layers, dropping
@@ -86,7 +86,7 @@ def inspect(
         hidden_size=m.hidden_size,
         num_labels=len(m.labels),
         max_length=m.tokenizer.max_length if m.tokenizer else None,
-        base_bytes=sum(size_bytes(t) for t in m.tensors if not t.trainable),
+        base_bytes=sum(t.size_bytes for t in m.tensors if not t.trainable),
         adapter_parameters=sum(count_of(t.shape) for t in m.trainable),
         graphs=list(_graph_sizes(m)),
         estimates=[

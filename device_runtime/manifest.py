@@ -4,9 +4,11 @@ Graphs name nothing by convention. Every input and output of a graph is a :class
 it carries, and every weight slot of a section or layer is an index into the tensor table.
 """
 
+import math
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 FORMAT = 1
 
@@ -52,6 +54,11 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset: int
     layer: int = -1
     trainable: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """In its file."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

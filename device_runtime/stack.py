@@ -75,7 +75,7 @@ class Stack:
         """
         memory.check()
         self.memory = memory
-        self.frozen.streamed = memory.streamed
+        self.frozen.stream(memory.streamed)
 
     def close(self) -> None:
         """Let go of graphs and weights."""

@@ -31,6 +31,13 @@ class FrozenWeights:
         self._values: dict[int, Value] = {}
         self._spans = _spans(artifact)
 
+    def stream(self, streamed: bool) -> None:
+        """From now on, stream the weights or leave them resident."""
+        if streamed and not self.streamed:
+            for start, end in _tables(self._artifact):
+                self._artifact.scatter(start, end)
+        self.streamed = streamed
+
     def value(self, index: int) -> Value:
         """The tensor in that row of the manifest's table."""
         if index not in self._values:
@@ -85,13 +92,21 @@ class StepWeights:
         return self._hold(array)
 
 
+def _tables(artifact: Artifact) -> list[Span]:
+    """What only the prelude reads: embedding tables, a row here and a row there."""
+    m = artifact.manifest
+    used = {*m.head.tensors, *(i for layer in m.layers for i in layer.tensors)}
+    rows = [m.tensors[i] for i in m.prelude.tensors if i not in used]
+    return [(row.offset, row.offset + row.size_bytes) for row in rows if not row.trainable]
+
+
 def _spans(artifact: Artifact) -> dict[int, list[Span]]:
     """Where each layer's own frozen tensors lie; tensors that touch make one span."""
     found: dict[int, list[Span]] = {}
     rows = [row for row in artifact.manifest.tensors if not row.trainable]
     for row in sorted(rows, key=lambda row: row.offset):
         spans = found.setdefault(row.layer, [])
-        end = row.offset + artifact.base(row).nbytes
+        end = row.offset + row.size_bytes
         if spans and row.offset - spans[-1][1] < _PAGE:
             spans[-1] = (spans[-1][0], end)
         else:

@@ -10,13 +10,11 @@ import statistics
 import sys
 from pathlib import Path
 
-import numpy as np
-from device_step import draw_batch
+from device_step import draw_data
 
 from device_runtime.artifact import open_artifact
 from device_runtime.errors import ConfigError
 from device_runtime.machine import Machine, Resources
-from device_runtime.samples import Dense, make_dataset
 from device_runtime.training import peak_rss_mb
 from device_runtime.wire import LocalWork
 
@@ -26,13 +24,7 @@ def main() -> None:
     folder, cache, *numbers = sys.argv[1:]
     batch, seq, steps, threads = map(int, numbers[:4])
     artifact = open_artifact(folder)
-    rows = draw_batch(artifact.manifest, batch * steps, seq)
-    data = make_dataset(
-        {name: Dense(values) for name, values in rows.items()},
-        np.full(batch * steps, seq),
-        seq_len=seq,
-        num_classes=77,
-    )
+    data = draw_data(artifact.manifest, batch * steps, seq)
     work = LocalWork(steps=steps, batch_size=batch, seq_len=seq)
 
     def run(budget_mb: float) -> dict[str, object]:

@@ -21,6 +21,7 @@ from device_runtime.memory_plan import MemoryPlan
 from device_runtime.optim import make_optimizer
 from device_runtime.plans import LayerPlan, dropping
 from device_runtime.runtimes import open_stack
+from device_runtime.samples import Dataset, Dense, make_dataset
 from device_runtime.wire import OptimizerSpec
 
 
@@ -59,6 +60,13 @@ def draw_batch(manifest: Manifest, batch_size: int, seq_len: int) -> Arrays:
         )
         for row in manifest.inputs
     }
+
+
+def draw_data(manifest: Manifest, num_rows: int, seq_len: int) -> Dataset:
+    """The same as a data set."""
+    columns = {name: Dense(values) for name, values in draw_batch(manifest, num_rows, seq_len).items()}
+    lengths = np.full(num_rows, seq_len)
+    return make_dataset(columns, lengths, seq_len=seq_len, num_classes=len(manifest.labels))
 
 
 def main() -> None:

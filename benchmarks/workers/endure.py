@@ -7,13 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-from device_step import draw_batch
+from device_step import draw_data
 
 from device_runtime.artifact import open_artifact
 from device_runtime.budget import resident_mb
 from device_runtime.machine import Machine, Resources
-from device_runtime.samples import Dense, make_dataset
 from device_runtime.wire import LocalWork, PolicySpec
 
 
@@ -22,13 +20,7 @@ def main() -> None:
     folder, *numbers = sys.argv[1:]
     batch, seq, steps, threads = map(int, numbers)
     artifact = open_artifact(folder)
-    rows = draw_batch(artifact.manifest, 32 * batch, seq)
-    data = make_dataset(
-        {name: Dense(values) for name, values in rows.items()},
-        np.full(32 * batch, seq),
-        seq_len=seq,
-        num_classes=77,
-    )
+    data = draw_data(artifact.manifest, 32 * batch, seq)
     work = LocalWork(policy=PolicySpec(name="exact-k", drop=0.5), steps=steps, batch_size=batch, seq_len=seq)
     seen = []
     with Machine(artifact, Resources(threads=threads), folder=Path(folder)) as machine:

@@ -8,12 +8,10 @@ import statistics
 import sys
 from pathlib import Path
 
-import numpy as np
-from device_step import draw_batch
+from device_step import draw_data
 
 from device_runtime.artifact import open_artifact
 from device_runtime.machine import Machine, Resources
-from device_runtime.samples import Dense, make_dataset
 from device_runtime.wire import LocalWork, PolicySpec
 
 
@@ -23,13 +21,7 @@ def main() -> None:
     batch, seq, steps, threads = map(int, numbers[:4])
     drop, cache_mb = map(float, numbers[4:])
     artifact = open_artifact(folder)
-    rows = draw_batch(artifact.manifest, batch * steps, seq)
-    data = make_dataset(
-        {name: Dense(values) for name, values in rows.items()},
-        np.full(batch * steps, seq),
-        seq_len=seq,
-        num_classes=77,
-    )
+    data = draw_data(artifact.manifest, batch * steps, seq)
     policy = PolicySpec(name="suffix", drop=drop)
     work = LocalWork(policy=policy, epochs=2, batch_size=batch, seq_len=seq)
     resources = Resources(threads=threads, prefix_cache_mb=cache_mb)

@@ -1,5 +1,8 @@
 """A memory plan changes memory and time; the step stays what it is."""
 
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -78,6 +81,21 @@ def test_the_upper_layers_save_and_the_lower_ones_recompute(artifact: Artifact) 
         "backward_recompute",
         "backward_lowest_recompute",
     }
+
+
+def test_streaming_scatters_the_tables_that_only_the_prelude_reads(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m, found = artifact.manifest, []
+    monkeypatch.setattr(Artifact, "scatter", lambda self, start, end: found.append((start, end)))
+    with Stack(artifact, memory=MemoryPlan(streamed=True)) as stack:
+        stack.use(MemoryPlan(streamed=True))
+    tables = [m.tensors[i] for i in m.prelude.tensors]
+    assert found == [(t.offset, t.offset + t.size_bytes) for t in tables]
+    tied = msgspec.structs.replace(m.head, tensors=(*m.head.tensors, *m.prelude.tensors))
+    with Stack(replace(artifact, manifest=msgspec.structs.replace(m, head=tied))) as stack:
+        stack.use(MemoryPlan(streamed=True))
+    assert len(found) == len(tables)
 
 
 def test_evaluation_in_parts_is_evaluation(artifact: Artifact) -> None:
