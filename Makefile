@@ -7,18 +7,20 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 SOURCES := $(wildcard $(foreach package,device_runtime broker exporters toolkit,$(package)/*.py $(package)/*/*.py))
 export PATH := $(PATH):/usr/sbin
 
-.PHONY: help demo test test-all check bench device-env oldest-env ort-env mosquitto clean
+.PHONY: help demo test test-all test-arm check bench device-env oldest-env ort-env arm-env mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        all of fleetune on this machine, a few minutes"
 	@echo "make test        the tests, without the slow ones"
 	@echo "make test-all    every test"
+	@echo "make test-arm    the aarch64 wheels in an emulator, against this machine"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make bench       the figures of benchmarks/"
 	@echo "make device-env  $(VENV)-device: what a device has, without torch"
 	@echo "make oldest-env  $(VENV)-oldest: the same with the oldest onnxruntime that graphs are promised to open in"
 	@echo "make ort-env     $(VENV)-ort: ONNX Runtime Training, which shadows onnxruntime"
+	@echo "make arm-env     $(VENV)-arm: an emulator, and the same for aarch64"
 	@echo "make clean       remove environments and caches"
 
 demo: $(VENV)/demo.stamp
@@ -29,6 +31,9 @@ test: $(VENV)/dev.stamp mosquitto
 
 test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp $(VENV)-oldest/oldest.stamp ort-env mosquitto
 	$(BIN)/pytest
+
+test-arm: $(VENV)/dev.stamp $(VENV)-arm/arm.stamp mosquitto
+	$(BIN)/pytest -rs tests/test_arm.py
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -43,6 +48,8 @@ bench: $(VENV)/dev.stamp
 device-env: $(VENV)-device/device.stamp
 
 oldest-env: $(VENV)-oldest/oldest.stamp
+
+arm-env: $(VENV)-arm/arm.stamp
 
 # Its last release has no wheels for ARM Linux nor for Python 3.13; there the tests that need it skip, and say so.
 ort-env: | $(VENV)-ort/bin/pip
@@ -80,12 +87,16 @@ $(VENV)-oldest/oldest.stamp: pyproject.toml $(SOURCES) | $(VENV)-oldest/bin/pip
 	@rm -rf build
 	@touch $@
 
+# Where it cannot be made the script says why, and makes no stamp: the tests that need it skip.
+$(VENV)-arm/arm.stamp: pyproject.toml tests/support/make_arm_root.sh $(SOURCES) | $(BIN)/pip
+	@sh tests/support/make_arm_root.sh $(BIN)/pip $(VENV)-arm
+
 %/bin/pip:
 	@echo "creating $*"
 	@$(PYTHON) -m venv $* || { rm -rf $*; \
 	    echo "no venv module: run  apt-get install python3-venv  (or set PYTHON to another Python, 3.10 or later)"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-device $(VENV)-oldest $(VENV)-ort build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	rm -rf $(VENV) $(VENV)-device $(VENV)-oldest $(VENV)-ort $(VENV)-arm build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ from device_runtime.machine import Machine, Resources
 from device_runtime.outbox import Outbox
 from device_runtime.pause import Gate, open_gate
 from device_runtime.samples import Dataset
+from device_runtime.systemd import Service
 from device_runtime.trainer import Trainer
 from device_runtime.training import peak_rss_mb
 from device_runtime.wire import LocalWork, check_name
@@ -121,6 +122,7 @@ def device(
     if role not in ROLES:
         raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
     check_name("job", job)
+    service = Service()
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
@@ -138,7 +140,7 @@ def device(
         Outbox(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
-        desk = _Desk(artifact, Path(data), machine)
+        desk = _Desk(artifact, Path(data), machine, service)
         identity = Identity(_device_id(outbox, id), job, artifact.digest, role)
         link = Link(
             mqtt,
@@ -147,7 +149,7 @@ def device(
             will=Will(*identity.will),
             ca_file=ca_file,
         )
-        tally = _Tally(on_event)
+        tally = _Tally(on_event, service)
         agent = Agent(
             link,
             outbox,
@@ -160,9 +162,12 @@ def device(
             on_event=tally,
         )
         link.open(timeout_s)
+        service.status = f"job {job}: waiting for the aggregator"
+        service.ready()
         try:
-            _live(agent, link, idle_limit_s=idle_limit_s)
+            _live(agent, link, service=service, idle_limit_s=idle_limit_s)
         finally:
+            service.stopping()
             send(link, *identity.will, retain=True)
             link.close()
     if agent.is_unwanted:
@@ -173,8 +178,8 @@ def device(
 class _Tally:
     """Counts what happens and passes on what a person wants to read."""
 
-    def __init__(self, on_event: Callable[[Event], object] | None) -> None:
-        self._on_event = on_event or (lambda _: None)
+    def __init__(self, on_event: Callable[[Event], object] | None, service: Service) -> None:
+        self._on_event, self._service = on_event or (lambda _: None), service
         self._started = time.monotonic()
         self._kinds: Counter[str] = Counter()
         self._active: list[float] = []
@@ -182,6 +187,7 @@ class _Tally:
 
     def __call__(self, event: Event) -> None:
         self._kinds[event.kind] += 1
+        self._service.status = str(event)
         if event.kind != "step":
             log.info("%s", event)
             self._on_event(event)
@@ -212,8 +218,8 @@ class _Tally:
 class _Desk:
     """The machine and the data of a device; the data is read again when the aggregator asks for another length."""
 
-    def __init__(self, artifact: Artifact, data: Path, machine: Machine) -> None:
-        self._artifact, self._data, self._machine = artifact, data, machine
+    def __init__(self, artifact: Artifact, data: Path, machine: Machine, service: Service) -> None:
+        self._artifact, self._data, self._machine, self._service = artifact, data, machine, service
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self) -> Workbench:
@@ -223,7 +229,8 @@ class _Desk:
         return self._machine.trainer(self._rows(work.seq_len), work, adapter)
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
-        return evaluate(self._machine.stack, self._rows(work.seq_len), adapter)
+        rows = self._rows(work.seq_len)
+        return evaluate(self._machine.stack, rows, adapter, before_batch=self._service.beat)
 
     def _rows(self, seq_len: int) -> Dataset:
         if seq_len != self._seq_len:
@@ -234,9 +241,10 @@ class _Desk:
         return load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
 
 
-def _live(agent: Agent, link: Link, *, idle_limit_s: float) -> None:
+def _live(agent: Agent, link: Link, *, service: Service, idle_limit_s: float) -> None:
     busy_at = time.monotonic()
     while not agent.finished:
+        service.beat()
         now = time.monotonic()
         has_more = agent.poll(now)
         if has_more or agent.is_paused:

@@ -4,6 +4,7 @@ import pytest
 
 from device_runtime import device
 from device_runtime.errors import TransportError
+from device_runtime.systemd import Service
 
 
 class Link:
@@ -46,7 +47,7 @@ def clock(monkeypatch):
 
 
 def live(clock, **times):
-    device._live(Agent(clock, **times), Link(clock), idle_limit_s=10)
+    device._live(Agent(clock, **times), Link(clock), service=Service({}), idle_limit_s=10)
 
 
 def test_a_pause_is_not_idleness(clock):
