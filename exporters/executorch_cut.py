@@ -105,7 +105,7 @@ def _entry(inputs: int, outputs: int) -> ModuleCallEntry:
 def _dependents(graph: Graph, root: Node) -> set[Node]:
     late = {root}
     for node in graph.nodes:
-        if any(n in late for n in node.all_input_nodes):
+        if node.op != "output" and any(n in late for n in node.all_input_nodes):
             late.add(node)
     return late
 
