@@ -19,16 +19,25 @@ from device_runtime.artifact import open_artifact
 from device_runtime.training import train
 
 ARM = Path(__file__).parent.parent / ".venv-arm"
+PACKAGES = ("device_runtime", "broker", "exporters", "toolkit")
 CPUS = {"cortex-a72": "Raspberry Pi 4", "cortex-a76": "Raspberry Pi 5"}
 """The second has dot products of int8, the first has not: onnxruntime takes other kernels."""
 LIMIT = 1e-4
 WORK = {"batch_size": 2, "seq_len": 8, "threads": 1}
 
+
+def _is_current() -> bool:
+    """Whether the environment was made from these sources."""
+    stamp = ARM / "arm.stamp"
+    sources = [path for package in PACKAGES for path in (ARM.parent / package).rglob("*.py")]
+    return stamp.is_file() and stamp.stat().st_mtime >= max(path.stat().st_mtime for path in sources)
+
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (ARM / "arm.stamp").is_file(),
-        reason="no .venv-arm; `make arm-env` makes it, or says why it cannot",
+        not _is_current(),
+        reason="no .venv-arm of these sources; `make arm-env` makes it, or says why it cannot",
     ),
 ]
 
