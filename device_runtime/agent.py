@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,7 +13,8 @@ import numpy as np
 from device_runtime.arrays import Arrays, to_bytes
 from device_runtime.codecs import encode_with_feedback
 from device_runtime.deliveries import Deliveries
-from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError, one_line
+from device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
+from device_runtime.identity import Event, Identity
 from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Outbox
 from device_runtime.pause import Gate
@@ -26,7 +26,6 @@ from device_runtime.wire import (
     AggregatorStatus,
     Chunk,
     Decline,
-    DeviceStatus,
     Finished,
     Hello,
     Message,
@@ -35,7 +34,6 @@ from device_runtime.wire import (
     Request,
     UpdateReady,
     Verdict,
-    aggregator_topic,
     decode,
     device_topic,
     encode,
@@ -51,47 +49,6 @@ DEADLINE_GRACE_S = 5.0
 _MESSAGES_A_POLL = 64
 _LOSSES_TOLD = 20
 _ADAPTER_SLACK_BYTES = 64 * 1024
-
-
-class Identity(NamedTuple):
-    """Who a device is, to whom."""
-
-    device_id: str
-    job: str
-    artifact: str
-    """SHA-256 of the artifact's manifest."""
-    role: str = "train"
-
-    @property
-    def topics(self) -> list[str]:
-        """What it subscribes to."""
-        return [device_topic(self.job, self.device_id, "down"), aggregator_topic(self.job)]
-
-    @property
-    def will(self) -> tuple[str, bytes]:
-        """Its last will: (topic, payload), to be retained."""
-        return device_topic(self.job, self.device_id, "status"), self.status(online=False)
-
-    def status(self, *, online: bool, paused: str = "") -> bytes:
-        """An encoded DeviceStatus."""
-        return encode(DeviceStatus(device_id=self.device_id, online=online, paused=one_line(paused)))
-
-
-class Event(NamedTuple):
-    """Something that a person may want to see.
-
-    ``kind`` is offer, step, paused, resumed, trained, evaluated, accepted, refused, declined or finished; the rest
-    depends on it.
-    """
-
-    kind: str
-    round: int
-    values: Mapping[str, float] = {}
-    text: str = ""
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{name} {value:g}" for name, value in self.values.items())
-        return f"round {self.round}: " + ": ".join(filter(None, (self.kind, values, self.text)))
 
 
 @dataclass

@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 
-from device_runtime.agent import Agent, Event, Identity
+from device_runtime.agent import Agent
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact, open_artifact
 from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError, StateError, TransportError, choices
 from device_runtime.evaluation import Evaluation, evaluate
+from device_runtime.identity import Event, Identity
 from device_runtime.link import Link, Will
 from device_runtime.loopback import send
 from device_runtime.machine import Machine, Resources

@@ -4,7 +4,7 @@ import hashlib
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from device_runtime.arrays import Arrays, Floats, to_bytes
 from device_runtime.artifact import check_adapter
 from device_runtime.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 from device_runtime.errors import ConfigError
+from device_runtime.history import History, StepReport
 from device_runtime.optim import make_optimizer
 from device_runtime.plans import LayerPlan, Mode, active_layers, lowest_trained
 from device_runtime.policies import PolicyState, make_policy
@@ -21,16 +22,6 @@ from device_runtime.wire import LocalWork
 
 if TYPE_CHECKING:
     from device_runtime.stack import Stack
-
-
-class StepReport(NamedTuple):
-    """One finished step; ``step`` counts from 0."""
-
-    step: int
-    total_steps: int
-    loss: float
-    active_layers: int
-    seconds: float
 
 
 class Trainer:
@@ -68,7 +59,7 @@ class Trainer:
         self.adapter = dict(adapter)
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
-        self.history: list[StepReport] = []
+        self.history = History(self.total_steps)
         self._stack, self._dataset, self._work, self._prefix = stack, dataset, work, prefix
         self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
@@ -102,9 +93,13 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically."""
-        columns = {name: np.array([getattr(r, name) for r in self.history], np.float64) for name in _HISTORY}
         checkpoint = Checkpoint(
-            self._origin, self.step_index, self._policy_state, self.adapter, self._optimizer_state, columns
+            self._origin,
+            self.step_index,
+            self._policy_state,
+            self.adapter,
+            self._optimizer_state,
+            self.history.columns(),
         )
         save_checkpoint(path, checkpoint)
 
@@ -119,11 +114,7 @@ class Trainer:
         check_adapter(self._stack.artifact.manifest, found.adapter)
         self.adapter, self._optimizer_state = found.adapter, found.optimizer
         self.step_index, self._policy_state = found.step, found.policy_state
-        rows = zip(*(found.history[name].tolist() for name in _HISTORY), strict=True)
-        self.history = [
-            StepReport(i, self.total_steps, loss, int(active), seconds)
-            for i, (loss, active, seconds) in enumerate(rows)
-        ]
+        self.history = History(self.total_steps, found.history)
 
     def _cached(self, examples: Indices, plan: LayerPlan) -> PrefixRows | None:
         """The examples' rows in the cache; the layers below are the base, their adapters and modes."""
@@ -160,9 +151,6 @@ class Trainer:
                 f"step {self.step_index}: {wrong[0]}; try a lower learning rate than {lr}, or clip_norm 1"
             )
         self.adapter, self._optimizer_state = adapter, state
-
-
-_HISTORY = ("loss", "active_layers", "seconds")
 
 
 def _check_counts(work: LocalWork) -> None:

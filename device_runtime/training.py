@@ -18,10 +18,11 @@ from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError, StateError
 from device_runtime.evaluation import Evaluation
 from device_runtime.evaluation import evaluate as measure
+from device_runtime.history import StepReport
 from device_runtime.machine import Machine, Resources
 from device_runtime.memory_plan import MemoryPlan
 from device_runtime.pause import Gate, Pause, open_gate
-from device_runtime.trainer import StepReport, Trainer
+from device_runtime.trainer import Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
 
 log = logging.getLogger(__name__)

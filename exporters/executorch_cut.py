@@ -29,6 +29,9 @@ _CHEAP_NAMES = """
 CHEAP = frozenset(getattr(aten, name) for name in _CHEAP_NAMES.split())
 
 
+_RATHER_NOT = 1e12  # positions are made again; what a router has chosen cannot be
+
+
 def saved_values(graph: Graph, gradient: Node, *, extents: Mapping[str, int]) -> list[Node]:
     """The values that cost the fewest bytes to keep for the nodes that depend on ``gradient``.
 
@@ -102,7 +105,7 @@ def _entry(inputs: int, outputs: int) -> ModuleCallEntry:
 def _dependents(graph: Graph, root: Node) -> set[Node]:
     late = {root}
     for node in graph.nodes:
-        if any(n in late for n in node.all_input_nodes):
+        if node.op != "output" and any(n in late for n in node.all_input_nodes):
             late.add(node)
     return late
 
@@ -136,8 +139,10 @@ def _bytes(node: Node, extents: Mapping[str, int]) -> float:
     if node.op == "placeholder":
         return FREE
     value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype == torch.int64:
-        return NEVER  # sizes and positions are made again, never carried
+    if not isinstance(value, Tensor):
+        return NEVER
+    if value.dtype == torch.int64:
+        return _RATHER_NOT
     count = float(value.element_size())
     for extent in value.shape:
         count *= extent if isinstance(extent, int) else _nominal(extent, extents)

@@ -18,7 +18,7 @@ from exporters.executorch_lowering import lower, require
 from exporters.executorch_tidy import tidy
 from exporters.graph_file import GraphFile
 from exporters.sections import Section
-from exporters.tracing import trace
+from exporters.tracing import quiet, trace
 
 BOUNDS = (16, 128)
 """Largest batch and sequence, unless the model itself takes less."""
@@ -37,7 +37,7 @@ class Traced:
         require()
         self.section = section
         _check_dtypes(section)
-        self.program = trace(
+        program = trace(
             section.function,
             [a.example for a in section.arguments],
             what=section.what,
@@ -46,6 +46,7 @@ class Traced:
             decompositions=DECOMPOSITIONS,
             bounds=_asked(section, sizes),
         )
+        self.program = _functional(program)
         tidy(self.program.graph)
         self.inputs, self.outputs = inputs_of(self.program), outputs_of(self.program)
         self.symbols = _symbols(section, self.inputs, sizes)
@@ -127,6 +128,16 @@ def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, Graph
         "backward_lowest": traced.graph("backward_lowest", every, own),
         "backward_lowest_recompute": traced.graph("backward_lowest_recompute", inputs, own),
     }
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Without operators that write into their inputs; few have any, and it means tracing again."""
+    schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        return program
+    with quiet():
+        functional: ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 def _asked(section: Section, sizes: tuple[int, int]) -> tuple[int, int]:

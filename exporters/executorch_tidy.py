@@ -4,7 +4,7 @@ XNNPACK takes a reshape with at most one dynamic dimension, and neither ``unsque
 at the border of a delegated run is refused ("pass through arguments").
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,8 @@ def tidy(graph: Graph) -> None:
     """Rewrite ``graph`` in place; values and their shapes stay what they are."""
     _share_sizes(graph)
     _settle(graph)
-    for rule in (_drop_copies, _as_views, _join_permutes, _as_linear, _into_bias, _as_views):
-        for node in list(graph.nodes):
-            if node.op == "call_function":
-                rule(node, graph)
-        graph.eliminate_dead_code()
+    _apply((_drop_copies, _as_views, _join_permutes, _as_linear), graph)
+    _apply((_into_bias, _as_views), graph)
     _share(graph)
     graph.eliminate_dead_code()
 
@@ -41,8 +38,17 @@ def sizes_of(graph: Graph) -> dict[Any, Node]:
     return {n.meta["val"].node.expr: n for n in graph.nodes if isinstance(n.meta.get("val"), SymInt)}
 
 
+def _apply(rules: Sequence[Callable[[Any, Graph], None]], graph: Graph) -> None:
+    """Each rule to every call, then drop what nobody uses; not before, as reshapes may come to use a size."""
+    for rule in rules:
+        for node in list(graph.nodes):
+            if node.op == "call_function":
+                rule(node, graph)
+    graph.eliminate_dead_code()
+
+
 def _share_sizes(graph: Graph) -> None:
-    """One node per size; plain sizes are read off the first input that has them."""
+    """One node per size, as early as can be; plain sizes are read off the first input that has them."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     known: dict[Any, Node] = {}
     with graph.inserting_after(inputs[-1]):
@@ -51,12 +57,23 @@ def _share_sizes(graph: Graph) -> None:
                 made = graph.call_function(aten.sym_size.int, (node, dim))
                 made.meta["val"] = size
                 known[size.node.expr] = made
-    mine = set(known.values())
+    plain = list(known.values())
     for node in list(graph.nodes):
-        if isinstance(node.meta.get("val"), SymInt) and node not in mine:
+        if isinstance(node.meta.get("val"), SymInt) and node not in plain:
             first = known.setdefault(node.meta["val"].node.expr, node)
             if first is not node:
                 _replace(node, first, graph)
+    _hoist(list(known.values())[len(plain) :], [*inputs, *plain])
+
+
+def _hoist(sizes: Sequence[Node], early: Sequence[Node]) -> None:
+    """Put what is computed of other sizes right behind ``early``, so that any reshape may use it."""
+    before, last = set(early), max(early)
+    for node in sizes:
+        if before.issuperset(node.all_input_nodes):
+            last.append(node)
+            last = node
+            before.add(node)
 
 
 def _settle(graph: Graph) -> None:
@@ -91,7 +108,7 @@ def _as_views(node: Any, graph: Graph) -> None:
     dynamic = [i for i, extent in enumerate(shape) if isinstance(extent, SymInt)]
     if len(dynamic) == 1:
         shape[dynamic[0]] = -1
-    known = sizes_of(graph)
+    known = {expression: size for expression, size in sizes_of(graph).items() if size < node}
     extents = [e if isinstance(e, int) else known.get(e.node.expr) for e in shape]
     if None not in extents:
         node.target, node.args, node.kwargs = aten.view.default, (origin, extents), {}

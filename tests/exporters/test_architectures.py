@@ -25,6 +25,8 @@ from exporters.anatomy import find_anatomy
 
 FAST = [("qwen2", CAUSAL), ("vit", IMAGE)]
 EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]
+EXECUTORCH += [(name, CAUSAL) for name in ("qwen3", "gemma3", "smollm3", "phi", "mixtral")]
+EXECUTORCH += [(name, SEQUENCE) for name in ("roberta", "distilbert", "albert", "deberta-v2", "modernbert")]
 KEYS = [(*case, "onnx") for case in CASES] + [(*case, "executorch") for case in EXECUTORCH]
 
 

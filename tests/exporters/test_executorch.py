@@ -163,6 +163,20 @@ def test_forward_and_backward_of_the_cut_equal_the_joint_graph(
         assert relative_error(one.detach().numpy(), other.detach().numpy()) < 1e-5
 
 
+def test_what_a_router_chose_is_kept_as_positions() -> None:
+    def largest(x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            y = x.topk(2).values
+            return (y, *torch.autograd.grad(y, x, dy))
+
+    given = [torch.randn(3, 37, 5), torch.randn(3, 37, 2)]
+    program = trace(largest, given, what="it", sizes=(3, 37), data=[True, True], bounds=(8, 64))
+    tidy(program.graph)
+    (kept,) = saved_values(program.graph, inputs_of(program)[1], extents={})
+    assert kept.meta["val"].dtype == torch.int64
+
+
 def test_every_product_is_delegated_and_the_loader_runs_it(
     block: tuple[Section, tuple[int, int]], tmp_path: Path
 ) -> None:
@@ -189,6 +203,33 @@ def test_every_product_is_delegated_and_the_loader_runs_it(
     values = dict(zip([n.name for n, _, _ in traced.entering()], too_large, strict=True))
     with pytest.raises(ArtifactError, match="bounds"):
         graph.run({n: values[n].detach() for n in names}, ["a"])
+
+
+def test_what_writes_into_its_input_is_made_functional() -> None:
+    hidden = Argument("hidden", 0, torch.randn(3, 37, 4))
+
+    def halve(x: torch.Tensor) -> tuple[torch.Tensor]:
+        y = x * x
+        y /= 2
+        return (y,)
+
+    traced = executorch_graphs.Traced(Section("it", halve, (hidden,), (("hidden", 0),), ()), (3, 37))
+    program = traced.part(traced.entering(), traced.leaving())
+    x = torch.randn(2, 9, 4)
+    torch.testing.assert_close(Interpreter(program.graph_module).run(x)[0], halve(x)[0])
+
+
+def test_a_size_is_there_before_every_reshape_that_uses_it() -> None:
+    def late(x: torch.Tensor) -> tuple[torch.Tensor]:
+        doubled = torch.cat([x, x]).unsqueeze(1)  # nothing has computed twice the batch yet
+        return (doubled.exp().view(x.shape[0] * 2, -1, 2),)
+
+    given = [torch.randn(3, 37, 4)]
+    program = trace(late, given, what="it", sizes=(3, 37), data=[True], bounds=(8, 64))
+    tidy(program.graph)
+    program.graph.lint()
+    x = torch.randn(2, 9, 4)
+    torch.testing.assert_close(Interpreter(program.graph_module).run(x)[0], late(x)[0])
 
 
 class Doubling(nn.Module):

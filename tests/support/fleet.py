@@ -9,9 +9,10 @@ from broker.ledger import Ledger
 from broker.service import Service, topics, will
 from broker.settings import Patience, Settings
 from broker.strategies import STRATEGIES
-from device_runtime.agent import Agent, Identity
+from device_runtime.agent import Agent
 from device_runtime.arrays import load_arrays, save_arrays, to_bytes
 from device_runtime.errors import ConfigError
+from device_runtime.identity import Identity
 from device_runtime.loopback import Loopback
 from device_runtime.outbox import Outbox
 from device_runtime.wire import LocalWork, decode
