@@ -16,10 +16,11 @@ from device_runtime.plans import dropping
 from device_runtime.runtimes import can_plan_memory, open_stack
 
 LIMIT = 1e-4
-INT8_LIMIT = 1e-2
+INT8_LIMIT = 8e-2
 """Of relative L2 error, against torch with the same int8 arithmetic, one layer at a time.
 
-Two right implementations differ where a value lies on the border of two steps and rounds the other way.
+Two right implementations differ where a value lies on the border of two steps and rounds the other way: mostly 2e-6, and up to
+3e-2 where that befalls the one token of two that answers. A scale that is off by a tenth gives 0.12 and more.
 """
 
 
