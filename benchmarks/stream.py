@@ -20,6 +20,7 @@ MODES = (
     "full-recompute",
     "full-recompute-streamed",
     "full-recompute-streamed-micro:2",
+    "full-recompute-streamed-micro:1",
 )
 TWINS = {"full-streamed": "full", "full-recompute-streamed": "full-recompute"}
 Say = Callable[[str], None]
