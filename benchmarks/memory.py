@@ -15,7 +15,7 @@ from device_runtime.plans import LayerPlan, dropping
 from device_runtime.tables import Table
 from toolkit.benchmark import run_worker
 from toolkit.export import export
-from toolkit.figures import table
+from toolkit.figures import chart_of, table
 from toolkit.models import packaged_model
 
 BATCH, SEQ, STEPS, THREADS = 16, 64, 8, 2
@@ -86,6 +86,7 @@ def measure(say: Say, *, only: Sequence[str] = (), threads: int = THREADS) -> di
         "worst_estimate_over_measured": worst,
         "rows": rows,
         "estimates": estimates,
+        "chart": chart_of("active_layers", rows, "peak_mb", "step_ms"),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.benchmark import run_floor, run_worker
 from toolkit.export import export
-from toolkit.figures import Round, medians, ratio
+from toolkit.figures import Round, chart_of, medians, ratio
 from toolkit.models import packaged_model
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 14, 2, 5
@@ -25,19 +25,23 @@ def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict
         artifact = Path(folder) / "artifact"
         export(model, task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
         rounds = [_round(model, artifact, say, threads) for _ in range(repeats)]
+    found = medians(rounds)
     return {
         "benchmark": "step",
         "model": "all-MiniLM-L6-v2, LoRA r=8 on query and value",
         "batch": [BATCH, SEQ],
         "threads": threads,
         "repeats": repeats,
-        **medians(rounds),
+        **found,
         "step_over_torch": ratio(rounds, "device", "torch"),
         "step_over_floor": ratio(rounds, "device", "floor"),
         "half_depth_over_full": ratio(rounds, "half", "device"),
         "peak_over_torch": ratio(rounds, "device", "torch", what="peak_mb"),
         "peak_recompute_over_torch": ratio(rounds, "recompute", "torch", what="peak_mb"),
         "cold_start_over_torch": ratio(rounds, "device", "torch", what="cold_start_s"),
+        "chart": chart_of(
+            "who", [{"who": who, "step_ms": found[f"{who}_step_ms"]} for who in rounds[0]], "step_ms"
+        ),
     }
 
 

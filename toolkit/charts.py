@@ -1,9 +1,12 @@
 """A benchmark's figures as bars, one panel per series, in an SVG file."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from device_runtime.errors import ConfigError
+
+_TITLE_COLUMNS = 60
 
 
 def draw(path: Path, title: str, chart: dict[str, Any]) -> None:
@@ -26,17 +29,21 @@ def draw(path: Path, title: str, chart: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     labels, series = chart["labels"], chart["series"]
-    figure = Figure(figsize=(4.2 * len(series) + 1.6, 0.42 * len(labels) + 1.1), layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(4.2 * len(series) + 1.6, 0.42 * len(labels) + 1.4), layout="constrained")
+    figure.suptitle(fill(title, _TITLE_COLUMNS * len(series)), fontsize="medium")
     for axes, (name, values) in zip(
-        figure.subplots(1, len(series), squeeze=False)[0], series.items(), strict=True
+        figure.subplots(1, len(series), squeeze=False, sharey=True)[0], series.items(), strict=True
     ):
         bars = axes.barh(labels, values, color="#3b6ea5")
-        axes.bar_label(bars, fmt="%.3g", padding=3)
+        axes.bar_label(bars, [_shown(value) for value in values], padding=3)
         axes.set_xlabel(name)
-        axes.margins(x=0.15)
-        axes.invert_yaxis()
+        axes.margins(x=0.2)
+    axes.invert_yaxis()
     try:
         figure.savefig(path, metadata={"Date": None})
     except OSError as exc:
         raise ConfigError(f"{path}: the chart cannot be written: {exc.strerror}") from exc
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
