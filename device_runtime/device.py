@@ -231,6 +231,7 @@ class _Desk:
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)
+        self._machine.prepare(rows, work)
         return evaluate(self._machine.stack, rows, adapter, before_batch=self._service.beat)
 
     def _rows(self, seq_len: int) -> Dataset:

@@ -85,13 +85,22 @@ class Machine:
         Raises:
             ConfigError: nothing fits the budget; says the least that would.
         """
-        if self._resources.memory_budget_mb:
-            self.fit = self._fit(dataset, work)
-            log.info("memory budget of %g MB: %s", self._resources.memory_budget_mb, self.fit)
-            self.stack.use(self.fit.memory)
-            policy = msgspec.structs.replace(work.policy, drop=self.fit.drop)
-            work = msgspec.structs.replace(work, policy=policy)
+        work = self.prepare(dataset, work)
         return Trainer(self.stack, dataset, work, adapter, prefix=self._cache(dataset))
+
+    def prepare(self, dataset: Dataset, work: LocalWork) -> LocalWork:
+        """Have the stack keep within the budget for ``work``, evaluation included; returns the work as it can be done.
+
+        Raises:
+            ConfigError: nothing fits the budget; says the least that would.
+        """
+        if not self._resources.memory_budget_mb:
+            return work
+        self.fit = self._fit(dataset, work)
+        log.info("memory budget of %g MB: %s", self._resources.memory_budget_mb, self.fit)
+        self.stack.use(self.fit.memory)
+        policy = msgspec.structs.replace(work.policy, drop=self.fit.drop)
+        return msgspec.structs.replace(work, policy=policy)
 
     def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
         num_tokens = _widest(dataset, self._artifact)

@@ -9,9 +9,13 @@ import pytest
 
 from device_runtime import arrays
 from device_runtime.artifact import open_artifact
+from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError
+from device_runtime.evaluation import evaluate
 from device_runtime.machine import Machine, Resources, pin
+from device_runtime.memory_plan import MemoryPlan
 from device_runtime.training import train
+from device_runtime.wire import LocalWork, PolicySpec
 
 OPTIONS = {"batch_size": 16, "seq_len": 16, "steps": 9, "threads": 1}
 
@@ -76,6 +80,16 @@ def test_a_budget_is_told_and_reported(word_artifact, word_file, tmp_path) -> No
 def test_a_budget_that_nothing_fits_is_refused_with_the_least(word_artifact, word_file, tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"memory budget of 9 MB: the least that would do is \d+ MB"):
         train(word_artifact, data=word_file, out=tmp_path, memory_budget_mb=9, **OPTIONS)
+
+
+def test_a_budget_holds_for_an_evaluation_too(word_artifact, word_file, tmp_path) -> None:
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    with Machine(artifact, Resources(threads=1, memory_budget_mb=5000), folder=tmp_path) as machine:
+        work = LocalWork(batch_size=8, policy=PolicySpec(name="exact-k", drop=0.5))
+        assert machine.prepare(data, work) == work
+        assert machine.stack.memory == MemoryPlan(micro_batch=8)
+        assert evaluate(machine.stack, data, artifact.adapter()).num_samples == 120
 
 
 def test_the_cached_prefix_is_gone_after_the_run(word_artifact, word_file, tmp_path) -> None:
