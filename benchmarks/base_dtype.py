@@ -4,7 +4,6 @@ Every figure is the median over interleaved repeats, each repeat a fresh process
 weights is that of the blocks' frozen tensors, which is what a step reads whole.
 """
 
-import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from toolkit.models import packaged_model
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 10, 2, 5
 Say = Callable[[str], None]
-ITEM_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def block_weights_mb(folder: Path) -> float:
     """Frozen tensors inside the blocks, in MB of 10**6 bytes."""
     rows = open_artifact(folder, verify=False).manifest.tensors
     inside = [row for row in rows if row.layer >= 0 and not row.trainable]
-    return round(sum(math.prod(row.shape) * ITEM_BYTES[row.dtype] for row in inside) / 1e6, 3)
+    return round(sum(row.size_bytes for row in inside) / 1e6, 3)
 
 
 def _round(artifacts: dict[str, Path], say: Say, threads: int) -> Round:

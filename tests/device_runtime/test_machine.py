@@ -92,6 +92,20 @@ def test_a_budget_holds_for_an_evaluation_too(word_artifact, word_file, tmp_path
         assert evaluate(machine.stack, data, artifact.adapter()).num_samples == 120
 
 
+def test_a_later_round_fits_as_the_first_though_the_process_has_grown(
+    word_artifact, word_file, tmp_path, monkeypatch
+) -> None:
+    held = iter((80.0, 4000.0))
+    monkeypatch.setattr("device_runtime.machine.resident_mb", lambda: next(held))
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    with Machine(artifact, Resources(threads=1, memory_budget_mb=500), folder=tmp_path) as machine:
+        machine.prepare(data, LocalWork(batch_size=8))
+        first = machine.fit
+        machine.prepare(data, LocalWork(batch_size=8))
+        assert machine.fit == first
+
+
 def test_the_cached_prefix_is_gone_after_the_run(word_artifact, word_file, tmp_path) -> None:
     suffix = {**OPTIONS, "steps": 0, "epochs": 2, "policy": "suffix", "drop": 0.5}
     plain = train(word_artifact, data=word_file, out=tmp_path / "plain", **suffix)
