@@ -22,6 +22,11 @@ class Identity(NamedTuple):
         return [device_topic(self.job, self.device_id, "down"), aggregator_topic(self.job)]
 
     @property
+    def up(self) -> str:
+        """Where it publishes what the aggregator is to read."""
+        return device_topic(self.job, self.device_id, "up")
+
+    @property
     def will(self) -> tuple[str, bytes]:
         """Its last will: (topic, payload), to be retained."""
         return device_topic(self.job, self.device_id, "status"), self.status(online=False)
