@@ -14,7 +14,6 @@ REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
 SERVED_S = 15.0
 """Whoever asked for chunks so recently needs no announcement."""
-_REQUEST_LIMIT = 32
 
 
 @dataclass
@@ -72,8 +71,7 @@ class Deliveries:
         if parcel is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not here")
         parcel.due = now + SERVED_S
-        capped = msgspec.structs.replace(request, limit=min(request.limit, _REQUEST_LIMIT))
-        for chunk in self._outgoing(parcel).chunks(capped):
+        for chunk in self._outgoing(parcel).chunks(request):
             send(self._link, self._topic, encode(chunk))
 
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
