@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from device_runtime.agent import Agent
+from device_runtime.arguments import picked
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact, open_artifact
 from device_runtime.data import load_dataset
@@ -120,6 +121,7 @@ def device(
         StateError: the state folder is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or the aggregator is silent for too long.
     """
+    resources = picked(Resources, locals())
     if role not in ROLES:
         raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
     check_name("job", job)
@@ -127,15 +129,6 @@ def device(
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
-    resources = Resources(
-        threads=threads,
-        cores=cores,
-        provider=provider,
-        recompute=recompute,
-        stream=stream,
-        memory_budget_mb=memory_budget_mb,
-        prefix_cache_mb=prefix_cache_mb,
-    )
     with (
         _alone_in(folder),
         Outbox(folder / "outbox.sqlite") as outbox,
