@@ -49,5 +49,10 @@ class Event(NamedTuple):
     text: str = ""
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name} {value:g}" for name, value in self.values.items())
-        return f"round {self.round}: " + ": ".join(filter(None, (self.kind, values, self.text)))
+        values = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in self.values.items())
+        kind = "" if self.kind in self.values else self.kind  # "step 12, ..." says that it is a step
+        return f"round {self.round}: " + ": ".join(filter(None, (kind, values, self.text)))
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"
