@@ -17,7 +17,7 @@ from broker.actions import Action, Ask, Close, Dismiss, Finish, Send
 from broker.evaluations import Evaluations
 from broker.settings import Patience, Settings
 from device_runtime.errors import TransportError, WireError
-from device_runtime.wire import Hello, Report, UpdateReady, Verdict, encode
+from device_runtime.wire import REASON_CHARS_MAX, ROLES, Hello, Report, UpdateReady, Verdict, encode
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class Federation:
             WireError: the role is neither train nor evaluate.
         """
         device = hello.device_id
-        if hello.role not in ("train", "evaluate"):
-            raise WireError(f"device {device!r}: role {hello.role!r}; expected train or evaluate")
+        if hello.role not in ROLES:
+            raise WireError(f"device {device!r}: role {hello.role!r}; expected {' or '.join(ROLES)}")
         if reason := self._unfit(hello):
             return [Dismiss(device, reason)]
         if self.finished:
@@ -133,7 +133,7 @@ class Federation:
         """The payload of an update that ``judge`` passed is bad: the round goes on without it."""
         if self._round and self._round.number == update.round:
             self._round.standing[update.device_id] = Standing.REFUSED
-            self._round.refusals[_identity(update)] = reason
+            self._round.refusals[_identity(update)] = reason[:REASON_CHARS_MAX]
         return self._advance(now)
 
     def declined(self, device_id: str, round_number: int, now: float) -> list[Action]:
@@ -286,8 +286,13 @@ class Federation:
 
 def verdict_on(update: UpdateReady, reason: str = "") -> Verdict:
     """The answer to an update: refused for ``reason``, or accepted without one."""
-    digest = update.payload.sha256
-    return Verdict(job=update.job, round=update.round, digest=digest, accepted=not reason, reason=reason)
+    return Verdict(
+        job=update.job,
+        round=update.round,
+        digest=update.payload.sha256,
+        accepted=not reason,
+        reason=reason[:REASON_CHARS_MAX],
+    )
 
 
 def _identity(update: UpdateReady) -> bytes:

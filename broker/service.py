@@ -225,8 +225,8 @@ class Service:
 
     def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
         log.warning("round %d: update of %s refused: %s", update.round, update.device_id, reason)
-        self._executor.tell(update.device_id, verdict_on(update, reason[:500]))
-        self._do(self.federation.refused(update, reason[:500], now), now)
+        self._executor.tell(update.device_id, verdict_on(update, reason))
+        self._do(self.federation.refused(update, reason, now), now)
 
     def _reported(self, report: Report, now: float) -> None:
         reason = self.federation.evaluations.judge(report, self.federation.version)

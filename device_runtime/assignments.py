@@ -18,7 +18,7 @@ from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Outbox
 from device_runtime.statedir import StateFolder, parse_adapter
 from device_runtime.transfer import Pull
-from device_runtime.wire import Chunk, Decline, Offer, UpdateReady, Verdict, encode
+from device_runtime.wire import REASON_CHARS_MAX, Chunk, Decline, Offer, UpdateReady, Verdict, encode
 from device_runtime.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,10 @@ class Assignments:
         self._done.add(self._current.key)
         self._let_go()
         decline = Decline(
-            device_id=identity.device_id, job=identity.job, round=number, reason=str(reason)[:500]
+            device_id=identity.device_id,
+            job=identity.job,
+            round=number,
+            reason=str(reason)[:REASON_CHARS_MAX],
         )
         send(self._link, identity.up, encode(decline))
         self._on_event(Event("declined", number, text=str(reason)))

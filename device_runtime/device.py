@@ -30,12 +30,11 @@ from device_runtime.samples import Dataset
 from device_runtime.systemd import Service
 from device_runtime.trainer import Trainer
 from device_runtime.training import peak_rss_mb
-from device_runtime.wire import LocalWork, check_name
+from device_runtime.wire import ROLES, LocalWork, check_name
 from device_runtime.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
-ROLES = ("train", "evaluate")
 _NAP_S = 0.1
 _DEFAULT_SEQ_LEN = LocalWork().seq_len
 

@@ -4,9 +4,10 @@ import pytest
 from rounds_by_hand import federation, give, hello, job, of, opened, update
 
 from broker.actions import Ask, Close, Dismiss, Finish, Send
-from broker.rounds import Federation, Past
+from broker.rounds import Federation, Past, verdict_on
 from broker.settings import Patience
 from device_runtime.errors import TransportError, WireError
+from device_runtime.wire import REASON_CHARS_MAX
 
 
 def test_a_round_opens_when_all_are_there_and_closes_when_all_have_answered():
@@ -227,3 +228,8 @@ def test_a_finished_job_dismisses_who_comes():
     machine = federation(Past(version=2, finished=True))
     assert machine.tick(0.0) == []
     assert machine.hello(hello("a"), 0.0) == [Dismiss("a", "the job is finished", is_error=False)]
+
+
+def test_a_long_reason_is_cut():
+    assert len(verdict_on(update("a", 1), "x" * 10_000).reason) == REASON_CHARS_MAX
+    assert verdict_on(update("a", 1)).accepted
