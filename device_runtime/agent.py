@@ -58,7 +58,7 @@ class Agent:
         self._link, self._identity = link, identity
         self._on_event: Callable[[Event], object] = on_event or (lambda _: None)
         self._presence = Presence(link, outbox, identity, num_samples=workbench.num_samples)
-        self._deliveries = Deliveries(link, outbox, job=identity.job, device_id=identity.device_id)
+        self._deliveries = Deliveries(link, outbox, identity)
         self._assignments = Assignments(
             link,
             outbox,

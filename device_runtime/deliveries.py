@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import msgspec
 
 from device_runtime.errors import WireError
+from device_runtime.identity import Identity
 from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Entry, Outbox
 from device_runtime.transfer import Outgoing
-from device_runtime.wire import Report, Request, UpdateReady, Verdict, decode, device_topic, encode
+from device_runtime.wire import Report, Request, UpdateReady, Verdict, decode, encode
 
 REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
@@ -28,10 +29,9 @@ class _Parcel:
 class Deliveries:
     """The updates and reports of one device for one job; others' entries in the outbox are left alone."""
 
-    def __init__(self, link: Connection, outbox: Outbox, *, job: str, device_id: str) -> None:
-        self._link, self._outbox = link, outbox
-        self._topic = device_topic(job, device_id, "up")
-        self._parcels = [_Parcel(e, _header(e)) for e in outbox.pending() if e.job == job]
+    def __init__(self, link: Connection, outbox: Outbox, identity: Identity) -> None:
+        self._link, self._outbox, self._topic = link, outbox, identity.up
+        self._parcels = [_Parcel(e, _header(e)) for e in outbox.pending() if e.job == identity.job]
 
     def __len__(self) -> int:
         return len(self._parcels)
