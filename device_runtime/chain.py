@@ -43,7 +43,6 @@ class Chain:
         open_graph: Callable[[Path], OpenGraph],
         *,
         frozen: FrozenWeights,
-        logits_bytes: int = LOGITS_BYTES,
     ) -> None:
         """Prepare; graphs are opened when first needed.
 
@@ -52,12 +51,12 @@ class Chain:
             loader: holds the values that go into the graphs.
             open_graph: opens a graph file; one of the loader's ways.
             frozen: the weights that the loader holds.
-            logits_bytes: size of the logits of one chunk, where the head works in chunks.
         """
         self.memory = SAVE_ALL
+        self.logits_bytes = LOGITS_BYTES
+        """Of one chunk, where the head works in chunks."""
         self._artifact, self._manifest = artifact, artifact.manifest
         self._loader, self._open, self._frozen = loader, open_graph, frozen
-        self._logits_bytes = logits_bytes
         self._graphs: dict[str, OpenGraph] = {}
         self._opening = Lock()
 
@@ -193,7 +192,7 @@ class Chain:
                 num_classes=_num_classes(head),
                 keep_logits=keep_logits,
                 backward=backward,
-                logits_bytes=self._logits_bytes,
+                logits_bytes=self.logits_bytes,
             )
         self._frozen.release(OUTSIDE)
         return end

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from device_runtime.batches import Mean, Part, StepResult, check_batch, share_of
 from device_runtime.chain import Chain
 from device_runtime.errors import ConfigError
 from device_runtime.lanes import Lanes, count_cores, count_lanes
-from device_runtime.loaders import LOADERS
+from device_runtime.loaders import LOADERS, OpenGraph
 from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
 from device_runtime.plans import LayerPlan
 from device_runtime.prefix import PrefixRows
@@ -24,10 +25,7 @@ Result = TypeVar("Result")
 
 
 class Stack:
-    """Block graphs, chained: on lanes of rows, or by threads that share each operator where the rows are too few.
-
-    The first batch decides which, and is taken for what the others will be.
-    """
+    """Block graphs, chained: on lanes of rows, or by threads that share each operator where the rows are too few."""
 
     def __init__(
         self,
@@ -55,7 +53,9 @@ class Stack:
         self.frozen = FrozenWeights(artifact, self._loader.value_of)
         self._threads, self._in_lanes = threads or count_cores(), in_lanes
         self._lanes = Lanes(1)
-        self._chain: Chain | None = None
+        self._way: Callable[[Path], OpenGraph] | None = None
+        self._chain = Chain(artifact, self._loader, self._open, frozen=self.frozen)
+        self._rows = 0
         self.use(memory)
 
     def __enter__(self) -> "Stack":
@@ -66,13 +66,13 @@ class Stack:
 
     @property
     def lanes(self) -> int:
-        """How many the first batch was run on; 1 before it."""
+        """On how many the rows of a batch are run."""
         return self._lanes.count
 
     @property
     def opened(self) -> frozenset[str]:
         """The graph files opened so far, as the manifest names them."""
-        return frozenset() if self._chain is None else self._chain.opened
+        return self._chain.opened
 
     def use(self, memory: MemoryPlan) -> None:
         """From the next step on, hold rows, activations and weights like this.
@@ -81,14 +81,27 @@ class Stack:
             ConfigError: a number below 0.
         """
         memory.check()
-        self.memory = memory
+        self.memory = self._chain.memory = memory
         self.frozen.stream(memory.streamed)
+        if self._rows:
+            self.expect(self._rows)
+
+    def expect(self, rows: int) -> None:
+        """Say how many rows a batch has from now on; unless told, the first batch is taken for what the others will be.
+
+        It sets the lanes, and before the first graph is opened also whether the graphs share a pool of threads.
+        """
+        self._rows = rows
+        lanes = self._count_lanes(min(rows, self.memory.micro_batch or rows))
+        self._chain.logits_bytes = LOGITS_BYTES // lanes
+        if lanes != self.lanes:
+            self._lanes.close()
+            self._lanes = Lanes(lanes)
 
     def close(self) -> None:
         """Let go of threads, graphs and weights."""
         self._lanes.close()
-        if self._chain is not None:
-            self._chain.close()
+        self._chain.close()
         self.frozen.close()
 
     def step(
@@ -182,23 +195,24 @@ class Stack:
         inputs = [row for row in self.artifact.manifest.inputs if row.name in batch]
         found: list[Result] = []
         for group in split(batch, inputs, self.memory.micro_batch):
-            chain = self._chain or self._open(group.size)
-            chain.memory = self.memory
+            if not self._rows:
+                self.expect(group.size)
             parts = split(group.batch, inputs, -(-group.size // self.lanes))
-            found += self._lanes.each(partial(work, chain), [part.within(group) for part in parts])
+            found += self._lanes.each(partial(work, self._chain), [part.within(group) for part in parts])
         return found
 
-    def _open(self, rows: int) -> Chain:
-        """The graphs, opened as suits so many rows at a time."""
-        loader = self._loader
-        alone = loader.open_alone if loader.may_run_alone() else None
-        lanes = count_lanes(rows, self._threads) if alone and self._in_lanes else 1
-        way = alone if alone and lanes == self._threads else loader.open
-        self._lanes = Lanes(lanes)
-        self._chain = Chain(
-            self.artifact, loader, way, frozen=self.frozen, logits_bytes=LOGITS_BYTES // lanes
-        )
-        return self._chain
+    def _count_lanes(self, rows: int) -> int:
+        if self._way is not None:
+            return min(rows, self._threads) if self._way is self._loader.open_alone else 1
+        can = self._in_lanes and self._loader.may_run_alone()
+        return count_lanes(rows, self._threads) if can else 1
+
+    def _open(self, path: Path) -> OpenGraph:
+        """The first graph decides for the others."""
+        if self._way is None:
+            fits = self.lanes == self._threads and self._loader.may_run_alone()
+            self._way = (self._loader.open_alone if fits else None) or self._loader.open
+        return self._way(path)
 
     def _step_weights(self, adapter: Arrays) -> StepWeights:
         return StepWeights(self.frozen, self.artifact, self._loader.value_of, adapter)

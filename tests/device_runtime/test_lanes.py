@@ -73,6 +73,30 @@ def test_a_pool_that_is_there_is_used(word_artifact) -> None:
     assert {made["lanes"] for made in found.values()} == {1}
 
 
+EXPECTING = """
+import json, sys
+from device_runtime.artifact import open_artifact
+from device_runtime.memory_plan import MemoryPlan
+from device_runtime.stack import Stack
+
+found = []
+with Stack(open_artifact(sys.argv[1]), threads=2) as stack:
+    for rows in (8, 1, 8):
+        stack.expect(rows)
+        found.append(stack.lanes)
+    for rows in (1, 4):
+        stack.use(MemoryPlan(micro_batch=rows))
+        found.append(stack.lanes)
+print(json.dumps(found))
+"""
+
+
+def test_the_rows_to_come_set_the_lanes_whatever_the_first_batch_is(word_artifact) -> None:
+    command = [sys.executable, "-c", EXPECTING, str(word_artifact)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [2, 1, 2, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("rows", "threads", "lanes"),
     [(8, 1, 1), (1, 1, 1), (1, 2, 1), (2, 2, 2), (3, 2, 1), (7, 2, 2), (5, 4, 1), (7, 4, 4), (10, 4, 4)],

@@ -100,7 +100,8 @@ def run(word_artifact, word_file, folder, *, limit_bytes=PLENTY, memory=SAVE_ALL
         PrefixCache(folder, lengths=data.lengths, limit_bytes=limit_bytes) as cache,
     ):
         ran = []
-        chain = stack._open(16)
+        stack.expect(16)
+        chain = stack._chain
         real = chain._rise
         chain._rise = lambda scope, plan, weights, layers: (
             ran.append(list(layers)),
