@@ -20,6 +20,7 @@ PLANS = {
     "recomputed": ("fp32", "full-recompute"),
     "recomputed, streamed": ("fp32", "full-recompute-streamed"),
     "half, int8, recomputed, streamed": ("int8", "half-recompute-streamed"),
+    "the same, half the rows at a time": ("int8", "half-recompute-streamed-micro:{half}"),
 }
 Say = Callable[[str], None]
 
@@ -48,7 +49,9 @@ def _of(name: str, root: Path, say: Say, repeats: int, threads: int) -> list[dic
     for _ in range(repeats):
         found = {"torch": run_worker("torch_step", model, *size, threads=threads)}
         for who, (storage, mode) in PLANS.items():
-            found[who] = run_worker("device_step", artifacts[storage], *size, mode, threads=threads)
+            found[who] = run_worker(
+                "device_step", artifacts[storage], *size, mode.format(half=batch // 2), threads=threads
+            )
         rounds.append(found)
         say(", ".join(f"{who} {figures['peak_mb']:.0f} MB" for who, figures in found.items()))
     peaks = medians(rounds)

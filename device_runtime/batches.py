@@ -24,6 +24,24 @@ class StepResult(NamedTuple):
     grads: Arrays
 
 
+class Part(NamedTuple):
+    """Some rows of a batch."""
+
+    rows: slice
+    """Their place in it."""
+    batch: Arrays
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return int(self.rows.stop - self.rows.start)
+
+    def within(self, whole: "Part") -> "Part":
+        """A part of a part, with its place in the batch."""
+        first = whole.rows.start
+        return Part(slice(first + self.rows.start, first + self.rows.stop), self.batch)
+
+
 class Mean:
     """The mean of parts; a part weighs as many rows, or target tokens, as its own mean was taken over."""
 
@@ -69,12 +87,12 @@ def check_batch(batch: Arrays, rows: Sequence[Input], *, bounds: Mapping[str, in
         raise ArtifactError("batch does not fit the model: " + "; ".join(problems))
 
 
-def split(batch: Arrays, inputs: Sequence[Input], rows: int) -> Iterator[tuple[slice, Arrays]]:
-    """Parts of at most ``rows`` rows, 0 for all, with their place in the batch."""
+def split(batch: Arrays, inputs: Sequence[Input], rows: int) -> Iterator[Part]:
+    """Parts of at most ``rows`` rows, 0 for all."""
     size = next(batch[row.name].shape[0] for row in inputs if row.shape[:1] == (_BATCH,))
     for start in range(0, size, rows or size):
         place = slice(start, min(start + (rows or size), size))
-        yield place, pick(batch, inputs, place)
+        yield Part(place, pick(batch, inputs, place))
 
 
 def pick(batch: Arrays, inputs: Sequence[Input], rows: slice | Array) -> Arrays:

@@ -44,18 +44,29 @@ PROVIDERS = Table(
 class OnnxGraph:
     """One opened graph file."""
 
-    def __init__(self, path: Path, *, threads: int = 0, provider: Provider = PROVIDERS["cpu"]) -> None:
-        """Open ``path``; ``threads`` = 0 means one per core. All graphs of a process share one pool and one arena.
+    def __init__(
+        self, path: Path, *, threads: int = 0, provider: Provider = PROVIDERS["cpu"], alone: bool = False
+    ) -> None:
+        """Open ``path``.
+
+        Args:
+            path: the file.
+            threads: that share the work of each operator, 0 for one per core; the first graph that is not alone sizes the pool of
+                all such graphs of this process.
+            provider: who runs the operators.
+            alone: run on the thread that calls and on no other; several may call at once. Only while :func:`may_run_alone`.
 
         Raises:
             ArtifactError: onnxruntime refuses the file.
         """
         _share_memory()
         self._device = provider.device
+        options = _options(1 if alone else threads, shares_pool=not alone)
         try:
-            self._session = ort.InferenceSession(str(path), _options(threads), providers=list(provider.names))
+            self._session = ort.InferenceSession(str(path), options, providers=list(provider.names))
         except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
+        _opened_alone.append(alone)
 
     def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
         """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory."""
@@ -100,21 +111,29 @@ def array_of(value: Value) -> Array:
     return np.asarray(value.numpy())
 
 
-def set_threads(threads: int) -> None:
-    """Size the pool that all graphs of this process share; only the first call counts.
-
-    Raises:
-        ConfigError: negative.
-    """
+def check_threads(threads: int) -> None:
+    """Raise ConfigError for a number below 0."""
     if threads < 0:
         raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
-    if hasattr(ort, "set_global_thread_pool_sizes") and not _pool_started:
-        _pool_started.append(threads)
-        ort.set_global_thread_pool_sizes(threads, 1)
+
+
+def may_run_alone() -> bool:
+    """Whether graphs can be opened to run on the calling thread: until onnxruntime has a pool for all graphs of the process."""
+    return not _pool_started
 
 
 _pool_started: list[int] = []
 """The size of the shared pool, once there is one."""
+_opened_alone: list[bool] = []
+"""Of each graph opened so far."""
+
+
+def _has_pool(threads: int) -> bool:
+    """Start the shared pool, if it can still be."""
+    if not _pool_started and not _opened_alone and hasattr(ort, "set_global_thread_pool_sizes"):
+        _pool_started.append(threads)
+        ort.set_global_thread_pool_sizes(threads, 1)
+    return bool(_pool_started)
 
 
 @cache
@@ -124,7 +143,7 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
-def _options(threads: int) -> Any:
+def _options(threads: int, *, shares_pool: bool) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     # Shapes vary by bucket: a pattern per shape would hold memory for each.
@@ -132,7 +151,7 @@ def _options(threads: int) -> Any:
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Every session's own pool would spin after its run: a chain of them lost 30 %.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if _pool_started:
+    if shares_pool and _has_pool(threads):
         options.use_per_session_threads = False
     else:
         options.intra_op_num_threads = threads

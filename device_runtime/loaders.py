@@ -28,15 +28,21 @@ class Loader(NamedTuple):
     open: Callable[[Path], OpenGraph]
     value_of: Callable[[Array], Value]
     array_of: Callable[[Value], Array]
+    open_alone: Callable[[Path], OpenGraph] | None = None
+    """The same for a graph that runs on the thread that calls, several of which may call at once."""
+    may_run_alone: Callable[[], bool] = lambda: False
+    """Whether that way is open now."""
 
 
 def _onnx(threads: int, provider: str) -> Loader:
     chosen = graphs.find_provider(provider)
-    graphs.set_threads(threads)
+    graphs.check_threads(threads)
     return Loader(
         partial(graphs.OnnxGraph, threads=threads, provider=chosen),
         partial(graphs.value_of, device=chosen.device),
         graphs.array_of,
+        partial(graphs.OnnxGraph, alone=True),
+        lambda: provider == "cpu" and graphs.may_run_alone(),
     )
 
 
@@ -49,7 +55,7 @@ def _executorch(threads: int, provider: str) -> Loader:
 
 def _ort_training(threads: int, provider: str) -> Loader:
     _only_cpu("ort-training", provider)
-    graphs.set_threads(threads)
+    graphs.check_threads(threads)
     return Loader(_whole_models, graphs.value_of, graphs.array_of)
 
 

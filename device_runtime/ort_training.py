@@ -12,7 +12,7 @@ from device_runtime.arrays import Array, Arrays
 from device_runtime.artifact import Artifact
 from device_runtime.batches import StepResult, check_batch
 from device_runtime.errors import ConfigError
-from device_runtime.graphs import Value, array_of
+from device_runtime.graphs import Value, array_of, value_of
 from device_runtime.memory_plan import SAVE_ALL, MemoryPlan
 from device_runtime.ort_training_layout import (
     CHECKPOINT,
@@ -44,6 +44,7 @@ class OrtTrainingStack(Stack):
         threads: int = 0,
         memory: MemoryPlan = SAVE_ALL,
         provider: str = "cpu",
+        in_lanes: bool = False,
     ) -> None:
         """Prepare; modules are opened when first needed.
 
@@ -56,7 +57,7 @@ class OrtTrainingStack(Stack):
                 f"{memory}: the models of ort-training run whole batches and keep all activations and weights"
             )
         _api()
-        super().__init__(artifact, threads=threads, provider=provider)
+        super().__init__(artifact, threads=threads, provider=provider, in_lanes=False)
         self._threads = threads
         self._models = read_layout(artifact)
         self._opened: dict[int, Module] = {}
@@ -88,18 +89,23 @@ class OrtTrainingStack(Stack):
         loss, logits = self._evaluated(batch, adapter)
         return loss, logits.argmax(-1)
 
-    def predict(self, batch: Arrays, adapter: Arrays, *, positions: NDArray[np.int64] | None = None) -> Array:
+    def predict(self, batch: Arrays, adapter: Arrays) -> Array:
         """As :meth:`Stack.predict`."""
         shape = next(row.shape for row in self.artifact.manifest.inputs if row.name == _LABELS)
         given = next(iter(batch.values())).shape
         labels = np.zeros(given[: len(shape)], np.int64)
-        logits = self._evaluated({**batch, _LABELS: labels}, adapter)[1]
-        return logits if positions is None else logits[np.arange(len(logits)), positions]
+        return self._evaluated({**batch, _LABELS: labels}, adapter)[1]
+
+    def predict_at(self, batch: Arrays, adapter: Arrays, positions: NDArray[np.int64]) -> Array:
+        """As :meth:`Stack.predict_at`."""
+        logits = self.predict(batch, adapter)
+        return logits[np.arange(len(logits)), positions]
 
     def scope(self, batch: Arrays) -> dict[Any, Value]:
         """A checked batch as values."""
         check_batch(batch, self.artifact.manifest.inputs, bounds=self.artifact.manifest.bounds)
-        return self._values(batch)
+        rows = enumerate(self.artifact.manifest.inputs)
+        return {("batch", i): value_of(np.ascontiguousarray(batch[row.name])) for i, row in rows}
 
     def module(self, depth: int) -> "Module":
         """The opened module of ``depth`` active layers.

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -67,6 +68,7 @@ class PrefixCache:
         self._below: tuple[object, ...] = ()
         self._end = 0
         self._storing = True
+        self._writing = Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -112,10 +114,13 @@ class PrefixCache:
         return True
 
     def write(self, example: int, hidden: NDArray[np.float16]) -> None:
-        """Keep ``hidden`` (seq, width) without its padding, if there is room."""
+        """Keep ``hidden`` (seq, width) without its padding, if there is room; several threads may."""
         content = np.ascontiguousarray(hidden[: self._tokens(example, len(hidden))])
-        if not self._storing or self._end + content.nbytes > self._limit:
-            return
+        with self._writing:
+            if self._storing and self._end + content.nbytes <= self._limit:
+                self._append(example, content)
+
+    def _append(self, example: int, content: NDArray[np.float16]) -> None:
         try:
             written = os.pwrite(self._file, content.data, self._end)
         except OSError as exc:

@@ -13,7 +13,12 @@ STACKS: Table[type[Stack]] = Table(
 
 
 def open_stack(
-    artifact: Artifact, *, threads: int = 0, memory: MemoryPlan = SAVE_ALL, provider: str = "cpu"
+    artifact: Artifact,
+    *,
+    threads: int = 0,
+    memory: MemoryPlan = SAVE_ALL,
+    provider: str = "cpu",
+    in_lanes: bool = True,
 ) -> Stack:
     """The stack for the artifact's backend; arguments as of :class:`Stack`.
 
@@ -21,7 +26,8 @@ def open_stack(
         UnknownName: a backend that this version does not run.
         ConfigError: the runtime is not installed here, or cannot follow that memory plan.
     """
-    return STACKS[artifact.manifest.backend](artifact, threads=threads, memory=memory, provider=provider)
+    stack = STACKS[artifact.manifest.backend]
+    return stack(artifact, threads=threads, memory=memory, provider=provider, in_lanes=in_lanes)
 
 
 def can_plan_memory(artifact: Artifact) -> bool:

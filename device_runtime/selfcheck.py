@@ -54,7 +54,7 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
     batch, adapter = _part(recorded, "batch."), recorded_adapter(artifact, recorded)
     errors: dict[str, float] = {}
     for memory in (SAVE_ALL, RECOMPUTE) if can_plan_memory(artifact) else (SAVE_ALL,):
-        with open_stack(artifact, threads=threads, memory=memory) as stack:
+        with open_stack(artifact, threads=threads, memory=memory, in_lanes=False) as stack:
             for name, dropped in plans.items():
                 result = stack.step(
                     batch, dropping(artifact.manifest.num_layers, dropped), adapter, keep_logits=True

@@ -40,6 +40,7 @@ def run_tokens(
     num_classes: int,
     keep_logits: bool = False,
     backward: bool = True,
+    logits_bytes: int = LOGITS_BYTES,
 ) -> HeadResult:
     """Run the head over all tokens that have a target.
 
@@ -51,6 +52,7 @@ def run_tokens(
         num_classes: width of the logits; sets how many rows are run at a time.
         keep_logits: return the whole logits (batch, seq, num_classes), rows without target included.
         backward: return the gradient of ``hidden``.
+        logits_bytes: of the logits that exist at a time.
     """
     wanted = shifted(labels, targets).reshape(1, -1)
     flat = hidden.reshape(1, wanted.size, -1)
@@ -62,7 +64,7 @@ def run_tokens(
     loss = 0.0
     grads: Arrays = {}
     rows = np.arange(wanted.size) if keep_logits or not len(counted) else counted
-    for chunk in chunks(rows, num_classes):
+    for chunk in chunks(rows, num_classes, logits_bytes):
         summed, found = run(flat[:, chunk], wanted[:, chunk])
         loss += summed
         part, slope = found.pop("logits")[0], found.pop("d_hidden")
@@ -89,8 +91,8 @@ def shifted(labels: Array, targets: Targets) -> Array:
     return moved
 
 
-def chunks(rows: Rows, num_classes: int) -> Iterator[Rows]:
-    """``rows`` in parts whose logits stay under LOGITS_BYTES."""
-    size = max(1, LOGITS_BYTES // (4 * num_classes))
+def chunks(rows: Rows, num_classes: int, logits_bytes: int = LOGITS_BYTES) -> Iterator[Rows]:
+    """``rows`` in parts whose logits stay under ``logits_bytes``."""
+    size = max(1, logits_bytes // (4 * num_classes))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -49,7 +49,7 @@ def record_golden(
                 f"{plan}.{name}": value
                 for name, value in torch_step(program, anatomy, arrays, dropped=dropped).items()
             }
-    metadata = {"plans": json.dumps(plans), "format": "1"}
+    metadata = {"plans": json.dumps(plans)}  # of two entries, safetensors would write either first
     save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
 
 

@@ -191,6 +191,7 @@ def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], r
     graph.inputs[:] = used
     gelu_from_slope(graph)
     _forget_inner_shapes(graph)
+    _sort_initializers(graph)
     model = ir.Model(graph, ir_version=10, producer_name="fleetune")
     proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto)
@@ -208,6 +209,13 @@ def _forget_inner_shapes(graph: ir.Graph) -> None:
         for value in node.outputs:
             if value not in declared:
                 value.shape = value.type = None
+
+
+def _sort_initializers(graph: ir.Graph) -> None:
+    """The extraction leaves them in an order that changes from process to process, and with it the artifact's digest."""
+    ordered = sorted(graph.initializers.items())
+    graph.initializers.clear()
+    graph.initializers.update(ordered)
 
 
 def _port(value: ir.Value, roles: Named) -> Port:

@@ -124,9 +124,11 @@ def _longest(config: Any, tokenizer: Any) -> int:
 
 
 def _peft_config(model: Any, source: str) -> dict[str, Any]:
-    """The adapter's configuration just as PEFT writes it."""
+    """The adapter's configuration just as PEFT writes it; what was a set is sorted, so that two exports are one artifact."""
     with tempfile.TemporaryDirectory() as folder:
         config = model.peft_config["default"]
         config.base_model_name_or_path = source
         config.save_pretrained(folder)
-        return dict(json.loads((Path(folder) / "adapter_config.json").read_text()))
+        found: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text())
+    sets = [name for name, value in vars(config).items() if isinstance(value, set)]
+    return found | {name: sorted(found[name]) for name in sets}

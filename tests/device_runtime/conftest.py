@@ -80,6 +80,9 @@ class LinearStack:
         rows = self.artifact.manifest.trainable
         return {t.name: rng.normal(size=t.shape, scale=0.1).astype(np.float32) for t in rows}
 
+    def expect(self, rows: int) -> None:
+        """It has no lanes."""
+
     def step(self, batch: Arrays, plan: LayerPlan, adapter: Arrays, *, prefix: None = None) -> Any:
         self.plans.append(plan)
         inputs, h = self._forward(batch, plan, adapter)

@@ -73,7 +73,7 @@ def test_the_step_stays_what_it_is(artifact: Artifact, plan: LayerPlan, memory: 
 def test_the_upper_layers_save_and_the_lower_ones_recompute(artifact: Artifact) -> None:
     with Stack(artifact, threads=1, memory=MemoryPlan(saved_layers=2)) as stack:
         stack.step(drawn(artifact, 2, 5), full(4), artifact.adapter())
-        opened = {name.split(".")[1] for name in stack._graphs if "block" in name}
+        opened = {name.split(".")[1] for name in stack.opened if "block" in name}
     assert opened == {
         "forward",
         "forward_save",

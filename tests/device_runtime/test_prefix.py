@@ -100,8 +100,10 @@ def run(word_artifact, word_file, folder, *, limit_bytes=PLENTY, memory=SAVE_ALL
         PrefixCache(folder, lengths=data.lengths, limit_bytes=limit_bytes) as cache,
     ):
         ran = []
-        real = stack._rise
-        stack._rise = lambda scope, plan, weights, layers: (
+        stack.expect(16)
+        chain = stack._chain
+        real = chain._rise
+        chain._rise = lambda scope, plan, weights, layers: (
             ran.append(list(layers)),
             real(scope, plan, weights, layers),
         )[1]

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from device_runtime import token_head
 from device_runtime.manifest import Targets
 from device_runtime.token_head import HeadResult, chunks, run_tokens, shifted
 
@@ -41,12 +40,11 @@ def test_labels_move_to_the_token_that_is_asked():
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
 @pytest.mark.parametrize("keep_logits", [False, True])
-def test_chunks_give_what_the_whole_gives(monkeypatch, rows, keep_logits):
-    monkeypatch.setattr(token_head, "LOGITS_BYTES", 4 * CLASSES * rows)
+def test_chunks_give_what_the_whole_gives(rows, keep_logits):
     targets = shifted(LABELS, TARGETS)
     count = (targets != IGNORED).sum()
     loss, found = linear(HIDDEN, targets)
-    result = run(keep_logits=keep_logits)
+    result = run(keep_logits=keep_logits, logits_bytes=4 * CLASSES * rows)
     assert result.loss == pytest.approx(loss / count, rel=1e-6)
     np.testing.assert_allclose(result.d_hidden, found["d_hidden"] / count, atol=1e-6)
     np.testing.assert_allclose(result.grads["w"], found["w"] / count, atol=1e-6)
@@ -58,15 +56,15 @@ def test_chunks_give_what_the_whole_gives(monkeypatch, rows, keep_logits):
         assert result.logits is None
 
 
-def test_only_tokens_with_a_target_are_run(monkeypatch):
+def test_only_tokens_with_a_target_are_run():
     seen = []
-    monkeypatch.setattr(token_head, "LOGITS_BYTES", 4 * CLASSES * 4)
     run_tokens(
         lambda h, t: (seen.append(t.shape[1]), linear(h, t))[1],
         HIDDEN,
         LABELS,
         targets=TARGETS,
         num_classes=CLASSES,
+        logits_bytes=4 * CLASSES * 4,
     )
     assert seen == [4, 3]  # five targets of row 0, two of row 1, none of row 2
 

@@ -1,6 +1,9 @@
 """``export`` as an ML engineer meets it: a folder, a hub id that is none, adapters, labels, and everything that can be wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +61,24 @@ def test_the_manifest_says_what_a_device_needs(artifact: Path) -> None:
     names = {t.name for t in manifest.trainable}
     assert "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.weight" in names
     assert "base_model.model.classifier.bias" in names
+
+
+def test_another_process_exports_the_same_artifact(tiny: Path, artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("a\nb\nc\n")
+    words = [
+        "--labels",
+        tmp_path / "labels",
+        "--out",
+        tmp_path / "artifact",
+        "--lora-r",
+        4,
+        "--lora-alpha",
+        12,
+    ]
+    command = [Path(sys.executable).with_name("fleetune"), "export", tiny, "--task", TASK, *words]
+    subprocess.run([str(word) for word in command], check=True, env={**os.environ, "PYTHONHASHSEED": "1"})
+    manifests = [(folder / "manifest.json").read_bytes() for folder in (artifact, tmp_path / "artifact")]
+    assert manifests[0] == manifests[1]
 
 
 def test_selfcheck(artifact: Path) -> None:

@@ -1,0 +1,59 @@
+"""Rows of a batch on several threads at once, each running whole graphs by itself.
+
+Kernels that share the work of one operator wait for each other after each of its hundreds a step, and leave the small ones to one
+thread. Lanes wait for each other once a step. Measured: `docs/lab.md`, "lanes".
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TypeVar
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+FILL = 0.8
+"""Lanes pay where at least this share of their time is work; what they save is about a tenth."""
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+def count_lanes(rows: int, threads: int) -> int:
+    """How many lanes to run ``rows`` on: as many as threads, or 1 if they are too few to fill them."""
+    turns = -(-rows // threads)
+    return threads if rows >= FILL * threads * turns else 1
+
+
+class Lanes:
+    """Threads that wait for work; they are started when first needed."""
+
+    def __init__(self, count: int) -> None:
+        """``count`` of them at most."""
+        self.count = count
+        self._threads = ThreadPoolExecutor(count, "lane")
+
+    def each(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+        """``work`` on every part at the same time; waits for all, and raises what the first to fail has raised."""
+        if len(parts) == 1:
+            return [work(parts[0])]
+        futures = [self._threads.submit(work, part) for part in parts]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Stop the threads, when they have done what they do."""
+        self._threads.shutdown()
+
+
+def count_cores() -> int:
+    """Cores that this process may run on; threads of one core count once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(cpu)
