@@ -6,13 +6,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from rounds_by_hand import job, report
 
 from broker.ledger import FILE, Cost, Ledger
 from broker.settings import Settings
 from device_runtime.errors import ConfigError, StateError, WireError
-from device_runtime.wire import Report, TransferManifest, UpdateReady
+from device_runtime.wire import TransferManifest, UpdateReady
 
-SETTINGS = Settings(job="j", artifact="a" * 64, rounds=2, clients=2, min_clients=2)
+SETTINGS = job()
 
 
 def update(device, round_number, payload, *, num_samples=10, loss=None):
@@ -28,18 +29,6 @@ def update(device, round_number, payload, *, num_samples=10, loss=None):
         num_samples=num_samples,
         payload=manifest,
         stats={} if loss is None else {"loss": loss},
-    )
-
-
-def report(device, version, *, loss, accuracy, num_samples):
-    return Report(
-        device_id=device,
-        job="j",
-        round=version,
-        version=version,
-        loss=loss,
-        accuracy=accuracy,
-        num_samples=num_samples,
     )
 
 
