@@ -151,7 +151,7 @@ def test_a_payload_that_changed_on_disk_is_named(ledger):
 _CHILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_ledger import SETTINGS, update
 from broker.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), SETTINGS)
@@ -165,7 +165,8 @@ sys.stdin.read()
 
 
 def test_what_was_acknowledged_survives_a_sigkill(tmp_path):
-    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(here), str(here.parent / "support")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"acknowledged\n"
         os.kill(child.pid, signal.SIGKILL)
