@@ -30,7 +30,7 @@ LIMIT_INT8 = 0.15
 on x86-64 alone noise of 1e-7 to 1e-4 in the first adapter makes 0.03 to 0.10, onnxruntime 1.20 in place of 1.31 makes 0.08. One
 layer's scales a tenth too large make 0.16 to 0.33."""
 BUDGET_MB = 280
-"""The emulator's own memory counts, about 110 MB: the least is 230 here, and resident weights expect 325."""
+"""The emulator's own memory counts, about 120 MB: the least is 230 here, and resident weights expect 325."""
 WORK = {"batch_size": 2, "seq_len": 8, "threads": 1}
 SGD = {"optimizer": "sgd", "lr": 0.1}
 WORDS = "sun rain tea door lamp road fish king blue cold fast seven money train house water paper music green stone"
