@@ -126,7 +126,7 @@ def _hint(work: LocalWork) -> str:
 
 
 def _deepest_plan(work: LocalWork, num_layers: int, drop: float) -> LayerPlan:
-    """The plan with most active layers, and of these with most on the way back, among the first that the run will draw."""
+    """The plan with most active layers, and of these with most on the way back, among the first of a job."""
     spec = msgspec.structs.replace(work.policy, drop=drop)
     policy, state = make_policy(spec, num_layers), PolicyState()
     plans = (policy(step, np.random.default_rng([work.seed, step]), state) for step in range(_DRAWS))
