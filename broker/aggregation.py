@@ -63,6 +63,7 @@ def aggregate(
     policy: str = "full",
     drop: float = 0.0,
     depth_shape: str = "uniform",
+    period: int = 0,
     batch_size: int = 16,
     seq_len: int = 128,
     local_steps: int = 0,
@@ -100,6 +101,8 @@ def aggregate(
         policy: layer policy of the devices.
         drop: mean share of layers dropped, in [0, 1).
         depth_shape: how the drop rate goes with depth.
+        period: steps that the policies ``successive`` and ``cyclic`` stay on a block of layers, counted through all rounds;
+            0 for all other policies.
         batch_size: samples a step.
         seq_len: text is cut after so many tokens.
         local_steps: steps a device makes in a round; 0 for ``local_epochs`` passes.
@@ -131,7 +134,7 @@ def aggregate(
     work = picked(
         LocalWork,
         arguments,
-        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape),
+        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape, period=period),
         optimizer=picked(OptimizerSpec, arguments, name=optimizer),
         steps=local_steps,
         epochs=local_epochs,

@@ -58,10 +58,12 @@ def differences(mine: Settings, theirs: Settings) -> list[str]:
 def device_work(settings: Settings, *, round_number: int, position: int) -> LocalWork:
     """Work of the device asked as number ``position`` (from 0) in a round (from 1), with a seed of its own.
 
+    It says how many rounds came before, also to a device that was not asked in them: in a round all train the same layers.
+
     The first device of the first round has the job's own seed: with it one local run is one federated round.
     """
     seed = settings.seed + (round_number - 1) * 2**20 + position
-    return msgspec.structs.replace(settings.work, seed=seed)
+    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=round_number - 1)
 
 
 def _problems(settings: Settings) -> Iterator[str]:

@@ -103,7 +103,7 @@ def _drops(work: LocalWork, num_layers: int) -> list[float]:
 
 
 def _choices(plan: LayerPlan, batch_size: int) -> Iterator[MemoryPlan]:
-    trained = sum(i >= lowest_trained(plan) for i in active_layers(plan))
+    trained = _num_backward(plan)
     rows = sorted({max(1, batch_size >> n) for n in range(batch_size.bit_length())}, reverse=True)
     for micro_batch in rows:
         for saved in (None, *range(trained - 1, -1, -1)):
@@ -114,7 +114,7 @@ def _choices(plan: LayerPlan, batch_size: int) -> Iterator[MemoryPlan]:
 def _time(memory: MemoryPlan, plan: LayerPlan, batch_size: int, num_tokens: int) -> float:
     """Expected time of a step, in forwards through one layer at full speed; measured on BERT-base, good for an order."""
     active = len(active_layers(plan))
-    trained = sum(i >= lowest_trained(plan) for i in active_layers(plan))
+    trained = _num_backward(plan)
     rerun = 0 if memory.saved_layers is None else max(0, trained - memory.saved_layers)
     tokens = num_tokens * (memory.micro_batch or batch_size)
     slowed = 1 + (_SLOW_TOKENS + _STREAMING_TOKENS * memory.streamed) / tokens
@@ -126,8 +126,13 @@ def _hint(work: LocalWork) -> str:
 
 
 def _deepest_plan(work: LocalWork, num_layers: int, drop: float) -> LayerPlan:
-    """The plan with most active layers among the first that the run will draw."""
+    """The plan with most active layers, and of these with most on the way back, among the first of a job."""
     spec = msgspec.structs.replace(work.policy, drop=drop)
     policy, state = make_policy(spec, num_layers), PolicyState()
     plans = (policy(step, np.random.default_rng([work.seed, step]), state) for step in range(_DRAWS))
-    return max(plans, key=lambda plan: sum(mode > 0 for mode in plan))
+    return max(plans, key=lambda plan: (len(active_layers(plan)), _num_backward(plan)))
+
+
+def _num_backward(plan: LayerPlan) -> int:
+    """Layers that the way back goes through, trained or not."""
+    return sum(i >= lowest_trained(plan) for i in active_layers(plan))

@@ -2,7 +2,9 @@
 
 Stochastic layer dropout per mini-batch is DropPEFT's (arXiv 2503.10217). Ours, because its text does not give them:
 how a shape follows from its mean, the clamp at 0.95, at least one active layer, no rescaling at inference, ``exact-k``
-(a hard memory budget) and ``suffix``.
+(a hard memory budget) and ``suffix``. ``successive`` has its order from Successive Layer Training (Pfeiffer et al.,
+NeurIPS 2023, github.com/k1l1/SLT), where the model itself grows, from round to round; that the model is whole from the
+start, the adapters of equal blocks are trained, and all blocks but the last get equally many steps, is ours. So is ``cyclic``.
 """
 
 import math
@@ -32,13 +34,22 @@ def make_policy(spec: PolicySpec, num_layers: int) -> Policy:
     """Build the policy ``spec`` names for a model of ``num_layers`` blocks.
 
     Raises:
-        ConfigError: an unknown policy or shape, or ``drop`` outside [0, 1).
+        ConfigError: an unknown policy or shape, ``drop`` outside [0, 1), or a ``period`` where the policy has none, or none
+            where it has one.
     """
     if num_layers < 1:
         raise ConfigError(f"layer policy: a model of {num_layers} layers; expected at least 1")
     if not (math.isfinite(spec.drop) and 0 <= spec.drop < 1):
         raise ConfigError(f"layer policy {spec.name!r}: drop must be in [0, 1), got {spec.drop}")
-    return POLICIES[spec.name](num_layers, drop=spec.drop, shape=spec.shape)
+    make = POLICIES[spec.name]
+    if spec.name in MOVING:
+        return make(num_layers, drop=spec.drop, period=spec.period)
+    if spec.period:
+        others = choices(MOVING)
+        raise ConfigError(
+            f"layer policy {spec.name!r} has no period, got {spec.period}; policies that have: {others}"
+        )
+    return make(num_layers, drop=spec.drop, shape=spec.shape)
 
 
 def full(num_layers: int, *, drop: float = 0.0, shape: str = "uniform") -> Policy:
@@ -85,8 +96,26 @@ def suffix(num_layers: int, *, drop: float, shape: str = "uniform") -> Policy:
     return lambda step, rng, state: plan
 
 
+def successive(num_layers: int, *, drop: float, period: int) -> Policy:
+    """Run every layer, train one block of :func:`num_kept`: ``period`` steps each of :func:`blocks`, and on the last for good."""
+    plans = _block_plans("successive", num_layers, drop=drop, period=period)
+    return lambda step, rng, state: plans[min(step // period, len(plans) - 1)]
+
+
+def cyclic(num_layers: int, *, drop: float, period: int) -> Policy:
+    """As ``successive``, and after the last block the first again. Ours."""
+    plans = _block_plans("cyclic", num_layers, drop=drop, period=period)
+    return lambda step, rng, state: plans[step // period % len(plans)]
+
+
+def blocks(num_layers: int, *, size: int) -> list[range]:
+    """Layers in blocks of ``size``, lowest first; the last one ends with the topmost layer, even if it overlaps the one below."""
+    last = num_layers - size
+    return [range(first, first + size) for first in (*range(0, last, size), last)]
+
+
 def num_kept(num_layers: int, *, drop: float) -> int:
-    """Layers that ``exact-k`` keeps and ``suffix`` trains: ``round(num_layers * (1 - drop))``, at least 1."""
+    """Layers that ``exact-k`` keeps and those that drop none train: ``round(num_layers * (1 - drop))``, at least 1."""
     return max(1, round(num_layers * (1 - drop)))
 
 
@@ -125,6 +154,17 @@ def _normal(num_layers: int) -> Rates:
     return weights
 
 
+def _block_plans(name: str, num_layers: int, *, drop: float, period: int) -> list[LayerPlan]:
+    if period < 1:
+        raise ConfigError(
+            f"layer policy {name!r} stays on a block of layers for a period of at least 1 step, got {period}"
+        )
+    return [
+        tuple(Mode.TRAIN if i in block else Mode.FORWARD for i in range(num_layers))
+        for block in blocks(num_layers, size=num_kept(num_layers, drop=drop))
+    ]
+
+
 def _draw(rng: np.random.Generator, weights: Rates, *, count: int) -> NDArray[np.int64]:
     """``count`` indices without replacement: an exponential race, which equals successive weighted sampling."""
     finish = rng.standard_exponential(len(weights)) / weights
@@ -134,6 +174,8 @@ def _draw(rng: np.random.Generator, weights: Rates, *, count: int) -> NDArray[np
 SHAPES: Table[Callable[[int], Rates]] = Table(
     "depth shape", {"uniform": _uniform, "incremental": _incremental, "decay": _decay, "normal": _normal}
 )
+MOVING: dict[str, Callable[..., Policy]] = {"successive": successive, "cyclic": cyclic}
+"""Those with a period."""
 POLICIES: Table[Callable[..., Policy]] = Table(
-    "policy", {"full": full, "bernoulli": bernoulli, "exact-k": exact_k, "suffix": suffix}
+    "policy", {"full": full, "bernoulli": bernoulli, "exact-k": exact_k, "suffix": suffix, **MOVING}
 )

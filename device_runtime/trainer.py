@@ -28,7 +28,8 @@ class Trainer:
     """A run of ``work`` from ``adapter``: a function of its arguments alone, wherever it is interrupted.
 
     The layer plan of step i is drawn from ``default_rng([seed, i])`` and its batch from (seed, epoch), so that a run
-    continues from its step count, adapter, optimizer state and policy state.
+    continues from its step count, adapter, optimizer state and policy state. The policy is told i plus the steps of the
+    rounds before, taken to be as many in each as in this one.
     """
 
     def __init__(
@@ -81,7 +82,8 @@ class Trainer:
             ConfigError: the loss, a gradient or an updated tensor is not finite; the run stands before this step.
         """
         start_s = time.perf_counter()
-        plan = self._policy(self.step_index, self._rng(), self._policy_state)
+        before = self._work.rounds_before * self.total_steps
+        plan = self._policy(before + self.step_index, self._rng(), self._policy_state)
         examples = self._batch()
         batch, cached = self._dataset.rows(examples), self._cached(examples, plan)
         result = self._stack.step(batch, plan, self.adapter, prefix=cached)
@@ -157,7 +159,7 @@ class Trainer:
 def _check_counts(work: LocalWork) -> None:
     problems = [
         f"{name} must be at least 0, got {n}"
-        for name in ("steps", "epochs", "seed")
+        for name in ("steps", "epochs", "seed", "rounds_before")
         if (n := getattr(work, name)) < 0
     ]
     if not (work.steps or work.epochs):

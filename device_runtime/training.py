@@ -66,6 +66,7 @@ def train(
     policy: str = "full",
     drop: float = 0.0,
     depth_shape: str = "uniform",
+    period: int = 0,
     batch_size: int = 16,
     seq_len: int = 128,
     steps: int = 0,
@@ -98,9 +99,10 @@ def train(
         data: labelled samples; see :func:`device_runtime.data.load_dataset`.
         out: folder for ``adapter/``, ``run.json`` and, while it runs, ``checkpoint.safetensors``.
         eval: labelled samples to measure the result on, at full depth.
-        policy: ``full``, ``bernoulli``, ``exact-k`` or ``suffix``.
+        policy: ``full``, ``bernoulli``, ``exact-k``, ``suffix``, ``successive`` or ``cyclic``.
         drop: mean share of layers dropped, in [0, 1).
         depth_shape: how the drop rate goes with depth: ``uniform``, ``incremental``, ``decay`` or ``normal``.
+        period: steps that ``successive`` and ``cyclic`` stay on a block of layers; 0 for all other policies.
         batch_size: samples a step.
         seq_len: text is cut after so many tokens.
         steps: number of steps; 0 for ``epochs`` passes.
@@ -134,7 +136,7 @@ def train(
     work = picked(
         LocalWork,
         arguments,
-        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape),
+        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape, period=period),
         optimizer=picked(OptimizerSpec, arguments, name=optimizer),
     )
     if checkpoint_every < 0:

@@ -42,11 +42,13 @@ class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer policy by name. ``drop`` is the mean share of layers dropped (or, for ``suffix``, not trained)."""
+    """A layer policy by name. ``drop`` is the mean share of layers dropped, or not trained if the policy drops none."""
 
     name: str = "full"
     drop: float = 0.0
     shape: str = "uniform"
+    period: int = 0
+    """Steps that ``successive`` and ``cyclic`` stay on a block of layers; 0 for all others."""
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +74,8 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     seq_len: int = 128
     seed: int = 0
     codec: str = "fp32"
+    rounds_before: int = 0
+    """Rounds of the job before this one, as long as this one: a policy counts its steps on from them."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

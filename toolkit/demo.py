@@ -50,6 +50,7 @@ def demo(
     seed: int = 0,
     policy: str = "full",
     drop: float = 0.0,
+    period: int = 0,
     codec: str = "fp16",
     on_event: Event | None = None,
 ) -> DemoReport:
@@ -63,6 +64,7 @@ def demo(
         seed: of data, split and training.
         policy: layer policy of the devices.
         drop: mean share of layers dropped.
+        period: steps that the policies ``successive`` and ``cyclic`` stay on a block of layers.
         codec: how updates are packed.
         on_event: called with lines of text, and with each round's row.
 
@@ -84,6 +86,7 @@ def demo(
         "clients": devices,
         "policy": policy,
         "drop": drop,
+        "period": period,
         "codec": codec,
         "seed": seed,
     }

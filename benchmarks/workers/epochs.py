@@ -1,6 +1,7 @@
-"""One fresh process that trains two epochs by the suffix policy; prints one JSON object.
+"""One fresh process that trains some epochs by a policy that keeps all layers running; prints one JSON object.
 
-Usage: epochs.py ARTIFACT FOLDER BATCH SEQ STEPS THREADS DROP CACHE_MB, STEPS of each epoch
+Usage: epochs.py ARTIFACT FOLDER BATCH SEQ STEPS THREADS EPOCHS CACHE_MB POLICY DROP, STEPS of each epoch. A block that moves
+stays for two epochs.
 """
 
 import json
@@ -12,18 +13,18 @@ from device_step import draw_data
 
 from device_runtime.artifact import open_artifact
 from device_runtime.machine import Machine, Resources
+from device_runtime.policies import MOVING
 from device_runtime.wire import LocalWork, PolicySpec
 
 
 def main() -> None:
     """Train, and print the median step of each epoch, its first two left out, and what the cache held."""
-    folder, cache, *numbers = sys.argv[1:]
-    batch, seq, steps, threads = map(int, numbers[:4])
-    drop, cache_mb = map(float, numbers[4:])
+    folder, cache, *numbers, name, drop = sys.argv[1:]
+    batch, seq, steps, threads, epochs, cache_mb = map(int, numbers)
     artifact = open_artifact(folder)
     data = draw_data(artifact.manifest, batch * steps, seq)
-    policy = PolicySpec(name="suffix", drop=drop)
-    work = LocalWork(policy=policy, epochs=2, batch_size=batch, seq_len=seq)
+    policy = PolicySpec(name=name, drop=float(drop), period=2 * steps if name in MOVING else 0)
+    work = LocalWork(policy=policy, epochs=epochs, batch_size=batch, seq_len=seq)
     resources = Resources(threads=threads, prefix_cache_mb=cache_mb)
     with Machine(artifact, resources, folder=Path(cache)) as machine:
         trainer = machine.trainer(data, work, artifact.adapter())
@@ -31,8 +32,8 @@ def main() -> None:
             trainer.step()
         held = sum(path.stat().st_size for path in Path(cache).glob("*")) / 2**20
     seconds = [r.seconds for r in trainer.history]
-    first, second = (1e3 * statistics.median(part[2:]) for part in (seconds[:steps], seconds[steps:]))
-    print(json.dumps({"first_ms": first, "second_ms": second, "cache_mb": held}))
+    medians = [1e3 * statistics.median(seconds[i + 2 : i + steps]) for i in range(0, len(seconds), steps)]
+    print(json.dumps({"epoch_ms": medians, "cache_mb": held}))
 
 
 if __name__ == "__main__":

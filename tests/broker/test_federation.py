@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,20 @@ def test_four_processes_over_mosquitto_give_what_one_process_gives(fleet, expect
         assert device["mean_active_layers"] == 1.0
     assert fleet.report("e")["evaluations"] == 4
     assert_as_expected(fleet.root / "run", expected)
+
+
+def test_a_block_moves_on_from_round_to_round(fleet):
+    """Two blocks of one layer, each for a round and a half."""
+    fleet.aggregate(policy="cyclic", drop=0.5, period=STEPS * 3 // 2)
+    fleet.devices()
+    fleet.report("aggregator")
+    versions = [load(path.read_bytes()) for path in sorted((fleet.root / "run/versions").iterdir())]
+    changed = [{n for n in new if new[n].tobytes() != old[n].tobytes()} for old, new in pairwise(versions)]
+    assert [{n.split(".")[1] for n in names if n.startswith("blocks.")} for names in changed] == [
+        {"0"},
+        {"0", "1"},
+        {"1"},
+    ]
 
 
 def test_everything_is_killed_once_and_nothing_changes(fleet, mosquitto, expected):

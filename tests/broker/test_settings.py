@@ -25,5 +25,10 @@ def test_every_device_of_every_round_has_a_seed_of_its_own():
     assert len(set(seeds)) == 150
 
 
+def test_every_device_of_a_round_knows_how_many_came_before():
+    works = [device_work(job(), round_number=r, position=p) for r in (1, 2, 3) for p in range(2)]
+    assert [work.rounds_before for work in works] == [0, 0, 1, 1, 2, 2]
+
+
 def test_differences_name_the_fields():
     assert differences(job(), job(clients=3)) == ["clients: 2, was 3"]

@@ -73,6 +73,15 @@ def test_a_policy_counts_with_its_deepest_plan(artifact):
     assert fitted(artifact, half, BERNOULLI).memory != WHOLE
 
 
+@pytest.mark.parametrize("name", ["successive", "cyclic"])
+def test_a_block_that_moves_counts_where_it_lies_lowest(artifact, name):
+    """The way back from the lowest block goes through all layers, though one half is trained; suffix trains the upper half."""
+    moving, still = PolicySpec(name=name, drop=0.5, period=9), PolicySpec(name="suffix", drop=0.5)
+    assert fitted(artifact, peak_mb(artifact) + 0.1, moving).memory == WHOLE
+    assert fitted(artifact, peak_mb(artifact) - 1, still).memory == WHOLE
+    assert fitted(artifact, peak_mb(artifact) - 1, moving).memory != WHOLE
+
+
 def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):
     needed = least(artifact, PolicySpec())
     policy = PolicySpec(name="exact-k", drop=0.0)

@@ -6,16 +6,27 @@ import pytest
 
 from device_runtime.errors import ConfigError, UnknownName
 from device_runtime.plans import Mode, active_layers, full, trained_layers
-from device_runtime.policies import POLICIES, RATE_MAX, SHAPES, drop_rates, make_policy, num_kept
+from device_runtime.policies import (
+    MOVING,
+    POLICIES,
+    RATE_MAX,
+    SHAPES,
+    blocks,
+    drop_rates,
+    make_policy,
+    num_kept,
+)
 from device_runtime.wire import PolicySpec
 
 DROPPING = sorted(POLICIES.keys() - {"full"})
 DEPTHS = (1, 2, 6, 24)
 NUM_STEPS = 1500
+PERIOD = 3
 
 
 def spec(name, drop, shape="uniform"):
-    return PolicySpec(name=name, drop=0.0 if name == "full" else drop, shape=shape)
+    period = PERIOD if name in MOVING else 0
+    return PolicySpec(name=name, drop=0.0 if name == "full" else drop, shape=shape, period=period)
 
 
 def plans(policy, num_steps, seed=7):
@@ -91,6 +102,43 @@ def test_suffix_runs_all_and_trains_the_upper_ones():
     assert plans(make_policy(spec("suffix", 0.5), 6), 1) == [(Mode.FORWARD,) * 3 + (Mode.TRAIN,) * 3]
 
 
+def trained(name, drop, num_layers, num_steps):
+    """What each of the first steps trains."""
+    made = plans(make_policy(spec(name, drop), num_layers), num_steps)
+    assert all(len(active_layers(plan)) == num_layers for plan in made)
+    return [trained_layers(plan) for plan in made]
+
+
+def test_successive_climbs_by_the_block_and_stays_at_the_top():
+    steps = trained("successive", 2 / 3, 6, 4 * PERIOD)
+    assert steps == [(0, 1)] * PERIOD + [(2, 3)] * PERIOD + [(4, 5)] * 2 * PERIOD
+
+
+def test_cyclic_goes_round():
+    steps = trained("cyclic", 2 / 3, 6, 5 * PERIOD)
+    assert steps == [b for b in ((0, 1), (2, 3), (4, 5), (0, 1), (2, 3)) for _ in range(PERIOD)]
+
+
+def test_the_last_block_is_as_large_as_all_and_overlaps():
+    """Seven layers, three trained: the budget of layers holds in each step, and none is left out."""
+    assert blocks(7, size=3) == [range(3), range(3, 6), range(4, 7)]
+    assert trained("cyclic", 4 / 7, 7, 4 * PERIOD)[::PERIOD] == [(0, 1, 2), (3, 4, 5), (4, 5, 6), (0, 1, 2)]
+    for num_layers in DEPTHS:
+        for size in range(1, num_layers + 1):
+            found = blocks(num_layers, size=size)
+            assert {len(block) for block in found} == {size}
+            assert sorted(set().union(*found)) == list(range(num_layers))
+            assert len(found) == math.ceil(num_layers / size)
+
+
+@pytest.mark.parametrize("num_layers", DEPTHS)
+@pytest.mark.parametrize("drop", [0.25, 0.5, 0.94])
+def test_successive_never_returns_to_what_lies_below(num_layers, drop):
+    lowest = [min(layers) for layers in trained("successive", drop, num_layers, 30 * PERIOD)]
+    assert lowest == sorted(lowest)
+    assert lowest[-1] == num_layers - num_kept(num_layers, drop=drop)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_layers", DEPTHS)
 def test_rates_have_the_mean_and_stay_below_the_clamp(shape, num_layers):
@@ -121,7 +169,7 @@ def test_a_drop_outside_its_range_is_refused(name, drop):
 
 
 def test_wrong_choices_are_refused_with_the_right_ones():
-    with pytest.raises(UnknownName, match="no policy 'half'; have: bernoulli, exact-k, full, suffix"):
+    with pytest.raises(UnknownName, match="no policy 'half'; have: bernoulli, cyclic, exact-k, full, su"):
         make_policy(PolicySpec(name="half"), 6)
     with pytest.raises(UnknownName, match="no depth shape 'flat'; have: decay"):
         make_policy(spec("bernoulli", 0.5, "flat"), 6)
@@ -129,3 +177,18 @@ def test_wrong_choices_are_refused_with_the_right_ones():
         make_policy(PolicySpec(name="full", drop=0.5), 6)
     with pytest.raises(ConfigError, match="0 layers"):
         make_policy(PolicySpec(), 0)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_period_is_for_those_that_move(name):
+    if name in MOVING:
+        for period in (0, -1):
+            with pytest.raises(
+                ConfigError, match=f"'{name}' stays on a block of layers for .* at least 1 step, got {period}"
+            ):
+                make_policy(PolicySpec(name=name, drop=0.5, period=period), 6)
+    else:
+        with pytest.raises(
+            ConfigError, match=f"'{name}' has no period, got 5; policies that have: cyclic, successive"
+        ):
+            make_policy(PolicySpec(name=name, period=5), 6)

@@ -6,7 +6,7 @@ from device_runtime.errors import ArtifactError, ConfigError
 from device_runtime.evaluation import evaluate
 from device_runtime.optim import OPTIMIZERS
 from device_runtime.plans import trained_layers
-from device_runtime.policies import POLICIES
+from device_runtime.policies import MOVING, POLICIES
 from device_runtime.samples import Dense, make_dataset
 from device_runtime.trainer import Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
@@ -31,7 +31,7 @@ def dataset(text_folder, manifest):
 
 
 def work(name="full", optimizer="adamw", *, lr=0.02, **changes):
-    policy = PolicySpec(name=name, drop=0.0 if name == "full" else 0.4)
+    policy = PolicySpec(name=name, drop=0.0 if name == "full" else 0.4, period=4 if name in MOVING else 0)
     spec = OptimizerSpec(name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0)
     return LocalWork(
         **{"policy": policy, "optimizer": spec, "epochs": 3, "batch_size": 8, "seed": 5, **changes}
@@ -75,6 +75,25 @@ def test_a_run_cut_anywhere_ends_equal_to_the_bit(make_trainer, tmp_path, name, 
         assert equal(second.adapter, straight.adapter)
         assert [r.loss for r in rest] == [r.loss for r in reports[cut:]]
         assert [r[:4] for r in second.history] == [r[:4] for r in reports]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_later_round_goes_on_with_the_blocks_where_the_last_one_stopped(
+    make_trainer, linear_stack, manifest, name
+):
+    """Three blocks of one layer, four steps each; six steps a round, counted as steps or as an epoch of the data."""
+
+    def plans(**changes):
+        stack = linear_stack(manifest)
+        policy = PolicySpec(name=name, drop=0.6, period=4)
+        run(make_trainer(work(**{"policy": policy, **changes}), stack))
+        return stack.plans
+
+    whole = plans(steps=24)
+    assert len(set(whole)) == 3
+    rounds = [plans(steps=6, rounds_before=n) for n in range(4)]
+    assert [plan for made in rounds for plan in made] == whole
+    assert [plans(epochs=1, rounds_before=n) for n in range(4)] == rounds
 
 
 def test_training_learns(make_trainer, linear_stack, manifest, dataset):
@@ -165,9 +184,10 @@ def test_wrong_work_and_wrong_adapters_are_refused(make_trainer, linear_stack, m
     with pytest.raises(ConfigError, match="nothing to do: steps and epochs are both 0"):
         make_trainer(work(epochs=0))
     with pytest.raises(
-        ConfigError, match="steps must be at least 0, got -1; seed must be at least 0, got -2"
+        ConfigError,
+        match=r"steps must be at least 0, got -1; seed must be at least 0, got -2; rounds_before must be .*, got -3",
     ):
-        make_trainer(work(steps=-1, seed=-2))
+        make_trainer(work(steps=-1, seed=-2, rounds_before=-3))
     with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
         make_trainer(work(batch_size=0))
     with pytest.raises(ArtifactError, match=r"head\.w: missing"):

@@ -8,7 +8,7 @@ from pretended import PretendedSystem
 from device_runtime.adapters import load_peft
 from device_runtime.artifact import open_artifact
 from device_runtime.errors import ArtifactError, ConfigError, DataError
-from device_runtime.policies import POLICIES
+from device_runtime.policies import MOVING, POLICIES
 from device_runtime.training import peak_rss_mb, train
 
 OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
@@ -65,12 +65,13 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, word_file, tmp_path, policy):
-    drop = 0.0 if policy == "full" else 0.5
+    drop, period = 0.0 if policy == "full" else 0.5, 3 if policy in MOVING else 0
     options = {
         **OPTIONS,
         "data": word_file,
         "policy": policy,
         "drop": drop,
+        "period": period,
         "steps": 20,
         "checkpoint_every": 4,
     }

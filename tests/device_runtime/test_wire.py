@@ -53,6 +53,13 @@ def test_fields_of_a_newer_sender_are_skipped(message):
     assert wire.decode(msgspec.msgpack.encode(fields)) == message
 
 
+def test_an_offer_from_before_there_were_periods_is_read():
+    offer = MESSAGES[1]
+    fields = msgspec.msgpack.decode(wire.encode(offer))
+    del fields["work"]["rounds_before"], fields["work"]["policy"]["period"]
+    assert wire.decode(msgspec.msgpack.encode(fields)) == offer
+
+
 @each_message
 def test_another_protocol_version_is_refused(message):
     with pytest.raises(WireError, match="protocol version 2; this side speaks 1"):

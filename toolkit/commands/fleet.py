@@ -25,6 +25,7 @@ from toolkit.commands.options import (
     Mqtt,
     OptimizerName,
     Out,
+    Period,
     Policy,
     PrefixCache,
     Provider,
@@ -97,6 +98,7 @@ def aggregate(
     policy: Policy = None,
     drop: Drop = None,
     depth_shape: DepthShape = None,
+    period: Period = None,
     batch_size: BatchSize = None,
     seq_len: SeqLen = None,
     local_steps: Annotated[
@@ -157,6 +159,7 @@ def demo(
     seed: Seed = None,
     policy: Policy = None,
     drop: Drop = None,
+    period: Period = None,
     codec: Annotated[
         str | None, shown("how updates are packed: fp32, fp16 or int8", "fp16", metavar="NAME")
     ] = None,

@@ -76,15 +76,18 @@ CaFile = Annotated[
 Timeout = Annotated[float | None, shown("seconds to wait for the MQTT server at the start", "20.0")]
 
 Policy = Annotated[
-    str | None, shown("layer policy: full, bernoulli, exact-k or suffix", "full", metavar="NAME")
+    str | None,
+    shown("full, bernoulli, exact-k, suffix, successive or cyclic", "full", metavar="NAME"),
 ]
 Drop = Annotated[
-    float | None, shown("mean share of layers dropped (suffix: not trained), 0 to below 1", "0.0")
+    float | None,
+    shown("mean share of layers dropped (suffix, successive, cyclic: not trained), 0 to below 1", "0.0"),
 ]
 DepthShape = Annotated[
     str | None,
     shown("which layers are dropped more: uniform, incremental, decay or normal", "uniform", metavar="NAME"),
 ]
+Period = Annotated[int | None, shown("successive, cyclic: steps on one block of layers", "0")]
 BatchSize = Annotated[int | None, shown("samples a step", "16")]
 SeqLen = Annotated[int | None, shown("longest sequence, in tokens", "128")]
 Lr = Annotated[float | None, shown("learning rate", "0.002")]
