@@ -16,6 +16,11 @@ def shown(text: str, default: str | None = None, **extra: Any) -> Any:
     return typer.Option(help=text + suffix, show_default=False, **extra)
 
 
+def codec_option(default: str) -> Any:
+    """``--codec`` of a command whose own default is this."""
+    return shown("how updates are packed: fp32, fp16 or int8", default, metavar="NAME")
+
+
 ArtifactDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="artifact folder, made by `fleetune export`")
 ]
