@@ -17,7 +17,7 @@ from exporters.ort_training import training_python
 from toolkit.benchmark import run_floor, run_worker
 from toolkit.export import export
 from toolkit.figures import Round, medians, ratio, table
-from toolkit.models import packaged_model
+from toolkit.subjects import NUM_LABELS, model_of
 
 BATCH, SEQ, THREADS, REPEATS, FLOOR_STEPS, JOINT_STEPS, LIMIT_S = 8, 128, 2, 3, 3, 2, 300
 Say = Callable[[str], None]
@@ -99,9 +99,7 @@ def measure(
 def _places(name: str, folder: Path, threads: int) -> Iterator[tuple[str, Place]]:
     model = MODELS[name]
     folder.mkdir()
-    source = packaged_model() if name == "minilm" else folder / "model"
-    if name != "minilm":
-        run_worker("make_bert", source, threads=threads)
+    source = model_of(name, folder)
     for depth, active in (("full", model.shape[0]), ("half", model.shape[0] // 2)):
         yield f"{name}_{depth}", Place(model, source, folder, active, threads)
 
@@ -201,7 +199,7 @@ def _export(name: str, *, backend: str = "onnx", base_dtype: str = "fp32") -> Ca
         return export(
             place.source,
             task="sequence-classification",
-            num_labels=77,
+            num_labels=NUM_LABELS,
             backend=backend,
             base_dtype=base_dtype,
             out=place.folder / name,

@@ -12,9 +12,8 @@ from typing import Any
 from device_runtime.artifact import open_artifact
 from exporters.quantize import BASE_DTYPES
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import Round, medians, ratio
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 10, 2, 5
 Say = Callable[[str], None]
@@ -23,16 +22,9 @@ Say = Callable[[str], None]
 def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """Step time, peak memory and size of the blocks' weights by storage, and ratios to fp32."""
     with tempfile.TemporaryDirectory() as folder:
-        artifacts = {name: Path(folder) / name for name in BASE_DTYPES}
-        for name, path in artifacts.items():
-            export(
-                packaged_model(),
-                task="sequence-classification",
-                num_labels=77,
-                base_dtype=name,
-                out=path,
-                on_progress=say,
-            )
+        artifacts = {
+            name: artifact_of("minilm", Path(folder), base_dtype=name, say=say) for name in BASE_DTYPES
+        }
         sizes = {name: block_weights_mb(path) for name, path in artifacts.items()}
         rounds = [_round(artifacts, say, threads) for _ in range(repeats)]
     figures: dict[str, Any] = {"benchmark": "base_dtype", "batch": [BATCH, SEQ], "threads": threads}

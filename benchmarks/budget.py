@@ -10,17 +10,16 @@ from typing import Any
 
 from device_runtime.tables import Table
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import table
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of
 
 STEPS, THREADS, BUDGETS = 5, 2, 10
-MODELS = Table(
+SIZES = Table(
     "model",
     {
-        "minilm": ("", "sequence-classification", 16, 64),
-        "bert": ("make_bert", "sequence-classification", 8, 128),
-        "stories": ("make_stories", "causal-lm", 16, 128),
+        "minilm": (16, 64),
+        "bert": (8, 128),
+        "stories": (16, 128),
     },
 )
 Say = Callable[[str], None]
@@ -30,7 +29,7 @@ def measure(say: Say, *, only: Sequence[str] = (), threads: int = THREADS) -> di
     """One row per model and budget; ``only`` names models."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:
-        for name in [name for name in only if MODELS[name]] or list(MODELS):
+        for name in [name for name in only if SIZES[name]] or list(SIZES):
             rows += _of(name, Path(root), say, threads)
     for line in table([{n: v for n, v in row.items() if n != "picked"} for row in rows]):
         say(line)
@@ -44,13 +43,8 @@ def measure(say: Say, *, only: Sequence[str] = (), threads: int = THREADS) -> di
 
 
 def _of(name: str, root: Path, say: Say, threads: int) -> list[dict[str, Any]]:
-    worker, task, batch, seq = MODELS[name]
-    model = root / f"{name}-model" if worker else packaged_model()
-    if worker:
-        run_worker(worker, model, threads=1)
-    artifact = root / name
-    labels = None if task == "causal-lm" else 77
-    export(model, task=task, num_labels=labels, out=artifact, on_progress=say)
+    batch, seq = SIZES[name]
+    artifact = artifact_of(name, root, say=say)
     words = (artifact, root / "cache", batch, seq, STEPS, threads)
     ends = run_worker("budget_run", *words, 0, threads=threads)
     least, plenty = ends["least_mb"], 1.15 * ends["plenty_mb"]

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import Round, chart_of, medians, ratio
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of, model_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 3, 2, 5
 Say = Callable[[str], None]
@@ -16,18 +15,12 @@ Say = Callable[[str], None]
 
 def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """Seconds, and their ratios to torch's."""
-    model = packaged_model()
     with tempfile.TemporaryDirectory() as root:
-        artifacts = {storage: Path(root) / storage for storage in ("fp32", "int8")}
-        for storage, out in artifacts.items():
-            export(
-                model,
-                task="sequence-classification",
-                num_labels=77,
-                base_dtype=storage,
-                out=out,
-                on_progress=say,
-            )
+        model = model_of("minilm", Path(root))
+        artifacts = {
+            storage: artifact_of("minilm", Path(root), base_dtype=storage, say=say)
+            for storage in ("fp32", "int8")
+        }
         rounds = [_round(model, artifacts, say, threads) for _ in range(repeats)]
     found = {name: value for name, value in medians(rounds).items() if name.endswith("cold_start_s")}
     return {

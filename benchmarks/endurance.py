@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.benchmark import run_worker
-from toolkit.export import export
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS = 4, 32, 10_000, 2
 
@@ -15,8 +14,7 @@ BATCH, SEQ, STEPS, THREADS = 4, 32, 10_000, 2
 def measure(say: Callable[[str], None], *, threads: int = THREADS) -> dict[str, Any]:
     """``growth``: share by which memory grew from step 100 to the last."""
     with tempfile.TemporaryDirectory() as root:
-        artifact = Path(root) / "artifact"
-        export(packaged_model(), task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
+        artifact = artifact_of("minilm", Path(root), say=say)
         found = run_worker("endure", artifact, BATCH, SEQ, STEPS, threads, threads=threads)
     for step, resident_mb in found["resident_mb"]:
         say(f"step {step}: {resident_mb:.1f} MB")

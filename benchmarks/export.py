@@ -18,14 +18,15 @@ import numpy as np
 from device_runtime.artifact import open_artifact
 from device_runtime.errors import ConfigError
 from device_runtime.tables import Table
-from toolkit.benchmark import FOLDER, run_worker
+from toolkit.benchmark import FOLDER
 from toolkit.figures import table
-from toolkit.models import packaged_model
+from toolkit.subjects import NUM_LABELS, model_of
 
 THREADS = 2
-MODELS = Table("model", {"bert": "make_bert", "minilm": ""})
-AIMS = {"bert": {"seconds": 90, "peak_mb": 3000, "overhead_mb": 3}}
-"""The most that each may be."""
+AIMS: Table[dict[str, float]] = Table(
+    "model", {"bert": {"seconds": 90, "peak_mb": 3000, "overhead_mb": 3}, "minilm": {}}
+)
+"""The models, and the most that each figure of them may be."""
 
 
 def measure(
@@ -35,10 +36,10 @@ def measure(
     figures: dict[str, Any] = {"benchmark": "export", "threads": threads}
     rows = []
     with tempfile.TemporaryDirectory() as root:
-        for name in [n for n in only if MODELS[n] is not None] or MODELS:
+        for name in [n for n in only if AIMS[n] is not None] or AIMS:
             found = _export(name, Path(root), threads)
             rows.append({"": name, **found})
-            kept = {f"{what}_kept": found[what] <= most for what, most in AIMS.get(name, {}).items()}
+            kept = {f"{what}_kept": found[what] <= most for what, most in AIMS[name].items()}
             figures |= {f"{name}_{what}": value for what, value in (found | kept).items()}
     for line in table(rows):
         say(line)
@@ -53,12 +54,8 @@ def folder_overhead(folder: Path) -> int:
 
 
 def _export(name: str, root: Path, threads: int) -> dict[str, float]:
-    model = packaged_model()
-    if MODELS[name]:
-        model = root / f"{name}-model"
-        run_worker(MODELS[name], model, threads=threads)
-    out = root / name
-    words = ["export", model, "--task", "sequence-classification", "--num-labels", 77, "--out", out]
+    model, out = model_of(name, root), root / name
+    words = ["export", model, "--task", "sequence-classification", "--num-labels", NUM_LABELS, "--out", out]
     seconds, peak_mb = _timed([sys.executable, "-m", "toolkit.cli", *map(str, words)], threads)
     return {
         "seconds": round(seconds, 1),

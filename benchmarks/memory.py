@@ -14,20 +14,11 @@ from device_runtime.inspection import estimate
 from device_runtime.plans import LayerPlan, dropping
 from device_runtime.tables import Table
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import chart_of, table
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of, model_of
 
 BATCH, SEQ, STEPS, THREADS = 16, 64, 8, 2
 Say = Callable[[str], None]
-
-
-class Source(NamedTuple):
-    """How an artifact is made: a worker that writes the model (empty: the packaged MiniLM), task and storage."""
-
-    worker: str = ""
-    task: str = "sequence-classification"
-    base_dtype: str = "fp32"
 
 
 class Case(NamedTuple):
@@ -42,12 +33,13 @@ class Case(NamedTuple):
 SOURCES = Table(
     "model",
     {
-        "minilm": Source(),
-        "minilm-int8": Source(base_dtype="int8"),
-        "bert": Source("make_bert"),
-        "stories": Source("make_stories", task="causal-lm"),
+        "minilm": ("minilm", "fp32"),
+        "minilm-int8": ("minilm", "int8"),
+        "bert": ("bert", "fp32"),
+        "stories": ("stories", "fp32"),
     },
 )
+"""Subject and storage of the frozen weights."""
 CASES = (
     Case("minilm", 16, 64, "full"),
     Case("minilm", 8, 128, "full"),
@@ -92,18 +84,13 @@ def measure(say: Say, *, only: Sequence[str] = (), threads: int = THREADS) -> di
 
 def _artifact(name: str, root: Path, say: Say) -> Artifact | None:
     """None where the model is not at hand."""
-    source, out = SOURCES[name], root / name
-    model = packaged_model()
-    if source.worker:
-        model = root / f"{name}-model"
-        try:
-            run_worker(source.worker, model, threads=1)
-        except ConfigError as exc:
-            say(f"{name} left out: {exc}")
-            return None
-    labels = None if source.task == "causal-lm" else 77
-    export(model, task=source.task, num_labels=labels, base_dtype=source.base_dtype, out=out, on_progress=say)
-    return open_artifact(out, verify=False)
+    subject, base_dtype = SOURCES[name]
+    try:
+        model_of(subject, root)
+    except ConfigError as exc:
+        say(f"{name} left out: {exc}")
+        return None
+    return open_artifact(artifact_of(subject, root, base_dtype=base_dtype, say=say), verify=False)
 
 
 def _by_active_layers(artifact: Artifact, threads: int) -> Iterator[dict[str, Any]]:

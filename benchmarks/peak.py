@@ -10,12 +10,11 @@ from typing import Any
 
 from device_runtime.tables import Table
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import Round, medians, ratio, table
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of, model_of
 
 STEPS, THREADS, REPEATS = 4, 2, 3
-MODELS = Table("model", {"minilm": ("", 16, 64), "bert": ("make_bert", 8, 128)})
+SIZES = Table("model", {"minilm": (16, 64), "bert": (8, 128)})
 PLANS = {
     "saved": ("fp32", "full"),
     "recomputed": ("fp32", "full-recompute"),
@@ -32,7 +31,7 @@ def measure(
     """One row per model and plan; ``only`` names models."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as root:
-        for name in [name for name in only if MODELS[name]] or list(MODELS):
+        for name in [name for name in only if SIZES[name]] or list(SIZES):
             rows += _of(name, Path(root), say, repeats, threads)
     for line in table(rows):
         say(line)
@@ -40,15 +39,11 @@ def measure(
 
 
 def _of(name: str, root: Path, say: Say, repeats: int, threads: int) -> list[dict[str, Any]]:
-    worker, batch, seq = MODELS[name]
-    model = root / f"{name}-model" if worker else packaged_model()
-    if worker:
-        run_worker(worker, model, threads=1)
-    artifacts = {storage: root / f"{name}-{storage}" for storage in ("fp32", "int8")}
-    for storage, out in artifacts.items():
-        export(
-            model, task="sequence-classification", num_labels=77, base_dtype=storage, out=out, on_progress=say
-        )
+    batch, seq = SIZES[name]
+    model = model_of(name, root)
+    artifacts = {
+        storage: artifact_of(name, root, base_dtype=storage, say=say) for storage in ("fp32", "int8")
+    }
     size = (batch, seq, STEPS, threads)
     rounds: list[Round] = []
     for _ in range(repeats):

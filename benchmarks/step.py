@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.benchmark import run_floor, run_worker
-from toolkit.export import export
 from toolkit.figures import Round, chart_of, medians, ratio
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of, model_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 14, 2, 5
 Say = Callable[[str], None]
@@ -20,10 +19,8 @@ SHAPE = (6, 384, 1536, 12)
 
 def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """Step time, peak memory and cold start, and their ratios."""
-    model = packaged_model()
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = Path(folder) / "artifact"
-        export(model, task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
+    with tempfile.TemporaryDirectory() as root:
+        model, artifact = model_of("minilm", Path(root)), artifact_of("minilm", Path(root), say=say)
         rounds = [_round(model, artifact, say, threads) for _ in range(repeats)]
     found = medians(rounds)
     return {

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import Round, chart_of, medians, ratio, table
+from toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 8, 128, 6, 2, 3
 MODES = (
@@ -29,9 +29,7 @@ Say = Callable[[str], None]
 def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """One row per memory plan."""
     with tempfile.TemporaryDirectory() as root:
-        model, artifact = Path(root) / "model", Path(root) / "artifact"
-        run_worker("make_bert", model, threads=1)
-        export(model, task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
+        artifact = artifact_of("bert", Path(root), say=say)
         weights_mb = (artifact / "base.safetensors").stat().st_size / 2**20
         rounds = [_round(artifact, say, threads) for _ in range(repeats)]
     found = medians(rounds)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import Round, chart_of, medians, ratio, table
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, REPEATS = 16, 64, 14, 3
 Say = Callable[[str], None]
@@ -20,8 +19,7 @@ def measure(say: Say, *, repeats: int = REPEATS) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     counts = sorted({1 << n for n in range(cores.bit_length()) if 1 << n <= cores} | {cores})
     with tempfile.TemporaryDirectory() as root:
-        artifact = Path(root) / "artifact"
-        export(packaged_model(), task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
+        artifact = artifact_of("minilm", Path(root), say=say)
         rounds = [_round(artifact, counts, say) for _ in range(repeats)]
     found = medians(rounds)
     rows = [_row(n, found[f"{n}_step_ms"], ratio(rounds, str(n), "1") or 1.0) for n in counts]

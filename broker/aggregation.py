@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from safetensors.numpy import load
@@ -13,13 +14,14 @@ from broker.ledger import Ledger, Row
 from broker.service import Service, topics, will
 from broker.settings import Patience, Settings, check_settings
 from device_runtime.adapters import save_peft
-from device_runtime.arrays import write_atomically
+from device_runtime.arguments import picked, plain
 from device_runtime.artifact import Artifact, open_artifact
 from device_runtime.codecs import CODECS
 from device_runtime.errors import StateError
 from device_runtime.link import Link, Will
 from device_runtime.optim import make_optimizer
 from device_runtime.policies import make_policy
+from device_runtime.run_file import write_run
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
 
 log = logging.getLogger(__name__)
@@ -46,15 +48,6 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str
     """PEFT folder."""
     history: list[Row]
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """``run.json`` beside the adapter: what was run, and what it came to."""
-
-    artifact: str
-    artifact_digest: str
-    arguments: dict[str, object]
-    report: AggregateReport
 
 
 def aggregate(
@@ -137,39 +130,20 @@ def aggregate(
         StateError: the ledger is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or a round never gets enough updates.
     """
-    arguments = {
-        name: str(v) if isinstance(v, Path) else v for name, v in locals().items() if name != "on_round"
-    }
-    work = LocalWork(
+    arguments = plain(locals())
+    work = picked(
+        LocalWork,
+        arguments,
         policy=PolicySpec(name=policy, drop=drop, shape=depth_shape, period=period),
-        optimizer=OptimizerSpec(
-            name=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
-            clip_norm=clip_norm,
-        ),
+        optimizer=picked(OptimizerSpec, arguments, name=optimizer),
         steps=local_steps,
         epochs=local_epochs,
-        batch_size=batch_size,
-        seq_len=seq_len,
-        codec=codec,
+        seed=0,  # every device of every round gets its own
     )
-    patience = Patience(
-        deadline_s=deadline_s, gather_s=gather_s, evaluation_s=evaluation_s, extensions_max=extensions_max
-    )
+    patience = picked(Patience, arguments)
     artifact = open_artifact(artifact_dir)
-    settings = Settings(
-        job=job,
-        artifact=artifact.digest,
-        rounds=rounds,
-        clients=clients,
-        min_clients=min_clients or clients,
-        strategy=strategy,
-        work=work,
-        seed=seed,
-        evaluate_every=evaluate_every,
+    settings = picked(
+        Settings, arguments, artifact=artifact.digest, min_clients=min_clients or clients, work=work
     )
     _check(settings, patience, artifact)
     session = secrets.token_hex(8)
@@ -240,7 +214,7 @@ def _see_off(service: Service, link: Link) -> None:
         service.tick(time.monotonic())
 
 
-def _conclude(ledger: Ledger, artifact: Artifact, arguments: dict[str, object]) -> AggregateReport:
+def _conclude(ledger: Ledger, artifact: Artifact, arguments: dict[str, Any]) -> AggregateReport:
     rows, cost = ledger.rows(), ledger.cost()
     adapter = ledger.folder / "adapter"
     save_peft(adapter, artifact.manifest, load(ledger.version(rows[-1].round)))
@@ -256,8 +230,5 @@ def _conclude(ledger: Ledger, artifact: Artifact, arguments: dict[str, object]) 
         adapter=str(adapter),
         history=rows,
     )
-    run = Run(
-        artifact=artifact.manifest.name, artifact_digest=artifact.digest, arguments=arguments, report=report
-    )
-    write_atomically(ledger.folder / "run.json", msgspec.json.format(msgspec.json.encode(run), indent=2))
+    write_run(ledger.folder, artifact, arguments, report)
     return report

@@ -13,53 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from broker.actions import Action, Ask, Close, Dismiss, Finish, Send
+from broker.evaluations import Evaluations
 from broker.settings import Patience, Settings
 from device_runtime.errors import TransportError, WireError
-from device_runtime.wire import Hello, Report, UpdateReady, Verdict, encode
+from device_runtime.wire import REASON_CHARS_MAX, ROLES, Hello, Report, UpdateReady, Verdict, encode
 
 log = logging.getLogger(__name__)
-
-
-class Ask(NamedTuple):
-    """Record that these devices belong to a round; the first time, it opens."""
-
-    round: int
-    devices: tuple[str, ...]
-
-
-class Send(NamedTuple):
-    """Send a device an offer, to train in a round or to evaluate a version; ``position`` is its place."""
-
-    device_id: str
-    role: str
-    round: int
-    version: int
-    position: int
-    deadline_s: float
-
-
-class Close(NamedTuple):
-    """Combine the accepted updates of a round into version ``round``."""
-
-    round: int
-    devices: tuple[str, ...]
-
-
-class Dismiss(NamedTuple):
-    """Tell a device that it is not wanted."""
-
-    device_id: str
-    reason: str
-    is_error: bool = True
-
-
-class Finish(NamedTuple):
-    """The job is over."""
-
-    reason: str
-
-
-Action = Ask | Send | Close | Dismiss | Finish
 
 
 class Past(NamedTuple):
@@ -107,13 +67,9 @@ class Federation:
         self.finished = past.finished
         self._patience = patience
         self._accepted = dict(past.accepted)
-        self._reported = set(past.reported)
+        self.evaluations = Evaluations(settings, past.reported)
         self._trainers: set[str] = set()
         self._paused: set[str] = set()
-        self._evaluators: dict[str, int] = {}
-        """Present evaluating devices, and the version each is at; -1 for none."""
-        self._awaited = {device for _, device in past.reported}
-        """Every evaluating device known, present or not."""
         self._progress = now
         self._gathered = False
         self._round = self._restored(past, now) if past.asked else None
@@ -135,8 +91,8 @@ class Federation:
             WireError: the role is neither train nor evaluate.
         """
         device = hello.device_id
-        if hello.role not in ("train", "evaluate"):
-            raise WireError(f"device {device!r}: role {hello.role!r}; expected train or evaluate")
+        if hello.role not in ROLES:
+            raise WireError(f"device {device!r}: role {hello.role!r}; expected {' or '.join(ROLES)}")
         if reason := self._unfit(hello):
             return [Dismiss(device, reason)]
         if self.finished:
@@ -145,14 +101,13 @@ class Federation:
             self._trainers.add(device)
             again = self._offers((device,), now) if self._is(device, Standing.PENDING) else []
         else:
-            self._awaited.add(device)
-            again = self._evaluation(device, self._evaluators.setdefault(device, -1))
+            again = [*self.evaluations.hello(device, self.version)]
         return [*again, *self._advance(now)]
 
     def offline(self, device_id: str, now: float) -> list[Action]:
         """A device is gone; its place in the round stays until the deadline."""
         self._trainers.discard(device_id)
-        self._evaluators.pop(device_id, None)
+        self.evaluations.offline(device_id)
         return self._advance(now)
 
     def paused(self, device_id: str, *, is_paused: bool) -> None:
@@ -163,9 +118,9 @@ class Federation:
         """Answer an announced update at once, or None if its payload has to be seen."""
         digest, key = update.payload.sha256, (update.round, update.device_id)
         if self._accepted.get(key) == digest:
-            return self._verdict(update)
+            return verdict_on(update)
         reason = self._refusal(update)
-        return self._verdict(update, reason) if reason else None
+        return verdict_on(update, reason) if reason else None
 
     def accepted(self, update: UpdateReady, now: float) -> list[Action]:
         """The payload of an update that ``judge`` passed is good, and durable."""
@@ -178,45 +133,21 @@ class Federation:
         """The payload of an update that ``judge`` passed is bad: the round goes on without it."""
         if self._round and self._round.number == update.round:
             self._round.standing[update.device_id] = Standing.REFUSED
-            self._round.refusals[_identity(update)] = reason
+            self._round.refusals[_identity(update)] = reason[:REASON_CHARS_MAX]
         return self._advance(now)
 
     def declined(self, device_id: str, round_number: int, now: float) -> list[Action]:
         """A device cannot do what it was asked to do: the round goes on without it."""
-        if self._evaluators.get(device_id) == round_number:
-            self._evaluators[device_id] = -1
-            self._reported.add((round_number, device_id))
+        self.evaluations.declined(device_id, round_number)
         if self._round and self._round.number == round_number and self._is(device_id, Standing.PENDING):
             self._round.standing[device_id] = Standing.REFUSED
         return self._advance(now)
 
-    def judge_report(self, report: Report) -> str:
-        """Why a report is refused; empty if it is welcome."""
-        if report.device_id not in self._awaited:
-            return f"device {report.device_id!r} was not asked to evaluate"
-        if not 0 <= report.version <= self.version:
-            return f"version {report.version} is unknown; the newest is {self.version}"
-        if not (np.isfinite(report.loss) and 0 <= report.accuracy <= 1 and report.num_samples > 0):
-            found = f"loss {report.loss}, accuracy {report.accuracy}, {report.num_samples} samples"
-            return f"{found}: not a measurement"
-        return ""
-
     def reported(self, report: Report, now: float) -> list[Action]:
-        """A report that ``judge_report`` passed is durable."""
-        device = report.device_id
+        """A report that ``evaluations.judge`` passed is durable."""
         self._progress = now
-        self._reported.add((report.version, device))
-        if self._evaluators.get(device) == report.version:
-            self._evaluators[device] = -1
+        self.evaluations.reported(report)
         return self._advance(now)
-
-    def has_reports(self, version: int) -> bool:
-        """Whether any evaluating device has reported on a version."""
-        return any(v == version for v, _ in self._reported)
-
-    def is_evaluated(self, version: int) -> bool:
-        """Whether no evaluating device here still owes a report on a version."""
-        return not self._is_due(version) or all((version, d) in self._reported for d in self._evaluators)
 
     def tick(self, now: float) -> list[Action]:
         """Time has passed.
@@ -247,10 +178,6 @@ class Federation:
             return f"its artifact is {hello.artifact[:12]}, this job's is {self.settings.artifact[:12]}"
         return "it has no samples" if hello.num_samples < 1 else ""
 
-    def _verdict(self, update: UpdateReady, reason: str = "") -> Verdict:
-        digest = update.payload.sha256
-        return Verdict(job=update.job, round=update.round, digest=digest, accepted=not reason, reason=reason)
-
     def _refusal(self, update: UpdateReady) -> str:
         number, device = update.round, update.device_id
         if not 1 <= number <= self.round:
@@ -274,9 +201,7 @@ class Federation:
             actions += self._close_if_complete(self._round, now)
         if not self._round and self.version < self.settings.rounds:
             actions += self._open(now)
-        for device, at in list(self._evaluators.items()):
-            actions += self._evaluation(device, -1) if at == -1 else []
-        return [*actions, *self._finish(now)]
+        return [*actions, *self.evaluations.offers(self.version), *self._finish(now)]
 
     def _open(self, now: float) -> list[Action]:
         settings, here = self.settings, self.present
@@ -345,31 +270,29 @@ class Federation:
         again = self._offers(open_round.of(Standing.PENDING), now)
         return [*again, *self._ask(open_round, self._spare(open_round), now)]
 
-    def _evaluation(self, device: str, at: int) -> list[Action]:
-        due = at if at >= 0 else self._next_version(device)
-        if due < 0:
-            return []
-        self._evaluators[device] = due
-        return [Send(device, "evaluate", due, due, 0, 0.0)]
-
-    def _next_version(self, device: str) -> int:
-        due = (v for v in range(self.version + 1) if self._is_due(v))
-        return next((v for v in due if (v, device) not in self._reported), -1)
-
-    def _is_due(self, version: int) -> bool:
-        return version % self.settings.evaluate_every == 0 or version == self.settings.rounds
-
     def _finish(self, now: float) -> list[Action]:
         if self.finished or self._round or self.version < self.settings.rounds:
             return []
-        silent = sorted(d for d in self._awaited if (self.version, d) not in self._reported)
+        silent = self.evaluations.silent(self.version)
         limit_s = self._patience.evaluation_s or np.inf
         if silent and now < self._progress + limit_s:
             return []
         self.finished = True
         if silent:
             log.warning("finished without the last evaluation of %s", ", ".join(silent))
-        return [Finish(f"{self.version} rounds are done")]
+        here = tuple(sorted({*self._trainers, *self.evaluations.present}))
+        return [Finish(f"{self.version} rounds are done", here)]
+
+
+def verdict_on(update: UpdateReady, reason: str = "") -> Verdict:
+    """The answer to an update: refused for ``reason``, or accepted without one."""
+    return Verdict(
+        job=update.job,
+        round=update.round,
+        digest=update.payload.sha256,
+        accepted=not reason,
+        reason=reason[:REASON_CHARS_MAX],
+    )
 
 
 def _identity(update: UpdateReady) -> bytes:

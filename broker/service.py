@@ -3,28 +3,25 @@
 import logging
 from collections.abc import Callable, Iterable
 
-import msgspec
-from safetensors.numpy import load
-
-from broker.ledger import AFTERWARDS, Cost, Ledger, Row
+from broker.actions import Action
+from broker.executor import Executor
+from broker.ledger import AFTERWARDS, Ledger, Row
+from broker.meter import Meter
 from broker.pulls import Pulls
-from broker.rounds import Action, Ask, Close, Dismiss, Federation, Finish, Send
-from broker.settings import Patience, Settings, device_work
-from broker.strategies import STRATEGIES, Sums
-from device_runtime.arrays import Arrays, to_bytes
-from device_runtime.codecs import decode_update, update_bytes_max
+from broker.rounds import Federation, Past, verdict_on
+from broker.settings import Patience, Settings
+from broker.versions import Versions
+from device_runtime.arrays import Arrays
 from device_runtime.errors import ConfigError, WireError, one_line
-from device_runtime.loopback import Connection, send
-from device_runtime.transfer import Outgoing, Pull
+from device_runtime.loopback import Connection
+from device_runtime.transfer import Pull
 from device_runtime.wire import (
     AggregatorStatus,
     Chunk,
     Decline,
     DeviceStatus,
-    Finished,
     Hello,
     Message,
-    Offer,
     Report,
     Request,
     UpdateReady,
@@ -37,10 +34,6 @@ from device_runtime.wire import (
 )
 
 log = logging.getLogger(__name__)
-
-_SHELF = 3
-"""Versions ready to be served at once; evaluating devices may be some behind."""
-_REQUEST_LIMIT = 32
 
 
 def topics(job: str) -> list[str]:
@@ -85,26 +78,24 @@ class Service:
         Raises:
             StateError: the ledger's files are damaged.
         """
-        if not ledger.has_version(0):
-            ledger.add_version(0, to_bytes(adapter))
+        self._versions = Versions(ledger, settings, adapter)
         past = ledger.past()
         self.federation = Federation(settings, patience, now=now, past=past)
         self._link, self._ledger, self._settings = link, ledger, settings
-        self._session, self._on_row = session, on_row or (lambda _: None)
-        self._strategy = STRATEGIES[settings.strategy]()
-        self._reference: Arrays = load(ledger.version(past.version))
-        size_bytes_max = update_bytes_max(settings.work.codec, self._reference)
-        self._pulls = Pulls(size_bytes_max=size_bytes_max)
-        self._sums = self._folded(past.version + 1)
-        self._shelf: dict[int, Outgoing] = {}
+        self._meter = Meter(link, ledger, bucket=_bucket(past, settings), now=now)
+        self._executor = Executor(
+            link,
+            ledger,
+            settings,
+            federation=self.federation,
+            versions=self._versions,
+            meter=self._meter,
+            session=session,
+            on_row=on_row or (lambda _: None),
+        )
+        self._pulls = Pulls(size_bytes_max=self._versions.update_bytes_max)
         self._known: set[str] = set()
         self._connections = -1
-        self._next_row = 0
-        self._is_over = past.finished
-        self._bucket = past.version + 1 if past.version or past.asked else 0
-        if past.version == settings.rounds:
-            self._bucket = AFTERWARDS
-        self._cost = Cost()
         log.info(
             "job %s, artifact %s: %d of %d rounds done",
             settings.job,
@@ -112,12 +103,11 @@ class Service:
             past.version,
             settings.rounds,
         )
-        self._spent_at, self._spent_bytes = now, (link.bytes_sent, link.bytes_received)
 
     @property
     def finished(self) -> bool:
         """Whether the job is over."""
-        return self._is_over
+        return self._executor.finished
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; a bad one is dropped with one line in the log."""
@@ -136,15 +126,20 @@ class Service:
         """
         if self._link.connections != self._connections:
             self._connections = self._link.connections
-            self._announce()
+            self._executor.announce()
         self._do(self.federation.tick(now), now)
         self._pump(now)
-        self._tell_rows()
+        self._executor.tell_rows()
 
     def stop(self, now: float) -> None:
         """Say goodbye: what was spent is kept, and the status says offline."""
-        self._spend(self._bucket, now)
-        self._announce(online=False)
+        self._meter.spend(now)
+        self._executor.announce(online=False)
+
+    def _do(self, actions: Iterable[Action], now: float) -> None:
+        self._executor.carry_out(actions, now)
+        for late in self._pulls.drop_below(self.federation.version + 1):
+            self._executor.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
 
     def _dispatch(self, device_id: str, message: Message, now: float) -> None:
         named = getattr(message, "device_id", device_id)
@@ -160,7 +155,7 @@ class Service:
         elif isinstance(message, UpdateReady):
             self._announced(message, now)
         elif isinstance(message, Chunk):
-            self._count(up=len(message.data))
+            self._meter.count(up=len(message.data))
             self._pulls.add(device_id, message, now)
         elif isinstance(message, Request):
             self._serve(device_id, message)
@@ -193,9 +188,14 @@ class Service:
             self._known.discard(status.device_id)
             self._do(self.federation.offline(status.device_id, now), now)
 
+    def _serve(self, device_id: str, request: Request) -> None:
+        for chunk in self._versions.chunks(request):
+            self._meter.count(down=len(chunk.data))
+            self._executor.tell(device_id, chunk)
+
     def _announced(self, update: UpdateReady, now: float) -> None:
         if verdict := self.federation.judge(update):
-            self._tell(update.device_id, verdict)
+            self._executor.tell(update.device_id, verdict)
             return
         try:
             self._pulls.begin(update, now)
@@ -206,181 +206,46 @@ class Service:
         for update, pull in self._pulls.finished(now):
             self._received(update, pull, now)
         for device_id, request in self._pulls.due(now):
-            self._tell(device_id, request)
+            self._executor.tell(device_id, request)
 
     def _received(self, update: UpdateReady, pull: Pull, now: float) -> None:
         if verdict := self.federation.judge(update):
-            self._tell(update.device_id, verdict)
+            self._executor.tell(update.device_id, verdict)
             return
         try:
             content = pull.content()
-            values = decode_update(content, self._reference, codec=self._settings.work.codec)
-            self._sums = self._strategy.add(self._sums, values, update.num_samples)
+            self._versions.add(content, update.num_samples)
         except WireError as exc:
             self._refuse(update, str(exc), now)
             return
         self._ledger.accept(update, content)
-        self._spend(self._bucket, now)
-        verdict = Verdict(job=update.job, round=update.round, digest=update.payload.sha256, accepted=True)
-        self._tell(update.device_id, verdict)
+        self._meter.spend(now)
+        self._executor.tell(update.device_id, verdict_on(update))
         self._do(self.federation.accepted(update, now), now)
 
     def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
         log.warning("round %d: update of %s refused: %s", update.round, update.device_id, reason)
-        digest = update.payload.sha256
-        verdict = Verdict(
-            job=update.job, round=update.round, digest=digest, accepted=False, reason=reason[:500]
-        )
-        self._tell(update.device_id, verdict)
-        self._do(self.federation.refused(update, reason[:500], now), now)
+        self._executor.tell(update.device_id, verdict_on(update, reason))
+        self._do(self.federation.refused(update, reason, now), now)
 
     def _reported(self, report: Report, now: float) -> None:
-        reason = self.federation.judge_report(report)
+        reason = self.federation.evaluations.judge(report, self.federation.version)
         verdict = Verdict(job=report.job, round=report.round, accepted=not reason, reason=reason)
         if reason:
-            self._tell(report.device_id, verdict)
+            self._executor.tell(report.device_id, verdict)
             log.warning("report of %s refused: %s", report.device_id, reason)
             self._do(self.federation.declined(report.device_id, report.version, now), now)
             return
         self._ledger.report(report)
-        self._tell(report.device_id, verdict)
+        self._executor.tell(report.device_id, verdict)
         self._do(self.federation.reported(report, now), now)
 
-    def _do(self, actions: Iterable[Action], now: float) -> None:
-        for action in actions:
-            if isinstance(action, Send):
-                self._offer(action)
-            elif isinstance(action, Ask):
-                self._ask(action, now)
-            elif isinstance(action, Close):
-                self._close(action, now)
-            elif isinstance(action, Dismiss):
-                self._dismiss(action)
-            elif isinstance(action, Finish):
-                self._finish(action, now)
 
-    def _ask(self, ask: Ask, now: float) -> None:
-        log.info("round %d: asking %s", ask.round, ", ".join(ask.devices))
-        self._ledger.ask(ask.round, ask.devices)
-        if self._bucket != ask.round:
-            self._spend(self._bucket, now)
-            self._bucket = ask.round
-
-    def _offer(self, sending: Send) -> None:
-        offer = Offer(
-            job=self._settings.job,
-            round=sending.round,
-            version=sending.version,
-            role=sending.role,
-            work=device_work(self._settings, round_number=max(sending.round, 1), position=sending.position),
-            adapter=self._outgoing(sending.version).manifest,
-            deadline_s=sending.deadline_s,
-        )
-        self._tell(sending.device_id, offer)
-
-    def _close(self, close: Close, now: float) -> None:
-        self._spend(self._bucket, now)
-        memory = self._ledger.memory(close.round - 1)
-        new, kept = self._strategy.finish(self._sums, self._reference, load(memory) if memory else {})
-        self._ledger.add_version(close.round, to_bytes(new), memory=to_bytes(kept) if kept else b"")
-        self._reference, self._sums = new, self._strategy.init(new)
-        self._bucket = close.round + 1 if close.round < self._settings.rounds else AFTERWARDS
-        for late in self._pulls.drop_below(close.round + 1):
-            reason = f"round {late.round} is closed"
-            verdict = Verdict(
-                job=late.job, round=late.round, digest=late.payload.sha256, accepted=False, reason=reason
-            )
-            self._tell(late.device_id, verdict)
-        log.info("round %d: closed with %s", close.round, ", ".join(close.devices))
-        self._tell_rows()
-        self._announce()
-
-    def _dismiss(self, dismiss: Dismiss) -> None:
-        log.warning("device %s dismissed: %s", dismiss.device_id, dismiss.reason)
-        self._known.discard(dismiss.device_id)
-        self._tell(
-            dismiss.device_id,
-            Finished(job=self._settings.job, reason=dismiss.reason, is_error=dismiss.is_error),
-        )
-
-    def _finish(self, finish: Finish, now: float) -> None:
-        self._spend(self._bucket, now)
-        self._ledger.finish()
-        self._is_over = True
-        self._tell_rows()
-        for device_id in sorted(self._known):
-            self._tell(device_id, Finished(job=self._settings.job, reason=finish.reason))
-        self._announce()
-        log.info("finished: %s", finish.reason)
-
-    def _serve(self, device_id: str, request: Request) -> None:
-        outgoing = next((o for o in self._shelf.values() if o.manifest.sha256 == request.sha256), None)
-        if outgoing is None:
-            raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
-        capped = msgspec.structs.replace(request, limit=min(request.limit, _REQUEST_LIMIT))
-        for chunk in outgoing.chunks(capped):
-            self._count(down=len(chunk.data))
-            self._tell(device_id, chunk)
-
-    def _outgoing(self, version: int) -> Outgoing:
-        found = self._shelf.pop(version, None)
-        if found is None or found.manifest.chunk_bytes != self._link.chunk_bytes:
-            found = Outgoing(self._ledger.version(version), chunk_bytes=self._link.chunk_bytes)
-        self._shelf[version] = found
-        while len(self._shelf) > _SHELF:
-            del self._shelf[next(iter(self._shelf))]
-        return found
-
-    def _folded(self, round_number: int) -> Sums:
-        sums = self._strategy.init(self._reference)
-        for device_id, num_samples, payload in self._ledger.accepted(round_number):
-            values = decode_update(payload, self._reference, codec=self._settings.work.codec)
-            sums = self._strategy.add(sums, values, num_samples)
-            log.info("round %d: the update of %s is at hand", round_number, device_id)
-        return sums
-
-    def _tell_rows(self) -> None:
-        while self._next_row <= self.federation.version and self._is_complete(self._next_row):
-            self._on_row(self._ledger.row(self._next_row))
-            self._next_row += 1
-
-    def _is_complete(self, version: int) -> bool:
-        if self._is_over:
-            return True
-        # Evaluating devices may come a little later than the others: the first row waits for them for a round.
-        has_time = self.federation.version > 0 or (self._bucket > 0 and self.federation.has_reports(version))
-        return bool(has_time) and self.federation.is_evaluated(version)
-
-    def _announce(self, *, online: bool = True) -> None:
-        status = AggregatorStatus(
-            job=self._settings.job,
-            session=self._session,
-            online=online,
-            round=self.federation.round,
-            version=self.federation.version,
-            finished=self.finished,
-        )
-        send(self._link, aggregator_topic(self._settings.job), encode(status), retain=True)
-
-    def _tell(self, device_id: str, message: Message) -> None:
-        send(self._link, device_topic(self._settings.job, device_id, "down"), encode(message))
-
-    def _count(self, *, down: int = 0, up: int = 0) -> None:
-        cost = self._cost
-        self._cost = msgspec.structs.replace(
-            cost, bytes_down=cost.bytes_down + down, bytes_up=cost.bytes_up + up
-        )
-
-    def _spend(self, bucket: int, now: float) -> None:
-        sent, received = self._link.bytes_sent, self._link.bytes_received
-        cost = msgspec.structs.replace(
-            self._cost,
-            bytes_sent=sent - self._spent_bytes[0],
-            bytes_received=received - self._spent_bytes[1],
-            seconds=now - self._spent_at,
-        )
-        self._ledger.spend(bucket, cost)
-        self._cost, self._spent_at, self._spent_bytes = Cost(), now, (sent, received)
+def _bucket(past: Past, settings: Settings) -> int:
+    """What the time from now on is booked under."""
+    if past.version == settings.rounds:
+        return AFTERWARDS
+    return past.version + 1 if past.version or past.asked else 0
 
 
 def _sender(topic: str) -> str:

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import msgspec
 
 from device_runtime.errors import WireError
+from device_runtime.identity import Identity
 from device_runtime.loopback import Connection, send
 from device_runtime.outbox import Entry, Outbox
 from device_runtime.transfer import Outgoing
-from device_runtime.wire import Report, Request, UpdateReady, Verdict, decode, device_topic, encode
+from device_runtime.wire import Report, Request, UpdateReady, Verdict, decode, encode
 
 REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
 SERVED_S = 15.0
 """Whoever asked for chunks so recently needs no announcement."""
-_REQUEST_LIMIT = 32
 
 
 @dataclass
@@ -29,10 +29,9 @@ class _Parcel:
 class Deliveries:
     """The updates and reports of one device for one job; others' entries in the outbox are left alone."""
 
-    def __init__(self, link: Connection, outbox: Outbox, *, job: str, device_id: str) -> None:
-        self._link, self._outbox = link, outbox
-        self._topic = device_topic(job, device_id, "up")
-        self._parcels = [_Parcel(e, _header(e)) for e in outbox.pending() if e.job == job]
+    def __init__(self, link: Connection, outbox: Outbox, identity: Identity) -> None:
+        self._link, self._outbox, self._topic = link, outbox, identity.up
+        self._parcels = [_Parcel(e, _header(e)) for e in outbox.pending() if e.job == identity.job]
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -72,8 +71,7 @@ class Deliveries:
         if parcel is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not here")
         parcel.due = now + SERVED_S
-        capped = msgspec.structs.replace(request, limit=min(request.limit, _REQUEST_LIMIT))
-        for chunk in self._outgoing(parcel).chunks(capped):
+        for chunk in self._outgoing(parcel).chunks(request):
             send(self._link, self._topic, encode(chunk))
 
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:

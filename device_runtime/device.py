@@ -3,17 +3,14 @@
 import fcntl
 import logging
 import secrets
-import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from device_runtime.agent import Agent
+from device_runtime.arguments import picked
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact, open_artifact
 from device_runtime.data import load_dataset
@@ -24,43 +21,18 @@ from device_runtime.link import Link, Will
 from device_runtime.loopback import send
 from device_runtime.machine import Machine, Resources
 from device_runtime.outbox import Outbox
-from device_runtime.pause import Gate, open_gate
+from device_runtime.pause import open_gate
 from device_runtime.samples import Dataset
 from device_runtime.systemd import Service
+from device_runtime.tally import DeviceReport, Tally
 from device_runtime.trainer import Trainer
-from device_runtime.training import peak_rss_mb
-from device_runtime.wire import LocalWork, check_name
+from device_runtime.wire import ROLES, LocalWork, check_name
 from device_runtime.workbench import Workbench
 
 log = logging.getLogger(__name__)
 
-ROLES = ("train", "evaluate")
 _NAP_S = 0.1
 _DEFAULT_SEQ_LEN = LocalWork().seq_len
-
-
-class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device did since its process started."""
-
-    device_id: str
-    rounds: int
-    """Updates that the aggregator took."""
-    refused: int
-    """Updates and reports that it did not take, and work that could not be done."""
-    evaluations: int
-    steps: int
-    pauses: int
-    """Times at which its rules forbade it to work."""
-    paused_s: float
-    step_ms_median: float | None
-    mean_active_layers: float | None
-    bytes_sent: int
-    """Payload of all MQTT messages."""
-    bytes_received: int
-    peak_rss_mb: float
-    wall_s: float
-    reason: str
-    """Why it stopped."""
 
 
 def device(
@@ -120,6 +92,7 @@ def device(
         StateError: the state folder is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or the aggregator is silent for too long.
     """
+    resources = picked(Resources, locals())
     if role not in ROLES:
         raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
     check_name("job", job)
@@ -127,15 +100,6 @@ def device(
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
-    resources = Resources(
-        threads=threads,
-        cores=cores,
-        provider=provider,
-        recompute=recompute,
-        stream=stream,
-        memory_budget_mb=memory_budget_mb,
-        prefix_cache_mb=prefix_cache_mb,
-    )
     with (
         _alone_in(folder),
         Outbox(folder / "outbox.sqlite") as outbox,
@@ -150,7 +114,7 @@ def device(
             will=Will(*identity.will),
             ca_file=ca_file,
         )
-        tally = _Tally(on_event, service)
+        tally = Tally(on_event, service)
         agent = Agent(
             link,
             outbox,
@@ -174,46 +138,6 @@ def device(
     if agent.is_unwanted:
         raise ConfigError(f"the aggregator of job {job!r} cannot use this device: {agent.finished}")
     return tally.report(identity.device_id, link=link, gate=gate, reason=agent.finished)
-
-
-class _Tally:
-    """Counts what happens and passes on what a person wants to read."""
-
-    def __init__(self, on_event: Callable[[Event], object] | None, service: Service) -> None:
-        self._on_event, self._service = on_event or (lambda _: None), service
-        self._started = time.monotonic()
-        self._kinds: Counter[str] = Counter()
-        self._active: list[float] = []
-        self._seconds: list[float] = []
-
-    def __call__(self, event: Event) -> None:
-        self._kinds[event.kind] += 1
-        self._service.status = str(event)
-        if event.kind != "step":
-            log.info("%s", event)
-            self._on_event(event)
-            return
-        self._active.append(event.values["active_layers"])
-        self._seconds.append(event.values["seconds"])
-
-    def report(self, device_id: str, *, link: Link, gate: Gate, reason: str) -> DeviceReport:
-        kinds = self._kinds
-        return DeviceReport(
-            device_id=device_id,
-            rounds=0 if kinds["evaluated"] else kinds["accepted"],
-            refused=kinds["refused"] + kinds["declined"],
-            evaluations=kinds["evaluated"],
-            steps=kinds["step"],
-            pauses=gate.num_pauses,
-            paused_s=gate.paused_s,
-            step_ms_median=1000 * statistics.median(self._seconds) if self._seconds else None,
-            mean_active_layers=statistics.fmean(self._active) if self._active else None,
-            bytes_sent=link.bytes_sent,
-            bytes_received=link.bytes_received,
-            peak_rss_mb=peak_rss_mb(),
-            wall_s=time.monotonic() - self._started,
-            reason=reason,
-        )
 
 
 class _Desk:

@@ -22,6 +22,11 @@ class Identity(NamedTuple):
         return [device_topic(self.job, self.device_id, "down"), aggregator_topic(self.job)]
 
     @property
+    def up(self) -> str:
+        """Where it publishes what the aggregator is to read."""
+        return device_topic(self.job, self.device_id, "up")
+
+    @property
     def will(self) -> tuple[str, bytes]:
         """Its last will: (topic, payload), to be retained."""
         return device_topic(self.job, self.device_id, "status"), self.status(online=False)
@@ -44,5 +49,10 @@ class Event(NamedTuple):
     text: str = ""
 
     def __str__(self) -> str:
-        values = ", ".join(f"{name} {value:g}" for name, value in self.values.items())
-        return f"round {self.round}: " + ": ".join(filter(None, (self.kind, values, self.text)))
+        values = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in self.values.items())
+        kind = "" if self.kind in self.values else self.kind  # "step 12, ..." says that it is a step
+        return f"round {self.round}: " + ": ".join(filter(None, (kind, values, self.text)))
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

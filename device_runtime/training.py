@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from device_runtime.adapters import load_peft, save_peft
-from device_runtime.arrays import write_atomically
-from device_runtime.artifact import Artifact, open_artifact
+from device_runtime.arguments import picked, plain
+from device_runtime.artifact import open_artifact
 from device_runtime.budget import Fit
 from device_runtime.data import load_dataset
 from device_runtime.errors import ConfigError, StateError
@@ -22,6 +22,7 @@ from device_runtime.history import StepReport
 from device_runtime.machine import Machine, Resources
 from device_runtime.memory_plan import MemoryPlan
 from device_runtime.pause import Gate, Pause, open_gate
+from device_runtime.run_file import write_run
 from device_runtime.trainer import Trainer
 from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
 
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 ADAPTER = "adapter"
 CACHE = "cache"
 CHECKPOINT = "checkpoint.safetensors"
-RUN = "run.json"
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,15 +55,6 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float
     adapter: str
     """PEFT folder."""
-
-
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """``run.json`` beside the adapter: what was run, and what it came to."""
-
-    artifact: str
-    artifact_digest: str
-    arguments: dict[str, Any]
-    report: TrainReport
 
 
 def train(
@@ -141,34 +132,15 @@ def train(
     Raises:
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
     """
-    arguments = {name: _plain(value) for name, value in locals().items() if not name.startswith("on_")}
-    work = LocalWork(
+    arguments = plain(locals())
+    work = picked(
+        LocalWork,
+        arguments,
         policy=PolicySpec(name=policy, drop=drop, shape=depth_shape, period=period),
-        optimizer=OptimizerSpec(
-            name=optimizer,
-            lr=lr,
-            weight_decay=weight_decay,
-            warmup_steps=warmup_steps,
-            decay=decay,
-            clip_norm=clip_norm,
-        ),
-        steps=steps,
-        epochs=epochs,
-        batch_size=batch_size,
-        seq_len=seq_len,
-        seed=seed,
+        optimizer=picked(OptimizerSpec, arguments, name=optimizer),
     )
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
-    resources = Resources(
-        threads=threads,
-        cores=cores,
-        provider=provider,
-        recompute=recompute,
-        stream=stream,
-        memory_budget_mb=memory_budget_mb,
-        prefix_cache_mb=prefix_cache_mb,
-    )
     gate = open_gate(rules, on_change=_telling(on_note))
     folder = _make_folder(Path(out))
     artifact = open_artifact(artifact_dir)
@@ -176,7 +148,7 @@ def train(
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=seq_len) if eval else None
-    with Machine(artifact, resources, folder=folder / CACHE) as machine:
+    with Machine(artifact, picked(Resources, arguments), folder=folder / CACHE) as machine:
         trainer = machine.trainer(dataset, work, start)
         if machine.fit and on_note:
             on_note(machine.fit)
@@ -195,7 +167,7 @@ def train(
         num_samples=dataset.num_samples,
         adapter=folder / ADAPTER,
     )
-    _write_run(folder, artifact, arguments, report)
+    write_run(folder, artifact, arguments, report)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return report
 
@@ -277,16 +249,3 @@ def _report(
         paused_s=gate.paused_s,
         adapter=str(adapter),
     )
-
-
-def _write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: TrainReport) -> None:
-    run = Run(
-        artifact=artifact.manifest.name, artifact_digest=artifact.digest, arguments=arguments, report=report
-    )
-    write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return str(value) if isinstance(value, Path) else value

@@ -13,6 +13,8 @@ from device_runtime.wire import CHUNK_BYTES, TRANSFER_BYTES_MAX, Chunk, Request,
 DIGEST_BYTES = 8
 NUM_CHUNKS_MAX = 8192
 """Chunks of one transfer: their digests take at most 64 KiB of the message that announces it."""
+REQUEST_CHUNKS_MAX = 32
+"""Chunks served at once, whatever a request says."""
 WAIT_MAX_S = 60.0
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,7 +44,7 @@ class Outgoing:
         )
 
     def chunks(self, request: Request) -> Iterator[Chunk]:
-        """Yield the chunks asked for, lowest first, at most ``request.limit``.
+        """Yield the chunks asked for, lowest first, at most ``request.limit`` and ``REQUEST_CHUNKS_MAX``.
 
         Raises:
             WireError: a request for another transfer, or with a bitmap of another length; at once, not when iterated.
@@ -54,7 +56,7 @@ class Outgoing:
         if len(request.missing) != _bitmap_bytes(count):
             raise WireError(f"bitmap of {len(request.missing)} bytes for {count} chunks")
         wanted = [i for i in range(count) if request.missing[i // 8] >> i % 8 & 1]
-        return (self._chunk(i) for i in wanted[: max(0, request.limit)])
+        return (self._chunk(i) for i in wanted[: max(0, min(request.limit, REQUEST_CHUNKS_MAX))])
 
     def _chunk(self, index: int) -> Chunk:
         manifest = self.manifest

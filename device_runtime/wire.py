@@ -24,6 +24,10 @@ CHUNK_BYTES = 120 * 1024
 MESSAGE_BYTES_MAX = 128 * 1024
 """A message larger than this is refused before it is decoded."""
 TRANSFER_BYTES_MAX = 4 * 1024**3
+REASON_CHARS_MAX = 500
+"""So much of a reason is sent."""
+ROLES = ("train", "evaluate")
+"""What a device may be in a job for."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -82,7 +86,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     artifact: str
     """SHA-256 of the device's manifest.json."""
     role: str = "train"
-    """``train`` or ``evaluate``."""
+    """One of :data:`ROLES`."""
     num_samples: int = 0
     version: int = -1
     """Adapter version the device holds, -1 for none."""

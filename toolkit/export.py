@@ -13,7 +13,9 @@ from device_runtime.manifest import Manifest
 from exporters.quantize import check_base_dtype
 from exporters.writers import WRITERS
 from exporters.writing import Description
-from toolkit.models import attach_lora, describe, licence_of, load_adapter, load_model, program_of
+from toolkit.lora import attach_lora, load_adapter
+from toolkit.models import licence_of, load_model
+from toolkit.programs import describe, program_of
 from toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)

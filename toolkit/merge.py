@@ -116,7 +116,8 @@ def _save_merged(
     source = str(model or config.get("base_model_name_or_path") or "")
     if not source:
         raise ConfigError(f"{folder / CONFIG} does not name its model; give --model")
-    from toolkit.models import load_adapter, load_model
+    from toolkit.lora import load_adapter
+    from toolkit.models import load_model
 
     plain, tokenizer = load_model(source, task=_task(folder, config), labels=names)
     load_adapter(plain, str(folder)).merge_and_unload().save_pretrained(str(out))

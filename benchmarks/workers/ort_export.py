@@ -14,7 +14,9 @@ warnings.simplefilter("ignore")
 from exporters.ort_training import write_ort_training  # noqa: E402
 from exporters.writing import Description  # noqa: E402
 from toolkit.export import read_labels  # noqa: E402
-from toolkit.models import attach_lora, describe, load_model, program_of  # noqa: E402
+from toolkit.lora import attach_lora  # noqa: E402
+from toolkit.models import load_model  # noqa: E402
+from toolkit.programs import describe, program_of  # noqa: E402
 
 TASK = "sequence-classification"
 

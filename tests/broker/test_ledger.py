@@ -6,13 +6,14 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from rounds_by_hand import job, report
 
 from broker.ledger import FILE, Cost, Ledger
 from broker.settings import Settings
 from device_runtime.errors import ConfigError, StateError, WireError
-from device_runtime.wire import Report, TransferManifest, UpdateReady
+from device_runtime.wire import TransferManifest, UpdateReady
 
-SETTINGS = Settings(job="j", artifact="a" * 64, rounds=2, clients=2, min_clients=2)
+SETTINGS = job()
 
 
 def update(device, round_number, payload, *, num_samples=10, loss=None):
@@ -28,18 +29,6 @@ def update(device, round_number, payload, *, num_samples=10, loss=None):
         num_samples=num_samples,
         payload=manifest,
         stats={} if loss is None else {"loss": loss},
-    )
-
-
-def report(device, version, *, loss, accuracy, num_samples):
-    return Report(
-        device_id=device,
-        job="j",
-        round=version,
-        version=version,
-        loss=loss,
-        accuracy=accuracy,
-        num_samples=num_samples,
     )
 
 
@@ -162,7 +151,7 @@ def test_a_payload_that_changed_on_disk_is_named(ledger):
 _CHILD = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_ledger import SETTINGS, update
 from broker.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), SETTINGS)
@@ -176,7 +165,8 @@ sys.stdin.read()
 
 
 def test_what_was_acknowledged_survives_a_sigkill(tmp_path):
-    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(here), str(here.parent / "support")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"acknowledged\n"
         os.kill(child.pid, signal.SIGKILL)

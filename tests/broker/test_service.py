@@ -3,30 +3,13 @@ import logging
 import msgspec
 import numpy as np
 import pytest
-from fleet import (
-    ARTIFACT,
-    JOB,
-    Aggregator,
-    Device,
-    LinearTraining,
-    World,
-    first_adapter,
-    in_process,
-    points_of,
-    settings_of,
-    workbench_of,
-)
+from fleet import ARTIFACT, JOB, Aggregator, first_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load
 
 from broker.settings import Patience
-from broker.strategies import STRATEGIES
-from device_runtime.arrays import to_bytes
 from device_runtime.codecs import encode_update
 from device_runtime.loopback import Loopback
-from device_runtime.pause import Gate
-from device_runtime.rules import Reading, Rules, Temperature
 from device_runtime.transfer import Outgoing
 from device_runtime.wire import (
     AggregatorStatus,
@@ -43,158 +26,6 @@ from device_runtime.wire import (
     device_topic,
     encode,
 )
-
-FOUR = (0, 1, 2, 3)
-
-
-def world(tmp_path, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, **changes):
-    server = Loopback(disturb=disturb)
-    changes = {"clients": len(numbers), "min_clients": len(numbers), **changes}
-    aggregator = Aggregator(server, tmp_path, **changes).start()
-    devices = [Device(server, tmp_path, n).start() for n in numbers]
-    if evaluate:
-        devices.append(Device(server, tmp_path, 9, name="eval", role="evaluate").start())
-    return World(server, aggregator, devices, seed=seed)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_wire_gives_what_one_process_gives_to_the_bit(tmp_path, strategy):
-    done = world(tmp_path, strategy=strategy).run()
-    for version in (1, 2, 3):
-        expected = in_process(FOUR, rounds=version, settings=settings_of(strategy=strategy))
-        assert done.aggregator.version(version) == expected
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_whatever_the_order_of_arrival(tmp_path, seed):
-    done = world(tmp_path, seed=seed).run()
-    assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
-
-
-def test_one_device_and_one_round_is_local_training(tmp_path):
-    done = world(tmp_path, numbers=(2,), rounds=1, seed=5).run()
-    local = LinearTraining(points_of(2), settings_of().work, first_adapter())
-    while not local.done:
-        local.step()
-    assert done.aggregator.version(1) == to_bytes(local.adapter)
-
-
-def test_everyone_learns_that_the_job_is_over(tmp_path):
-    done = world(tmp_path, evaluate=True).run()
-    done.turn()
-    assert {d.agent.finished for d in done.devices} == {"3 rounds are done"}
-    assert all(d.kinds()[-1] == "finished" for d in done.devices)
-
-
-def test_evaluation_fills_the_rows(tmp_path):
-    done = world(tmp_path, evaluate=True).run()
-    rows = done.aggregator.ledger.rows()
-    assert [row.round for row in rows] == [0, 1, 2, 3]
-    assert [row.devices for row in rows] == [0, 4, 4, 4]
-    assert rows[3].loss < rows[0].loss
-    expected = workbench_of(9).evaluate(None, first_adapter())
-    assert (rows[0].loss, rows[0].accuracy) == (expected.loss, expected.accuracy)
-    assert done.aggregator.rows == rows, "each row is told once, in order, and complete"
-
-
-def test_bytes_are_counted_on_both_sides(tmp_path):
-    done = world(tmp_path, numbers=(0, 1)).run()
-    rows = done.aggregator.ledger.rows()
-    update_bytes = len(encode_update("fp32", {n: first_adapter()[n] for n in ("w", "b")}, first_adapter()))
-    adapter_bytes = len(done.aggregator.version(0))
-    assert [row.bytes_up for row in rows] == [0, *[2 * update_bytes] * 3], "never_trained does not travel"
-    assert [row.bytes_down for row in rows] == [0, 0, 2 * adapter_bytes, 2 * adapter_bytes], (
-        "version 0 is at hand"
-    )
-    cost = done.aggregator.ledger.cost()
-    assert cost.bytes_up == 6 * update_bytes
-    assert cost.bytes_received > cost.bytes_up
-    assert cost.bytes_sent > cost.bytes_down
-
-
-@pytest.mark.parametrize("codec", ["fp16", "int8"])
-def test_a_lossy_codec_comes_close_and_feeds_back(tmp_path, codec):
-    done = world(tmp_path, numbers=(0, 1), codec=codec).run()
-    exact = in_process((0, 1), rounds=3, settings=settings_of())
-    found, wanted = load(done.aggregator.version(3)), load(exact)
-    np.testing.assert_allclose(found["w"], wanted["w"], atol=1e-4)
-    assert found["w"].tobytes() != wanted["w"].tobytes()
-    assert list((done.devices[0].folder).glob("residual-*")), "what was not conveyed is kept"
-
-
-def test_lost_doubled_and_damaged_messages_change_nothing(tmp_path):
-    rng = np.random.default_rng(3)
-
-    def disturb(topic, payload):
-        if topic.endswith("status"):
-            return (payload,)
-        fate = rng.integers(12)
-        damaged = payload[:-1] + bytes([payload[-1] ^ 1])
-        return {0: (), 1: (payload, payload), 2: (damaged,)}.get(int(fate), (payload,))
-
-    done = world(tmp_path, disturb=disturb).run(turns=20_000)
-    assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
-
-
-@pytest.mark.parametrize("turns", [3, 8, 14])
-def test_a_killed_aggregator_goes_on_where_it_was(tmp_path, turns):
-    running = world(tmp_path, evaluate=True, strategy="fedavgm")
-    for _ in range(turns):
-        running.turn()
-    running.aggregator.kill()
-    for _ in range(4):
-        running.turn()
-    running.aggregator.start(running.now)
-    running.run()
-    expected = in_process(FOUR, rounds=3, settings=settings_of(strategy="fedavgm"))
-    assert running.aggregator.version(3) == expected
-    assert [row.devices for row in running.aggregator.ledger.rows()] == [0, 4, 4, 4]
-
-
-def test_an_update_acknowledged_before_the_kill_is_neither_lost_nor_trained_again(tmp_path):
-    running = world(tmp_path, numbers=(0, 1), rounds=1)
-    slow = running.devices[1]
-    running.run(until=lambda: "offer" in slow.kinds())
-    slow.kill()
-    running.run(until=lambda: "accepted" in running.devices[0].kinds())
-    running.aggregator.kill()
-    running.aggregator.start(running.now)
-    slow.start()
-    running.run()
-    assert running.devices[0].kinds().count("trained") == 1
-    assert running.aggregator.version(1) == in_process((0, 1), rounds=1, settings=settings_of())
-
-
-@pytest.mark.parametrize("turns", [2, 5, 8])
-def test_a_killed_device_resumes(tmp_path, turns):
-    running = world(tmp_path)
-    for _ in range(turns):
-        running.turn()
-    running.devices[2].kill()
-    for _ in range(3):
-        running.turn()
-    running.devices[2].start()
-    running.run()
-    assert running.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
-
-
-def test_a_device_that_stays_away_is_left_behind_at_the_deadline(tmp_path):
-    running = world(tmp_path, min_clients=3, rounds=2, patience=Patience(deadline_s=30))
-    running.run(until=lambda: running.devices[3].kinds() == ["offer"])
-    running.devices[3].kill()
-    running.run()
-    drop = {(1, 3), (2, 3)}
-    assert running.aggregator.version(2) == in_process(FOUR, rounds=2, settings=settings_of(), drop=drop)
-
-
-def test_a_restarted_server_brings_everyone_back(tmp_path):
-    running = world(tmp_path)
-    for _ in range(12):
-        running.turn()
-        if running.now % 2 == 0:
-            running.server.restart()
-    running.run()
-    assert running.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
 
 
 class Stranger:
@@ -447,47 +278,3 @@ def test_the_status_is_retained_and_small(tmp_path):
     assert len(payload) < 200
     stranger.aggregator.kill()
     assert not decode(late.receive(0)[1]).online, "the will says so"
-
-
-def hot_one(done, number):
-    """Give a device a gate and a dial of its temperature, which says hot."""
-    dial = [90.0]
-    rules = Rules(temperature=Temperature(max_c=70), period_s=0, resume_after_s=0)
-    done.devices[number].agent._gate = Gate(rules, lambda: Reading(temperature=dial[0]))
-    return dial
-
-
-def test_a_device_that_resumes_before_the_deadline_loses_nothing(tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        paused = world(tmp_path, numbers=(0, 1), rounds=2, patience=Patience(deadline_s=600))
-        dial = hot_one(paused, 1)
-        paused.run(until=lambda: paused.now > 500)
-    assert "device device-1 pauses: temperature 90.0 C is above 70 C" in caplog.text
-    assert paused.aggregator.service.federation.version == 0
-    dial[0] = 50.0
-    paused.run()
-    expected = in_process((0, 1), rounds=2, settings=paused.aggregator.settings)
-    assert paused.aggregator.version(2) == expected
-
-
-def test_a_round_closes_without_a_device_that_stays_paused_and_the_next_has_it_again(tmp_path):
-    paused = world(tmp_path, numbers=(0, 1), rounds=2, min_clients=1, patience=Patience(deadline_s=100))
-    dial = hot_one(paused, 1)
-    service = paused.aggregator.service
-    paused.run(until=lambda: service.federation.version == 1)
-    paused.run(until=lambda: "offer" in paused.devices[1].kinds()[2:])
-    dial[0] = 50.0
-    paused.run()
-    expected = in_process((0, 1), rounds=2, settings=paused.aggregator.settings, drop={(1, 1)})
-    assert paused.aggregator.version(2) == expected
-
-
-def test_a_pause_over_extensions_is_waited_for(tmp_path):
-    paused = world(tmp_path, numbers=(0, 1), rounds=1, patience=Patience(deadline_s=60))
-    dial = hot_one(paused, 1)
-    paused.run(until=lambda: paused.now > 400)
-    assert "declined" not in paused.devices[1].kinds()
-    dial[0] = 50.0
-    paused.run()
-    expected = in_process((0, 1), rounds=1, settings=paused.aggregator.settings)
-    assert paused.aggregator.version(1) == expected

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stage import Stage, Weather
 
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact
@@ -172,3 +173,21 @@ def word_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{' '.join(words)},{'abc'[group]}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Stage:
+    """A device and an aggregator that speaks by hand."""
+    return Stage(tmp_path)
+
+
+@pytest.fixture
+def weather() -> Weather:
+    """What the sensors say."""
+    return Weather()
+
+
+@pytest.fixture
+def careful(tmp_path: Path, weather: Weather) -> Stage:
+    """A device with rules."""
+    return Stage(tmp_path, gate=weather.gate())

@@ -153,5 +153,6 @@ def test_a_device_tells_of_its_rounds(systemd, word_artifact, word_file, mosquit
     assert words[0] == ["READY=1", "STATUS=job home: waiting for the aggregator"]
     assert "WATCHDOG=1" in lines
     assert any(line.startswith("STATUS=round 1: ") for line in lines)
+    assert not any("step: step" in line for line in lines)
     assert words[-1][0] == "STOPPING=1"
     assert words[-1][1].startswith("STATUS=round 2: finished")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_runtime.errors import TransportError, WireError
-from device_runtime.transfer import NUM_CHUNKS_MAX, Incoming, Outgoing, Pull
+from device_runtime.transfer import NUM_CHUNKS_MAX, REQUEST_CHUNKS_MAX, Incoming, Outgoing, Pull
 from device_runtime.wire import CHUNK_BYTES, MESSAGE_BYTES_MAX, Chunk, LocalWork, Offer, Request, encode
 
 CONTENT = bytes(range(256)) * 10  # 2560 bytes: 3 chunks of 1000, the last of 560
@@ -33,6 +33,12 @@ def test_content_arrives_whole(size):
             assert incoming.add(chunk)
     assert incoming.done
     assert hashlib.sha256(incoming.content()).hexdigest() == outgoing.manifest.sha256
+
+
+def test_whatever_a_request_says_so_many_chunks_are_served_at_once():
+    outgoing, incoming = pair(bytes(50_000))
+    served = list(outgoing.chunks(incoming.request(limit=2**31)))
+    assert [chunk.index for chunk in served] == list(range(REQUEST_CHUNKS_MAX))
 
 
 def test_the_manifest_and_the_first_request_to_the_byte():

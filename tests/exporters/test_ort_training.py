@@ -33,7 +33,7 @@ from exporters.ort_training_graphs import OPSET, depth_graph
 from exporters.program import Program, trainable_names
 from exporters.writing import Description
 from toolkit.export import export
-from toolkit.models import describe, program_of
+from toolkit.programs import describe, program_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ORT_PYTHON = ROOT / ".venv-ort" / "bin" / "python"

@@ -18,7 +18,9 @@ from exporters.anatomy import find_anatomy
 from exporters.golden import torch_step
 from exporters.program import Program
 from toolkit.export import export
-from toolkit.models import attach_lora, describe, load_adapter, load_model, program_of
+from toolkit.lora import attach_lora, load_adapter
+from toolkit.models import load_model
+from toolkit.programs import describe, program_of
 from toolkit.tasks import TASKS
 
 LABEL_NAMES = ["a", "b", "c"]

@@ -21,6 +21,7 @@ from device_runtime.workbench import Workbench
 JOB = "job"
 ARTIFACT = "a" * 64
 STEPS = 4
+FOUR = (0, 1, 2, 3)
 
 
 class Step(NamedTuple):
@@ -215,6 +216,17 @@ class World:
                 return self
             self.turn()
         raise AssertionError(f"nothing after {turns} turns: {[d.kinds()[-3:] for d in self.devices]}")
+
+
+def world(folder, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, **changes):
+    """A job and its devices, ready to take turns."""
+    server = Loopback(disturb=disturb)
+    changes = {"clients": len(numbers), "min_clients": len(numbers), **changes}
+    aggregator = Aggregator(server, folder, **changes).start()
+    devices = [Device(server, folder, n).start() for n in numbers]
+    if evaluate:
+        devices.append(Device(server, folder, 9, name="eval", role="evaluate").start())
+    return World(server, aggregator, devices, seed=seed)
 
 
 def in_process(numbers, *, rounds, settings, size=3000, drop=()):

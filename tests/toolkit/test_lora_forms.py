@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from device_runtime.adapters import save_peft
 from device_runtime.artifact import Artifact, open_artifact
+from toolkit.lora import attach_lora
 from toolkit.merge import merge
-from toolkit.models import attach_lora, load_model
+from toolkit.models import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -39,6 +39,7 @@ from toolkit.commands.options import (
     Verbose,
     WarmupSteps,
     WeightDecay,
+    codec_option,
     shown,
 )
 from toolkit.commands.running import Watch, call
@@ -92,9 +93,7 @@ def aggregate(
     clients: Annotated[int | None, shown("training devices in a round")] = None,
     out: Out = None,
     strategy: Annotated[str | None, shown("how updates are combined", "fedavg", metavar="NAME")] = None,
-    codec: Annotated[
-        str | None, shown("how updates are packed: fp32, fp16 or int8", "fp32", metavar="NAME")
-    ] = None,
+    codec: Annotated[str | None, codec_option("fp32")] = None,
     policy: Policy = None,
     drop: Drop = None,
     depth_shape: DepthShape = None,
@@ -160,9 +159,7 @@ def demo(
     policy: Policy = None,
     drop: Drop = None,
     period: Period = None,
-    codec: Annotated[
-        str | None, shown("how updates are packed: fp32, fp16 or int8", "fp16", metavar="NAME")
-    ] = None,
+    codec: Annotated[str | None, codec_option("fp16")] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -7,7 +7,17 @@ import typer
 from rich.console import Console
 
 from toolkit import live
-from toolkit.commands.options import ArtifactDir, Config, Json, Out, Seed, Threads, Verbose, shown
+from toolkit.commands.options import (
+    ArtifactDir,
+    Config,
+    Json,
+    Out,
+    Seed,
+    StartAdapter,
+    Threads,
+    Verbose,
+    shown,
+)
 from toolkit.commands.running import Watch, call, fail, show_fields
 
 _WORST = 5
@@ -27,7 +37,7 @@ def export(
     out: Out = None,
     num_labels: Annotated[int | None, shown("number of labels, for a new head")] = None,
     labels: Annotated[Path | None, shown("file with one label name a line", metavar="FILE")] = None,
-    adapter: Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")] = None,
+    adapter: StartAdapter = None,
     lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
     lora_alpha: Annotated[int | None, shown("scale of a new LoRA", "16")] = None,
     target_modules: Annotated[

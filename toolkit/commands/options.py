@@ -16,6 +16,11 @@ def shown(text: str, default: str | None = None, **extra: Any) -> Any:
     return typer.Option(help=text + suffix, show_default=False, **extra)
 
 
+def codec_option(default: str) -> Any:
+    """``--codec`` of a command whose own default is this."""
+    return shown("how updates are packed: fp32, fp16 or int8", default, metavar="NAME")
+
+
 ArtifactDir = Annotated[
     Path, typer.Argument(metavar="DIR", help="artifact folder, made by `fleetune export`")
 ]
@@ -28,6 +33,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens
 
 Data = Annotated[Path | None, shown("labelled data: .jsonl, .jsonl.gz, .csv or .npz", metavar="FILE")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
+StartAdapter = Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")]
 Threads = Annotated[int | None, shown("threads; 0 for one per core", "0")]
 Seed = Annotated[int | None, shown("seed of everything random", "0")]
 Recompute = Annotated[

@@ -1,0 +1,80 @@
+import logging
+
+import pytest
+from rounds_by_hand import federation, give, hello, job, of, report
+
+from broker.actions import Close, Finish, Send
+from broker.rounds import Federation
+from broker.settings import Patience
+
+
+def test_an_evaluating_device_that_declines_is_not_waited_for():
+    machine = federation(rounds=1, clients=1, min_clients=1)
+    machine.hello(hello("e", role="evaluate"), 0.0)
+    machine.hello(hello("a"), 0.0)
+    give(machine, "a", 1)
+    assert machine.declined("e", 0, 2.0) == [Send("e", "evaluate", 1, 1, 0, 0.0)]
+    assert machine.declined("e", 1, 2.0) == [Finish("1 rounds are done", ("a", "e"))]
+
+
+def test_evaluation_follows_in_order_and_rounds_do_not_wait_for_it():
+    machine = federation(rounds=2)
+    assert machine.hello(hello("e", role="evaluate"), 0.0) == [Send("e", "evaluate", 0, 0, 0, 0.0)]
+    machine.hello(hello("a"), 0.0)
+    machine.hello(hello("b"), 0.0)
+    give(machine, "a", 1)
+    give(machine, "b", 1)
+    give(machine, "a", 2)
+    assert give(machine, "b", 2) == [Close(2, ("a", "b"))], "the last evaluation is waited for"
+    assert machine.reported(report("e", 0), 2.0) == [Send("e", "evaluate", 1, 1, 0, 0.0)]
+    assert machine.reported(report("e", 1), 3.0) == [Send("e", "evaluate", 2, 2, 0, 0.0)]
+    assert machine.reported(report("e", 2), 4.0) == [Finish("2 rounds are done", ("a", "b", "e"))]
+
+
+def test_an_evaluating_device_that_comes_back_goes_on_where_it_was():
+    machine = federation()
+    machine.hello(hello("e", role="evaluate"), 0.0)
+    machine.offline("e", 1.0)
+    assert machine.hello(hello("e", role="evaluate"), 2.0) == [Send("e", "evaluate", 0, 0, 0, 0.0)]
+    assert machine.hello(hello("e", role="evaluate"), 3.0) == [Send("e", "evaluate", 0, 0, 0, 0.0)]
+
+
+def test_the_last_evaluation_is_waited_for_as_long_as_reports_come(caplog):
+    machine = Federation(job(rounds=1, clients=1, min_clients=1), Patience(evaluation_s=10), now=0.0)
+    machine.hello(hello("e", role="evaluate"), 0.0)
+    machine.hello(hello("a"), 0.0)
+    give(machine, "a", 1, now=5.0)
+    assert machine.tick(14.9) == []
+    machine.reported(report("e", 0), 14.9)
+    assert machine.tick(24.8) == []
+    with caplog.at_level(logging.WARNING):
+        assert machine.tick(24.9) == [Finish("1 rounds are done", ("a", "e"))]
+    assert "without the last evaluation of e" in caplog.text
+
+
+def test_only_every_so_many_versions_and_the_last_are_evaluated():
+    machine = Federation(job(rounds=3, clients=1, min_clients=1, evaluate_every=2), Patience(), now=0.0)
+    versions = [a.version for a in machine.hello(hello("e", role="evaluate"), 0.0)]
+    machine.hello(hello("a"), 0.0)
+    for number in (1, 2, 3):
+        give(machine, "a", number)
+    while not machine.finished:
+        versions += [a.version for a in of(Send, machine.reported(report("e", versions[-1]), 1.0))]
+    assert versions == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("strange", "said"),
+    [
+        (report("e", 5), "version 5 is unknown"),
+        (report("x", 0), "not asked to evaluate"),
+        (report("e", 0, loss=float("nan")), "not a measurement"),
+        (report("e", 0, accuracy=1.5), "not a measurement"),
+        (report("e", 0, num_samples=0), "not a measurement"),
+    ],
+)
+def test_a_strange_report_gets_its_reason(strange, said):
+    machine = federation()
+    machine.hello(hello("e", role="evaluate"), 0.0)
+    assert said in machine.evaluations.judge(strange, machine.version)
+    assert machine.evaluations.judge(report("e", 0), machine.version) == ""

@@ -1,0 +1,56 @@
+import pytest
+import transformers
+
+from device_runtime.artifact import open_artifact
+from device_runtime.errors import ConfigError, UnknownName
+from toolkit import subjects
+from toolkit.benchmark import FOLDER
+from toolkit.models import packaged_model
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Workers that write a tiny model in the place of a large one; which ones ran."""
+    ran = []
+
+    def write(worker, folder, *, threads):
+        ran.append(worker)
+        shape = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
+        config = transformers.BertConfig(vocab_size=200, num_labels=77, **shape)
+        transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+    monkeypatch.setattr(subjects, "run_worker", write)
+    return ran
+
+
+def test_every_subject_has_its_worker():
+    workers = {subject.worker for subject in subjects.SUBJECTS.values()} - {""}
+    assert all((FOLDER / "workers" / f"{worker}.py").is_file() for worker in workers)
+
+
+def test_the_packaged_model_is_not_written_again(tmp_path, made):
+    assert subjects.model_of("minilm", tmp_path) == packaged_model()
+    assert made == []
+
+
+def test_a_model_is_written_once_and_its_artifact_lies_beside_it(tmp_path, made):
+    model = subjects.model_of("bert", tmp_path)
+    assert model.parent == tmp_path
+    lines = []
+    artifact = open_artifact(subjects.artifact_of("bert", tmp_path, base_dtype="int8", say=lines.append))
+    assert artifact.folder == tmp_path / "bert-int8"
+    assert len(artifact.manifest.labels) == subjects.NUM_LABELS
+    assert made == ["make_bert"]
+    assert lines
+
+
+def test_what_cannot_be_had_says_why(tmp_path, monkeypatch):
+    with pytest.raises(UnknownName, match="no model 'gpt'; have: bert, minilm, stories"):
+        subjects.model_of("gpt", tmp_path)
+
+    def fail(*_, **__):
+        raise ConfigError("there is no checkpoint")
+
+    monkeypatch.setattr(subjects, "run_worker", fail)
+    with pytest.raises(ConfigError, match="there is no checkpoint"):
+        subjects.artifact_of("stories", tmp_path, say=print)

@@ -1,0 +1,60 @@
+"""What the figures of benchmarks/ are measured on: a few models by name, each as a folder and as an artifact."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from device_runtime.tables import Table
+from toolkit.benchmark import run_worker
+from toolkit.export import export
+from toolkit.models import packaged_model
+
+NUM_LABELS = 77
+"""As banking77 has."""
+
+
+class Subject(NamedTuple):
+    """How a model is come by: ``worker`` of benchmarks/workers writes it; without one it is the packaged MiniLM."""
+
+    worker: str = ""
+    task: str = "sequence-classification"
+
+
+SUBJECTS = Table(
+    "model",
+    {
+        "minilm": Subject(),
+        "bert": Subject("make_bert"),
+        "stories": Subject("make_stories", task="causal-lm"),
+    },
+)
+
+
+def model_of(name: str, root: Path) -> Path:
+    """Folder of a model; one that has to be written is written below ``root``, once.
+
+    Raises:
+        UnknownName: there is no such model.
+        ConfigError: it cannot be made here; says why.
+    """
+    worker = SUBJECTS[name].worker
+    if not worker:
+        return packaged_model()
+    folder = root / f"{name}-model"
+    if not folder.exists():
+        run_worker(worker, folder, threads=1)
+    return folder
+
+
+def artifact_of(name: str, root: Path, *, say: Callable[[str], None], base_dtype: str = "fp32") -> Path:
+    """Folder of a model's artifact below ``root``, with LoRA as ``fleetune export`` makes it; errors as of :func:`model_of`."""
+    task, out = SUBJECTS[name].task, root / f"{name}-{base_dtype}"
+    export(
+        model_of(name, root),
+        task=task,
+        num_labels=None if task == "causal-lm" else NUM_LABELS,
+        base_dtype=base_dtype,
+        out=out,
+        on_progress=say,
+    )
+    return out
