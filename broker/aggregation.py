@@ -14,6 +14,7 @@ from broker.ledger import Ledger, Row
 from broker.service import Service, topics, will
 from broker.settings import Patience, Settings, check_settings
 from device_runtime.adapters import save_peft
+from device_runtime.address import parse_url
 from device_runtime.arguments import picked, plain
 from device_runtime.artifact import Artifact, open_artifact
 from device_runtime.codecs import CODECS
@@ -130,7 +131,7 @@ def aggregate(
         StateError: the ledger is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or a round never gets enough updates.
     """
-    arguments = plain(locals())
+    arguments = plain(locals()) | {"mqtt": parse_url(mqtt).shown}  # a login is not for run.json
     work = picked(
         LocalWork,
         arguments,

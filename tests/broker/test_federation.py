@@ -213,6 +213,17 @@ def test_four_processes_over_mosquitto_give_what_one_process_gives(fleet, expect
     assert_as_expected(fleet.root / "run", expected)
 
 
+def test_a_login_is_in_no_file_of_the_run(fleet):
+    fleet.url = fleet.url.replace("://", "://operator:not%20for%20you@")
+    fleet.aggregate(rounds=1)
+    fleet.devices()
+    fleet.report("aggregator")
+    run = fleet.root / "run"
+    assert json.loads((run / "run.json").read_text())["arguments"]["mqtt"].startswith("mqtt://127.0.0.1:")
+    assert not [p for p in fleet.root.rglob("*") if p.is_file() and b"not for you" in p.read_bytes()]
+    assert not [p for p in fleet.root.rglob("*") if p.is_file() and b"not%20for%20you" in p.read_bytes()]
+
+
 def test_a_block_moves_on_from_round_to_round(fleet):
     """Two blocks of one layer, each for a round and a half."""
     fleet.aggregate(policy="cyclic", drop=0.5, period=STEPS * 3 // 2)
