@@ -131,28 +131,26 @@ class Chain:
         """The prelude: put the hidden stream and the side inputs into ``scope``."""
         prelude = self._manifest.prelude
         graph = prelude.graphs["forward"]
-        scope.update(self._run(graph, {**scope, **weights.of(prelude.tensors, graph)}))
-        self._frozen.release(OUTSIDE)
+        with self._frozen.in_use(OUTSIDE):
+            scope.update(self._run(graph, {**scope, **weights.of(prelude.tensors, graph)}))
 
     def _rise(self, scope: Scope, plan: LayerPlan, weights: StepWeights, layers: Sequence[int]) -> list[Kept]:
         """Take the hidden stream in ``scope`` through ``layers``; return what the way back needs, lowest first."""
         manifest, lowest = self._manifest, lowest_trained(plan)
         tape: list[Kept] = []
         for place, index in enumerate(layers):
-            self._frozen.fetch(layers[min(place + 1, len(layers) - 1)])
-            layer = manifest.layers[index]
+            layer, then = manifest.layers[index], next(iter(layers[place + 1 :]), None)
             kept: Scope = {
                 ("hidden", 0): scope.pop(("hidden", 0)),
                 **{("side", i): scope["side", s] for i, s in enumerate(layer.sides)},
             }
             saving = index >= lowest and self.memory.saves(len(layers) - 1 - place)
             graph = manifest.kinds[layer.kind].graphs["forward_save" if saving else "forward"]
-            results = self._run(graph, {**kept, **weights.of(layer.tensors, graph)})
+            with self._frozen.in_use(index, then=then, stays=index >= lowest and then is None):
+                results = self._run(graph, {**kept, **weights.of(layer.tensors, graph)})
             scope["hidden", 0] = results.pop(("hidden", 0))
             if index >= lowest:
                 tape.append(Kept(index, saving, {**kept, **results}))
-            if index < lowest or index != layers[-1]:
-                self._frozen.release(index)
         return tape
 
     def _descend(
@@ -162,29 +160,27 @@ class Chain:
         manifest = self._manifest
         while tape:
             index, saved, values = tape.pop()
-            if tape:
-                self._frozen.fetch(tape[-1].layer)
             layer = manifest.layers[index]
             purpose = ("backward" if tape else "backward_lowest") + ("" if saved else "_recompute")
             graph = manifest.kinds[layer.kind].graphs[purpose]
-            results = self._run(
-                graph, {**values, ("d_hidden", 0): gradient, **weights.of(layer.tensors, graph)}
-            )
+            with self._frozen.in_use(index, then=tape[-1].layer if tape else None):
+                results = self._run(
+                    graph, {**values, ("d_hidden", 0): gradient, **weights.of(layer.tensors, graph)}
+                )
             gradient = results.get(("d_hidden", 0))
             if plan[index] is Mode.TRAIN:
                 found = self._gradients(results, layer.tensors)
                 grads.update({n: np.add(grads[n], g) if n in grads else g for n, g in found.items()})
-            self._frozen.release(index)
 
     def _run_head(
         self, scope: Scope, weights: StepWeights, *, backward: bool, keep_logits: bool
     ) -> HeadResult:
         """Loss, answers, the gradient of the hidden stream and the head's own gradients."""
         head = self._manifest.head
-        if head.targets is None:
-            end = self._whole_head(scope, weights, backward=backward)
-        else:
-            end = run_tokens(
+        with self._frozen.in_use(OUTSIDE):
+            if head.targets is None:
+                return self._whole_head(scope, weights, backward=backward)
+            return run_tokens(
                 lambda rows, targets: self._some_tokens(rows, targets, weights),
                 self._loader.array_of(scope.pop(("hidden", 0))),
                 self._loader.array_of(scope[self._labels()]),
@@ -194,8 +190,6 @@ class Chain:
                 backward=backward,
                 logits_bytes=self.logits_bytes,
             )
-        self._frozen.release(OUTSIDE)
-        return end
 
     def _whole_head(self, scope: Scope, weights: StepWeights, *, backward: bool) -> HeadResult:
         head = self._manifest.head

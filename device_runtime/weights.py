@@ -4,7 +4,10 @@ Streaming is the sliding window of TPI-LLM (arXiv 2410.00531) turned to training
 weights are read ahead while a layer runs, and leave resident memory when it has run. The file stays mapped: nothing is copied.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
 
 import numpy as np
 
@@ -26,10 +29,12 @@ class FrozenWeights:
     def __init__(self, artifact: Artifact, hold: Callable[[Array], Value]) -> None:
         """``hold`` wraps an array without copying it."""
         self.streamed = False
-        """Whether :meth:`fetch` and :meth:`release` do anything."""
+        """Whether a layer's weights leave resident memory when it has run."""
         self._artifact, self._hold = artifact, hold
         self._values: dict[int, Value] = {}
         self._spans = _spans(artifact)
+        self._users: Counter[int] = Counter()
+        self._counting = Lock()
 
     def stream(self, streamed: bool) -> None:
         """From now on, stream the weights or leave them resident."""
@@ -45,15 +50,35 @@ class FrozenWeights:
             self._values[index] = self._hold(self._artifact.base(row))
         return self._values[index]
 
-    def fetch(self, layer: int) -> None:
-        """Have the layer's weights read ahead; does not wait."""
-        for span in self._spans.get(layer, ()) if self.streamed else ():
-            self._artifact.fetch(*span)
+    @contextmanager
+    def in_use(self, layer: int, *, then: int | None = None, stays: bool = False) -> Iterator[None]:
+        """Around a graph that runs on the layer's weights; several threads may be in it at once.
 
-    def release(self, layer: int) -> None:
-        """Let the layer's weights leave resident memory; whoever needs them again reads them again."""
-        for span in self._spans.get(layer, ()) if self.streamed else ():
-            self._artifact.release(*span)
+        Args:
+            layer: whose weights leave resident memory when the last thread is through; whoever needs them again reads them again.
+            then: the layer that comes next; its weights are read ahead, which nobody waits for.
+            stays: the layer itself comes next.
+        """
+        if not self.streamed:
+            yield
+            return
+        with self._counting:
+            self._users[layer] += 1
+            is_first = self._users[layer] == 1
+        if is_first and then is not None:
+            self._advise(self._artifact.fetch, then)
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._users[layer] -= 1
+                is_last = not self._users[layer]
+            if is_last and not stays:
+                self._advise(self._artifact.release, layer)
+
+    def _advise(self, advise: Callable[[int, int], None], layer: int) -> None:
+        for span in self._spans.get(layer, ()):
+            advise(*span)
 
     def close(self) -> None:
         """Let go of every tensor."""
