@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from device_runtime.graphs import set_threads
+from device_runtime.graphs import may_run_alone
 from exporters.passes import fuse, tidy
 from exporters.passes.fp16_storage import fp16_storage
 from exporters.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
@@ -35,9 +35,8 @@ def model_of(text: str) -> ir.Model:
 def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
-    set_threads(1)  # another test may have started the pool that all sessions of a process share
     options = ort.SessionOptions()
-    options.use_per_session_threads = not hasattr(ort, "set_global_thread_pool_sizes")
+    options.use_per_session_threads = may_run_alone()  # another test may have started the pool of the process
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
