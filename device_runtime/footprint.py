@@ -39,9 +39,23 @@ class _Sizes(NamedTuple):
 
 
 def footprint(
-    artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int, memory: MemoryPlan = SAVE_ALL
+    artifact: Artifact,
+    plan: LayerPlan,
+    *,
+    batch_size: int,
+    seq_len: int,
+    memory: MemoryPlan = SAVE_ALL,
+    lanes: int = 1,
 ) -> Footprint:
     """Expected peak of a training process.
+
+    Args:
+        artifact: an opened artifact.
+        plan: one mode per layer.
+        batch_size: rows of a step.
+        seq_len: tokens of a row.
+        memory: how they are held.
+        lanes: on which the rows run; each may be at another layer, whose streamed weights are resident then.
 
     Raises:
         ConfigError: the artifact holds whole models, whose memory is not known.
@@ -59,7 +73,8 @@ def footprint(
     rerun, saving = trained[: len(trained) - count], trained[len(trained) - count :]
     tape = len(trained) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
     prelude, layers, head = _weights(m, active, sizes, streamed=memory.streamed)
-    weights = max(prelude, head, *layers) if memory.streamed else prelude + sum(layers) + head
+    whole = prelude + sum(layers) + head
+    weights = min(lanes * max(prelude, head, *layers), whole) if memory.streamed else whole
     # onnxruntime's arena gives nothing back: the most of it stands beside the most of the weights, even at another time.
     values = max(
         2 * sizes.hidden,

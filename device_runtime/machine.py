@@ -104,9 +104,13 @@ class Machine:
 
     def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
         self._held_mb = self._held_mb or resident_mb()  # later it holds graphs and their memory too
-        num_tokens, budget_mb = _widest(dataset, self._artifact), self._resources.memory_budget_mb
         return fit(
-            self._artifact, work, num_tokens=num_tokens, budget_mb=budget_mb, resident_mb=self._held_mb
+            self._artifact,
+            work,
+            num_tokens=_widest(dataset, self._artifact),
+            budget_mb=self._resources.memory_budget_mb,
+            resident_mb=self._held_mb,
+            count_lanes=self.stack.count_lanes,
         )
 
     def _cache(self, dataset: Dataset) -> PrefixCache | None:

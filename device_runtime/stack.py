@@ -92,11 +92,18 @@ class Stack:
         It sets the lanes, and before the first graph is opened also whether the graphs share a pool of threads.
         """
         self._rows = rows
-        lanes = self._count_lanes(min(rows, self.memory.micro_batch or rows))
+        lanes = self.count_lanes(min(rows, self.memory.micro_batch or rows))
         self._chain.logits_bytes = LOGITS_BYTES // lanes
         if lanes != self.lanes:
             self._lanes.close()
             self._lanes = Lanes(lanes)
+
+    def count_lanes(self, rows: int) -> int:
+        """On how many lanes so many rows that run together would run."""
+        if self._way is not None:
+            return min(rows, self._threads) if self._way is self._loader.open_alone else 1
+        can = self._in_lanes and self._loader.may_run_alone()
+        return count_lanes(rows, self._threads) if can else 1
 
     def close(self) -> None:
         """Let go of threads, graphs and weights."""
@@ -200,12 +207,6 @@ class Stack:
             parts = split(group.batch, inputs, -(-group.size // self.lanes))
             found += self._lanes.each(partial(work, self._chain), [part.within(group) for part in parts])
         return found
-
-    def _count_lanes(self, rows: int) -> int:
-        if self._way is not None:
-            return min(rows, self._threads) if self._way is self._loader.open_alone else 1
-        can = self._in_lanes and self._loader.may_run_alone()
-        return count_lanes(rows, self._threads) if can else 1
 
     def _open(self, path: Path) -> OpenGraph:
         """The first graph decides for the others."""

@@ -39,6 +39,18 @@ def peak_mb(artifact, dropped=(), memory=SAVE_ALL):
     return MARGIN * found.peak / 1e6
 
 
+def test_lanes_at_different_layers_hold_the_weights_of_both(artifact):
+    streamed = MemoryPlan(micro_batch=2, saved_layers=0, streamed=True)
+    sizes = {"batch_size": 16, "seq_len": 64, "memory": streamed}
+    one, two, many = (footprint(artifact, dropping(6, ()), **sizes, lanes=n) for n in (1, 2, 99))
+    resident = footprint(artifact, dropping(6, ()), **(sizes | {"memory": streamed._replace(streamed=False)}))
+    assert two.weights == 2 * one.weights
+    assert two.peak - one.peak == one.weights
+    assert many.weights <= resident.weights + one.weights
+    found = fitted(artifact, least(artifact) + 20, count_lanes=lambda rows: 99 if rows > 1 else 1)
+    assert found.memory.micro_batch == 1
+
+
 def test_with_plenty_everything_is_kept(artifact):
     found = fitted(artifact, PLENTY)
     assert (found.memory, found.active_layers, found.drop) == (WHOLE, 6, 0.0)
