@@ -14,12 +14,12 @@ VOCABULARY, BATCH, SEQ = 32_000, 8, 128
 STEP = """
 import json, sys
 import numpy as np
-from device_runtime import token_head
+from device_runtime import stack as stacks
 from device_runtime.artifact import open_artifact
 from device_runtime.plans import full
 from device_runtime.stack import Stack
 from device_runtime.training import peak_rss_mb
-token_head.LOGITS_BYTES = int(sys.argv[2])
+stacks.LOGITS_BYTES = int(sys.argv[2])
 artifact = open_artifact(sys.argv[1])
 ids = np.random.default_rng(0).integers(5, 32000, (8, 128))
 batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
