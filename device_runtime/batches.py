@@ -10,7 +10,7 @@ from device_runtime.errors import ArtifactError
 from device_runtime.manifest import Input, Targets
 from device_runtime.token_head import shifted
 
-_BATCH = "batch"
+_BATCH, _SEQ = "batch", "seq"
 
 
 class StepResult(NamedTuple):
@@ -100,6 +100,12 @@ def pick(batch: Arrays, inputs: Sequence[Input], rows: slice | Array) -> Arrays:
     return {
         row.name: batch[row.name][rows] if row.shape[:1] == (_BATCH,) else batch[row.name] for row in inputs
     }
+
+
+def num_tokens(batch: Arrays, inputs: Sequence[Input]) -> int:
+    """Tokens of a row, padding included; 0 where rows are no sequences."""
+    rows = [row for row in inputs if _SEQ in row.shape and row.name in batch]
+    return max((batch[row.name].shape[row.shape.index(_SEQ)] for row in rows), default=0)
 
 
 def share_of(batch: Mapping[str, Array], targets: Targets | None) -> int:

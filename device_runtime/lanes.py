@@ -15,13 +15,16 @@ Result = TypeVar("Result")
 
 FILL = 0.8
 """Lanes pay where at least this share of their time is work; what they save is about a tenth."""
+TOKENS = 96
+"""Lanes of fewer tokens lose more in matrix products of few rows than they save. Measured: `docs/lab.md`, "lanes"."""
 _CPUS = Path("/sys/devices/system/cpu")
 
 
-def count_lanes(rows: int, threads: int) -> int:
-    """How many lanes to run ``rows`` on: as many as threads, or 1 if they are too few to fill them."""
+def count_lanes(rows: int, threads: int, *, tokens: int = 0) -> int:
+    """How many lanes to run ``rows`` of ``tokens`` (0: unknown) on: as many as threads, or 1 if they are too few to fill them."""
     turns = -(-rows // threads)
-    return threads if rows >= FILL * threads * turns else 1
+    fills = rows >= FILL * threads * turns
+    return threads if fills and (not tokens or rows * tokens >= TOKENS * threads) else 1
 
 
 class Lanes:

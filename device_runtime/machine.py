@@ -8,6 +8,7 @@ import msgspec
 
 from device_runtime.arrays import Arrays
 from device_runtime.artifact import Artifact
+from device_runtime.batches import num_tokens
 from device_runtime.budget import Fit, fit, resident_mb
 from device_runtime.errors import ConfigError
 from device_runtime.memory_plan import MemoryPlan
@@ -131,9 +132,7 @@ class Machine:
 
 def _widest(dataset: Dataset, artifact: Artifact) -> int:
     """Tokens of each row of the widest batch, padding included; 1 where rows are no sequences."""
-    batch = dataset.rows(dataset.ordered_batches(1)[-1])
-    rows = [row for row in artifact.manifest.inputs if "seq" in row.shape and row.name in batch]
-    return max((batch[row.name].shape[row.shape.index("seq")] for row in rows), default=1)
+    return num_tokens(dataset.rows(dataset.ordered_batches(1)[-1]), artifact.manifest.inputs) or 1
 
 
 def pin(cores: str) -> int:

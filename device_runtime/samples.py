@@ -73,6 +73,11 @@ class Dataset:
         return len(self.lengths)
 
     @property
+    def mean_tokens(self) -> int:
+        """Of a row, on average; 0 where rows have one shape."""
+        return round(float(self.lengths.mean())) if self.lengths.max(initial=1) > 1 else 0
+
+    @property
     def labels(self) -> Indices:
         """The class of each row, int64 (num_samples,); empty unless every row has exactly one."""
         column = self.columns.get(LABELS)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from device_runtime.arrays import Array, Arrays
 from device_runtime.artifact import Artifact
-from device_runtime.batches import Mean, Part, StepResult, check_batch, share_of, split
+from device_runtime.batches import Mean, Part, StepResult, check_batch, num_tokens, share_of, split
 from device_runtime.chain import Chain
 from device_runtime.errors import ConfigError
 from device_runtime.lanes import Lanes, count_cores, count_lanes
@@ -55,7 +55,7 @@ class Stack:
         self._lanes = Lanes(1)
         self._way: Callable[[Path], OpenGraph] | None = None
         self._chain = Chain(artifact, self._loader, self._open, frozen=self.frozen)
-        self._rows = 0
+        self._rows = self._tokens = 0
         self.use(memory)
 
     def __enter__(self) -> "Stack":
@@ -84,14 +84,15 @@ class Stack:
         self.memory = self._chain.memory = memory
         self.frozen.stream(memory.streamed)
         if self._rows:
-            self.expect(self._rows)
+            self.expect(self._rows, self._tokens)
 
-    def expect(self, rows: int) -> None:
-        """Say how many rows a batch has from now on; unless told, the first batch is taken for what the others will be.
+    def expect(self, rows: int, tokens: int = 0) -> None:
+        """Say how many rows a batch has from now on, and about how many tokens a row (0: unknown).
 
-        It sets the lanes, and before the first graph is opened also whether the graphs share a pool of threads.
+        Unless told, the first batch is taken for what the others will be. It sets the lanes, and before the first graph is
+        opened also whether the graphs share a pool of threads.
         """
-        self._rows = rows
+        self._rows, self._tokens = rows, tokens
         lanes = self.count_lanes(min(rows, self.memory.micro_batch or rows))
         self._chain.logits_bytes = LOGITS_BYTES // lanes
         if lanes != self.lanes:
@@ -103,7 +104,7 @@ class Stack:
         if self._way is not None:
             return min(rows, self._threads) if self._way is self._loader.open_alone else 1
         can = self._in_lanes and self._loader.may_run_alone()
-        return count_lanes(rows, self._threads) if can else 1
+        return count_lanes(rows, self._threads, tokens=self._tokens) if can else 1
 
     def close(self) -> None:
         """Let go of threads, graphs and weights."""
@@ -203,7 +204,7 @@ class Stack:
         found: list[Result] = []
         for group in split(batch, inputs, self.memory.micro_batch):
             if not self._rows:
-                self.expect(group.size)
+                self.expect(group.size, num_tokens(group.batch, inputs))
             parts = split(group.batch, inputs, -(-group.size // self.lanes))
             found += self._lanes.each(partial(work, self._chain), [part.within(group) for part in parts])
         return found

@@ -62,7 +62,7 @@ class Trainer:
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
         self.history = History(self.total_steps)
         self._stack, self._dataset, self._work, self._prefix = stack, dataset, work, prefix
-        stack.expect(min(work.batch_size, dataset.num_samples))
+        stack.expect(min(work.batch_size, dataset.num_samples), dataset.mean_tokens)
         self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}

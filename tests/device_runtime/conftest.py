@@ -80,7 +80,7 @@ class LinearStack:
         rows = self.artifact.manifest.trainable
         return {t.name: rng.normal(size=t.shape, scale=0.1).astype(np.float32) for t in rows}
 
-    def expect(self, rows: int) -> None:
+    def expect(self, rows: int, tokens: int) -> None:
         """It has no lanes."""
 
     def step(self, batch: Arrays, plan: LayerPlan, adapter: Arrays, *, prefix: None = None) -> Any:

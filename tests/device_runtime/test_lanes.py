@@ -20,7 +20,7 @@ from device_runtime.stack import Stack
 
 artifact, rows, first = open_artifact(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 rng = np.random.default_rng(0)
-shapes = {row.name: [{"batch": rows, "seq": 6}[d] for d in row.shape] for row in artifact.manifest.inputs}
+shapes = {row.name: [{"batch": rows, "seq": int(sys.argv[4])}[d] for d in row.shape] for row in artifact.manifest.inputs}
 batch = {name: rng.integers(1, 5, shape) for name, shape in shapes.items()}
 adapter = {n: a + rng.normal(size=a.shape, scale=0.1).astype(np.float32) for n, a in artifact.adapter().items()}
 plan = (Mode.TRAIN,) * 4
@@ -45,8 +45,8 @@ print(json.dumps(found | {"pool": len(graphs._pool_started)}))
 """
 
 
-def probe(artifact, rows: int, *, first: bool = False) -> dict:
-    command = [sys.executable, "-c", PROBE, str(artifact), str(rows), str(int(first))]
+def probe(artifact, rows: int, *, first: bool = False, seq: int = 64) -> dict:
+    command = [sys.executable, "-c", PROBE, str(artifact), str(rows), str(int(first)), str(seq)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
@@ -63,6 +63,12 @@ def test_the_step_stays_what_it_is(word_artifact, rows) -> None:
 
 def test_too_few_rows_share_the_kernels(word_artifact) -> None:
     found = probe(word_artifact, 1)
+    assert found.pop("pool") == 1
+    assert {made["lanes"] for made in found.values()} == {1}
+
+
+def test_short_rows_share_the_kernels(word_artifact) -> None:
+    found = probe(word_artifact, 8, seq=20)
     assert found.pop("pool") == 1
     assert {made["lanes"] for made in found.values()} == {1}
 
@@ -103,6 +109,11 @@ def test_the_rows_to_come_set_the_lanes_whatever_the_first_batch_is(word_artifac
 )
 def test_lanes_are_filled_to_four_fifths(rows, threads, lanes) -> None:
     assert count_lanes(rows, threads) == lanes
+
+
+@pytest.mark.parametrize(("tokens", "lanes"), [(0, 2), (23, 1), (24, 2), (512, 2)])
+def test_a_lane_has_enough_tokens(tokens, lanes) -> None:
+    assert count_lanes(8, 2, tokens=tokens) == lanes
 
 
 def test_parts_run_at_the_same_time_and_keep_their_order() -> None:
