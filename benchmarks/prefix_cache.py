@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.benchmark import run_worker
-from toolkit.export import export
 from toolkit.figures import Round, chart_of, medians, ratio
-from toolkit.models import packaged_model
+from toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 16, 2, 3
 CACHE_MB = 1000
@@ -26,8 +25,7 @@ Say = Callable[[str], None]
 def measure(say: Say, *, repeats: int = REPEATS, threads: int = THREADS) -> dict[str, Any]:
     """Milliseconds of a step, by epoch."""
     with tempfile.TemporaryDirectory() as root:
-        artifact = Path(root) / "artifact"
-        export(packaged_model(), task="sequence-classification", num_labels=77, out=artifact, on_progress=say)
+        artifact = artifact_of("minilm", Path(root), say=say)
         rounds = [_round(artifact, Path(root), say, threads) for _ in range(repeats)]
     found = medians(rounds)
     return {

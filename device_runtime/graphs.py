@@ -66,7 +66,7 @@ class OnnxGraph:
             self._session = ort.InferenceSession(str(path), options, providers=list(provider.names))
         except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
-        _opened_alone.append(alone)
+        _ways_opened.add(alone)
 
     def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
         """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory."""
@@ -124,13 +124,13 @@ def may_run_alone() -> bool:
 
 _pool_started: list[int] = []
 """The size of the shared pool, once there is one."""
-_opened_alone: list[bool] = []
-"""Of each graph opened so far."""
+_ways_opened: set[bool] = set()
+"""Whether alone or not, of the graphs opened so far."""
 
 
 def _has_pool(threads: int) -> bool:
     """Start the shared pool, if it can still be."""
-    if not _pool_started and not _opened_alone and hasattr(ort, "set_global_thread_pool_sizes"):
+    if not _pool_started and not _ways_opened and hasattr(ort, "set_global_thread_pool_sizes"):
         _pool_started.append(threads)
         ort.set_global_thread_pool_sizes(threads, 1)
     return bool(_pool_started)

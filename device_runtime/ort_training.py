@@ -58,7 +58,7 @@ class OrtTrainingStack(Stack):
             )
         _api()
         super().__init__(artifact, threads=threads, provider=provider, in_lanes=False)
-        self._threads = threads
+        self._module_threads = threads
         self._models = read_layout(artifact)
         self._opened: dict[int, Module] = {}
 
@@ -117,7 +117,7 @@ class OrtTrainingStack(Stack):
             have = ", ".join(map(str, self._models))
             raise ConfigError(f"a plan of {depth} active layers; the artifact has models of {have}")
         if depth not in self._opened:
-            self._opened[depth] = Module(self.artifact, self._models[depth], threads=self._threads)
+            self._opened[depth] = Module(self.artifact, self._models[depth], threads=self._module_threads)
         return self._opened[depth]
 
     def _evaluated(self, batch: Arrays, adapter: Arrays) -> tuple[float, Array]:
