@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OLDEST_ORT := 1.20.0
 SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
-SOURCES := $(wildcard $(foreach package,device_runtime broker exporters toolkit,$(package)/*.py $(package)/*/*.py))
+SOURCES := $(shell find fleetune/ device_runtime broker exporters toolkit -name '*.py')
 export PATH := $(PATH):/usr/sbin
 
 .PHONY: help demo test test-all test-arm check bench device-env oldest-env ort-env arm-env mosquitto clean

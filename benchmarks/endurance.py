@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit.benchmark import run_worker
-from toolkit.subjects import artifact_of
+from fleetune.toolkit.benchmark import run_worker
+from fleetune.toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS = 4, 32, 10_000, 2
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ConfigError
-from device_runtime.tables import Table
-from toolkit.benchmark import FOLDER
-from toolkit.figures import table
-from toolkit.subjects import NUM_LABELS, model_of
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.tables import Table
+from fleetune.toolkit.benchmark import FOLDER
+from fleetune.toolkit.figures import table
+from fleetune.toolkit.subjects import NUM_LABELS, model_of
 
 THREADS = 2
 AIMS: Table[dict[str, float]] = Table(
@@ -56,7 +56,7 @@ def folder_overhead(folder: Path) -> int:
 def _export(name: str, root: Path, threads: int) -> dict[str, float]:
     model, out = model_of(name, root), root / name
     words = ["export", model, "--task", "sequence-classification", "--num-labels", NUM_LABELS, "--out", out]
-    seconds, peak_mb = _timed([sys.executable, "-m", "toolkit.cli", *map(str, words)], threads)
+    seconds, peak_mb = _timed([sys.executable, "-m", "fleetune", *map(str, words)], threads)
     return {
         "seconds": round(seconds, 1),
         "peak_mb": round(peak_mb, 1),

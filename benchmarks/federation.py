@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from broker.aggregation import aggregate
-from broker.mosquitto import write_configuration
-from device_runtime.errors import ConfigError
-from toolkit.benchmark import FOLDER, run_worker
-from toolkit.export import export
-from toolkit.fleet import fleet
-from toolkit.models import packaged_model
+from fleetune.broker.aggregation import aggregate
+from fleetune.broker.servers.mosquitto import write_configuration
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.benchmark import FOLDER, run_worker
+from fleetune.toolkit.export import export
+from fleetune.toolkit.models import packaged_model
+from fleetune.toolkit.processes import fleet
 
 DEVICES, ROUNDS, STEPS, ALPHA, SEED, TEST_LINES = 8, 15, 30, 0.5, 0, 1000
 WORK = {"local_steps": STEPS, "batch_size": 16, "seq_len": 32, "lr": 2e-3, "seed": SEED}

@@ -10,20 +10,20 @@ from typing import Any
 import msgspec
 from safetensors.numpy import load
 
-from broker.ledger import Ledger, Row
-from broker.service import Service, topics, will
-from broker.settings import Patience, Settings, check_settings
-from device_runtime.adapters import save_peft
-from device_runtime.address import parse_url
-from device_runtime.arguments import picked, plain
-from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.codecs import CODECS
-from device_runtime.errors import StateError
-from device_runtime.link import Link, Will
-from device_runtime.optim import make_optimizer
-from device_runtime.policies import make_policy
-from device_runtime.run_file import write_run
-from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.broker.job import Patience, Settings, check_settings
+from fleetune.broker.ledger import Ledger, Row
+from fleetune.broker.service import Service, topics, will
+from fleetune.device_runtime.arguments import picked, plain
+from fleetune.device_runtime.contracts.adapters import save_peft
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.codecs import CODECS
+from fleetune.device_runtime.contracts.run_file import write_run
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.methods.optim import make_optimizer
+from fleetune.device_runtime.methods.policies import make_policy
+from fleetune.device_runtime.network.address import parse_url
+from fleetune.device_runtime.network.link import Link, Will
 
 log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from broker.actions import Send
-from broker.settings import Settings
-from device_runtime.wire import Report
+from fleetune.broker.actions import Send
+from fleetune.broker.job import Settings
+from fleetune.device_runtime.contracts.wire import Report
 
 
 class Evaluations:

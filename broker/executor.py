@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable, Iterable
 
-from broker.actions import Action, Ask, Close, Dismiss, Finish, Send
-from broker.ledger import AFTERWARDS, Ledger, Row
-from broker.meter import Meter
-from broker.rounds import Federation
-from broker.settings import Settings, device_work
-from broker.versions import Versions
-from device_runtime.loopback import Connection, send
-from device_runtime.wire import (
+from fleetune.broker.actions import Action, Ask, Close, Dismiss, Finish, Send
+from fleetune.broker.job import Settings, device_work
+from fleetune.broker.ledger import AFTERWARDS, Ledger, Row
+from fleetune.broker.meter import Meter
+from fleetune.broker.rounds import Federation
+from fleetune.broker.versions import Versions
+from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Finished,
     Message,
@@ -19,6 +18,7 @@ from device_runtime.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.network.connection import Connection, send
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Executor:
         session: str,
         on_row: Callable[[Row], object],
     ) -> None:
-        """Prepare; arguments as of :class:`broker.service.Service`, the other parts those of the same job."""
+        """Prepare; arguments as of :class:`fleetune.broker.service.Service`, the other parts those of the same job."""
         self.finished = federation.finished
         """Whether the job is over, and the ledger says so."""
         self._link, self._ledger, self._settings = link, ledger, settings

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from broker.rounds import Past
-from broker.settings import Settings, differences
-from device_runtime.arrays import write_atomically
-from device_runtime.errors import ConfigError, StateError, WireError
-from device_runtime.wire import Report, UpdateReady
+from fleetune.broker.job import Settings, differences
+from fleetune.broker.rounds import Past
+from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.contracts.wire import Report, UpdateReady
+from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 
 FILE = "ledger.sqlite"
 AFTERWARDS = -1

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from broker.ledger import Cost, Ledger
-from device_runtime.loopback import Connection
+from fleetune.broker.ledger import Cost, Ledger
+from fleetune.device_runtime.network.connection import Connection
 
 
 class Meter:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from device_runtime.transfer import Incoming, Pull
-from device_runtime.wire import Chunk, Request, UpdateReady
+from fleetune.device_runtime.contracts.transfer import Incoming, Pull
+from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
 IDLE_S = 60.0
 """A pull without progress for so long makes room for one that waits."""

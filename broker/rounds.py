@@ -13,11 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from broker.actions import Action, Ask, Close, Dismiss, Finish, Send
-from broker.evaluations import Evaluations
-from broker.settings import Patience, Settings
-from device_runtime.errors import TransportError, WireError
-from device_runtime.wire import REASON_CHARS_MAX, ROLES, Hello, Report, UpdateReady, Verdict, encode
+from fleetune.broker.actions import Action, Ask, Close, Dismiss, Finish, Send
+from fleetune.broker.evaluations import Evaluations
+from fleetune.broker.job import Patience, Settings
+from fleetune.device_runtime.contracts.wire import (
+    REASON_CHARS_MAX,
+    ROLES,
+    Hello,
+    Report,
+    UpdateReady,
+    Verdict,
+    encode,
+)
+from fleetune.device_runtime.errors import TransportError, WireError
 
 log = logging.getLogger(__name__)
 

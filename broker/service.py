@@ -3,19 +3,17 @@
 import logging
 from collections.abc import Callable, Iterable
 
-from broker.actions import Action
-from broker.executor import Executor
-from broker.ledger import AFTERWARDS, Ledger, Row
-from broker.meter import Meter
-from broker.pulls import Pulls
-from broker.rounds import Federation, Past, verdict_on
-from broker.settings import Patience, Settings
-from broker.versions import Versions
-from device_runtime.arrays import Arrays
-from device_runtime.errors import ConfigError, WireError, one_line
-from device_runtime.loopback import Connection
-from device_runtime.transfer import Pull
-from device_runtime.wire import (
+from fleetune.broker.actions import Action
+from fleetune.broker.executor import Executor
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.ledger import AFTERWARDS, Ledger, Row
+from fleetune.broker.meter import Meter
+from fleetune.broker.pulls import Pulls
+from fleetune.broker.rounds import Federation, Past, verdict_on
+from fleetune.broker.versions import Versions
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.transfer import Pull
+from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     Decline,
@@ -32,6 +30,8 @@ from device_runtime.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.errors import ConfigError, WireError, one_line
+from fleetune.device_runtime.network.connection import Connection
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from device_runtime.arrays import Arrays
-from device_runtime.errors import WireError
-from device_runtime.tables import Table
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.tables import Table
 
 Values = Mapping[str, NDArray[np.float64]]
 WEIGHT_MAX = 2**29

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 from safetensors.numpy import load
 
-from broker.ledger import Ledger
-from broker.settings import Settings
-from broker.strategies import STRATEGIES
-from device_runtime.arrays import Arrays, to_bytes
-from device_runtime.codecs import decode_update, update_bytes_max
-from device_runtime.errors import WireError
-from device_runtime.transfer import Outgoing
-from device_runtime.wire import Chunk, Request, TransferManifest
+from fleetune.broker.job import Settings
+from fleetune.broker.ledger import Ledger
+from fleetune.broker.strategies import STRATEGIES
+from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.contracts.codecs import decode_update, update_bytes_max
+from fleetune.device_runtime.contracts.transfer import Outgoing
+from fleetune.device_runtime.contracts.wire import Chunk, Request, TransferManifest
+from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)
 

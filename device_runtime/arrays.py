@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

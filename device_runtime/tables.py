@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
-from device_runtime.errors import UnknownName, choices
+from fleetune.device_runtime.errors import UnknownName, choices
 
 T = TypeVar("T")
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from device_runtime.tables import Table
-from exporters import executorch_graphs, onnx_graphs
-from exporters.graph_file import GraphFile
-from exporters.sections import Section
+from fleetune.device_runtime.tables import Table
+from fleetune.exporters.executorch import graphs as executorch_graphs
+from fleetune.exporters.model.graph_file import GraphFile
+from fleetune.exporters.model.sections import Section
+from fleetune.exporters.onnx import graphs as onnx_graphs
 
 Convert = Callable[..., dict[str, GraphFile]]
 

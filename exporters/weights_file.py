@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from device_runtime.errors import ExportError, choices
+from fleetune.device_runtime.errors import ExportError, choices
 
 ALIGNMENT_BYTES = 64
 PAGE_BYTES = 4096

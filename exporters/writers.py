@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from device_runtime.manifest import Manifest
-from device_runtime.tables import Table
-from exporters.backends import BACKENDS
-from exporters.ort_training import write_ort_training
-from exporters.writing import write_artifact
+from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.tables import Table
+from fleetune.exporters.backends import BACKENDS
+from fleetune.exporters.ort_training.writing import write_ort_training
+from fleetune.exporters.writing import write_artifact
 
 
 class Writer(NamedTuple):

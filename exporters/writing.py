@@ -14,21 +14,31 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from device_runtime.arrays import sha256_of
-from device_runtime.artifact import ADAPTER, BASE, GOLDEN, MANIFEST
-from device_runtime.errors import ExportError
-from device_runtime.manifest import FORMAT, FileDigest, Graph, Kind, Layer, Manifest, Port, Section, Tokenizer
-from device_runtime.manifest import Tensor as Row
-from exporters.anatomy import Anatomy, find_anatomy, stream
-from exporters.backends import BACKENDS, convert_all
-from exporters.golden import chained_plans, record_golden, single_plans
-from exporters.graph_file import GraphFile
-from exporters.int8_emulation import Int8Products
-from exporters.kinds import group_kinds
-from exporters.program import Program, tensors_of, traced_sizes, trainable_names
-from exporters.quantize import check_base_dtype, derive, rounded, split_form, with_forms
-from exporters.sections import block, head, prelude
-from exporters.weights_file import write_base
+from fleetune.device_runtime.arrays import sha256_of
+from fleetune.device_runtime.contracts.artifact import ADAPTER, BASE, GOLDEN, MANIFEST
+from fleetune.device_runtime.contracts.manifest import (
+    FORMAT,
+    FileDigest,
+    Graph,
+    Kind,
+    Layer,
+    Manifest,
+    Port,
+    Section,
+    Tokenizer,
+)
+from fleetune.device_runtime.contracts.manifest import Tensor as Row
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.backends import BACKENDS, convert_all
+from fleetune.exporters.model.anatomy import Anatomy, find_anatomy, stream
+from fleetune.exporters.model.golden import chained_plans, record_golden, single_plans
+from fleetune.exporters.model.graph_file import GraphFile
+from fleetune.exporters.model.int8_emulation import Int8Products
+from fleetune.exporters.model.kinds import group_kinds
+from fleetune.exporters.model.program import Program, tensors_of, traced_sizes, trainable_names
+from fleetune.exporters.model.quantize import check_base_dtype, derive, rounded, split_form, with_forms
+from fleetune.exporters.model.sections import block, head, prelude
+from fleetune.exporters.weights_file import write_base
 
 TOKENIZER = "tokenizer.json"
 Progress = Callable[[str], None]

@@ -15,7 +15,7 @@ if not os.environ.get("FLEETUNE_FUZZ"):
     hypothesis.settings.load_profile("repeatable")
 
 if TYPE_CHECKING:
-    from broker.embedded import EmbeddedServer
+    from fleetune.broker.servers.embedded import EmbeddedServer
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def start_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 
 @pytest.fixture
 def embedded() -> "Iterator[EmbeddedServer]":
-    from broker.embedded import EmbeddedServer  # most tests need no amqtt
+    from fleetune.broker.servers.embedded import EmbeddedServer  # most tests need no amqtt
 
     with EmbeddedServer() as server:
         yield server

@@ -14,11 +14,11 @@ import pytest
 import torch
 from pretrained import MINILM, minilm_artifact
 
-from broker.aggregation import aggregate
-from device_runtime.adapters import load_peft
-from device_runtime.arrays import Array, Arrays
-from device_runtime.artifact import open_artifact
-from device_runtime.training import train
+from fleetune.broker.aggregation import aggregate
+from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.commands.train import train
+from fleetune.device_runtime.contracts.adapters import load_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
 
 ARM = Path(__file__).parent.parent / ".venv-arm"
 PACKAGES = ("device_runtime", "broker", "exporters", "toolkit")
@@ -37,8 +37,8 @@ WORDS = "sun rain tea door lamp road fish king blue cold fast seven money train 
 FLAGS_SGD = ("--optimizer", "sgd", "--lr", 0.1)
 COUNTING = """
 import atexit, json, sys
-from device_runtime.prefix import PrefixCache
-from toolkit.cli import main
+from fleetune.device_runtime.engine.hidden_cache import PrefixCache
+from fleetune.toolkit.cli import main
 found, read = [], PrefixCache.read
 PrefixCache.read = lambda cache, *row: found.append(read(cache, *row)) or found[-1]
 atexit.register(lambda: print(json.dumps(found)))
@@ -105,7 +105,7 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="module")
 def minilm_int8(tmp_path_factory) -> Path:
-    from toolkit.export import export
+    from fleetune.toolkit.export import export
 
     folder = tmp_path_factory.mktemp("int8") / "artifact"
     export(MINILM, task="sequence-classification", num_labels=2, base_dtype="int8", out=folder)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.device import device
-from device_runtime.rules_file import load_rules
-from toolkit.commands.fleet import device as command
-from toolkit.settings import resolve
+from fleetune.device_runtime.commands.device import device
+from fleetune.device_runtime.rules.rules_file import load_rules
+from fleetune.toolkit.commands.federation import device as command
+from fleetune.toolkit.configuration import resolve
 
 DOCS = Path(__file__).parent.parent / "docs"
 UNIT = DOCS / "fleetune-device.service"

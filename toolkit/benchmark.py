@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from device_runtime.errors import ConfigError, UnknownName, choices
-from toolkit.charts import draw
+from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
+from fleetune.toolkit.charts import draw
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 FLOORS = ("numpy", "torch", "onnxruntime")

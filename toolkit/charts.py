@@ -4,7 +4,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError
 
 _TITLE_COLUMNS = 60
 

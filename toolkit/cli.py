@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from toolkit.commands import fleet, models, training
-from toolkit.commands.running import EXIT_INTERRUPTED
+from fleetune.toolkit.commands import device as training
+from fleetune.toolkit.commands import federation as fleet
+from fleetune.toolkit.commands import workstation as models
+from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
 
 COMMANDS = (
     models.export,

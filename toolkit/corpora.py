@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.errors import DataError
-from toolkit.utterances import Corpus, Utterance, by_speaker
+from fleetune.device_runtime.errors import DataError
+from fleetune.toolkit.utterances import Corpus, Utterance, by_speaker
 
 SPEAKER_FIELDS = ("speaker", "client", "device")
 _TEST_SHARE = 0.2

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from device_runtime.errors import ConfigError, FleetuneError
-from toolkit.corpora import read_corpus
-from toolkit.fleet import Fleet, fleet
-from toolkit.live import size
-from toolkit.utterances import Corpus, make_corpus, write_lines
+from fleetune.device_runtime.errors import ConfigError, FleetuneError
+from fleetune.toolkit.corpora import read_corpus
+from fleetune.toolkit.live import size
+from fleetune.toolkit.processes import Fleet, fleet
+from fleetune.toolkit.utterances import Corpus, make_corpus, write_lines
 
 JOB = "demo"
 MARK = "demo.json"
@@ -79,7 +79,7 @@ def demo(
     labels = _write(corpus, out / "data", say)
     artifact = _export(out / "artifact", labels, seed, say)
 
-    from broker.embedded import EmbeddedServer
+    from fleetune.broker.servers.embedded import EmbeddedServer
 
     settings = {
         "rounds": rounds,
@@ -129,8 +129,8 @@ def _write(corpus: Corpus, folder: Path, say: Event) -> list[str]:
 
 
 def _export(folder: Path, labels: list[str], seed: int, say: Event) -> Path:
-    from toolkit.export import export
-    from toolkit.models import packaged_model
+    from fleetune.toolkit.export import export
+    from fleetune.toolkit.models import packaged_model
 
     say("exporting all-MiniLM-L6-v2 with LoRA (the only step that needs torch)")
     report = export(packaged_model(), task="sequence-classification", out=folder, labels=labels, seed=seed)
@@ -159,7 +159,7 @@ def _aggregate(
     members: Fleet, artifact: Path, *, mqtt: str, out: Path, settings: dict[str, Any], say: Event
 ) -> Any:
     """Run the aggregator in a thread, so that this one can watch the devices."""
-    from broker.aggregation import aggregate
+    from fleetune.broker.aggregation import aggregate
 
     results: list[Any] = []
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from device_runtime.errors import ConfigError
-from device_runtime.manifest import Manifest
-from exporters.quantize import check_base_dtype
-from exporters.writers import WRITERS
-from exporters.writing import Description
-from toolkit.lora import attach_lora, load_adapter
-from toolkit.models import licence_of, load_model
-from toolkit.programs import describe, program_of
-from toolkit.tasks import TASKS
+from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.exporters.model.quantize import check_base_dtype
+from fleetune.exporters.writers import WRITERS
+from fleetune.exporters.writing import Description
+from fleetune.toolkit.lora import attach_lora, load_adapter
+from fleetune.toolkit.models import licence_of, load_model
+from fleetune.toolkit.programs import describe, program_of
+from fleetune.toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
 

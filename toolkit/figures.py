@@ -28,7 +28,7 @@ def ratio(rounds: Sequence[Round], over: str, under: str, *, what: str = "step_m
 
 
 def chart_of(label: str, rows: Iterable[dict[str, Any]], *series: str) -> dict[str, Any]:
-    """What :func:`toolkit.charts.draw` draws: the rows' ``label`` under bars of each of ``series``."""
+    """What :func:`fleetune.toolkit.charts.draw` draws: the rows' ``label`` under bars of each of ``series``."""
     rows = list(rows)
     labels = [str(row[label]) for row in rows]
     return {"labels": labels, "series": {name: [float(row[name]) for row in rows] for name in series}}

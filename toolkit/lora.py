@@ -8,9 +8,9 @@ import peft
 import transformers
 from torch import nn
 
-from device_runtime.errors import ExportError, choices
-from toolkit.models import quiet, told_shortly
-from toolkit.tasks import TASKS
+from fleetune.device_runtime.errors import ExportError, choices
+from fleetune.toolkit.models import quiet, told_shortly
+from fleetune.toolkit.tasks import TASKS
 
 
 def attach_lora(

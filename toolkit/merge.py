@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
-from device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -116,8 +116,8 @@ def _save_merged(
     source = str(model or config.get("base_model_name_or_path") or "")
     if not source:
         raise ConfigError(f"{folder / CONFIG} does not name its model; give --model")
-    from toolkit.lora import load_adapter
-    from toolkit.models import load_model
+    from fleetune.toolkit.lora import load_adapter
+    from fleetune.toolkit.models import load_model
 
     plain, tokenizer = load_model(source, task=_task(folder, config), labels=names)
     load_adapter(plain, str(folder)).merge_and_unload().save_pretrained(str(out))
@@ -126,7 +126,7 @@ def _save_merged(
 
 
 def _task(folder: Path, config: dict[str, Any]) -> str:
-    from toolkit.tasks import TASKS
+    from fleetune.toolkit.tasks import TASKS
 
     wanted = config.get("task_type") or ""
     found = [name for name, task in TASKS.items() if task.peft_type == wanted]
@@ -136,7 +136,7 @@ def _task(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _names(labels: Sequence[str] | Path | None, arrays: Arrays) -> list[str]:
-    from toolkit.export import read_labels
+    from fleetune.toolkit.export import read_labels
 
     num_labels = _num_labels(arrays)
     return read_labels(labels, num_labels) if labels or num_labels else []

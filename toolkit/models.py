@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import transformers
 
-from device_runtime.errors import ExportError
-from toolkit.experts import DENSE
-from toolkit.tasks import TASKS
+from fleetune.device_runtime.errors import ExportError
+from fleetune.toolkit.experts import DENSE
+from fleetune.toolkit.tasks import TASKS
 
 
 def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) -> tuple[Any, Any]:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from device_runtime.manifest import Input
-from exporters.program import LABELS, Program
-from toolkit.lora import adapter_names
-from toolkit.tasks import IGNORED, TASKS, Task
+from fleetune.device_runtime.contracts.manifest import Input
+from fleetune.exporters.model.program import LABELS, Program
+from fleetune.toolkit.lora import adapter_names
+from fleetune.toolkit.tasks import IGNORED, TASKS, Task
 
 _FIRST_ORDINARY_ID = 5
 

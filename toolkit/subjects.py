@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from device_runtime.tables import Table
-from toolkit.benchmark import run_worker
-from toolkit.export import export
-from toolkit.models import packaged_model
+from fleetune.device_runtime.tables import Table
+from fleetune.toolkit.benchmark import run_worker
+from fleetune.toolkit.export import export
+from fleetune.toolkit.models import packaged_model
 
 NUM_LABELS = 77
 """As banking77 has."""

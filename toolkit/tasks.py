@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from device_runtime.manifest import Targets
-from device_runtime.tables import Table
-from exporters.program import TokenLoss
+from fleetune.device_runtime.contracts.manifest import Targets
+from fleetune.device_runtime.tables import Table
+from fleetune.exporters.model.program import TokenLoss
 
 IGNORED = -100
 """A label of this value counts for nothing."""

@@ -14,8 +14,8 @@ from zlib import crc32
 
 import numpy as np
 
-from device_runtime.errors import ConfigError
-from toolkit.phrasebook import CURT, ENDINGS, FILLERS, INTENTS, POLITE, SLOTS, VAGUE
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.phrasebook import CURT, ENDINGS, FILLERS, INTENTS, POLITE, SLOTS, VAGUE
 
 LABELS = tuple(sorted(INTENTS))
 VAGUE_SHARE = 0.08

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from device_step import draw_data
 
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ConfigError
-from device_runtime.machine import Machine, Resources
-from device_runtime.training import peak_rss_mb
-from device_runtime.wire import LocalWork
+from fleetune.device_runtime.commands.train import peak_rss_mb
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.training.machine import Machine, Resources
 
 
 def main() -> None:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from device_runtime.arrays import Arrays
-from device_runtime.artifact import open_artifact
-from device_runtime.manifest import Manifest
-from device_runtime.memory_plan import MemoryPlan
-from device_runtime.optim import make_optimizer
-from device_runtime.plans import LayerPlan, dropping
-from device_runtime.runtimes import open_stack
-from device_runtime.samples import Dataset, Dense, make_dataset
-from device_runtime.wire import OptimizerSpec
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
+from fleetune.device_runtime.contracts.wire import OptimizerSpec
+from fleetune.device_runtime.data.samples import Dataset, Dense, make_dataset
+from fleetune.device_runtime.engine.runtimes import open_stack
+from fleetune.device_runtime.methods.optim import make_optimizer
 
 
 def plan_of(mode: str, num_layers: int) -> LayerPlan:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from device_step import draw_data
 
-from device_runtime.artifact import open_artifact
-from device_runtime.budget import resident_mb
-from device_runtime.machine import Machine, Resources
-from device_runtime.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.training.budget import resident_mb
+from fleetune.device_runtime.training.machine import Machine, Resources
 
 
 def main() -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from device_step import draw_data
 
-from device_runtime.artifact import open_artifact
-from device_runtime.machine import Machine, Resources
-from device_runtime.policies import MOVING
-from device_runtime.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.methods.policies import MOVING
+from fleetune.device_runtime.training.machine import Machine, Resources
 
 
 def main() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 warnings.simplefilter("ignore")
 
-from exporters.ort_training import write_ort_training  # noqa: E402
-from exporters.writing import Description  # noqa: E402
-from toolkit.export import read_labels  # noqa: E402
-from toolkit.lora import attach_lora  # noqa: E402
-from toolkit.models import load_model  # noqa: E402
-from toolkit.programs import describe, program_of  # noqa: E402
+from fleetune.exporters.ort_training.writing import write_ort_training  # noqa: E402
+from fleetune.exporters.writing import Description  # noqa: E402
+from fleetune.toolkit.export import read_labels  # noqa: E402
+from fleetune.toolkit.lora import attach_lora  # noqa: E402
+from fleetune.toolkit.models import load_model  # noqa: E402
+from fleetune.toolkit.programs import describe, program_of  # noqa: E402
 
 TASK = "sequence-classification"
 

@@ -14,10 +14,10 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from device_runtime.adapters import save_peft
-from device_runtime.artifact import open_artifact
-from device_runtime.data import load_dataset
-from device_runtime.samples import Dataset
+from fleetune.device_runtime.contracts.adapters import save_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.samples import Dataset
 
 Weights = dict[str, torch.Tensor]
 

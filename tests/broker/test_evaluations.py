@@ -3,9 +3,9 @@ import logging
 import pytest
 from rounds_by_hand import federation, give, hello, job, of, report
 
-from broker.actions import Close, Finish, Send
-from broker.rounds import Federation
-from broker.settings import Patience
+from fleetune.broker.actions import Close, Finish, Send
+from fleetune.broker.job import Patience
+from fleetune.broker.rounds import Federation
 
 
 def test_an_evaluating_device_that_declines_is_not_waited_for():

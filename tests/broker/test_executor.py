@@ -3,9 +3,9 @@ import logging
 import pytest
 from fleet import FOUR, first_adapter, in_process, settings_of, workbench_of, world
 
-from broker.settings import Patience
-from device_runtime.pause import Gate
-from device_runtime.rules import Reading, Rules, Temperature
+from fleetune.broker.job import Patience
+from fleetune.device_runtime.rules.gate import Gate
+from fleetune.device_runtime.rules.rules import Reading, Rules, Temperature
 
 
 def test_everyone_learns_that_the_job_is_over(tmp_path):

@@ -19,18 +19,25 @@ from pretended import PretendedSystem
 from safetensors.numpy import load
 from servers import Mosquitto, free_port
 
-from broker.aggregation import aggregate
-from broker.strategies import fedavg
-from device_runtime.arrays import load_arrays
-from device_runtime.artifact import open_artifact
-from device_runtime.data import load_dataset
-from device_runtime.device import device
-from device_runtime.errors import ConfigError, TransportError
-from device_runtime.link import Link
-from device_runtime.outbox import Outbox
-from device_runtime.stack import Stack
-from device_runtime.trainer import Trainer
-from device_runtime.wire import DeviceStatus, LocalWork, OptimizerSpec, PolicySpec, decode, device_topic
+from fleetune.broker.aggregation import aggregate
+from fleetune.broker.strategies import fedavg
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.arrays import load_arrays
+from fleetune.device_runtime.commands.device import device
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.wire import (
+    DeviceStatus,
+    LocalWork,
+    OptimizerSpec,
+    PolicySpec,
+    decode,
+    device_topic,
+)
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.errors import ConfigError, TransportError
+from fleetune.device_runtime.network.link import Link
+from fleetune.device_runtime.training.trainer import Trainer
 
 NAMES = ("a", "b", "c", "d")
 ROUNDS, STEPS, LR, SEQ_LEN = 3, 160, 0.01, 8
@@ -74,13 +81,13 @@ class Fleet:
             "rounds": ROUNDS, "clients": len(NAMES), "local_steps": STEPS, "lr": LR, "seq_len": SEQ_LEN,
             "policy": "exact-k", "drop": 0.5, "out": str(self.root / "run"), "evaluation_s": 30, **changes,
         }  # fmt: skip
-        self._start("aggregator", "broker.aggregation:aggregate", options)
+        self._start("aggregator", "fleetune.broker.aggregation:aggregate", options)
 
     def device(self, name: str, **changes) -> None:
         options = {
             "data": str(self.data / f"{name}.npz"), "id": name, "state": str(self.root / name), "threads": 1, **changes,
         }  # fmt: skip
-        self._start(name, "device_runtime.device:device", options)
+        self._start(name, "fleetune.device_runtime.commands.device:device", options)
 
     def devices(self, *, evaluate: bool = False) -> None:
         for name in NAMES:
@@ -298,7 +305,7 @@ def test_sigterm_ends_a_paused_device_at_once_and_it_says_goodbye(artifact, data
         "--config",
         str(tmp_path / "device.toml"),
     ]
-    command = [sys.executable, "-c", "from toolkit.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from fleetune.toolkit.cli import main; main()", *words]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
     ) as process:

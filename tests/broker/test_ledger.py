@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rounds_by_hand import job, report
 
-from broker.ledger import FILE, Cost, Ledger
-from broker.settings import Settings
-from device_runtime.errors import ConfigError, StateError, WireError
-from device_runtime.wire import TransferManifest, UpdateReady
+from fleetune.broker.job import Settings
+from fleetune.broker.ledger import FILE, Cost, Ledger
+from fleetune.device_runtime.contracts.wire import TransferManifest, UpdateReady
+from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 
 SETTINGS = job()
 
@@ -153,7 +153,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from test_ledger import SETTINGS, update
-from broker.ledger import Ledger
+from fleetune.broker.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]), SETTINGS)
 ledger.add_version(0, b"zero")
 ledger.ask(1, ("a", "b"))

@@ -1,10 +1,10 @@
 from fleet import JOB, first_adapter, settings_of, world
 
-from broker.ledger import AFTERWARDS, Cost, Ledger
-from broker.meter import Meter
-from device_runtime.codecs import encode_update
-from device_runtime.loopback import Loopback
-from device_runtime.wire import aggregator_topic
+from fleetune.broker.ledger import AFTERWARDS, Cost, Ledger
+from fleetune.broker.meter import Meter
+from fleetune.device_runtime.contracts.codecs import encode_update
+from fleetune.device_runtime.contracts.wire import aggregator_topic
+from fleetune.device_runtime.network.loopback import Loopback
 
 
 def test_bytes_are_counted_on_both_sides(tmp_path):

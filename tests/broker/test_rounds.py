@@ -3,11 +3,11 @@ import logging
 import pytest
 from rounds_by_hand import federation, give, hello, job, of, opened, update
 
-from broker.actions import Ask, Close, Dismiss, Finish, Send
-from broker.rounds import Federation, Past, verdict_on
-from broker.settings import Patience
-from device_runtime.errors import TransportError, WireError
-from device_runtime.wire import REASON_CHARS_MAX
+from fleetune.broker.actions import Ask, Close, Dismiss, Finish, Send
+from fleetune.broker.job import Patience
+from fleetune.broker.rounds import Federation, Past, verdict_on
+from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX
+from fleetune.device_runtime.errors import TransportError, WireError
 
 
 def test_a_round_opens_when_all_are_there_and_closes_when_all_have_answered():

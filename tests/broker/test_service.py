@@ -7,11 +7,10 @@ from fleet import ARTIFACT, JOB, Aggregator, first_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.settings import Patience
-from device_runtime.codecs import encode_update
-from device_runtime.loopback import Loopback
-from device_runtime.transfer import Outgoing
-from device_runtime.wire import (
+from fleetune.broker.job import Patience
+from fleetune.device_runtime.contracts.codecs import encode_update
+from fleetune.device_runtime.contracts.transfer import Outgoing
+from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     Finished,
@@ -26,6 +25,7 @@ from device_runtime.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.network.loopback import Loopback
 
 
 class Stranger:

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.strategies import STRATEGIES, VALUE_MAX, WEIGHT_MAX, add_to_sums, fedavg, fedavgm, init_sums
-from device_runtime.errors import UnknownName, WireError
+from fleetune.broker.strategies import (
+    STRATEGIES,
+    VALUE_MAX,
+    WEIGHT_MAX,
+    add_to_sums,
+    fedavg,
+    fedavgm,
+    init_sums,
+)
+from fleetune.device_runtime.errors import UnknownName, WireError
 
 REFERENCE = {"a": np.array([1.0, -2.0, 1e-30], np.float32), "b": np.zeros((2, 2), np.float32)}
 TINY = float(np.finfo(np.float32).smallest_subnormal)

@@ -3,8 +3,8 @@ import pytest
 from fleet import FOUR, LinearTraining, first_adapter, in_process, points_of, settings_of, world
 from safetensors.numpy import load
 
-from broker.strategies import STRATEGIES
-from device_runtime.arrays import to_bytes
+from fleetune.broker.strategies import STRATEGIES
+from fleetune.device_runtime.arrays import to_bytes
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

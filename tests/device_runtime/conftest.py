@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from stage import Stage, Weather
 
-from device_runtime.arrays import Arrays
-from device_runtime.artifact import Artifact
-from device_runtime.manifest import Input, Layer, Manifest, Section, Tensor, Tokenizer
-from device_runtime.plans import LayerPlan, Mode
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.manifest import Input, Layer, Manifest, Section, Tensor, Tokenizer
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
 
 TEXT_INPUTS = (
     Input("input_ids", "int64", ("batch", "seq"), 0),
@@ -142,7 +142,7 @@ def word_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    from exporters.writing import Description, write_artifact
+    from fleetune.exporters.writing import Description, write_artifact
 
     words = ["[UNK]", *f"{COLOURS} {ANIMALS} {TOOLS}".split()]
     engine = Engine(WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))

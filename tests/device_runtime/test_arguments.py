@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import asdict
 
-from broker.aggregation import aggregate
-from broker.settings import Patience
-from device_runtime.arguments import picked, plain
-from device_runtime.device import device
-from device_runtime.machine import Resources
-from device_runtime.training import train
-from device_runtime.wire import LocalWork, OptimizerSpec
+from fleetune.broker.aggregation import aggregate
+from fleetune.broker.job import Patience
+from fleetune.device_runtime.arguments import picked, plain
+from fleetune.device_runtime.commands.device import device
+from fleetune.device_runtime.commands.train import train
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.training.machine import Resources
 
 
 def test_fields_are_picked_by_name_others_win_and_the_rest_keep_their_defaults():

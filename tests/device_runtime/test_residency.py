@@ -9,9 +9,9 @@ from pretrained import minilm_artifact
 PROBE = """
 import json, mmap, struct, sys
 import numpy as np
-from device_runtime.artifact import open_artifact
-from device_runtime.plans import dropping
-from device_runtime.stack import Stack
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.engine.stack import Stack
 
 artifact = open_artifact(sys.argv[1])
 dropped = json.loads(sys.argv[2])

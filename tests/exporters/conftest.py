@@ -6,7 +6,7 @@ import pytest
 import torch
 from plain_models import Classifier, export
 
-from exporters.program import Program
+from fleetune.exporters.model.program import Program
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ from architectures import (
 )
 from plain_models import Classifier, program
 
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ExportError
-from device_runtime.selfcheck import LIMIT, selfcheck
-from exporters.anatomy import find_anatomy
+from fleetune.device_runtime.commands.selfcheck import LIMIT, selfcheck
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.anatomy import find_anatomy
 
 FAST = [("qwen2", CAUSAL), ("vit", IMAGE)]
 EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]

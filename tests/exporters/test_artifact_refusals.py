@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from device_runtime.artifact import BASE, MANIFEST, open_artifact
-from device_runtime.errors import ArtifactError
-from exporters.program import Program
+from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, open_artifact
+from fleetune.device_runtime.errors import ArtifactError
+from fleetune.exporters.model.program import Program
 
 Change = Callable[[dict[str, Any]], None]
 

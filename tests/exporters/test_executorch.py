@@ -16,24 +16,27 @@ import torch
 from torch import nn
 from torch.fx import Interpreter, Node
 
-from device_runtime import executorch_graphs as loader
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ArtifactError, ConfigError, ExportError
-from device_runtime.manifest import Role
-from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
-from device_runtime.plans import dropping
-from device_runtime.selfcheck import relative_error, selfcheck
-from device_runtime.stack import Stack
-from exporters import executorch_decompositions, executorch_graphs, executorch_lowering, sections
-from exporters.anatomy import find_anatomy
-from exporters.executorch_cut import inputs_of, outputs_of, part, saved_values
-from exporters.executorch_tidy import tidy
-from exporters.golden import torch_step
-from exporters.mincut import FREE, Candidate, cheapest
-from exporters.program import Program, traced_sizes
-from exporters.sections import Argument, Section
-from exporters.tracing import trace
-from exporters.writing import Description, write_artifact
+from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.manifest import Role
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
+from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.engine import executorch_graphs as loader
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.exporters.executorch import decompositions as executorch_decompositions
+from fleetune.exporters.executorch import graphs as executorch_graphs
+from fleetune.exporters.executorch import lowering as executorch_lowering
+from fleetune.exporters.executorch.cut import inputs_of, outputs_of, part, saved_values
+from fleetune.exporters.executorch.tidy import tidy
+from fleetune.exporters.model import sections
+from fleetune.exporters.model.anatomy import find_anatomy
+from fleetune.exporters.model.golden import torch_step
+from fleetune.exporters.model.mincut import FREE, Candidate, cheapest
+from fleetune.exporters.model.program import Program, traced_sizes
+from fleetune.exporters.model.sections import Argument, Section
+from fleetune.exporters.model.tracing import trace
+from fleetune.exporters.writing import Description, write_artifact
 
 aten = torch.ops.aten
 X = torch.linspace(-5, 6, 4 * 5 * 6).reshape(4, 5, 6)
@@ -257,7 +260,7 @@ def test_a_result_stays_when_the_graph_runs_again(doubling: Path) -> None:
 STEPS_OF_MEMORY = """
 import resource, sys, torch
 from pathlib import Path
-from device_runtime.executorch_graphs import ExecutorchGraph
+from fleetune.device_runtime.engine.executorch_graphs import ExecutorchGraph
 graph = ExecutorchGraph(Path(sys.argv[1]))
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -285,7 +288,8 @@ def test_memory_that_a_step_frees_is_there_for_the_next(doubling: Path) -> None:
 
 def test_a_device_never_loads_the_exporter(doubling: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from device_runtime.executorch_graphs import ExecutorchGraph as Graph; "
+        "import sys; from pathlib import Path; "
+        "from fleetune.device_runtime.engine.executorch_graphs import ExecutorchGraph as Graph; "
         "Graph(Path(sys.argv[1])); print([n for n in sys.modules if n.startswith('executorch.exir')])"
     )
     assert cold(code, str(doubling)) == "[]"

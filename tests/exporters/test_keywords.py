@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from keywords import LABELS, LAYERS, features_of, keyword_program, keyword_weights
 
-from device_runtime.arrays import Arrays
-from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.plans import dropping, full
-from device_runtime.selfcheck import relative_error, selfcheck
-from device_runtime.stack import Stack
-from exporters.anatomy import find_anatomy
-from exporters.golden import torch_step
-from exporters.writing import Description, write_artifact
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.plans import dropping, full
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.exporters.model.anatomy import find_anatomy
+from fleetune.exporters.model.golden import torch_step
+from fleetune.exporters.writing import Description, write_artifact
 
 pytestmark = pytest.mark.shared_data
 RECORDINGS = {"yes.wav": "yes", "no.wav": "no", "silence.wav": "_silence_"}

@@ -8,17 +8,17 @@ import torch
 from plain_models import CLASSES, WIDTH, Block, Classifier, export, program
 from torch import Tensor, nn
 
-from device_runtime.arrays import Arrays
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ExportError
-from device_runtime.memory_plan import RECOMPUTE, SAVE_ALL
-from device_runtime.plans import Mode, dropping, full
-from device_runtime.selfcheck import relative_error, selfcheck
-from device_runtime.stack import Stack
-from exporters.anatomy import find_anatomy
-from exporters.golden import torch_step
-from exporters.kinds import group_kinds
-from exporters.program import Program
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
+from fleetune.device_runtime.contracts.plans import Mode, dropping, full
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.anatomy import find_anatomy
+from fleetune.exporters.model.golden import torch_step
+from fleetune.exporters.model.kinds import group_kinds
+from fleetune.exporters.model.program import Program
 
 
 def arrays(batch: dict[str, Tensor]) -> Arrays:

@@ -14,11 +14,11 @@ VOCABULARY, BATCH, SEQ = 32_000, 8, 128
 STEP = """
 import json, sys
 import numpy as np
-from device_runtime import stack as stacks
-from device_runtime.artifact import open_artifact
-from device_runtime.plans import full
-from device_runtime.stack import Stack
-from device_runtime.training import peak_rss_mb
+from fleetune.device_runtime.engine import stack as stacks
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.plans import full
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.commands.train import peak_rss_mb
 stacks.LOGITS_BYTES = int(sys.argv[2])
 artifact = open_artifact(sys.argv[1])
 ids = np.random.default_rng(0).integers(5, 32000, (8, 128))

@@ -9,19 +9,19 @@ import torch
 import transformers
 from torch import Tensor
 
-from device_runtime.arrays import Arrays, load_arrays
-from device_runtime.artifact import GOLDEN, open_artifact
-from device_runtime.plans import dropping
-from device_runtime.selfcheck import recorded_adapter, relative_error
-from device_runtime.stack import Stack
-from exporters.anatomy import find_anatomy
-from exporters.golden import torch_step
-from exporters.program import Program
-from toolkit.export import export
-from toolkit.lora import attach_lora, load_adapter
-from toolkit.models import load_model
-from toolkit.programs import describe, program_of
-from toolkit.tasks import TASKS
+from fleetune.device_runtime.arrays import Arrays, load_arrays
+from fleetune.device_runtime.commands.selfcheck import recorded_adapter, relative_error
+from fleetune.device_runtime.contracts.artifact import GOLDEN, open_artifact
+from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.exporters.model.anatomy import find_anatomy
+from fleetune.exporters.model.golden import torch_step
+from fleetune.exporters.model.program import Program
+from fleetune.toolkit.export import export
+from fleetune.toolkit.lora import attach_lora, load_adapter
+from fleetune.toolkit.models import load_model
+from fleetune.toolkit.programs import describe, program_of
+from fleetune.toolkit.tasks import TASKS
 
 LABEL_NAMES = ["a", "b", "c"]
 SIZES = ((1, 9), (5, 21))

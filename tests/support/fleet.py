@@ -5,18 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from broker.ledger import Ledger
-from broker.service import Service, topics, will
-from broker.settings import Patience, Settings
-from broker.strategies import STRATEGIES
-from device_runtime.agent import Agent
-from device_runtime.arrays import load_arrays, save_arrays, to_bytes
-from device_runtime.errors import ConfigError
-from device_runtime.identity import Identity
-from device_runtime.loopback import Loopback
-from device_runtime.outbox import Outbox
-from device_runtime.wire import LocalWork, decode
-from device_runtime.workbench import Workbench
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.ledger import Ledger
+from fleetune.broker.service import Service, topics, will
+from fleetune.broker.strategies import STRATEGIES
+from fleetune.device_runtime.agent.agent import Agent
+from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.arrays import load_arrays, save_arrays, to_bytes
+from fleetune.device_runtime.contracts.wire import LocalWork, decode
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.network.loopback import Loopback
 
 JOB = "job"
 ARTIFACT = "a" * 64

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
 
-from device_runtime.manifest import Input
-from exporters.program import Program
+from fleetune.device_runtime.contracts.manifest import Input
+from fleetune.exporters.model.program import Program
 
 MODEL = Path(__file__).resolve().parents[3] / "shared" / "models" / "kwt1"
 FRAMES, FEATURES, LAYERS, RANK = 98, 40, 12, 4

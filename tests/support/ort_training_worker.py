@@ -9,13 +9,13 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from device_runtime.arrays import Arrays, load_arrays, save_arrays
-from device_runtime.artifact import Artifact, open_artifact
-from device_runtime.data import load_dataset
-from device_runtime.ort_training import OrtTrainingStack, train_fixed_plan
-from device_runtime.plans import Mode
-from device_runtime.trainer import Trainer
-from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.plans import Mode
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.engine.ort_training import OrtTrainingStack, train_fixed_plan
+from fleetune.device_runtime.training.trainer import Trainer
 
 
 def steps(artifact: Artifact, asked: dict, given: Arrays) -> tuple[Arrays, dict]:

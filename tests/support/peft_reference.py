@@ -8,7 +8,7 @@ import transformers
 from peft import PeftModel
 from pretrained import MINILM
 
-from device_runtime.plans import LayerPlan, Mode
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
 
 
 def peft_model(adapter: Path, *, trainable: bool) -> Any:

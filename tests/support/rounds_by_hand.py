@@ -1,8 +1,8 @@
 """The rounds of a job by hand: what devices say, and the actions that it causes."""
 
-from broker.rounds import Federation
-from broker.settings import Patience, Settings
-from device_runtime.wire import Hello, Report, TransferManifest, UpdateReady
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.rounds import Federation
+from fleetune.device_runtime.contracts.wire import Hello, Report, TransferManifest, UpdateReady
 
 ARTIFACT = "a" * 64
 

@@ -3,12 +3,9 @@
 import numpy as np
 from fleet import JOB, STEPS, Device, LinearTraining, first_adapter, points_of
 
-from device_runtime.arrays import to_bytes
-from device_runtime.loopback import Loopback
-from device_runtime.pause import Gate
-from device_runtime.rules import Network, Reading, Rules, Temperature
-from device_runtime.transfer import Outgoing, Pull
-from device_runtime.wire import (
+from fleetune.device_runtime.arrays import to_bytes
+from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
+from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     LocalWork,
@@ -20,6 +17,9 @@ from device_runtime.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.network.loopback import Loopback
+from fleetune.device_runtime.rules.gate import Gate
+from fleetune.device_runtime.rules.rules import Network, Reading, Rules, Temperature
 
 NAME = "device-3"
 

@@ -10,13 +10,13 @@ import pytest
 import transformers
 from pretrained import minilm_artifact
 
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ConfigError, UnknownName
-from device_runtime.inspection import estimate
-from device_runtime.plans import dropping
-from device_runtime.tables import Table
-from toolkit import benchmark
-from toolkit.benchmark import FLOORS, FOLDER, bench, run_floor, run_worker
+from fleetune.device_runtime.commands.inspect import estimate
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.errors import ConfigError, UnknownName
+from fleetune.device_runtime.tables import Table
+from fleetune.toolkit import benchmark
+from fleetune.toolkit.benchmark import FLOORS, FOLDER, bench, run_floor, run_worker
 
 SIZES = {"batch_size": 4, "seq_len": 64}
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.errors import ConfigError
-from toolkit.charts import draw
-from toolkit.figures import chart_of
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.charts import draw
+from fleetune.toolkit.figures import chart_of
 
 ROWS = [{"plan": "resident", "ms": 10.0, "mb": 300}, {"plan": "streamed", "ms": 11.5, "mb": 120}]
 

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from device_runtime.errors import ConfigError
-from toolkit.cli import COMMANDS, app
-from toolkit.commands import running
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.cli import COMMANDS, app
+from fleetune.toolkit.commands import running
 
 HOMES = {
-    "export": "toolkit.export",
-    "inspect": "device_runtime.inspection",
-    "selfcheck": "device_runtime.selfcheck",
-    "train": "device_runtime.training",
-    "predict": "device_runtime.prediction",
-    "device": "device_runtime.device",
-    "aggregate": "broker.aggregation",
-    "broker": "broker.embedded",
-    "merge": "toolkit.merge",
-    "demo": "toolkit.demo",
-    "bench": "toolkit.benchmark",
+    "export": "fleetune.toolkit.export",
+    "inspect": "fleetune.device_runtime.commands.inspect",
+    "selfcheck": "fleetune.device_runtime.commands.selfcheck",
+    "train": "fleetune.device_runtime.commands.train",
+    "predict": "fleetune.device_runtime.commands.predict",
+    "device": "fleetune.device_runtime.commands.device",
+    "aggregate": "fleetune.broker.aggregation",
+    "broker": "fleetune.broker.servers.embedded",
+    "merge": "fleetune.toolkit.merge",
+    "demo": "fleetune.toolkit.demo",
+    "bench": "fleetune.toolkit.benchmark",
 }
 AROUND = {"config", "json", "verbose"}
 
@@ -140,7 +140,7 @@ def test_what_goes_wrong_is_one_line(stand_in, error, code, words):
 
 def test_a_module_of_ours_that_is_missing_is_not_hidden(stand_in):
     def train(artifact_dir, *, data: str, out: str, on_step: Any = None, on_note: Any = None) -> None:
-        raise ModuleNotFoundError("No module named 'toolkit.gone'", name="toolkit.gone")
+        raise ModuleNotFoundError("No module named 'fleetune.toolkit.gone'", name="fleetune.toolkit.gone")
 
     stand_in(train)
     assert isinstance(fleetune("train", "x", "--data", "d", "--out", "o").exception, ModuleNotFoundError)
@@ -166,7 +166,7 @@ def test_signals_end_a_command_cleanly(number, code):
 
 _WAITING = """
 import sys, threading, types
-from toolkit.commands import running
+from fleetune.toolkit.commands import running
 def train(artifact_dir, *, data: str, out: str, on_step=None, on_note=None):
     try:
         print("waiting", flush=True)
@@ -174,7 +174,7 @@ def train(artifact_dir, *, data: str, out: str, on_step=None, on_note=None):
     finally:
         print("cleaned up", flush=True)
 running.import_module = lambda name: types.SimpleNamespace(train=train)
-from toolkit.cli import main
+from fleetune.toolkit.cli import main
 sys.argv = ["fleetune", "train", "x", "--data", "d", "--out", "o"]
 main()
 """

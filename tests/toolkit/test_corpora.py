@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from device_runtime.errors import DataError
-from toolkit.corpora import read_corpus
+from fleetune.device_runtime.errors import DataError
+from fleetune.toolkit.corpora import read_corpus
 
 
 def write(path, rows):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from device_runtime.errors import ConfigError
-from toolkit import fleet as fleets
-from toolkit.demo import MARK, demo
-from toolkit.fleet import DeviceDied, fleet
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit import processes as fleets
+from fleetune.toolkit.demo import MARK, demo
+from fleetune.toolkit.processes import DeviceDied, fleet
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import transformers
 from peft import PeftModel
 from pretrained import MINILM
 
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ConfigError, ExportError
-from device_runtime.selfcheck import selfcheck
-from device_runtime.stack import Stack
-from toolkit.export import export, read_labels
+from fleetune.device_runtime.commands.selfcheck import selfcheck
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.errors import ConfigError, ExportError
+from fleetune.toolkit.export import export, read_labels
 
 TASK = "sequence-classification"
 
@@ -97,7 +97,7 @@ def test_no_tensor_data_inside_the_graphs(artifact: Path) -> None:
 
 
 def test_an_existing_adapter_is_the_start(tiny: Path, artifact: Path, tmp_path: Path) -> None:
-    from device_runtime.adapters import save_peft
+    from fleetune.device_runtime.contracts.adapters import save_peft
 
     opened = open_artifact(artifact)
     moved = {name: value + np.float32(0.01) for name, value in opened.adapter().items()}

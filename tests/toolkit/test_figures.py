@@ -1,4 +1,4 @@
-from toolkit.figures import medians, ratio, table
+from fleetune.toolkit.figures import medians, ratio, table
 
 ROUNDS = [
     {"device": {"step_ms": 10.0, "peak_mb": 1.0}, "torch": {"step_ms": 20.0}},

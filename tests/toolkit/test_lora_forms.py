@@ -11,11 +11,11 @@ import transformers
 from architectures import LABEL_NAMES, SEQUENCE, errors_at_sizes, export_folder, save_tiny, torch_program
 from safetensors.torch import load_file
 
-from device_runtime.adapters import save_peft
-from device_runtime.artifact import Artifact, open_artifact
-from toolkit.lora import attach_lora
-from toolkit.merge import merge
-from toolkit.models import load_model
+from fleetune.device_runtime.contracts.adapters import save_peft
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.toolkit.lora import attach_lora
+from fleetune.toolkit.merge import merge
+from fleetune.toolkit.models import load_model
 
 pytestmark = pytest.mark.slow
 

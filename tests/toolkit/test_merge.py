@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from device_runtime.arrays import load_arrays, save_arrays
-from device_runtime.errors import ArtifactError, ExportError
-from toolkit.merge import merge
+from fleetune.device_runtime.arrays import load_arrays, save_arrays
+from fleetune.device_runtime.errors import ArtifactError, ExportError
+from fleetune.toolkit.merge import merge
 
 PREFIX = "base_model.model.bert.encoder.layer.0.attention.self"
 CONFIG = {

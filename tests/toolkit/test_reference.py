@@ -8,15 +8,15 @@ import torch
 from peft_reference import peft_model, torch_losses
 from pretrained import minilm_artifact, shared_data
 
-from device_runtime.adapters import save_peft
-from device_runtime.artifact import open_artifact
-from device_runtime.data import load_dataset
-from device_runtime.plans import dropping
-from device_runtime.samples import Dataset
-from device_runtime.selfcheck import selfcheck
-from device_runtime.stack import Stack
-from device_runtime.trainer import Trainer
-from device_runtime.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.commands.selfcheck import selfcheck
+from fleetune.device_runtime.contracts.adapters import save_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.training.trainer import Trainer
 
 STEPS, SEED, BATCH = 50, 7, 16
 

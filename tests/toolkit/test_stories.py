@@ -12,15 +12,15 @@ import transformers
 from pretrained import shared_data
 from stories import stories_folder
 
-from device_runtime.adapters import load_peft
-from device_runtime.artifact import open_artifact
-from device_runtime.data import load_dataset
-from device_runtime.evaluation import evaluate
-from device_runtime.selfcheck import selfcheck
-from device_runtime.stack import Stack
-from device_runtime.training import train
-from toolkit.export import export
-from toolkit.merge import merge
+from fleetune.device_runtime.commands.selfcheck import selfcheck
+from fleetune.device_runtime.commands.train import train
+from fleetune.device_runtime.contracts.adapters import load_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.training.evaluation import evaluate
+from fleetune.toolkit.export import export
+from fleetune.toolkit.merge import merge
 
 pytestmark = [pytest.mark.slow, pytest.mark.shared_data]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

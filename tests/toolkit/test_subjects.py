@@ -1,11 +1,11 @@
 import pytest
 import transformers
 
-from device_runtime.artifact import open_artifact
-from device_runtime.errors import ConfigError, UnknownName
-from toolkit import subjects
-from toolkit.benchmark import FOLDER
-from toolkit.models import packaged_model
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.errors import ConfigError, UnknownName
+from fleetune.toolkit import subjects
+from fleetune.toolkit.benchmark import FOLDER
+from fleetune.toolkit.models import packaged_model
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from collections import Counter
 
 import pytest
 
-from device_runtime.errors import ConfigError
-from toolkit.phrasebook import INTENTS, SLOTS, VAGUE
-from toolkit.utterances import LABELS, generate, make_corpus, write_lines
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.phrasebook import INTENTS, SLOTS, VAGUE
+from fleetune.toolkit.utterances import LABELS, generate, make_corpus, write_lines
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import msgspec
 import typer
 from rich.console import Console
 
-from device_runtime.errors import FleetuneError
-from toolkit.live import messages
-from toolkit.settings import MissingOption, resolve
+from fleetune.device_runtime.errors import FleetuneError
+from fleetune.toolkit.configuration import MissingOption, resolve
+from fleetune.toolkit.live import messages
 
 EXIT_OURS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 EXTRAS = {

@@ -1,0 +1,186 @@
+"""A device's life: messages in, messages out, work while its rules allow it; no thread, clock or socket."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from fleetune.device_runtime.agent.assignments import Assignments
+from fleetune.device_runtime.agent.deliveries import Deliveries
+from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.presence import Presence
+from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.wire import (
+    AggregatorStatus,
+    Chunk,
+    Finished,
+    Message,
+    Offer,
+    Request,
+    Verdict,
+    decode,
+)
+from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.network.connection import Connection
+from fleetune.device_runtime.rules.gate import Gate
+from fleetune.device_runtime.rules.rules import Reading, Rules
+
+log = logging.getLogger(__name__)
+
+_MESSAGES_A_POLL = 64
+
+
+class Agent:
+    """One device for one job. Call ``poll`` at once while it returns True, else after a message or a little while."""
+
+    def __init__(
+        self,
+        link: Connection,
+        outbox: Outbox,
+        workbench: Workbench,
+        *,
+        identity: Identity,
+        folder: Path,
+        adapter: Arrays,
+        checkpoint_every: int = 20,
+        gate: Gate | None = None,
+        on_event: Callable[[Event], object] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            link: open, subscribed to ``identity.topics``, with ``identity.will``.
+            outbox: the device's.
+            workbench: what it trains and evaluates with.
+            identity: who it is.
+            folder: where it keeps its state.
+            adapter: version 0 of the artifact, float32 by tensor name.
+            checkpoint_every: steps between two checkpoints.
+            gate: when it may work; by default always.
+            on_event: told of everything that happens.
+        """
+        self.finished = ""
+        """Why the device may stop; empty as long as it may not."""
+        self.is_unwanted = False
+        """Whether it may stop because the aggregator cannot use it."""
+        self._link, self._identity = link, identity
+        self._on_event: Callable[[Event], object] = on_event or (lambda _: None)
+        self._presence = Presence(link, outbox, identity, num_samples=workbench.num_samples)
+        self._deliveries = Deliveries(link, outbox, identity)
+        self._assignments = Assignments(
+            link,
+            outbox,
+            self._deliveries,
+            workbench=workbench,
+            identity=identity,
+            folder=folder,
+            adapter=adapter,
+            checkpoint_every=checkpoint_every,
+            on_event=self._on_event,
+        )
+        self._gate = gate or Gate(Rules(), Reading)
+        self._shut_by: tuple[str, ...] = ()
+
+    @property
+    def heard_at(self) -> float:
+        """When the last message came."""
+        return self._presence.heard_at
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its rules keep it from the work it has."""
+        waits_for_chunks = self._assignments.is_fetching and not self._must_be_quiet
+        return bool(self._gate.reasons) and not self._assignments.is_idle and not waits_for_chunks
+
+    def poll(self, now: float) -> bool:
+        """Take what has come, announce what is due, do one step of work; True if there is more to do at once."""
+        self._mind_rules(now)
+        self._greet(now)
+        for _ in range(_MESSAGES_A_POLL):
+            message = self._link.receive(0.0)
+            if message is None:
+                break
+            self.take(*message, now)
+        if not self._must_be_quiet:
+            self._deliveries.announce(now)
+        return not self.finished and self._work(now)
+
+    def take(self, topic: str, payload: bytes, now: float) -> None:
+        """Take a message; a bad one is dropped with one line in the log."""
+        if topic not in self._identity.topics:
+            return  # amqtt 0.12 was seen to deliver retained statuses to clients that did not ask for them
+        try:
+            self._dispatch(decode(payload), now)
+        except WireError as exc:
+            log.warning("dropped a message on %s: %s", topic, exc)
+
+    def _mind_rules(self, now: float) -> None:
+        self._gate.is_open(now)
+        forbidding = tuple(self._gate.reasons)
+        if forbidding == self._shut_by:
+            return
+        self._shut_by = forbidding
+        self._presence.tell_status(paused=self._gate.text)
+        kind, number = "paused" if forbidding else "resumed", max(self._assignments.newest_round, 0)
+        self._on_event(Event(kind, number, text=self._gate.text))
+        if forbidding:
+            self._assignments.checkpoint()
+
+    @property
+    def _must_be_quiet(self) -> bool:
+        """Whether the network is one over which nothing but small messages may go."""
+        return "network" in self._gate.reasons
+
+    def _greet(self, now: float) -> None:
+        work = self._assignments
+        is_waiting = work.is_idle or work.is_fetching
+        if self._presence.greet(now, version=work.version, is_waiting=is_waiting, paused=self._gate.text):
+            self._deliveries.rush()
+            work.restart(now)
+
+    def _dispatch(self, message: Message, now: float) -> None:
+        job = getattr(message, "job", self._identity.job)
+        if job != self._identity.job:
+            raise WireError(f"it names job {job[:64]!r}; this device is in {self._identity.job!r}")
+        self._presence.heard(now)
+        if isinstance(message, AggregatorStatus):
+            self._heard(message)
+        elif isinstance(message, Offer):
+            self._assignments.take(message, now)
+        elif isinstance(message, Chunk):
+            self._assignments.add(message, now)
+        elif isinstance(message, Request):
+            if not self._must_be_quiet:
+                self._deliveries.serve(message, now)
+        elif isinstance(message, Verdict):
+            self._assignments.settle(message)
+        elif isinstance(message, Finished):
+            self._finish(message.reason or "the job is over", is_unwanted=message.is_error)
+        else:
+            raise WireError(f"a device takes no {type(message).__name__}")
+
+    def _heard(self, status: AggregatorStatus) -> None:
+        if status.finished and self._presence.has_met:
+            self._finish("the job is over", is_unwanted=False)
+        elif status.finished:
+            log.info("job %s was finished before this device came; waiting for another", self._identity.job)
+        elif status.online and self._presence.meet(status.session):
+            self._assignments.renew()
+
+    def _work(self, now: float) -> bool:
+        work, is_shut = self._assignments, bool(self._gate.reasons)
+        if is_shut and work.is_overdue(now):
+            work.decline(f"paused: {self._gate.text}")
+            return False
+        if work.is_fetching:
+            return not self._must_be_quiet and work.fetch(now)
+        return not is_shut and work.step()
+
+    def _finish(self, reason: str, *, is_unwanted: bool) -> None:
+        if self.finished:
+            return
+        self.finished, self.is_unwanted = reason, is_unwanted
+        self._assignments.stop()
+        self._on_event(Event("finished", self._assignments.newest_round, text=reason))

@@ -1,0 +1,265 @@
+"""What a device was asked to do: the newest offer, the adapter it starts from, its run, and the verdict on what it gave."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from math import inf
+from pathlib import Path
+
+import msgspec
+
+from fleetune.device_runtime.agent.deliveries import Deliveries
+from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.local_run import LocalRun, Product
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
+from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.contracts.transfer import Pull
+from fleetune.device_runtime.contracts.wire import (
+    REASON_CHARS_MAX,
+    Chunk,
+    Decline,
+    Offer,
+    UpdateReady,
+    Verdict,
+    encode,
+)
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
+from fleetune.device_runtime.network.connection import Connection, send
+
+log = logging.getLogger(__name__)
+
+DEADLINE_GRACE_S = 5.0
+"""A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
+_ADAPTER_SLACK_BYTES = 64 * 1024
+
+
+@dataclass
+class _Assignment:
+    """An offer that was taken: first its adapter is pulled, if it is not at hand, then there is a run."""
+
+    offer: Offer
+    key: str
+    deadline: float
+    pull: Pull | None = None
+    run: LocalRun | None = None
+
+
+class Assignments:
+    """One at a time: a newer offer takes the place of what the device is at."""
+
+    def __init__(
+        self,
+        link: Connection,
+        outbox: Outbox,
+        deliveries: Deliveries,
+        *,
+        workbench: Workbench,
+        identity: Identity,
+        folder: Path,
+        adapter: Arrays,
+        checkpoint_every: int,
+        on_event: Callable[[Event], object],
+    ) -> None:
+        """Prepare; arguments as of :class:`fleetune.device_runtime.agent.agent.Agent`, ``deliveries`` those of the same job."""
+        self.version = -1
+        """Of the adapter last worked from; -1 for none."""
+        self.newest_round = -1
+        """Of the offers taken in this session; -1 for none."""
+        self._link, self._outbox, self._deliveries = link, outbox, deliveries
+        self._workbench, self._identity, self._state = workbench, identity, StateFolder(folder)
+        self._adapter, self._original = adapter, to_bytes(adapter)
+        self._checkpoint_every, self._on_event = checkpoint_every, on_event
+        self._current: _Assignment | None = None
+        self._done: set[str] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._current is None
+
+    @property
+    def is_fetching(self) -> bool:
+        """Whether chunks of the adapter are missing."""
+        return bool(self._current and self._current.pull)
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the round of the assignment is over, as far as the device can know."""
+        return self._current is not None and now > self._current.deadline + DEADLINE_GRACE_S
+
+    def renew(self) -> None:
+        """Another session of the aggregator may ask for what was done in an earlier one."""
+        self.newest_round = -1
+        self._done.clear()
+
+    def take(self, offer: Offer, now: float) -> None:
+        """Take an offer; one taken before only moves the deadline, or has what it gave announced again.
+
+        Raises:
+            WireError: it is for another role.
+        """
+        key = _key(offer)
+        if offer.role != self._identity.role:
+            raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {self._identity.role!r}")
+        if self._current and self._current.key == key:
+            self._current.deadline = _deadline(offer, now)
+            return
+        if key in self._done or offer.round < self.newest_round:
+            return
+        if self._deliveries.holds(offer.round):
+            if self._outbox.recall(self._made_key(offer.round)) == key.encode():
+                self._deliveries.rush()
+                return
+            self._deliveries.drop(offer.round)
+        self._begin(_Assignment(offer, key, _deadline(offer, now)), now)
+
+    def add(self, chunk: Chunk, now: float) -> None:
+        """Take a chunk of the adapter; one that nobody waits for is ignored. WireError if it is damaged."""
+        pull = self._current.pull if self._current else None
+        if pull and pull.sha256 == chunk.sha256:
+            pull.add(chunk, now)
+
+    def restart(self, now: float) -> None:
+        """The device was away: what was on its way is lost."""
+        if self._current and self._current.pull:
+            self._current.pull.restart(now)
+
+    def fetch(self, now: float) -> bool:
+        """Ask for the chunks that are due; True when the adapter is complete and there may be a step to do."""
+        current = self._current
+        if current is None or current.pull is None:
+            return False
+        if request := current.pull.due(now):
+            send(self._link, self._identity.up, encode(request))
+        if not current.pull.done:
+            return False
+        try:
+            content = current.pull.content()
+        except WireError as exc:
+            self.decline(exc)
+            return False
+        self._start(current, content)
+        return True
+
+    def step(self) -> bool:
+        """Do one step; True if there are more."""
+        current = self._current
+        if current is None or current.run is None:
+            return False
+        try:
+            product = current.run.step()
+        except (ConfigError, DataError, ArtifactError, WireError) as exc:
+            self.decline(exc)
+            return False
+        if product:
+            self._hand_over(product, current.key)
+        return not product
+
+    def checkpoint(self) -> None:
+        """Keep what is trained so far, if anything is."""
+        if self._current and self._current.run:
+            self._current.run.checkpoint()
+
+    def decline(self, reason: FleetuneError | str) -> None:
+        """Give the assignment up, so that nobody waits for it."""
+        if self._current is None:
+            return
+        number, identity = self._current.offer.round, self._identity
+        log.error("round %d: declined: %s", number, reason)
+        self._done.add(self._current.key)
+        self._let_go()
+        decline = Decline(
+            device_id=identity.device_id,
+            job=identity.job,
+            round=number,
+            reason=str(reason)[:REASON_CHARS_MAX],
+        )
+        send(self._link, identity.up, encode(decline))
+        self._on_event(Event("declined", number, text=str(reason)))
+
+    def settle(self, verdict: Verdict) -> None:
+        """Let go of what the verdict is about."""
+        header = self._deliveries.settle(verdict)
+        if header is None:
+            return
+        made = self._outbox.recall(self._made_key(verdict.round))
+        if made:
+            self._done.add(made.decode())
+        if isinstance(header, UpdateReady):
+            self._state.settle(verdict.round, accepted=verdict.accepted)
+        if not verdict.accepted:
+            log.warning("round %d: refused: %s", verdict.round, verdict.reason)
+        kind = "accepted" if verdict.accepted else "refused"
+        self._on_event(Event(kind, verdict.round, text=verdict.reason))
+
+    def stop(self) -> None:
+        """Drop the assignment: nobody wants it any more."""
+        self._current = None
+
+    def _begin(self, assignment: _Assignment, now: float) -> None:
+        offer = assignment.offer
+        self.newest_round = offer.round
+        self._state.forget_checkpoints(but=assignment.key)
+        self._current = assignment
+        self._on_event(Event("offer", offer.round, {"version": offer.version}))
+        content = self._held(offer.adapter.sha256)
+        if content is not None:
+            self._start(assignment, content)
+            return
+        size_bytes_max = len(self._original) + _ADAPTER_SLACK_BYTES
+        try:
+            assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
+        except WireError as exc:
+            self.decline(exc)
+
+    def _held(self, digest: str) -> bytes | None:
+        if sha256(self._original).hexdigest() == digest:
+            return self._original
+        return self._state.adapter(digest)
+
+    def _start(self, assignment: _Assignment, content: bytes) -> None:
+        try:
+            reference = parse_adapter(content, self._adapter)
+        except WireError as exc:
+            self.decline(exc)
+            return
+        assignment.pull = None
+        self.version = assignment.offer.version
+        if content is not self._original:
+            self._state.keep_adapter(content)
+        assignment.run = LocalRun(
+            assignment.offer,
+            reference,
+            self._workbench,
+            key=assignment.key,
+            state=self._state,
+            device_id=self._identity.device_id,
+            checkpoint_every=self._checkpoint_every,
+            on_event=self._on_event,
+        )
+
+    def _hand_over(self, product: Product, key: str) -> None:
+        header, payload, event = product
+        self._deliveries.put(header, payload, facts={self._made_key(header.round): key.encode()})
+        self._let_go()
+        self._on_event(event)
+
+    def _let_go(self) -> None:
+        self._current = None
+        self._state.forget_checkpoints()
+
+    def _made_key(self, round_number: int) -> str:
+        return f"made/{self._identity.job}/{round_number}"
+
+
+def _deadline(offer: Offer, now: float) -> float:
+    return now + offer.deadline_s if offer.deadline_s > 0 else inf
+
+
+def _key(offer: Offer) -> str:
+    """Of all that decides what comes of an offer."""
+    same = (offer.job, offer.round, offer.version, offer.role, offer.work, offer.adapter.sha256)
+    return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]

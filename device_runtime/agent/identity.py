@@ -1,0 +1,35 @@
+"""Who a device is on the wire."""
+
+from typing import NamedTuple
+
+from fleetune.device_runtime.contracts.wire import DeviceStatus, aggregator_topic, device_topic, encode
+from fleetune.device_runtime.errors import one_line
+
+
+class Identity(NamedTuple):
+    """Who a device is, to whom."""
+
+    device_id: str
+    job: str
+    artifact: str
+    """SHA-256 of the artifact's manifest."""
+    role: str = "train"
+
+    @property
+    def topics(self) -> list[str]:
+        """What it subscribes to."""
+        return [device_topic(self.job, self.device_id, "down"), aggregator_topic(self.job)]
+
+    @property
+    def up(self) -> str:
+        """Where it publishes what the aggregator is to read."""
+        return device_topic(self.job, self.device_id, "up")
+
+    @property
+    def will(self) -> tuple[str, bytes]:
+        """Its last will: (topic, payload), to be retained."""
+        return device_topic(self.job, self.device_id, "status"), self.status(online=False)
+
+    def status(self, *, online: bool, paused: str = "") -> bytes:
+        """An encoded DeviceStatus."""
+        return encode(DeviceStatus(device_id=self.device_id, online=online, paused=one_line(paused)))

@@ -1,0 +1,162 @@
+"""The work of one offer, a step at a time: training with its checkpoints, or an evaluation; gives what is to be delivered."""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.state_folder import StateFolder
+from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.codecs import encode_with_feedback
+from fleetune.device_runtime.contracts.transfer import Outgoing
+from fleetune.device_runtime.contracts.wire import Offer, Report, UpdateReady
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.tables import Table
+
+log = logging.getLogger(__name__)
+
+_LOSSES_TOLD = 20
+
+
+class Product(NamedTuple):
+    """What a run gives."""
+
+    header: UpdateReady | Report
+    payload: bytes
+    """Of an update; empty for a report."""
+    event: Event
+
+
+class LocalRun:
+    """One offer at work; a run that was killed goes on from its last checkpoint."""
+
+    def __init__(
+        self,
+        offer: Offer,
+        reference: Arrays,
+        workbench: Workbench,
+        *,
+        key: str,
+        state: StateFolder,
+        device_id: str,
+        checkpoint_every: int,
+        on_event: Callable[[Event], object],
+    ) -> None:
+        """Prepare; the first step starts or restores.
+
+        Args:
+            offer: what to do.
+            reference: the adapter that it names, float32 by tensor name.
+            workbench: what to train and evaluate with.
+            key: what the checkpoint is kept under.
+            state: the device's.
+            device_id: its name.
+            checkpoint_every: steps between two checkpoints.
+            on_event: told of every step.
+        """
+        self._offer, self._reference, self._workbench = offer, reference, workbench
+        self._key, self._state, self._device_id = key, state, device_id
+        self._checkpoint_every, self._on_event = checkpoint_every, on_event
+        self._training: Training | None = None
+
+    def step(self) -> Product | None:
+        """Do one step, or a whole evaluation; what came of the run, when it is done.
+
+        Raises:
+            ConfigError, DataError, ArtifactError, WireError: it cannot be done.
+        """
+        return _ROLES[self._offer.role](self)
+
+    def checkpoint(self) -> None:
+        """Keep what is trained so far; StateError if it cannot be written."""
+        if self._training and self._training.step_index:
+            self._state.keep_checkpoint(self._key, self._training.save)
+
+    def _train(self) -> Product | None:
+        if self._training is None:
+            self._training = self._started()
+        training = self._training
+        if not training.done:
+            figures = _figures(training.step(), training.step_index)
+            self._on_event(Event("step", self._offer.round, figures))
+        if training.done:
+            return self._pack(training)
+        if training.step_index % self._checkpoint_every == 0:
+            self.checkpoint()
+        return None
+
+    def _started(self) -> Training:
+        path = self._state.checkpoint(self._key)
+        if path.is_file():
+            training = self._workbench.start(self._offer.work, _copied(self._reference))
+            try:
+                training.restore(path)
+            except (ArtifactError, ConfigError) as exc:
+                log.warning("round %d: starting afresh: %s", self._offer.round, exc)
+                path.unlink()
+            else:
+                return training
+        return self._workbench.start(self._offer.work, _copied(self._reference))
+
+    def _pack(self, training: Training) -> Product:
+        offer, residual = self._offer, self._state.residual(self._offer.round)
+        values = _changed(training.adapter, self._reference, owed=residual)
+        payload, left = encode_with_feedback(offer.work.codec, values, self._reference, residual)
+        losses = [step.loss for step in training.history[-_LOSSES_TOLD:]]
+        stats = {"loss": float(np.mean(losses))} if losses else {}
+        update = UpdateReady(
+            device_id=self._device_id,
+            job=offer.job,
+            round=offer.round,
+            version=offer.version,
+            codec=offer.work.codec,
+            num_samples=self._workbench.num_samples,
+            payload=Outgoing(payload).manifest,
+            stats=stats,
+        )
+        # Before the update is put: a crash in between packs again from the last checkpoint, with the same residual.
+        self._state.keep_residual(offer.round, left)
+        return Product(update, payload, Event("trained", offer.round, {**stats, "size_bytes": len(payload)}))
+
+    def _evaluate(self) -> Product:
+        offer = self._offer
+        measured = self._workbench.evaluate(offer.work, self._reference)
+        report = Report(
+            device_id=self._device_id,
+            job=offer.job,
+            round=offer.round,
+            version=offer.version,
+            loss=measured.loss,
+            accuracy=measured.accuracy,
+            num_samples=measured.num_samples,
+        )
+        figures = {"loss": measured.loss, "accuracy": measured.accuracy}
+        return Product(report, b"", Event("evaluated", offer.round, figures))
+
+
+def _figures(step: Stepped, step_index: int) -> dict[str, float]:
+    return {
+        "step": step_index,
+        "loss": step.loss,
+        "active_layers": step.active_layers,
+        "seconds": step.seconds,
+    }
+
+
+def _copied(arrays: Arrays) -> Arrays:
+    """Own, writable copies."""
+    return {name: np.array(value) for name, value in arrays.items()}
+
+
+def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:
+    """Only what training touched travels; a layer that never ran costs nothing."""
+    touched = {n: v for n, v in values.items() if n in owed or v.tobytes() != reference[n].tobytes()}
+    return touched or values
+
+
+_ROLES: Table[Callable[[LocalRun], Product | None]] = Table(
+    "role", {"train": LocalRun._train, "evaluate": LocalRun._evaluate}
+)

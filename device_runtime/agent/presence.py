@@ -1,0 +1,86 @@
+"""A device makes itself known: its status, and a hello after every connection, new session and long silence."""
+
+from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.contracts.wire import Hello, encode
+from fleetune.device_runtime.network.connection import Connection, send
+
+HELLO_S = 30.0
+"""A device that has nothing to do and has heard nothing for so long says hello again."""
+
+
+class Presence:
+    """What the aggregator knows of this device, and the device of the aggregator."""
+
+    def __init__(self, link: Connection, outbox: Outbox, identity: Identity, *, num_samples: int) -> None:
+        """Prepare.
+
+        Args:
+            link: to the server.
+            outbox: remembers, over restarts, that an aggregator of the job was heard.
+            identity: who the device is.
+            num_samples: how many it has.
+        """
+        self.heard_at = 0.0
+        """When the last message came."""
+        self._link, self._outbox, self._identity, self._num_samples = link, outbox, identity, num_samples
+        self._connections = -1
+        self._session = ""
+        self._must_greet = False
+        self._hello_due = 0.0
+
+    def tell_status(self, *, paused: str) -> None:
+        """Say that it is online, and why it pauses; empty if it does not."""
+        topic, _ = self._identity.will
+        send(self._link, topic, self._identity.status(online=True, paused=paused), retain=True)
+
+    def greet(self, now: float, *, version: int, is_waiting: bool, paused: str) -> bool:
+        """Say hello if it is time to; True if so: whatever is on its way may be lost.
+
+        Args:
+            now: the time.
+            version: of the adapter that it holds; -1 for none.
+            is_waiting: whether only a message gives it work.
+            paused: as of :meth:`tell_status`.
+        """
+        if self._link.connections != self._connections:
+            self._connections = self._link.connections
+            self.tell_status(paused=paused)
+            self._must_greet = True
+        if not self._must_greet and not (is_waiting and now >= self._hello_due):
+            return False
+        self._must_greet = False
+        self._hello_due = now + HELLO_S
+        identity = self._identity
+        hello = Hello(
+            device_id=identity.device_id,
+            artifact=identity.artifact,
+            role=identity.role,
+            num_samples=self._num_samples,
+            version=version,
+        )
+        send(self._link, identity.up, encode(hello))
+        return True
+
+    def heard(self, now: float) -> None:
+        """A message came: no hello for a while."""
+        self.heard_at = now
+        self._hello_due = max(self._hello_due, now + HELLO_S)
+
+    def meet(self, session: str) -> bool:
+        """The aggregator says which session of it this is; True if it is a new one, which knows nothing of the device."""
+        if session == self._session:
+            return False
+        self._session = session
+        self._outbox.remember(self._session_key, session.encode())
+        self._must_greet = True
+        return True
+
+    @property
+    def has_met(self) -> bool:
+        """Whether an aggregator of this job was ever heard, in an earlier life too."""
+        return bool(self._session or self._outbox.recall(self._session_key))
+
+    @property
+    def _session_key(self) -> str:
+        return f"session/{self._identity.job}"

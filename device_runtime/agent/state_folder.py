@@ -1,0 +1,107 @@
+"""What a device keeps between starts: an adapter version, checkpoints of local work, what its codec still owes."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
+from fleetune.device_runtime.errors import StateError, WireError
+
+
+class StateFolder:
+    """One device's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._adapter = folder / "adapter.safetensors"
+
+    def adapter(self, digest: str) -> bytes | None:
+        """Content of the adapter file with this SHA-256, if it is the one kept."""
+        content = self._adapter.read_bytes() if self._adapter.is_file() else b""
+        return content if sha256(content).hexdigest() == digest else None
+
+    def keep_adapter(self, content: bytes) -> None:
+        """Keep an adapter in place of the one before; StateError if it cannot be written."""
+        with self._writing():
+            write_atomically(self._adapter, content)
+
+    def keep_checkpoint(self, key: str, save: Callable[[Path], None]) -> None:
+        """Let ``save`` write a checkpoint of the work ``key``; StateError if it cannot be written."""
+        with self._writing():
+            save(self.checkpoint(key))
+
+    def checkpoint(self, key: str) -> Path:
+        """Where the checkpoint of the work ``key`` is, or will be."""
+        return self._folder / f"work-{key}.safetensors"
+
+    def forget_checkpoints(self, *, but: str = "") -> None:
+        """Delete the checkpoints of all work but ``but``."""
+        for path in self._folder.glob("work-*.safetensors"):
+            if path != self.checkpoint(but):
+                path.unlink()
+
+    def residual(self, round_number: int) -> Arrays:
+        """What the updates before this round did not convey."""
+        earlier = [path for number, path in self._residuals() if number < round_number]
+        return load_arrays(earlier[-1]) if earlier else {}
+
+    def keep_residual(self, round_number: int, residual: Arrays) -> None:
+        """Keep what the update of this round does not convey; earlier ones stay until it is settled."""
+        path = self._residual_path(round_number)
+        if not residual:
+            path.unlink(missing_ok=True)
+            return
+        with self._writing():
+            save_arrays(path, residual)
+
+    def settle(self, round_number: int, *, accepted: bool) -> None:
+        """The update was taken, or not: then its own residual is void, else those before it are.
+
+        Later rounds belong to an earlier run of the job and go in both cases.
+        """
+        for number, path in self._residuals():
+            if number > round_number or (number < round_number) == accepted:
+                path.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
+
+    def _residuals(self) -> list[tuple[int, Path]]:
+        paths = sorted(self._folder.glob("residual-*.safetensors"))
+        return [(int(path.stem.removeprefix("residual-")), path) for path in paths]
+
+    def _residual_path(self, round_number: int) -> Path:
+        return self._folder / f"residual-{round_number:06d}.safetensors"
+
+
+def parse_adapter(content: bytes, like: Arrays) -> Arrays:
+    """Adapter file to tensors.
+
+    Raises:
+        WireError: not a safetensors file, or not the names, shapes and dtypes of ``like`` (all differences listed).
+    """
+    try:
+        arrays: Arrays = dict(load(content))
+    except (SafetensorError, ValueError, KeyError) as exc:
+        raise WireError(f"adapter is not a safetensors file: {exc}") from exc
+    problems = [f"{name}: unexpected" for name in sorted(arrays.keys() - like.keys())]
+    problems += [f"{name}: missing" for name in sorted(like.keys() - arrays.keys())]
+    for name in sorted(arrays.keys() & like.keys()):
+        found, wanted = _form(arrays, name), _form(like, name)
+        problems += [f"{name}: {found}, expected {wanted}"] if found != wanted else []
+    if problems:
+        raise WireError("adapter does not fit: " + "; ".join(problems[:8]))
+    return arrays
+
+
+def _form(arrays: Arrays, name: str) -> str:
+    return f"{arrays[name].dtype}{list(arrays[name].shape)}"

@@ -1,0 +1,77 @@
+"""What an agent needs of a trainer and an evaluation, and no more: a simulation or a test brings its own."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.wire import LocalWork
+
+
+class Stepped(Protocol):
+    """What a training step reports."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the batch."""
+
+    @property
+    def active_layers(self) -> int:
+        """Layers that ran."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+
+
+class Training(Protocol):
+    """One local run, resumable; :class:`fleetune.device_runtime.training.trainer.Trainer` is one."""
+
+    @property
+    def done(self) -> bool:
+        """Whether every step is done."""
+
+    @property
+    def step_index(self) -> int:
+        """Steps done."""
+
+    @property
+    def history(self) -> Sequence[Stepped]:
+        """What every step done reported."""
+
+    @property
+    def adapter(self) -> Arrays:
+        """The tensors as trained so far, float32."""
+
+    def step(self) -> Stepped:
+        """Do one step."""
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint."""
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint; ArtifactError or ConfigError if it is of something else."""
+
+
+class Measured(Protocol):
+    """What an evaluation reports."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples measured."""
+
+
+class Workbench(NamedTuple):
+    """What a device works with."""
+
+    start: Callable[[LocalWork, Arrays], Training]
+    evaluate: Callable[[LocalWork, Arrays], Measured]
+    num_samples: int

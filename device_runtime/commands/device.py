@@ -1,0 +1,216 @@
+"""``fleetune device``: a device's life in one process, resumed by the same command after a kill."""
+
+import fcntl
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fleetune.device_runtime.agent.agent import Agent
+from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.arguments import picked
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
+from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.wire import ROLES, LocalWork, check_name
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, choices
+from fleetune.device_runtime.network.connection import send
+from fleetune.device_runtime.network.link import Link, Will
+from fleetune.device_runtime.rules.gate import open_gate
+from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.machine import Machine, Resources
+from fleetune.device_runtime.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_NAP_S = 0.1
+_DEFAULT_SEQ_LEN = LocalWork().seq_len
+
+
+def device(
+    artifact_dir: Path | str,
+    *,
+    data: Path | str,
+    mqtt: str,
+    job: str,
+    id: str | None = None,
+    state: Path | str | None = None,
+    role: str = "train",
+    threads: int = 0,
+    cores: str = "",
+    provider: str = "cpu",
+    recompute: bool = False,
+    stream: bool = False,
+    memory_budget_mb: float = 0.0,
+    prefix_cache_mb: float = 0.0,
+    ca_file: str | None = None,
+    checkpoint_every: int = 20,
+    timeout_s: float = 20.0,
+    idle_limit_s: float = 0.0,
+    rules: Mapping[str, Any] | Path | str | None = None,
+    on_event: Callable[[Event], object] | None = None,
+) -> DeviceReport:
+    """Train, or evaluate, for an aggregator until the job is over.
+
+    The same arguments after a kill resume: the outbox and the checkpoint are in ``state``.
+
+    Args:
+        artifact_dir: folder made by ``fleetune export``; the aggregator holds the same.
+        data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`. They never leave the device.
+        mqtt: URL of the MQTT server.
+        job: name of the job, as the aggregator has it.
+        id: name of this device; by default made once and kept in ``state``.
+        state: folder that survives restarts; by default ``~/.fleetune/JOB/ID`` (or ``device`` without an ID).
+        role: ``train`` or ``evaluate``.
+        threads: for the kernels; 0 for one a core.
+        cores: those that the process may run on, as ``0-3,6``; empty for all.
+        provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
+        recompute: less memory for one more forward a step.
+        stream: of the frozen weights, keep one layer resident at a time.
+        memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. See :func:`fleetune.train`.
+        prefix_cache_mb: of disk in ``state``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
+        ca_file: PEM file of the authorities to trust for ``mqtts`` and ``wss``.
+        checkpoint_every: steps between checkpoints.
+        timeout_s: longest wait for the MQTT server at the start.
+        idle_limit_s: longest wait for a word of the aggregator; 0 for ever.
+        rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
+            steps and stays online; a round that ends before the pause does is declined.
+        on_event: told of offers, results and verdicts.
+
+    Raises:
+        ConfigError: an argument is wrong, or the aggregator cannot use this device.
+        ArtifactError: the artifact is damaged.
+        DataError: the data does not say what it should.
+        StateError: the state folder is damaged, or cannot be written.
+        TransportError: the server is not there or refuses the login, or the aggregator is silent for too long.
+    """
+    resources = picked(Resources, locals())
+    if role not in ROLES:
+        raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
+    check_name("job", job)
+    service = Service()
+    gate = open_gate(rules)
+    artifact = open_artifact(artifact_dir)
+    folder = _state_folder(state, job=job, device_id=id)
+    with (
+        _alone_in(folder),
+        Outbox(folder / "outbox.sqlite") as outbox,
+        Machine(artifact, resources, folder=folder / "cache") as machine,
+    ):
+        desk = _Desk(artifact, Path(data), machine, service)
+        identity = Identity(_device_id(outbox, id), job, artifact.digest, role)
+        link = Link(
+            mqtt,
+            client_id=f"fleetune-{job}-{identity.device_id}",
+            topics=identity.topics,
+            will=Will(*identity.will),
+            ca_file=ca_file,
+        )
+        tally = Tally(on_event, service)
+        agent = Agent(
+            link,
+            outbox,
+            desk.workbench(),
+            identity=identity,
+            folder=folder,
+            adapter=artifact.adapter(),
+            checkpoint_every=checkpoint_every,
+            gate=gate,
+            on_event=tally,
+        )
+        link.open(timeout_s)
+        service.status = f"job {job}: waiting for the aggregator"
+        service.ready()
+        try:
+            _live(agent, link, service=service, idle_limit_s=idle_limit_s)
+        finally:
+            service.stopping()
+            send(link, *identity.will, retain=True)
+            link.close()
+    if agent.is_unwanted:
+        raise ConfigError(f"the aggregator of job {job!r} cannot use this device: {agent.finished}")
+    return tally.report(identity.device_id, link=link, gate=gate, reason=agent.finished)
+
+
+class _Desk:
+    """The machine and the data of a device; the data is read again when the aggregator asks for another length."""
+
+    def __init__(self, artifact: Artifact, data: Path, machine: Machine, service: Service) -> None:
+        self._artifact, self._data, self._machine, self._service = artifact, data, machine, service
+        self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
+
+    def workbench(self) -> Workbench:
+        return Workbench(self._start, self._evaluate, self._dataset.num_samples)
+
+    def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
+        return self._machine.trainer(self._rows(work.seq_len), work, adapter)
+
+    def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
+        rows = self._rows(work.seq_len)
+        self._machine.prepare(rows, work)
+        return evaluate(self._machine.stack, rows, adapter, before_batch=self._service.beat)
+
+    def _rows(self, seq_len: int) -> Dataset:
+        if seq_len != self._seq_len:
+            self._seq_len, self._dataset = seq_len, self._load(seq_len)
+        return self._dataset
+
+    def _load(self, seq_len: int) -> Dataset:
+        return load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
+
+
+def _live(agent: Agent, link: Link, *, service: Service, idle_limit_s: float) -> None:
+    busy_at = time.monotonic()
+    while not agent.finished:
+        service.beat()
+        now = time.monotonic()
+        has_more = agent.poll(now)
+        if has_more or agent.is_paused:
+            busy_at = time.monotonic()
+        if has_more:
+            continue
+        if message := link.receive(_NAP_S):
+            agent.take(*message, time.monotonic())
+        elif idle_limit_s and now > max(busy_at, agent.heard_at) + idle_limit_s:
+            raise TransportError(f"{link.address.shown}: no word of an aggregator for {idle_limit_s:g} s")
+
+
+def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
+    folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StateError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
+    return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two processes with one identity would throw each other off the server for ever."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StateError(
+                f"{folder}: another device process works here; give each its own --state"
+            ) from exc
+        yield
+
+
+def _device_id(outbox: Outbox, given: str | None) -> str:
+    if given:
+        return check_name("device", given)
+    kept = outbox.recall("device_id")
+    if kept is None:
+        kept = f"device-{secrets.token_hex(6)}".encode()
+        outbox.remember("device_id", kept)
+    return kept.decode()

@@ -1,0 +1,84 @@
+"""What a device did, counted event by event, for its report."""
+
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.commands.train import peak_rss_mb
+from fleetune.device_runtime.network.connection import Connection
+from fleetune.device_runtime.rules.gate import Gate
+
+log = logging.getLogger(__name__)
+
+
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device did since its process started."""
+
+    device_id: str
+    rounds: int
+    """Updates that the aggregator took."""
+    refused: int
+    """Updates and reports that it did not take, and work that could not be done."""
+    evaluations: int
+    steps: int
+    pauses: int
+    """Times at which its rules forbade it to work."""
+    paused_s: float
+    step_ms_median: float | None
+    mean_active_layers: float | None
+    bytes_sent: int
+    """Payload of all MQTT messages."""
+    bytes_received: int
+    peak_rss_mb: float
+    wall_s: float
+    reason: str
+    """Why it stopped."""
+
+
+class Tally:
+    """Told of every event; tells systemd and whoever reads along."""
+
+    def __init__(self, on_event: Callable[[Event], object] | None, service: Service) -> None:
+        """Begin to count; ``on_event`` gets what a person wants to read, ``service`` everything as its status."""
+        self._on_event, self._service = on_event or (lambda _: None), service
+        self._started = time.monotonic()
+        self._kinds: Counter[str] = Counter()
+        self._active: list[float] = []
+        self._seconds: list[float] = []
+
+    def __call__(self, event: Event) -> None:
+        """Count an event; a step is counted only, the others are logged and passed on."""
+        self._kinds[event.kind] += 1
+        self._service.status = str(event)
+        if event.kind != "step":
+            log.info("%s", event)
+            self._on_event(event)
+            return
+        self._active.append(event.values["active_layers"])
+        self._seconds.append(event.values["seconds"])
+
+    def report(self, device_id: str, *, link: Connection, gate: Gate, reason: str) -> DeviceReport:
+        """What it came to until now."""
+        kinds = self._kinds
+        return DeviceReport(
+            device_id=device_id,
+            rounds=0 if kinds["evaluated"] else kinds["accepted"],
+            refused=kinds["refused"] + kinds["declined"],
+            evaluations=kinds["evaluated"],
+            steps=kinds["step"],
+            pauses=gate.num_pauses,
+            paused_s=gate.paused_s,
+            step_ms_median=1000 * statistics.median(self._seconds) if self._seconds else None,
+            mean_active_layers=statistics.fmean(self._active) if self._active else None,
+            bytes_sent=link.bytes_sent,
+            bytes_received=link.bytes_received,
+            peak_rss_mb=peak_rss_mb(),
+            wall_s=time.monotonic() - self._started,
+            reason=reason,
+        )

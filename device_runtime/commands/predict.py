@@ -1,0 +1,105 @@
+"""``fleetune predict``: the personalised model at work on the device."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.commands.train import ADAPTER
+from fleetune.device_runtime.contracts.adapters import load_peft
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.data.loading import load_dataset, text_dataset
+from fleetune.device_runtime.data.records import Text, read_records
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.engine.runtimes import open_stack
+from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.errors import ConfigError
+
+_TASKS = ("sequence-classification", "image-classification")
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """The likeliest label, its probability, and the text it is of (None where the data has none)."""
+
+    label: str
+    score: float
+    text: str | None = None
+
+
+def predict(
+    artifact_dir: Path | str,
+    *,
+    text: str | Sequence[str] | None = None,
+    data: Path | str | None = None,
+    run: Path | str | None = None,
+    adapter: Path | str | None = None,
+    batch_size: int = 32,
+    threads: int = 0,
+) -> list[Prediction]:
+    """Classify texts or samples at full depth, in their order.
+
+    Args:
+        artifact_dir: folder made by ``fleetune export``.
+        text: one text or several; or else
+        data: a file as for training; labels in it are not looked at.
+        run: folder that ``train`` or ``aggregate`` wrote, whose ``adapter/`` is used; or else
+        adapter: a PEFT folder. With neither, the artifact's own version 0.
+        batch_size: samples at a time.
+        threads: for the kernels; 0 for one a core.
+
+    Raises:
+        ConfigError: both or neither of ``text`` and ``data``, both ``run`` and ``adapter``, or a task without classes.
+        ArtifactError, DataError: what is read does not fit.
+    """
+    _check_choices(text=text, data=data, run=run, adapter=adapter)
+    artifact = open_artifact(artifact_dir)
+    if artifact.manifest.task not in _TASKS:
+        raise ConfigError(
+            f"predict works for {' and '.join(_TASKS)}; this artifact is for {artifact.manifest.task}"
+        )
+    folder = Path(run) / ADAPTER if run else adapter
+    weights = load_peft(Path(folder), artifact.manifest) if folder else artifact.adapter()
+    texts, dataset = _read(artifact, text, data)
+    with open_stack(artifact, threads=threads) as stack:
+        logits = _logits(stack, dataset, weights, batch_size=batch_size)
+    return list(_named(logits, artifact.manifest.labels, texts))
+
+
+def _check_choices(**given: object) -> None:
+    if (given["text"] is None) == (given["data"] is None):
+        raise ConfigError("predict needs either a text or a data file")
+    if given["run"] is not None and given["adapter"] is not None:
+        raise ConfigError("predict takes either a run or an adapter folder, got both")
+
+
+def _read(
+    artifact: Artifact, text: str | Sequence[str] | None, data: Path | str | None
+) -> tuple[Sequence[str | None], Dataset]:
+    manifest, folder = artifact.manifest, artifact.folder
+    seq_len = manifest.tokenizer.max_length if manifest.tokenizer else 1
+    if text is not None:
+        texts = [text] if isinstance(text, str) else list(text)
+        return texts, text_dataset(texts, manifest, folder, seq_len=seq_len)
+    path = Path(data or "")
+    dataset = load_dataset(path, manifest, folder, seq_len=seq_len, labelled=False)
+    if path.suffix == ".npz":
+        return [None] * dataset.num_samples, dataset
+    return [record.text for _, record in read_records(path, Text)], dataset
+
+
+def _logits(stack: Stack, dataset: Dataset, weights: Arrays, *, batch_size: int) -> Array:
+    """Logits (num_samples, classes) in the data's order."""
+    batches = dataset.ordered_batches(batch_size)
+    results = np.concatenate([stack.predict(dataset.rows(indices), weights) for indices in batches])
+    logits = np.empty_like(results)
+    logits[np.concatenate(batches)] = results
+    return logits
+
+
+def _named(logits: Array, labels: Sequence[str], texts: Sequence[str | None]) -> Iterator[Prediction]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    scores = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
+    for row, text in zip(scores, texts, strict=True):
+        yield Prediction(labels[int(row.argmax())], float(row.max()), text)

@@ -1,0 +1,251 @@
+"""``fleetune train``: one device, no network. A killed run continues when it is started again with the same arguments."""
+
+import logging
+import resource
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fleetune.device_runtime.arguments import picked, plain
+from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.run_file import write_run
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.rules.gate import Gate, Pause, open_gate
+from fleetune.device_runtime.training.budget import Fit
+from fleetune.device_runtime.training.evaluation import Evaluation
+from fleetune.device_runtime.training.evaluation import evaluate as measure
+from fleetune.device_runtime.training.machine import Machine, Resources
+from fleetune.device_runtime.training.step_reports import StepReport
+from fleetune.device_runtime.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "adapter"
+CACHE = "cache"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. Losses are of each step's batch, before its update."""
+
+    steps: int
+    step_ms_median: float
+    peak_rss_mb: float
+    """Largest resident memory of the process so far, in 2**20 bytes."""
+    loss_first: float
+    loss_last: float
+    accuracy: float | None
+    """On ``eval`` at full depth; None without it."""
+    eval_loss: float | None
+    mean_active_layers: float
+    num_samples: int
+    memory_plan: dict[str, int | bool | None]
+    """Of :class:`fleetune.device_runtime.contracts.memory_plan.MemoryPlan`."""
+    losses: list[float]
+    pauses: int
+    """Times at which the rules forbade the next step, in this process."""
+    paused_s: float
+    adapter: str
+    """PEFT folder."""
+
+
+def train(
+    artifact_dir: Path | str,
+    *,
+    data: Path | str,
+    out: Path | str,
+    eval: Path | str | None = None,
+    policy: str = "full",
+    drop: float = 0.0,
+    depth_shape: str = "uniform",
+    period: int = 0,
+    batch_size: int = 16,
+    seq_len: int = 128,
+    steps: int = 0,
+    epochs: int = 1,
+    lr: float = 2e-3,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    decay: str = "constant",
+    clip_norm: float = 0.0,
+    seed: int = 0,
+    threads: int = 0,
+    cores: str = "",
+    provider: str = "cpu",
+    recompute: bool = False,
+    stream: bool = False,
+    memory_budget_mb: float = 0.0,
+    prefix_cache_mb: float = 0.0,
+    checkpoint_every: int = 50,
+    resume: bool = True,
+    adapter: Path | str | None = None,
+    rules: Mapping[str, Any] | Path | str | None = None,
+    on_step: Callable[[StepReport], object] | None = None,
+    on_note: Callable[[Pause | Fit], object] | None = None,
+) -> TrainReport:
+    """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
+
+    Args:
+        artifact_dir: folder made by ``fleetune export``.
+        data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`.
+        out: folder for ``adapter/``, ``run.json`` and, while it runs, ``checkpoint.safetensors``.
+        eval: labelled samples to measure the result on, at full depth.
+        policy: ``full``, ``bernoulli``, ``exact-k``, ``suffix``, ``successive`` or ``cyclic``.
+        drop: mean share of layers dropped, in [0, 1).
+        depth_shape: how the drop rate goes with depth: ``uniform``, ``incremental``, ``decay`` or ``normal``.
+        period: steps that ``successive`` and ``cyclic`` stay on a block of layers; 0 for all other policies.
+        batch_size: samples a step.
+        seq_len: text is cut after so many tokens.
+        steps: number of steps; 0 for ``epochs`` passes.
+        epochs: passes over the data where ``steps`` is 0.
+        lr: learning rate at its peak.
+        optimizer: ``adamw`` or ``sgd``.
+        weight_decay: as torch's optimizer of that name takes it.
+        warmup_steps: steps over which the rate rises linearly.
+        decay: ``constant``, ``linear`` or ``cosine``, from the end of the warm-up to the last step.
+        clip_norm: bound on the gradients' joint L2 norm; 0 for none.
+        seed: of batches and layer plans.
+        threads: for the kernels; 0 for one a core.
+        cores: those that the process may run on, as ``0-3,6``; empty for all.
+        provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
+        recompute: less memory for one more forward a step.
+        stream: of the frozen weights, keep one layer resident at a time.
+        memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. Chooses rows at a time, ``recompute`` by layer and
+            ``stream``, and drops more layers where the policy is ``exact-k`` and nothing else fits.
+        prefix_cache_mb: of disk in ``out``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
+        checkpoint_every: steps between checkpoints; 0 for none.
+        resume: False starts anew though there is a checkpoint.
+        adapter: PEFT folder to start from, instead of the artifact's own version 0.
+        rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
+        on_step: called with each step's report.
+        on_note: called with what a person may want to read: a memory budget's choice, a pause by the rules and its end.
+
+    Raises:
+        FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
+    """
+    arguments = plain(locals())
+    work = picked(
+        LocalWork,
+        arguments,
+        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape, period=period),
+        optimizer=picked(OptimizerSpec, arguments, name=optimizer),
+    )
+    if checkpoint_every < 0:
+        raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
+    gate = open_gate(rules, on_change=_telling(on_note))
+    folder = _make_folder(Path(out))
+    artifact = open_artifact(artifact_dir)
+    manifest = artifact.manifest
+    start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
+    dataset = load_dataset(data, manifest, artifact.folder, seq_len=seq_len)
+    held_out = load_dataset(eval, manifest, artifact.folder, seq_len=seq_len) if eval else None
+    with Machine(artifact, picked(Resources, arguments), folder=folder / CACHE) as machine:
+        trainer = machine.trainer(dataset, work, start)
+        if machine.fit and on_note:
+            on_note(machine.fit)
+        if resume and (folder / CHECKPOINT).exists():
+            trainer.restore(folder / CHECKPOINT)
+        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, gate=gate, on_step=on_step)
+        evaluation = (
+            measure(machine.stack, held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
+        )
+    save_peft(folder / ADAPTER, manifest, trainer.adapter)
+    report = _report(
+        trainer,
+        evaluation,
+        gate=gate,
+        memory=machine.stack.memory,
+        num_samples=dataset.num_samples,
+        adapter=folder / ADAPTER,
+    )
+    write_run(folder, artifact, arguments, report)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return report
+
+
+def peak_rss_mb() -> float:
+    """Largest resident memory of this process so far, in 2**20 bytes."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        unit = 1024**2 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _make_folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"{out}: cannot be the output folder: {exc.strerror}") from exc
+    return out
+
+
+def _run(
+    trainer: Trainer,
+    checkpoint: Path,
+    *,
+    checkpoint_every: int,
+    gate: Gate,
+    on_step: Callable[[StepReport], object] | None,
+) -> None:
+    def save() -> None:
+        if checkpoint_every and trainer.step_index:
+            try:
+                trainer.save(checkpoint)
+            except StateError as exc:
+                log.warning("step %d: no checkpoint: %s", trainer.step_index, exc)
+
+    while not trainer.done:
+        gate.wait(save)
+        report = trainer.step()
+        if on_step:
+            on_step(report)
+        if checkpoint_every and trainer.step_index % checkpoint_every == 0:
+            save()
+
+
+def _telling(on_note: Callable[[Pause | Fit], object] | None) -> Callable[[Pause], object]:
+    def tell(pause: Pause) -> None:
+        log.info("%s", pause)
+        if on_note:
+            on_note(pause)
+
+    return tell
+
+
+def _report(
+    trainer: Trainer,
+    evaluation: Evaluation | None,
+    *,
+    gate: Gate,
+    memory: MemoryPlan,
+    num_samples: int,
+    adapter: Path,
+) -> TrainReport:
+    history = trainer.history
+    return TrainReport(
+        steps=trainer.step_index,
+        step_ms_median=1e3 * statistics.median(r.seconds for r in history),
+        peak_rss_mb=peak_rss_mb(),
+        loss_first=history[0].loss,
+        loss_last=history[-1].loss,
+        accuracy=evaluation.accuracy if evaluation else None,
+        eval_loss=evaluation.loss if evaluation else None,
+        mean_active_layers=statistics.fmean(r.active_layers for r in history),
+        num_samples=num_samples,
+        memory_plan=memory._asdict(),
+        losses=[r.loss for r in history],
+        pauses=gate.num_pauses,
+        paused_s=gate.paused_s,
+        adapter=str(adapter),
+    )

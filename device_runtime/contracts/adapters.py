@@ -1,0 +1,61 @@
+"""Adapters as PEFT keeps them: a folder with ``adapter_model.safetensors`` and ``adapter_config.json``; numpy alone."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
+from fleetune.device_runtime.contracts.artifact import check_adapter
+from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.errors import ArtifactError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+_SCALE_KEYS = ("r", "lora_alpha", "use_rslora")
+"""What fixes the factor before BA beside the tensors themselves: a difference changes every output and no shape."""
+
+
+def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
+    """Write an adapter as a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent.
+
+    Raises:
+        ArtifactError: ``arrays`` are not exactly the manifest's trainable tensors.
+    """
+    check_adapter(manifest, arrays)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(manifest.peft), indent=2))
+    save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+
+
+def load_peft(folder: Path, manifest: Manifest) -> Arrays:
+    """Read a PEFT folder whose tensors are the manifest's trainable ones, by name, in memory and writable.
+
+    Raises:
+        ArtifactError: no adapter there, or one of other names, shapes, dtypes or scale (all differences listed).
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise ArtifactError(f"{folder}: no PEFT adapter here (no {WEIGHTS})")
+    arrays = load_arrays(folder / WEIGHTS)
+    if problems := _scale_problems(_read_config(folder / CONFIG), manifest.peft):
+        raise ArtifactError(f"{folder / CONFIG}: " + "; ".join(problems))
+    try:
+        check_adapter(manifest, arrays)
+    except ArtifactError as exc:
+        raise ArtifactError(f"{folder}: {exc}") from exc
+    return arrays
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+
+
+def _scale_problems(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}: expected {wanted[key]}, got {found[key]}"
+        for key in _SCALE_KEYS
+        if key in found and key in wanted and found[key] != wanted[key]
+    ]

@@ -1,0 +1,183 @@
+"""The artifact folder: refuse first, then read; frozen weights are memory-mapped, never copied."""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import msgspec
+import numpy as np
+
+from fleetune.device_runtime.arrays import Array, Arrays, load_arrays, sha256_of
+from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Tensor
+from fleetune.device_runtime.errors import ArtifactError
+
+MANIFEST = "manifest.json"
+BASE = "base.safetensors"
+ADAPTER = "adapter.safetensors"
+GOLDEN = "golden.safetensors"
+NOISE_STEP = 2.0**-11
+"""What one unit of a golden step's ``noise.*`` (int8) stands for; exact in float32, so every machine adds the same."""
+_MANIFEST_BYTES_MAX = 64 * 1024**2
+
+
+class _FormatOnly(msgspec.Struct):
+    format: int
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact. ``digest`` is the SHA-256 of its manifest, which fixes every other file."""
+
+    folder: Path
+    manifest: Manifest
+    digest: str
+    _mapped: mmap.mmap
+
+    def base(self, tensor: Tensor) -> Array:
+        """The frozen tensor as a read-only view of the mapped file; no byte of it is read yet."""
+        count = int(np.prod(tensor.shape, dtype=np.int64))
+        view = np.frombuffer(self._mapped, dtype=tensor.dtype, count=count, offset=tensor.offset)
+        return view.reshape(tensor.shape)
+
+    def fetch(self, start: int, end: int) -> None:
+        """Have bytes of the mapped file read ahead; does not wait, and is a hint where the system knows none."""
+        self._advise("MADV_WILLNEED", start, end)
+
+    def release(self, start: int, end: int) -> None:
+        """Let bytes of the mapped file leave resident memory until they are read again."""
+        self._advise("MADV_DONTNEED", start, end)
+
+    def scatter(self, start: int, end: int) -> None:
+        """Say that of these bytes a place here and there is read: what is cached around is dropped, reads bring in little.
+
+        Pages of a file that was just written, or read from end to end, are cached 2 MiB at a time, and mapped so too.
+        """
+        self._advise("MADV_RANDOM", start, end)
+        if hasattr(os, "posix_fadvise"):
+            with (self.folder / BASE).open("rb") as file:
+                os.fsync(file.fileno())  # only what is on the disk can be dropped
+                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+
+    def _advise(self, advice: str, start: int, end: int) -> None:
+        if hasattr(mmap, advice):
+            first = start - start % mmap.PAGESIZE
+            self._mapped.madvise(getattr(mmap, advice), first, end - first)
+
+    def adapter(self) -> Arrays:
+        """Version 0 of the trainable tensors, by name, in memory and writable."""
+        arrays = load_arrays(self.folder / ADAPTER)
+        check_adapter(self.manifest, arrays)
+        return {name: np.array(value) for name, value in arrays.items()}
+
+
+def open_artifact(folder: Path | str, *, verify: bool = True) -> Artifact:
+    """Open an artifact.
+
+    Args:
+        folder: where ``manifest.json`` is.
+        verify: hash every file; without it only sizes are compared.
+
+    Raises:
+        ArtifactError: not an artifact, a newer format, a path outside the folder, or files that differ (all listed).
+    """
+    folder = Path(folder)
+    content = _read_manifest(folder)
+    manifest = _parse(content, folder)
+    problems = [*_path_problems(manifest), *_table_problems(manifest)]
+    if not problems:
+        problems = list(_file_problems(folder, manifest, verify=verify))
+    if problems:
+        raise ArtifactError(f"{folder}: " + "; ".join(problems))
+    with (folder / BASE).open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return Artifact(folder, manifest, hashlib.sha256(content).hexdigest(), mapped)
+
+
+def check_adapter(manifest: Manifest, arrays: Arrays) -> None:
+    """Raise ArtifactError unless ``arrays`` are exactly the trainable tensors (every difference listed)."""
+    wanted = {t.name: t for t in manifest.trainable}
+    problems = [f"{n}: not in the artifact" for n in sorted(arrays.keys() - wanted)]
+    problems += [f"{n}: missing" for n in sorted(wanted.keys() - arrays)]
+    for name in sorted(wanted.keys() & arrays):
+        want, got = wanted[name], arrays[name]
+        if got.shape != want.shape or got.dtype != np.dtype(want.dtype):
+            problems.append(
+                f"{name}: expected {want.dtype}{list(want.shape)}, got {got.dtype}{list(got.shape)}"
+            )
+    if problems:
+        raise ArtifactError("adapter does not fit: " + "; ".join(problems))
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > _MANIFEST_BYTES_MAX:
+            raise ArtifactError(f"{path}: larger than {_MANIFEST_BYTES_MAX} bytes")
+        return path.read_bytes()
+    except OSError as exc:
+        raise ArtifactError(
+            f"{folder}: no artifact here (no {MANIFEST}); make one with `fleetune export`"
+        ) from exc
+
+
+def _parse(content: bytes, folder: Path) -> Manifest:
+    try:
+        found = msgspec.json.decode(content, type=_FormatOnly).format
+        if found > FORMAT:
+            raise ArtifactError(
+                f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
+
+
+def _path_problems(manifest: Manifest) -> Iterable[str]:
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or not path.parts:
+            yield f"path {name!r} leads outside the folder"
+    for required in (BASE, ADAPTER):
+        if required not in manifest.files:
+            yield f"{required} is not listed"
+    sections: tuple[Section | Kind, ...] = (manifest.prelude, manifest.head, *manifest.kinds)
+    used = {graph.file for section in sections for graph in section.graphs.values()}
+    if manifest.tokenizer:
+        used.add(manifest.tokenizer.file)
+    for name in sorted(used - manifest.files.keys()):
+        yield f"{name!r} is used but has no digest"
+
+
+def _table_problems(manifest: Manifest) -> Iterable[str]:
+    rows, kinds = len(manifest.tensors), len(manifest.kinds)
+    slots = {"prelude": manifest.prelude.tensors, "head": manifest.head.tensors}
+    slots |= {f"layer {i}": layer.tensors for i, layer in enumerate(manifest.layers)}
+    for where, tensors in slots.items():
+        if any(not 0 <= i < rows for i in tensors):
+            yield f"{where}: a tensor index outside the table of {rows}"
+    for i, layer in enumerate(manifest.layers):
+        if not 0 <= layer.kind < kinds:
+            yield f"layer {i}: kind {layer.kind} of {kinds}"
+    size = manifest.files[BASE].size_bytes if BASE in manifest.files else 0
+    for tensor in manifest.tensors:
+        if min(tensor.shape, default=1) < 0 or tensor.offset < 0:
+            yield f"{tensor.name}: negative shape or offset"
+        elif tensor.file == "base" and tensor.offset + tensor.size_bytes > size:
+            yield f"{tensor.name}: ends beyond {BASE} ({size} bytes)"
+
+
+def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterable[str]:
+    inside = folder.resolve()
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif not path.resolve().is_relative_to(inside):
+            yield f"{name} is a link that leads outside the folder"
+        elif path.stat().st_size != expected.size_bytes:
+            yield f"{name}: {path.stat().st_size} bytes, expected {expected.size_bytes} (truncated?)"
+        elif verify and sha256_of(path) != expected.sha256:
+            yield f"{name}: SHA-256 differs from the manifest (tampered with, or a bad copy)"

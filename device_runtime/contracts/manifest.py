@@ -1,0 +1,155 @@
+"""What an artifact says of itself: ``manifest.json``.
+
+Graphs name nothing by convention. Every input and output of a graph is a :class:`Port` whose ``role`` and ``index`` say what
+it carries, and every weight slot of a section or layer is an index into the tensor table.
+"""
+
+import math
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+FORMAT = 1
+LOGITS_BYTES = 16 * 1024**2
+"""Of one chunk, where a head works a few tokens at a time; its loss and gradient take about three times as much again."""
+
+Role = Literal[
+    "batch",  # in: manifest.inputs[index]
+    "hidden",  # in and out: the stream that flows through the blocks
+    "side",  # out of the prelude: side[index]; into a block: layer.sides[index]; into the head: side[index]
+    "weight",  # in: the tensor in slot `index` of the section or layer
+    "saved",  # out of forward_save, into backward: saved[index]
+    "d_hidden",  # into a backward: gradient of its output; out of it and of the head: gradient of its input
+    "d_weight",  # out: gradient of the tensor in slot `index`
+    "loss",
+    "logits",
+]
+TensorFile = Literal["base", "adapter"]
+
+
+class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output of a graph; symbolic dimensions are strings."""
+
+    name: str
+    role: Role
+    dtype: str
+    shape: tuple[int | str, ...]
+    index: int = 0
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One graph file with its ports in the order the file declares them."""
+
+    file: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of the tensor table. ``offset`` counts bytes from the start of the file, ``layer`` is -1 outside the blocks."""
+
+    name: str
+    file: TensorFile
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    layer: int = -1
+    trainable: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """In its file."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How labels (batch, seq) become each token's target: moved ``shift`` places to the left; ``ignored`` counts for nothing."""
+
+    shift: int
+    ignored: int
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The prelude or the head: its graphs by purpose, and the tensor of each weight slot.
+
+    A head with ``targets`` works token by token: its graphs take any tokens (1, rows) with their targets in the place of the
+    labels, and its loss is a sum, so that it can be run over a few rows at a time.
+    """
+
+    graphs: dict[str, Graph]
+    tensors: tuple[int, ...] = ()
+    targets: Targets | None = None
+
+
+class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Blocks of equal structure share these graphs: forward, forward_save, backward, backward_recompute."""
+
+    graphs: dict[str, Graph]
+
+
+class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One block: its kind, the tensor of each weight slot, and the prelude side output of each side slot."""
+
+    kind: int
+    tensors: tuple[int, ...]
+    sides: tuple[int, ...] = ()
+
+
+class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One array of a batch. ``pad`` fills what padding adds; ``shape`` uses ``batch`` and ``seq`` as symbols."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    pad: float = 0
+
+
+class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How text becomes arrays: a file of the ``tokenizers`` library."""
+
+    file: str
+    pad_id: int
+    max_length: int
+
+
+class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a file must be: its SHA-256 in hexadecimal and its size."""
+
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where a backend has any."""
+
+    format: int
+    name: str
+    architecture: str
+    task: str
+    backend: str
+    labels: tuple[str, ...]
+    inputs: tuple[Input, ...]
+    prelude: Section
+    kinds: tuple[Kind, ...]
+    layers: tuple[Layer, ...]
+    head: Section
+    tensors: tuple[Tensor, ...]
+    files: dict[str, FileDigest]
+    hidden_size: int
+    peft: dict[str, Any]
+    base_dtype: str = "fp32"
+    tokenizer: Tokenizer | None = None
+    bounds: dict[str, int] = {}
+    licences: dict[str, str] = {}
+    versions: dict[str, str] = {}
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.layers)
+
+    @property
+    def trainable(self) -> tuple[Tensor, ...]:
+        """The tensors of the adapter, in table order."""
+        return tuple(t for t in self.tensors if t.trainable)

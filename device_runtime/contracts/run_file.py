@@ -1,0 +1,29 @@
+"""``run.json`` beside the adapter that a run made: what was run, and what it came to."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.contracts.artifact import Artifact
+
+RUN = "run.json"
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """Content of the file."""
+
+    artifact: str
+    artifact_digest: str
+    arguments: dict[str, Any]
+    """As :func:`fleetune.device_runtime.arguments.plain` has them."""
+    report: msgspec.Struct
+
+
+def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: msgspec.Struct) -> None:
+    """Write ``run.json`` into ``folder``; OSError if it cannot be written."""
+    run = Run(
+        artifact=artifact.manifest.name, artifact_digest=artifact.digest, arguments=arguments, report=report
+    )
+    write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))

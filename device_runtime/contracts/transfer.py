@@ -1,0 +1,256 @@
+"""Transfers: content in chunks, pulled by bitmap, so that it survives any loss and resumes after any reconnection.
+
+Neither side knows a socket or a clock: whoever calls passes chunks, requests and the time.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+from fleetune.device_runtime.contracts.wire import (
+    CHUNK_BYTES,
+    TRANSFER_BYTES_MAX,
+    Chunk,
+    Request,
+    TransferManifest,
+)
+from fleetune.device_runtime.errors import TransportError, WireError
+
+DIGEST_BYTES = 8
+NUM_CHUNKS_MAX = 8192
+"""Chunks of one transfer: their digests take at most 64 KiB of the message that announces it."""
+REQUEST_CHUNKS_MAX = 32
+"""Chunks served at once, whatever a request says."""
+WAIT_MAX_S = 60.0
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Outgoing:
+    """Content that others pull; ``manifest`` announces it."""
+
+    def __init__(self, content: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Hash ``content``; it is kept, not copied.
+
+        Raises:
+            TransportError: more than ``NUM_CHUNKS_MAX`` chunks of this size.
+        """
+        count = _num_chunks(len(content), chunk_bytes)
+        if count > NUM_CHUNKS_MAX:
+            raise TransportError(
+                f"{len(content)} bytes are {count} chunks of {chunk_bytes}; at most {NUM_CHUNKS_MAX} are sent: "
+                "raise the MQTT server's packet limit"
+            )
+        self._content = content
+        self.manifest = TransferManifest(
+            size_bytes=len(content),
+            chunk_bytes=chunk_bytes,
+            chunk_digests=b"".join(_digest(self._piece(i, chunk_bytes)) for i in range(count)),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+
+    def chunks(self, request: Request) -> Iterator[Chunk]:
+        """Yield the chunks asked for, lowest first, at most ``request.limit`` and ``REQUEST_CHUNKS_MAX``.
+
+        Raises:
+            WireError: a request for another transfer, or with a bitmap of another length; at once, not when iterated.
+        """
+        manifest = self.manifest
+        count = len(manifest.chunk_digests) // DIGEST_BYTES
+        if request.sha256 != manifest.sha256:
+            raise WireError(f"request for transfer {request.sha256[:64]!r}; this is {manifest.sha256}")
+        if len(request.missing) != _bitmap_bytes(count):
+            raise WireError(f"bitmap of {len(request.missing)} bytes for {count} chunks")
+        wanted = [i for i in range(count) if request.missing[i // 8] >> i % 8 & 1]
+        return (self._chunk(i) for i in wanted[: max(0, min(request.limit, REQUEST_CHUNKS_MAX))])
+
+    def _chunk(self, index: int) -> Chunk:
+        manifest = self.manifest
+        return Chunk(sha256=manifest.sha256, index=index, data=self._piece(index, manifest.chunk_bytes))
+
+    def _piece(self, index: int, chunk_bytes: int) -> bytes:
+        return self._content[index * chunk_bytes : (index + 1) * chunk_bytes]
+
+
+class Incoming:
+    """What has arrived of a transfer; memory grows with what arrives, not with what is announced."""
+
+    def __init__(self, manifest: TransferManifest, *, size_bytes_max: int) -> None:
+        """Refuse before anything is allocated.
+
+        Args:
+            manifest: as announced by the sender.
+            size_bytes_max: largest size that this content can have.
+
+        Raises:
+            WireError: larger than that, or inconsistent in itself (all problems listed).
+        """
+        problems = [*_problems(manifest, min(size_bytes_max, TRANSFER_BYTES_MAX))]
+        if problems:
+            raise WireError("transfer refused: " + "; ".join(problems))
+        self.manifest = manifest
+        self._pieces: dict[int, bytes] = {}
+        self._num_chunks = _num_chunks(manifest.size_bytes, manifest.chunk_bytes)
+
+    @property
+    def done(self) -> bool:
+        """Whether every chunk is here."""
+        return len(self._pieces) == self._num_chunks
+
+    def add(self, chunk: Chunk) -> bool:
+        """Store a chunk; False if it was here already.
+
+        Raises:
+            WireError: of another transfer, or a wrong index, size or digest; nothing is stored.
+        """
+        manifest, index = self.manifest, chunk.index
+        if chunk.sha256 != manifest.sha256:
+            raise WireError(f"chunk of transfer {chunk.sha256[:64]!r}; expected {manifest.sha256}")
+        if not 0 <= index < self._num_chunks:
+            raise WireError(f"chunk {index} of {self._num_chunks}")
+        size = min(manifest.chunk_bytes, manifest.size_bytes - index * manifest.chunk_bytes)
+        if len(chunk.data) != size:
+            raise WireError(f"chunk {index}: {len(chunk.data)} bytes, expected {size}")
+        if _digest(chunk.data) != manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]:
+            raise WireError(f"chunk {index}: its digest differs")
+        new = index not in self._pieces
+        self._pieces[index] = chunk.data
+        return new
+
+    def missing(self) -> list[int]:
+        """Indices of the chunks that are not here yet, lowest first."""
+        return [i for i in range(self._num_chunks) if i not in self._pieces]
+
+    def request(self, *, limit: int = 16) -> Request | None:
+        """Ask for up to ``limit`` of the missing chunks; None if none is missing."""
+        return self.request_of(self.missing(), limit=limit)
+
+    def request_of(self, indices: Iterable[int], *, limit: int = 16) -> Request | None:
+        """Ask for up to ``limit`` of the chunks ``indices``; None if there are none."""
+        bitmap = bytearray(_bitmap_bytes(self._num_chunks))
+        for index in indices:
+            bitmap[index // 8] |= 1 << index % 8
+        return (
+            Request(sha256=self.manifest.sha256, missing=bytes(bitmap), limit=limit) if any(bitmap) else None
+        )
+
+    def content(self) -> bytes:
+        """Return the whole.
+
+        Raises:
+            WireError: chunks are missing, or the whole is not what its SHA-256 says; then every chunk is forgotten.
+        """
+        if not self.done:
+            raise WireError(f"{len(self.missing())} of {self._num_chunks} chunks are missing")
+        content = b"".join(self._pieces[i] for i in range(self._num_chunks))
+        if hashlib.sha256(content).hexdigest() != self.manifest.sha256:
+            self._pieces.clear()
+            raise WireError(f"transfer {self.manifest.sha256}: SHA-256 of the whole differs")
+        return content
+
+
+class Pull:
+    """A transfer being pulled: when to ask for what. Times out on lack of progress, never on elapsed time.
+
+    A window of chunks is on its way at once, and more are asked for when half of it has arrived. The window grows
+    with every chunk up to ``window``. If nothing arrives for a while the window halves, and so much of what is
+    on its way is asked for again; the while follows the pace of the link and is at least ``stall_s``.
+    """
+
+    def __init__(
+        self,
+        manifest: TransferManifest,
+        *,
+        size_bytes_max: int,
+        now: float,
+        window: int = 16,
+        stall_s: float = 5.0,
+    ) -> None:
+        """Start a pull at ``now``; WireError as :class:`Incoming`."""
+        self._incoming = Incoming(manifest, size_bytes_max=size_bytes_max)
+        self._flying: set[int] = set()
+        self._window_max, self._window = window, min(4, window)
+        self._stall_s = self._wait_s = stall_s
+        self._progress_at = self._asked_at = now
+
+    @property
+    def done(self) -> bool:
+        """Whether every chunk is here."""
+        return self._incoming.done
+
+    @property
+    def sha256(self) -> str:
+        """Which transfer this is."""
+        return self._incoming.manifest.sha256
+
+    def add(self, chunk: Chunk, now: float) -> bool:
+        """Store a chunk; False if it was here already. WireError as :meth:`Incoming.add`."""
+        if not self._incoming.add(chunk):
+            return False
+        pace_s = now - max(self._progress_at, self._asked_at) if self._flying else 0.0
+        self._wait_s = min(max(self._stall_s, 3 * pace_s), WAIT_MAX_S)
+        self._window = min(self._window_max, self._window + 1)
+        self._flying.discard(chunk.index)
+        self._progress_at = now
+        return True
+
+    def due(self, now: float) -> Request | None:
+        """Return the request to send now, if it is time for one; call it after every chunk and now and then."""
+        wanted = self._lost(now) or self._next()
+        if wanted:
+            self._flying.update(wanted)
+            self._asked_at = now
+        return self._incoming.request_of(wanted, limit=len(wanted))
+
+    def restart(self, now: float) -> None:
+        """After a reconnection: count what is on its way as lost, so that the next request is due at once."""
+        self._flying.clear()
+        self._progress_at = now
+
+    def idle_s(self, now: float) -> float:
+        """Seconds since a new chunk arrived, the pull began or was restarted."""
+        return now - self._progress_at
+
+    def content(self) -> bytes:
+        """Return the whole; WireError as :meth:`Incoming.content`."""
+        return self._incoming.content()
+
+    def _lost(self, now: float) -> list[int]:
+        if not self._flying or now - max(self._progress_at, self._asked_at) < self._wait_s:
+            return []
+        self._window = max(1, self._window // 2)
+        self._wait_s = min(2 * self._wait_s, WAIT_MAX_S)
+        return sorted(self._flying)[: self._window]
+
+    def _next(self) -> list[int]:
+        if len(self._flying) > self._window // 2:
+            return []
+        wanted = [i for i in self._incoming.missing() if i not in self._flying]
+        return wanted[: self._window - len(self._flying)]
+
+
+def _problems(manifest: TransferManifest, size_bytes_max: int) -> Iterator[str]:
+    if not 0 <= manifest.size_bytes <= size_bytes_max:
+        yield f"{manifest.size_bytes} bytes; expected 0 to {size_bytes_max}"
+    if not _SHA256.fullmatch(manifest.sha256):
+        yield "its sha256 is not 64 hexadecimal digits"
+    if not 1 <= manifest.chunk_bytes <= CHUNK_BYTES:
+        yield f"chunks of {manifest.chunk_bytes} bytes; expected 1 to {CHUNK_BYTES}"
+        return
+    count = _num_chunks(manifest.size_bytes, manifest.chunk_bytes)
+    if count > NUM_CHUNKS_MAX:
+        yield f"{count} chunks; at most {NUM_CHUNKS_MAX} are taken"
+    if len(manifest.chunk_digests) != DIGEST_BYTES * count:
+        yield f"{len(manifest.chunk_digests)} bytes of digests for {count} chunks"
+
+
+def _num_chunks(size_bytes: int, chunk_bytes: int) -> int:
+    return -(-size_bytes // chunk_bytes)
+
+
+def _bitmap_bytes(num_chunks: int) -> int:
+    return (num_chunks + 7) // 8
+
+
+def _digest(piece: bytes) -> bytes:
+    return hashlib.sha256(piece).digest()[:DIGEST_BYTES]

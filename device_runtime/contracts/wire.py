@@ -1,0 +1,266 @@
+"""Messages between device and aggregator: msgpack maps, tagged by ``type``, unknown fields skipped, sizes capped first.
+
+Topics (``fleetune/v1/{job}/…``):
+
+- ``device/{device_id}/up``      device -> aggregator: Hello, UpdateReady, Report, Decline, Request, Chunk
+- ``device/{device_id}/down``    aggregator -> device: Offer, Verdict, Request, Chunk, Finished
+- ``device/{device_id}/status``  retained, with a last will: DeviceStatus
+- ``aggregator/status``          retained: AggregatorStatus, a small pointer, never weights
+
+Every message may come twice, late, out of order or never. A transfer is announced by its :class:`TransferManifest`
+(inside Offer or UpdateReady); whoever receives it pulls chunks by bitmap with :class:`Request`.
+"""
+
+import re
+from typing import TypeVar, Union
+
+import msgspec
+
+from fleetune.device_runtime.errors import ConfigError, WireError, one_line
+
+VERSION = 1
+CHUNK_BYTES = 120 * 1024
+"""Largest chunk payload; AWS IoT Core takes 128 KB a message and 128 KB is also the fastest size measured."""
+MESSAGE_BYTES_MAX = 128 * 1024
+"""A message larger than this is refused before it is decoded."""
+TRANSFER_BYTES_MAX = 4 * 1024**3
+REASON_CHARS_MAX = 500
+"""So much of a reason is sent."""
+ROLES = ("train", "evaluate")
+"""What a device may be in a job for."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a transfer holds. ``chunk_digests`` is 8 bytes of SHA-256 per chunk, concatenated; ``sha256`` is of the whole."""
+
+    size_bytes: int
+    chunk_bytes: int
+    chunk_digests: bytes
+    sha256: str
+
+
+class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A layer policy by name. ``drop`` is the mean share of layers dropped, or not trained if the policy drops none."""
+
+    name: str = "full"
+    drop: float = 0.0
+    shape: str = "uniform"
+    period: int = 0
+    """Steps that ``successive`` and ``cyclic`` stay on a block of layers; 0 for all others."""
+
+
+class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device descends."""
+
+    name: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    decay: str = "constant"
+    clip_norm: float = 0.0
+    """0: no clipping."""
+
+
+class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device does in one round. ``steps`` = 0 means ``epochs`` passes over its data."""
+
+    policy: PolicySpec = PolicySpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    steps: int = 0
+    epochs: int = 1
+    batch_size: int = 16
+    seq_len: int = 128
+    seed: int = 0
+    codec: str = "fp32"
+    rounds_before: int = 0
+    """Rounds of the job before this one, as long as this one: a policy counts its steps on from them."""
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
+    """A device is here. Sent at start, after every reconnection, and when it has waited long."""
+
+    v: int = VERSION
+    device_id: str
+    artifact: str
+    """SHA-256 of the device's manifest.json."""
+    role: str = "train"
+    """One of :data:`ROLES`."""
+    num_samples: int = 0
+    version: int = -1
+    """Adapter version the device holds, -1 for none."""
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
+    """Work for one device in one round, from adapter ``version``."""
+
+    v: int = VERSION
+    job: str
+    round: int
+    version: int
+    role: str
+    work: LocalWork
+    adapter: TransferManifest
+    deadline_s: float
+    """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
+
+
+class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
+    """A device has an update to be pulled; repeated until a Verdict on (job, round, digest) comes."""
+
+    v: int = VERSION
+    device_id: str
+    job: str
+    round: int
+    version: int
+    """Adapter version the update starts from."""
+    codec: str
+    num_samples: int
+    payload: TransferManifest
+    stats: dict[str, float] = {}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
+    """An evaluating device's measurement of an adapter version; repeated until a Verdict comes."""
+
+    v: int = VERSION
+    device_id: str
+    job: str
+    round: int
+    version: int
+    loss: float
+    accuracy: float
+    num_samples: int
+
+
+class Decline(msgspec.Struct, frozen=True, kw_only=True, tag="decline"):
+    """A device cannot do the work of a round; sent once, so that nobody waits for it."""
+
+    v: int = VERSION
+    device_id: str
+    job: str
+    round: int
+    reason: str
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag="verdict"):
+    """The aggregator's durable answer to an update (``digest`` = its sha256) or a report (``digest`` empty)."""
+
+    v: int = VERSION
+    job: str
+    round: int
+    digest: str = ""
+    accepted: bool
+    reason: str = ""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
+    """Send me the chunks of transfer ``sha256`` whose bits are set in ``missing`` (bit i of byte i // 8), lowest first."""
+
+    v: int = VERSION
+    sha256: str
+    missing: bytes
+    limit: int = 16
+    """At most this many chunks now."""
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
+    """One chunk of transfer ``sha256``."""
+
+    v: int = VERSION
+    sha256: str
+    index: int
+    data: bytes
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The job is over, or the device is not wanted: it may stop."""
+
+    v: int = VERSION
+    job: str
+    reason: str = ""
+    is_error: bool = False
+    """The device cannot take part as it is."""
+
+
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status"):
+    """Retained under the device's status topic; the last will says offline."""
+
+    v: int = VERSION
+    device_id: str
+    online: bool
+    paused: str = ""
+    """Why its own rules forbid it to work now; empty if they do not. It hears and answers all the same."""
+
+
+class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregator_status"):
+    """Retained. ``session`` changes with every start of the aggregator: a device that sees a new one says Hello again."""
+
+    v: int = VERSION
+    job: str
+    session: str
+    online: bool
+    round: int
+    version: int
+    finished: bool = False
+
+
+Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
+    Hello,
+    Offer,
+    UpdateReady,
+    Report,
+    Decline,
+    Verdict,
+    Request,
+    Chunk,
+    Finished,
+    DeviceStatus,
+    AggregatorStatus,
+]
+M = TypeVar("M", bound=Message)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: "msgspec.msgpack.Decoder[Message]" = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Message to bytes."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes | bytearray | memoryview) -> Message:
+    """Bytes to a message.
+
+    Raises:
+        WireError: too large, malformed, of an unknown type, or of another protocol version.
+    """
+    if len(payload) > MESSAGE_BYTES_MAX:
+        raise WireError(f"message of {len(payload)} bytes; at most {MESSAGE_BYTES_MAX} are taken")
+    try:
+        message = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise WireError(f"malformed message: {one_line(exc)}") from exc
+    if message.v != VERSION:
+        raise WireError(f"protocol version {message.v}; this side speaks {VERSION}")
+    return message
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return ``name`` if it may stand in a topic (letters, digits, ``._-``, at most 64), else raise ConfigError."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    return name
+
+
+def device_topic(job: str, device_id: str, leaf: str) -> str:
+    """Topic of one device; ``leaf`` is up, down or status, ``device_id`` may be the wildcard ``+``."""
+    return f"fleetune/v1/{job}/device/{device_id}/{leaf}"
+
+
+def aggregator_topic(job: str) -> str:
+    """Topic of the aggregator's retained status."""
+    return f"fleetune/v1/{job}/aggregator/status"

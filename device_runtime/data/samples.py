@@ -1,0 +1,154 @@
+"""Samples as a device holds them: compact rows, cut into padded batches by (seed, epoch) and nothing else."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.errors import ConfigError
+
+LABELS = "labels"
+IGNORED = -100
+"""Label of a position that has no say in the loss, as in torch."""
+
+_WIDTH_MULTIPLE = 8
+_WINDOW_BATCHES = 32
+_SHUFFLE = 0x5EED
+"""Third word of the seed: batches and layer plans of equal (seed, number) draw from different streams."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths, one after the other; a batch is padded with ``pad`` to (batch, width)."""
+
+    values: Array
+    lengths: Indices
+    pad: float
+    dtype: str
+
+    def take(self, indices: Indices, width: int) -> Array:
+        """Rows as one array (batch, width)."""
+        starts = (np.cumsum(self.lengths) - self.lengths)[indices]
+        inside = np.arange(width) < self.lengths[indices, None]
+        filled: Array = np.full(inside.shape, self.pad, self.dtype)
+        filled[inside] = self.values[(starts[:, None] + np.arange(width))[inside]]
+        return filled
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Rows of one shape, (num_samples, …)."""
+
+    values: Array
+
+    def take(self, indices: Indices, width: int) -> Array:
+        """Rows as one array (batch, …)."""
+        return self.values[indices]
+
+
+Column = Ragged | Dense
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples as columns by input name, ``labels`` among them unless the data has none.
+
+    ``lengths`` int64 (num_samples,) is each row's own length (1 where rows have one shape); ``digest`` is a SHA-256
+    over everything.
+    """
+
+    columns: Mapping[str, Column]
+    lengths: Indices
+    seq_len: int
+    num_classes: int
+    digest: str
+
+    @property
+    def num_samples(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    @property
+    def mean_tokens(self) -> int:
+        """Of a row, on average; 0 where rows have one shape."""
+        return round(float(self.lengths.mean())) if self.lengths.max(initial=1) > 1 else 0
+
+    @property
+    def labels(self) -> Indices:
+        """The class of each row, int64 (num_samples,); empty unless every row has exactly one."""
+        column = self.columns.get(LABELS)
+        if isinstance(column, Dense) and column.values.ndim == 1:
+            return column.values.astype(np.int64)
+        return np.empty(0, np.int64)
+
+    def label_counts(self) -> Indices:
+        """How many rows have each class, int64 (num_classes,)."""
+        return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
+
+    def rows(self, indices: Indices) -> Arrays:
+        """A batch by input name; tokens are padded to the longest row, in steps of 8, at most to ``seq_len``."""
+        width = self.width_of(indices)
+        return {name: column.take(indices, width) for name, column in self.columns.items()}
+
+    def width_of(self, indices: Indices) -> int:
+        """Tokens of each row of a batch, padding included."""
+        longest = int(self.lengths[indices].max())
+        return min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.seq_len)
+
+    def num_batches(self, batch_size: int) -> int:
+        """Batches in an epoch, the last and short one included."""
+        if batch_size < 1:
+            raise ConfigError(f"batch size must be at least 1, got {batch_size}")
+        return -(-self.num_samples // batch_size)
+
+    def epoch_batches(self, seed: int, epoch: int, batch_size: int) -> list[Indices]:
+        """Each row once, like lengths together, batches in random order: a function of the arguments alone."""
+        self.num_batches(batch_size)
+        rng = np.random.default_rng([seed, epoch, _SHUFFLE])
+        order = rng.permutation(self.num_samples)
+        window = _WINDOW_BATCHES * batch_size
+        parts = [self._by_length(order[start : start + window]) for start in range(0, len(order), window)]
+        batches = [batch for part in parts for batch in _cut(part, batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def ordered_batches(self, batch_size: int) -> list[Indices]:
+        """Each row once, shortest first: for evaluation."""
+        self.num_batches(batch_size)
+        return _cut(self._by_length(np.arange(self.num_samples)), batch_size)
+
+    def subset(self, indices: Indices) -> "Dataset":
+        """The rows at ``indices``, in that order, as a data set of their own."""
+        columns = {name: _select(column, indices) for name, column in self.columns.items()}
+        lengths = self.lengths[indices]
+        return make_dataset(columns, lengths, seq_len=self.seq_len, num_classes=self.num_classes)
+
+    def _by_length(self, indices: Indices) -> Indices:
+        return indices[np.argsort(self.lengths[indices], kind="stable")]
+
+
+def make_dataset(
+    columns: Mapping[str, Column], lengths: Indices, *, seq_len: int, num_classes: int
+) -> Dataset:
+    """Put columns together and digest them."""
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        values = columns[name].values
+        digest.update(f"{name} {values.dtype} {values.shape} {seq_len}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    digest.update(np.ascontiguousarray(lengths).data)
+    return Dataset(columns, lengths, seq_len, num_classes, digest.hexdigest())
+
+
+def _cut(indices: Indices, batch_size: int) -> list[Indices]:
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def _select(column: Column, indices: Indices) -> Column:
+    if isinstance(column, Dense):
+        return Dense(column.values[indices])
+    ends = np.cumsum(column.lengths)
+    pieces = [column.values[ends[i] - column.lengths[i] : ends[i]] for i in indices]
+    values = np.concatenate(pieces) if pieces else column.values[:0]
+    return Ragged(values, column.lengths[indices], column.pad, column.dtype)

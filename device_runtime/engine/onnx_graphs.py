@@ -1,0 +1,159 @@
+"""The only file that knows onnxruntime: opens graphs, runs them, and keeps their values out of Python.
+
+A value is opaque (``Value``); :func:`value_of` wraps an array without copying it, so a slice of a memory-mapped file stays
+file-backed, clean, evictable memory, and :func:`array_of` gives it back.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from fleetune.device_runtime.arrays import Array
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, choices
+from fleetune.device_runtime.tables import Table
+
+Value = Any
+"""An onnxruntime OrtValue."""
+
+_QUIET = 3
+
+
+class Provider(NamedTuple):
+    """Who runs a graph's operators, first choice first, and in whose memory values lie."""
+
+    names: tuple[str, ...]
+    device: str = "cpu"
+
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = Table(
+    "provider",
+    {
+        "cpu": Provider((_CPU,)),
+        "cuda": Provider((_CUDA, _CPU), "cuda"),
+        "tensorrt": Provider(("TensorrtExecutionProvider", _CUDA, _CPU), "cuda"),
+        "xnnpack": Provider(("XnnpackExecutionProvider", _CPU)),
+    },
+)
+
+
+class OnnxGraph:
+    """One opened graph file."""
+
+    def __init__(
+        self, path: Path, *, threads: int = 0, provider: Provider = PROVIDERS["cpu"], alone: bool = False
+    ) -> None:
+        """Open ``path``.
+
+        Args:
+            path: the file.
+            threads: that share the work of each operator, 0 for one per core; the first graph that is not alone sizes the pool of
+                all such graphs of this process.
+            provider: who runs the operators.
+            alone: run on the thread that calls and on no other; several may call at once. Only while :func:`may_run_alone`.
+
+        Raises:
+            ArtifactError: onnxruntime refuses the file.
+        """
+        _share_memory()
+        self._device = provider.device
+        options = _options(1 if alone else threads, shares_pool=not alone)
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=list(provider.names))
+        except Exception as exc:
+            raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
+        _ways_opened.add(alone)
+
+    def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
+        """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory."""
+        if self._device == "cpu":
+            return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
+        return self.run_bound(feeds, wanted)
+
+    def run_bound(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
+        """The same by a binding, without which onnxruntime brings every output back to the CPU."""
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        return list(binding.get_outputs())
+
+
+def find_provider(name: str) -> Provider:
+    """A provider that this onnxruntime has.
+
+    Raises:
+        UnknownName: nobody knows it.
+        ConfigError: this build does not have it; names those it has.
+    """
+    found, have = PROVIDERS[name], ort.get_available_providers()
+    if found.names[0] not in have:
+        usable = [known for known, p in PROVIDERS.items() if p.names[0] in have]
+        raise ConfigError(
+            f"provider {name}: this build of onnxruntime {ort.__version__} has no {found.names[0]}; have: {choices(usable)}"
+        )
+    return found
+
+
+def value_of(array: Array, device: str = "cpu") -> Value:
+    """A value that shares the array's memory and keeps it alive; on another device than the CPU a copy."""
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def array_of(value: Value) -> Array:
+    """The value's content; shares its memory where onnxruntime allows."""
+    return np.asarray(value.numpy())
+
+
+def check_threads(threads: int) -> None:
+    """Raise ConfigError for a number below 0."""
+    if threads < 0:
+        raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
+
+
+def may_run_alone() -> bool:
+    """Whether graphs can be opened to run on the calling thread: until onnxruntime has a pool for all graphs of the process."""
+    return not _pool_started
+
+
+_pool_started: list[int] = []
+"""The size of the shared pool, once there is one."""
+_ways_opened: set[bool] = set()
+"""Whether alone or not, of the graphs opened so far."""
+
+
+def _has_pool(threads: int) -> bool:
+    """Start the shared pool, if it can still be."""
+    if not _pool_started and not _ways_opened and hasattr(ort, "set_global_thread_pool_sizes"):
+        _pool_started.append(threads)
+        ort.set_global_thread_pool_sizes(threads, 1)
+    return bool(_pool_started)
+
+
+@cache
+def _share_memory() -> None:
+    """One arena for every graph that grows by what is asked, not by doubling."""
+    cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def _options(threads: int, *, shares_pool: bool) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _QUIET
+    # Shapes vary by bucket: a pattern per shape would hold memory for each.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Every session's own pool would spin after its run: a chain of them lost 30 %.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if shares_pool and _has_pool(threads):
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options

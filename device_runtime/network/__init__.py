@@ -1,0 +1,1 @@
+"""Connections to an MQTT server, real or in memory."""

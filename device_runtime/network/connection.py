@@ -1,0 +1,48 @@
+"""What an agent and an aggregator need of a connection, be it a link to a real server or one in memory."""
+
+import logging
+from typing import Protocol
+
+from fleetune.device_runtime.errors import TransportError
+
+log = logging.getLogger(__name__)
+
+
+class Connection(Protocol):
+    """What an agent and an aggregator need of a link."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands now."""
+
+    @property
+    def connections(self) -> int:
+        """How often it (re)connected; after a change everything has to be announced again."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Largest chunk payload that fits a message here."""
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes published."""
+
+    @property
+    def bytes_received(self) -> int:
+        """Payload bytes received."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send at least once; TransportError if there is no room, or it is too large for the server."""
+
+    def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
+        """Next message as (topic, payload), or None if none comes in time."""
+
+
+def send(link: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
+    """Publish if the connection stands, else drop: whoever needs the message asks or announces again."""
+    if not link.connected:
+        return
+    try:
+        link.publish(topic, payload, retain=retain)
+    except TransportError as exc:
+        log.warning("a message on %s is lost: %s", topic, exc)

@@ -1,0 +1,1 @@
+"""When a device may work: rules, sensors, and the gate between steps."""

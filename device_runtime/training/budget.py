@@ -1,0 +1,152 @@
+"""Fits a run into a memory budget: of all memory plans whose expected peak is within it, the one that costs least time."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, lowest_trained
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.methods.policies import PolicyState, make_policy
+
+_DRAWS = 256
+"""Plans drawn to find a policy's deepest."""
+MARGIN = 1.125
+"""Measured peaks were at most 10 % above the estimates (`fleetune bench budget`: BERT, one row at a time)."""
+_SLOW_TOKENS = 40
+"""Measured: rows of so many tokens in all take twice the time per token; of 256, a sixth more."""
+_STREAMING_TOKENS = 20
+"""Measured: streaming costs as much time as so many tokens more in each micro-batch."""
+_SETTLED_MB = 8.0
+"""What the process holds is rounded up to this, so that a run started again fits the same way."""
+
+
+class Fit(NamedTuple):
+    """What was picked: how a step is held, and the share of layers that the policy drops (raised only if nothing else fits)."""
+
+    memory: MemoryPlan
+    drop: float
+    active_layers: int
+    """Of the deepest layer plan."""
+    expected_mb: float
+    """10^6 bytes, margin included."""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        rows = f"{self.memory.micro_batch} rows at a time"
+        kept = self.memory.saved_layers
+        saved = (
+            "all activations kept"
+            if kept is None
+            else f"activations of {kept} layers kept, the rest recomputed"
+        )
+        weights = "weights streamed" if self.memory.streamed else "weights resident"
+        depth = f"at most {self.active_layers} layers active"
+        return f"{rows}, {saved}, {weights}, {depth}: {self.expected_mb:.0f} MB expected"
+
+
+def fit(
+    artifact: Artifact,
+    work: LocalWork,
+    *,
+    num_tokens: int,
+    budget_mb: float,
+    resident_mb: float = 0.0,
+    count_lanes: Callable[[int], int] = lambda rows: 1,
+) -> Fit:
+    """The quickest way to do ``work`` within ``budget_mb`` (10^6 bytes).
+
+    Layers are dropped beyond what the policy asks for only if it is ``exact-k`` and nothing else fits.
+
+    Args:
+        artifact: what is trained.
+        work: policy, batch size and seed.
+        num_tokens: tokens of each row of the widest batch, padding included.
+        budget_mb: largest resident memory that the process may reach.
+        resident_mb: what the process holds before it opens a graph, if that is more than a bare one does.
+        count_lanes: on how many lanes so many rows run.
+
+    Raises:
+        ConfigError: nothing fits; says the least that would.
+    """
+    extra_mb = max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - BARE_BYTES / 1e6)
+    least_mb = float("inf")
+    for drop in _drops(work, artifact.manifest.num_layers):
+        plan = _deepest_plan(work, artifact.manifest.num_layers, drop)
+        for memory in sorted(
+            _choices(plan, work.batch_size), key=lambda m: _time(m, plan, work.batch_size, num_tokens)
+        ):
+            found = footprint(
+                artifact,
+                plan,
+                batch_size=work.batch_size,
+                seq_len=num_tokens,
+                memory=memory,
+                lanes=count_lanes(memory.micro_batch),
+            )
+            expected_mb = MARGIN * (found.peak / 1e6 + extra_mb)
+            least_mb = min(least_mb, expected_mb)
+            if expected_mb <= budget_mb:
+                return Fit(memory, drop, len(active_layers(plan)), expected_mb)
+    raise ConfigError(
+        f"memory budget of {budget_mb:g} MB: the least that would do is {least_mb:.0f} MB (one row of {num_tokens} tokens at a "
+        f"time, recomputed, weights streamed); shorten the text{_hint(work)}"
+    )
+
+
+def resident_mb() -> float:
+    """What this process holds in memory now, in 10^6 bytes; 0 where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _drops(work: LocalWork, num_layers: int) -> list[float]:
+    """The policy's own share of dropped layers, then higher ones if it is a hard budget of layers anyway."""
+    more = [i / num_layers for i in range(1, num_layers)] if work.policy.name == "exact-k" else []
+    return [work.policy.drop, *(drop for drop in more if drop > work.policy.drop)]
+
+
+def _choices(plan: LayerPlan, batch_size: int) -> Iterator[MemoryPlan]:
+    trained = _num_backward(plan)
+    rows = sorted({max(1, batch_size >> n) for n in range(batch_size.bit_length())}, reverse=True)
+    for micro_batch in rows:
+        for saved in (None, *range(trained - 1, -1, -1)):
+            for streamed in (False, True):
+                yield MemoryPlan(micro_batch, saved, streamed)
+
+
+def _time(memory: MemoryPlan, plan: LayerPlan, batch_size: int, num_tokens: int) -> float:
+    """Expected time of a step, in forwards through one layer at full speed; measured on BERT-base, good for an order."""
+    active = len(active_layers(plan))
+    trained = _num_backward(plan)
+    rerun = 0 if memory.saved_layers is None else max(0, trained - memory.saved_layers)
+    tokens = num_tokens * (memory.micro_batch or batch_size)
+    slowed = 1 + (_SLOW_TOKENS + _STREAMING_TOKENS * memory.streamed) / tokens
+    return (active + trained + rerun) * slowed
+
+
+def _hint(work: LocalWork) -> str:
+    return "" if work.policy.name == "exact-k" else ", or use policy exact-k, which may drop layers to fit"
+
+
+def _deepest_plan(work: LocalWork, num_layers: int, drop: float) -> LayerPlan:
+    """The plan with most active layers, and of these with most on the way back, among the first of a job."""
+    spec = msgspec.structs.replace(work.policy, drop=drop)
+    policy, state = make_policy(spec, num_layers), PolicyState()
+    plans = (policy(step, np.random.default_rng([work.seed, step]), state) for step in range(_DRAWS))
+    return max(plans, key=lambda plan: (len(active_layers(plan)), _num_backward(plan)))
+
+
+def _num_backward(plan: LayerPlan) -> int:
+    """Layers that the way back goes through, trained or not."""
+    return sum(i >= lowest_trained(plan) for i in active_layers(plan))

@@ -1,0 +1,114 @@
+"""A local run on disk: one safetensors file, written whole or not at all, that a trainer continues from bit for bit."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
+
+FORMAT = 1
+_HEADER = "fleetune.checkpoint"
+_PARTS = ("adapter", "optimizer", "history")
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """What a run is a function of: a checkpoint is good for no other."""
+
+    artifact: str
+    """SHA-256 of the artifact's manifest."""
+    data: str
+    """Digest of the data set."""
+    adapter: str
+    """SHA-256 of the adapter the run started from."""
+    work: LocalWork
+
+
+class Checkpoint(NamedTuple):
+    """A run after ``step`` steps; ``history`` holds one entry a step for each of its names."""
+
+    origin: Origin
+    step: int
+    policy_state: dict[str, Any]
+    adapter: Arrays
+    optimizer: Arrays
+    history: dict[str, NDArray[np.float64]]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    format: int
+    origin: Origin
+    step: int
+    policy_state: dict[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        StateError: the disk is full, say; what was there before stays whole.
+    """
+    header = _Header(FORMAT, checkpoint.origin, checkpoint.step, checkpoint.policy_state)
+    arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(checkpoint, part).items()}
+    try:
+        save_arrays(path, arrays, metadata={_HEADER: msgspec.json.encode(header).decode()})
+    except OSError as exc:
+        raise StateError(f"{path}: cannot be written: {exc.strerror or exc}; the one before stays") from exc
+
+
+def load_checkpoint(path: Path, origin: Origin) -> Checkpoint:
+    """Read the checkpoint of the run that ``origin`` describes.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is no checkpoint of this version.
+        ConfigError: the checkpoint is of another run (every difference listed).
+    """
+    header = _read_header(path)
+    if differences := _differences(header.origin, origin):
+        raise ConfigError(
+            f"{path}: a checkpoint of another run ({'; '.join(differences)}); "
+            "use another output folder, or delete this file to start anew"
+        )
+    arrays = load_arrays(path)
+    adapter, optimizer, history = (_part(arrays, part) for part in _PARTS)
+    floats = {name: array.astype(np.float64) for name, array in history.items()}
+    return Checkpoint(origin, header.step, header.policy_state, adapter, optimizer, floats)
+
+
+def _read_header(path: Path) -> _Header:
+    try:
+        with safe_open(path, framework="np") as file:
+            content = (file.metadata() or {}).get(_HEADER, "")
+        header = msgspec.json.decode(content, type=_Header)
+    except (OSError, SafetensorError, msgspec.MsgspecError) as exc:
+        raise ArtifactError(f"{path}: not a checkpoint: {exc}; delete it to start anew") from exc
+    if header.format != FORMAT:
+        raise ArtifactError(
+            f"{path}: checkpoint format {header.format}, this version reads {FORMAT}; delete it to start anew"
+        )
+    return header
+
+
+def _differences(found: Origin, wanted: Origin) -> list[str]:
+    named = [
+        (what, a, b)
+        for what, a, b in (
+            ("artifact", found.artifact[:12], wanted.artifact[:12]),
+            ("data", found.data[:12], wanted.data[:12]),
+            ("starting adapter", found.adapter[:12], wanted.adapter[:12]),
+        )
+    ]
+    theirs, ours = msgspec.to_builtins(found.work), msgspec.to_builtins(wanted.work)
+    named += [(name, theirs[name], ours[name]) for name in ours]
+    return [f"{what}: {a} there, {b} here" for what, a, b in named if a != b]
+
+
+def _part(arrays: Arrays, part: str) -> Arrays:
+    return {
+        name.removeprefix(f"{part}."): array for name, array in arrays.items() if name.startswith(f"{part}.")
+    }

@@ -1,0 +1,57 @@
+"""How good an adapter is on labelled samples, at full depth."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fleetune.device_runtime.arrays import Arrays, Indices
+from fleetune.device_runtime.data.samples import IGNORED, LABELS, Dataset
+
+if TYPE_CHECKING:
+    from fleetune.device_runtime.engine.stack import Stack
+
+
+class Evaluation(NamedTuple):
+    """Mean loss and share of right answers over the labels that count; ``num_samples`` rows."""
+
+    loss: float
+    accuracy: float
+    num_samples: int
+
+
+def evaluate(
+    stack: "Stack",
+    dataset: Dataset,
+    adapter: Arrays,
+    *,
+    batch_size: int = 32,
+    before_batch: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Measure an adapter.
+
+    Args:
+        stack: an opened artifact.
+        dataset: labelled samples; a causal language model is asked for each next token.
+        adapter: every trainable tensor by name, float32.
+        batch_size: samples at a time.
+        before_batch: called before each batch; may wait.
+    """
+    shifted = stack.artifact.manifest.task == "causal-lm"
+    loss, num_right, num_judged = 0.0, 0, 0
+    for indices in dataset.ordered_batches(batch_size):
+        before_batch()
+        batch = dataset.rows(indices)
+        batch_loss, answers = stack.evaluate(batch, adapter)
+        right, judged = _count(answers, batch[LABELS].astype(np.int64), shifted=shifted)
+        loss += batch_loss * judged
+        num_right, num_judged = num_right + right, num_judged + judged
+    return Evaluation(loss / max(1, num_judged), num_right / max(1, num_judged), dataset.num_samples)
+
+
+def _count(answers: Indices, labels: Indices, *, shifted: bool) -> tuple[int, int]:
+    """How many labels are answered right, and how many count; both (batch, …)."""
+    if shifted:
+        answers, labels = answers[:, :-1], labels[:, 1:]
+    judged = labels != IGNORED
+    return int((answers == labels)[judged].sum()), int(judged.sum())

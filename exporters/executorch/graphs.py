@@ -1,0 +1,196 @@
+"""A traced section as ``.pte`` graphs: decomposed for XNNPACK, tidied, then cut into what the device runs.
+
+ExecuTorch plans memory for the largest sizes, so batch and sequence have bounds; they stand in the manifest.
+"""
+
+from collections.abc import Sequence
+
+from torch import SymInt, Tensor, dtype
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Port, Role
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.executorch.cut import inputs_of, outputs_of, part, saved_values
+from fleetune.exporters.executorch.decompositions import DECOMPOSITIONS
+from fleetune.exporters.executorch.lowering import lower, require
+from fleetune.exporters.executorch.tidy import tidy
+from fleetune.exporters.model.graph_file import GraphFile
+from fleetune.exporters.model.sections import Section
+from fleetune.exporters.model.tracing import quiet, trace
+
+BOUNDS = (16, 128)
+"""Largest batch and sequence, unless the model itself takes less."""
+NOMINAL = {"batch": 16, "seq": 64}
+"""Sizes at which saved activations are weighed against each other."""
+_DTYPES = ("float32", "int64", "int32", "bool")
+
+Row = tuple[Node, Role, int]
+"""A node that may enter or leave a graph, with its role and index."""
+
+
+class Traced:
+    """A section's program with the role of every node that may enter or leave a graph."""
+
+    def __init__(self, section: Section, sizes: tuple[int, int]) -> None:
+        require()
+        self.section = section
+        _check_dtypes(section)
+        program = trace(
+            section.function,
+            [a.example for a in section.arguments],
+            what=section.what,
+            sizes=sizes,
+            data=[a.is_data for a in section.arguments],
+            decompositions=DECOMPOSITIONS,
+            bounds=_asked(section, sizes),
+        )
+        self.program = _functional(program)
+        tidy(self.program.graph)
+        self.inputs, self.outputs = inputs_of(self.program), outputs_of(self.program)
+        self.symbols = _symbols(section, self.inputs, sizes)
+        self.bounds = {} if section.targets else _bounds(self.program, self.symbols)
+
+    def entering(self) -> list[Row]:
+        """Every input."""
+        return [(n, a.role, a.index) for n, a in zip(self.inputs, self.section.arguments, strict=True)]
+
+    def leaving(self, *roles: Role) -> list[Row]:
+        """The outputs of ``roles``, or all."""
+        rows = zip(self.outputs, self.section.results, strict=True)
+        return [(n, role, index) for n, (role, index) in rows if not roles or role in roles]
+
+    def part(self, inputs: Sequence[Row], outputs: Sequence[Row]) -> ExportedProgram:
+        """The program from those of ``inputs`` that it needs to ``outputs``."""
+        return part(self.program, [n for n, _, _ in inputs], [n for n, _, _ in outputs])
+
+    def graph(
+        self,
+        purpose: str,
+        inputs: Sequence[Row],
+        outputs: Sequence[Row],
+    ) -> GraphFile:
+        """The graph from those of ``inputs`` that it needs to ``outputs``."""
+        program = self.part(inputs, outputs)
+        used = set(program.graph_signature.user_inputs)
+        return GraphFile(
+            lower(program, what=f"{self.section.what} ({purpose})").content,
+            tuple(
+                self._port(f"{role}_{i}", row)
+                for row in inputs
+                if row[0].name in used
+                for _, role, i in [row]
+            ),
+            tuple(self._port(f"{role}_{i}_out", row) for row in outputs for _, role, i in [row]),
+            self.bounds,
+        )
+
+    def _port(self, name: str, row: Row) -> Port:
+        node, role, index = row
+        value: Tensor = node.meta["val"]
+        shape = tuple(d if isinstance(d, int) else _named(d, self.symbols) for d in value.shape)
+        return Port(name=name, role=role, dtype=_name(value.dtype), shape=shape, index=index)
+
+
+def prelude_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+    """``forward``: batch -> hidden and sides."""
+    traced = Traced(section, sizes)
+    return {"forward": traced.graph("forward", traced.entering(), traced.leaving())}
+
+
+def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+    """``train``: everything; ``predict``: logits alone, without labels."""
+    traced = Traced(section, sizes)
+    inputs = traced.entering()
+    return {
+        "train": traced.graph("train", inputs, traced.leaving()),
+        "predict": traced.graph("predict", inputs, traced.leaving("logits")),
+    }
+
+
+def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+    """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's."""
+    traced = Traced(section, sizes)
+    inputs, y = traced.entering(), traced.leaving("hidden")
+    gradients = traced.leaving("d_hidden", "d_weight")
+    own = traced.leaving("d_weight") or gradients
+    extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
+    gradient = next(n for n, role, _ in inputs if role == "d_hidden")
+    kept = saved_values(traced.program.graph, gradient, extents=extents)
+    saved: list[Row] = [(n, "saved", i) for i, n in enumerate(kept)]
+    every = [*inputs, *saved]
+    return {
+        "forward": traced.graph("forward", inputs, y),
+        "forward_save": traced.graph("forward_save", inputs, [*y, *saved]),
+        "backward": traced.graph("backward", every, gradients),
+        "backward_recompute": traced.graph("backward_recompute", inputs, gradients),
+        "backward_lowest": traced.graph("backward_lowest", every, own),
+        "backward_lowest_recompute": traced.graph("backward_lowest_recompute", inputs, own),
+    }
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """Without operators that write into their inputs; few have any, and it means tracing again."""
+    schemas = [getattr(node.target, "_schema", None) for node in program.graph.nodes]
+    if not any(schema is not None and schema.is_mutable for schema in schemas):
+        return program
+    with quiet():
+        functional: ExportedProgram = program.run_decompositions({})
+    return functional
+
+
+def _asked(section: Section, sizes: tuple[int, int]) -> tuple[int, int]:
+    """A head that works token by token is given one row of as many tokens as fit into its chunk of logits."""
+    if section.targets is None:
+        return BOUNDS
+    place = section.results.index(("logits", 0))
+    width = section.function(*(a.example for a in section.arguments))[place].shape[-1]
+    return sizes[0], max(sizes[1], min(BOUNDS[0] * BOUNDS[1], LOGITS_BYTES // (4 * width)))
+
+
+def _check_dtypes(section: Section) -> None:
+    """XNNPACK's products are float32; refuse the rest here, not on the device."""
+    bad = [
+        f"{a.name or a.role} is {_name(a.example.dtype)}"
+        for a in section.arguments
+        if _name(a.example.dtype) not in _DTYPES
+    ]
+    if bad:
+        raise ExportError(
+            f"{section.what}: the executorch backend takes {', '.join(_DTYPES)}; {', '.join(bad[:5])}"
+        )
+
+
+def _symbols(section: Section, inputs: Sequence[Node], sizes: tuple[int, int]) -> dict[str, str]:
+    """Symbol -> ``batch`` or ``seq``; refuse a trace that fixed one of them."""
+    names = dict(zip(sizes, NOMINAL, strict=True))
+    symbols: dict[str, str] = {}
+    for node, argument in zip(inputs, section.arguments, strict=True):
+        for traced, extent in zip(node.meta["val"].shape, argument.example.shape, strict=True):
+            if argument.is_data and extent in names:
+                if not isinstance(traced, SymInt):
+                    raise ExportError(
+                        f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
+                    )
+                symbols[str(traced.node.expr)] = names[extent]
+    return symbols
+
+
+def _bounds(program: ExportedProgram, symbols: dict[str, str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for symbol, limits in program.range_constraints.items():
+        name = symbols.get(str(symbol))
+        if name is not None:
+            found[name] = min(int(limits.upper), found.get(name, int(limits.upper)))
+    return found
+
+
+def _named(extent: SymInt, symbols: dict[str, str]) -> str:
+    text = str(extent.node.expr)
+    for symbol, name in symbols.items():
+        text = text.replace(symbol, name)
+    return text
+
+
+def _name(kind: dtype) -> str:
+    return str(kind).removeprefix("torch.")

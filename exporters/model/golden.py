@@ -1,0 +1,98 @@
+"""Records what torch computes, so that any device can replay it: a step per layer plan, with what it learns."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fleetune.device_runtime.contracts.artifact import NOISE_STEP
+from fleetune.exporters.model.anatomy import Anatomy, Call, StandIn, replaced
+from fleetune.exporters.model.program import LABELS, Program, trainable_names
+
+NOISE = 71
+"""Largest noise, in units of NOISE_STEP, added to the adapter before recording: a fresh LoRA's zeros would make half of the
+gradients zero. Its spread is 0.02."""
+
+
+def chained_plans(num_layers: int) -> dict[str, list[int]]:
+    """The layers that each recorded plan drops: none, and every second one."""
+    return {"full": [], "dropped": list(range(1, num_layers, 2))}
+
+
+def single_plans(num_layers: int) -> dict[str, list[int]]:
+    """One plan for each layer, which runs it alone."""
+    return {f"layer{i}": [j for j in range(num_layers) if j != i] for i in range(num_layers)}
+
+
+def record_golden(
+    program: Program,
+    anatomy: Anatomy,
+    path: Path,
+    *,
+    plans_of: Callable[[int], dict[str, list[int]]] = chained_plans,
+    batch: int = 2,
+    seq: int = 24,
+) -> None:
+    """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans."""
+    torch.manual_seed(0)
+    arrays = program.make_batch(batch, seq)
+    plans = plans_of(len(anatomy.calls))
+    tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
+    with _perturbed(program) as noise:
+        tensors |= {f"noise.{name}": value for name, value in noise.items()}
+        for plan, dropped in plans.items():
+            tensors |= {
+                f"{plan}.{name}": value
+                for name, value in torch_step(program, anatomy, arrays, dropped=dropped).items()
+            }
+    metadata = {"plans": json.dumps(plans)}  # of two entries, safetensors would write either first
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+
+
+def torch_step(
+    program: Program, anatomy: Anatomy, batch: dict[str, Tensor], *, dropped: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """Loss, logits and gradients of one eager step with the layers in ``dropped`` replaced by the identity."""
+    parameters = {n: p for n, p in program.module.named_parameters() if p.requires_grad}
+    with torch.enable_grad(), without(anatomy, dropped):
+        logits = program.logits(batch)
+        loss = program.loss(logits, batch[LABELS])
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found = {
+        f"grad.{program.names.get(n, n)}": g for n, g in zip(parameters, grads, strict=True) if g is not None
+    }
+    return {"loss": loss.detach(), "logits": logits.detach(), **found}
+
+
+def without(anatomy: Anatomy, dropped: Sequence[int]) -> AbstractContextManager[None]:
+    """The layers in ``dropped`` as the identity."""
+    gone = set(dropped)
+    stand_ins: list[StandIn | None] = [
+        _identity(c) if i in gone else None for i, c in enumerate(anatomy.calls)
+    ]
+    return replaced(anatomy, stand_ins)
+
+
+def _identity(call: Call) -> StandIn:
+    return lambda leaves: leaves[call.hidden]
+
+
+@contextmanager
+def _perturbed(program: Program) -> Iterator[dict[str, Tensor]]:
+    parameters = dict(program.module.named_parameters())
+    trained = {n: parameters[n] for n in trainable_names(program.module)}
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    noise = {n: torch.randint(-NOISE, NOISE + 1, p.shape, dtype=torch.int8) for n, p in trained.items()}
+    with torch.no_grad():
+        for n, p in trained.items():
+            p.add_(noise[n] * NOISE_STEP)
+    try:
+        yield {program.names.get(n, n): units for n, units in noise.items()}
+    finally:
+        with torch.no_grad():
+            for n, p in trained.items():
+                p.copy_(before[n])

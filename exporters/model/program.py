@@ -1,0 +1,74 @@
+"""What an exporter is given: a plain module, how to read its output, and one example batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fleetune.device_runtime.contracts.manifest import Input, Targets
+
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """A loss that is a mean over tokens: ``sum`` takes (logits, targets) of any tokens to the sum of their losses."""
+
+    sum: Callable[[Tensor, Tensor], Tensor]
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model to be trained on devices.
+
+    Attributes:
+        module: called with the batch's arrays (labels left out) by keyword; in evaluation mode, no dropout.
+        read_logits: what the module returned -> logits, float32.
+        loss: (logits, labels) -> mean loss, a scalar.
+        make_batch: (batch, seq) -> example arrays by input name, ``labels`` included, with some padding if there is any.
+        inputs: one row per array of a batch, in manifest terms.
+        names: parameter or buffer name in ``module`` -> tensor name in the artifact.
+        shapes: dimensions that no traced size may equal, beside those of the parameters.
+        token_loss: the same loss token by token, if it is one; a head that works token by token is then run in chunks.
+    """
+
+    module: nn.Module
+    read_logits: Callable[[Any], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    make_batch: Callable[[int, int], dict[str, Tensor]]
+    inputs: tuple[Input, ...]
+    names: dict[str, str]
+    shapes: frozenset[int] = field(default_factory=frozenset)
+    token_loss: TokenLoss | None = None
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Logits of a batch; its labels, if any, are not looked at."""
+        return self.read_logits(self.module(**{k: v for k, v in batch.items() if k != LABELS}))
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tied tensor appears once, under its first name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def trainable_names(module: nn.Module) -> list[str]:
+    """Names of the parameters that learn, in registration order."""
+    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def traced_sizes(program: Program) -> tuple[int, int]:
+    """A batch and a sequence size that coincide with no dimension of the model, so that symbols stay apart."""
+    taken = set(program.shapes)
+    for tensor in tensors_of(program.module).values():
+        taken.update(tensor.shape)
+    batch = next(n for n in (3, 5, 7, 11, 13, 17, 19) if n not in taken)
+    seq = next(n for n in (37, 41, 43, 47, 53, 59, 29, 31, 23) if n not in taken and n != batch)
+    return batch, seq
+
+
+def detached(tensor: Tensor) -> Tensor:
+    """A tensor of the same content that no graph holds."""
+    return tensor.detach() if isinstance(tensor, torch.Tensor) else tensor

@@ -1,0 +1,116 @@
+"""From a Python function of tensors to an exported program with dynamic batch and sequence, backward included."""
+
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fleetune.device_runtime.errors import ExportError
+
+Traceable = Callable[..., Sequence[Tensor]]
+_LOUD = (
+    "torch.export",
+    "torch.fx",
+    "torch._dynamo",
+    "torch.onnx",
+    "torch.utils._pytree",
+    "torchao",
+    "executorch",
+)
+
+
+def trace(
+    function: Traceable,
+    arguments: Sequence[Tensor],
+    *,
+    what: str,
+    sizes: tuple[int, int],
+    data: Sequence[bool],
+    decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
+    bounds: tuple[int, int] | None = None,
+) -> ExportedProgram:
+    """Trace ``function(*arguments)``.
+
+    Args:
+        function: returns a sequence of tensors; may call ``torch.autograd.grad`` (not ``torch.func.vjp``, whose wrappers
+            make the tracer specialise the sizes).
+        arguments: example tensors.
+        what: named in errors.
+        sizes: the (batch, sequence) sizes of the examples.
+        data: for each argument, whether its dimensions of those sizes are dynamic (weights have none).
+        decompositions: operators to spell otherwise, beside the core ATen ones.
+        bounds: largest (batch, sequence) that the program must take, or None for any.
+
+    Raises:
+        ExportError: the tracer cannot follow; names the module's line and the operator.
+    """
+    shapes = tuple(
+        {i: _dim(sizes.index(extent), bounds) for i, extent in enumerate(a.shape) if extent in sizes}
+        if is_data
+        else {}
+        for a, is_data in zip(arguments, data, strict=True)
+    )
+    try:
+        with quiet():
+            graph = make_fx(
+                function,
+                tracing_mode="symbolic",
+                decomposition_table={**core_aten_decompositions(), **decompositions},
+                _allow_non_fake_inputs=True,
+            )(*arguments)
+            return torch.export.export(_Held(graph), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
+    except ExportError:
+        raise
+    except Exception as exc:
+        raise ExportError(f"{what}: tracing stopped at {_place(exc)}: {_first_line(exc)}") from exc
+
+
+def _dim(which: int, bounds: tuple[int, int] | None) -> Any:
+    return Dim.AUTO if bounds is None else Dim.AUTO(max=bounds[which])
+
+
+class _Held(nn.Module):
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__()
+        self.graph_module = graph
+
+    def forward(self, *arguments: Tensor) -> Sequence[Tensor]:
+        return self.graph_module(*arguments)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Tracers warn about things that are as they should be; the golden step is what decides."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(loggers, levels, strict=True):
+            log.setLevel(level)
+
+
+def _place(exc: BaseException) -> str:
+    """The innermost line outside torch: the module that broke tracing."""
+    frames = [f for f in traceback.extract_tb(exc.__traceback__) if "/torch/" not in f.filename]
+    if not frames:
+        return "an unknown place"
+    frame = frames[-1]
+    return f"{frame.filename.rsplit('site-packages/', 1)[-1]}:{frame.lineno} ({frame.line})"
+
+
+def _first_line(exc: BaseException) -> str:
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[0]

@@ -1,0 +1,236 @@
+"""A traced section as ONNX graphs: converted once, simplified by the passes, then cut into what the device runs."""
+
+import re
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from fleetune.device_runtime.contracts.manifest import Port, Role
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.graph_file import GraphFile
+from fleetune.exporters.model.quantize import FORMS
+from fleetune.exporters.model.sections import Section
+from fleetune.exporters.model.tracing import quiet, trace
+from fleetune.exporters.onnx.partition import split_joint
+from fleetune.exporters.onnx.passes import fuse, simplify, tidy
+from fleetune.exporters.onnx.passes.fp16_storage import fp16_storage
+from fleetune.exporters.onnx.passes.gelu_slope import gelu_from_slope
+from fleetune.exporters.onnx.passes.int8_products import int8_products
+
+OPSET = 20
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
+
+
+Named = dict[str, tuple[Role, int]]
+NOMINAL = {"batch": 16, "seq": 64}
+"""Sizes at which saved activations are weighed against each other."""
+
+
+def prelude_graphs(
+    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> dict[str, GraphFile]:
+    """``forward``: batch -> hidden and sides."""
+    model, roles = _stored(section, sizes=sizes, base_dtype="fp32" if base_dtype == "int8" else base_dtype)
+    return {"forward": _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)}
+
+
+def head_graphs(
+    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> dict[str, GraphFile]:
+    """``train``: everything; ``predict``: logits alone, without labels."""
+    model, roles = _stored(section, sizes=sizes, base_dtype="fp32" if base_dtype == "int8" else base_dtype)
+    inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
+    logits = [o for o in outputs if roles[_name(o)][0] == "logits"]
+    return {
+        "train": _extract(model.graph, inputs, outputs, roles),
+        "predict": _extract(model.graph, inputs, logits, roles),
+    }
+
+
+def block_graphs(
+    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> dict[str, GraphFile]:
+    """The joint graph cut into what a device runs.
+
+    ``forward``, ``forward_save``, ``backward`` (from what was saved) and ``backward_recompute`` (from the block's input); for
+    the lowest trained layer ``backward_lowest`` and ``backward_lowest_recompute``, which make no gradient of the input.
+    """
+    model, roles = _stored(section, sizes=sizes, base_dtype=base_dtype)
+    graph, inputs, outputs = model.graph, list(model.graph.inputs), list(model.graph.outputs)
+    y = [o for o in outputs if roles[_name(o)][0] == "hidden"]
+    gradients = [o for o in outputs if roles[_name(o)][0] != "hidden"]
+    own = [o for o in gradients if roles[_name(o)][0] == "d_weight"]
+    saved = split_joint(graph, roles, sizes=NOMINAL).saved
+    every = {**roles, **{_name(v): ("saved", i) for i, v in enumerate(saved)}}
+    return {
+        "forward": _extract(graph, inputs, y, roles),
+        "forward_save": _extract(graph, inputs, [*y, *saved], every),
+        "backward": _extract(graph, [*inputs, *saved], gradients, every),
+        "backward_recompute": _extract(graph, inputs, gradients, roles),
+        "backward_lowest": _extract(graph, [*inputs, *saved], own, every),
+        "backward_lowest_recompute": _extract(graph, inputs, own, roles),
+    }
+
+
+def convert(section: Section, *, sizes: tuple[int, int]) -> tuple[ir.Model, Named]:
+    """Trace, translate to ONNX and simplify; every input and output gets the name and role of the section's.
+
+    Raises:
+        ExportError: the operator that has no translation, by name.
+    """
+    examples = [a.example for a in section.arguments]
+    data = [a.is_data for a in section.arguments]
+    exported = trace(section.function, examples, what=section.what, sizes=sizes, data=data)
+    try:
+        with quiet():
+            program = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=OPSET)
+    except torch.onnx.errors.OnnxExporterError as exc:
+        raise ExportError(f"{section.what}: no ONNX translation: {_reason(exc)}") from exc
+    if program is None or len(program.model.graph.outputs) != len(section.results):
+        raise ExportError(
+            f"{section.what}: the ONNX exporter dropped outputs (expected {len(section.results)})"
+        )
+    model = program.model
+    _name_dimensions(model, section, sizes)
+    roles = _rename(model, section)
+    simplify(model)
+    return model, roles
+
+
+def _stored(section: Section, *, sizes: tuple[int, int], base_dtype: str) -> tuple[ir.Model, Named]:
+    """The section with its frozen weights in their storage, then with operators of onnxruntime's own."""
+    model, roles = convert(section, sizes=sizes)
+    if base_dtype != "fp32":
+        roles = (_store_half if base_dtype == "fp16" else _store_int8)(model, roles, section)
+    fuse(model)
+    return model, roles
+
+
+def _store_half(model: ir.Model, roles: Named, section: Section) -> Named:
+    """Frozen float tensors come in as fp16, each in the slot of that form."""
+    chosen = _frozen(model, roles, section)
+    fp16_storage(model.graph, chosen)
+    tidy(model)
+    return roles | {_name(v): _form_slot("fp16", roles[_name(v)][1], section) for v in chosen}
+
+
+def _store_int8(model: ir.Model, roles: Named, section: Section) -> Named:
+    """Frozen matrices come in as int8 and scales; norms, biases and whatever is no plain product stay as they are."""
+    found = int8_products(model.graph, _frozen(model, roles, section))
+    tidy(model)
+    changed = dict(roles)
+    for stored in found:
+        turned, index = "t" * stored.transposed, roles[_name(stored.weight)][1]
+        changed[_name(stored.matrix)] = _form_slot(f"int8{turned}", index, section)
+        changed[_name(stored.scale)] = _form_slot(f"scale{turned}", index, section)
+    return changed
+
+
+def _frozen(model: ir.Model, roles: Named, section: Section) -> list[ir.Value]:
+    learning = {result for result in section.results if result[0] == "d_weight"}
+    inputs = [v for v in model.graph.inputs if roles[_name(v)][0] == "weight" and v.uses()]
+    return [
+        v for v in inputs if v.dtype == ir.DataType.FLOAT and ("d_weight", roles[_name(v)][1]) not in learning
+    ]
+
+
+def _form_slot(form: str, index: int, section: Section) -> tuple[Role, int]:
+    return "weight", FORMS.index(form) * len(section.slots) + index
+
+
+def _rename(model: ir.Model, section: Section) -> Named:
+    roles: Named = {}
+    for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
+        value.name = f"{argument.role}_{argument.index}"
+        roles[value.name] = (argument.role, argument.index)
+    for i, (role, index) in enumerate(section.results):
+        roles[_own_output(model.graph, i, f"{role}_{index}_out")] = (role, index)
+    return roles
+
+
+def _name_dimensions(model: ir.Model, section: Section, sizes: tuple[int, int]) -> None:
+    """Call the dynamic dimensions batch and seq; refuse a trace that fixed one of them."""
+    names = dict(zip(sizes, ("batch", "seq"), strict=True))
+    symbols: dict[str, str] = {}
+    for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
+        for traced, extent in zip(value.shape or (), argument.example.shape, strict=True):
+            if argument.is_data and extent in names:
+                if isinstance(traced, int):
+                    raise ExportError(
+                        f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
+                    )
+                symbols[str(traced)] = names[extent]
+
+    def rename(match: re.Match[str]) -> str:
+        return symbols.get(match[0], match[0])
+
+    values = {v for node in model.graph for v in node.outputs} | set(model.graph.inputs)
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [d if isinstance(d, int) else _SYMBOL.sub(rename, str(d)) for d in value.shape]
+            )
+
+
+def _own_output(graph: ir.Graph, i: int, name: str) -> str:
+    """Give output ``i`` a value of its own, so that no two outputs (or an input and an output) are one value."""
+    value = graph.outputs[i]
+    if value.producer() is None or list(graph.outputs).count(value) > 1:
+        node = ir.node("Identity", [value])
+        node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+        graph.append(node)
+        graph.outputs[i] = node.outputs[0]
+    graph.outputs[i].name = name
+    return name
+
+
+def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], roles: Named) -> GraphFile:
+    graph = ir.convenience.extract(whole, inputs, outputs)
+    used = [v for v in graph.inputs if v.uses() or v in graph.outputs]
+    graph.inputs[:] = used
+    gelu_from_slope(graph)
+    _forget_inner_shapes(graph)
+    _sort_initializers(graph)
+    model = ir.Model(graph, ir_version=10, producer_name="fleetune")
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto)
+    return GraphFile(
+        proto.SerializeToString(deterministic=True),
+        tuple(_port(v, roles) for v in graph.inputs),
+        tuple(_port(v, roles) for v in graph.outputs),
+    )
+
+
+def _forget_inner_shapes(graph: ir.Graph) -> None:
+    """Leave inner shapes to onnxruntime: it reuses buffers by annotated symbols, and traced ones are not always right."""
+    declared = {*graph.inputs, *graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if value not in declared:
+                value.shape = value.type = None
+
+
+def _sort_initializers(graph: ir.Graph) -> None:
+    """The extraction leaves them in an order that changes from process to process, and with it the artifact's digest."""
+    ordered = sorted(graph.initializers.items())
+    graph.initializers.clear()
+    graph.initializers.update(ordered)
+
+
+def _port(value: ir.Value, roles: Named) -> Port:
+    role, index = roles[_name(value)]
+    dtype = value.dtype.numpy().name if value.dtype is not None else "float32"
+    shape = tuple(d if isinstance(d, int) else str(d) for d in (value.shape or ()))
+    return Port(name=_name(value), role=role, dtype=dtype, shape=shape, index=index)
+
+
+def _name(value: ir.Value) -> str:
+    return str(value.name)
+
+
+def _reason(exc: BaseException) -> str:
+    root = exc
+    while root.__cause__ is not None:
+        root = root.__cause__
+    return (str(root).strip().splitlines() or [type(root).__name__])[0]

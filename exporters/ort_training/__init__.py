@@ -1,0 +1,1 @@
+"""Whole models for ONNX Runtime Training, one per depth."""

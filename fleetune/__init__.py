@@ -1,0 +1,44 @@
+"""Layer-droppable LoRA training on edge devices, federated over MQTT.
+
+The public door: what each command of the command line does is a function here, imported when first used.
+
+    from fleetune import export, train, predict
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fleetune.broker.aggregation import aggregate
+    from fleetune.device_runtime.commands.device import device
+    from fleetune.device_runtime.commands.inspect import inspect
+    from fleetune.device_runtime.commands.predict import predict
+    from fleetune.device_runtime.commands.selfcheck import selfcheck
+    from fleetune.device_runtime.commands.train import train
+    from fleetune.toolkit.demo import demo
+    from fleetune.toolkit.export import export
+    from fleetune.toolkit.merge import merge
+
+__all__ = ["aggregate", "demo", "device", "export", "inspect", "merge", "predict", "selfcheck", "train"]
+
+_HOMES = {
+    "aggregate": "fleetune.broker.aggregation",
+    "demo": "fleetune.toolkit.demo",
+    "device": "fleetune.device_runtime.commands.device",
+    "export": "fleetune.toolkit.export",
+    "inspect": "fleetune.device_runtime.commands.inspect",
+    "merge": "fleetune.toolkit.merge",
+    "predict": "fleetune.device_runtime.commands.predict",
+    "selfcheck": "fleetune.device_runtime.commands.selfcheck",
+    "train": "fleetune.device_runtime.commands.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

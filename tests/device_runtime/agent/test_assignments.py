@@ -1,0 +1,147 @@
+import logging
+
+import msgspec
+import numpy as np
+import pytest
+from fleet import STEPS, first_adapter, workbench_of
+from stage import Stage, locally, shifted
+
+from fleetune.device_runtime.contracts.codecs import decode_update
+from fleetune.device_runtime.contracts.wire import Decline, LocalWork, Request, UpdateReady
+from fleetune.device_runtime.errors import ConfigError
+
+
+def test_it_trains_what_is_offered_and_delivers_it(stage):
+    update = stage.trained()
+    assert (update.round, update.version, update.codec, update.num_samples) == (1, 0, "fp32", 8)
+    assert update.stats["loss"] > 0
+    values = decode_update(stage.pull(update), first_adapter())
+    expected = locally(1)
+    assert values.keys() == {"w", "b"}, "a tensor that training did not touch does not travel"
+    assert all(np.array_equal(values[n], expected[n]) for n in values)
+
+
+def test_version_zero_is_not_fetched_and_another_is_fetched_once(stage):
+    stage.trained(1)
+    assert stage.aggregator.heard(Request) == []
+    stage.aggregator.offer(2, adapter=shifted())
+    stage.poll(2)
+    (request,) = stage.aggregator.heard(Request)
+    for chunk in stage.aggregator.outgoing.chunks(request):
+        stage.aggregator.say(chunk)
+    stage.until("trained")
+    stage.aggregator.heard()
+    stage.trained(3, adapter=shifted())
+    assert stage.aggregator.heard(Request) == [], "it is kept by its digest"
+    update = stage.trained(4, adapter=shifted())
+    values = decode_update(stage.pull(update), shifted())
+    assert np.array_equal(values["w"], locally(4, shifted())["w"])
+
+
+def test_damaged_chunks_are_asked_for_again(stage):
+    stage.aggregator.offer(2, adapter=shifted())
+    stage.poll(2)
+    (request,) = stage.aggregator.heard(Request)
+    (chunk,) = stage.aggregator.outgoing.chunks(request)
+    stage.aggregator.say(msgspec.structs.replace(chunk, data=chunk.data[:-1] + b"\0"))
+    stage.poll()
+    stage.now += 30
+    stage.poll(2)
+    assert stage.aggregator.heard(Request)
+    stage.aggregator.say(chunk)
+    stage.until("trained")
+
+
+def test_a_new_aggregator_may_ask_for_the_same_again(stage):
+    stage.aggregator.status("one")
+    update = stage.trained()
+    stage.aggregator.verdict(update)
+    stage.poll()
+    stage.aggregator.status("two")
+    stage.poll()
+    assert stage.trained().payload.sha256 == update.payload.sha256
+
+
+def test_a_refused_update_is_let_go_of(stage, caplog):
+    update = stage.trained()
+    with caplog.at_level(logging.WARNING):
+        stage.aggregator.verdict(update, accepted=False, reason="round 1 is closed")
+        stage.poll()
+    assert "round 1: refused: round 1 is closed" in caplog.text
+    assert stage.device.outbox.pending() == []
+
+
+def test_the_same_offer_again_is_not_trained_again(stage):
+    stage.aggregator.offer()
+    stage.poll(2)
+    stage.aggregator.offer()
+    stage.until("trained")
+    assert stage.device.kinds() == ["offer", "trained"]
+    stage.poll()
+    stage.aggregator.heard()
+    stage.aggregator.offer()
+    stage.poll(2)
+    (update,) = stage.aggregator.heard(UpdateReady)
+    stage.aggregator.verdict(update)
+    stage.poll()
+    stage.aggregator.offer()
+    stage.poll(2)
+    assert stage.device.kinds() == ["offer", "trained", "accepted"]
+
+
+def test_a_newer_offer_replaces_the_work_and_an_older_one_does_not(stage):
+    stage.aggregator.offer(1)
+    stage.poll(2)
+    stage.aggregator.offer(2)
+    stage.poll()
+    stage.aggregator.offer(1)
+    stage.until("trained")
+    stage.poll()
+    assert [u.round for u in stage.aggregator.heard(UpdateReady)] == [2]
+
+
+def test_other_work_in_the_same_round_replaces_what_was_made(stage):
+    stage.trained(1)
+    update = stage.trained(1, work=LocalWork(steps=STEPS, seed=99))
+    values = decode_update(stage.pull(update), first_adapter())
+    assert np.array_equal(values["w"], locally(99)["w"])
+    assert len(stage.device.outbox.pending()) == 1
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"w": np.zeros(3000, np.float32)}, "missing"),
+        ({**first_adapter(), "w": np.zeros(3, np.float32)}, "w: float32[3], expected float32[3000]"),
+        ({**first_adapter(), "x": np.zeros(3, np.float32)}, "x: unexpected"),
+        ({**first_adapter(), "w": np.zeros(100_000, np.float32)}, "transfer refused: 4"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_declined(stage, adapter, said):
+    stage.aggregator.offer(2, adapter=adapter)
+    stage.poll(2)
+    declined = stage.aggregator.heard(Request, Decline)
+    if isinstance(declined[0], Request):
+        for chunk in stage.aggregator.outgoing.chunks(declined[0]):
+            stage.aggregator.say(chunk)
+        stage.poll(2)
+        declined = stage.aggregator.heard(Decline)
+    assert said in declined[0].reason
+    assert not list(stage.device.folder.glob("adapter*"))
+
+
+def test_work_that_cannot_be_done_is_declined_once(tmp_path):
+    def diverging(training):
+        def step():
+            raise ConfigError("step 0: the loss is nan; try a lower learning rate")
+
+        training.step = step
+        return training
+
+    stage = Stage(tmp_path, workbench=workbench_of(3, wrap=diverging))
+    stage.aggregator.offer()
+    stage.poll(3)
+    stage.aggregator.offer()
+    stage.poll(3)
+    (declined,) = stage.aggregator.heard(Decline)
+    assert (declined.round, declined.reason) == (1, "step 0: the loss is nan; try a lower learning rate")

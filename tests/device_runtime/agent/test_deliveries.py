@@ -1,0 +1,68 @@
+from fleetune.device_runtime.contracts.wire import UpdateReady
+
+
+def test_an_update_is_announced_until_there_is_a_verdict(stage):
+    update = stage.trained()
+    stage.now += 6
+    stage.poll()
+    assert stage.aggregator.heard(UpdateReady) == [update]
+    stage.aggregator.verdict(update)
+    stage.poll()
+    assert stage.device.kinds()[-1] == "accepted"
+    stage.now += 1000
+    stage.poll(2)
+    assert stage.aggregator.heard(UpdateReady) == []
+    assert stage.device.outbox.pending() == []
+
+
+def test_announcements_become_rarer(stage):
+    stage.trained()
+    stage.aggregator.heard()
+    for _ in range(300):
+        stage.now += 1
+        stage.aggregator.status("one")
+        stage.poll()
+    assert 5 < len(stage.aggregator.heard(UpdateReady)) < 20
+
+
+def test_who_pulls_needs_no_announcement(stage):
+    update = stage.trained()
+    stage.pull(update)
+    stage.now += 14
+    stage.poll(2)
+    assert stage.aggregator.heard(UpdateReady) == []
+    stage.now += 2
+    stage.poll(2)
+    assert len(stage.aggregator.heard(UpdateReady)) == 1, "the verdict may have got lost"
+
+
+def test_an_update_survives_the_device(stage):
+    update = stage.trained()
+    stage.device.kill()
+    stage.device.start()
+    stage.poll()
+    assert stage.aggregator.heard(UpdateReady) == [update]
+
+
+def test_chunks_become_smaller_when_the_server_takes_less(stage):
+    update = stage.trained()
+    stage.device.link.chunk_bytes = 1000
+    stage.now += 10
+    stage.poll()
+    (smaller,) = stage.aggregator.heard(UpdateReady)
+    assert smaller.payload.sha256 == update.payload.sha256
+    assert smaller.payload.chunk_bytes == 1000
+    assert stage.pull(smaller)
+
+
+def test_while_disconnected_it_trains_on_and_announces_later(stage):
+    stage.aggregator.offer()
+    stage.poll(2)
+    stage.device.link.connected = False
+    stage.until("trained")
+    stage.poll(2)
+    assert stage.aggregator.heard(UpdateReady) == []
+    stage.device.link.connected = True
+    stage.server.restart()
+    stage.poll(2)
+    assert len(stage.aggregator.heard(UpdateReady)) == 1

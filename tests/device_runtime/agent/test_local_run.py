@@ -1,0 +1,88 @@
+import msgspec
+import numpy as np
+import pytest
+from fleet import STEPS, first_adapter, workbench_of
+from stage import Stage, locally
+
+from fleetune.device_runtime.contracts.codecs import decode_update
+from fleetune.device_runtime.contracts.wire import LocalWork, Report, UpdateReady
+
+
+@pytest.mark.parametrize("polls", [1, 2, 3, 4, 5, 6])
+def test_a_killed_device_resumes_and_delivers_the_same(tmp_path, polls):
+    stage = Stage(tmp_path)
+    stage.aggregator.offer()
+    stage.poll(polls)
+    stage.device.kill()
+    stage.device.start()
+    if "trained" not in stage.device.kinds():
+        stage.aggregator.offer()
+        stage.until("trained")
+    stage.poll()
+    update = stage.aggregator.heard(UpdateReady)[-1]
+    values = decode_update(stage.pull(update), first_adapter())
+    assert np.array_equal(values["w"], locally(1)["w"])
+
+
+def test_a_resumed_device_does_not_repeat_the_steps_of_its_checkpoint(tmp_path):
+    stage = Stage(tmp_path)
+    stage.aggregator.offer()
+    while sum(e.kind == "step" for e in stage.device.events) < 3:
+        stage.poll()
+    stage.device.kill()
+    stage.device.events.clear()
+    stage.device.start()
+    stage.trained()
+    assert [e.values["step"] for e in stage.device.events if e.kind == "step"] == [3, 4]
+    assert list(stage.device.folder.glob("work-*")) == []
+
+
+def test_a_damaged_checkpoint_is_started_over(tmp_path, caplog):
+    stage = Stage(tmp_path)
+    stage.aggregator.offer()
+    while not list(stage.device.folder.glob("work-*")):
+        stage.poll()
+    stage.device.kill()
+    next(stage.device.folder.glob("work-*")).write_bytes(b"torn")
+    stage.device.start()
+    update = stage.trained()
+    assert "round 1: starting afresh" in caplog.text
+    assert np.array_equal(decode_update(stage.pull(update), first_adapter())["w"], locally(1)["w"])
+
+
+def test_what_a_lossy_codec_owes_is_added_next_time(stage):
+    work = LocalWork(steps=STEPS, seed=1, codec="int8")
+    first = stage.trained(1, work=work)
+    sent = decode_update(stage.pull(first), first_adapter())["w"]
+    owed = locally(1)["w"].astype(np.float64) - sent
+    stage.aggregator.verdict(first)
+    stage.poll()
+    second = stage.trained(2, work=msgspec.structs.replace(work, codec="fp32"))
+    conveyed = decode_update(stage.pull(second), first_adapter())["w"]
+    np.testing.assert_array_equal(conveyed, (locally(1)["w"] + owed).astype(np.float32))
+
+
+def test_what_a_refused_update_owed_is_forgotten(stage):
+    work = LocalWork(steps=STEPS, seed=1, codec="int8")
+    first = stage.trained(1, work=work)
+    stage.aggregator.verdict(first, accepted=False, reason="late")
+    stage.poll()
+    second = stage.trained(2, work=msgspec.structs.replace(work, codec="fp32"))
+    np.testing.assert_array_equal(decode_update(stage.pull(second), first_adapter())["w"], locally(1)["w"])
+
+
+def test_an_evaluating_device_reports_until_there_is_a_verdict(tmp_path):
+    stage = Stage(tmp_path, role="evaluate")
+    stage.aggregator.offer(1, role="evaluate")
+    stage.until("evaluated")
+    stage.poll()
+    (report,) = stage.aggregator.heard(Report)
+    expected = workbench_of(3).evaluate(None, first_adapter())
+    assert (report.loss, report.accuracy, report.num_samples) == tuple(expected)
+    stage.now += 10
+    stage.poll()
+    assert stage.aggregator.heard(Report) == [report]
+    stage.aggregator.verdict(report)
+    stage.now += 100
+    stage.poll(2)
+    assert stage.aggregator.heard(Report) == []

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from fleetune.device_runtime.commands.predict import predict
+from fleetune.device_runtime.commands.train import train
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
+
+TEXTS = ["red blue", "dog cow hen cat dog", "drill"]
+
+
+@pytest.fixture(scope="module")
+def run(word_artifact, word_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    train(word_artifact, data=word_file, out=out, epochs=6, batch_size=8, seq_len=16, lr=0.02, threads=1)
+    return out
+
+
+def test_a_trained_run_names_what_it_learned_in_the_order_asked(word_artifact, run):
+    found = predict(word_artifact, text=TEXTS, run=run, threads=1)
+    assert [p.label for p in found] == ["a", "b", "c"]
+    assert [p.text for p in found] == TEXTS
+    assert all(0.5 < p.score <= 1 for p in found)
+    assert predict(word_artifact, text=TEXTS[1], run=run)[0].label == "b"
+
+
+def test_run_and_adapter_folder_and_batch_size_make_no_difference(word_artifact, run):
+    one = predict(word_artifact, text=TEXTS, run=run)
+    other = predict(word_artifact, text=TEXTS, adapter=run / "adapter", batch_size=1)
+    assert [p.label for p in one] == [p.label for p in other]
+    assert [p.score for p in one] == pytest.approx([p.score for p in other], abs=1e-5)
+
+
+def test_a_file_is_read_with_or_without_labels(word_artifact, run, word_file, tmp_path):
+    (tmp_path / "plain.csv").write_text("text\n" + "\n".join(TEXTS) + "\n")
+    assert predict(word_artifact, data=tmp_path / "plain.csv", run=run) == predict(
+        word_artifact, text=TEXTS, run=run
+    )
+    found = predict(word_artifact, data=word_file, run=run)
+    wanted = [line.partition(",")[::2] for line in word_file.read_text().splitlines()[1:]]
+    assert [p.text for p in found] == [text for text, _ in wanted]
+    assert np.mean([p.label == label for p, (_, label) in zip(found, wanted, strict=True)]) > 0.9
+
+
+def test_arrays_have_no_text(word_artifact, tmp_path):
+    ids = np.array([[1, 2, 3], [5, 5, 0]])
+    np.savez(tmp_path / "a.npz", input_ids=ids, attention_mask=(ids > 0).astype(np.int64))
+    found = predict(word_artifact, data=tmp_path / "a.npz")
+    assert [p.text for p in found] == [None, None]
+    assert found[0].score == pytest.approx(predict(word_artifact, text="red green blue")[0].score, abs=1e-6)
+
+
+def test_wrong_requests_are_refused(word_artifact, run, tmp_path):
+    with pytest.raises(ConfigError, match="either a text or a data file"):
+        predict(word_artifact)
+    with pytest.raises(ConfigError, match="either a text or a data file"):
+        predict(word_artifact, text="red", data=tmp_path / "a.csv")
+    with pytest.raises(ConfigError, match="either a run or an adapter folder, got both"):
+        predict(word_artifact, text="red", run=run, adapter=run)
+    with pytest.raises(ArtifactError, match="no PEFT adapter here"):
+        predict(word_artifact, text="red", run=tmp_path)
+    with pytest.raises(DataError, match="text 2: the text is empty"):
+        predict(word_artifact, text=["red", " "])
+    with pytest.raises(DataError, match="no text given"):
+        predict(word_artifact, text=[])

@@ -1,0 +1,211 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pretended import PretendedSystem
+
+from fleetune.device_runtime.commands.train import peak_rss_mb, train
+from fleetune.device_runtime.contracts.adapters import load_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
+from fleetune.device_runtime.methods.policies import MOVING, POLICIES
+
+OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
+
+
+class Killed(BaseException):
+    """No handler of errors may catch it."""
+
+
+def killer(step):
+    def on_step(report):
+        if report.step == step:
+            raise Killed
+
+    return on_step
+
+
+def adapter_of(run, artifact):
+    return load_peft(run / "adapter", open_artifact(artifact).manifest)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_file, tmp_path):
+    seen = []
+    report = train(
+        word_artifact,
+        data=word_file,
+        eval=word_file,
+        out=tmp_path / "run",
+        epochs=6,
+        on_step=seen.append,
+        **OPTIONS,
+    )
+    assert report.steps == len(seen) == len(report.losses) == 6 * 15
+    assert (report.loss_first, report.loss_last) == (report.losses[0], report.losses[-1])
+    assert report.loss_last < report.loss_first / 2
+    assert report.accuracy > 0.9
+    assert report.eval_loss < report.loss_first
+    assert report.mean_active_layers == 4
+    assert report.num_samples == 120
+    assert report.peak_rss_mb == pytest.approx(peak_rss_mb(), rel=0.1)
+    assert report.step_ms_median > 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["adapter", "run.json"]
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["artifact_digest"] == open_artifact(word_artifact).digest
+    assert run["arguments"]["lr"] == 0.02
+    assert run["arguments"]["data"] == str(word_file)
+    assert run["report"]["accuracy"] == report.accuracy
+    assert not same(adapter_of(tmp_path / "run", word_artifact), open_artifact(word_artifact).adapter())
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, word_file, tmp_path, policy):
+    drop, period = 0.0 if policy == "full" else 0.5, 3 if policy in MOVING else 0
+    options = {
+        **OPTIONS,
+        "data": word_file,
+        "policy": policy,
+        "drop": drop,
+        "period": period,
+        "steps": 20,
+        "checkpoint_every": 4,
+    }
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "cut", on_step=killer(10), **options)
+    assert (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    seen = []
+    resumed = train(word_artifact, out=tmp_path / "cut", on_step=seen.append, **options)
+    assert [r.step for r in seen] == list(range(8, 20))
+    assert resumed.losses == straight.losses
+    assert resumed.mean_active_layers == straight.mean_active_layers
+    assert same(adapter_of(tmp_path / "cut", word_artifact), adapter_of(tmp_path / "straight", word_artifact))
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+
+
+def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "eval": word_file, "steps": 12, "policy": "exact-k", "drop": 0.5}
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+    system, told, taken = PretendedSystem(tmp_path / "host"), [], []
+    system.zone(50)
+
+    def on_step(report):
+        taken.append(report.step)
+        if report.step in (3, 7, 11):
+            system.zone(90)
+
+    def on_note(pause):
+        told.append((str(pause).split(" after")[0], list(taken)))
+        if pause.reasons:
+            system.zone(50)
+
+    rules = {
+        "root": str(system.root),
+        "temperature": {"max_c": 70},
+        "period_s": 0,
+        "resume_after_s": 0,
+    }
+    paused = train(
+        word_artifact, out=tmp_path / "paused", rules=rules, on_step=on_step, on_note=on_note, **options
+    )
+    shut = "paused: temperature 90.0 C is above 70 C"
+    assert told == [(text, list(range(last + 1))) for last in (3, 7, 11) for text in (shut, "resumed")], (
+        "it pauses before the next step, and before the evaluation"
+    )
+    assert paused.losses == straight.losses
+    assert (paused.accuracy, paused.eval_loss) == (straight.accuracy, straight.eval_loss)
+    assert same(
+        adapter_of(tmp_path / "paused", word_artifact), adapter_of(tmp_path / "straight", word_artifact)
+    )
+    assert (paused.pauses, straight.pauses, straight.paused_s) == (3, 0, 0.0)
+    assert json.loads((tmp_path / "paused" / "run.json").read_text())["arguments"]["rules"] == rules
+
+
+def test_a_run_killed_in_a_pause_goes_on_from_the_step_it_paused_at(word_artifact, word_file, tmp_path):
+    system = PretendedSystem(tmp_path / "host")
+    options = {**OPTIONS, "data": word_file, "steps": 8, "checkpoint_every": 50}
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+
+    def on_step(report):
+        system.zone(90 if report.step == 4 else 50)
+
+    def on_note(pause):
+        if "battery" in pause.reasons:
+            raise Killed
+        system.supply("BAT0", type="Battery", capacity=3)
+
+    rules = {
+        "root": str(system.root),
+        "temperature": {"max_c": 70},
+        "battery": {"min_percent": 40},
+        "period_s": 0,
+    }
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "run", rules=rules, on_step=on_step, on_note=on_note, **options)
+    seen = []
+    resumed = train(word_artifact, out=tmp_path / "run", on_step=seen.append, **options)
+    assert [r.step for r in seen] == list(range(5, 8))
+    assert resumed.losses == straight.losses
+
+
+def test_other_arguments_do_not_take_over_a_killed_run(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "out": tmp_path, "steps": 6, "checkpoint_every": 2}
+    with pytest.raises(Killed):
+        train(word_artifact, on_step=killer(3), **options)
+    with pytest.raises(ConfigError, match=r"a checkpoint of another run \(steps: 6 there, 7 here"):
+        train(word_artifact, **{**options, "steps": 7})
+    seen = []
+    train(word_artifact, **{**options, "steps": 7}, resume=False, on_step=seen.append)
+    assert len(seen) == 7
+
+
+def test_recompute_and_a_peft_folder_to_start_from(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "steps": 4}
+    train(word_artifact, out=tmp_path / "first", **options)
+    second = train(word_artifact, out=tmp_path / "second", adapter=tmp_path / "first" / "adapter", **options)
+    frugal = train(
+        word_artifact,
+        out=tmp_path / "third",
+        adapter=tmp_path / "first" / "adapter",
+        recompute=True,
+        **options,
+    )
+    assert frugal.losses == pytest.approx(second.losses, rel=1e-5)
+    assert second.losses[0] < train(word_artifact, out=tmp_path / "fourth", **options).losses[0]
+
+
+def test_suffix_trains_the_upper_layers_only(word_artifact, word_file, tmp_path):
+    report = train(word_artifact, data=word_file, out=tmp_path, policy="suffix", drop=0.5, steps=3, **OPTIONS)
+    manifest = open_artifact(word_artifact).manifest
+    before, after = open_artifact(word_artifact).adapter(), adapter_of(tmp_path, word_artifact)
+    changed = {t.layer for t in manifest.trainable if not np.array_equal(before[t.name], after[t.name])}
+    assert changed == {2, 3, -1}
+    assert report.mean_active_layers == 4
+
+
+def test_what_is_wrong_is_said_before_a_step_is_taken(word_artifact, word_file, tmp_path):
+    def refused(error, message, **changes):
+        options = {**OPTIONS, "data": word_file, "out": tmp_path / "run", "on_step": killer(0), **changes}
+        with pytest.raises(error, match=message):
+            train(
+                changes.pop("artifact_dir", word_artifact),
+                **{k: v for k, v in options.items() if k != "artifact_dir"},
+            )
+
+    (tmp_path / "file").write_text("")
+    refused(ConfigError, "cannot be the output folder", out=tmp_path / "file")
+    refused(DataError, r"absent\.csv: cannot be read", eval=tmp_path / "absent.csv")
+    refused(ArtifactError, "no PEFT adapter here", adapter=tmp_path)
+    refused(ConfigError, "no policy 'half'", policy="half")
+    refused(ConfigError, "lr must be positive", lr=-1.0)
+    refused(ConfigError, "rules: unknown key 'wind'", rules={"wind": 1})
+    refused(ConfigError, "checkpoint_every must be at least 0, got -1", checkpoint_every=-1)
+    refused(ArtifactError, "no artifact here", artifact_dir=tmp_path)
+    shutil.copytree(word_artifact, tmp_path / "cut")
+    (tmp_path / "cut" / "base.safetensors").write_bytes(b"")
+    refused(ArtifactError, "truncated", artifact_dir=tmp_path / "cut")

@@ -1,0 +1,115 @@
+"""A memory plan changes memory and time; the step stays what it is."""
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, dropping, full
+from fleetune.device_runtime.engine.runtimes import open_stack
+from fleetune.device_runtime.engine.stack import Stack, StepResult
+from fleetune.device_runtime.errors import ConfigError
+
+PLANS = {
+    "full": full(4),
+    "half": dropping(4, (0, 2)),
+    "suffix": (Mode.FORWARD, Mode.FORWARD, Mode.TRAIN, Mode.TRAIN),
+}
+
+
+@pytest.fixture(scope="module")
+def artifact(word_artifact) -> Artifact:
+    return open_artifact(word_artifact)
+
+
+def drawn(artifact: Artifact, batch: int, seq: int) -> Arrays:
+    rng = np.random.default_rng(0)
+    shapes = {
+        row.name: [{"batch": batch, "seq": seq}[str(d)] for d in row.shape]
+        for row in artifact.manifest.inputs
+    }
+    return {name: rng.integers(1, 5, shape) for name, shape in shapes.items()}
+
+
+def step(artifact: Artifact, plan: LayerPlan, memory: MemoryPlan, *, batch: int = 7) -> StepResult:
+    rng = np.random.default_rng(1)
+    adapter = {
+        n: a + rng.normal(size=a.shape, scale=0.1).astype(np.float32) for n, a in artifact.adapter().items()
+    }
+    with Stack(artifact, threads=1, memory=memory) as stack:
+        return stack.step(drawn(artifact, batch, 6), plan, adapter)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("memory", [MemoryPlan(streamed=True), MemoryPlan(saved_layers=1, streamed=True)])
+def test_streaming_changes_no_bit(artifact: Artifact, plan: LayerPlan, memory: MemoryPlan) -> None:
+    expected = step(artifact, plan, memory._replace(streamed=False))
+    found = step(artifact, plan, memory)
+    assert found.loss == expected.loss
+    assert all(np.array_equal(found.grads[n], g) for n, g in expected.grads.items())
+    assert found.grads.keys() == expected.grads.keys()
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize(
+    "memory",
+    [RECOMPUTE, MemoryPlan(3), MemoryPlan(1), MemoryPlan(100), MemoryPlan(2, 1, True), MemoryPlan(0, 2)],
+)
+def test_the_step_stays_what_it_is(artifact: Artifact, plan: LayerPlan, memory: MemoryPlan) -> None:
+    expected, found = step(artifact, plan, SAVE_ALL), step(artifact, plan, memory)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    assert found.grads.keys() == expected.grads.keys()
+    for name, gradient in expected.grads.items():
+        np.testing.assert_allclose(
+            found.grads[name], gradient, atol=1e-5 * np.abs(gradient).max(), err_msg=name
+        )
+
+
+def test_the_upper_layers_save_and_the_lower_ones_recompute(artifact: Artifact) -> None:
+    with Stack(artifact, threads=1, memory=MemoryPlan(saved_layers=2)) as stack:
+        stack.step(drawn(artifact, 2, 5), full(4), artifact.adapter())
+        opened = {name.split(".")[1] for name in stack.opened if "block" in name}
+    assert opened == {
+        "forward",
+        "forward_save",
+        "backward",
+        "backward_recompute",
+        "backward_lowest_recompute",
+    }
+
+
+def test_streaming_scatters_the_tables_that_only_the_prelude_reads(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    m, found = artifact.manifest, []
+    monkeypatch.setattr(Artifact, "scatter", lambda self, start, end: found.append((start, end)))
+    with Stack(artifact, memory=MemoryPlan(streamed=True)) as stack:
+        stack.use(MemoryPlan(streamed=True))
+    tables = [m.tensors[i] for i in m.prelude.tensors]
+    assert found == [(t.offset, t.offset + t.size_bytes) for t in tables]
+    tied = msgspec.structs.replace(m.head, tensors=(*m.head.tensors, *m.prelude.tensors))
+    with Stack(replace(artifact, manifest=msgspec.structs.replace(m, head=tied))) as stack:
+        stack.use(MemoryPlan(streamed=True))
+    assert len(found) == len(tables)
+
+
+def test_evaluation_in_parts_is_evaluation(artifact: Artifact) -> None:
+    batch, adapter = drawn(artifact, 7, 6), artifact.adapter()
+    found = []
+    for memory in (SAVE_ALL, MemoryPlan(3), MemoryPlan(streamed=True)):
+        with Stack(artifact, threads=1, memory=memory) as stack:
+            found.append(stack.evaluate(batch, adapter))
+    losses, answers = zip(*found, strict=True)
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    assert all(np.array_equal(a, answers[0]) for a in answers)
+
+
+@pytest.mark.parametrize("memory", [MemoryPlan(-1), MemoryPlan(saved_layers=-2)])
+def test_numbers_below_zero_are_refused(artifact: Artifact, memory: MemoryPlan) -> None:
+    with pytest.raises(ConfigError, match=r"memory plan: .* must be at least 0, got -"):
+        open_stack(artifact, memory=memory)

@@ -1,0 +1,133 @@
+"""Messages: exact bytes, what a newer sender may add, and a decoder that refuses everything else with one error."""
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleetune.device_runtime.contracts import wire
+from fleetune.device_runtime.errors import ConfigError, WireError
+
+TRANSFER = wire.TransferManifest(size_bytes=3, chunk_bytes=2, chunk_digests=bytes(16), sha256="f" * 64)
+MESSAGES = [
+    wire.Hello(device_id="d", artifact="a" * 64, role="evaluate", num_samples=7, version=3),
+    wire.Offer(
+        job="j", round=1, version=0, role="train", work=wire.LocalWork(), adapter=TRANSFER, deadline_s=9.5
+    ),
+    wire.UpdateReady(
+        device_id="d",
+        job="j",
+        round=1,
+        version=0,
+        codec="int8",
+        num_samples=7,
+        payload=TRANSFER,
+        stats={"loss": 0.5},
+    ),
+    wire.Report(device_id="d", job="j", round=1, version=1, loss=0.25, accuracy=1.0, num_samples=7),
+    wire.Decline(device_id="d", job="j", round=1, reason="no codec 'zip'"),
+    wire.Verdict(job="j", round=1, digest="f" * 64, accepted=False, reason="round 1 is closed"),
+    wire.Request(sha256="f" * 64, missing=b"\x07", limit=4),
+    wire.Chunk(sha256="f" * 64, index=1, data=b"abc"),
+    wire.Finished(job="j", reason="done"),
+    wire.DeviceStatus(device_id="d", online=False),
+    wire.DeviceStatus(device_id="d", online=True, paused="temperature 80.0 C is above 70 C"),
+    wire.AggregatorStatus(job="j", session="s", online=True, round=2, version=1),
+]
+each_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+
+
+def test_every_kind_of_message_is_tried():
+    assert {type(message) for message in MESSAGES} == set(wire.Message.__args__)
+
+
+@each_message
+def test_what_is_encoded_is_decoded(message):
+    content = wire.encode(message)
+    assert wire.decode(content) == wire.decode(memoryview(content)) == message
+
+
+@each_message
+def test_fields_of_a_newer_sender_are_skipped(message):
+    fields = msgspec.msgpack.decode(wire.encode(message)) | {"new": {"deep": [1, b"x"]}}
+    assert wire.decode(msgspec.msgpack.encode(fields)) == message
+
+
+def test_an_offer_from_before_there_were_periods_is_read():
+    offer = MESSAGES[1]
+    fields = msgspec.msgpack.decode(wire.encode(offer))
+    del fields["work"]["rounds_before"], fields["work"]["policy"]["period"]
+    assert wire.decode(msgspec.msgpack.encode(fields)) == offer
+
+
+@each_message
+def test_another_protocol_version_is_refused(message):
+    with pytest.raises(WireError, match="protocol version 2; this side speaks 1"):
+        wire.decode(wire.encode(msgspec.structs.replace(message, v=2)))
+
+
+def test_the_exact_bytes_of_a_chunk():
+    content = wire.encode(wire.Chunk(sha256="ab", index=1, data=b"\x00\xff"))
+    assert content == b"\x85\xa4type\xa5chunk\xa1v\x01\xa6sha256\xa2ab\xa5index\x01\xa4data\xc4\x02\x00\xff"
+
+
+def test_the_largest_chunk_fits_into_a_message():
+    content = wire.encode(wire.Chunk(sha256="f" * 64, index=2**31, data=bytes(wire.CHUNK_BYTES)))
+    assert len(content) < wire.MESSAGE_BYTES_MAX
+    assert len(content) + len(wire.device_topic("j" * 64, "d" * 64, "down")) + 16 <= 128_000  # AWS IoT Core
+
+
+def test_an_oversized_message_is_refused_before_it_is_read():
+    with pytest.raises(WireError, match="131073 bytes; at most 131072"):
+        wire.decode(b"\xc1" * (wire.MESSAGE_BYTES_MAX + 1))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xc1", b"\x80", b"\x81\xa4type\xa4none", b"\x91" * 10_000, b"\xdd\xff\xff\xff\xff",
+     b"\x81\xa4type\xa5\xff\xfe\xfd\xfc\xfb",
+     msgspec.msgpack.encode({"type": "chunk", "v": 1, "sha256": "f", "index": "one", "data": b""})],
+)  # fmt: skip
+def test_what_is_no_message_is_refused(content):
+    with pytest.raises(WireError, match="malformed message"):
+        wire.decode(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    message=st.sampled_from(MESSAGES),
+    edits=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 300),
+)
+def test_any_mutation_is_a_message_or_refused(message, edits, cut):
+    content = bytearray(wire.encode(message))
+    for place, byte in edits:
+        content[place % len(content)] = byte
+    try:
+        assert isinstance(wire.decode(content[:cut]), wire.Message)
+    except WireError as exc:
+        assert str(exc).isprintable()  # noqa: PT017 (either outcome is right)
+
+
+def test_a_stranger_writes_no_line_into_our_log():
+    content = msgspec.msgpack.encode({"type": "x\nERROR all is lost \x1b[31m" + "y" * 9999, "v": 1})
+    with pytest.raises(WireError) as caught:
+        wire.decode(content)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("name", ["a", "device-1", "A.b_c-d", "0" * 64])
+def test_names_that_may_stand_in_a_topic(name):
+    assert wire.check_name("device id", name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "+", "#", "a b", "é", "-a", ".a", "0" * 65, "a\n", "$SYS"])
+def test_names_that_may_not(name):
+    with pytest.raises(ConfigError, match=r"device id .*: use 1 to 64 letters"):
+        wire.check_name("device id", name)
+
+
+def test_topics():
+    assert wire.device_topic("job", "+", "up") == "fleetune/v1/job/device/+/up"
+    assert wire.aggregator_topic("job") == "fleetune/v1/job/aggregator/status"

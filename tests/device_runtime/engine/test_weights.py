@@ -1,0 +1,70 @@
+"""Streamed weights stay while a thread runs on them and leave with the last one."""
+
+import pytest
+
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.engine.weights import FrozenWeights
+
+
+@pytest.fixture
+def advice(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What the system was told, with the first byte."""
+    told: list[tuple[str, int]] = []
+    for name in ("fetch", "release", "scatter"):
+        monkeypatch.setattr(
+            Artifact, name, lambda self, start, end, name=name: told.append((name, start)) or None
+        )
+    return told
+
+
+@pytest.fixture
+def starts(word_artifact) -> dict[int, int]:
+    """First byte of each layer's span."""
+    rows = [row for row in open_artifact(word_artifact).manifest.tensors if not row.trainable]
+    return {layer: min(r.offset for r in rows if r.layer == layer) for layer in range(4)}
+
+
+@pytest.fixture
+def weights(word_artifact, advice) -> FrozenWeights:
+    made = FrozenWeights(open_artifact(word_artifact), lambda array: array)
+    made.stream(True)
+    advice.clear()
+    return made
+
+
+def test_a_layer_is_read_ahead_while_the_one_before_runs_and_leaves_after_it(weights, starts, advice) -> None:
+    with weights.in_use(0, then=1):
+        assert advice == [("fetch", starts[1])]
+    assert advice[1:] == [("release", starts[0])]
+
+
+def test_the_last_of_two_threads_lets_go(weights, starts, advice) -> None:
+    one, other = weights.in_use(1, then=2), weights.in_use(1, then=2)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert advice == [("fetch", starts[2])]
+    other.__exit__(None, None, None)
+    assert advice[1:] == [("release", starts[1])]
+
+
+def test_what_is_needed_next_stays(weights, advice) -> None:
+    with weights.in_use(3, stays=True):
+        pass
+    assert not advice
+    with weights.in_use(3):
+        pass
+    assert len(advice) == 1
+
+
+def test_it_leaves_after_a_failure_too(weights, starts, advice) -> None:
+    with pytest.raises(ValueError, match="no"), weights.in_use(2):
+        raise ValueError("no")
+    assert advice == [("release", starts[2])]
+
+
+def test_resident_weights_are_let_be(weights, advice) -> None:
+    weights.stream(False)
+    with weights.in_use(0, then=1):
+        pass
+    assert not advice

@@ -1,0 +1,194 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fleetune.device_runtime.contracts.plans import Mode, active_layers, full, trained_layers
+from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.errors import ConfigError, UnknownName
+from fleetune.device_runtime.methods.policies import (
+    MOVING,
+    POLICIES,
+    RATE_MAX,
+    SHAPES,
+    blocks,
+    drop_rates,
+    make_policy,
+    num_kept,
+)
+
+DROPPING = sorted(POLICIES.keys() - {"full"})
+DEPTHS = (1, 2, 6, 24)
+NUM_STEPS = 1500
+PERIOD = 3
+
+
+def spec(name, drop, shape="uniform"):
+    period = PERIOD if name in MOVING else 0
+    return PolicySpec(name=name, drop=0.0 if name == "full" else drop, shape=shape, period=period)
+
+
+def plans(policy, num_steps, seed=7):
+    state = {}
+    made = [policy(i, np.random.default_rng([seed, i]), state) for i in range(num_steps)]
+    json.dumps(state)
+    return made
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_plan_has_a_mode_per_layer_and_something_that_trains(name, shape):
+    for num_layers in DEPTHS:
+        for drop in (0.0, 0.5, 0.94):
+            for plan in plans(make_policy(spec(name, drop, shape), num_layers), 50):
+                assert len(plan) == num_layers
+                assert all(isinstance(mode, Mode) for mode in plan)
+                assert trained_layers(plan)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_plans_are_a_function_of_step_and_rng(name, shape):
+    made = [plans(make_policy(spec(name, 0.5, shape), 12), 30) for _ in range(2)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", POLICIES)
+def test_drop_zero_trains_every_layer(name, shape):
+    assert set(plans(make_policy(spec(name, 0.0, shape), 6), 20)) == {full(6)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("drop", [0.25, 0.5, 0.75])
+def test_mean_trained_depth_is_as_asked(name, shape, drop):
+    num_layers = 12
+    mean = np.mean(
+        [len(trained_layers(p)) for p in plans(make_policy(spec(name, drop, shape), num_layers), NUM_STEPS)]
+    )
+    deviation = math.sqrt(num_layers * 0.25 / NUM_STEPS)  # at most: a sum of coins
+    nothing_left = np.prod(drop_rates(num_layers, drop=drop, shape=shape))  # then one layer survives
+    assert mean == pytest.approx(num_layers * (1 - drop) + nothing_left, abs=5 * deviation)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bernoulli_drops_each_layer_at_its_rate(shape):
+    made = plans(make_policy(spec("bernoulli", 0.4, shape), 8), NUM_STEPS)
+    dropped = np.mean([[mode is Mode.DROP for mode in plan] for plan in made], axis=0)
+    np.testing.assert_allclose(
+        dropped, drop_rates(8, drop=0.4, shape=shape), atol=5 * 0.5 / math.sqrt(NUM_STEPS)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_exact_k_keeps_exactly_k(shape):
+    for drop, kept in ((0.3, 17), (0.5, 12), (0.99, 1)):
+        made = plans(make_policy(spec("exact-k", drop, shape), 24), 100)
+        assert {len(active_layers(plan)) for plan in made} == {kept}
+
+
+def test_exact_k_draws_as_successive_weighted_sampling():
+    """3 layers, keep 2, incremental at 1/3: rates 1/6, 1/3, 1/2, weights 5/6, 4/6, 3/6; the pairs' chances by hand."""
+    made = plans(make_policy(spec("exact-k", 1 / 3, "incremental"), 3), NUM_STEPS)
+    w = np.array([5, 4, 3]) / 12
+    chance_01 = w[0] * w[1] / (1 - w[0]) + w[1] * w[0] / (1 - w[1])
+    got = np.mean([active_layers(plan) == (0, 1) for plan in made])
+    assert got == pytest.approx(chance_01, abs=5 * 0.5 / math.sqrt(NUM_STEPS))
+
+
+def test_suffix_runs_all_and_trains_the_upper_ones():
+    assert plans(make_policy(spec("suffix", 0.5), 6), 1) == [(Mode.FORWARD,) * 3 + (Mode.TRAIN,) * 3]
+
+
+def trained(name, drop, num_layers, num_steps):
+    """What each of the first steps trains."""
+    made = plans(make_policy(spec(name, drop), num_layers), num_steps)
+    assert all(len(active_layers(plan)) == num_layers for plan in made)
+    return [trained_layers(plan) for plan in made]
+
+
+def test_successive_climbs_by_the_block_and_stays_at_the_top():
+    steps = trained("successive", 2 / 3, 6, 4 * PERIOD)
+    assert steps == [(0, 1)] * PERIOD + [(2, 3)] * PERIOD + [(4, 5)] * 2 * PERIOD
+
+
+def test_cyclic_goes_round():
+    steps = trained("cyclic", 2 / 3, 6, 5 * PERIOD)
+    assert steps == [b for b in ((0, 1), (2, 3), (4, 5), (0, 1), (2, 3)) for _ in range(PERIOD)]
+
+
+def test_the_last_block_is_as_large_as_all_and_overlaps():
+    """Seven layers, three trained: the budget of layers holds in each step, and none is left out."""
+    assert blocks(7, size=3) == [range(3), range(3, 6), range(4, 7)]
+    assert trained("cyclic", 4 / 7, 7, 4 * PERIOD)[::PERIOD] == [(0, 1, 2), (3, 4, 5), (4, 5, 6), (0, 1, 2)]
+    for num_layers in DEPTHS:
+        for size in range(1, num_layers + 1):
+            found = blocks(num_layers, size=size)
+            assert {len(block) for block in found} == {size}
+            assert sorted(set().union(*found)) == list(range(num_layers))
+            assert len(found) == math.ceil(num_layers / size)
+
+
+@pytest.mark.parametrize("num_layers", DEPTHS)
+@pytest.mark.parametrize("drop", [0.25, 0.5, 0.94])
+def test_successive_never_returns_to_what_lies_below(num_layers, drop):
+    lowest = [min(layers) for layers in trained("successive", drop, num_layers, 30 * PERIOD)]
+    assert lowest == sorted(lowest)
+    assert lowest[-1] == num_layers - num_kept(num_layers, drop=drop)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_layers", DEPTHS)
+def test_rates_have_the_mean_and_stay_below_the_clamp(shape, num_layers):
+    for drop in (0.0, 0.1, 0.5, 0.9):
+        rates = drop_rates(num_layers, drop=drop, shape=shape)
+        assert rates.mean() == pytest.approx(drop, abs=1e-9)
+        assert rates.max() <= RATE_MAX
+    assert drop_rates(num_layers, drop=0.99, shape=shape) == pytest.approx([RATE_MAX] * num_layers)
+
+
+def test_rates_follow_their_shape():
+    assert drop_rates(4, drop=0.5, shape="incremental") == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert drop_rates(4, drop=0.5, shape="decay") == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    normal = drop_rates(5, drop=0.3, shape="normal")
+    assert normal[2] == max(normal)
+    assert normal == pytest.approx(normal[::-1])
+
+
+def test_at_least_one_layer_is_kept():
+    assert [num_kept(n, drop=0.99) for n in DEPTHS] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("drop", [-0.1, 1.0, 1.5, math.nan, math.inf])
+@pytest.mark.parametrize("name", DROPPING)
+def test_a_drop_outside_its_range_is_refused(name, drop):
+    with pytest.raises(ConfigError, match=r"drop must be in \[0, 1\)"):
+        make_policy(spec(name, drop), 6)
+
+
+def test_wrong_choices_are_refused_with_the_right_ones():
+    with pytest.raises(UnknownName, match="no policy 'half'; have: bernoulli, cyclic, exact-k, full, su"):
+        make_policy(PolicySpec(name="half"), 6)
+    with pytest.raises(UnknownName, match="no depth shape 'flat'; have: decay"):
+        make_policy(spec("bernoulli", 0.5, "flat"), 6)
+    with pytest.raises(ConfigError, match=r"'full' drops nothing, got drop 0\.5"):
+        make_policy(PolicySpec(name="full", drop=0.5), 6)
+    with pytest.raises(ConfigError, match="0 layers"):
+        make_policy(PolicySpec(), 0)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_period_is_for_those_that_move(name):
+    if name in MOVING:
+        for period in (0, -1):
+            with pytest.raises(
+                ConfigError, match=f"'{name}' stays on a block of layers for .* at least 1 step, got {period}"
+            ):
+                make_policy(PolicySpec(name=name, drop=0.5, period=period), 6)
+    else:
+        with pytest.raises(
+            ConfigError, match=f"'{name}' has no period, got 5; policies that have: cyclic, successive"
+        ):
+            make_policy(PolicySpec(name=name, period=5), 6)

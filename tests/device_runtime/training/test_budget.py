@@ -1,0 +1,125 @@
+"""A budget picks the quickest memory plan that fits, and says what would fit where none does."""
+
+import re
+
+import pytest
+from pretrained import minilm_artifact
+
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
+from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.engine.footprint import footprint
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.training.budget import MARGIN, fit, resident_mb
+
+PLENTY = 10_000
+WHOLE = MemoryPlan(micro_batch=16)
+EXACT, BERNOULLI = PolicySpec(name="exact-k", drop=0.5), PolicySpec(name="bernoulli", drop=0.5)
+
+
+@pytest.fixture(scope="module")
+def artifact():
+    return open_artifact(minilm_artifact(77), verify=False)
+
+
+def fitted(artifact, budget_mb, policy=None, **more):
+    work = LocalWork(batch_size=16, policy=policy or PolicySpec())
+    return fit(artifact, work, num_tokens=64, budget_mb=budget_mb, **more)
+
+
+def least(artifact, policy=None):
+    with pytest.raises(ConfigError, match="the least that would do is") as refused:
+        fitted(artifact, 1, policy)
+    return float(re.search(r"least that would do is (\d+) MB", str(refused.value))[1])
+
+
+def peak_mb(artifact, dropped=(), memory=SAVE_ALL):
+    found = footprint(artifact, dropping(6, dropped), batch_size=16, seq_len=64, memory=memory)
+    return MARGIN * found.peak / 1e6
+
+
+def test_lanes_at_different_layers_hold_the_weights_of_both(artifact):
+    streamed = MemoryPlan(micro_batch=2, saved_layers=0, streamed=True)
+    sizes = {"batch_size": 16, "seq_len": 64, "memory": streamed}
+    one, two, many = (footprint(artifact, dropping(6, ()), **sizes, lanes=n) for n in (1, 2, 99))
+    resident = footprint(artifact, dropping(6, ()), **(sizes | {"memory": streamed._replace(streamed=False)}))
+    assert two.weights == 2 * one.weights
+    assert two.peak - one.peak == one.weights
+    assert many.weights <= resident.weights + one.weights
+    found = fitted(artifact, least(artifact) + 20, count_lanes=lambda rows: 99 if rows > 1 else 1)
+    assert found.memory.micro_batch == 1
+
+
+def test_with_plenty_everything_is_kept(artifact):
+    found = fitted(artifact, PLENTY)
+    assert (found.memory, found.active_layers, found.drop) == (WHOLE, 6, 0.0)
+
+
+def test_with_the_least_everything_is_given_up_and_with_less_it_is_refused(artifact):
+    found = fitted(artifact, least(artifact) + 1)
+    assert found.memory == MemoryPlan(micro_batch=1, saved_layers=found.memory.saved_layers, streamed=True)
+    with pytest.raises(ConfigError, match=r"one row of 64 tokens .* or use policy exact-k"):
+        fitted(artifact, least(artifact) - 1)
+
+
+def test_what_is_expected_is_within_every_budget_and_never_slower_with_more(artifact):
+    low = int(least(artifact)) + 1
+    found = [fitted(artifact, budget) for budget in range(low, 420, 12)]
+    assert all(f.expected_mb <= budget for f, budget in zip(found, range(low, 420, 12), strict=True))
+    rows = [f.memory.micro_batch or 16 for f in found]
+    assert rows[0] < rows[-1] == 16
+    assert found[-1].memory == WHOLE
+    assert len({f.memory for f in found}) > 5
+
+
+def test_weights_are_streamed_before_activations_are_recomputed(artifact):
+    """Streaming costs a few per cent, a recomputed layer a third of its time."""
+    assert fitted(artifact, peak_mb(artifact) - 1).memory == WHOLE._replace(streamed=True)
+
+
+def test_a_policy_counts_with_its_deepest_plan(artifact):
+    """exact-k at one half never runs more than three layers; Bernoulli at one half does run all six now and then."""
+    half = peak_mb(artifact, (0, 1, 2)) + 0.1
+    assert fitted(artifact, half, EXACT).memory == WHOLE
+    assert fitted(artifact, half, BERNOULLI).memory != WHOLE
+
+
+@pytest.mark.parametrize("name", ["successive", "cyclic"])
+def test_a_block_that_moves_counts_where_it_lies_lowest(artifact, name):
+    """The way back from the lowest block goes through all layers, though one half is trained; suffix trains the upper half."""
+    moving, still = PolicySpec(name=name, drop=0.5, period=9), PolicySpec(name="suffix", drop=0.5)
+    assert fitted(artifact, peak_mb(artifact) + 0.1, moving).memory == WHOLE
+    assert fitted(artifact, peak_mb(artifact) - 1, still).memory == WHOLE
+    assert fitted(artifact, peak_mb(artifact) - 1, moving).memory != WHOLE
+
+
+def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):
+    needed = least(artifact, PolicySpec())
+    policy = PolicySpec(name="exact-k", drop=0.0)
+    assert fitted(artifact, needed + 1, policy).drop == 0.0
+    fewer = fitted(artifact, least(artifact, policy) + 1, policy)
+    assert fewer.drop >= 0.0
+    assert least(artifact, policy) <= needed
+
+
+def test_what_the_process_holds_already_counts(artifact):
+    enough = peak_mb(artifact) + 1
+    assert fitted(artifact, enough, resident_mb=20).memory == WHOLE
+    assert fitted(artifact, enough, resident_mb=120).memory != WHOLE
+
+
+def test_a_little_more_or_less_in_the_process_changes_nothing(artifact):
+    found = {fitted(artifact, 250, resident_mb=held) for held in (97, 100, 104)}
+    assert len(found) == 1
+
+
+def test_the_footprint_knows_what_each_part_of_a_plan_saves(artifact):
+    whole = peak_mb(artifact)
+    for memory in (RECOMPUTE, MemoryPlan(4), MemoryPlan(saved_layers=3), MemoryPlan(streamed=True)):
+        assert peak_mb(artifact, memory=memory) < whole
+    assert peak_mb(artifact, memory=MemoryPlan(100, 100)) == whole
+
+
+def test_this_process_holds_something():
+    assert 20 < resident_mb() < 100_000

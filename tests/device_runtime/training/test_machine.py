@@ -1,0 +1,166 @@
+"""What of this machine a run may use: cores, a budget, a cached prefix; through `train`, as a user meets it."""
+
+import errno
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from fleetune.device_runtime import arrays
+from fleetune.device_runtime.commands.train import train
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.training.evaluation import evaluate
+from fleetune.device_runtime.training.machine import Machine, Resources, pin
+
+OPTIONS = {"batch_size": 16, "seq_len": 16, "steps": 9, "threads": 1}
+
+
+@pytest.fixture
+def affinity():
+    """The cores of this test's process, put back afterwards."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("this system pins no process")
+    before = os.sched_getaffinity(0)
+    yield before
+    os.sched_setaffinity(0, before)
+
+
+def test_a_process_is_pinned_to_the_cores_named(affinity) -> None:
+    first = min(affinity)
+    assert pin(f"{first}") == 1
+    assert os.sched_getaffinity(0) == {first}
+
+
+@pytest.mark.parametrize(
+    ("cores", "words"),
+    [
+        ("a-b", "expected numbers and ranges, as 0-3,6"),
+        ("3-1", "expected numbers and ranges"),
+        ("", "expected numbers and ranges"),
+        ("4000", r"no core 4000; have: \["),
+    ],
+)
+def test_cores_that_are_none_are_refused(affinity, cores, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pin(cores)
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        (Resources(memory_budget_mb=-1), "memory_budget_mb must be at least 0, got -1"),
+        (Resources(prefix_cache_mb=-2), "prefix_cache_mb must be at least 0, got -2"),
+        (Resources(memory_budget_mb=500, recompute=True), "the budget chooses both"),
+        (Resources(memory_budget_mb=500, stream=True), "the budget chooses both"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(word_artifact, tmp_path, resources, words) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Machine(open_artifact(word_artifact), resources, folder=tmp_path)
+
+
+def test_a_budget_is_told_and_reported(word_artifact, word_file, tmp_path) -> None:
+    told = []
+    report = train(
+        word_artifact, data=word_file, out=tmp_path, memory_budget_mb=5000, on_note=told.append, **OPTIONS
+    )
+    assert report.memory_plan == {"micro_batch": 16, "saved_layers": None, "streamed": False}
+    (fit,) = told
+    assert str(fit).startswith(
+        "16 rows at a time, all activations kept, weights resident, at most 4 layers active: "
+    )
+    assert fit.expected_mb < 5000
+
+
+def test_a_budget_that_nothing_fits_is_refused_with_the_least(word_artifact, word_file, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"memory budget of 9 MB: the least that would do is \d+ MB"):
+        train(word_artifact, data=word_file, out=tmp_path, memory_budget_mb=9, **OPTIONS)
+
+
+def test_a_budget_holds_for_an_evaluation_too(word_artifact, word_file, tmp_path) -> None:
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    with Machine(artifact, Resources(threads=1, memory_budget_mb=5000), folder=tmp_path) as machine:
+        work = LocalWork(batch_size=8, policy=PolicySpec(name="exact-k", drop=0.5))
+        assert machine.prepare(data, work) == work
+        assert machine.stack.memory == MemoryPlan(micro_batch=8)
+        assert evaluate(machine.stack, data, artifact.adapter()).num_samples == 120
+
+
+def test_a_later_round_fits_as_the_first_though_the_process_has_grown(
+    word_artifact, word_file, tmp_path, monkeypatch
+) -> None:
+    held = iter((80.0, 4000.0))
+    monkeypatch.setattr("fleetune.device_runtime.training.machine.resident_mb", lambda: next(held))
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    with Machine(artifact, Resources(threads=1, memory_budget_mb=500), folder=tmp_path) as machine:
+        machine.prepare(data, LocalWork(batch_size=8))
+        first = machine.fit
+        machine.prepare(data, LocalWork(batch_size=8))
+        assert machine.fit == first
+
+
+def test_the_cached_prefix_is_gone_after_the_run(word_artifact, word_file, tmp_path) -> None:
+    suffix = {**OPTIONS, "steps": 0, "epochs": 2, "policy": "suffix", "drop": 0.5}
+    plain = train(word_artifact, data=word_file, out=tmp_path / "plain", **suffix)
+    cached = train(word_artifact, data=word_file, out=tmp_path / "cached", prefix_cache_mb=50, **suffix)
+    np.testing.assert_allclose(cached.losses, plain.losses, atol=2e-3)
+    assert cached.losses != plain.losses  # it went through fp16
+    assert not list((tmp_path / "cached" / "cache").iterdir())
+
+
+def test_a_run_with_a_cached_prefix_that_was_killed_goes_on_as_the_one_that_was_not(
+    word_artifact, word_file, tmp_path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(report) -> None:
+        if report.step == 11:
+            raise Killed
+
+    suffix = {**OPTIONS, "steps": 20, "policy": "suffix", "drop": 0.5, "prefix_cache_mb": 50}
+    straight = train(word_artifact, data=word_file, out=tmp_path / "a", checkpoint_every=4, **suffix)
+    with pytest.raises(Killed):
+        train(word_artifact, data=word_file, out=tmp_path / "b", checkpoint_every=4, on_step=kill, **suffix)
+    resumed = train(word_artifact, data=word_file, out=tmp_path / "b", checkpoint_every=4, **suffix)
+    np.testing.assert_allclose(resumed.losses, straight.losses, atol=1e-5)
+
+
+def test_a_full_disk_under_the_checkpoint_does_not_end_the_run(
+    word_artifact, word_file, tmp_path, monkeypatch, caplog
+) -> None:
+    real, checkpoint = os.fsync, tmp_path / "run" / "checkpoint.safetensors"
+    whole = []
+
+    def full_disk(handle: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        if "checkpoint" in name and checkpoint.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    def on_step(report) -> None:
+        if checkpoint.exists():
+            whole.append(checkpoint.read_bytes())
+
+    monkeypatch.setattr(arrays.os, "fsync", full_disk)
+    with caplog.at_level(logging.WARNING):
+        report = train(
+            word_artifact,
+            data=word_file,
+            out=tmp_path / "run",
+            checkpoint_every=3,
+            on_step=on_step,
+            **OPTIONS,
+        )
+    assert report.steps == 9
+    assert len(set(whole)) == 1, "the first checkpoint stays, whole"
+    assert "no checkpoint: " in caplog.text
+    assert "No space left on device; the one before stays" in caplog.text
+    assert not list((tmp_path / "run").glob(".*.part"))

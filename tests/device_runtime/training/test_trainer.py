@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+
+from fleetune.device_runtime.contracts.plans import trained_layers
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.data.loading import text_dataset
+from fleetune.device_runtime.data.samples import Dense, make_dataset
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.methods.optim import OPTIMIZERS
+from fleetune.device_runtime.methods.policies import MOVING, POLICIES
+from fleetune.device_runtime.training.evaluation import evaluate
+from fleetune.device_runtime.training.trainer import Trainer
+
+WORDS = ("sad cry tears", "glad joy smile", "mad rage shout")
+
+
+@pytest.fixture
+def manifest(make_manifest):
+    return make_manifest()
+
+
+@pytest.fixture
+def dataset(text_folder, manifest):
+    """45 texts of three classes, told apart by their words."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 3, 45)
+    texts = [" ".join(rng.choice(WORDS[label].split(), rng.integers(1, 12))) for label in labels]
+    inputs = text_dataset(texts, manifest, text_folder, seq_len=16)
+    columns = {**inputs.columns, "labels": Dense(labels.astype(np.int64))}
+    return make_dataset(columns, inputs.lengths, seq_len=16, num_classes=3)
+
+
+def work(name="full", optimizer="adamw", *, lr=0.02, **changes):
+    policy = PolicySpec(name=name, drop=0.0 if name == "full" else 0.4, period=4 if name in MOVING else 0)
+    spec = OptimizerSpec(name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0)
+    return LocalWork(
+        **{"policy": policy, "optimizer": spec, "epochs": 3, "batch_size": 8, "seed": 5, **changes}
+    )
+
+
+@pytest.fixture
+def make_trainer(linear_stack, manifest, dataset):
+    def make(job, stack=None):
+        stack = stack or linear_stack(manifest)
+        return Trainer(stack, dataset, job, stack.adapter())
+
+    return make
+
+
+def run(trainer, num_steps=None):
+    reports = []
+    while not trainer.done and (num_steps is None or len(reports) < num_steps):
+        reports.append(trainer.step())
+    return reports
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) and a[n].dtype == b[n].dtype for n in a)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_run_cut_anywhere_ends_equal_to_the_bit(make_trainer, tmp_path, name, optimizer):
+    job = work(name, optimizer)
+    straight = make_trainer(job)
+    reports = run(straight)
+    assert len(reports) == straight.total_steps == 18
+    for cut in (1, 6, 13, 18):
+        first = make_trainer(job)
+        run(first, cut)
+        first.save(tmp_path / "c.safetensors")
+        second = make_trainer(job)
+        second.restore(tmp_path / "c.safetensors")
+        rest = run(second)
+        assert equal(second.adapter, straight.adapter)
+        assert [r.loss for r in rest] == [r.loss for r in reports[cut:]]
+        assert [r[:4] for r in second.history] == [r[:4] for r in reports]
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_later_round_goes_on_with_the_blocks_where_the_last_one_stopped(
+    make_trainer, linear_stack, manifest, name
+):
+    """Three blocks of one layer, four steps each; six steps a round, counted as steps or as an epoch of the data."""
+
+    def plans(**changes):
+        stack = linear_stack(manifest)
+        policy = PolicySpec(name=name, drop=0.6, period=4)
+        run(make_trainer(work(**{"policy": policy, **changes}), stack))
+        return stack.plans
+
+    whole = plans(steps=24)
+    assert len(set(whole)) == 3
+    rounds = [plans(steps=6, rounds_before=n) for n in range(4)]
+    assert [plan for made in rounds for plan in made] == whole
+    assert [plans(epochs=1, rounds_before=n) for n in range(4)] == rounds
+
+
+def test_training_learns(make_trainer, linear_stack, manifest, dataset):
+    stack = linear_stack(manifest)
+    trainer = make_trainer(work(epochs=10), stack)
+    before = evaluate(stack, dataset, stack.adapter())
+    run(trainer)
+    after = evaluate(stack, dataset, trainer.adapter, batch_size=7)
+    assert after.accuracy > before.accuracy
+    assert after.num_samples == 45
+    assert after.loss < before.loss / 2
+
+
+def test_what_a_plan_leaves_out_is_left_alone(make_trainer, linear_stack, manifest):
+    stack = linear_stack(manifest)
+    trainer = make_trainer(work("exact-k"), stack)
+    while not trainer.done:
+        before = trainer.adapter
+        report = trainer.step()
+        trained = {f"layer{i}.a" for i in trained_layers(stack.plans[-1])}
+        changed = {name for name in before if not np.array_equal(before[name], trainer.adapter[name])}
+        assert changed == trained | {"head.w"}
+        assert report.active_layers == len(trained) == 2
+    assert len(set(stack.plans)) > 1
+
+
+def test_the_starting_adapter_is_not_written_to(linear_stack, manifest, dataset):
+    stack = linear_stack(manifest)
+    start = stack.adapter()
+    run(Trainer(stack, dataset, work(), start))
+    assert equal(start, stack.adapter())
+
+
+def test_steps_count_instead_of_epochs_and_reports_tell_where_we_are(make_trainer):
+    trainer = make_trainer(work(steps=7))
+    reports = run(trainer)
+    assert [r.step for r in reports] == list(range(7))
+    assert {r.total_steps for r in reports} == {7}
+    assert trainer.step_index == 7
+    assert all(r.seconds > 0 for r in reports)
+
+
+def test_the_seed_decides(make_trainer):
+    def final(seed):
+        trainer = make_trainer(work("bernoulli", seed=seed))
+        run(trainer)
+        return trainer.adapter
+
+    assert equal(final(1), final(1))
+    assert not equal(final(1), final(2))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the little model overflows, as it should
+def test_what_is_not_finite_stops_the_run_where_it_stands(make_trainer):
+    job = work(optimizer="sgd", lr=1e38, steps=50)
+    trainer = make_trainer(job)
+    with pytest.raises(
+        ConfigError, match=r"step \d+: .*(not finite|loss is).*lower learning rate than 1e\+38"
+    ):
+        run(trainer)
+    assert all(np.isfinite(value).all() for value in trainer.adapter.values())
+    assert trainer.step_index == len(trainer.history) < 50
+
+
+@pytest.mark.parametrize("part", ["artifact", "data", "starting adapter", "lr", "seed"])
+def test_a_checkpoint_of_another_run_is_refused(
+    make_trainer, linear_stack, make_manifest, dataset, tmp_path, part
+):
+    path = tmp_path / "c.safetensors"
+    trainer = make_trainer(work())
+    trainer.step()
+    trainer.save(path)
+    stack, data, job = linear_stack(make_manifest()), dataset, work()
+    start = stack.adapter()
+    if part == "artifact":
+        object.__setattr__(stack.artifact, "digest", "e" * 64)
+    elif part == "data":
+        data = dataset.subset(np.arange(40))
+    elif part == "starting adapter":
+        start["head.w"] += 1
+    else:
+        job = work(seed=6) if part == "seed" else work(lr=0.5)
+    with pytest.raises(ConfigError, match=rf"c\.safetensors: a checkpoint of another run \(.*{part}"):
+        Trainer(stack, data, job, start).restore(path)
+
+
+def test_wrong_work_and_wrong_adapters_are_refused(make_trainer, linear_stack, manifest, dataset):
+    with pytest.raises(ConfigError, match="nothing to do: steps and epochs are both 0"):
+        make_trainer(work(epochs=0))
+    with pytest.raises(
+        ConfigError,
+        match=r"steps must be at least 0, got -1; seed must be at least 0, got -2; rounds_before must be .*, got -3",
+    ):
+        make_trainer(work(steps=-1, seed=-2, rounds_before=-3))
+    with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
+        make_trainer(work(batch_size=0))
+    with pytest.raises(ArtifactError, match=r"head\.w: missing"):
+        Trainer(linear_stack(manifest), dataset, work(), {})

@@ -1,0 +1,140 @@
+"""Commands of the workstation: export, inspect, selfcheck, merge."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fleetune.toolkit import live
+from fleetune.toolkit.commands.options import (
+    ArtifactDir,
+    Config,
+    Json,
+    Out,
+    Seed,
+    StartAdapter,
+    Threads,
+    Verbose,
+    shown,
+)
+from fleetune.toolkit.commands.running import Watch, call, fail, show_fields
+
+_WORST = 5
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="local folder or hub id of a Hugging Face model")
+    ],
+    *,
+    task: Annotated[
+        str | None,
+        shown(
+            "sequence-classification, causal-lm, token-classification or image-classification", metavar="NAME"
+        ),
+    ] = None,
+    out: Out = None,
+    num_labels: Annotated[int | None, shown("number of labels, for a new head")] = None,
+    labels: Annotated[Path | None, shown("file with one label name a line", metavar="FILE")] = None,
+    adapter: StartAdapter = None,
+    lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
+    lora_alpha: Annotated[int | None, shown("scale of a new LoRA", "16")] = None,
+    target_modules: Annotated[
+        str | None, shown("modules that get a LoRA, as a,b", "peft's own choice")
+    ] = None,
+    use_rslora: Annotated[
+        bool | None,
+        typer.Option("--use-rslora", help="scale a new LoRA by alpha / sqrt(r)", show_default=False),
+    ] = None,
+    use_dora: Annotated[
+        bool | None, typer.Option("--use-dora", help="learn magnitudes beside a new LoRA", show_default=False)
+    ] = None,
+    backend: Annotated[str | None, shown("onnx, executorch or ort-training", "onnx", metavar="NAME")] = None,
+    base_dtype: Annotated[
+        str | None, shown("frozen weights: fp32, fp16 or int8", "fp32", metavar="NAME")
+    ] = None,
+    max_length: Annotated[int | None, shown("longest sequence, in tokens", "the model's own")] = None,
+    seed: Seed = None,
+    config: Config = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a training artifact of a model."""
+    flags = locals() | {"target_modules": target_modules.split(",") if target_modules else None}
+    call("fleetune.toolkit.export:export", flags, argument="model", watch=Watch("on_progress", live.messages))
+
+
+def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose = False) -> None:
+    """Show graphs, sizes and memory estimates."""
+    call(
+        "fleetune.device_runtime.commands.inspect:inspect",
+        locals(),
+        argument="artifact_dir",
+        show=_show_inspection,
+    )
+
+
+def selfcheck(
+    artifact_dir: ArtifactDir, *, threads: Threads = None, json: Json = False, verbose: Verbose = False
+) -> None:
+    """Replay the recorded step and compare."""
+    report = call(
+        "fleetune.device_runtime.commands.selfcheck:selfcheck",
+        locals(),
+        argument="artifact_dir",
+        show=_show_selfcheck,
+    )
+    if not report.ok:
+        fail(f"{artifact_dir}: relative error {report.max_relative_error:.2e} is above {report.limit:.0e}")
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder made by train, aggregate or demo")],
+    *,
+    out: Out = None,
+    full: Annotated[
+        bool | None,
+        typer.Option(
+            "--full/--adapter-only", help="the whole merged model, or its adapter", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, shown("original model, if not where it was at export", metavar="MODEL")
+    ] = None,
+    labels: Annotated[
+        Path | None, shown("label names for the merged model, as for export", metavar="FILE")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Take a run's adapter or merged model out."""
+    call("fleetune.toolkit.merge:merge", locals(), argument="run", show=_show_path)
+
+
+def _show_selfcheck(console: Console, report: Any) -> None:
+    worst = sorted(report.tensors.items(), key=lambda item: -item[1])[:_WORST]
+    for name, error in worst:
+        console.print(f"{error:.2e}  {name}", markup=False)
+    verdict = "ok" if report.ok else "NOT OK"
+    largest = f"largest relative error {report.max_relative_error:.2e} (limit {report.limit:.0e})"
+    console.print(f"{verdict}: {len(report.tensors)} tensors, {largest}", markup=False)
+
+
+def _show_path(console: Console, path: Path) -> None:
+    console.print(str(path), markup=False)
+
+
+def _show_inspection(console: Console, inspection: Any) -> None:
+    show_fields(console, inspection)
+    if not inspection.estimates:
+        return
+    console.print("\nestimated peak memory in MB, with activations recomputed in brackets", markup=False)
+    sizes = sorted({(e.batch_size, e.seq_len) for e in inspection.estimates})
+    console.print(
+        f"{'plan':>24}" + "".join(f"{f'{batch} x {seq}':>16}" for batch, seq in sizes), markup=False
+    )
+    peaks = {(e.plan, e.batch_size, e.seq_len, e.recompute): e.peak_mb for e in inspection.estimates}
+    for plan in dict.fromkeys(e.plan for e in inspection.estimates):
+        cells = [f"{peaks[(plan, *at, False)]:.0f} ({peaks[(plan, *at, True)]:.0f})" for at in sizes]
+        console.print(f"{plan:>24}" + "".join(f"{cell:>16}" for cell in cells), markup=False)
