@@ -1,78 +1,52 @@
-"""The backends: how sections become graph files. Adding one is one row here and one loader on the device."""
+"""The backends: who writes an artifact, and what its frozen weights may be.
+
+Adding one is a folder and a row here, and a loader on the device; deleting one is the reverse.
+"""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
+from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.tables import Table
-from fleetune.exporters.executorch import graphs as executorch_graphs
-from fleetune.exporters.model.graph_file import GraphFile
-from fleetune.exporters.model.sections import Section
-from fleetune.exporters.onnx import graphs as onnx_graphs
+from fleetune.exporters.assembly import Description
+from fleetune.exporters.block_graphs import write_block_graphs
+from fleetune.exporters.executorch.graphs import CONVERTERS as EXECUTORCH
+from fleetune.exporters.model.program import Program
+from fleetune.exporters.onnx.graphs import CONVERTERS as ONNX
+from fleetune.exporters.ort_training.writing import write_ort_training
 
-Convert = Callable[..., dict[str, GraphFile]]
+
+class Write(Protocol):
+    """Exports a program into a folder; see :func:`fleetune.exporters.writing.write_artifact`."""
+
+    def __call__(
+        self,
+        program: Program,
+        description: Description,
+        out: Path,
+        *,
+        base_dtype: str = "fp32",
+        on_progress: Callable[[str], None] = ...,
+    ) -> Manifest:
+        """Write the artifact and return its manifest."""
 
 
 class Backend(NamedTuple):
-    """Converters ``(section, *, sizes) -> graph files by purpose``, the suffix of those files, what frozen weights may be."""
+    """Who writes the artifact, and the storages of frozen weights that its runtime takes."""
 
-    prelude: Callable[..., dict[str, GraphFile]]
-    block: Callable[..., dict[str, GraphFile]]
-    head: Callable[..., dict[str, GraphFile]]
-    suffix: str
+    write: Write
     base_dtypes: tuple[str, ...] = ("fp32",)
 
 
-def convert_all(
-    backend: Backend,
-    prelude: Section,
-    blocks: list[Section],
-    head: Section,
-    *,
-    sizes: tuple[int, int],
-    base_dtype: str = "fp32",
-) -> "Graphs":
-    """Every section's graph files; converters of a backend that takes more than fp32 are told ``base_dtype``."""
-    options: dict[str, Any] = {"sizes": sizes}
-    if base_dtype != "fp32":
-        options["base_dtype"] = base_dtype
-    return Graphs(
-        backend.prelude(prelude, **options),
-        [backend.block(section, **options) for section in blocks],
-        backend.head(head, **options),
-    )
-
-
-class Graphs(NamedTuple):
-    """Graph files by purpose: of the prelude, of each kind of block, of the head."""
-
-    prelude: dict[str, GraphFile]
-    kinds: list[dict[str, GraphFile]]
-    head: dict[str, GraphFile]
-
-    @property
-    def bounds(self) -> dict[str, int]:
-        """Largest batch and seq that every graph takes; empty if any will do."""
-        found: dict[str, int] = {}
-        for graph in (g for part in (self.prelude, *self.kinds, self.head) for g in part.values()):
-            found |= {name: min(bound, found.get(name, bound)) for name, bound in graph.bounds.items()}
-        return found
-
-
-BACKENDS = Table(
+BACKENDS: Table[Backend] = Table(
     "backend",
     {
         "onnx": Backend(
-            onnx_graphs.prelude_graphs,
-            onnx_graphs.block_graphs,
-            onnx_graphs.head_graphs,
-            ".onnx",
-            ("fp32", "fp16", "int8"),
+            partial(write_block_graphs, backend="onnx", converters=ONNX), ("fp32", "fp16", "int8")
         ),
-        "executorch": Backend(
-            executorch_graphs.prelude_graphs,
-            executorch_graphs.block_graphs,
-            executorch_graphs.head_graphs,
-            ".pte",
-        ),
+        "executorch": Backend(partial(write_block_graphs, backend="executorch", converters=EXECUTORCH)),
+        "ort-training": Backend(write_ort_training),
     },
 )

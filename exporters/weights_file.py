@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,13 +21,23 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """A tensor and the byte of the file at which it starts."""
 
     name: str
     tensor: Tensor
     offset: int
+
+
+class _Entry(NamedTuple):
+    """One entry of the header; ``start`` and ``end`` count bytes from the end of the header. A filler has no tensor."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    start: int
+    end: int
+    tensor: Tensor | None = None
 
 
 def write_base(path: Path, spans: Sequence[Sequence[tuple[str, Tensor]]]) -> list[Placed]:
@@ -41,38 +51,38 @@ def write_base(path: Path, spans: Sequence[Sequence[tuple[str, Tensor]]]) -> lis
     strange = [f"{n} is {t.dtype}" for span in spans for n, t in span if str(t.dtype) not in _DTYPES]
     if strange:
         raise ExportError(f"{', '.join(strange)}; a device reads {choices(_DTYPES)}")
-    rows = list(_layout(spans))
-    header = {
-        name: {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-        for name, dtype, shape, start, end, _ in rows
-    }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
-    start_of_data = 8 + len(text)
+    entries = list(_layout(spans))
+    header = _header(entries)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, _, _, start, end, tensor in rows:
-            file.write(
-                bytes(end - start) if tensor is None else tensor.detach().contiguous().numpy().tobytes()
-            )
-    return [
-        Placed(name, tensor, start_of_data + start)
-        for name, _, _, start, _, tensor in rows
-        if tensor is not None
-    ]
+        file.write(header)
+        for entry in entries:
+            file.write(_content(entry))
+    return [Placed(e.name, e.tensor, len(header) + e.start) for e in entries if e.tensor is not None]
 
 
-Row = tuple[str, str, list[int], int, int, "Tensor | None"]
+def _header(entries: Sequence[_Entry]) -> bytes:
+    """Length and JSON, with spaces up to the next page."""
+    rows = {e.name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.start, e.end]} for e in entries}
+    text = json.dumps(rows, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % PAGE_BYTES)
+    return len(text).to_bytes(8, "little") + text
 
 
-def _layout(spans: Sequence[Sequence[tuple[str, Tensor]]]) -> Iterator[Row]:
+def _content(entry: _Entry) -> bytes:
+    if entry.tensor is None:
+        return bytes(entry.end - entry.start)
+    content: bytes = entry.tensor.detach().contiguous().numpy().tobytes()
+    return content
+
+
+def _layout(spans: Sequence[Sequence[tuple[str, Tensor]]]) -> Iterator[_Entry]:
     position = fillers = 0
     for span in spans:
-        for first, (name, tensor) in zip([True] + [False] * len(span), span, strict=False):
-            gap = -position % (PAGE_BYTES if first else ALIGNMENT_BYTES)
+        for i, (name, tensor) in enumerate(span):
+            gap = -position % (ALIGNMENT_BYTES if i else PAGE_BYTES)
             if gap:
-                yield f"_fill.{fillers}", "U8", [gap], position, position + gap, None
+                yield _Entry(f"_fill.{fillers}", "U8", [gap], position, position + gap)
                 position, fillers = position + gap, fillers + 1
-            size = tensor.numel() * tensor.element_size()
-            yield name, _DTYPES[str(tensor.dtype)], list(tensor.shape), position, position + size, tensor
-            position += size
+            end = position + tensor.numel() * tensor.element_size()
+            yield _Entry(name, _DTYPES[str(tensor.dtype)], list(tensor.shape), position, end, tensor)
+            position = end

@@ -10,9 +10,9 @@ import msgspec
 
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.exporters.backends import BACKENDS
 from fleetune.exporters.model.quantize import check_base_dtype
-from fleetune.exporters.writers import WRITERS
-from fleetune.exporters.writing import Description
+from fleetune.exporters.writing import Description, write_artifact
 from fleetune.toolkit.lora import attach_lora, load_adapter
 from fleetune.toolkit.models import licence_of, load_model
 from fleetune.toolkit.programs import describe, program_of
@@ -81,8 +81,8 @@ def export(
     """
     say = on_progress or log.info
     started = time.monotonic()
-    chosen, writer = TASKS[task], WRITERS[backend]
-    check_base_dtype(base_dtype, backend=backend, taken=writer.base_dtypes)
+    chosen = TASKS[task]
+    check_base_dtype(base_dtype, backend=backend, taken=BACKENDS[backend].base_dtypes)
     if lora_r < 1:
         raise ConfigError(f"--lora-r {lora_r}: expected 1 or more")
     names = read_labels(labels, num_labels) if chosen.has_classes else []
@@ -112,7 +112,7 @@ def export(
         max_length=loaded.max_length,
         licences={"model": licence_of(str(model))},
     )
-    manifest = writer.write(
+    manifest = write_artifact(
         program_of(loaded, task=task),
         description,
         Path(out),

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import peft
 import transformers
 from torch import nn
 
+from fleetune.device_runtime.contracts.adapters import read_peft
 from fleetune.device_runtime.errors import ExportError, choices
 from fleetune.toolkit.models import quiet, told_shortly
 from fleetune.toolkit.tasks import TASKS
@@ -49,7 +51,18 @@ def load_adapter(model: Any, folder: str) -> Any:
         ExportError: not a PEFT adapter, or one of another model.
     """
     with told_shortly(f"{folder}: not a PEFT adapter for this model"), quiet():
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        learning = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+        if Path(folder).is_dir():
+            _check_complete(learning, folder)
+    return learning
+
+
+def _check_complete(learning: Any, folder: str) -> None:
+    """Refuse what peft only warns of: tensors that the model lacks, or that the folder lacks and would start anew."""
+    _, arrays = read_peft(Path(folder))
+    stray = sorted(set(arrays) ^ set(adapter_names(learning).values()))
+    if stray:
+        raise ExportError(f"{folder}: not a PEFT adapter for this model: {', '.join(stray[:5])}")
 
 
 def adapter_names(model: Any) -> dict[str, str]:
@@ -79,16 +92,16 @@ def _default_targets(model: Any) -> list[str] | str:
 
 def _linears(module: nn.Module) -> set[str]:
     """Last parts of the names of the linear modules inside ``module``."""
+    return {name.rsplit(".", 1)[-1] for name in _linear_names(module)}
+
+
+def _linear_names(module: nn.Module) -> set[str]:
     kinds = (nn.Linear, transformers.pytorch_utils.Conv1D)
-    return {name.rsplit(".", 1)[-1] for name, child in module.named_modules() if isinstance(child, kinds)}
+    return {name for name, child in module.named_modules() if isinstance(child, kinds)}
 
 
 def _check_targets(model: Any, targets: Sequence[str]) -> None:
-    linear = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, transformers.pytorch_utils.Conv1D))
-    }
+    linear = _linear_names(model)
     unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if unknown and list(targets) != ["all-linear"]:
         raise ExportError(

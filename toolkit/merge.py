@@ -1,6 +1,5 @@
 """Out of a run: a PEFT adapter folder that Hugging Face PEFT loads, or a whole merged model."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.adapters import CONFIG, read_peft, write_peft
+from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 
-TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _MAGNITUDE = ".lora_magnitude_vector"
+_HEAD_LINEARS = ("", ".out_proj")
+"""Where a classification head of transformers keeps its last linear."""
 
 
 def merge(
@@ -38,15 +40,13 @@ def merge(
         ExportError: the original model is not to be had.
     """
     folder, out = _adapter_folder(Path(run)), Path(out)
-    config, arrays = _read(folder)
+    config, arrays = read_peft(folder)
     if problems := [*_problems(config, arrays)]:
         raise ArtifactError(f"{folder}: " + "; ".join(problems))
-    out.mkdir(parents=True, exist_ok=True)
     if full:
-        _save_merged(folder, config, model=model, names=_names(labels, arrays), out=out)
+        _save_merged(folder, config, arrays, model=model, labels=labels, out=out)
     else:
-        save_arrays(out / TENSORS, arrays, metadata={"format": "pt"})
-        write_atomically(out / CONFIG, json.dumps(config, indent=2).encode())
+        write_peft(out, config, arrays)
     return out
 
 
@@ -59,18 +59,11 @@ def _adapter_folder(run: Path) -> Path:
     )
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], Arrays]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ArtifactError(f"{folder / CONFIG}: not JSON: {exc}") from exc
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ArtifactError(f"{folder / CONFIG}: expected a LoRA configuration, got {str(config)[:80]}")
-    return config, load_arrays(folder / TENSORS)
-
-
 def _problems(config: dict[str, Any], arrays: Arrays) -> Iterable[str]:
     """What in the tensors contradicts the configuration."""
+    if config.get("peft_type") != "LORA":
+        yield f"{CONFIG}: expected a LoRA configuration, got {str(config)[:80]}"
+        return
     sides: dict[str, set[str]] = {}
     for name, value in sorted(arrays.items()):
         if not np.isfinite(value).all():
@@ -111,16 +104,26 @@ def _is_saved_whole(name: str, config: dict[str, Any]) -> bool:
 
 
 def _save_merged(
-    folder: Path, config: dict[str, Any], *, model: str | Path | None, names: list[str], out: Path
+    folder: Path,
+    config: dict[str, Any],
+    arrays: Arrays,
+    *,
+    model: str | Path | None,
+    labels: Sequence[str] | Path | None,
+    out: Path,
 ) -> None:
+    from fleetune.toolkit.lora import load_adapter
+    from fleetune.toolkit.models import load_model
+    from fleetune.toolkit.tasks import TASKS
+
     source = str(model or config.get("base_model_name_or_path") or "")
     if not source:
         raise ConfigError(f"{folder / CONFIG} does not name its model; give --model")
-    from fleetune.toolkit.lora import load_adapter
-    from fleetune.toolkit.models import load_model
-
-    plain, tokenizer = load_model(source, task=_task(folder, config), labels=names)
-    load_adapter(plain, str(folder)).merge_and_unload().save_pretrained(str(out))
+    task = _task(folder, config)
+    names = _class_names(folder, config, arrays, labels) if TASKS[task].has_classes else []
+    plain, tokenizer = load_model(source, task=task, labels=names)
+    merged = load_adapter(plain, str(folder)).merge_and_unload()
+    merged.save_pretrained(str(out))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(out))
 
@@ -135,15 +138,29 @@ def _task(folder: Path, config: dict[str, Any]) -> str:
     return found[0]
 
 
-def _names(labels: Sequence[str] | Path | None, arrays: Arrays) -> list[str]:
+def _class_names(
+    folder: Path, config: dict[str, Any], arrays: Arrays, labels: Sequence[str] | Path | None
+) -> list[str]:
+    """As given, else those of the run's artifact, else numbered."""
     from fleetune.toolkit.export import read_labels
 
-    num_labels = _num_labels(arrays)
-    return read_labels(labels, num_labels) if labels or num_labels else []
+    num_classes = _num_classes(folder, config, arrays)
+    names = labels_of_run(folder.parent) if labels is None else ()
+    if names and len(names) != num_classes:
+        raise ArtifactError(f"{folder}: a head of {num_classes} classes, but its run was about {len(names)}")
+    return read_labels(labels or names or None, num_classes)
 
 
-def _num_labels(arrays: Arrays) -> int:
-    """Rows of the smallest tensor that is trained whole: the classes of a classifier."""
-    whole = (n for n in arrays if not _LORA.fullmatch(n) and not n.endswith(_MAGNITUDE))
-    heads = [arrays[name].shape[0] for name in whole if arrays[name].ndim]
-    return int(min(heads, default=0))
+def _num_classes(folder: Path, config: dict[str, Any], arrays: Arrays) -> int:
+    """Rows of the matrix that makes logits: a module that is saved whole, or the last linear inside one."""
+    heads = [
+        f"base_model.model.{module}{linear}.weight"
+        for module in config.get("modules_to_save") or []
+        for linear in _HEAD_LINEARS
+    ]
+    for name in heads:
+        if name in arrays and arrays[name].ndim == 2:
+            return int(arrays[name].shape[0])
+    raise ArtifactError(
+        f"{folder}: no head that says how many classes there are; looked for {', '.join(heads)}"
+    )

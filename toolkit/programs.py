@@ -50,54 +50,55 @@ def describe(
 
 def program_of(loaded: LoadedModel, *, task: str) -> Program:
     """The loaded model as the exporters take it."""
-    model = loaded.model
+    model, chosen = loaded.model, TASKS[task]
+    numbers = (v for v in vars(model.config).values() if isinstance(v, int) and not isinstance(v, bool))
     return Program(
         module=model,
         read_logits=lambda output: output.logits,
-        loss=TASKS[task].loss,
-        make_batch=lambda batch, seq: _example(loaded, batch, seq),
+        loss=chosen.loss,
+        make_batch=lambda batch, seq: draw_batch(loaded, chosen, batch=batch, seq=seq),
         inputs=loaded.inputs,
         names=adapter_names(model),
-        shapes=frozenset(
-            v for v in vars(model.config).values() if isinstance(v, int) and not isinstance(v, bool)
-        ),
-        token_loss=TASKS[task].token_loss,
+        shapes=frozenset(numbers),
+        token_loss=chosen.token_loss,
     )
 
 
-def _example(loaded: LoadedModel, batch: int, seq: int) -> dict[str, Tensor]:
-    """Arrays of the right shapes with the upper half of the rows padded; drawn anew from one seed."""
+def draw_batch(loaded: LoadedModel, task: Task, *, batch: int, seq: int) -> dict[str, Tensor]:
+    """An example batch: all rows but the first end in padding; equal sizes give equal arrays."""
     generator = torch.Generator().manual_seed(batch * 1009 + seq)
-    config = loaded.model.config
-    num_classes = getattr(config, "num_labels", 2)
-    arrays: dict[str, Tensor] = {}
-    for row in loaded.inputs:
-        extents = {"batch": batch, "seq": seq}
-        shape = [extents[d] if isinstance(d, str) else d for d in row.shape]
-        if row.name == "input_ids":
-            arrays[row.name] = torch.randint(
-                _FIRST_ORDINARY_ID, config.vocab_size, shape, generator=generator
-            )
-        elif row.name == "attention_mask":
-            arrays[row.name] = torch.ones(shape, dtype=torch.int64)
-            arrays[row.name][1:, seq - seq // 3 :] = 0
-        elif row.name == LABELS:
-            high = (
-                num_classes
-                if row.shape == ("batch",) or "ForTokenClassification" in loaded.architecture
-                else config.vocab_size
-            )
-            arrays[row.name] = torch.randint(0, high, shape, generator=generator)
-        elif row.dtype == "float32":
-            arrays[row.name] = torch.randn(shape, generator=generator)
-        else:
-            arrays[row.name] = torch.zeros(shape, dtype=torch.int64)
+    extents = {"batch": batch, "seq": seq}
+    shapes = {row.name: [extents[d] if isinstance(d, str) else d for d in row.shape] for row in loaded.inputs}
+    arrays = {row.name: _draw(row, shapes[row.name], loaded, task, generator) for row in loaded.inputs}
     if "attention_mask" in arrays:
         padding = arrays["attention_mask"] == 0
         arrays["input_ids"][padding] = loaded.pad_id
         if arrays[LABELS].ndim > 1:
             arrays[LABELS][padding] = IGNORED
     return arrays
+
+
+def _draw(
+    row: Input, shape: list[int], loaded: LoadedModel, task: Task, generator: torch.Generator
+) -> Tensor:
+    config = loaded.model.config
+    if row.name == LABELS:
+        num_classes, vocabulary = getattr(config, "num_labels", 2), getattr(config, "vocab_size", 0)
+        return task.draw_labels(shape, num_classes=num_classes, vocabulary=vocabulary, generator=generator)
+    if row.name == "input_ids":
+        return torch.randint(_FIRST_ORDINARY_ID, config.vocab_size, shape, generator=generator)
+    if row.name == "attention_mask":
+        return _mask(shape)
+    if row.dtype == "float32":
+        return torch.randn(shape, generator=generator)
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+def _mask(shape: list[int]) -> Tensor:
+    """Ones (batch, seq), but zeros in the last third of every row except the first."""
+    mask = torch.ones(shape, dtype=torch.int64)
+    mask[1:, shape[1] - shape[1] // 3 :] = 0
+    return mask
 
 
 def _inputs(model: Any, tokenizer: Any, task: Task, pad_id: int) -> tuple[Input, ...]:

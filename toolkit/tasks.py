@@ -1,6 +1,6 @@
-"""What each task means: the model class, how PEFT calls it, its loss, and the shape of its labels."""
+"""What each task means: the model class, how PEFT calls it, its loss, and its labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,13 @@ class Task(NamedTuple):
     labels_shape: tuple[int | str, ...]
     has_classes: bool = True
     token_loss: TokenLoss | None = None
+
+    def draw_labels(
+        self, shape: Sequence[int], *, num_classes: int, vocabulary: int, generator: torch.Generator
+    ) -> Tensor:
+        """Labels of ``shape``, int64: classes, or tokens where the vocabulary is what there is to choose from."""
+        high = num_classes if self.has_classes else vocabulary
+        return torch.randint(0, high, list(shape), generator=generator)
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:

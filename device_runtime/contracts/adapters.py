@@ -16,16 +16,33 @@ _SCALE_KEYS = ("r", "lora_alpha", "use_rslora")
 """What fixes the factor before BA beside the tensors themselves: a difference changes every output and no shape."""
 
 
+def read_peft(folder: Path) -> tuple[dict[str, Any], Arrays]:
+    """Read a PEFT folder: its configuration, and its tensors by name, in memory and writable.
+
+    Raises:
+        ArtifactError: no adapter there, or a file of it that cannot be read.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise ArtifactError(f"{folder}: no PEFT adapter here (no {WEIGHTS})")
+    arrays = load_arrays(folder / WEIGHTS)
+    return _read_config(folder / CONFIG), arrays
+
+
+def write_peft(folder: Path, config: dict[str, Any], arrays: Arrays) -> None:
+    """Write a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
+    save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+
+
 def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
-    """Write an adapter as a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent.
+    """Write an artifact's adapter as a PEFT folder.
 
     Raises:
         ArtifactError: ``arrays`` are not exactly the manifest's trainable tensors.
     """
     check_adapter(manifest, arrays)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(manifest.peft), indent=2))
-    save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+    write_peft(folder, manifest.peft, arrays)
 
 
 def load_peft(folder: Path, manifest: Manifest) -> Arrays:
@@ -34,10 +51,8 @@ def load_peft(folder: Path, manifest: Manifest) -> Arrays:
     Raises:
         ArtifactError: no adapter there, or one of other names, shapes, dtypes or scale (all differences listed).
     """
-    if not (folder / WEIGHTS).is_file():
-        raise ArtifactError(f"{folder}: no PEFT adapter here (no {WEIGHTS})")
-    arrays = load_arrays(folder / WEIGHTS)
-    if problems := _scale_problems(_read_config(folder / CONFIG), manifest.peft):
+    config, arrays = read_peft(folder)
+    if problems := _scale_problems(config, manifest.peft):
         raise ArtifactError(f"{folder / CONFIG}: " + "; ".join(problems))
     try:
         check_adapter(manifest, arrays)

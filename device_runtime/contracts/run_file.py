@@ -7,6 +7,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.errors import ArtifactError
 
 RUN = "run.json"
 
@@ -19,11 +20,36 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[str, Any]
     """As :func:`fleetune.device_runtime.arguments.plain` has them."""
     report: msgspec.Struct
+    labels: tuple[str, ...] = ()
+    """Names of the artifact's classes."""
+
+
+class _LabelsOnly(msgspec.Struct):
+    labels: tuple[str, ...] = ()
 
 
 def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: msgspec.Struct) -> None:
     """Write ``run.json`` into ``folder``; OSError if it cannot be written."""
     run = Run(
-        artifact=artifact.manifest.name, artifact_digest=artifact.digest, arguments=arguments, report=report
+        artifact=artifact.manifest.name,
+        artifact_digest=artifact.digest,
+        arguments=arguments,
+        report=report,
+        labels=artifact.manifest.labels,
     )
     write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
+
+
+def read_labels(folder: Path) -> tuple[str, ...]:
+    """Names of the classes that the run in ``folder`` was about; empty if no run was there, or one before 0.2.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    path = folder / RUN
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_LabelsOnly).labels
+    except FileNotFoundError:
+        return ()
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc

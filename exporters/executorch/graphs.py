@@ -4,6 +4,7 @@ ExecuTorch plans memory for the largest sizes, so batch and sequence have bounds
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import SymInt, Tensor, dtype
 from torch.export import ExportedProgram
@@ -15,8 +16,9 @@ from fleetune.exporters.executorch.cut import inputs_of, outputs_of, part, saved
 from fleetune.exporters.executorch.decompositions import DECOMPOSITIONS
 from fleetune.exporters.executorch.lowering import lower, require
 from fleetune.exporters.executorch.tidy import tidy
-from fleetune.exporters.model.graph_file import GraphFile
-from fleetune.exporters.model.sections import Section
+from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles
+from fleetune.exporters.model.quantize import check_base_dtype
+from fleetune.exporters.model.sections import SectionFunction
 from fleetune.exporters.model.tracing import quiet, trace
 
 BOUNDS = (16, 128)
@@ -25,15 +27,22 @@ NOMINAL = {"batch": 16, "seq": 64}
 """Sizes at which saved activations are weighed against each other."""
 _DTYPES = ("float32", "int64", "int32", "bool")
 
-Row = tuple[Node, Role, int]
-"""A node that may enter or leave a graph, with its role and index."""
+
+@dataclass(frozen=True)
+class NodeRole:
+    """A node that may enter or leave a graph, with its role and index."""
+
+    node: Node
+    role: Role
+    index: int
 
 
 class Traced:
     """A section's program with the role of every node that may enter or leave a graph."""
 
-    def __init__(self, section: Section, sizes: tuple[int, int]) -> None:
+    def __init__(self, section: SectionFunction, sizes: tuple[int, int], *, base_dtype: str = "fp32") -> None:
         require()
+        check_base_dtype(base_dtype, backend="executorch", taken=("fp32",))
         self.section = section
         _check_dtypes(section)
         program = trace(
@@ -51,56 +60,48 @@ class Traced:
         self.symbols = _symbols(section, self.inputs, sizes)
         self.bounds = {} if section.targets else _bounds(self.program, self.symbols)
 
-    def entering(self) -> list[Row]:
+    def entering(self) -> list[NodeRole]:
         """Every input."""
-        return [(n, a.role, a.index) for n, a in zip(self.inputs, self.section.arguments, strict=True)]
+        pairs = zip(self.inputs, self.section.arguments, strict=True)
+        return [NodeRole(node, argument.role, argument.index) for node, argument in pairs]
 
-    def leaving(self, *roles: Role) -> list[Row]:
+    def leaving(self, *roles: Role) -> list[NodeRole]:
         """The outputs of ``roles``, or all."""
-        rows = zip(self.outputs, self.section.results, strict=True)
-        return [(n, role, index) for n, (role, index) in rows if not roles or role in roles]
+        pairs = zip(self.outputs, self.section.results, strict=True)
+        return [NodeRole(node, role, i) for node, (role, i) in pairs if not roles or role in roles]
 
-    def part(self, inputs: Sequence[Row], outputs: Sequence[Row]) -> ExportedProgram:
+    def part(self, inputs: Sequence[NodeRole], outputs: Sequence[NodeRole]) -> ExportedProgram:
         """The program from those of ``inputs`` that it needs to ``outputs``."""
-        return part(self.program, [n for n, _, _ in inputs], [n for n, _, _ in outputs])
+        return part(self.program, [i.node for i in inputs], [o.node for o in outputs])
 
-    def graph(
-        self,
-        purpose: str,
-        inputs: Sequence[Row],
-        outputs: Sequence[Row],
-    ) -> GraphFile:
+    def graph(self, purpose: str, inputs: Sequence[NodeRole], outputs: Sequence[NodeRole]) -> GraphFile:
         """The graph from those of ``inputs`` that it needs to ``outputs``."""
         program = self.part(inputs, outputs)
         used = set(program.graph_signature.user_inputs)
         return GraphFile(
             lower(program, what=f"{self.section.what} ({purpose})").content,
-            tuple(
-                self._port(f"{role}_{i}", row)
-                for row in inputs
-                if row[0].name in used
-                for _, role, i in [row]
-            ),
-            tuple(self._port(f"{role}_{i}_out", row) for row in outputs for _, role, i in [row]),
+            tuple(self._port(i, f"{i.role}_{i.index}") for i in inputs if i.node.name in used),
+            tuple(self._port(o, f"{o.role}_{o.index}_out") for o in outputs),
             self.bounds,
         )
 
-    def _port(self, name: str, row: Row) -> Port:
-        node, role, index = row
-        value: Tensor = node.meta["val"]
+    def _port(self, end: NodeRole, name: str) -> Port:
+        value: Tensor = end.node.meta["val"]
         shape = tuple(d if isinstance(d, int) else _named(d, self.symbols) for d in value.shape)
-        return Port(name=name, role=role, dtype=_name(value.dtype), shape=shape, index=index)
+        return Port(name=name, role=end.role, dtype=_name(value.dtype), shape=shape, index=end.index)
 
 
-def prelude_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+def prelude_graphs(
+    section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> GraphFiles:
     """``forward``: batch -> hidden and sides."""
-    traced = Traced(section, sizes)
+    traced = Traced(section, sizes, base_dtype=base_dtype)
     return {"forward": traced.graph("forward", traced.entering(), traced.leaving())}
 
 
-def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+def head_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32") -> GraphFiles:
     """``train``: everything; ``predict``: logits alone, without labels."""
-    traced = Traced(section, sizes)
+    traced = Traced(section, sizes, base_dtype=base_dtype)
     inputs = traced.entering()
     return {
         "train": traced.graph("train", inputs, traced.leaving()),
@@ -108,16 +109,16 @@ def head_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphF
     }
 
 
-def block_graphs(section: Section, *, sizes: tuple[int, int]) -> dict[str, GraphFile]:
+def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32") -> GraphFiles:
     """The joint graph cut into what a device runs, by the same purposes as the ONNX backend's."""
-    traced = Traced(section, sizes)
+    traced = Traced(section, sizes, base_dtype=base_dtype)
     inputs, y = traced.entering(), traced.leaving("hidden")
     gradients = traced.leaving("d_hidden", "d_weight")
     own = traced.leaving("d_weight") or gradients
     extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
-    gradient = next(n for n, role, _ in inputs if role == "d_hidden")
+    gradient = next(i.node for i in inputs if i.role == "d_hidden")
     kept = saved_values(traced.program.graph, gradient, extents=extents)
-    saved: list[Row] = [(n, "saved", i) for i, n in enumerate(kept)]
+    saved = [NodeRole(n, "saved", i) for i, n in enumerate(kept)]
     every = [*inputs, *saved]
     return {
         "forward": traced.graph("forward", inputs, y),
@@ -139,7 +140,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
     return functional
 
 
-def _asked(section: Section, sizes: tuple[int, int]) -> tuple[int, int]:
+def _asked(section: SectionFunction, sizes: tuple[int, int]) -> tuple[int, int]:
     """A head that works token by token is given one row of as many tokens as fit into its chunk of logits."""
     if section.targets is None:
         return BOUNDS
@@ -148,7 +149,7 @@ def _asked(section: Section, sizes: tuple[int, int]) -> tuple[int, int]:
     return sizes[0], max(sizes[1], min(BOUNDS[0] * BOUNDS[1], LOGITS_BYTES // (4 * width)))
 
 
-def _check_dtypes(section: Section) -> None:
+def _check_dtypes(section: SectionFunction) -> None:
     """XNNPACK's products are float32; refuse the rest here, not on the device."""
     bad = [
         f"{a.name or a.role} is {_name(a.example.dtype)}"
@@ -161,7 +162,7 @@ def _check_dtypes(section: Section) -> None:
         )
 
 
-def _symbols(section: Section, inputs: Sequence[Node], sizes: tuple[int, int]) -> dict[str, str]:
+def _symbols(section: SectionFunction, inputs: Sequence[Node], sizes: tuple[int, int]) -> dict[str, str]:
     """Symbol -> ``batch`` or ``seq``; refuse a trace that fixed one of them."""
     names = dict(zip(sizes, NOMINAL, strict=True))
     symbols: dict[str, str] = {}
@@ -194,3 +195,6 @@ def _named(extent: SymInt, symbols: dict[str, str]) -> str:
 
 def _name(kind: dtype) -> str:
     return str(kind).removeprefix("torch.")
+
+
+CONVERTERS = Converters(prelude_graphs, block_graphs, head_graphs, ".pte")

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fleetune.device_runtime.contracts.manifest import Input, Targets
@@ -67,8 +66,3 @@ def traced_sizes(program: Program) -> tuple[int, int]:
     batch = next(n for n in (3, 5, 7, 11, 13, 17, 19) if n not in taken)
     seq = next(n for n in (37, 41, 43, 47, 53, 59, 29, 31, 23) if n not in taken and n != batch)
     return batch, seq
-
-
-def detached(tensor: Tensor) -> Tensor:
-    """A tensor of the same content that no graph holds."""
-    return tensor.detach() if isinstance(tensor, torch.Tensor) else tensor

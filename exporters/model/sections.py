@@ -1,7 +1,8 @@
 """The three kinds of function that an artifact is made of: the prelude, a block's joint step, and the head's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from fleetune.device_runtime.contracts.manifest import Role, Targets
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import Anatomy, Call, replaced, stream
 from fleetune.exporters.model.program import LABELS, Program, tensors_of, trainable_names
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Section:
+class SectionFunction:
     """A traceable function with the roles of what goes in and comes out. ``slots`` are full tensor names.
 
     With ``targets`` it is a head that works token by token: any tokens and their targets -> sum of their losses.
@@ -43,7 +46,31 @@ class Section:
     targets: Targets | None = None
 
 
-def prelude(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Section:
+@dataclass(frozen=True)
+class Sections(Generic[T]):
+    """Something of the prelude, of each kind of block, and of the head."""
+
+    prelude: T
+    kinds: list[T]
+    head: T
+
+    def __iter__(self) -> Iterator[T]:
+        """In the order of a forward pass."""
+        return iter((self.prelude, *self.kinds, self.head))
+
+
+def functions_of(
+    program: Program, anatomy: Anatomy, kinds: Sequence[Call], *, sizes: tuple[int, int]
+) -> Sections[SectionFunction]:
+    """The function of every section; ``kinds`` are one call of each kind of block, ``sizes`` those of ``anatomy``."""
+    return Sections(
+        prelude(program, anatomy, sizes=sizes),
+        [block(call, prefix=f"{call.path}.") for call in kinds],
+        head(program, anatomy, sizes=sizes),
+    )
+
+
+def prelude(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> SectionFunction:
     """Batch -> the first block's input, and every distinct side tensor."""
     batch = program.make_batch(*sizes)
     inputs = _batch_arguments(program, batch, without=LABELS)
@@ -62,10 +89,12 @@ def prelude(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Se
         return recorded[0][anatomy.calls[0].hidden], *(recorded[layer][leaf] for layer, leaf in sides)
 
     results: list[tuple[Role, int]] = [("hidden", 0), *(("side", i) for i in range(len(sides)))]
-    return Section("prelude", function, (*inputs, *weights), tuple(results), tuple(w.name for w in weights))
+    return SectionFunction(
+        "prelude", function, (*inputs, *weights), tuple(results), tuple(w.name for w in weights)
+    )
 
 
-def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Section:
+def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> SectionFunction:
     """The last block's output, labels and batch -> loss, logits, gradient of that output and of the head's trainables.
 
     If the program's loss is one over tokens and the head works token by token, so does the section, on targets for labels.
@@ -93,10 +122,10 @@ def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Secti
     results: list[tuple[Role, int]] = [("loss", 0), ("logits", 0), ("d_hidden", 0)]
     results += [("d_weight", i) for i, name in enumerate(slots) if name in trained]
     targets = chunked.targets if chunked else None
-    return Section("head", function, (hidden, *inputs, *weights), tuple(results), slots, targets)
+    return SectionFunction("head", function, (hidden, *inputs, *weights), tuple(results), slots, targets)
 
 
-def block(call: Call, *, prefix: str) -> Section:
+def block(call: Call, *, prefix: str) -> SectionFunction:
     """Input, sides and the gradient of the output -> output, gradient of the input and of the block's trainables."""
     tensors = tensors_of(call.module)
     trained = set(trainable_names(call.module))
@@ -123,7 +152,7 @@ def block(call: Call, *, prefix: str) -> Section:
 
     results: list[tuple[Role, int]] = [("hidden", 0), ("d_hidden", 0)]
     results += [("d_weight", i) for i, name in enumerate(tensors) if name in trained]
-    return Section(
+    return SectionFunction(
         call.path, function, tuple(arguments), tuple(results), tuple(f"{prefix}{n}" for n in tensors)
     )
 

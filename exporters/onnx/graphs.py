@@ -8,19 +8,16 @@ import torch
 
 from fleetune.device_runtime.contracts.manifest import Port, Role
 from fleetune.device_runtime.errors import ExportError
-from fleetune.exporters.model.graph_file import GraphFile
+from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles
 from fleetune.exporters.model.quantize import FORMS
-from fleetune.exporters.model.sections import Section
+from fleetune.exporters.model.sections import SectionFunction
 from fleetune.exporters.model.tracing import quiet, trace
-from fleetune.exporters.onnx.partition import split_joint
-from fleetune.exporters.onnx.passes import fuse, simplify, tidy
-from fleetune.exporters.onnx.passes.fp16_storage import fp16_storage
-from fleetune.exporters.onnx.passes.gelu_slope import gelu_from_slope
-from fleetune.exporters.onnx.passes.int8_products import int8_products
+from fleetune.exporters.onnx.partition import saved_values
+from fleetune.exporters.onnx.passes import apply, fuse, simplify, store
+from fleetune.exporters.onnx.passes.frozen import forms_of, mark_frozen
 
 OPSET = 20
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
-
 
 Named = dict[str, tuple[Role, int]]
 NOMINAL = {"batch": 16, "seq": 64}
@@ -28,18 +25,16 @@ NOMINAL = {"batch": 16, "seq": 64}
 
 
 def prelude_graphs(
-    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
-) -> dict[str, GraphFile]:
+    section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32"
+) -> GraphFiles:
     """``forward``: batch -> hidden and sides."""
-    model, roles = _stored(section, sizes=sizes, base_dtype="fp32" if base_dtype == "int8" else base_dtype)
+    model, roles = _stored(section, sizes=sizes, base_dtype=_outside_blocks(base_dtype))
     return {"forward": _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)}
 
 
-def head_graphs(
-    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
-) -> dict[str, GraphFile]:
+def head_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32") -> GraphFiles:
     """``train``: everything; ``predict``: logits alone, without labels."""
-    model, roles = _stored(section, sizes=sizes, base_dtype="fp32" if base_dtype == "int8" else base_dtype)
+    model, roles = _stored(section, sizes=sizes, base_dtype=_outside_blocks(base_dtype))
     inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
     logits = [o for o in outputs if roles[_name(o)][0] == "logits"]
     return {
@@ -48,9 +43,7 @@ def head_graphs(
     }
 
 
-def block_graphs(
-    section: Section, *, sizes: tuple[int, int], base_dtype: str = "fp32"
-) -> dict[str, GraphFile]:
+def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32") -> GraphFiles:
     """The joint graph cut into what a device runs.
 
     ``forward``, ``forward_save``, ``backward`` (from what was saved) and ``backward_recompute`` (from the block's input); for
@@ -61,7 +54,7 @@ def block_graphs(
     y = [o for o in outputs if roles[_name(o)][0] == "hidden"]
     gradients = [o for o in outputs if roles[_name(o)][0] != "hidden"]
     own = [o for o in gradients if roles[_name(o)][0] == "d_weight"]
-    saved = split_joint(graph, roles, sizes=NOMINAL).saved
+    saved = saved_values(graph, roles, sizes=NOMINAL)
     every = {**roles, **{_name(v): ("saved", i) for i, v in enumerate(saved)}}
     return {
         "forward": _extract(graph, inputs, y, roles),
@@ -73,7 +66,7 @@ def block_graphs(
     }
 
 
-def convert(section: Section, *, sizes: tuple[int, int]) -> tuple[ir.Model, Named]:
+def convert(section: SectionFunction, *, sizes: tuple[int, int]) -> tuple[ir.Model, Named]:
     """Trace, translate to ONNX and simplify; every input and output gets the name and role of the section's.
 
     Raises:
@@ -98,36 +91,23 @@ def convert(section: Section, *, sizes: tuple[int, int]) -> tuple[ir.Model, Name
     return model, roles
 
 
-def _stored(section: Section, *, sizes: tuple[int, int], base_dtype: str) -> tuple[ir.Model, Named]:
+def _outside_blocks(base_dtype: str) -> str:
+    """The storage in prelude and head: int8 is for the blocks' matrices alone."""
+    return "fp32" if base_dtype == "int8" else base_dtype
+
+
+def _stored(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str) -> tuple[ir.Model, Named]:
     """The section with its frozen weights in their storage, then with operators of onnxruntime's own."""
     model, roles = convert(section, sizes=sizes)
-    if base_dtype != "fp32":
-        roles = (_store_half if base_dtype == "fp16" else _store_int8)(model, roles, section)
+    mark_frozen(_frozen(model, roles, section))
+    store(model, base_dtype)
+    for name, (weight, form) in forms_of(model).items():
+        roles[name] = _form_slot(form, roles[weight][1], section)
     fuse(model)
     return model, roles
 
 
-def _store_half(model: ir.Model, roles: Named, section: Section) -> Named:
-    """Frozen float tensors come in as fp16, each in the slot of that form."""
-    chosen = _frozen(model, roles, section)
-    fp16_storage(model.graph, chosen)
-    tidy(model)
-    return roles | {_name(v): _form_slot("fp16", roles[_name(v)][1], section) for v in chosen}
-
-
-def _store_int8(model: ir.Model, roles: Named, section: Section) -> Named:
-    """Frozen matrices come in as int8 and scales; norms, biases and whatever is no plain product stay as they are."""
-    found = int8_products(model.graph, _frozen(model, roles, section))
-    tidy(model)
-    changed = dict(roles)
-    for stored in found:
-        turned, index = "t" * stored.transposed, roles[_name(stored.weight)][1]
-        changed[_name(stored.matrix)] = _form_slot(f"int8{turned}", index, section)
-        changed[_name(stored.scale)] = _form_slot(f"scale{turned}", index, section)
-    return changed
-
-
-def _frozen(model: ir.Model, roles: Named, section: Section) -> list[ir.Value]:
+def _frozen(model: ir.Model, roles: Named, section: SectionFunction) -> list[ir.Value]:
     learning = {result for result in section.results if result[0] == "d_weight"}
     inputs = [v for v in model.graph.inputs if roles[_name(v)][0] == "weight" and v.uses()]
     return [
@@ -135,11 +115,11 @@ def _frozen(model: ir.Model, roles: Named, section: Section) -> list[ir.Value]:
     ]
 
 
-def _form_slot(form: str, index: int, section: Section) -> tuple[Role, int]:
+def _form_slot(form: str, index: int, section: SectionFunction) -> tuple[Role, int]:
     return "weight", FORMS.index(form) * len(section.slots) + index
 
 
-def _rename(model: ir.Model, section: Section) -> Named:
+def _rename(model: ir.Model, section: SectionFunction) -> Named:
     roles: Named = {}
     for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
         value.name = f"{argument.role}_{argument.index}"
@@ -149,7 +129,7 @@ def _rename(model: ir.Model, section: Section) -> Named:
     return roles
 
 
-def _name_dimensions(model: ir.Model, section: Section, sizes: tuple[int, int]) -> None:
+def _name_dimensions(model: ir.Model, section: SectionFunction, sizes: tuple[int, int]) -> None:
     """Call the dynamic dimensions batch and seq; refuse a trace that fixed one of them."""
     names = dict(zip(sizes, ("batch", "seq"), strict=True))
     symbols: dict[str, str] = {}
@@ -189,10 +169,10 @@ def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], r
     graph = ir.convenience.extract(whole, inputs, outputs)
     used = [v for v in graph.inputs if v.uses() or v in graph.outputs]
     graph.inputs[:] = used
-    gelu_from_slope(graph)
+    model = ir.Model(graph, ir_version=10, producer_name="fleetune")
+    apply("gelu_from_slope", model)
     _forget_inner_shapes(graph)
     _sort_initializers(graph)
-    model = ir.Model(graph, ir_version=10, producer_name="fleetune")
     proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto)
     return GraphFile(
@@ -234,3 +214,6 @@ def _reason(exc: BaseException) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
     return (str(root).strip().splitlines() or [type(root).__name__])[0]
+
+
+CONVERTERS = Converters(prelude_graphs, block_graphs, head_graphs, ".onnx")

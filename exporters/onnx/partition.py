@@ -5,7 +5,6 @@ graph, capacities in bytes, decides what is saved (:mod:`fleetune.exporters.mode
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
@@ -13,54 +12,17 @@ from fleetune.device_runtime.contracts.manifest import Role
 from fleetune.exporters.model.mincut import FREE, NEVER, Candidate, cheapest
 
 # What the backward may do again: operators that stream over memory once, and those that only rename a shape.
-CHEAP = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Sqrt",
-        "Reciprocal",
-        "Pow",
-        "Reshape",
-        "Transpose",
-        "Unsqueeze",
-        "Squeeze",
-        "Expand",
-        "Cast",
-        "Identity",
-        "Slice",
-        "Concat",
-        "Split",
-        "Where",
-        "Shape",
-        "Gather",
-        "Equal",
-        "Less",
-        "Greater",
-        "And",
-        "Or",
-        "Not",
-        "Abs",
-        "Max",
-        "Min",
-        "Constant",
-        "ConstantOfShape",
-        "Range",
-    ]
-)
+_CHEAP_NAMES = """
+    Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Max Min Where Equal Less Greater And Or Not
+    Reshape Transpose Unsqueeze Squeeze Expand Cast Identity Slice Concat Split Shape Gather Constant ConstantOfShape Range
+"""
+CHEAP = frozenset(_CHEAP_NAMES.split())
 
 
-@dataclass(frozen=True)
-class Cut:
-    """The values that the forward keeps for the backward, in graph order."""
-
-    saved: tuple[ir.Value, ...]
-
-
-def split_joint(graph: ir.Graph, roles: Mapping[str, tuple[Role, int]], *, sizes: Mapping[str, int]) -> Cut:
-    """Choose the saved values of a joint graph.
+def saved_values(
+    graph: ir.Graph, roles: Mapping[str, tuple[Role, int]], *, sizes: Mapping[str, int]
+) -> list[ir.Value]:
+    """The values of a joint graph that cost the fewest bytes to keep for the backward, in graph order.
 
     Args:
         graph: inputs hidden, d_hidden, side and weight; outputs hidden, d_hidden and d_weight.
@@ -73,7 +35,7 @@ def split_joint(graph: ir.Graph, roles: Mapping[str, tuple[Role, int]], *, sizes
     values = _early_values(graph, late)
     kept = set(cheapest([_candidate(value, late, sizes) for value in values]))
     given = {*graph.inputs, *graph.initializers.values(), *graph.outputs}
-    return Cut(tuple(value for value in values if value in kept and value not in given))
+    return [value for value in values if value in kept and value not in given]
 
 
 def _dependents(graph: ir.Graph, roots: list[ir.Value]) -> set[ir.Node]:

@@ -4,30 +4,29 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
-from fleetune.device_runtime.contracts.artifact import GOLDEN, MANIFEST
-from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Layer, Manifest, Section
-from fleetune.device_runtime.contracts.ort_training_layout import FORMAT as LAYOUT_FORMAT
-from fleetune.device_runtime.contracts.ort_training_layout import INSTALL, LAYOUT, Bound, DepthModel, Layout
+from fleetune.device_runtime.contracts.artifact import GOLDEN
+from fleetune.device_runtime.contracts.manifest import Kind, Layer, Manifest, Section
+from fleetune.device_runtime.contracts.ort_training_layout import (
+    FORMAT,
+    INSTALL,
+    LAYOUT,
+    Bound,
+    DepthModel,
+    Layout,
+)
 from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.assembly import Description, Structure, assemble, new_folder
 from fleetune.exporters.model.anatomy import Anatomy, find_anatomy, stream
 from fleetune.exporters.model.golden import record_golden
 from fleetune.exporters.model.kinds import group_kinds
 from fleetune.exporters.model.program import Program, tensors_of, traced_sizes, trainable_names
 from fleetune.exporters.model.quantize import check_base_dtype
 from fleetune.exporters.ort_training.graphs import DepthGraph, depth_graph
-from fleetune.exporters.writing import (
-    TOKENIZER,
-    Description,
-    TensorTable,
-    digests_of,
-    new_folder,
-    tokenizer_row,
-)
+from fleetune.exporters.tensor_table import Slots, TensorTable, write_tensors
 
 BACKEND = "ort-training"
 PYTHON = "FLEETUNE_ORT_PYTHON"
@@ -41,7 +40,6 @@ def write_ort_training(
     description: Description,
     out: Path,
     *,
-    backend: str = BACKEND,
     base_dtype: str = "fp32",
     depths: Sequence[int] | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
@@ -49,60 +47,27 @@ def write_ort_training(
     """Export ``program`` into the folder ``out`` with one model per depth of ``depths`` (None: 1 to all layers).
 
     Raises:
-        ConfigError: another storage of frozen weights than fp32.
-        ExportError: the environment of ONNX Runtime Training is missing, blocks that differ, an operator without translation or
-            gradient, or a folder in the way.
+        ConfigError: no such storage of frozen weights.
+        ExportError: another storage than fp32, the environment of ONNX Runtime Training is missing, blocks that differ, an
+            operator without translation or gradient, or a folder in the way.
     """
-    check_base_dtype(base_dtype, backend=backend, taken=("fp32",))
+    check_base_dtype(base_dtype, backend=BACKEND, taken=("fp32",))
     python = training_python()
     sizes = traced_sizes(program)
     on_progress("finding the blocks")
     anatomy = find_anatomy(program, batch=sizes[0], seq=sizes[1])
     _check_alike(anatomy)
-    chosen = _checked_depths(depths, len(anatomy.calls))
-    graphs = []
-    for depth in chosen:
-        on_progress(f"tracing {depth} of {len(anatomy.calls)} layers in {anatomy.path}")
-        graphs.append(depth_graph(program, anatomy, depth=depth))
-    slots = _Slots(program, anatomy, graphs)
+    graphs = _traced(program, anatomy, _checked_depths(depths, len(anatomy.calls)), on_progress)
+    places = _Places(program, anatomy, graphs)
     with new_folder(out) as folder:
         on_progress("writing weights")
-        table = TensorTable(program, anatomy)
-        layers = [slots.of_layer(i) for i in range(len(anatomy.calls))]
-        rows = table.write(folder, [], layers, slots.outside)
-        index = {row.name: i for i, row in enumerate(rows)}
-        places = slots.places(table.indices(slots.outside, index))
+        table = write_tensors(folder, program, Slots([], places.layers, places.outside))
         on_progress(f"generating training, eval and optimizer models for {len(graphs)} depths")
-        models = tuple(_write_forward(graph, folder, places) for graph in graphs)
-        _generate(python, folder, models)
-        layout = Layout(LAYOUT_FORMAT, models)
-        (folder / LAYOUT).write_bytes(msgspec.json.encode(layout))
+        _write_models(folder, graphs, places.of_tensors(table), python)
         on_progress("recording the golden step")
         record_golden(program, anatomy, folder / GOLDEN)
-        if description.tokenizer is not None:
-            (folder / TOKENIZER).write_bytes(description.tokenizer)
-        manifest = Manifest(
-            format=FORMAT,
-            name=description.name,
-            architecture=description.architecture,
-            task=description.task,
-            backend=backend,
-            labels=description.labels,
-            inputs=program.inputs,
-            prelude=Section({}),
-            kinds=(Kind({}),),
-            layers=tuple(Layer(0, table.indices(names, index), ()) for names in layers),
-            head=Section({}, table.indices(slots.outside, index)),
-            tensors=tuple(rows),
-            files=digests_of(folder),
-            hidden_size=stream(anatomy.calls[0].output).shape[-1],
-            peft=description.peft,
-            tokenizer=tokenizer_row(description),
-            licences=description.licences,
-            versions={name: version(name) for name in ("fleetune", "torch", "onnx")},
-        )
-        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-    return manifest
+        structure = _structure(program, anatomy, table, places)
+        return assemble(folder, description, structure, backend=BACKEND)
 
 
 def training_python() -> Path:
@@ -122,19 +87,29 @@ def training_python() -> Path:
     )
 
 
-class _Slots:
+def _traced(
+    program: Program, anatomy: Anatomy, depths: Sequence[int], on_progress: Callable[[str], None]
+) -> list[DepthGraph]:
+    graphs = []
+    for depth in depths:
+        on_progress(f"tracing {depth} of {len(anatomy.calls)} layers in {anatomy.path}")
+        graphs.append(depth_graph(program, anatomy, depth=depth))
+    return graphs
+
+
+class _Places:
     """Which tensors each layer has, in one order for all layers, and which are outside the blocks; names as in the module."""
 
     def __init__(self, program: Program, anatomy: Anatomy, graphs: Sequence[DepthGraph]) -> None:
         used = {name for graph in graphs for name in (*graph.frozen.values(), *graph.trained.values())}
         paths = [call.path for call in anatomy.calls]
         inside = {f"{path}.{name}" for path in paths for name in tensors_of(anatomy.calls[0].module)}
-        self._paths = paths
-        self._names = [
+        names = [
             name
             for name in tensors_of(anatomy.calls[0].module)
             if any(f"{path}.{name}" in used for path in paths)
         ]
+        self.layers = [[f"{path}.{name}" for name in names] for path in paths]
         self.outside = [name for name in tensors_of(program.module) if name in used - inside]
         unreached = set(trainable_names(program.module)) - inside - used
         if unreached:
@@ -142,16 +117,34 @@ class _Slots:
                 f"trainable tensors that the loss does not reach: {', '.join(sorted(unreached))}"
             )
 
-    def of_layer(self, layer: int) -> list[str]:
-        """Tensors of ``layer`` in slot order."""
-        return [f"{self._paths[layer]}.{name}" for name in self._names]
-
-    def places(self, outside_rows: Sequence[int]) -> dict[str, tuple[int, int]]:
+    def of_tensors(self, table: TensorTable) -> dict[str, tuple[int, int]]:
         """Where each tensor of a traced graph is found: (position, slot), or (-1, row of the table)."""
-        places = {name: (-1, row) for name, row in zip(self.outside, outside_rows, strict=True)}
-        for position in reversed(range(len(self._paths))):
-            places |= {name: (position, slot) for slot, name in enumerate(self.of_layer(position))}
+        places = {n: (-1, row) for n, row in zip(self.outside, table.indices(self.outside), strict=True)}
+        for position in reversed(range(len(self.layers))):
+            places |= {name: (position, slot) for slot, name in enumerate(self.layers[position])}
         return places
+
+
+def _structure(program: Program, anatomy: Anatomy, table: TensorTable, places: _Places) -> Structure:
+    """Layers and weights; the graphs of whole models stand in a file of their own."""
+    return Structure(
+        inputs=program.inputs,
+        prelude=Section({}),
+        kinds=(Kind({}),),
+        layers=tuple(Layer(0, table.indices(names), ()) for names in places.layers),
+        head=Section({}, table.indices(places.outside)),
+        tensors=table.rows,
+        hidden_size=stream(anatomy.calls[0].output).shape[-1],
+    )
+
+
+def _write_models(
+    folder: Path, graphs: Sequence[DepthGraph], places: dict[str, tuple[int, int]], python: Path
+) -> None:
+    """The official files of every depth, and the layout that says what is bound to their inputs."""
+    models = tuple(_write_forward(graph, folder, places) for graph in graphs)
+    _generate(python, folder, models)
+    (folder / LAYOUT).write_bytes(msgspec.json.encode(Layout(FORMAT, models)))
 
 
 def _write_forward(graph: DepthGraph, folder: Path, places: dict[str, tuple[int, int]]) -> DepthModel:

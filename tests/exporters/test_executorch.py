@@ -14,11 +14,10 @@ import plain_models
 import pytest
 import torch
 from torch import nn
-from torch.fx import Interpreter, Node
+from torch.fx import Interpreter
 
 from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.manifest import Role
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine import executorch_graphs as loader
@@ -34,7 +33,7 @@ from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.mincut import FREE, Candidate, cheapest
 from fleetune.exporters.model.program import Program, traced_sizes
-from fleetune.exporters.model.sections import Argument, Section
+from fleetune.exporters.model.sections import Argument, SectionFunction
 from fleetune.exporters.model.tracing import trace
 from fleetune.exporters.writing import Description, write_artifact
 
@@ -43,7 +42,6 @@ X = torch.linspace(-5, 6, 4 * 5 * 6).reshape(4, 5, 6)
 SMALL = torch.cat(
     [torch.tensor([0.0, -0.0, 1e-38, -1e-20, 90.0, -90.0]), torch.linspace(-9, 9, 114)]
 ).reshape(4, 5, 6)
-Row = tuple[Node, Role, int]
 
 
 def slope_of_gelu(approximate: str) -> torch.Tensor:
@@ -114,14 +112,14 @@ def test_the_cheapest_cut_by_hand() -> None:
 
 
 @pytest.fixture(scope="module")
-def block() -> tuple[Section, tuple[int, int]]:
+def block() -> tuple[SectionFunction, tuple[int, int]]:
     torch.manual_seed(0)
     program = plain_models.program(plain_models.Classifier((0.25, 0.5)))
     sizes = traced_sizes(program)
     return sections.block(find_anatomy(program, batch=sizes[0], seq=sizes[1]).calls[0], prefix=""), sizes
 
 
-def examples(section: Section, sizes: tuple[int, int], batch: int, seq: int) -> list[torch.Tensor]:
+def examples(section: SectionFunction, sizes: tuple[int, int], batch: int, seq: int) -> list[torch.Tensor]:
     """The section's arguments at another batch and sequence size."""
     new = dict(zip(sizes, (batch, seq), strict=True))
     generator = torch.Generator().manual_seed(batch + seq)
@@ -132,7 +130,7 @@ def examples(section: Section, sizes: tuple[int, int], batch: int, seq: int) -> 
 
 
 def test_forward_and_backward_of_the_cut_equal_the_joint_graph(
-    block: tuple[Section, tuple[int, int]],
+    block: tuple[SectionFunction, tuple[int, int]],
 ) -> None:
     section, sizes = block
     data = [a.is_data for a in section.arguments]
@@ -181,7 +179,7 @@ def test_what_a_router_chose_is_kept_as_positions() -> None:
 
 
 def test_every_product_is_delegated_and_the_loader_runs_it(
-    block: tuple[Section, tuple[int, int]], tmp_path: Path
+    block: tuple[SectionFunction, tuple[int, int]], tmp_path: Path
 ) -> None:
     section, sizes = block
     traced = executorch_graphs.Traced(section, sizes)
@@ -197,13 +195,13 @@ def test_every_product_is_delegated_and_the_loader_runs_it(
     names = traced.part(traced.entering(), gradients).graph_signature.user_inputs
     for batch, seq in ((1, 1), (3, 20), (16, 128)):
         given = examples(section, sizes, batch, seq)
-        values = dict(zip([n.name for n, _, _ in traced.entering()], given, strict=True))
+        values = dict(zip([end.node.name for end in traced.entering()], given, strict=True))
         feeds = {n: loader.value_of(values[n].detach().numpy()) for n in names}
         found = [loader.array_of(v) for v in graph.run(feeds, [str(i) for i in range(len(gradients))])]
         for one, other in zip(found, section.function(*given)[1:], strict=True):
             assert relative_error(one, other.detach().numpy()) < 1e-4
     too_large = examples(section, sizes, 17, 128)
-    values = dict(zip([n.name for n, _, _ in traced.entering()], too_large, strict=True))
+    values = dict(zip([end.node.name for end in traced.entering()], too_large, strict=True))
     with pytest.raises(ArtifactError, match="bounds"):
         graph.run({n: values[n].detach() for n in names}, ["a"])
 
@@ -216,7 +214,7 @@ def test_what_writes_into_its_input_is_made_functional() -> None:
         y /= 2
         return (y,)
 
-    traced = executorch_graphs.Traced(Section("it", halve, (hidden,), (("hidden", 0),), ()), (3, 37))
+    traced = executorch_graphs.Traced(SectionFunction("it", halve, (hidden,), (("hidden", 0),), ()), (3, 37))
     program = traced.part(traced.entering(), traced.leaving())
     x = torch.randn(2, 9, 4)
     torch.testing.assert_close(Interpreter(program.graph_module).run(x)[0], halve(x)[0])
@@ -317,7 +315,7 @@ def test_xnnpack_runs_one_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_type_that_xnnpack_lacks_is_refused_at_export() -> None:
     half = Argument("weight", 0, torch.zeros(2, 2, dtype=torch.float16), "layer.weight")
-    section = Section("blocks.0", lambda w: (w,), (half,), (("hidden", 0),), ("layer.weight",))
+    section = SectionFunction("blocks.0", lambda w: (w,), (half,), (("hidden", 0),), ("layer.weight",))
     with pytest.raises(
         ExportError, match=r"blocks\.0: the executorch backend takes float32.*layer\.weight is float16"
     ):

@@ -1,45 +1,123 @@
-"""Small named passes over ONNX graphs, each exact; :func:`simplify` runs them in order until nothing changes."""
+"""Small named passes over ONNX models, and the pipelines that run them.
 
-from collections.abc import Callable
+A pass takes a model, rewrites its graph in place and returns whether it changed anything. What it requires and ensures stands in
+its row of ``PASSES``; ``tests/exporters/onnx/test_passes.py`` holds every row to it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, half_of_erf
+from fleetune.device_runtime.errors import ExportError
+from fleetune.device_runtime.tables import Table
+from fleetune.exporters.onnx.passes.frozen import are_float32, are_read_by_standard_operators
+from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
 from fleetune.exporters.onnx.passes.scaled_products import scaled_products
 from fleetune.exporters.onnx.passes.shapes import gradient_shapes
+from fleetune.exporters.onnx.passes.storage import fp16_storage, int8_storage
 
-Pass = Callable[[ir.Model], bool]
+Condition = Callable[[ir.Model], bool]
 
-PASSES: tuple[Pass, ...] = (
-    gradient_shapes,
-    half_of_erf,
-    folded_gauss,
+
+class Ensured(NamedTuple):
+    """Holds after a pass: the checker is content, names, dtypes and shapes of inputs and outputs are the same, values agree.
+
+    within: largest difference of an output over its largest value, against the model before.
+    stores: the frozen inputs have another form instead; values agree with what the form keeps of them.
+    """
+
+    within: float = 2e-6
+    stores: bool = False
+
+
+class Pass(NamedTuple):
+    """A pass, the conditions that the model must meet before, and what holds after."""
+
+    run: Callable[[ir.Model], bool]
+    requires: tuple[Condition, ...] = ()
+    ensures: Ensured = Ensured()
+
+
+def tidy(model: ir.Model) -> bool:
+    """Topological order, and nothing that is named twice, made twice or not used.
+
+    1. A node that stands before one it reads moves behind it.
+    2. ``Identity(x)`` that is no output is x.
+    3. Equal nodes with equal inputs are one.
+    4. A node that nothing reads goes.
+    """
+    passes = (
+        common.TopologicalSortPass(),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )
+    modified = [step(model).modified for step in passes]
+    return any(modified)
+
+
+_STORAGE = (are_float32, are_read_by_standard_operators)
+PASSES = Table(
+    "pass",
+    {
+        "tidy": Pass(tidy),
+        "gradient_shapes": Pass(gradient_shapes),
+        "half_of_erf": Pass(half_of_erf),
+        "folded_gauss": Pass(folded_gauss),
+        "gelu_from_slope": Pass(gelu_from_slope),
+        "scaled_products": Pass(scaled_products),
+        "fp16_storage": Pass(fp16_storage, _STORAGE, Ensured(stores=True)),
+        "int8_storage": Pass(int8_storage, _STORAGE, Ensured(within=0.02, stores=True)),
+    },
 )
-FUSIONS: tuple[Pass, ...] = (scaled_products,)
-"""Run after frozen matrices have found their storage: they make operators of onnxruntime's own, which the int8 pass skips."""
+STORAGES: Table[tuple[str, ...]] = Table(
+    "storage", {"fp32": (), "fp16": ("fp16_storage",), "int8": ("int8_storage",)}
+)
 
 
-def simplify(model: ir.Model) -> None:
-    """Rewrite ``model`` in place: our passes, then duplicates and dead nodes removed, in topological order."""
-    _run(model, PASSES)
+def apply(name: str, model: ir.Model) -> bool:
+    """Run one pass, if the model meets what it requires.
+
+    Raises:
+        ExportError: a condition that is not met, in its own words.
+    """
+    chosen = PASSES[name]
+    unmet = [condition for condition in chosen.requires if not condition(model)]
+    if unmet:
+        raise ExportError(f"pass {name}: {'; '.join((c.__doc__ or c.__name__).strip() for c in unmet)}")
+    return chosen.run(model)
+
+
+def simplify(model: ir.Model) -> bool:
+    """What holds for any runtime; ends with metadata and names of the source cleared."""
+    changed = _repeat(("gradient_shapes", "half_of_erf", "folded_gauss"), model)
     common.ClearMetadataAndDocStringPass()(model)
+    return changed
 
 
-def fuse(model: ir.Model) -> None:
-    """Rewrite ``model`` in place with operators of onnxruntime's own domain."""
-    _run(model, FUSIONS)
+def store(model: ir.Model, base_dtype: str) -> bool:
+    """Give the frozen inputs their storage."""
+    return _turn(STORAGES[base_dtype], model)
 
 
-def _run(model: ir.Model, passes: tuple[Pass, ...]) -> None:
-    while sum([step(model) for step in passes]):
+def fuse(model: ir.Model) -> bool:
+    """Operators of onnxruntime's own domain; after :func:`store`, whose passes know only standard ones."""
+    return _repeat(("scaled_products",), model)
+
+
+def _repeat(names: Sequence[str], model: ir.Model) -> bool:
+    """Take turns until one changes nothing; what is left is tidy."""
+    changed = False
+    while _turn(names, model):
+        changed = True
+    return tidy(model) or changed
+
+
+def _turn(names: Sequence[str], model: ir.Model) -> bool:
+    """Run each pass once, and tidy if one changed anything."""
+    changed = [apply(name, model) for name in names]
+    if any(changed):
         tidy(model)
-    tidy(model)
-
-
-def tidy(model: ir.Model) -> None:
-    """Topological order, and nothing that is named twice, made twice or not used."""
-    common.TopologicalSortPass()(model)
-    common.IdentityEliminationPass()(model)
-    common.CommonSubexpressionEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
+    return any(changed)

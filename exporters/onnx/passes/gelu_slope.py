@@ -11,7 +11,10 @@ _HALVES = (ir.AttrFloat32("alpha", 0.5), ir.AttrFloat32("beta", 0.5))
 
 
 def half_of_erf(model: ir.Model) -> bool:
-    """``0.5 * (Erf(x) + 1)`` is HardSigmoid with slope and offset 0.5: erf never leaves [-1, 1], where that is no clip."""
+    """Halve erf in one pass over memory: it never leaves [-1, 1], where HardSigmoid clips nothing.
+
+    1. ``0.5 * (Erf(x) + 1)``, operands in any order, becomes HardSigmoid with slope and offset 0.5.
+    """
     changed = False
     for node in list(model.graph):
         value, factor = factor_of(node) or (None, 0.0)
@@ -26,7 +29,10 @@ def half_of_erf(model: ir.Model) -> bool:
 
 
 def folded_gauss(model: ir.Model) -> bool:
-    """``c * Exp(-0.5 * x * x)``, where ``t = x / sqrt(2)`` is there for Erf, becomes ``Exp(log(c) - t * t)``."""
+    """Fold the factor of a Gaussian into its exponent.
+
+    1. ``c * Exp(-0.5 * (x * x))`` with c > 0, where ``t = x / sqrt(2)`` is there for Erf, becomes ``Exp(log(c) - t * t)``.
+    """
     changed = False
     for node in list(model.graph):
         value, factor = factor_of(node) or (None, 0.0)
@@ -41,18 +47,24 @@ def folded_gauss(model: ir.Model) -> bool:
     return changed
 
 
-def gelu_from_slope(graph: ir.Graph) -> None:
-    """Where ``0.5 * (1 + erf(x / sqrt(2)))`` is made for the slope, ``Gelu(x)`` is x times it: one erf less."""
-    for node in list(graph):
-        if node.op_type != "Gelu" or _is_approximate(node):
-            continue
-        x = node.inputs[0]
-        t = None if x is None else _over_root_two(x)
-        steps = [] if t is None else [u.node for v in _erfs(t) for u in v.uses()]
-        halves = [s for s in steps if s.op_type == "HardSigmoid"]
-        if x is not None and halves:
-            become(node, "Mul", [x, halves[0].outputs[0]])
-    graph.sort()
+def gelu_from_slope(model: ir.Model) -> bool:
+    """Make the forward from what the slope needs anyway: one erf less. Runs on a graph as it is delivered.
+
+    1. Exact ``Gelu(x)``, where :func:`half_of_erf` has left ``h = 0.5 * (1 + erf(x / sqrt(2)))``, becomes ``x * h``.
+    """
+    found = [(node, half) for node in model.graph if (half := _half_for(node)) is not None]
+    for node, half in found:
+        become(node, "Mul", [node.inputs[0], half])
+    model.graph.sort()
+    return bool(found)
+
+
+def _half_for(node: ir.Node) -> ir.Value | None:
+    if node.op_type != "Gelu" or _is_approximate(node) or node.inputs[0] is None:
+        return None
+    t = _over_root_two(node.inputs[0])
+    uses = [] if t is None else [use for erf in _erfs(t) for use in erf.uses()]
+    return next((use.node.outputs[0] for use in uses if use.node.op_type == "HardSigmoid"), None)
 
 
 def _is_approximate(node: ir.Node) -> bool:

@@ -8,7 +8,11 @@ _MOVES = ("Reshape", "Transpose")
 
 
 def scaled_products(model: ir.Model) -> bool:
-    """``Mul(MatMul(a, b), c)``, and ``Mul(x, c)`` that only products read, become FusedMatMul with ``alpha``."""
+    """Put constant factors into FusedMatMul's ``alpha``; a Reshape or Transpose may stand between, and factors multiply.
+
+    1. ``Mul(MatMul(a, b), c)``, where nothing else reads the product.
+    2. ``Mul(x, c)`` that only products read, each once.
+    """
     changed = False
     for node in list(model.graph):
         found = factor_of(node)

@@ -4,7 +4,10 @@ import onnx_ir as ir
 
 
 def gradient_shapes(model: ir.Model) -> bool:
-    """``Shape(d_hidden)`` becomes ``Shape(hidden)``: the two have one shape."""
+    """Ask the forward for shapes.
+
+    1. ``Shape(d_hidden_0)`` becomes ``Shape(hidden_0)``: the two inputs have one shape.
+    """
     inputs = {value.name: value for value in model.graph.inputs}
     hidden, gradient = inputs.get("hidden_0"), inputs.get("d_hidden_0")
     if hidden is None or gradient is None:

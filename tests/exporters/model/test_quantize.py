@@ -13,12 +13,13 @@ from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, open_arti
 from fleetune.device_runtime.contracts.plans import full
 from fleetune.device_runtime.engine.stack import Stack
 from fleetune.device_runtime.errors import ConfigError, ExportError
+from fleetune.exporters.assembly import digests_of
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
 from fleetune.exporters.model.quantize import FORMS, check_base_dtype, derive, rounded, split_form, with_forms
 from fleetune.exporters.weights_file import write_base
-from fleetune.exporters.writing import Description, digests_of, write_artifact
+from fleetune.exporters.writing import Description, write_artifact
 
 SCALES = (0.25, 0.25, 0.5, 0.25)
 

@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from fleetune.device_runtime.contracts.manifest import Role
-from fleetune.exporters.onnx.partition import split_joint
+from fleetune.exporters.onnx.partition import saved_values
 
 SIZES = {"batch": 4, "seq": 8}
 ROLES: dict[str, tuple[Role, int]] = {
@@ -49,7 +49,7 @@ def joint() -> tuple[ir.Graph, dict[str, ir.Value]]:
 
 def test_one_value_is_kept_of_a_cheap_chain(joint: tuple[ir.Graph, dict[str, ir.Value]]) -> None:
     graph, _ = joint
-    names = [v.name for v in split_joint(graph, ROLES, sizes=SIZES).saved]
+    names = [v.name for v in saved_values(graph, ROLES, sizes=SIZES)]
     assert len(names) == 1
     assert names[0] in {"tanh", "doubled", "slope"}
 
@@ -57,7 +57,7 @@ def test_one_value_is_kept_of_a_cheap_chain(joint: tuple[ir.Graph, dict[str, ir.
 def test_what_is_an_input_already_is_not_kept(joint: tuple[ir.Graph, dict[str, ir.Value]]) -> None:
     graph, v = joint
     graph.append(node("Mul", [v["x"], v["dy"]], value("extra", "batch", "seq", 16)))
-    assert "x" not in [s.name for s in split_joint(graph, ROLES, sizes=SIZES).saved]
+    assert "x" not in [s.name for s in saved_values(graph, ROLES, sizes=SIZES)]
 
 
 def test_a_backward_that_reads_nothing_needs_nothing_kept() -> None:
@@ -65,4 +65,4 @@ def test_a_backward_that_reads_nothing_needs_nothing_kept() -> None:
     graph = ir.Graph(
         [x, dy], [y, dx], nodes=[node("Neg", [x], y), node("Neg", [dy], dx)], opset_imports={"": 20}
     )
-    assert split_joint(graph, ROLES, sizes=SIZES).saved == ()
+    assert saved_values(graph, ROLES, sizes=SIZES) == []

@@ -7,10 +7,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from fleetune.exporters.onnx.passes.fp16_storage import fp16_storage
 
 from fleetune.device_runtime.engine.onnx_graphs import may_run_alone
 from fleetune.exporters.onnx.passes import fuse, tidy
-from fleetune.exporters.onnx.passes.fp16_storage import fp16_storage
 from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
 from fleetune.exporters.onnx.passes.int8_products import int8_products
 from fleetune.exporters.onnx.passes.scaled_products import scaled_products

@@ -1,0 +1,113 @@
+"""Puts an artifact folder together, whole or not at all; its manifest is made here, for every backend."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fleetune.device_runtime.arrays import sha256_of
+from fleetune.device_runtime.contracts import manifest
+from fleetune.device_runtime.contracts.artifact import MANIFEST
+from fleetune.device_runtime.errors import ExportError
+
+TOKENIZER = "tokenizer.json"
+_PACKAGES = ("fleetune", "torch", "onnx")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the manifest says of the model beside its graphs."""
+
+    name: str
+    architecture: str
+    task: str
+    labels: tuple[str, ...]
+    peft: dict[str, Any]
+    tokenizer: bytes | None = None
+    pad_id: int = 0
+    max_length: int = 512
+    licences: dict[str, str] = field(default_factory=dict)
+
+
+class Structure(NamedTuple):
+    """What the manifest says of graphs and weights, in the manifest's own terms."""
+
+    inputs: tuple[manifest.Input, ...]
+    prelude: manifest.Section
+    kinds: tuple[manifest.Kind, ...]
+    layers: tuple[manifest.Layer, ...]
+    head: manifest.Section
+    tensors: tuple[manifest.Tensor, ...]
+    hidden_size: int
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when all went well.
+
+    Raises:
+        ExportError: ``out`` exists and is no artifact.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out}: exists and is not an artifact; choose another --out")
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def assemble(
+    folder: Path,
+    description: Description,
+    structure: Structure,
+    *,
+    backend: str,
+    base_dtype: str = "fp32",
+    bounds: Mapping[str, int] = MappingProxyType({}),
+) -> manifest.Manifest:
+    """Write the tokenizer and, with the digests of all that lies in ``folder``, the manifest; call it last."""
+    tokenizer = _write_tokenizer(folder, description)
+    made = manifest.Manifest(
+        format=manifest.FORMAT,
+        name=description.name,
+        architecture=description.architecture,
+        task=description.task,
+        backend=backend,
+        labels=description.labels,
+        **structure._asdict(),
+        files=digests_of(folder),
+        peft=description.peft,
+        base_dtype=base_dtype,
+        tokenizer=tokenizer,
+        bounds=dict(bounds),
+        licences=description.licences,
+        versions={name: version(name) for name in _PACKAGES},
+    )
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
+    return made
+
+
+def digests_of(folder: Path) -> dict[str, manifest.FileDigest]:
+    """Digest and size of every file under ``folder``, by its path inside."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        p.relative_to(folder).as_posix(): manifest.FileDigest(sha256_of(p), p.stat().st_size) for p in files
+    }
+
+
+def _write_tokenizer(folder: Path, description: Description) -> manifest.Tokenizer | None:
+    if description.tokenizer is None:
+        return None
+    (folder / TOKENIZER).write_bytes(description.tokenizer)
+    return manifest.Tokenizer(TOKENIZER, description.pad_id, description.max_length)
