@@ -112,7 +112,7 @@ def cyclic(num_layers: int, spec: PolicySpec) -> Policy:
 
 
 def layer_groups(num_layers: int, *, size: int) -> list[range]:
-    """Cut layers into groups of ``size``, lowest first; the last ends with the topmost layer, even if it overlaps the one below."""
+    """Cut layers into groups of ``size``, lowest first; the last ends with the topmost layer, overlapping if it must."""
     last = num_layers - size
     return [range(first, first + size) for first in (*range(0, last, size), last)]
 
