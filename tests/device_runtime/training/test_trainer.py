@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -33,7 +34,9 @@ def dataset(text_folder, manifest):
 def work(name="full", optimizer="adamw", *, lr=0.02, **changes):
     uses = POLICIES[name].uses
     policy = PolicySpec(name=name, drop=0.4 * ("drop" in uses), period=4 * ("period" in uses))
-    spec = OptimizerSpec(name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0)
+    spec = OptimizerSpec(
+        name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0, weight_decay=0.01, proximal=0.1
+    )
     return LocalWork(
         **{"policy": policy, "optimizer": spec, "epochs": 3, "batch_size": 8, "seed": 5, **changes}
     )
@@ -95,6 +98,28 @@ def test_a_later_round_goes_on_with_the_groups_where_the_last_one_stopped(
     rounds = [plans(steps=6, rounds_before=n) for n in range(4)]
     assert [plan for made in rounds for plan in made] == whole
     assert [plans(epochs=1, rounds_before=n) for n in range(4)] == rounds
+
+
+def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
+    stack, seen = linear_stack(manifest), []
+    step = stack.step
+    stack.step = lambda batch, *rest, **named: (
+        seen.append(batch["labels"].tolist()) or step(batch, *rest, **named)
+    )
+    run(make_trainer(work(epochs=2), stack))
+    assert len(seen) == 12
+    assert seen[:6] != seen[6:]
+    assert sorted(np.concatenate(seen[:6])) == sorted(np.concatenate(seen[6:]))
+
+
+def test_a_run_is_pulled_to_the_adapter_it_started_from(make_trainer):
+    def way(mu):
+        trainer = make_trainer(msgspec.structs.replace(work(), optimizer=OptimizerSpec(lr=0.1, proximal=mu)))
+        start = trainer.adapter
+        run(trainer)
+        return sum(float(((trainer.adapter[n] - start[n]) ** 2).sum()) for n in start)
+
+    assert way(0.0) > 2 * way(10.0) > 0
 
 
 def test_training_learns(make_trainer, linear_stack, manifest, dataset):
