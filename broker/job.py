@@ -6,6 +6,7 @@ import msgspec
 
 from fleetune.broker.strategies import STRATEGIES
 from fleetune.device_runtime.contracts.wire import LocalWork, check_name
+from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 
 
@@ -59,11 +60,19 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     """Work of the device asked as number ``position`` (from 0) in a round (from 1), with a seed of its own.
 
     It says how many rounds came before, also to a device that was not asked in them: in a round all train the same layers.
-
-    The first device of the first round has the job's own seed: with it one local run is one federated round.
     """
-    seed = settings.seed + (round_number - 1) * 2**20 + position
+    seed = device_seed(settings.seed, round_number=round_number, position=position)
     return msgspec.structs.replace(settings.work, seed=seed, rounds_before=round_number - 1)
+
+
+def device_seed(seed: int, *, round_number: int, position: int) -> int:
+    """Draw a device's seed from the job's; the first device of the first round has the job's own.
+
+    So one local run is one federated round. The others share no draw with those of a job whose seed is near.
+    """
+    if (round_number, position) == (1, 0):
+        return seed
+    return int(integers(Key(seed, "devices", round_number, position), 1)[0])
 
 
 def _problems(settings: Settings) -> Iterator[str]:
@@ -75,8 +84,8 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
     if settings.evaluate_every < 1:
         yield f"evaluate_every {settings.evaluate_every}: at least 1"
-    if settings.seed < 0:
-        yield f"seed {settings.seed}: not negative"
+    if not 0 <= settings.seed <= SEED_MAX:
+        yield f"seed {settings.seed}: from 0 to 2**53 - 1"
     yield from _work_problems(settings.work)
 
 

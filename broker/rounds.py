@@ -25,6 +25,7 @@ from fleetune.device_runtime.contracts.wire import (
     Verdict,
     encode,
 )
+from fleetune.device_runtime.draws import Key, permutation
 from fleetune.device_runtime.errors import TransportError, WireError
 
 log = logging.getLogger(__name__)
@@ -223,8 +224,9 @@ class Federation:
         return self._ask(self._round, self._choose(here, settings.clients), now)
 
     def _choose(self, devices: tuple[str, ...], limit: int) -> tuple[str, ...]:
-        rng = np.random.default_rng([self.settings.seed, self.version])
-        order = sorted(rng.permutation(len(devices)), key=lambda i: devices[i] in self._paused)
+        asked = len(self._round.standing) if self._round else 0
+        key = Key(self.settings.seed, "selection", self.version + 1, asked)
+        order = sorted(permutation(key, len(devices)).tolist(), key=lambda i: devices[i] in self._paused)
         return tuple(devices[i] for i in sorted(order[:limit]))
 
     def _ask(self, open_round: _Round, devices: tuple[str, ...], now: float) -> list[Action]:

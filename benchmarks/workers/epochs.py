@@ -13,7 +13,7 @@ from device_step import draw_data
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
-from fleetune.device_runtime.methods.policies import MOVING
+from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.training.machine import Machine, Resources
 
 
@@ -23,7 +23,9 @@ def main() -> None:
     batch, seq, steps, threads, epochs, cache_mb = map(int, numbers)
     artifact = open_artifact(folder)
     data = draw_data(artifact.manifest, batch * steps, seq)
-    policy = PolicySpec(name=name, drop=float(drop), period=2 * steps if name in MOVING else 0)
+    policy = PolicySpec(
+        name=name, drop=float(drop), period=2 * steps if "period" in POLICIES[name].uses else 0
+    )
     work = LocalWork(policy=policy, epochs=epochs, batch_size=batch, seq_len=seq)
     resources = Resources(threads=threads, prefix_cache_mb=cache_mb)
     with Machine(artifact, resources, folder=Path(cache)) as machine:

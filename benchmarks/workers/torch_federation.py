@@ -14,6 +14,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
+from fleetune.broker.job import device_seed
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.data.loading import load_dataset
@@ -44,7 +45,8 @@ def main() -> None:
         learnt = []
         for position, data in enumerate(devices):
             set_peft_model_state_dict(model, weights)
-            train(model, data, settings, seed=settings["seed"] + number * 2**20 + position)
+            seed = device_seed(settings["seed"], round_number=number + 1, position=position)
+            train(model, data, settings, seed=seed)
             learnt.append(_copied(get_peft_model_state_dict(model)))
         weights = mean(learnt, [data.num_samples for data in devices])
         set_peft_model_state_dict(model, weights)

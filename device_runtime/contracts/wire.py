@@ -48,7 +48,7 @@ class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
     drop: float = 0.0
     shape: str = "uniform"
     period: int = 0
-    """Steps that ``successive`` and ``cyclic`` stay on a block of layers; 0 for all others."""
+    """Steps that ``successive`` and ``cyclic`` stay on a group of layers; 0 for all others."""
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +61,8 @@ class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
     decay: str = "constant"
     clip_norm: float = 0.0
     """0: no clipping."""
+    proximal: float = 0.0
+    """FedProx's mu: how strongly the adapter is pulled to the one that the run started from. 0: not at all."""
 
 
 class LocalWork(msgspec.Struct, frozen=True, kw_only=True):

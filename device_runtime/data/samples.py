@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 
 LABELS = "labels"
@@ -15,8 +16,6 @@ IGNORED = -100
 
 _WIDTH_MULTIPLE = 8
 _WINDOW_BATCHES = 32
-_SHUFFLE = 0x5EED
-"""Third word of the seed: batches and layer plans of equal (seed, number) draw from different streams."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,12 @@ class Dataset:
     def epoch_batches(self, seed: int, epoch: int, batch_size: int) -> list[Indices]:
         """Each row once, like lengths together, batches in random order: a function of the arguments alone."""
         self.num_batches(batch_size)
-        rng = np.random.default_rng([seed, epoch, _SHUFFLE])
-        order = rng.permutation(self.num_samples)
+        draws = Draws(seed, "batches", epoch)
+        order = draws.permutation(self.num_samples)
         window = _WINDOW_BATCHES * batch_size
         parts = [self._by_length(order[start : start + window]) for start in range(0, len(order), window)]
         batches = [batch for part in parts for batch in _cut(part, batch_size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return [batches[i] for i in draws.permutation(len(batches))]
 
     def ordered_batches(self, batch_size: int) -> list[Indices]:
         """Each row once, shortest first: for evaluation."""

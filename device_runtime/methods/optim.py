@@ -1,23 +1,27 @@
-"""Optimizers are pairs of pure functions over named tensors; the maths is torch's, in float32 numpy.
+"""An optimizer is a chain of :mod:`transforms` over named tensors; the maths is torch's, in float32 numpy.
 
 A tensor without a gradient (its layer was dropped) keeps its value, its moments and its own step count, as torch keeps
 a parameter whose ``grad`` is None.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
-import numpy as np
-
-from fleetune.device_runtime.arrays import Array, Arrays, Floats
+from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.wire import OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.methods.transforms import (
+    Tensors,
+    Transform,
+    adam,
+    chain,
+    clip_by_norm,
+    decay_weights,
+    descend,
+    proximal,
+)
 from fleetune.device_runtime.tables import Table
-
-STEP = "step"
-"""State entry that counts updates, int64 (1,); every other entry is ``slot/tensor name``."""
-Slots = dict[str, Array]
 
 
 class Optimizer(NamedTuple):
@@ -27,91 +31,55 @@ class Optimizer(NamedTuple):
     update: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]]
 
 
-class Rule(NamedTuple):
-    """One tensor's descent: ``init(param) -> slots``; ``step(grad, param, slots, lr) -> (param, slots)``."""
-
-    slots: tuple[str, ...]
-    init: Callable[[Floats], Slots]
-    step: Callable[[Floats, Floats, Slots, float], tuple[Floats, Slots]]
-
-
 def make_optimizer(spec: OptimizerSpec, *, total_steps: int) -> Optimizer:
-    """Clip by global norm, then follow the rule ``spec`` names at the scheduled learning rate.
+    """Build the chain ``spec`` asks for: proximal term, clip by global norm, the rule named, the scheduled learning rate.
 
     Args:
         spec: rule, rate and schedule.
         total_steps: where ``decay`` reaches its end.
 
+    Returns:
+        The optimizer; its proximal term pulls towards the parameters given to ``init``.
+
     Raises:
         ConfigError: an unknown name, or a number out of range (all listed).
     """
     _check(spec)
-    rule, decay = OPTIMIZERS[spec.name](spec), DECAYS[spec.decay]
+    links = proximal(spec.proximal), clip_by_norm(spec.clip_norm), OPTIMIZERS[spec.name](spec)
+    return applied(chain(*links, descend(_rate(spec, total_steps))))
+
+
+def applied(transform: Transform) -> Optimizer:
+    """Make an optimizer of a chain: its last updates are added to the parameters."""
 
     def update(grads: Arrays, state: Arrays, params: Arrays) -> tuple[Arrays, Arrays]:
-        step = _count(state[STEP])
+        before = cast("Tensors", params)
+        updates, entries = transform.update(cast("Tensors", grads), state, before)
+        after: Arrays = {name: before[name] + value for name, value in updates.items()}
+        return {**params, **after}, {**state, **entries}
+
+    return Optimizer(lambda params: transform.init(cast("Tensors", params)), update)
+
+
+def _rate(spec: OptimizerSpec, total_steps: int) -> Callable[[int], float]:
+    """Make the learning rate a function of the step, from 0."""
+    decay = DECAYS[spec.decay]
+
+    def rate(step: int) -> float:
         progress = _progress(step, spec.warmup_steps, total_steps)
-        lr = spec.lr * _warmup(step, spec.warmup_steps) * decay(progress)
-        if spec.clip_norm:
-            grads = clip_by_norm(grads, spec.clip_norm)
-        new_params, new_state = dict(params), dict(state)
-        for name, grad in grads.items():
-            slots = _slots_of(rule, state, name) or rule.init(cast("Floats", params[name]))
-            value, slots = rule.step(cast("Floats", grad), cast("Floats", params[name]), slots, lr)
-            new_params[name] = value
-            new_state.update({f"{slot}/{name}": array for slot, array in slots.items()})
-        new_state[STEP] = np.array([step + 1], np.int64)
-        return new_params, new_state
+        return spec.lr * _warmup(step, spec.warmup_steps) * decay(progress)
 
-    return Optimizer(lambda params: {STEP: np.zeros(1, np.int64)}, update)
+    return rate
 
 
-def adamw(weight_decay: float = 0.0, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
-    """Adam with decoupled weight decay and bias correction, by each tensor's own step count.
-
-    Source: Loshchilov and Hutter, arXiv 1711.05101; agrees with ``torch.optim.AdamW``.
-    """
-
-    def init(param: Floats) -> Slots:
-        return {"steps": np.zeros(1, np.int64), "m": np.zeros_like(param), "v": np.zeros_like(param)}
-
-    def step(grad: Floats, param: Floats, slots: Slots, lr: float) -> tuple[Floats, Slots]:
-        t = _count(slots["steps"]) + 1
-        m = cast("Floats", slots["m"]) * np.float32(beta1) + grad * np.float32(1 - beta1)
-        v = cast("Floats", slots["v"]) * np.float32(beta2) + grad * grad * np.float32(1 - beta2)
-        root: Floats = np.sqrt(v)
-        denominator = root / np.float32(math.sqrt(1 - beta2**t)) + np.float32(eps)
-        shrunk = param * np.float32(1 - lr * weight_decay)
-        value: Floats = shrunk - np.float32(lr / (1 - beta1**t)) * (m / denominator)
-        return value, {"steps": np.array([t], np.int64), "m": m, "v": v}
-
-    return Rule(("steps", "m", "v"), init, step)
+def _warmup(step: int, warmup_steps: int) -> float:
+    """Rise linearly from ``1 / warmup_steps`` at the first step to 1: no step is wasted at rate 0."""
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
-def sgd(weight_decay: float = 0.0, *, momentum: float = 0.0) -> Rule:
-    """Gradient descent, heavy-ball momentum if asked; agrees with ``torch.optim.SGD`` (weight decay is coupled)."""
-
-    def init(param: Floats) -> Slots:
-        return {"momentum": np.zeros_like(param)} if momentum else {}
-
-    def step(grad: Floats, param: Floats, slots: Slots, lr: float) -> tuple[Floats, Slots]:
-        d: Floats = grad + np.float32(weight_decay) * param
-        if momentum:
-            d = np.float32(momentum) * cast("Floats", slots["momentum"]) + d
-        return param - np.float32(lr) * d, ({"momentum": d} if momentum else {})
-
-    return Rule(("momentum",) if momentum else (), init, step)
-
-
-def clip_by_norm(grads: Mapping[str, Array], norm_max: float) -> Arrays:
-    """Scale gradients so that their joint L2 norm is at most ``norm_max``; as ``torch.nn.utils.clip_grad_norm_``."""
-    norms = [np.linalg.norm(cast("Floats", grad).ravel()) for grad in grads.values()]
-    scale = np.float32(min(1.0, norm_max / (float(np.linalg.norm(norms)) + 1e-6)))
-    return {name: cast("Floats", grad) * scale for name, grad in grads.items()}
-
-
-def _count(counter: Array) -> int:
-    return int(counter.astype(np.int64)[0])
+def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
+    """Tell the share of the steps after the warm-up that is behind us, in [0, 1]."""
+    return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
 def _check(spec: OptimizerSpec) -> None:
@@ -122,6 +90,7 @@ def _check(spec: OptimizerSpec) -> None:
             ("weight_decay", spec.weight_decay, "at least 0", spec.weight_decay >= 0),
             ("warmup_steps", spec.warmup_steps, "at least 0", spec.warmup_steps >= 0),
             ("clip_norm", spec.clip_norm, "at least 0", spec.clip_norm >= 0),
+            ("proximal", spec.proximal, "at least 0", spec.proximal >= 0),
         )
         if not (ok and math.isfinite(value))
     ]
@@ -129,18 +98,14 @@ def _check(spec: OptimizerSpec) -> None:
         raise ConfigError(f"optimizer {spec.name!r}: " + "; ".join(problems))
 
 
-def _slots_of(rule: Rule, state: Arrays, name: str) -> Slots:
-    return {slot: state[f"{slot}/{name}"] for slot in rule.slots if f"{slot}/{name}" in state}
+def _adamw(spec: OptimizerSpec) -> Transform:
+    """Scale as Adam, then decay weights apart from it. Source: Loshchilov and Hutter, arXiv 1711.05101."""
+    return chain(adam(), decay_weights(spec.weight_decay))
 
 
-def _warmup(step: int, warmup_steps: int) -> float:
-    """Linear from ``1 / warmup_steps`` at the first step to 1: no step is wasted at rate 0."""
-    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-
-
-def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Share of the steps after the warm-up that is behind us, in [0, 1]."""
-    return min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+def _sgd(spec: OptimizerSpec) -> Transform:
+    """Descend as ``torch.optim.SGD``: weight decay is part of the gradient."""
+    return decay_weights(spec.weight_decay)
 
 
 DECAYS: Table[Callable[[float], float]] = Table(
@@ -151,6 +116,4 @@ DECAYS: Table[Callable[[float], float]] = Table(
         "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     },
 )
-OPTIMIZERS: Table[Callable[[OptimizerSpec], Rule]] = Table(
-    "optimizer", {"adamw": lambda spec: adamw(spec.weight_decay), "sgd": lambda spec: sgd(spec.weight_decay)}
-)
+OPTIMIZERS: Table[Callable[[OptimizerSpec], Transform]] = Table("optimizer", {"adamw": _adamw, "sgd": _sgd})

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, lowest_trained
 from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
@@ -143,7 +143,7 @@ def _deepest_plan(work: LocalWork, num_layers: int, drop: float) -> LayerPlan:
     """The plan with most active layers, and of these with most on the way back, among the first of a job."""
     spec = msgspec.structs.replace(work.policy, drop=drop)
     policy, state = make_policy(spec, num_layers), PolicyState()
-    plans = (policy(step, np.random.default_rng([work.seed, step]), state) for step in range(_DRAWS))
+    plans = (policy(step, Draws(work.seed, "plans", step), state) for step in range(_DRAWS))
     return max(plans, key=lambda plan: (len(active_layers(plan)), _num_backward(plan)))
 
 

@@ -12,7 +12,8 @@ from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
 
-FORMAT = 1
+FORMAT = 2
+"""2: plans and batches are drawn by counter (``draws``), the optimizer's state is a chain's."""
 _HEADER = "fleetune.checkpoint"
 _PARTS = ("adapter", "optimizer", "history")
 

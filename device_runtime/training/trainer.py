@@ -13,6 +13,7 @@ from fleetune.device_runtime.contracts.artifact import check_adapter
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, active_layers, lowest_trained
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.draws import SEED_MAX, Draws
 from fleetune.device_runtime.engine.hidden_cache import PrefixCache, PrefixRows
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 class Trainer:
     """A run of ``work`` from ``adapter``: a function of its arguments alone, wherever it is interrupted.
 
-    The layer plan of step i is drawn from ``default_rng([seed, i])`` and its batch from (seed, epoch), so that a run
-    continues from its step count, adapter, optimizer state and policy state. The policy is told i plus the steps of the
-    rounds before, taken to be as many in each as in this one.
+    The layer plan of step i is drawn for (seed, i) and its batch for (seed, epoch), so that a run continues from its
+    step count, adapter, optimizer state and policy state. The policy is told i plus the steps of the rounds before,
+    taken to be as many in each as in this one.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Trainer:
         """
         start_s = time.perf_counter()
         before = self._work.rounds_before * self.total_steps
-        plan = self._policy(before + self.step_index, self._rng(), self._policy_state)
+        plan = self._policy(before + self.step_index, self._draws(), self._policy_state)
         examples = self._batch()
         batch, cached = self._dataset.rows(examples), self._cached(examples, plan)
         result = self._stack.step(batch, plan, self.adapter, prefix=cached)
@@ -129,8 +130,8 @@ class Trainer:
         below: Arrays = {name: self.adapter[name] for name in names}
         return self._prefix.of(examples, {"plan": np.array(plan[:lowest]), **below})
 
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng([self._work.seed, self.step_index])
+    def _draws(self) -> Draws:
+        return Draws(self._work.seed, "plans", self.step_index)
 
     def _batch(self) -> Indices:
         epoch, place = divmod(self.step_index, self._dataset.num_batches(self._work.batch_size))
@@ -162,6 +163,8 @@ def _check_counts(work: LocalWork) -> None:
         for name in ("steps", "epochs", "seed", "rounds_before")
         if (n := getattr(work, name)) < 0
     ]
+    if work.seed > SEED_MAX:
+        problems.append(f"seed must be below 2**53, got {work.seed}")
     if not (work.steps or work.epochs):
         problems.append("nothing to do: steps and epochs are both 0")
     if problems:

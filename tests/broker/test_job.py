@@ -32,3 +32,17 @@ def test_every_device_of_a_round_knows_how_many_came_before():
 
 def test_differences_name_the_fields():
     assert differences(job(), job(clients=3)) == ["clients: 2, was 3"]
+
+
+def test_a_neighbouring_job_shares_no_seed_of_a_device_but_its_own():
+    near = [
+        {device_work(job(seed=seed), round_number=r, position=p).seed for r in (1, 2, 3) for p in range(50)}
+        for seed in (5, 6)
+    ]
+    assert not near[0] & near[1]
+
+
+def test_a_seed_that_not_every_language_holds_is_refused():
+    for seed in (-1, 2**53):
+        with pytest.raises(ConfigError, match=rf"seed {seed}: from 0 to 2\*\*53 - 1"):
+            check_settings(job(seed=seed), Patience())

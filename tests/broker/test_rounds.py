@@ -1,4 +1,6 @@
+import json
 import logging
+from pathlib import Path
 
 import pytest
 from rounds_by_hand import federation, give, hello, job, of, opened, update
@@ -61,6 +63,30 @@ def test_selection_is_seeded_and_of_the_size_asked_for():
         chosen += of(Ask, actions)
     assert [len(a.devices) for a in chosen] == [3] * 5
     assert len({a.devices for a in chosen}) > 2
+
+
+def test_selection_draws_as_the_golden_file_says():
+    file = Path(__file__).parents[1] / "data" / "draws.json"
+    three, seven, one = [case for case in json.loads(file.read_text()) if case["name"] == "selection"]
+    assert second_round(three["given"])[1] == tuple(three["drawn"])
+    machine, asked = second_round(seven["given"])
+    assert asked == tuple(seven["drawn"])
+    for device in asked[1:]:
+        give(machine, device, 2)
+    assert of(Ask, machine.declined(asked[0], 2, 2.0)) == [Ask(2, tuple(one["drawn"]))]
+
+
+def second_round(given):
+    """All of the golden case's devices are here when the first round closes; those asked next."""
+    size = given["limit"]
+    machine = federation(seed=given["seed"], clients=size, min_clients=size)
+    for device in given["present"]:
+        machine.hello(hello(device), 0.0)
+    for device in given["paused"]:
+        machine.paused(device, is_paused=True)
+    for device in given["present"][:size]:
+        actions = give(machine, device, 1)
+    return machine, of(Ask, actions)[0].devices
 
 
 def test_the_deadline_closes_a_round_that_has_enough(caplog):

@@ -9,7 +9,7 @@ from fleetune.device_runtime.commands.train import peak_rss_mb, train
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
-from fleetune.device_runtime.methods.policies import MOVING, POLICIES
+from fleetune.device_runtime.methods.policies import POLICIES
 
 OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
 
@@ -65,7 +65,8 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, word_file, tmp_path, policy):
-    drop, period = 0.0 if policy == "full" else 0.5, 3 if policy in MOVING else 0
+    uses = POLICIES[policy].uses
+    drop, period = 0.5 * ("drop" in uses), 3 * ("period" in uses)
     options = {
         **OPTIONS,
         "data": word_file,

@@ -10,9 +10,7 @@ from fleetune.device_runtime.methods.optim import (
     DECAYS,
     OPTIMIZERS,
     Optimizer,
-    clip_by_norm,
     make_optimizer,
-    sgd,
 )
 
 SHAPES = {"a": (8, 16), "b": (16, 4), "head": (5,)}
@@ -48,7 +46,8 @@ def torchs(spec, factor):
     for step in range(NUM_STEPS):
         grads = gradients(step)
         for name, param in params.items():
-            param.grad = torch.tensor(grads[name]) if name in grads else None
+            pull = spec.proximal * (param.detach() - torch.tensor(values(0)[name]))
+            param.grad = torch.tensor(grads[name]) + pull if name in grads else None
         if spec.clip_norm:
             torch.nn.utils.clip_grad_norm_(params.values(), spec.clip_norm)
         optimizer.step()
@@ -113,23 +112,19 @@ def test_first_adamw_step_by_hand():
     np.testing.assert_allclose(after["w"], [0.95 - 0.1, -1.9 + 0.1], rtol=1e-6)
 
 
-def test_momentum_by_hand():
-    """Gradient 1 twice at momentum 0.5 and rate 1: steps of 1 and 1.5."""
-    rule = sgd(momentum=0.5)
-    param = np.zeros(1, np.float32)
-    slots = rule.init(param)
-    for _ in range(2):
-        param, slots = rule.step(np.ones(1, np.float32), param, slots, 1.0)
-    assert param[0] == -2.5
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_proximal_term_is_torchs_gradient_of_it_clipped_with_the_rest(clip_norm):
+    spec = OptimizerSpec(lr=1e-2, weight_decay=0.05, clip_norm=clip_norm, proximal=0.7)
+    got, want = ours(spec), torchs(spec, SCHEDULES["constant"])
+    for tensor in SHAPES:
+        np.testing.assert_allclose(got[tensor], want[tensor], rtol=1e-6, atol=1e-6)
 
 
-def test_clipping_by_hand():
-    """Norm of (3, 4) is 5: at most 1 leaves (0.6, 0.8); at most 10 leaves it as it is."""
-    grads = {"a": np.array([3.0], np.float32), "b": np.array([4.0], np.float32)}
-    clipped = clip_by_norm(grads, 1.0)
-    assert (clipped["a"][0], clipped["b"][0]) == pytest.approx((0.6, 0.8), rel=1e-6)
-    assert clip_by_norm(grads, 10.0) == grads
-    assert clip_by_norm({}, 1.0) == {}
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_stronger_the_proximal_term_the_nearer_the_end_is_to_the_start(name):
+    start, ends = values(0), [ours(OptimizerSpec(name=name, lr=0.01, proximal=mu)) for mu in (0.0, 3.0, 20.0)]
+    ways = [sum(float(((end[n] - start[n]) ** 2).sum()) for n in SHAPES) for end in ends]
+    assert ways[0] > 1.1 * ways[1] > 1.2 * ways[2]
 
 
 def test_every_optimizer_goes_downhill():
@@ -144,9 +139,12 @@ def test_every_optimizer_goes_downhill():
 
 def test_wrong_numbers_are_all_listed():
     with pytest.raises(
-        ConfigError, match=r"lr must be positive, got 0.0; weight_decay .* got nan; clip_norm .* got -1.0"
+        ConfigError,
+        match=r"lr .* positive, got 0.0; weight_decay .* nan; clip_norm .* -1.0; proximal must be at least 0, got -2.0",
     ):
-        make_optimizer(OptimizerSpec(lr=0.0, weight_decay=math.nan, clip_norm=-1.0), total_steps=1)
+        make_optimizer(
+            OptimizerSpec(lr=0.0, weight_decay=math.nan, clip_norm=-1.0, proximal=-2.0), total_steps=1
+        )
     with pytest.raises(UnknownName, match="no optimizer 'lion'; have: adamw, sgd"):
         make_optimizer(OptimizerSpec(name="lion"), total_steps=1)
     with pytest.raises(UnknownName, match="no decay 'step'"):

@@ -1,67 +1,40 @@
-import json
 import math
 
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.plans import Mode, active_layers, full, trained_layers
+from fleetune.device_runtime.contracts.plans import Mode, active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.methods.policies import (
-    MOVING,
     POLICIES,
     RATE_MAX,
     SHAPES,
-    blocks,
     drop_rates,
+    layer_groups,
     make_policy,
     num_kept,
 )
 
-DROPPING = sorted(POLICIES.keys() - {"full"})
+SHAPED = [(name, shape) for name in ("bernoulli", "exact-k") for shape in SHAPES]
 DEPTHS = (1, 2, 6, 24)
 NUM_STEPS = 1500
 PERIOD = 3
 
 
 def spec(name, drop, shape="uniform"):
-    period = PERIOD if name in MOVING else 0
-    return PolicySpec(name=name, drop=0.0 if name == "full" else drop, shape=shape, period=period)
+    return PolicySpec(name=name, drop=drop, shape=shape, period=PERIOD * ("period" in POLICIES[name].uses))
 
 
 def plans(policy, num_steps, seed=7):
     state = {}
-    made = [policy(i, np.random.default_rng([seed, i]), state) for i in range(num_steps)]
-    json.dumps(state)
-    return made
+    return [policy(i, Draws(seed, "plans", i), state) for i in range(num_steps)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_plan_has_a_mode_per_layer_and_something_that_trains(name, shape):
-    for num_layers in DEPTHS:
-        for drop in (0.0, 0.5, 0.94):
-            for plan in plans(make_policy(spec(name, drop, shape), num_layers), 50):
-                assert len(plan) == num_layers
-                assert all(isinstance(mode, Mode) for mode in plan)
-                assert trained_layers(plan)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", POLICIES)
-def test_plans_are_a_function_of_step_and_rng(name, shape):
-    made = [plans(make_policy(spec(name, 0.5, shape), 12), 30) for _ in range(2)]
-    assert made[0] == made[1]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", POLICIES)
-def test_drop_zero_trains_every_layer(name, shape):
-    assert set(plans(make_policy(spec(name, 0.0, shape), 6), 20)) == {full(6)}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize(
+    ("name", "shape"), [*SHAPED, ("suffix", "uniform"), ("successive", "uniform"), ("cyclic", "uniform")]
+)
 @pytest.mark.parametrize("drop", [0.25, 0.5, 0.75])
 def test_mean_trained_depth_is_as_asked(name, shape, drop):
     num_layers = 12
@@ -109,24 +82,24 @@ def trained(name, drop, num_layers, num_steps):
     return [trained_layers(plan) for plan in made]
 
 
-def test_successive_climbs_by_the_block_and_stays_at_the_top():
+def test_successive_climbs_by_the_group_and_stays_at_the_top():
     steps = trained("successive", 2 / 3, 6, 4 * PERIOD)
     assert steps == [(0, 1)] * PERIOD + [(2, 3)] * PERIOD + [(4, 5)] * 2 * PERIOD
 
 
 def test_cyclic_goes_round():
     steps = trained("cyclic", 2 / 3, 6, 5 * PERIOD)
-    assert steps == [b for b in ((0, 1), (2, 3), (4, 5), (0, 1), (2, 3)) for _ in range(PERIOD)]
+    assert steps == [group for group in ((0, 1), (2, 3), (4, 5), (0, 1), (2, 3)) for _ in range(PERIOD)]
 
 
-def test_the_last_block_is_as_large_as_all_and_overlaps():
+def test_the_last_group_is_as_large_as_all_and_overlaps():
     """Seven layers, three trained: the budget of layers holds in each step, and none is left out."""
-    assert blocks(7, size=3) == [range(3), range(3, 6), range(4, 7)]
+    assert layer_groups(7, size=3) == [range(3), range(3, 6), range(4, 7)]
     assert trained("cyclic", 4 / 7, 7, 4 * PERIOD)[::PERIOD] == [(0, 1, 2), (3, 4, 5), (4, 5, 6), (0, 1, 2)]
     for num_layers in DEPTHS:
         for size in range(1, num_layers + 1):
-            found = blocks(num_layers, size=size)
-            assert {len(block) for block in found} == {size}
+            found = layer_groups(num_layers, size=size)
+            assert {len(group) for group in found} == {size}
             assert sorted(set().union(*found)) == list(range(num_layers))
             assert len(found) == math.ceil(num_layers / size)
 
@@ -162,7 +135,7 @@ def test_at_least_one_layer_is_kept():
 
 
 @pytest.mark.parametrize("drop", [-0.1, 1.0, 1.5, math.nan, math.inf])
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_drop_outside_its_range_is_refused(name, drop):
     with pytest.raises(ConfigError, match=r"drop must be in \[0, 1\)"):
         make_policy(spec(name, drop), 6)
@@ -173,22 +146,26 @@ def test_wrong_choices_are_refused_with_the_right_ones():
         make_policy(PolicySpec(name="half"), 6)
     with pytest.raises(UnknownName, match="no depth shape 'flat'; have: decay"):
         make_policy(spec("bernoulli", 0.5, "flat"), 6)
-    with pytest.raises(ConfigError, match=r"'full' drops nothing, got drop 0\.5"):
-        make_policy(PolicySpec(name="full", drop=0.5), 6)
     with pytest.raises(ConfigError, match="0 layers"):
         make_policy(PolicySpec(), 0)
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_period_is_for_those_that_move(name):
-    if name in MOVING:
-        for period in (0, -1):
-            with pytest.raises(
-                ConfigError, match=f"'{name}' stays on a block of layers for .* at least 1 step, got {period}"
-            ):
-                make_policy(PolicySpec(name=name, drop=0.5, period=period), 6)
-    else:
-        with pytest.raises(
-            ConfigError, match=f"'{name}' has no period, got 5; policies that have: cyclic, successive"
-        ):
-            make_policy(PolicySpec(name=name, period=5), 6)
+@pytest.mark.parametrize("name", ["successive", "cyclic"])
+@pytest.mark.parametrize("period", [0, -1])
+def test_a_group_is_trained_for_one_step_at_least(name, period):
+    said = f"'{name}' stays on a group of layers for a period of at least 1 step, got {period}"
+    with pytest.raises(ConfigError, match=said):
+        make_policy(PolicySpec(name=name, drop=0.5, period=period), 6)
+
+
+def test_everything_without_use_is_listed():
+    with pytest.raises(
+        ConfigError, match=r"'full' has no use for drop, got 0\.5; .*; period, got 5; policies that"
+    ):
+        make_policy(PolicySpec(drop=0.5, period=5), 6)
+
+
+@pytest.mark.parametrize("num_layers", [2, 6, 7, 24, 129])
+def test_the_normal_shape_is_a_bell_within_rounding(num_layers):
+    x = (np.arange(num_layers) - (num_layers - 1) / 2) / (num_layers / 6)
+    np.testing.assert_allclose(SHAPES["normal"](num_layers), np.exp(-x * x / 2), rtol=1e-14)

@@ -56,8 +56,10 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, CHECKPOINT)
     content = path.read_bytes()
-    changed = content.replace(rb"{\"format\":1,", rb"{\"format\":2,")
+    changed = content.replace(rb"{\"format\":2,", rb"{\"format\":1,")
     assert changed != content
     path.write_bytes(changed)
-    with pytest.raises(ArtifactError, match="checkpoint format 2, this version reads 1"):
+    with pytest.raises(
+        ArtifactError, match="checkpoint format 1, this version reads 2; delete it to start anew"
+    ):
         load_checkpoint(path, ORIGIN)

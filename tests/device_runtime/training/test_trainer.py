@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -7,7 +8,7 @@ from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.methods.optim import OPTIMIZERS
-from fleetune.device_runtime.methods.policies import MOVING, POLICIES
+from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -31,8 +32,11 @@ def dataset(text_folder, manifest):
 
 
 def work(name="full", optimizer="adamw", *, lr=0.02, **changes):
-    policy = PolicySpec(name=name, drop=0.0 if name == "full" else 0.4, period=4 if name in MOVING else 0)
-    spec = OptimizerSpec(name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0)
+    uses = POLICIES[name].uses
+    policy = PolicySpec(name=name, drop=0.4 * ("drop" in uses), period=4 * ("period" in uses))
+    spec = OptimizerSpec(
+        name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0, weight_decay=0.01, proximal=0.1
+    )
     return LocalWork(
         **{"policy": policy, "optimizer": spec, "epochs": 3, "batch_size": 8, "seed": 5, **changes}
     )
@@ -77,11 +81,11 @@ def test_a_run_cut_anywhere_ends_equal_to_the_bit(make_trainer, tmp_path, name, 
         assert [r[:4] for r in second.history] == [r[:4] for r in reports]
 
 
-@pytest.mark.parametrize("name", MOVING)
-def test_a_later_round_goes_on_with_the_blocks_where_the_last_one_stopped(
+@pytest.mark.parametrize("name", ["successive", "cyclic"])
+def test_a_later_round_goes_on_with_the_groups_where_the_last_one_stopped(
     make_trainer, linear_stack, manifest, name
 ):
-    """Three blocks of one layer, four steps each; six steps a round, counted as steps or as an epoch of the data."""
+    """Three groups of one layer, four steps each; six steps a round, counted as steps or as an epoch of the data."""
 
     def plans(**changes):
         stack = linear_stack(manifest)
@@ -94,6 +98,28 @@ def test_a_later_round_goes_on_with_the_blocks_where_the_last_one_stopped(
     rounds = [plans(steps=6, rounds_before=n) for n in range(4)]
     assert [plan for made in rounds for plan in made] == whole
     assert [plans(epochs=1, rounds_before=n) for n in range(4)] == rounds
+
+
+def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
+    stack, seen = linear_stack(manifest), []
+    step = stack.step
+    stack.step = lambda batch, *rest, **named: (
+        seen.append(batch["labels"].tolist()) or step(batch, *rest, **named)
+    )
+    run(make_trainer(work(epochs=2), stack))
+    assert len(seen) == 12
+    assert seen[:6] != seen[6:]
+    assert sorted(np.concatenate(seen[:6])) == sorted(np.concatenate(seen[6:]))
+
+
+def test_a_run_is_pulled_to_the_adapter_it_started_from(make_trainer):
+    def way(mu):
+        trainer = make_trainer(msgspec.structs.replace(work(), optimizer=OptimizerSpec(lr=0.1, proximal=mu)))
+        start = trainer.adapter
+        run(trainer)
+        return sum(float(((trainer.adapter[n] - start[n]) ** 2).sum()) for n in start)
+
+    assert way(0.0) > 2 * way(10.0) > 0
 
 
 def test_training_learns(make_trainer, linear_stack, manifest, dataset):
@@ -188,6 +214,8 @@ def test_wrong_work_and_wrong_adapters_are_refused(make_trainer, linear_stack, m
         match=r"steps must be at least 0, got -1; seed must be at least 0, got -2; rounds_before must be .*, got -3",
     ):
         make_trainer(work(steps=-1, seed=-2, rounds_before=-3))
+    with pytest.raises(ConfigError, match=r"seed must be below 2\*\*53, got 9007199254740992"):
+        make_trainer(work(seed=2**53))
     with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
         make_trainer(work(batch_size=0))
     with pytest.raises(ArtifactError, match=r"head\.w: missing"):
