@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fleetune.device_runtime.contracts.manifest import Input
-from fleetune.exporters.model.program import LABELS, Program
+from fleetune.exporters.model.program import Program
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.tasks import IGNORED, TASKS, Task
 
 _FIRST_ORDINARY_ID = 5
+_LABELS = "labels"
 
 
 class LoadedModel(NamedTuple):
@@ -81,7 +82,7 @@ def _example(loaded: LoadedModel, batch: int, seq: int) -> dict[str, Tensor]:
         elif row.name == "attention_mask":
             arrays[row.name] = torch.ones(shape, dtype=torch.int64)
             arrays[row.name][1:, seq - seq // 3 :] = 0
-        elif row.name == LABELS:
+        elif row.role == "labels":
             high = (
                 num_classes
                 if row.shape == ("batch",) or "ForTokenClassification" in loaded.architecture
@@ -95,8 +96,8 @@ def _example(loaded: LoadedModel, batch: int, seq: int) -> dict[str, Tensor]:
     if "attention_mask" in arrays:
         padding = arrays["attention_mask"] == 0
         arrays["input_ids"][padding] = loaded.pad_id
-        if arrays[LABELS].ndim > 1:
-            arrays[LABELS][padding] = IGNORED
+        if arrays[_LABELS].ndim > 1:
+            arrays[_LABELS][padding] = IGNORED
     return arrays
 
 
@@ -112,7 +113,7 @@ def _inputs(model: Any, tokenizer: Any, task: Task, pad_id: int) -> tuple[Input,
         given = tokenizer.model_input_names if tokenizer is not None else ["input_ids", "attention_mask"]
         pads = {"input_ids": pad_id}
         data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0)) for n in given if n in accepted]
-    return (*data, Input(LABELS, "int64", task.labels_shape, IGNORED))
+    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels"))
 
 
 def _longest(config: Any, tokenizer: Any) -> int:

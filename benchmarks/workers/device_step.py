@@ -21,7 +21,7 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
 from fleetune.device_runtime.contracts.wire import OptimizerSpec
 from fleetune.device_runtime.data.samples import Dataset, Dense, make_dataset
-from fleetune.device_runtime.engine.runtimes import open_stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.methods.optim import make_optimizer
 
 
@@ -78,7 +78,7 @@ def main() -> None:
     optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
     state = optimizer.init(adapter)
     seconds = []
-    with open_stack(artifact, threads=int(threads), memory=memory_of(mode)) as stack:
+    with open_engine(artifact, threads=int(threads), memory=memory_of(mode)) as stack:
         plan = plan_of(mode, artifact.manifest.num_layers)
         for _ in range(int(steps)):
             start = time.perf_counter()

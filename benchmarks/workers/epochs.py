@@ -25,7 +25,7 @@ def main() -> None:
     data = draw_data(artifact.manifest, batch * steps, seq)
     policy = PolicySpec(name=name, drop=float(drop), period=2 * steps if name in MOVING else 0)
     work = LocalWork(policy=policy, epochs=epochs, batch_size=batch, seq_len=seq)
-    resources = Resources(threads=threads, prefix_cache_mb=cache_mb)
+    resources = Resources(threads=threads, hidden_cache_mb=cache_mb)
     with Machine(artifact, resources, folder=Path(cache)) as machine:
         trainer = machine.trainer(data, work, artifact.adapter())
         while not trainer.done:

@@ -10,14 +10,13 @@ import pytest
 
 from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, open_artifact
 from fleetune.device_runtime.errors import ArtifactError
-from fleetune.exporters.model.program import Program
 
 Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def copy(classifier: tuple[Path, Program], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(classifier[0], tmp_path / "artifact"))
+def copy(word_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
 
 
 def edit(folder: Path, change: Change) -> None:
@@ -61,7 +60,7 @@ def test_a_missing_graph(copy: Path) -> None:
 
 def test_a_newer_format(copy: Path) -> None:
     edit(copy, lambda m: m.update(format=99, something_new={}))
-    with pytest.raises(ArtifactError, match="format 99 is newer than 1"):
+    with pytest.raises(ArtifactError, match="format 99 is newer than 2"):
         open_artifact(copy)
 
 
