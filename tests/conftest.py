@@ -1,4 +1,7 @@
-"""Fixtures of every test: a small artifact and its data, real MQTT servers. FLEETUNE_FUZZ=1 draws other examples every time; else they are the same."""
+"""Fixtures of every test: a small artifact and its data, real MQTT servers.
+
+FLEETUNE_FUZZ=1 draws other examples every time; else they are the same.
+"""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Opens an artifact by its backend: block graphs are chained by :class:`Stack`, whole models run by :class:`OrtTrainingEngine`."""
+"""Opens an artifact by its backend: :class:`Stack` chains graphs of blocks, :class:`OrtTrainingEngine` runs whole models."""
 
 from collections.abc import Callable
 

@@ -32,7 +32,7 @@ class Engine(Protocol):
         """What it runs."""
 
     def rows(self, size: int, tokens: int = 0, memory: MemoryPlan | None = None) -> Rows:
-        """How batches of ``size`` rows of about ``tokens`` (0: unknown) run best, held as ``memory`` says (None: as the setup does).
+        """How batches of ``size`` rows of about ``tokens`` (0: unknown) run best; ``memory`` None for the setup's.
 
         Raises:
             ConfigError: a memory plan with a number below 0, or one that this engine cannot follow.
@@ -67,7 +67,7 @@ class Engine(Protocol):
         """
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
-        """Mean loss and the likeliest class of each answer, (batch,) or (batch, seq), at full depth; ``batch`` as of :meth:`step`."""
+        """Mean loss and likeliest classes, (batch,) or (batch, seq), at full depth; ``batch`` as of :meth:`step`."""
 
     def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
         """Logits (batch, …, classes) at full depth; ``batch`` needs no labels."""

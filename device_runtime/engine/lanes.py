@@ -23,7 +23,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 
 class Rows(NamedTuple):
-    """How the rows of a batch run: on ``lanes`` at the same time, or on 1 whose kernels share the threads; held as ``memory`` says."""
+    """How the rows of a batch run: on so many lanes at the same time, or on 1 whose kernels share the threads."""
 
     lanes: int = 1
     memory: MemoryPlan = SAVE_ALL

@@ -49,7 +49,7 @@ class OnnxGraph:
 
         Args:
             path: the file.
-            threads: that share the work of each operator; with 1 a run keeps to the thread that calls, and several may call at once.
+            threads: that share the work of each operator; with 1, the one that calls, of which there may be several.
             provider: who runs the operators.
 
         Raises:

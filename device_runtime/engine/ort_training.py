@@ -42,7 +42,7 @@ class OrtTrainingEngine:
 
         Raises:
             ArtifactError: the artifact is for another backend, or damaged.
-            ConfigError: a memory plan or a provider, which this runtime cannot follow; or the training build is not installed here.
+            ConfigError: a memory plan or a provider that this runtime cannot follow, or the training build is not here.
         """
         _check_memory(setup.memory)
         check_cpu("ort-training", setup.provider)

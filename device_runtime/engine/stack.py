@@ -178,7 +178,7 @@ class Stack:
         return share_of(batch[manifest.label_name], manifest.head.targets)
 
     def _below(self, way: Route, adapter: Arrays) -> Mapping[str, Array]:
-        """What makes the hidden stream below the lowest trained layer, beside the base: the layers that run, and their adapters."""
+        """What makes the hidden stream below the lowest trained layer, beside the base: layers and their adapters."""
         m = self.artifact.manifest
         used = {*m.prelude.tensors, *(i for layer in way.below for i in m.layers[layer].tensors)}
         names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
