@@ -1,6 +1,10 @@
-"""Fixtures of every test: real MQTT servers. FLEETUNE_FUZZ=1 draws other examples every time; else they are the same."""
+"""Fixtures of every test: a small artifact and its data, real MQTT servers.
+
+FLEETUNE_FUZZ=1 draws other examples every time; else they are the same.
+"""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 from servers import Mosquitto
+from words import write_lines
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 if not os.environ.get("FLEETUNE_FUZZ"):
@@ -16,6 +21,21 @@ if not os.environ.get("FLEETUNE_FUZZ"):
 
 if TYPE_CHECKING:
     from fleetune.broker.servers.embedded import EmbeddedServer
+
+
+TINY_ARTIFACT = Path(__file__).parent / "data" / "tiny_artifact"
+
+
+@pytest.fixture(scope="session")
+def word_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real artifact: four layers, five classes ``a`` to ``e``, a tokenizer that knows twelve words; made without torch."""
+    return Path(shutil.copytree(TINY_ARTIFACT, tmp_path_factory.mktemp("words") / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def word_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 lines of words that it knows, labelled ``a``, ``b`` or ``c``."""
+    return write_lines(tmp_path_factory.mktemp("lines") / "words.csv")
 
 
 @pytest.fixture

@@ -37,10 +37,10 @@ WORDS = "sun rain tea door lamp road fish king blue cold fast seven money train 
 FLAGS_SGD = ("--optimizer", "sgd", "--lr", 0.1)
 COUNTING = """
 import atexit, json, sys
-from fleetune.device_runtime.engine.hidden_cache import PrefixCache
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.toolkit.cli import main
-found, read = [], PrefixCache.read
-PrefixCache.read = lambda cache, *row: found.append(read(cache, *row)) or found[-1]
+found, read = [], HiddenCache.read
+HiddenCache.read = lambda cache, *row: found.append(read(cache, *row)) or found[-1]
 atexit.register(lambda: print(json.dumps(found)))
 main()
 """
@@ -214,7 +214,7 @@ def test_a_frozen_prefix_runs_once_an_example(minilm, data, tmp_path):
         data=few,
         policy="suffix",
         drop=0.5,
-        prefix_cache_mb=10,
+        hidden_cache_mb=10,
         epochs=3,
         **SGD,
         **WORK,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fleetune.device_runtime.contracts.manifest import Input
-from fleetune.exporters.model.program import LABELS, Program
+from fleetune.exporters.model.program import Program
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.tasks import IGNORED, TASKS, Task
 
 _FIRST_ORDINARY_ID = 5
+_LABELS = "labels"
 
 
 class LoadedModel(NamedTuple):
@@ -73,8 +74,8 @@ def draw_batch(loaded: LoadedModel, task: Task, *, batch: int, seq: int) -> dict
     if "attention_mask" in arrays:
         padding = arrays["attention_mask"] == 0
         arrays["input_ids"][padding] = loaded.pad_id
-        if arrays[LABELS].ndim > 1:
-            arrays[LABELS][padding] = IGNORED
+        if arrays[_LABELS].ndim > 1:
+            arrays[_LABELS][padding] = IGNORED
     return arrays
 
 
@@ -82,7 +83,7 @@ def _draw(
     row: Input, shape: list[int], loaded: LoadedModel, task: Task, generator: torch.Generator
 ) -> Tensor:
     config = loaded.model.config
-    if row.name == LABELS:
+    if row.role == "labels":
         num_classes, vocabulary = getattr(config, "num_labels", 2), getattr(config, "vocab_size", 0)
         return task.draw_labels(shape, num_classes=num_classes, vocabulary=vocabulary, generator=generator)
     if row.name == "input_ids":
@@ -113,7 +114,7 @@ def _inputs(model: Any, tokenizer: Any, task: Task, pad_id: int) -> tuple[Input,
         given = tokenizer.model_input_names if tokenizer is not None else ["input_ids", "attention_mask"]
         pads = {"input_ids": pad_id}
         data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0)) for n in given if n in accepted]
-    return (*data, Input(LABELS, "int64", task.labels_shape, IGNORED))
+    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels"))
 
 
 def _longest(config: Any, tokenizer: Any) -> int:

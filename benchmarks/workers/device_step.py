@@ -21,7 +21,7 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
 from fleetune.device_runtime.contracts.wire import OptimizerSpec
 from fleetune.device_runtime.data.samples import Dataset, Dense, make_dataset
-from fleetune.device_runtime.engine.runtimes import open_stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.methods.optim import make_optimizer
 
 
@@ -50,7 +50,8 @@ def draw_batch(manifest: Manifest, batch_size: int, seq_len: int) -> Arrays:
     rng, extents = np.random.default_rng(0), {"batch": batch_size, "seq": seq_len}
     tables = [t.shape for t in manifest.tensors if t.layer < 0 and len(t.shape) == 2]
     vocabulary = max(tables, key=math.prod)[0]
-    highest = {"input_ids": vocabulary, "labels": len(manifest.labels) or vocabulary, "attention_mask": 2}
+    classes = len(manifest.labels) or vocabulary
+    highest = {"input_ids": vocabulary, manifest.label_name: classes, "attention_mask": 2}
     lowest = {"input_ids": vocabulary // 20, "attention_mask": 1}
     return {
         row.name: rng.integers(
@@ -66,7 +67,13 @@ def draw_data(manifest: Manifest, num_rows: int, seq_len: int) -> Dataset:
     """The same as a data set."""
     columns = {name: Dense(values) for name, values in draw_batch(manifest, num_rows, seq_len).items()}
     lengths = np.full(num_rows, seq_len)
-    return make_dataset(columns, lengths, seq_len=seq_len, num_classes=len(manifest.labels))
+    return make_dataset(
+        columns,
+        lengths,
+        seq_len=seq_len,
+        num_classes=len(manifest.labels),
+        label_name=manifest.label_name,
+    )
 
 
 def main() -> None:
@@ -78,11 +85,11 @@ def main() -> None:
     optimizer = make_optimizer(OptimizerSpec(lr=1e-3), total_steps=int(steps))
     state = optimizer.init(adapter)
     seconds = []
-    with open_stack(artifact, threads=int(threads), memory=memory_of(mode)) as stack:
+    with open_engine(artifact, threads=int(threads), memory=memory_of(mode)) as engine:
         plan = plan_of(mode, artifact.manifest.num_layers)
         for _ in range(int(steps)):
             start = time.perf_counter()
-            result = stack.step(batch, plan, adapter)
+            result = engine.step(batch, plan, adapter)
             adapter, state = optimizer.update(result.grads, state, adapter)
             seconds.append(time.perf_counter() - start)
             if len(seconds) == 1:

@@ -27,7 +27,7 @@ def main() -> None:
         name=name, drop=float(drop), period=2 * steps if "period" in POLICIES[name].uses else 0
     )
     work = LocalWork(policy=policy, epochs=epochs, batch_size=batch, seq_len=seq)
-    resources = Resources(threads=threads, prefix_cache_mb=cache_mb)
+    resources = Resources(threads=threads, hidden_cache_mb=cache_mb)
     with Machine(artifact, resources, folder=Path(cache)) as machine:
         trainer = machine.trainer(data, work, artifact.adapter())
         while not trainer.done:

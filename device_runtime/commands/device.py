@@ -26,7 +26,7 @@ from fleetune.device_runtime.errors import ConfigError, StateError, TransportErr
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.rules.gate import open_gate
-from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine, Resources
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ def device(
     recompute: bool = False,
     stream: bool = False,
     memory_budget_mb: float = 0.0,
-    prefix_cache_mb: float = 0.0,
+    hidden_cache_mb: float = 0.0,
     ca_file: str | None = None,
     checkpoint_every: int = 20,
     timeout_s: float = 20.0,
@@ -77,7 +77,7 @@ def device(
         recompute: less memory for one more forward a step.
         stream: of the frozen weights, keep one layer resident at a time.
         memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. See :func:`fleetune.train`.
-        prefix_cache_mb: of disk in ``state``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
+        hidden_cache_mb: of disk in ``state``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
         ca_file: PEM file of the authorities to trust for ``mqtts`` and ``wss``.
         checkpoint_every: steps between checkpoints.
         timeout_s: longest wait for the MQTT server at the start.
@@ -157,7 +157,7 @@ class _Desk:
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)
         self._machine.prepare(rows, work)
-        return evaluate(self._machine.stack, rows, adapter, before_batch=self._service.beat)
+        return self._machine.evaluate(rows, adapter, before_batch=self._service.beat)
 
     def _rows(self, seq_len: int) -> Dataset:
         if seq_len != self._seq_len:

@@ -13,8 +13,8 @@ from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
 from fleetune.device_runtime.data.records import Text, read_records
 from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.engine.runtimes import open_stack
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.errors import ConfigError
 
 _TASKS = ("sequence-classification", "image-classification")
@@ -62,8 +62,8 @@ def predict(
     folder = Path(run) / ADAPTER if run else adapter
     weights = load_peft(Path(folder), artifact.manifest) if folder else artifact.adapter()
     texts, dataset = _read(artifact, text, data)
-    with open_stack(artifact, threads=threads) as stack:
-        logits = _logits(stack, dataset, weights, batch_size=batch_size)
+    with open_engine(artifact, threads=threads) as engine:
+        logits = _logits(engine, dataset, weights, batch_size=batch_size)
     return list(_named(logits, artifact.manifest.labels, texts))
 
 
@@ -89,10 +89,11 @@ def _read(
     return [record.text for _, record in read_records(path, Text)], dataset
 
 
-def _logits(stack: Stack, dataset: Dataset, weights: Arrays, *, batch_size: int) -> Array:
+def _logits(engine: Engine, dataset: Dataset, weights: Arrays, *, batch_size: int) -> Array:
     """Logits (num_samples, classes) in the data's order."""
     batches = dataset.ordered_batches(batch_size)
-    results = np.concatenate([stack.predict(dataset.rows(indices), weights) for indices in batches])
+    rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens)
+    results = np.concatenate([engine.predict(dataset.rows(some), weights, rows=rows) for some in batches])
     logits = np.empty_like(results)
     logits[np.concatenate(batches)] = results
     return logits

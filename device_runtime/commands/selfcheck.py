@@ -12,7 +12,8 @@ from fleetune.device_runtime.arrays import Array, Arrays, load_arrays
 from fleetune.device_runtime.contracts.artifact import GOLDEN, NOISE_STEP, Artifact, open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import dropping
-from fleetune.device_runtime.engine.runtimes import can_plan_memory, open_stack
+from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.errors import ArtifactError
 
 LIMIT = 1e-4
@@ -53,10 +54,10 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
     measure, limit = (relative_distance, INT8_LIMIT) if is_int8 else (relative_error, LIMIT)
     batch, adapter = _part(recorded, "batch."), recorded_adapter(artifact, recorded)
     errors: dict[str, float] = {}
-    for memory in (SAVE_ALL, RECOMPUTE) if can_plan_memory(artifact) else (SAVE_ALL,):
-        with open_stack(artifact, threads=threads, memory=memory, in_lanes=False) as stack:
+    for memory in (SAVE_ALL,) if holds_whole_models(artifact.manifest) else (SAVE_ALL, RECOMPUTE):
+        with open_engine(artifact, threads=threads, memory=memory, in_lanes=False) as engine:
             for name, dropped in plans.items():
-                result = stack.step(
+                result = engine.step(
                     batch, dropping(artifact.manifest.num_layers, dropped), adapter, keep_logits=True
                 )
                 found = {"loss": np.float32(result.loss), **_prefixed(result.grads)}

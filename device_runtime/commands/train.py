@@ -21,7 +21,6 @@ from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.rules.gate import Gate, Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
 from fleetune.device_runtime.training.evaluation import Evaluation
-from fleetune.device_runtime.training.evaluation import evaluate as measure
 from fleetune.device_runtime.training.machine import Machine, Resources
 from fleetune.device_runtime.training.step_reports import StepReport
 from fleetune.device_runtime.training.trainer import Trainer
@@ -84,7 +83,7 @@ def train(
     recompute: bool = False,
     stream: bool = False,
     memory_budget_mb: float = 0.0,
-    prefix_cache_mb: float = 0.0,
+    hidden_cache_mb: float = 0.0,
     checkpoint_every: int = 50,
     resume: bool = True,
     adapter: Path | str | None = None,
@@ -121,7 +120,7 @@ def train(
         stream: of the frozen weights, keep one layer resident at a time.
         memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. Chooses rows at a time, ``recompute`` by layer and
             ``stream``, and drops more layers where the policy is ``exact-k`` and nothing else fits.
-        prefix_cache_mb: of disk in ``out``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
+        hidden_cache_mb: of disk in ``out``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
         checkpoint_every: steps between checkpoints; 0 for none.
         resume: False starts anew though there is a checkpoint.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
@@ -155,15 +154,13 @@ def train(
         if resume and (folder / CHECKPOINT).exists():
             trainer.restore(folder / CHECKPOINT)
         _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, gate=gate, on_step=on_step)
-        evaluation = (
-            measure(machine.stack, held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
-        )
+        evaluation = machine.evaluate(held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
     report = _report(
         trainer,
         evaluation,
         gate=gate,
-        memory=machine.stack.memory,
+        memory=machine.memory,
         num_samples=dataset.num_samples,
         adapter=folder / ADAPTER,
     )

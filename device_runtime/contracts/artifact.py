@@ -130,9 +130,20 @@ def _parse(content: bytes, folder: Path) -> Manifest:
             raise ArtifactError(
                 f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        return _upgraded(msgspec.json.decode(content, type=Manifest))
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
+
+
+def _upgraded(manifest: Manifest) -> Manifest:
+    """A manifest of an older format as this one has it: format 1 knew the labels by their name alone."""
+    if manifest.format > 1:
+        return manifest
+    inputs = tuple(
+        msgspec.structs.replace(row, role="labels") if row.name == "labels" else row
+        for row in manifest.inputs
+    )
+    return msgspec.structs.replace(manifest, inputs=inputs)
 
 
 def _path_problems(manifest: Manifest) -> Iterable[str]:
@@ -152,6 +163,8 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
 
 
 def _table_problems(manifest: Manifest) -> Iterable[str]:
+    if [row.role for row in manifest.inputs].count("labels") != 1:
+        yield "inputs: expected one whose role is labels"
     rows, kinds = len(manifest.tensors), len(manifest.kinds)
     slots = {"prelude": manifest.prelude.tensors, "head": manifest.head.tensors}
     slots |= {f"layer {i}": layer.tensors for i, layer in enumerate(manifest.layers)}

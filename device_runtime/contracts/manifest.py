@@ -10,7 +10,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-FORMAT = 1
+from fleetune.device_runtime.arrays import Array
+
+FORMAT = 2
 LOGITS_BYTES = 16 * 1024**2
 """Of one chunk, where a head works a few tokens at a time; its loss and gradient take about three times as much again."""
 
@@ -103,6 +105,21 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: tuple[int | str, ...]
     pad: float = 0
+    role: Literal["", "labels"] = ""
+    """``labels``: what the model is to answer; prediction does without."""
+
+    def __str__(self) -> str:
+        """Dtype and shape, for a message."""
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def fits(self, array: Array, symbols: dict[str, int]) -> bool:
+        """Whether ``array`` has this dtype and shape; ``symbols`` are extents bound so far, and gains those met first."""
+        if array.dtype != np.dtype(self.dtype) or array.ndim != len(self.shape):
+            return False
+        return all(
+            extent == (symbols.setdefault(want, extent) if isinstance(want, str) else want)
+            for extent, want in zip(array.shape, self.shape, strict=True)
+        )
 
 
 class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,3 +170,26 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def trainable(self) -> tuple[Tensor, ...]:
         """The tensors of the adapter, in table order."""
         return tuple(t for t in self.tensors if t.trainable)
+
+    @property
+    def features(self) -> tuple[Input, ...]:
+        """The inputs that are no labels."""
+        return tuple(row for row in self.inputs if row.role != "labels")
+
+    @property
+    def label_index(self) -> int:
+        """Place of the labels among the inputs."""
+        return [row.role for row in self.inputs].index("labels")
+
+    @property
+    def label_name(self) -> str:
+        """Name of the input that holds the labels."""
+        return self.inputs[self.label_index].name
+
+
+def extent(expression: int | str, *, batch: int, seq: int) -> int:
+    """Value of a dimension such as ``8``, ``batch`` or ``(2*batch*seq)``; any symbol but ``batch`` is taken for ``seq``."""
+    factors = str(expression).replace("(", "").replace(")", "").split("*")
+    return math.prod(
+        int(f) if f.isdigit() else batch if f == "batch" else seq for f in map(str.strip, factors)
+    )

@@ -25,10 +25,6 @@ class MemoryPlan(NamedTuple):
             if number < 0:
                 raise ConfigError(f"memory plan: {name} must be at least 0, got {number}")
 
-    def saves(self, above: int) -> bool:
-        """Whether the trained layer with ``above`` trained layers above it keeps its activations."""
-        return self.saved_layers is None or above < self.saved_layers
-
 
 SAVE_ALL = MemoryPlan()
 RECOMPUTE = MemoryPlan(saved_layers=0)

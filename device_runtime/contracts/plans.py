@@ -1,7 +1,10 @@
-"""A layer plan says what each layer does in one step."""
+"""A layer plan says what each layer does in one step; its route, which layers run there, and which back."""
 
 from collections.abc import Iterable
 from enum import IntEnum
+from typing import NamedTuple
+
+from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 
 
 class Mode(IntEnum):
@@ -39,6 +42,38 @@ def trained_layers(plan: LayerPlan) -> tuple[int, ...]:
     return tuple(i for i, mode in enumerate(plan) if mode is Mode.TRAIN)
 
 
-def lowest_trained(plan: LayerPlan) -> int:
-    """Index of the lowest trained layer, or ``len(plan)`` if none is: below it no backward runs."""
-    return min(trained_layers(plan), default=len(plan))
+class Route(NamedTuple):
+    """The layers of one step by what happens to them; all are indices, lowest first."""
+
+    layers: tuple[int, ...]
+    """Those that run."""
+    lowest: int
+    """The lowest trained one, or the number of layers if none is: below it no backward runs."""
+    trained: tuple[int, ...]
+    """Those whose adapters get gradients."""
+    saved: tuple[int, ...]
+    """Those that keep their activations for the way back."""
+
+    @property
+    def below(self) -> tuple[int, ...]:
+        """Those that run and that the way back does not reach."""
+        return tuple(i for i in self.layers if i < self.lowest)
+
+    @property
+    def back(self) -> tuple[int, ...]:
+        """Those that the way back goes through, trained or not."""
+        return tuple(i for i in self.layers if i >= self.lowest)
+
+    @property
+    def rerun(self) -> tuple[int, ...]:
+        """Those that run again on the way back."""
+        return self.back[: len(self.back) - len(self.saved)]
+
+
+def route(plan: LayerPlan, memory: MemoryPlan = SAVE_ALL) -> Route:
+    """Work out which layers a step runs there and back; ``memory`` says how many of the latter save their activations."""
+    layers, trained = active_layers(plan), trained_layers(plan)
+    lowest = min(trained, default=len(plan))
+    back = [i for i in layers if i >= lowest]
+    count = len(back) if memory.saved_layers is None else min(memory.saved_layers, len(back))
+    return Route(layers, lowest, trained, tuple(back[len(back) - count :]))

@@ -18,7 +18,7 @@ from fleetune.device_runtime.data.records import (
     Tokens,
     read_records,
 )
-from fleetune.device_runtime.data.samples import IGNORED, LABELS, Column, Dataset, Dense, Ragged, make_dataset
+from fleetune.device_runtime.data.samples import IGNORED, Column, Dataset, Dense, Ragged, make_dataset
 from fleetune.device_runtime.data.text import (
     Encoded,
     encode_texts,
@@ -92,8 +92,14 @@ def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: in
     _check_lengths(records, encoded, task)
     columns = _columns(encoded, manifest)
     if labelled:
-        columns[LABELS] = task.label(records, encoded, manifest)
-    return make_dataset(columns, encoded.lengths, seq_len=seq_len, num_classes=len(manifest.labels))
+        columns[manifest.label_name] = task.label(records, encoded, manifest)
+    return make_dataset(
+        columns,
+        encoded.lengths,
+        seq_len=seq_len,
+        num_classes=len(manifest.labels),
+        label_name=manifest.label_name if labelled else "",
+    )
 
 
 def _check_lengths(records: Records, encoded: Encoded, task: _TextTask) -> None:
@@ -108,7 +114,7 @@ def _columns(encoded: Encoded, manifest: Manifest) -> dict[str, Column]:
         "attention_mask": np.ones(len(encoded.ids), np.uint8),
         "token_type_ids": encoded.types,
     }
-    wanted = [row for row in manifest.inputs if row.name != LABELS]
+    wanted = manifest.features
     if unknown := [row.name for row in wanted if row.name not in made]:
         raise DataError(f"the model takes {', '.join(unknown)}, which text does not give: bring an .npz file")
     return {row.name: Ragged(made[row.name], encoded.lengths, row.pad, row.dtype) for row in wanted}

@@ -10,7 +10,6 @@ from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 
-LABELS = "labels"
 IGNORED = -100
 """Label of a position that has no say in the loss, as in torch."""
 
@@ -52,10 +51,10 @@ Column = Ragged | Dense
 
 @dataclass(frozen=True)
 class Dataset:
-    """Samples as columns by input name, ``labels`` among them unless the data has none.
+    """Samples as columns by input name, labels among them unless the data has none.
 
     ``lengths`` int64 (num_samples,) is each row's own length (1 where rows have one shape); ``digest`` is a SHA-256
-    over everything.
+    over everything; ``label_name`` is the column of the labels, empty if there is none.
     """
 
     columns: Mapping[str, Column]
@@ -63,6 +62,7 @@ class Dataset:
     seq_len: int
     num_classes: int
     digest: str
+    label_name: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -77,14 +77,10 @@ class Dataset:
     @property
     def labels(self) -> Indices:
         """The class of each row, int64 (num_samples,); empty unless every row has exactly one."""
-        column = self.columns.get(LABELS)
+        column = self.columns.get(self.label_name)
         if isinstance(column, Dense) and column.values.ndim == 1:
             return column.values.astype(np.int64)
         return np.empty(0, np.int64)
-
-    def label_counts(self) -> Indices:
-        """How many rows have each class, int64 (num_classes,)."""
-        return np.bincount(self.labels, minlength=self.num_classes).astype(np.int64)
 
     def rows(self, indices: Indices) -> Arrays:
         """A batch by input name; tokens are padded to the longest row, in steps of 8, at most to ``seq_len``."""
@@ -121,14 +117,25 @@ class Dataset:
         """The rows at ``indices``, in that order, as a data set of their own."""
         columns = {name: _select(column, indices) for name, column in self.columns.items()}
         lengths = self.lengths[indices]
-        return make_dataset(columns, lengths, seq_len=self.seq_len, num_classes=self.num_classes)
+        return make_dataset(
+            columns,
+            lengths,
+            seq_len=self.seq_len,
+            num_classes=self.num_classes,
+            label_name=self.label_name,
+        )
 
     def _by_length(self, indices: Indices) -> Indices:
         return indices[np.argsort(self.lengths[indices], kind="stable")]
 
 
 def make_dataset(
-    columns: Mapping[str, Column], lengths: Indices, *, seq_len: int, num_classes: int
+    columns: Mapping[str, Column],
+    lengths: Indices,
+    *,
+    seq_len: int,
+    num_classes: int,
+    label_name: str = "",
 ) -> Dataset:
     """Put columns together and digest them."""
     digest = hashlib.sha256()
@@ -137,7 +144,7 @@ def make_dataset(
         digest.update(f"{name} {values.dtype} {values.shape} {seq_len}".encode())
         digest.update(np.ascontiguousarray(values).data)
     digest.update(np.ascontiguousarray(lengths).data)
-    return Dataset(columns, lengths, seq_len, num_classes, digest.hexdigest())
+    return Dataset(columns, lengths, seq_len, num_classes, digest.hexdigest(), label_name)
 
 
 def _cut(indices: Indices, batch_size: int) -> list[Indices]:

@@ -1,12 +1,13 @@
 """What a batch must be, a batch in parts that run one after the other, and the mean of what they come to."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.manifest import Input, Targets
+from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.engine.token_head import shifted
 from fleetune.device_runtime.errors import ArtifactError
 
@@ -27,19 +28,9 @@ class StepResult(NamedTuple):
 class Part(NamedTuple):
     """Some rows of a batch."""
 
-    rows: slice
-    """Their place in it."""
-    batch: Arrays
-
-    @property
-    def size(self) -> int:
-        """How many rows."""
-        return int(self.rows.stop - self.rows.start)
-
-    def within(self, whole: "Part") -> "Part":
-        """A part of a part, with its place in the batch."""
-        first = whole.rows.start
-        return Part(slice(first + self.rows.start, first + self.rows.stop), self.batch)
+    place: slice
+    """Which of them."""
+    arrays: Arrays
 
 
 class Mean:
@@ -67,32 +58,39 @@ class Mean:
         return StepResult(self._loss, logits, self._grads)
 
 
-def check_batch(batch: Arrays, rows: Sequence[Input], *, bounds: Mapping[str, int]) -> None:
+def check_batch(batch: Arrays, inputs: Sequence[Input], *, bounds: Mapping[str, int]) -> None:
     """Names, dtypes and shapes of a batch against the manifest; symbols must agree across arrays and keep their bounds.
 
     Raises:
         ArtifactError: lists every difference.
     """
-    problems = [f"{n}: not an input of this model" for n in sorted(batch.keys() - {row.name for row in rows})]
+    problems = [
+        f"{n}: not an input of this model" for n in sorted(batch.keys() - {row.name for row in inputs})
+    ]
     symbols: dict[str, int] = {}
-    for row in rows:
+    for row in inputs:
         array = batch.get(row.name)
         if array is None:
             problems.append(f"{row.name}: missing")
-        elif array.dtype != np.dtype(row.dtype) or not _fits(array.shape, row.shape, symbols):
-            want = f"{row.dtype}[{', '.join(map(str, row.shape))}]"
-            problems.append(f"{row.name}: expected {want}, got {array.dtype}{list(array.shape)}")
+        elif not row.fits(array, symbols):
+            problems.append(f"{row.name}: expected {row}, got {array.dtype}{list(array.shape)}")
     problems += [f"{n} {e}: at most {bounds[n]}" for n, e in symbols.items() if e > bounds.get(n, e)]
     if problems:
         raise ArtifactError("batch does not fit the model: " + "; ".join(problems))
 
 
-def split(batch: Arrays, inputs: Sequence[Input], rows: int) -> Iterator[Part]:
-    """Parts of at most ``rows`` rows, 0 for all."""
-    size = next(batch[row.name].shape[0] for row in inputs if row.shape[:1] == (_BATCH,))
-    for start in range(0, size, rows or size):
-        place = slice(start, min(start + (rows or size), size))
-        yield Part(place, pick(batch, inputs, place))
+def parts(batch: Arrays, inputs: Sequence[Input], rows: Rows) -> list[list[Part]]:
+    """Cut a batch into micro-batches, in order, and each into the parts that run at the same time."""
+    size = num_rows(batch, inputs)
+    return [
+        [Part(place, pick(batch, inputs, place)) for place in _cut(group, -(-_length(group) // rows.lanes))]
+        for group in _cut(slice(0, size), rows.memory.micro_batch or size)
+    ]
+
+
+def num_rows(batch: Arrays, inputs: Sequence[Input]) -> int:
+    """Rows of a batch."""
+    return next(int(batch[row.name].shape[0]) for row in inputs if row.shape[:1] == (_BATCH,))
 
 
 def pick(batch: Arrays, inputs: Sequence[Input], rows: slice | Array) -> Arrays:
@@ -108,16 +106,15 @@ def num_tokens(batch: Arrays, inputs: Sequence[Input]) -> int:
     return max((batch[row.name].shape[row.shape.index(_SEQ)] for row in rows), default=0)
 
 
-def share_of(batch: Mapping[str, Array], targets: Targets | None) -> int:
-    """What the mean loss of ``batch`` is taken over: rows, or tokens that have a target."""
-    labels = batch["labels"]
+def share_of(labels: Array, targets: Targets | None) -> int:
+    """What the mean loss is taken over: rows of ``labels``, or tokens that have a target."""
     return len(labels) if targets is None else int((shifted(labels, targets) != targets.ignored).sum())
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...], symbols: dict[str, int]) -> bool:
-    if len(shape) != len(wanted):
-        return False
-    return all(
-        extent == (symbols.setdefault(w, extent) if isinstance(w, str) else w)
-        for extent, w in zip(shape, wanted, strict=True)
-    )
+def _cut(place: slice, length: int) -> list[slice]:
+    """``place`` in pieces of at most ``length``."""
+    return [slice(i, min(i + length, place.stop)) for i in range(place.start, place.stop, max(1, length))]
+
+
+def _length(place: slice) -> int:
+    return int(place.stop - place.start)

@@ -1,11 +1,13 @@
-"""Prelude, blocks and head, chained there and back on rows that run together, following a layer plan.
+"""Prelude, blocks and head, chained there and back on rows that run together, along a route through the layers.
+
+Shapes: B rows, S tokens, H width of the hidden stream, C classes. A model without tokens has its own axes in the place of S.
 
 Source of layer dropping: DropPEFT, arXiv 2503.10217. A dropped layer is the identity: its graphs are not run,
 its weights not read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from itertools import zip_longest
 from threading import Lock
 from typing import NamedTuple
 
@@ -14,49 +16,47 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Role, Section
-from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL
-from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, active_layers, lowest_trained
+from fleetune.device_runtime.contracts.plans import Mode, Route, route
 from fleetune.device_runtime.engine.batches import StepResult, pick
-from fleetune.device_runtime.engine.hidden_cache import PrefixRows
+from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
-from fleetune.device_runtime.engine.weights import OUTSIDE, FrozenWeights, StepWeights
+from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
 
 Scope = dict[tuple[Role, int], Value]
 
 
 class Kept(NamedTuple):
-    """What the way back needs of one layer; ``saved`` says whether its activations are among the values."""
+    """What the way back needs of one layer: its input (B, S, H) and sides, and its activations if it saves them."""
 
     layer: int
-    saved: bool
     values: Scope
+
+
+class _Pass(NamedTuple):
+    """Some rows on their way: ``scope`` holds the batch, the side inputs and the hidden stream (B, S, H) as it stands."""
+
+    scope: Scope
+    route: Route
+    weights: StepWeights
 
 
 class Chain:
     """The graphs of an artifact, opened one way; several threads may run it at once where its graphs allow that."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        loader: Loader,
-        open_graph: Callable[[Path], OpenGraph],
-        *,
-        frozen: FrozenWeights,
+        self, artifact: Artifact, loader: Loader, *, threads: int, logits_bytes: int = LOGITS_BYTES
     ) -> None:
         """Prepare; graphs are opened when first needed.
 
         Args:
             artifact: an opened artifact.
-            loader: holds the values that go into the graphs.
-            open_graph: opens a graph file; one of the loader's ways.
-            frozen: the weights that the loader holds.
+            loader: opens its graphs and holds the values that go into them.
+            threads: that share the work of each operator.
+            logits_bytes: of one chunk, where the head works in chunks.
         """
-        self.memory = SAVE_ALL
-        self.logits_bytes = LOGITS_BYTES
-        """Of one chunk, where the head works in chunks."""
         self._artifact, self._manifest = artifact, artifact.manifest
-        self._loader, self._open, self._frozen = loader, open_graph, frozen
+        self._loader, self._threads, self._logits_bytes = loader, threads, logits_bytes
         self._graphs: dict[str, OpenGraph] = {}
         self._opening = Lock()
 
@@ -72,140 +72,135 @@ class Chain:
     def step(
         self,
         batch: Arrays,
-        plan: LayerPlan,
+        way: Route,
         weights: StepWeights,
         *,
         keep_logits: bool,
-        prefix: PrefixRows | None,
+        hidden: HiddenRows | None,
     ) -> StepResult:
-        """Forward and backward on rows that run together; arguments as of ``Stack.step``."""
-        lowest = lowest_trained(plan)
-        scope = self._values(batch)
-        if prefix is None or not 0 < lowest < len(plan):
-            tape = self._climb(scope, plan, weights)
+        """Forward and backward on rows that run together; ``hidden`` keeps what flows into the lowest trained layer."""
+        rows = _Pass(self._values(batch), way, weights)
+        self._enter(rows)
+        if hidden is None:
+            tape = self._rise(rows, way.layers)
         else:
-            tape = self._climb_from_prefix(scope, batch, plan, weights, prefix)
-        end = self._run_head(scope, weights, backward=lowest < len(plan), keep_logits=keep_logits)
+            self._skip(rows, batch, hidden)
+            tape = self._rise(rows, way.back)
+        end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits)
         grads = dict(end.grads)
-        gradient = None if end.d_hidden is None else self._loader.value_of(end.d_hidden)
-        self._descend(tape, gradient, plan, weights, grads)
+        if end.d_hidden is not None:
+            self._descend(rows, tape, self._loader.value_of(end.d_hidden), grads)
         return StepResult(end.loss, end.logits, grads)
 
     def evaluate(self, batch: Arrays, weights: StepWeights) -> HeadResult:
         """Loss and likeliest classes at full depth."""
-        scope = self._values(batch)
-        self._climb(scope, self._frozen_plan(), weights)
-        return self._run_head(scope, weights, backward=False, keep_logits=False)
+        return self._run_head(self._climbed(batch, weights), backward=False, keep_logits=False)
 
     def predict(self, batch: Arrays, weights: StepWeights, choose: Callable[[Array], Array]) -> Array:
-        """Logits at full depth of what ``choose`` picks of the hidden stream."""
-        scope = self._values(batch)
-        self._climb(scope, self._frozen_plan(), weights)
+        """Logits at full depth of what ``choose`` picks of the hidden stream (B, S, H)."""
+        scope = self._climbed(batch, weights).scope
         scope["hidden", 0] = self._value(choose(self._loader.array_of(scope["hidden", 0])))
         head = self._manifest.head
         graph = head.graphs["predict"]
         ends = self._run(graph, {**scope, **weights.of(head.tensors, graph)})
-        return self._loader.array_of(ends["logits", 0])
+        return self._loader.array_of(ends["logits", 0])  # (B, C) or (B, S, C)
 
-    def _climb(self, scope: Scope, plan: LayerPlan, weights: StepWeights) -> list[Kept]:
-        """Prelude and all active layers."""
-        self._enter(scope, weights)
-        return self._rise(scope, plan, weights, active_layers(plan))
+    def _climbed(self, batch: Arrays, weights: StepWeights) -> _Pass:
+        """Prelude and every layer, frozen."""
+        rows = _Pass(self._values(batch), route((Mode.FORWARD,) * self._manifest.num_layers), weights)
+        self._enter(rows)
+        self._rise(rows, rows.route.layers)
+        return rows
 
-    def _climb_from_prefix(
-        self, scope: Scope, batch: Arrays, plan: LayerPlan, weights: StepWeights, prefix: PrefixRows
-    ) -> list[Kept]:
-        """The same, with the layers below the lowest trained one run only on rows that ``prefix`` lacks."""
-        lowest = lowest_trained(plan)
-        self._enter(scope, weights)
-        hidden, missing = prefix.load(self._loader.array_of(scope["hidden", 0]).shape)
-        if missing.any():
-            below = self._values(pick(batch, self._manifest.inputs, missing))
-            self._enter(below, weights)
-            self._rise(below, plan, weights, [i for i in active_layers(plan) if i < lowest])
-            hidden[missing] = prefix.store(missing, self._loader.array_of(below["hidden", 0]))
-        scope["hidden", 0] = self._value(hidden)
-        return self._rise(scope, plan, weights, [i for i in active_layers(plan) if i >= lowest])
-
-    def _enter(self, scope: Scope, weights: StepWeights) -> None:
-        """The prelude: put the hidden stream and the side inputs into ``scope``."""
+    def _enter(self, rows: _Pass) -> None:
+        """The prelude: (B, S) ids or whatever a batch holds -> the hidden stream (B, S, H) and the side inputs."""
         prelude = self._manifest.prelude
         graph = prelude.graphs["forward"]
-        with self._frozen.in_use(OUTSIDE):
-            scope.update(self._run(graph, {**scope, **weights.of(prelude.tensors, graph)}))
+        with rows.weights.in_use(OUTSIDE):
+            found = self._run(graph, {**rows.scope, **rows.weights.of(prelude.tensors, graph)})
+        rows.scope.update(found)
 
-    def _rise(self, scope: Scope, plan: LayerPlan, weights: StepWeights, layers: Sequence[int]) -> list[Kept]:
-        """Take the hidden stream in ``scope`` through ``layers``; return what the way back needs, lowest first."""
-        manifest, lowest = self._manifest, lowest_trained(plan)
+    def _skip(self, rows: _Pass, batch: Arrays, stored: HiddenRows) -> None:
+        """Take the hidden stream to the lowest trained layer: from what is stored, by the layers below for the other rows."""
+        hidden, missing = stored.load(self._loader.array_of(rows.scope["hidden", 0]).shape)  # (B, S, H), (B,)
+        if missing.any():
+            fresh = rows._replace(scope=self._values(pick(batch, self._manifest.inputs, missing)))
+            self._enter(fresh)
+            self._rise(fresh, rows.route.below)
+            hidden[missing] = stored.store(missing, self._loader.array_of(fresh.scope["hidden", 0]))
+        rows.scope["hidden", 0] = self._value(hidden)
+
+    def _rise(self, rows: _Pass, layers: Sequence[int]) -> list[Kept]:
+        """Take the hidden stream (B, S, H) through ``layers``; return what the way back needs, lowest first."""
         tape: list[Kept] = []
-        for place, index in enumerate(layers):
-            layer, then = manifest.layers[index], next(iter(layers[place + 1 :]), None)
-            kept: Scope = {
-                ("hidden", 0): scope.pop(("hidden", 0)),
-                **{("side", i): scope["side", s] for i, s in enumerate(layer.sides)},
+        for index, then in zip_longest(layers, layers[1:]):
+            layer = self._manifest.layers[index]
+            given: Scope = {
+                ("hidden", 0): rows.scope.pop(("hidden", 0)),
+                **{("side", i): rows.scope["side", s] for i, s in enumerate(layer.sides)},
             }
-            saving = index >= lowest and self.memory.saves(len(layers) - 1 - place)
-            graph = manifest.kinds[layer.kind].graphs["forward_save" if saving else "forward"]
-            with self._frozen.in_use(index, then=then, stays=index >= lowest and then is None):
-                results = self._run(graph, {**kept, **weights.of(layer.tensors, graph)})
-            scope["hidden", 0] = results.pop(("hidden", 0))
-            if index >= lowest:
-                tape.append(Kept(index, saving, {**kept, **results}))
+            purpose = "forward_save" if index in rows.route.saved else "forward"
+            graph = self._manifest.kinds[layer.kind].graphs[purpose]
+            returns = index >= rows.route.lowest
+            with rows.weights.in_use(index, then=then, stays=returns and then is None):
+                found = self._run(graph, {**given, **rows.weights.of(layer.tensors, graph)})
+            rows.scope["hidden", 0] = found.pop(("hidden", 0))
+            if returns:
+                tape.append(Kept(index, {**given, **found}))
         return tape
 
-    def _descend(
-        self, tape: list[Kept], gradient: Value, plan: LayerPlan, weights: StepWeights, grads: Arrays
-    ) -> None:
-        """Walk the tape down; each layer's saved values are let go as soon as it is done."""
-        manifest = self._manifest
+    def _descend(self, rows: _Pass, tape: list[Kept], gradient: Value, grads: Arrays) -> None:
+        """Take the gradient (B, S, H) down the tape, adding to ``grads``; a layer's values are let go as soon as it is done."""
         while tape:
-            index, saved, values = tape.pop()
-            layer = manifest.layers[index]
-            purpose = ("backward" if tape else "backward_lowest") + ("" if saved else "_recompute")
-            graph = manifest.kinds[layer.kind].graphs[purpose]
-            with self._frozen.in_use(index, then=tape[-1].layer if tape else None):
-                results = self._run(
-                    graph, {**values, ("d_hidden", 0): gradient, **weights.of(layer.tensors, graph)}
-                )
-            gradient = results.get(("d_hidden", 0))
-            if plan[index] is Mode.TRAIN:
-                found = self._gradients(results, layer.tensors)
-                grads.update({n: np.add(grads[n], g) if n in grads else g for n, g in found.items()})
+            index, kept = tape.pop()
+            layer = self._manifest.layers[index]
+            purpose = "backward" if tape else "backward_lowest"
+            purpose += "" if index in rows.route.saved else "_recompute"
+            graph = self._manifest.kinds[layer.kind].graphs[purpose]
+            given = {**kept, ("d_hidden", 0): gradient, **rows.weights.of(layer.tensors, graph)}
+            with rows.weights.in_use(index, then=tape[-1].layer if tape else None):
+                found = self._run(graph, given)
+            gradient = found.get(("d_hidden", 0))
+            if index in rows.route.trained:
+                for name, grad in self._gradients(found, layer.tensors).items():
+                    grads[name] = np.add(grads[name], grad) if name in grads else grad
 
-    def _run_head(
-        self, scope: Scope, weights: StepWeights, *, backward: bool, keep_logits: bool
-    ) -> HeadResult:
-        """Loss, answers, the gradient of the hidden stream and the head's own gradients."""
+    def _run_head(self, rows: _Pass, *, backward: bool, keep_logits: bool) -> HeadResult:
+        """Loss, answers, the gradient of the hidden stream (B, S, H) and the head's own gradients."""
         head = self._manifest.head
-        with self._frozen.in_use(OUTSIDE):
+        with rows.weights.in_use(OUTSIDE):
             if head.targets is None:
-                return self._whole_head(scope, weights, backward=backward)
+                return self._whole_head(rows, backward=backward)
             return run_tokens(
-                lambda rows, targets: self._some_tokens(rows, targets, weights),
-                self._loader.array_of(scope.pop(("hidden", 0))),
-                self._loader.array_of(scope[self._labels()]),
+                lambda some, targets: self._some_tokens(some, targets, rows.weights),
+                self._loader.array_of(rows.scope.pop(("hidden", 0))),
+                self._loader.array_of(rows.scope[self._labels]),
                 targets=head.targets,
                 num_classes=_num_classes(head),
                 keep_logits=keep_logits,
                 backward=backward,
-                logits_bytes=self.logits_bytes,
+                logits_bytes=self._logits_bytes,
             )
 
-    def _whole_head(self, scope: Scope, weights: StepWeights, *, backward: bool) -> HeadResult:
-        head = self._manifest.head
-        ends = self._run(head.graphs["train"], {**scope, **weights.of(head.tensors, head.graphs["train"])})
-        del scope["hidden", 0]
-        logits, grads = self._loader.array_of(ends["logits", 0]), self._gradients(ends, head.tensors)
-        gradient = self._loader.array_of(ends["d_hidden", 0]) if backward else None
-        return HeadResult(
-            float(self._loader.array_of(ends["loss", 0])), logits.argmax(-1), logits, gradient, grads
-        )
-
-    def _some_tokens(self, rows: Array, targets: Array, weights: StepWeights) -> tuple[float, Arrays]:
-        """The head on tokens (1, rows): the sum of their losses, and logits, d_hidden and gradients by name."""
+    def _whole_head(self, rows: _Pass, *, backward: bool) -> HeadResult:
         head = self._manifest.head
         graph = head.graphs["train"]
-        scope: Scope = {("hidden", 0): self._value(rows), self._labels(): self._value(targets)}
+        ends = self._run(graph, {**rows.scope, **rows.weights.of(head.tensors, graph)})
+        del rows.scope["hidden", 0]
+        logits = self._loader.array_of(ends["logits", 0])  # (B, C) or (B, S, C)
+        return HeadResult(
+            float(self._loader.array_of(ends["loss", 0])),
+            logits.argmax(-1),
+            logits,
+            self._loader.array_of(ends["d_hidden", 0]) if backward else None,
+            self._gradients(ends, head.tensors),
+        )
+
+    def _some_tokens(self, hidden: Array, targets: Array, weights: StepWeights) -> tuple[float, Arrays]:
+        """The head on tokens (1, T, H) and (1, T): the sum of their losses, and logits, d_hidden and gradients by name."""
+        head = self._manifest.head
+        graph = head.graphs["train"]
+        scope: Scope = {("hidden", 0): self._value(hidden), self._labels: self._value(targets)}
         ends = self._run(graph, {**scope, **weights.of(head.tensors, graph)})
         found = {role: self._loader.array_of(ends[role, 0]) for role in ("logits", "d_hidden")}
         return float(self._loader.array_of(ends["loss", 0])), {**found, **self._gradients(ends, head.tensors)}
@@ -218,12 +213,9 @@ class Chain:
         )
         return {name: np.asarray(self._loader.array_of(value), np.float32) for name, value in found}
 
-    def _frozen_plan(self) -> LayerPlan:
-        return (Mode.FORWARD,) * self._manifest.num_layers
-
+    @property
     def _labels(self) -> tuple[Role, int]:
-        names = [row.name for row in self._manifest.inputs]
-        return "batch", names.index("labels")
+        return "batch", self._manifest.label_index
 
     def _values(self, batch: Arrays) -> Scope:
         rows = enumerate(self._manifest.inputs)
@@ -240,7 +232,7 @@ class Chain:
     def _graph(self, file: str) -> OpenGraph:
         with self._opening:
             if file not in self._graphs:
-                self._graphs[file] = self._open(self._artifact.folder / file)
+                self._graphs[file] = self._loader.open(self._artifact.folder / file, self._threads)
             return self._graphs[file]
 
 

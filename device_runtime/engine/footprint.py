@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Layer, Manifest, Port, Tensor
+from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Layer, Manifest, Port, Tensor, extent
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
-from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, lowest_trained
+from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, route
 from fleetune.device_runtime.errors import ConfigError
 
 BARE_BYTES = 54_000_000
@@ -66,11 +66,9 @@ def footprint(
         )
     rows = min(batch_size, memory.micro_batch or batch_size)
     sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
-    active = [m.layers[i] for i in active_layers(plan)]
-    trained = [m.layers[i] for i in active_layers(plan) if i >= lowest_trained(plan)]
-    count = len(trained) if memory.saved_layers is None else min(memory.saved_layers, len(trained))
-    rerun, saving = trained[: len(trained) - count], trained[len(trained) - count :]
-    tape = len(trained) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
+    way = route(plan, memory)
+    active, rerun, saving = ([m.layers[i] for i in some] for some in (way.layers, way.rerun, way.saved))
+    tape = len(way.back) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
     prelude, layers, head = _weights(m, active, sizes, streamed=memory.streamed)
     whole = prelude + sum(layers) + head
     weights = min(lanes * max(prelude, head, *layers), whole) if memory.streamed else whole
@@ -164,16 +162,8 @@ def _saved_bytes(m: Manifest, layer: Layer, sizes: _Sizes) -> int:
 
 
 def _port_bytes(port: Port, sizes: _Sizes) -> int:
-    extents = (e if isinstance(e, int) else _extent(e, sizes) for e in port.shape)
-    return count_of(list(extents)) * np.dtype(port.dtype).itemsize
-
-
-def _extent(expression: str, sizes: _Sizes) -> int:
-    product = 1
-    for factor in expression.replace("(", "").replace(")", "").split("*"):
-        symbol = factor.strip()
-        product *= int(symbol) if symbol.isdigit() else {"batch": sizes.batch}.get(symbol, sizes.seq)
-    return product
+    extents = [extent(e, batch=sizes.batch, seq=sizes.seq) for e in port.shape]
+    return count_of(extents) * np.dtype(port.dtype).itemsize
 
 
 def _optimizer_bytes(m: Manifest) -> int:

@@ -6,7 +6,7 @@ an example was found or not, and however often it was interrupted.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple, Protocol
@@ -20,13 +20,13 @@ from fleetune.device_runtime.errors import ConfigError
 log = logging.getLogger(__name__)
 
 Missing = NDArray[np.bool_]
-_FILE = "prefix.f16"
+_FILE = "hidden.f16"
 
 
-class PrefixRows(Protocol):
+class HiddenRows(Protocol):
     """The stored hidden streams of the rows of one batch."""
 
-    def some(self, rows: slice) -> "PrefixRows":
+    def some(self, place: slice) -> "HiddenRows":
         """Those of a part of the batch."""
         ...
 
@@ -39,12 +39,16 @@ class PrefixRows(Protocol):
         ...
 
 
+OpenRows = Callable[[Mapping[str, Array]], HiddenRows]
+"""(what lies below the lowest trained layer beside the base) -> the rows of one batch; as of :meth:`HiddenCache.of`."""
+
+
 class _Place(NamedTuple):
     offset: int
     tokens: int
 
 
-class PrefixCache:
+class HiddenCache:
     """One file of hidden streams of one data set, for one set of frozen layers at a time.
 
     A full cache keeps what it has: over epochs that visit each example once, that finds more than throwing out the oldest
@@ -70,12 +74,14 @@ class PrefixCache:
         self._writing = Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("*.f16"):
+                left.unlink()
             self._file = os.open(folder / _FILE, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         except OSError as exc:
-            raise ConfigError(f"prefix cache in {folder}: {exc.strerror}") from exc
+            raise ConfigError(f"hidden cache in {folder}: {exc.strerror}") from exc
         self._path = folder / _FILE
 
-    def __enter__(self) -> "PrefixCache":
+    def __enter__(self) -> "HiddenCache":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -124,7 +130,7 @@ class PrefixCache:
             written = os.pwrite(self._file, content.data, self._end)
         except OSError as exc:
             self._storing = False
-            log.warning("prefix cache %s: %s; going on without storing more", self._path, exc.strerror)
+            log.warning("hidden cache %s: %s; going on without storing more", self._path, exc.strerror)
             return
         if written == content.nbytes:
             self._places[example] = _Place(self._end, len(content))
@@ -145,11 +151,11 @@ class PrefixCache:
 
 
 class _Rows:
-    def __init__(self, cache: PrefixCache, examples: Indices) -> None:
+    def __init__(self, cache: HiddenCache, examples: Indices) -> None:
         self._cache, self._examples = cache, examples
 
-    def some(self, rows: slice) -> "_Rows":
-        return _Rows(self._cache, self._examples[rows])
+    def some(self, place: slice) -> "_Rows":
+        return _Rows(self._cache, self._examples[place])
 
     def load(self, shape: tuple[int, ...]) -> tuple[Array, Missing]:
         hidden = np.zeros(shape, np.float32)
@@ -161,7 +167,7 @@ class _Rows:
             halves = hidden.astype(np.float16)
         if not np.isfinite(halves).all():
             raise ConfigError(
-                f"prefix cache: the hidden stream reaches {np.abs(hidden).max():.3g}, beyond fp16; train without it"
+                f"hidden cache: the hidden stream reaches {np.abs(hidden).max():.3g}, beyond fp16; train without it"
             )
         for example, row in zip(self._examples[missing], halves, strict=True):
             self._cache.write(int(example), row)

@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-Part = TypeVar("Part")
-Result = TypeVar("Result")
+from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 FILL = 0.8
 """Lanes pay where at least this share of their time is work; what they save is about a tenth."""
@@ -20,11 +22,24 @@ TOKENS = 96
 _CPUS = Path("/sys/devices/system/cpu")
 
 
-def count_lanes(rows: int, threads: int, *, tokens: int = 0) -> int:
-    """How many lanes to run ``rows`` of ``tokens`` (0: unknown) on: as many as threads, or 1 if they are too few to fill them."""
-    turns = -(-rows // threads)
-    fills = rows >= FILL * threads * turns
-    return threads if fills and (not tokens or rows * tokens >= TOKENS * threads) else 1
+class Rows(NamedTuple):
+    """How the rows of a batch run: on so many lanes at the same time, or on 1 whose kernels share the threads."""
+
+    lanes: int = 1
+    memory: MemoryPlan = SAVE_ALL
+
+
+def rows_for(size: int, tokens: int, threads: int, memory: MemoryPlan = SAVE_ALL) -> Rows:
+    """Choose the lanes for ``size`` rows of about ``tokens`` (0: unknown): as many as threads, or 1 if the rows are too few.
+
+    Raises:
+        ConfigError: a number of ``memory`` is below 0.
+    """
+    memory.check()
+    together = min(size, memory.micro_batch or size)
+    turns = -(-together // threads)
+    fills = together >= FILL * threads * turns
+    return Rows(threads if fills and (not tokens or together * tokens >= TOKENS * threads) else 1, memory)
 
 
 class Lanes:
@@ -32,10 +47,9 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         """``count`` of them at most."""
-        self.count = count
         self._threads = ThreadPoolExecutor(count, "lane")
 
-    def each(self, work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    def each(self, work: Callable[[T], R], parts: Sequence[T]) -> list[R]:
         """``work`` on every part at the same time; waits for all, and raises what the first to fail has raised."""
         if len(parts) == 1:
             return [work(parts[0])]

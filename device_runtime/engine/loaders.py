@@ -1,4 +1,4 @@
-"""The graph loaders by backend; the stack chains what they open and never looks into a value."""
+"""How a runtime opens graphs and holds values; the stack chains what a loader opens and never looks into a value."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fleetune.device_runtime.arrays import Array
-from fleetune.device_runtime.engine import executorch_graphs
-from fleetune.device_runtime.engine import onnx_graphs as graphs
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
-from fleetune.device_runtime.tables import Table
+from fleetune.device_runtime.engine import executorch_graphs, onnx_graphs
+from fleetune.device_runtime.errors import ConfigError
 
 Value = Any
 """What a loader's graphs take and give; opaque."""
@@ -24,54 +22,42 @@ class OpenGraph(Protocol):
 
 
 class Loader(NamedTuple):
-    """How one runtime opens graphs and holds values."""
+    """One runtime."""
 
-    open: Callable[[Path], OpenGraph]
+    open: Callable[[Path, int], OpenGraph]
+    """(file, threads that share the work of each operator); opened for 1, several threads may run it at once if ``in_lanes``."""
     value_of: Callable[[Array], Value]
     array_of: Callable[[Value], Array]
-    open_alone: Callable[[Path], OpenGraph] | None = None
-    """The same for a graph that runs on the thread that calls, several of which may call at once."""
-    may_run_alone: Callable[[], bool] = lambda: False
-    """Whether that way is open now."""
+    in_lanes: bool = False
+    """Whether its graphs may be run by several threads at once."""
 
 
-def _onnx(threads: int, provider: str) -> Loader:
-    chosen = graphs.find_provider(provider)
-    graphs.check_threads(threads)
+def onnx_loader(threads: int, provider: str) -> Loader:
+    """Load by onnxruntime.
+
+    Raises:
+        ConfigError: ``threads`` below 0, or a provider that is not there.
+        UnknownName: a provider that nobody knows.
+    """
+    chosen = onnx_graphs.find_provider(provider)
+    onnx_graphs.check_threads(threads)
     return Loader(
-        partial(graphs.OnnxGraph, threads=threads, provider=chosen),
-        partial(graphs.value_of, device=chosen.device),
-        graphs.array_of,
-        partial(graphs.OnnxGraph, alone=True),
-        lambda: provider == "cpu" and graphs.may_run_alone(),
+        partial(onnx_graphs.OnnxGraph, provider=chosen),
+        partial(onnx_graphs.value_of, device=chosen.device),
+        onnx_graphs.array_of,
+        in_lanes=provider == "cpu",
     )
 
 
-def _executorch(threads: int, provider: str) -> Loader:
-    _only_cpu("executorch", provider)
+def executorch_loader(threads: int, provider: str) -> Loader:
+    """Load by ExecuTorch, whose one pool of ``threads`` is the process's; ConfigError as :func:`onnx_loader`."""
+    check_cpu("executorch", provider)
     executorch_graphs.set_threads(threads)
     opened = executorch_graphs
-    return Loader(opened.ExecutorchGraph, opened.value_of, opened.array_of)
+    return Loader(lambda path, _: opened.ExecutorchGraph(path), opened.value_of, opened.array_of)
 
 
-def _ort_training(threads: int, provider: str) -> Loader:
-    _only_cpu("ort-training", provider)
-    graphs.check_threads(threads)
-    return Loader(_whole_models, graphs.value_of, graphs.array_of)
-
-
-def _whole_models(path: Path) -> OpenGraph:
-    """The files of this backend are models of whole steps, which ``fleetune.device_runtime.engine.ort_training`` runs."""
-    raise ArtifactError(f"{path}: no graph of a block; open this artifact with OrtTrainingStack")
-
-
-def _only_cpu(backend: str, provider: str) -> None:
+def check_cpu(backend: str, provider: str) -> None:
+    """Raise ConfigError for any provider but ``cpu``."""
     if provider != "cpu":
         raise ConfigError(f"provider {provider}: the {backend} backend runs on cpu")
-
-
-LOADERS: Table[Callable[[int, str], Loader]] = Table(
-    "backend that this device can run",
-    {"onnx": _onnx, "ort-training": _ort_training, "executorch": _executorch},
-)
-"""``(threads, provider) -> Loader``; the size of a thread pool counts for the whole process."""

@@ -44,29 +44,23 @@ PROVIDERS = Table(
 class OnnxGraph:
     """One opened graph file."""
 
-    def __init__(
-        self, path: Path, *, threads: int = 0, provider: Provider = PROVIDERS["cpu"], alone: bool = False
-    ) -> None:
+    def __init__(self, path: Path, threads: int, *, provider: Provider = PROVIDERS["cpu"]) -> None:
         """Open ``path``.
 
         Args:
             path: the file.
-            threads: that share the work of each operator, 0 for one per core; the first graph that is not alone sizes the pool of
-                all such graphs of this process.
+            threads: that share the work of each operator; with 1, the one that calls, of which there may be several.
             provider: who runs the operators.
-            alone: run on the thread that calls and on no other; several may call at once. Only while :func:`may_run_alone`.
 
         Raises:
             ArtifactError: onnxruntime refuses the file.
         """
         _share_memory()
         self._device = provider.device
-        options = _options(1 if alone else threads, shares_pool=not alone)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=list(provider.names))
+            self._session = ort.InferenceSession(str(path), _options(threads), providers=list(provider.names))
         except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
-        _ways_opened.add(alone)
 
     def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
         """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory."""
@@ -117,25 +111,6 @@ def check_threads(threads: int) -> None:
         raise ConfigError(f"threads {threads}: expected 0 (one per core) or more")
 
 
-def may_run_alone() -> bool:
-    """Whether graphs can be opened to run on the calling thread: until onnxruntime has a pool for all graphs of the process."""
-    return not _pool_started
-
-
-_pool_started: list[int] = []
-"""The size of the shared pool, once there is one."""
-_ways_opened: set[bool] = set()
-"""Whether alone or not, of the graphs opened so far."""
-
-
-def _has_pool(threads: int) -> bool:
-    """Start the shared pool, if it can still be."""
-    if not _pool_started and not _ways_opened and hasattr(ort, "set_global_thread_pool_sizes"):
-        _pool_started.append(threads)
-        ort.set_global_thread_pool_sizes(threads, 1)
-    return bool(_pool_started)
-
-
 @cache
 def _share_memory() -> None:
     """One arena for every graph that grows by what is asked, not by doubling."""
@@ -143,17 +118,15 @@ def _share_memory() -> None:
     ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
 
-def _options(threads: int, *, shares_pool: bool) -> Any:
+def _options(threads: int) -> Any:
+    """Options of a session with a pool of its own: onnxruntime refuses any beside one pool for the process."""
     options = ort.SessionOptions()
     options.log_severity_level = _QUIET
     # Shapes vary by bucket: a pattern per shape would hold memory for each.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Every session's own pool would spin after its run: a chain of them lost 30 %.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if shares_pool and _has_pool(threads):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+    # Threads of a pool spin between operators; if they went on after the run, a chain of sessions would lose 30 %.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     return options

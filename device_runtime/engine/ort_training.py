@@ -6,9 +6,8 @@ That package shadows ``onnxruntime`` and therefore has an environment of its own
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.ort_training_layout import (
@@ -23,49 +22,53 @@ from fleetune.device_runtime.contracts.ort_training_layout import (
 )
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, full, trained_layers
 from fleetune.device_runtime.engine.batches import StepResult, check_batch
-from fleetune.device_runtime.engine.hidden_cache import PrefixRows
-from fleetune.device_runtime.engine.onnx_graphs import Value, array_of, value_of
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.engine import Setup
+from fleetune.device_runtime.engine.hidden_cache import OpenRows
+from fleetune.device_runtime.engine.lanes import Rows
+from fleetune.device_runtime.engine.loaders import check_cpu
+from fleetune.device_runtime.engine.onnx_graphs import Value, array_of, check_threads, value_of
+from fleetune.device_runtime.engine.weights import FrozenWeights
 from fleetune.device_runtime.errors import ConfigError
 
-_LABELS = "labels"
 
-
-class OrtTrainingStack(Stack):
-    """The same steps as :class:`Stack`, by one ONNX Runtime Training module per depth in use.
+class OrtTrainingEngine:
+    """One ONNX Runtime Training module per depth in use; each runs whole batches.
 
     A layer whose mode is FORWARD gets no gradient in the result, but its gradient is computed.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        *,
-        threads: int = 0,
-        memory: MemoryPlan = SAVE_ALL,
-        provider: str = "cpu",
-        in_lanes: bool = False,
-    ) -> None:
-        """Prepare; modules are opened when first needed.
+    def __init__(self, artifact: Artifact, setup: Setup) -> None:
+        """Prepare; modules are opened when first needed. A setup's lanes are of no use here.
 
         Raises:
             ArtifactError: the artifact is for another backend, or damaged.
-            ConfigError: a memory plan, which this runtime cannot follow; or the training build is not installed here.
+            ConfigError: a memory plan or a provider that this runtime cannot follow, or the training build is not here.
         """
-        if memory != SAVE_ALL:
-            raise ConfigError(
-                f"{memory}: the models of ort-training run whole batches and keep all activations and weights"
-            )
+        _check_memory(setup.memory)
+        check_cpu("ort-training", setup.provider)
+        check_threads(setup.threads)
         _api()
-        super().__init__(artifact, threads=threads, provider=provider, in_lanes=False)
-        self._module_threads = threads
+        self.artifact = artifact
+        self.frozen = FrozenWeights(artifact, value_of)
+        self._threads = setup.threads
         self._models = read_layout(artifact)
         self._opened: dict[int, Module] = {}
+
+    def __enter__(self) -> "OrtTrainingEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of modules and weights."""
         self._opened.clear()
-        super().close()
+        self.frozen.close()
+
+    def rows(self, size: int, tokens: int = 0, memory: MemoryPlan | None = None) -> Rows:
+        """All at once, whatever their number; ConfigError for a memory plan."""
+        _check_memory(memory or SAVE_ALL)
+        return Rows()
 
     def step(
         self,
@@ -73,10 +76,11 @@ class OrtTrainingStack(Stack):
         plan: LayerPlan,
         adapter: Arrays,
         *,
+        rows: Rows | None = None,
         keep_logits: bool = False,
-        prefix: PrefixRows | None = None,
+        hidden: OpenRows | None = None,
     ) -> StepResult:
-        """As :meth:`Stack.step`; the logits always exist whole, and are returned; ``prefix`` is of no use here."""
+        """As :meth:`Engine.step`; the logits always exist whole, and are returned; ``hidden`` is of no use here."""
         self._check_plan(plan)
         layers = active_layers(plan)
         module = self.module(len(layers))
@@ -84,20 +88,22 @@ class OrtTrainingStack(Stack):
         loss, logits = module.run(self, self.scope(batch), layers, training=True)
         return StepResult(loss, logits, module.gradients(self, layers, set(trained_layers(plan))))
 
-    def evaluate(self, batch: Arrays, adapter: Arrays) -> tuple[float, NDArray[np.int64]]:
-        """As :meth:`Stack.evaluate`."""
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+        """As :meth:`Engine.evaluate`."""
         loss, logits = self._evaluated(batch, adapter)
         return loss, logits.argmax(-1)
 
-    def predict(self, batch: Arrays, adapter: Arrays) -> Array:
-        """As :meth:`Stack.predict`."""
-        shape = next(row.shape for row in self.artifact.manifest.inputs if row.name == _LABELS)
+    def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+        """As :meth:`Engine.predict`."""
+        manifest = self.artifact.manifest
         given = next(iter(batch.values())).shape
-        labels = np.zeros(given[: len(shape)], np.int64)
-        return self._evaluated({**batch, _LABELS: labels}, adapter)[1]
+        labels = np.zeros(given[: len(manifest.inputs[manifest.label_index].shape)], np.int64)
+        return self._evaluated({**batch, manifest.label_name: labels}, adapter)[1]
 
-    def predict_at(self, batch: Arrays, adapter: Arrays, positions: NDArray[np.int64]) -> Array:
-        """As :meth:`Stack.predict_at`."""
+    def predict_at(
+        self, batch: Arrays, adapter: Arrays, positions: Indices, *, rows: Rows | None = None
+    ) -> Array:
+        """As :meth:`Engine.predict_at`."""
         logits = self.predict(batch, adapter)
         return logits[np.arange(len(logits)), positions]
 
@@ -117,7 +123,7 @@ class OrtTrainingStack(Stack):
             have = ", ".join(map(str, self._models))
             raise ConfigError(f"a plan of {depth} active layers; the artifact has models of {have}")
         if depth not in self._opened:
-            self._opened[depth] = Module(self.artifact, self._models[depth], threads=self._module_threads)
+            self._opened[depth] = Module(self.artifact, self._models[depth], threads=self._threads)
         return self._opened[depth]
 
     def _evaluated(self, batch: Arrays, adapter: Arrays) -> tuple[float, Array]:
@@ -151,58 +157,49 @@ class Module:
         """ONNX Runtime's own AdamW over this module's parameters: its moments belong to positions, not to layers."""
         return _api().Optimizer(self._optimizer_file, self.module)
 
-    def write(self, stack: Stack, adapter: Arrays, layers: tuple[int, ...]) -> None:
+    def write(self, engine: OrtTrainingEngine, adapter: Arrays, layers: tuple[int, ...]) -> None:
         """Copy the adapter's tensors of ``layers`` and of the head into the parameters."""
-        rows = stack.artifact.manifest.tensors
+        rows = engine.artifact.manifest.tensors
         for bound in self._model.trained:
-            array = adapter[rows[row_of(stack.artifact, bound, layers)].name]
+            array = adapter[rows[row_of(engine.artifact, bound, layers)].name]
             self._state.parameters[bound.name] = np.ascontiguousarray(array, np.float32)
 
-    def read(self, stack: Stack, layers: tuple[int, ...]) -> Arrays:
+    def read(self, engine: OrtTrainingEngine, layers: tuple[int, ...]) -> Arrays:
         """The parameters as adapter tensors by name."""
-        rows = stack.artifact.manifest.tensors
-        found = {bound.name: row_of(stack.artifact, bound, layers) for bound in self._model.trained}
+        rows = engine.artifact.manifest.tensors
+        found = {bound.name: row_of(engine.artifact, bound, layers) for bound in self._model.trained}
         return {rows[i].name: np.array(self._state.parameters[name].data) for name, i in found.items()}
 
     def run(
-        self, stack: Stack, scope: dict[Any, Value], layers: tuple[int, ...], *, training: bool
+        self, engine: OrtTrainingEngine, scope: dict[Any, Value], layers: tuple[int, ...], *, training: bool
     ) -> tuple[float, Array]:
         """Loss and logits; when training, gradients are made anew as well."""
-        inputs = stack.artifact.manifest.inputs
+        inputs = engine.artifact.manifest.inputs
         feeds = {row.name: scope["batch", i] for i, row in enumerate(inputs)}
         for bound in self._model.frozen:
-            feeds[bound.name] = stack.frozen.value(row_of(stack.artifact, bound, layers))
+            feeds[bound.name] = engine.frozen.value(row_of(engine.artifact, bound, layers))
         if training:
             self.module.lazy_reset_grad()
         self.module.train(training)
         loss, logits = self.module(*(feeds[name] for name in self._orders[training]))[:2]
         return float(np.asarray(array_of(loss)).reshape(())), np.array(array_of(logits))
 
-    def gradients(self, stack: Stack, layers: tuple[int, ...], trained: set[int]) -> Arrays:
+    def gradients(self, engine: OrtTrainingEngine, layers: tuple[int, ...], trained: set[int]) -> Arrays:
         """The gradients of the last training run by tensor name, of the head and of the layers in ``trained``."""
-        rows = stack.artifact.manifest.tensors
+        rows = engine.artifact.manifest.tensors
         found: Arrays = {}
         for bound in self._model.trained:
             if bound.position < 0 or layers[bound.position] in trained:
-                name = rows[row_of(stack.artifact, bound, layers)].name
+                name = rows[row_of(engine.artifact, bound, layers)].name
                 found[name] = np.array(self._state.parameters[bound.name].grad, np.float32)
         return found
 
 
-def train_fixed_plan(
-    stack: OrtTrainingStack, batches: list[Arrays], plan: LayerPlan, *, adapter: Arrays, lr: float
-) -> tuple[list[float], Arrays]:
-    """Steps of ONNX Runtime's own Module and Optimizer on one plan; the losses, and the adapter after them."""
-    layers = active_layers(plan)
-    module = stack.module(len(layers))
-    module.write(stack, adapter, layers)
-    optimizer = module.optimizer()
-    optimizer.set_learning_rate(lr)
-    losses = []
-    for batch in batches:
-        losses.append(module.run(stack, stack.scope(batch), layers, training=True)[0])
-        optimizer.step()
-    return losses, {**adapter, **module.read(stack, layers)}
+def _check_memory(memory: MemoryPlan) -> None:
+    if memory != SAVE_ALL:
+        raise ConfigError(
+            f"{memory}: the models of ort-training run whole batches and keep all activations and weights"
+        )
 
 
 def _options(threads: int) -> Any:

@@ -1,71 +1,55 @@
-"""An artifact opened for training and prediction: checks batches, splits them into what runs together, and takes the mean."""
+"""An artifact's block graphs as an engine: checks batches, cuts them into what runs together, and takes the mean."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES
-from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
-from fleetune.device_runtime.contracts.plans import LayerPlan
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.plans import LayerPlan, Route, route
 from fleetune.device_runtime.engine.batches import (
     Mean,
     Part,
     StepResult,
     check_batch,
+    num_rows,
     num_tokens,
+    parts,
     share_of,
-    split,
 )
 from fleetune.device_runtime.engine.chain import Chain
-from fleetune.device_runtime.engine.hidden_cache import PrefixRows
-from fleetune.device_runtime.engine.lanes import Lanes, count_cores, count_lanes
-from fleetune.device_runtime.engine.loaders import LOADERS, OpenGraph
+from fleetune.device_runtime.engine.engine import Setup
+from fleetune.device_runtime.engine.hidden_cache import OpenRows
+from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, rows_for
+from fleetune.device_runtime.engine.loaders import Loader
 from fleetune.device_runtime.engine.token_head import HeadResult
 from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights
 from fleetune.device_runtime.errors import ConfigError
 
-Result = TypeVar("Result")
+R = TypeVar("R")
 
 
 class Stack:
-    """Block graphs, chained: on lanes of rows, or by threads that share each operator where the rows are too few."""
+    """Block graphs, chained: on lanes of rows, or by threads that share each operator where the rows are too few.
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        *,
-        threads: int = 0,
-        memory: MemoryPlan = SAVE_ALL,
-        provider: str = "cpu",
-        in_lanes: bool = True,
-    ) -> None:
-        """Prepare.
+    Graphs for either way are opened when first needed and stay beside each other.
+    """
 
-        Args:
-            artifact: an opened artifact.
-            threads: for the kernels, 0 = one per core.
-            memory: how rows, activations and frozen weights are held.
-            provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
-            in_lanes: whether rows may be spread over the threads; int8 rounding and the order of sums can tell.
-
-        Raises:
-            ConfigError: a number below 0, or a provider that is not there.
-        """
-        self._loader = LOADERS[artifact.manifest.backend](threads, provider)
+    def __init__(self, artifact: Artifact, loader: Loader, setup: Setup) -> None:
+        """Prepare; ConfigError for a number below 0 in the setup's memory plan."""
+        setup.memory.check()
         self.artifact = artifact
-        self.frozen = FrozenWeights(artifact, self._loader.value_of)
-        self._threads, self._in_lanes = threads or count_cores(), in_lanes
-        self._lanes = Lanes(1)
-        self._way: Callable[[Path], OpenGraph] | None = None
-        self._chain = Chain(artifact, self._loader, self._open, frozen=self.frozen)
-        self._rows = self._tokens = 0
-        self.use(memory)
+        self._loader, self._setup = loader, setup
+        self._threads = setup.threads or count_cores()
+        self._frozen = FrozenWeights(artifact, loader.value_of)
+        self._lanes = Lanes(self._threads)
+        self._chains: dict[int, Chain] = {}
+        self._opening = Lock()
 
     def __enter__(self) -> "Stack":
         return self
@@ -74,52 +58,21 @@ class Stack:
         self.close()
 
     @property
-    def lanes(self) -> int:
-        """On how many the rows of a batch are run."""
-        return self._lanes.count
-
-    @property
     def opened(self) -> frozenset[str]:
         """The graph files opened so far, as the manifest names them."""
-        return self._chain.opened
-
-    def use(self, memory: MemoryPlan) -> None:
-        """From the next step on, hold rows, activations and weights like this.
-
-        Raises:
-            ConfigError: a number below 0.
-        """
-        memory.check()
-        self.memory = self._chain.memory = memory
-        self.frozen.stream(memory.streamed)
-        if self._rows:
-            self.expect(self._rows, self._tokens)
-
-    def expect(self, rows: int, tokens: int = 0) -> None:
-        """Say how many rows a batch has from now on, and about how many tokens a row (0: unknown).
-
-        Unless told, the first batch is taken for what the others will be. It sets the lanes, and before the first graph is
-        opened also whether the graphs share a pool of threads.
-        """
-        self._rows, self._tokens = rows, tokens
-        lanes = self.count_lanes(min(rows, self.memory.micro_batch or rows))
-        self._chain.logits_bytes = LOGITS_BYTES // lanes
-        if lanes != self.lanes:
-            self._lanes.close()
-            self._lanes = Lanes(lanes)
-
-    def count_lanes(self, rows: int) -> int:
-        """On how many lanes so many rows that run together would run."""
-        if self._way is not None:
-            return min(rows, self._threads) if self._way is self._loader.open_alone else 1
-        can = self._in_lanes and self._loader.may_run_alone()
-        return count_lanes(rows, self._threads, tokens=self._tokens) if can else 1
+        return frozenset(file for chain in self._chains.values() for file in chain.opened)
 
     def close(self) -> None:
         """Let go of threads, graphs and weights."""
         self._lanes.close()
-        self._chain.close()
-        self.frozen.close()
+        for chain in self._chains.values():
+            chain.close()
+        self._frozen.close()
+
+    def rows(self, size: int, tokens: int = 0, memory: MemoryPlan | None = None) -> Rows:
+        """As :meth:`Engine.rows`."""
+        found = rows_for(size, tokens, self._threads, self._setup.memory if memory is None else memory)
+        return found if self._setup.in_lanes and self._loader.in_lanes else found._replace(lanes=1)
 
     def step(
         self,
@@ -127,103 +80,106 @@ class Stack:
         plan: LayerPlan,
         adapter: Arrays,
         *,
+        rows: Rows | None = None,
         keep_logits: bool = False,
-        prefix: PrefixRows | None = None,
+        hidden: OpenRows | None = None,
     ) -> StepResult:
-        """Run forward and backward once over the active layers; weights are not touched.
-
-        Args:
-            batch: arrays by the manifest's input names, ``labels`` included.
-            plan: one mode per layer.
-            adapter: every trainable tensor by name, float32.
-            keep_logits: return them also where they are large (batch x seq x vocabulary).
-            prefix: what flows into the lowest trained layer, for rows that were here before; filled for the others.
-
-        Returns:
-            Mean loss, logits, and gradients by tensor name, float32, for the trained layers and the head only.
-
-        Raises:
-            ArtifactError: a name, dtype or shape differs from the manifest (all differences listed).
-            ConfigError: a plan of another length.
-        """
+        """As :meth:`Engine.step`."""
         manifest = self.artifact.manifest
         if len(plan) != manifest.num_layers:
             raise ConfigError(f"plan of {len(plan)} layers; the model has {manifest.num_layers}")
-        check_batch(batch, manifest.inputs, bounds=manifest.bounds)
-        weights, mean = self._step_weights(adapter), Mean(share_of(batch, manifest.head.targets))
+        rows = self._checked(batch, rows)
+        way, weights = route(plan, rows.memory), self._weights(adapter, rows)
+        stored = hidden(self._below(way, adapter)) if hidden and way.below and way.back else None
 
         def train(chain: Chain, part: Part) -> tuple[StepResult, int]:
-            given = None if prefix is None else prefix.some(part.rows)
-            made = chain.step(part.batch, plan, weights, keep_logits=keep_logits, prefix=given)
-            return made, share_of(part.batch, manifest.head.targets)
+            some = None if stored is None else stored.some(part.place)
+            made = chain.step(part.arrays, way, weights, keep_logits=keep_logits, hidden=some)
+            return made, self._share(part.arrays)
 
-        for made, share in self._in_parts(batch, train):
+        mean = Mean(self._share(batch))
+        for made, share in self._in_parts(batch, rows, train):
             mean.add(made, share)
         return mean.result()
 
-    def evaluate(self, batch: Arrays, adapter: Arrays) -> tuple[float, NDArray[np.int64]]:
-        """Mean loss and the likeliest class of each answer at full depth; ``batch`` as in :meth:`step`."""
-        manifest = self.artifact.manifest
-        check_batch(batch, manifest.inputs, bounds=manifest.bounds)
-        weights, mean = self._step_weights(adapter), Mean(share_of(batch, manifest.head.targets))
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+        """As :meth:`Engine.evaluate`."""
+        rows = self._checked(batch, rows)
+        weights = self._weights(adapter, rows)
 
         def measure(chain: Chain, part: Part) -> tuple[HeadResult, int]:
-            return chain.evaluate(part.batch, weights), share_of(part.batch, manifest.head.targets)
+            return chain.evaluate(part.arrays, weights), self._share(part.arrays)
 
-        ends = self._in_parts(batch, measure)
+        mean = Mean(self._share(batch))
+        ends = self._in_parts(batch, rows, measure)
         for end, share in ends:
             mean.add(StepResult(end.loss, None, {}), share)
         return mean.result().loss, np.concatenate([end.answers for end, _ in ends])
 
-    def predict(self, batch: Arrays, adapter: Arrays) -> Array:
-        """Logits at full depth; ``batch`` needs no labels."""
-        return np.concatenate(self._predict(batch, adapter, lambda rows, hidden: hidden))
+    def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+        """As :meth:`Engine.predict`."""
+        return np.concatenate(self._predict(batch, adapter, rows, lambda place, hidden: hidden))
 
-    def predict_at(self, batch: Arrays, adapter: Arrays, positions: NDArray[np.int64]) -> Array:
-        """Logits (batch, vocabulary) of one token in each row, whose places are ``positions`` (batch,).
-
-        Raises:
-            ConfigError: the head does not work token by token.
-        """
+    def predict_at(
+        self, batch: Arrays, adapter: Arrays, positions: Indices, *, rows: Rows | None = None
+    ) -> Array:
+        """As :meth:`Engine.predict_at`."""
         if self.artifact.manifest.head.targets is None:
             raise ConfigError("this model answers once for a row, not at positions")
 
-        def chosen(rows: slice, hidden: Array) -> Array:
-            return hidden[np.arange(len(hidden)), positions[rows]][None]
+        def chosen(place: slice, hidden: Array) -> Array:
+            return hidden[np.arange(len(hidden)), positions[place]][None]  # (1, B, H)
 
-        return np.concatenate([found[0] for found in self._predict(batch, adapter, chosen)])
+        return np.concatenate([found[0] for found in self._predict(batch, adapter, rows, chosen)])
 
     def _predict(
-        self, batch: Arrays, adapter: Arrays, choose: Callable[[slice, Array], Array]
+        self, batch: Arrays, adapter: Arrays, rows: Rows | None, choose: Callable[[slice, Array], Array]
     ) -> list[Array]:
         """Logits of each part; ``choose`` takes its place in the batch and its hidden stream, and gives what the head sees."""
-        manifest, weights = self.artifact.manifest, self._step_weights(adapter)
-        given = {name: array for name, array in batch.items() if name != "labels"}
-        rows = [row for row in manifest.inputs if row.name != "labels"]
-        check_batch(given, rows, bounds=manifest.bounds)
+        given = {name: array for name, array in batch.items() if name != self.artifact.manifest.label_name}
+        rows = self._checked(given, rows, labelled=False)
+        weights = self._weights(adapter, rows)
 
         def logits(chain: Chain, part: Part) -> Array:
-            return chain.predict(part.batch, weights, partial(choose, part.rows))
+            return chain.predict(part.arrays, weights, partial(choose, part.place))
 
-        return self._in_parts(given, logits)
+        return self._in_parts(given, rows, logits)
 
-    def _in_parts(self, batch: Arrays, work: Callable[[Chain, Part], Result]) -> list[Result]:
+    def _checked(self, batch: Arrays, rows: Rows | None, *, labelled: bool = True) -> Rows:
+        """How a batch runs, after a look at it; errors as of :func:`check_batch`."""
+        manifest = self.artifact.manifest
+        inputs = manifest.inputs if labelled else manifest.features
+        check_batch(batch, inputs, bounds=manifest.bounds)
+        return rows or self.rows(num_rows(batch, inputs), num_tokens(batch, inputs))
+
+    def _in_parts(self, batch: Arrays, rows: Rows, work: Callable[[Chain, Part], R]) -> list[R]:
         """``work`` on the rows that run together: one micro-batch after the other, the lanes of each at the same time."""
         inputs = [row for row in self.artifact.manifest.inputs if row.name in batch]
-        found: list[Result] = []
-        for group in split(batch, inputs, self.memory.micro_batch):
-            if not self._rows:
-                self.expect(group.size, num_tokens(group.batch, inputs))
-            parts = split(group.batch, inputs, -(-group.size // self.lanes))
-            found += self._lanes.each(partial(work, self._chain), [part.within(group) for part in parts])
-        return found
+        run = partial(work, self._chain(rows.lanes))
+        return [found for group in parts(batch, inputs, rows) for found in self._lanes.each(run, group)]
 
-    def _open(self, path: Path) -> OpenGraph:
-        """The first graph decides for the others."""
-        if self._way is None:
-            fits = self.lanes == self._threads and self._loader.may_run_alone()
-            self._way = (self._loader.open_alone if fits else None) or self._loader.open
-        return self._way(path)
+    def _chain(self, lanes: int) -> Chain:
+        """The graphs as so many lanes run them: each by one thread, or, on a single lane, by all threads together."""
+        with self._opening:
+            if lanes not in self._chains:
+                self._chains[lanes] = Chain(
+                    self.artifact,
+                    self._loader,
+                    threads=1 if lanes > 1 else self._threads,
+                    logits_bytes=LOGITS_BYTES // lanes,
+                )
+            return self._chains[lanes]
 
-    def _step_weights(self, adapter: Arrays) -> StepWeights:
-        return StepWeights(self.frozen, self.artifact, self._loader.value_of, adapter)
+    def _weights(self, adapter: Arrays, rows: Rows) -> StepWeights:
+        return self._frozen.of_step(adapter, streamed=rows.memory.streamed)
+
+    def _share(self, batch: Arrays) -> int:
+        manifest = self.artifact.manifest
+        return share_of(batch[manifest.label_name], manifest.head.targets)
+
+    def _below(self, way: Route, adapter: Arrays) -> Mapping[str, Array]:
+        """What makes the hidden stream below the lowest trained layer, beside the base: layers and their adapters."""
+        m = self.artifact.manifest
+        used = {*m.prelude.tensors, *(i for layer in way.below for i in m.layers[layer].tensors)}
+        names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
+        return {"layers": np.array(way.below), **{name: adapter[name] for name in names}}

@@ -6,7 +6,7 @@ weights are read ahead while a layer runs, and leave resident memory when it has
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 
 import numpy as np
@@ -28,20 +28,20 @@ class FrozenWeights:
 
     def __init__(self, artifact: Artifact, hold: Callable[[Array], Value]) -> None:
         """``hold`` wraps an array without copying it."""
-        self.streamed = False
-        """Whether a layer's weights leave resident memory when it has run."""
         self._artifact, self._hold = artifact, hold
         self._values: dict[int, Value] = {}
         self._spans = _spans(artifact)
         self._users: Counter[int] = Counter()
         self._counting = Lock()
+        self._is_scattered = False
 
-    def stream(self, streamed: bool) -> None:
-        """From now on, stream the weights or leave them resident."""
-        if streamed and not self.streamed:
+    def of_step(self, adapter: Arrays, *, streamed: bool) -> "StepWeights":
+        """The weights of one step; ``adapter``: every trainable tensor by name, float32."""
+        if streamed and not self._is_scattered:
+            self._is_scattered = True
             for start, end in _tables(self._artifact):
                 self._artifact.scatter(start, end)
-        self.streamed = streamed
+        return StepWeights(self, self._artifact, self._hold, adapter, streamed=streamed)
 
     def value(self, index: int) -> Value:
         """The tensor in that row of the manifest's table."""
@@ -51,7 +51,7 @@ class FrozenWeights:
         return self._values[index]
 
     @contextmanager
-    def in_use(self, layer: int, *, then: int | None = None, stays: bool = False) -> Iterator[None]:
+    def streaming(self, layer: int, *, then: int | None = None, stays: bool = False) -> Iterator[None]:
         """Around a graph that runs on the layer's weights; several threads may be in it at once.
 
         Args:
@@ -59,9 +59,6 @@ class FrozenWeights:
             then: the layer that comes next; its weights are read ahead, which nobody waits for.
             stays: the layer itself comes next.
         """
-        if not self.streamed:
-            yield
-            return
         with self._counting:
             self._users[layer] += 1
             is_first = self._users[layer] == 1
@@ -89,11 +86,23 @@ class StepWeights:
     """The slots of one step."""
 
     def __init__(
-        self, frozen: FrozenWeights, artifact: Artifact, hold: Callable[[Array], Value], adapter: Arrays
+        self,
+        frozen: FrozenWeights,
+        artifact: Artifact,
+        hold: Callable[[Array], Value],
+        adapter: Arrays,
+        *,
+        streamed: bool,
     ) -> None:
-        """``adapter``: every trainable tensor by name, float32."""
+        """``adapter``: every trainable tensor by name, float32; ``streamed``: a layer's frozen weights leave when it has run."""
         self._frozen, self._hold, self._adapter = frozen, hold, adapter
-        self._rows = artifact.manifest.tensors
+        self._rows, self._streamed = artifact.manifest.tensors, streamed
+
+    def in_use(
+        self, layer: int, *, then: int | None = None, stays: bool = False
+    ) -> AbstractContextManager[None]:
+        """Around a graph that runs on the layer's weights; arguments as of :meth:`FrozenWeights.streaming`."""
+        return self._frozen.streaming(layer, then=then, stays=stays) if self._streamed else nullcontext()
 
     def of(self, slots: Sequence[int], graph: Graph) -> dict[tuple[Role, int], Value]:
         """What ``graph`` wants of the section or layer whose slots are given.

@@ -9,7 +9,7 @@ import msgspec
 
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, lowest_trained
+from fleetune.device_runtime.contracts.plans import LayerPlan, Route, route
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
@@ -80,8 +80,9 @@ def fit(
     least_mb = float("inf")
     for drop in _drops(work, artifact.manifest.num_layers):
         plan = _deepest_plan(work, artifact.manifest.num_layers, drop)
+        way = route(plan)
         for memory in sorted(
-            _choices(plan, work.batch_size), key=lambda m: _time(m, plan, work.batch_size, num_tokens)
+            _choices(way, work.batch_size), key=lambda m: _time(m, way, work.batch_size, num_tokens)
         ):
             found = footprint(
                 artifact,
@@ -94,7 +95,7 @@ def fit(
             expected_mb = MARGIN * (found.peak / 1e6 + extra_mb)
             least_mb = min(least_mb, expected_mb)
             if expected_mb <= budget_mb:
-                return Fit(memory, drop, len(active_layers(plan)), expected_mb)
+                return Fit(memory, drop, len(way.layers), expected_mb)
     raise ConfigError(
         f"memory budget of {budget_mb:g} MB: the least that would do is {least_mb:.0f} MB (one row of {num_tokens} tokens at a "
         f"time, recomputed, weights streamed); shorten the text{_hint(work)}"
@@ -116,23 +117,21 @@ def _drops(work: LocalWork, num_layers: int) -> list[float]:
     return [work.policy.drop, *(drop for drop in more if drop > work.policy.drop)]
 
 
-def _choices(plan: LayerPlan, batch_size: int) -> Iterator[MemoryPlan]:
-    trained = _num_backward(plan)
+def _choices(way: Route, batch_size: int) -> Iterator[MemoryPlan]:
     rows = sorted({max(1, batch_size >> n) for n in range(batch_size.bit_length())}, reverse=True)
     for micro_batch in rows:
-        for saved in (None, *range(trained - 1, -1, -1)):
+        for saved in (None, *range(len(way.back) - 1, -1, -1)):
             for streamed in (False, True):
                 yield MemoryPlan(micro_batch, saved, streamed)
 
 
-def _time(memory: MemoryPlan, plan: LayerPlan, batch_size: int, num_tokens: int) -> float:
+def _time(memory: MemoryPlan, way: Route, batch_size: int, num_tokens: int) -> float:
     """Expected time of a step, in forwards through one layer at full speed; measured on BERT-base, good for an order."""
-    active = len(active_layers(plan))
-    trained = _num_backward(plan)
-    rerun = 0 if memory.saved_layers is None else max(0, trained - memory.saved_layers)
+    back = len(way.back)
+    rerun = 0 if memory.saved_layers is None else max(0, back - memory.saved_layers)
     tokens = num_tokens * (memory.micro_batch or batch_size)
     slowed = 1 + (_SLOW_TOKENS + _STREAMING_TOKENS * memory.streamed) / tokens
-    return (active + trained + rerun) * slowed
+    return (len(way.layers) + back + rerun) * slowed
 
 
 def _hint(work: LocalWork) -> str:
@@ -144,9 +143,5 @@ def _deepest_plan(work: LocalWork, num_layers: int, drop: float) -> LayerPlan:
     spec = msgspec.structs.replace(work.policy, drop=drop)
     policy, state = make_policy(spec, num_layers), PolicyState()
     plans = (policy(step, Draws(work.seed, "plans", step), state) for step in range(_DRAWS))
-    return max(plans, key=lambda plan: (len(active_layers(plan)), _num_backward(plan)))
-
-
-def _num_backward(plan: LayerPlan) -> int:
-    """Layers that the way back goes through, trained or not."""
-    return sum(i >= lowest_trained(plan) for i in active_layers(plan))
+    ways = ((plan, route(plan)) for plan in plans)
+    return max(ways, key=lambda pair: (len(pair[1].layers), len(pair[1].back)))[0]

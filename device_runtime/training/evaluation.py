@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Indices
-from fleetune.device_runtime.data.samples import IGNORED, LABELS, Dataset
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.data.samples import IGNORED, Dataset
 
 if TYPE_CHECKING:
-    from fleetune.device_runtime.engine.stack import Stack
+    from fleetune.device_runtime.engine.engine import Engine
 
 
 class Evaluation(NamedTuple):
@@ -21,29 +22,33 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    stack: "Stack",
+    engine: "Engine",
     dataset: Dataset,
     adapter: Arrays,
     *,
     batch_size: int = 32,
+    memory: MemoryPlan | None = None,
     before_batch: Callable[[], object] = lambda: None,
 ) -> Evaluation:
     """Measure an adapter.
 
     Args:
-        stack: an opened artifact.
+        engine: an opened artifact.
         dataset: labelled samples; a causal language model is asked for each next token.
         adapter: every trainable tensor by name, float32.
         batch_size: samples at a time.
+        memory: how they are held; None for the engine's own way.
         before_batch: called before each batch; may wait.
     """
-    shifted = stack.artifact.manifest.task == "causal-lm"
+    manifest = engine.artifact.manifest
+    rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens, memory)
+    shifted = manifest.task == "causal-lm"
     loss, num_right, num_judged = 0.0, 0, 0
     for indices in dataset.ordered_batches(batch_size):
         before_batch()
         batch = dataset.rows(indices)
-        batch_loss, answers = stack.evaluate(batch, adapter)
-        right, judged = _count(answers, batch[LABELS].astype(np.int64), shifted=shifted)
+        batch_loss, answers = engine.evaluate(batch, adapter, rows=rows)
+        right, judged = _count(answers, batch[manifest.label_name].astype(np.int64), shifted=shifted)
         loss += batch_loss * judged
         num_right, num_judged = num_right + right, num_judged + judged
     return Evaluation(loss / max(1, num_judged), num_right / max(1, num_judged), dataset.num_samples)

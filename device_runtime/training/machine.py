@@ -1,7 +1,8 @@
-"""This machine as a run may use it: cores, provider, memory. Opens an artifact's stack and fits each run to what there is."""
+"""This machine as a run may use it: cores, provider, memory. Opens an artifact's engine and fits each run to what there is."""
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,11 +12,12 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset, Ragged
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.batches import num_tokens
-from fleetune.device_runtime.engine.hidden_cache import PrefixCache
-from fleetune.device_runtime.engine.runtimes import open_stack
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.training.budget import Fit, fit, resident_mb
+from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -35,36 +37,38 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """Of frozen weights, one layer is resident at a time."""
     memory_budget_mb: float = 0.0
     """10^6 bytes of resident memory for the process; 0: none."""
-    prefix_cache_mb: float = 0.0
+    hidden_cache_mb: float = 0.0
     """10^6 bytes of disk for what flows into the lowest trained layer; 0: none."""
 
 
 class Machine:
-    """An opened stack, and the cached prefix of one data set at a time."""
+    """An opened engine, and the hidden cache of one data set at a time."""
 
     def __init__(self, artifact: Artifact, resources: Resources, *, folder: Path) -> None:
-        """Pin the process to its cores and open the stack.
+        """Pin the process to its cores and open the engine.
 
         Args:
             artifact: an opened artifact.
             resources: what may be used.
-            folder: where the cached prefix lies while this is open.
+            folder: where the hidden cache lies while this is open.
 
         Raises:
             ConfigError: a number out of range, cores or a provider that are not there, or a budget beside what it would choose.
         """
         _check(resources)
         pinned = pin(resources.cores) if resources.cores else 0
-        self.stack = open_stack(
+        self.memory = MemoryPlan(saved_layers=0 if resources.recompute else None, streamed=resources.stream)
+        """How steps and evaluations are held; under a budget, what the last run was fitted to."""
+        self.engine = open_engine(
             artifact,
             threads=resources.threads or pinned,
-            memory=MemoryPlan(saved_layers=0 if resources.recompute else None, streamed=resources.stream),
+            memory=self.memory,
             provider=resources.provider,
         )
         self.fit: Fit | None = None
         """What the budget came to for the last run; None without one."""
         self._artifact, self._resources, self._folder = artifact, resources, folder
-        self._prefix: tuple[str, PrefixCache] | None = None
+        self._hidden: tuple[str, HiddenCache] | None = None
         self._held_mb = 0.0
 
     def __enter__(self) -> "Machine":
@@ -74,11 +78,11 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Let go of the stack and remove the cached prefix."""
-        self.stack.close()
-        if self._prefix:
-            self._prefix[1].close()
-            self._prefix = None
+        """Let go of the engine and remove the hidden cache."""
+        self.engine.close()
+        if self._hidden:
+            self._hidden[1].close()
+            self._hidden = None
 
     def trainer(self, dataset: Dataset, work: LocalWork, adapter: Arrays) -> Trainer:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
@@ -87,10 +91,16 @@ class Machine:
             ConfigError: nothing fits the budget; says the least that would.
         """
         work = self.prepare(dataset, work)
-        return Trainer(self.stack, dataset, work, adapter, prefix=self._cache(dataset))
+        return Trainer(self.engine, dataset, work, adapter, memory=self.memory, hidden=self._cache(dataset))
+
+    def evaluate(
+        self, dataset: Dataset, adapter: Arrays, *, before_batch: Callable[[], object] = lambda: None
+    ) -> Evaluation:
+        """Measure an adapter within the resources; arguments as of :func:`evaluate`."""
+        return evaluate(self.engine, dataset, adapter, memory=self.memory, before_batch=before_batch)
 
     def prepare(self, dataset: Dataset, work: LocalWork) -> LocalWork:
-        """Have the stack keep within the budget for ``work``, evaluation included; returns the work as it can be done.
+        """Return ``work`` with ``policy.drop`` raised if the budget needs it, and set ``memory`` to what keeps within it.
 
         Raises:
             ConfigError: nothing fits the budget; says the least that would.
@@ -99,7 +109,7 @@ class Machine:
             return work
         self.fit = self._fit(dataset, work)
         log.info("memory budget of %g MB: %s", self._resources.memory_budget_mb, self.fit)
-        self.stack.use(self.fit.memory)
+        self.memory = self.fit.memory
         policy = msgspec.structs.replace(work.policy, drop=self.fit.drop)
         return msgspec.structs.replace(work, policy=policy)
 
@@ -111,23 +121,23 @@ class Machine:
             num_tokens=_widest(dataset, self._artifact),
             budget_mb=self._resources.memory_budget_mb,
             resident_mb=self._held_mb,
-            count_lanes=self.stack.count_lanes,
+            count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
         )
 
-    def _cache(self, dataset: Dataset) -> PrefixCache | None:
+    def _cache(self, dataset: Dataset) -> HiddenCache | None:
         """One for this data set, kept from run to run."""
-        if not self._resources.prefix_cache_mb:
+        if not self._resources.hidden_cache_mb:
             return None
-        if self._prefix is None or self._prefix[0] != dataset.digest:
-            if self._prefix:
-                self._prefix[1].close()
+        if self._hidden is None or self._hidden[0] != dataset.digest:
+            if self._hidden:
+                self._hidden[1].close()
             ragged = any(isinstance(column, Ragged) for column in dataset.columns.values())
-            limit_bytes = int(1e6 * self._resources.prefix_cache_mb)
-            cache = PrefixCache(
+            limit_bytes = int(1e6 * self._resources.hidden_cache_mb)
+            cache = HiddenCache(
                 self._folder, lengths=dataset.lengths if ragged else None, limit_bytes=limit_bytes
             )
-            self._prefix = dataset.digest, cache
-        return self._prefix[1]
+            self._hidden = dataset.digest, cache
+        return self._hidden[1]
 
 
 def _widest(dataset: Dataset, artifact: Artifact) -> int:
@@ -163,7 +173,7 @@ def _range(part: str) -> range:
 
 
 def _check(resources: Resources) -> None:
-    for name in ("memory_budget_mb", "prefix_cache_mb"):
+    for name in ("memory_budget_mb", "hidden_cache_mb"):
         if (number := getattr(resources, name)) < 0:
             raise ConfigError(f"{name} must be at least 0, got {number:g}")
     if resources.memory_budget_mb and (resources.recompute or resources.stream):

@@ -3,6 +3,8 @@
 import hashlib
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +12,12 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
-from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, active_layers, lowest_trained
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.plans import active_layers
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import SEED_MAX, Draws
-from fleetune.device_runtime.engine.hidden_cache import PrefixCache, PrefixRows
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
@@ -22,11 +25,11 @@ from fleetune.device_runtime.training.checkpoint import Checkpoint, Origin, load
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
 if TYPE_CHECKING:
-    from fleetune.device_runtime.engine.stack import Stack
+    from fleetune.device_runtime.engine.engine import Engine
 
 
 class Trainer:
-    """A run of ``work`` from ``adapter``: a function of its arguments alone, wherever it is interrupted.
+    """A run of ``work`` from ``adapter``: a function of its arguments alone, wherever it is interrupted, and whoever else trains.
 
     The layer plan of step i is drawn for (seed, i) and its batch for (seed, epoch), so that a run continues from its
     step count, adapter, optimizer state and policy state. The policy is told i plus the steps of the rounds before,
@@ -35,36 +38,41 @@ class Trainer:
 
     def __init__(
         self,
-        stack: "Stack",
+        engine: "Engine",
         dataset: Dataset,
         work: LocalWork,
         adapter: Arrays,
         *,
-        prefix: PrefixCache | None = None,
+        memory: MemoryPlan | None = None,
+        hidden: HiddenCache | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare a run.
 
         Args:
-            stack: an opened artifact.
+            engine: an opened artifact; it may serve any number of trainers.
             dataset: labelled samples.
             work: what to do; ``steps`` 0 means ``epochs`` passes over the data.
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
-            prefix: where examples' hidden streams below the lowest trained layer are kept.
+            memory: how a step is held; None for the engine's own way.
+            hidden: where examples' hidden streams below the lowest trained layer are kept.
+            clock: seconds, for the reports; their times go into checkpoints.
 
         Raises:
             ArtifactError: the adapter does not fit the artifact.
             ConfigError: a number of ``work`` is out of range, or a name unknown.
         """
-        manifest = stack.artifact.manifest
+        manifest = engine.artifact.manifest
         check_adapter(manifest, adapter)
         _check_counts(work)
         self.adapter = dict(adapter)
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
         self.history = History(self.total_steps)
-        self._stack, self._dataset, self._work, self._prefix = stack, dataset, work, prefix
-        stack.expect(min(work.batch_size, dataset.num_samples), dataset.mean_tokens)
-        self._origin = Origin(stack.artifact.digest, dataset.digest, _digest(adapter), work)
+        self._engine, self._dataset, self._work = engine, dataset, work
+        self._hidden, self._clock = hidden, clock
+        self._rows = engine.rows(min(work.batch_size, dataset.num_samples), dataset.mean_tokens, memory)
+        self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
         self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
@@ -82,14 +90,19 @@ class Trainer:
         Raises:
             ConfigError: the loss, a gradient or an updated tensor is not finite; the run stands before this step.
         """
-        start_s = time.perf_counter()
+        start_s = self._clock()
         before = self._work.rounds_before * self.total_steps
         plan = self._policy(before + self.step_index, self._draws(), self._policy_state)
         examples = self._batch()
-        batch, cached = self._dataset.rows(examples), self._cached(examples, plan)
-        result = self._stack.step(batch, plan, self.adapter, prefix=cached)
+        result = self._engine.step(
+            self._dataset.rows(examples),
+            plan,
+            self.adapter,
+            rows=self._rows,
+            hidden=partial(self._hidden.of, examples) if self._hidden else None,
+        )
         self._update(result.loss, result.grads)
-        seconds = time.perf_counter() - start_s
+        seconds = self._clock() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
         self.history.append(report)
         self.step_index += 1
@@ -115,20 +128,10 @@ class Trainer:
             ConfigError: the checkpoint is of another run (artifact, data, starting adapter or work).
         """
         found = load_checkpoint(path, self._origin)
-        check_adapter(self._stack.artifact.manifest, found.adapter)
+        check_adapter(self._engine.artifact.manifest, found.adapter)
         self.adapter, self._optimizer_state = found.adapter, found.optimizer
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
-
-    def _cached(self, examples: Indices, plan: LayerPlan) -> PrefixRows | None:
-        """The examples' rows in the cache; the layers below are the base, their adapters and modes."""
-        m, lowest = self._stack.artifact.manifest, lowest_trained(plan)
-        if self._prefix is None or Mode.FORWARD not in plan[:lowest]:
-            return None
-        used = {*m.prelude.tensors, *(i for layer in m.layers[:lowest] for i in layer.tensors)}
-        names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
-        below: Arrays = {name: self.adapter[name] for name in names}
-        return self._prefix.of(examples, {"plan": np.array(plan[:lowest]), **below})
 
     def _draws(self) -> Draws:
         return Draws(self._work.seed, "plans", self.step_index)

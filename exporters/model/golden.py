@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fleetune.device_runtime.contracts.artifact import NOISE_STEP
 from fleetune.exporters.model.anatomy import Anatomy, Call, StandIn, replaced
-from fleetune.exporters.model.program import LABELS, Program, trainable_names
+from fleetune.exporters.model.program import Program, trainable_names
 
 NOISE = 71
 """Largest noise, in units of NOISE_STEP, added to the adapter before recording: a fresh LoRA's zeros would make half of the
@@ -60,7 +60,7 @@ def torch_step(
     parameters = {n: p for n, p in program.module.named_parameters() if p.requires_grad}
     with torch.enable_grad(), without(anatomy, dropped):
         logits = program.logits(batch)
-        loss = program.loss(logits, batch[LABELS])
+        loss = program.loss(logits, batch[program.label_name])
         grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     found = {
         f"grad.{program.names.get(n, n)}": g for n, g in zip(parameters, grads, strict=True) if g is not None

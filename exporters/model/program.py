@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fleetune.device_runtime.contracts.manifest import Input, Targets
-
-LABELS = "labels"
+from fleetune.device_runtime.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Program:
         module: called with the batch's arrays (labels left out) by keyword; in evaluation mode, no dropout.
         read_logits: what the module returned -> logits, float32.
         loss: (logits, labels) -> mean loss, a scalar.
-        make_batch: (batch, seq) -> example arrays by input name, ``labels`` included, with some padding if there is any.
-        inputs: one row per array of a batch, in manifest terms.
+        make_batch: (batch, seq) -> example arrays by input name, labels included, with some padding if there is any.
+        inputs: one row per array of a batch, in manifest terms; the role of one of them is ``labels``.
         names: parameter or buffer name in ``module`` -> tensor name in the artifact.
         shapes: dimensions that no traced size may equal, beside those of the parameters.
         token_loss: the same loss token by token, if it is one; a head that works token by token is then run in chunks.
@@ -45,7 +44,15 @@ class Program:
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits of a batch; its labels, if any, are not looked at."""
-        return self.read_logits(self.module(**{k: v for k, v in batch.items() if k != LABELS}))
+        return self.read_logits(self.module(**{k: v for k, v in batch.items() if k != self.label_name}))
+
+    @property
+    def label_name(self) -> str:
+        """The input that holds the labels; ExportError unless there is exactly one."""
+        found = [row.name for row in self.inputs if row.role == "labels"]
+        if len(found) != 1:
+            raise ExportError(f"inputs: expected one whose role is labels, got {len(found)}")
+        return found[0]
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from fleetune.device_runtime.contracts.manifest import Role, Targets
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import Anatomy, Call, replaced, stream
-from fleetune.exporters.model.program import LABELS, Program, tensors_of, trainable_names
+from fleetune.exporters.model.program import Program, tensors_of, trainable_names
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ def functions_of(
 def prelude(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> SectionFunction:
     """Batch -> the first block's input, and every distinct side tensor."""
     batch = program.make_batch(*sizes)
-    inputs = _batch_arguments(program, batch, without=LABELS)
+    inputs = _batch_arguments(program, batch, without=program.label_name)
     weights = _weights(program)
     sides = anatomy.sides
 
@@ -114,7 +114,7 @@ def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Secti
                 _learning(v, w, trained) for v, w in zip(values[1 + len(inputs) :], weights, strict=True)
             ]
             logits = _inject(program, anatomy, start, (*values[1 : 1 + len(inputs)], *given), inputs, weights)
-            loss = loss_of(logits, values[1:][[i.name for i in inputs].index(LABELS)])
+            loss = loss_of(logits, values[1:][[i.name for i in inputs].index(program.label_name)])
             wanted = [g for g, w in zip(given, weights, strict=True) if w.name in trained]
             return loss, logits, *torch.autograd.grad(loss, (start, *wanted))
 
@@ -172,7 +172,7 @@ def _weights(program: Program) -> list[Argument]:
 def _call(
     program: Program, values: Sequence[Tensor], inputs: list[Argument], weights: list[Argument]
 ) -> Tensor:
-    batch = {a.name: v for a, v in zip(inputs, values, strict=False) if a.name != LABELS}
+    batch = {a.name: v for a, v in zip(inputs, values, strict=False) if a.name != program.label_name}
     tensors = {w.name: v for w, v in zip(weights, values[len(inputs) :], strict=True)}
     return program.read_logits(functional_call(program.module, tensors, (), batch))
 
@@ -223,7 +223,7 @@ def _head_trainables(program: Program, anatomy: Anatomy, batch: dict[str, Tensor
     names = [n for n in trainable_names(program.module) if id(parameters[n]) not in inside]
     start = stream(anatomy.calls[-1].output).detach().requires_grad_(True)
     with torch.enable_grad(), replaced(anatomy, [lambda _leaves: start] * len(anatomy.calls)):
-        loss = program.loss(program.logits(batch), batch[LABELS])
+        loss = program.loss(program.logits(batch), batch[program.label_name])
     grads = torch.autograd.grad(loss, [start, *(parameters[n] for n in names)], allow_unused=True)[1:]
     stray = [n for n, g in zip(names, grads, strict=True) if g is None]
     if stray:

@@ -4,11 +4,12 @@ The backward may recompute cheap things (elementwise, reshapes, normalisation fa
 graph, capacities in bytes, decides what is saved (:mod:`fleetune.exporters.model.mincut`).
 """
 
+import math
 from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from fleetune.device_runtime.contracts.manifest import Role
+from fleetune.device_runtime.contracts.manifest import Role, extent
 from fleetune.exporters.model.mincut import FREE, NEVER, Candidate, cheapest
 
 # What the backward may do again: operators that stream over memory once, and those that only rename a shape.
@@ -70,15 +71,5 @@ def _kept_cost(value: ir.Value, sizes: Mapping[str, int]) -> float:
         return FREE  # the block's own output is kept by whoever runs the next block
     if value.shape is None or value.dtype is None or value.dtype == ir.DataType.INT64:
         return NEVER  # shapes are made again, never carried
-    count = 1.0
-    for extent in value.shape:
-        count *= extent if isinstance(extent, int) else _extent(str(extent), sizes)
+    count = math.prod(extent(str(e), batch=sizes["batch"], seq=sizes["seq"]) for e in value.shape)
     return float(count * value.dtype.itemsize) + FREE
-
-
-def _extent(expression: str, sizes: Mapping[str, int]) -> float:
-    """A symbolic dimension such as ``batch*seq`` at the nominal sizes; unknown symbols count as 64."""
-    product = 1.0
-    for factor in expression.replace("(", "").replace(")", "").split("*"):
-        product *= sizes.get(factor.strip(), 64)
-    return product

@@ -20,7 +20,7 @@ from torch.onnx import TrainingMode
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import Anatomy
 from fleetune.exporters.model.golden import without
-from fleetune.exporters.model.program import LABELS, Program, tensors_of, traced_sizes
+from fleetune.exporters.model.program import Program, tensors_of, traced_sizes
 from fleetune.exporters.model.tracing import quiet
 
 OPSET = 14
@@ -79,7 +79,7 @@ class _Cut(nn.Module):
         batch = dict(zip(self._names, arrays, strict=True))
         with without(self._anatomy, self._dropped):
             logits = self._program.logits(batch)
-        return self._program.loss(logits, batch[LABELS]), logits
+        return self._program.loss(logits, batch[self._program.label_name]), logits
 
 
 def _converted(cut: nn.Module, batch: dict[str, Tensor]) -> Any:

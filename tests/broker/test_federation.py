@@ -35,7 +35,7 @@ from fleetune.device_runtime.contracts.wire import (
     device_topic,
 )
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.link import Link
 from fleetune.device_runtime.training.trainer import Trainer
@@ -174,7 +174,7 @@ def expected(artifact, data):
     opened = open_artifact(artifact)
     adapter, versions = opened.adapter(), []
     sets = [load_dataset(data / f"{n}.npz", opened.manifest, opened.folder, seq_len=SEQ_LEN) for n in NAMES]
-    with Stack(opened, threads=1) as stack:
+    with open_engine(opened, threads=1) as stack:
         for number in range(1, ROUNDS + 1):
             state = fedavg().init(adapter)
             for position, dataset in enumerate(sets):

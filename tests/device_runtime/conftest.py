@@ -14,13 +14,15 @@ from stage import Stage, Weather
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import Input, Layer, Manifest, Section, Tensor, Tokenizer
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
+from fleetune.device_runtime.engine.lanes import Rows
 
 TEXT_INPUTS = (
     Input("input_ids", "int64", ("batch", "seq"), 0),
     Input("attention_mask", "int64", ("batch", "seq"), 0),
     Input("token_type_ids", "int64", ("batch", "seq"), 0),
-    Input("labels", "int64", ("batch",), -100),
+    Input("labels", "int64", ("batch",), -100, role="labels"),
 )
 WIDTH = 8
 
@@ -80,10 +82,18 @@ class LinearStack:
         rows = self.artifact.manifest.trainable
         return {t.name: rng.normal(size=t.shape, scale=0.1).astype(np.float32) for t in rows}
 
-    def expect(self, rows: int, tokens: int) -> None:
-        """It has no lanes."""
+    def rows(self, size: int, tokens: int = 0, memory: MemoryPlan | None = None) -> Rows:
+        return Rows()
 
-    def step(self, batch: Arrays, plan: LayerPlan, adapter: Arrays, *, prefix: None = None) -> Any:
+    def step(
+        self,
+        batch: Arrays,
+        plan: LayerPlan,
+        adapter: Arrays,
+        *,
+        rows: Rows | None = None,
+        hidden: None = None,
+    ) -> Any:
         self.plans.append(plan)
         inputs, h = self._forward(batch, plan, adapter)
         logits, p = _softmax(h @ adapter["head.w"])
@@ -100,7 +110,7 @@ class LinearStack:
                 dh = dh + dh @ adapter[f"layer{i}.a"].T
         return SimpleNamespace(loss=float(loss), logits=logits, grads=grads)
 
-    def evaluate(self, batch: Arrays, adapter: Arrays) -> tuple[float, Any]:
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Any]:
         logits, p = _softmax(self.predict(batch, adapter))
         return float(-np.log(p[np.arange(len(p)), batch["labels"]]).mean()), logits.argmax(-1)
 
@@ -128,51 +138,6 @@ def _softmax(logits: Any) -> tuple[Any, Any]:
 def linear_stack() -> type[LinearStack]:
     """The class :class:`LinearStack`: make one from a manifest."""
     return LinearStack
-
-
-COLOURS, ANIMALS, TOOLS = "red green blue grey", "cat dog cow hen", "saw nail glue drill"
-
-
-@pytest.fixture(scope="session")
-def word_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real artifact: four layers, five classes ``a`` to ``e``, a tokenizer that knows twelve words."""
-    torch = pytest.importorskip("torch", reason="export needs torch")
-    from plain_models import Classifier, program
-    from tokenizers import Tokenizer as Engine
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    from fleetune.exporters.writing import Description, write_artifact
-
-    words = ["[UNK]", *f"{COLOURS} {ANIMALS} {TOOLS}".split()]
-    engine = Engine(WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
-    engine.pre_tokenizer = Whitespace()
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("words") / "artifact"
-    description = Description(
-        "words",
-        "Classifier",
-        "sequence-classification",
-        tuple("abcde"),
-        {"peft_type": "LORA", "r": 4, "lora_alpha": 4},
-        tokenizer=engine.to_str().encode(),
-        max_length=32,
-    )
-    write_artifact(program(Classifier((0.25, 0.25, 0.25, 0.25))), description, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def word_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 lines of one to eight words from one of three groups, labelled ``a``, ``b`` or ``c`` by the group."""
-    rng = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("lines") / "words.csv"
-    lines = ["text,label"]
-    for group in rng.integers(0, 3, 120):
-        words = rng.choice((COLOURS, ANIMALS, TOOLS)[group].split(), rng.integers(1, 9))
-        lines.append(f"{' '.join(words)},{'abc'[group]}")
-    path.write_text("\n".join(lines) + "\n")
-    return path
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import json, mmap, struct, sys
 import numpy as np
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.plans import dropping
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 
 artifact = open_artifact(sys.argv[1])
 dropped = json.loads(sys.argv[2])
 ids = np.full((2, 8), 2000)
 batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), "labels": np.zeros(2, int)}
-with Stack(artifact, threads=1) as stack:
+with open_engine(artifact, threads=1) as stack:
     stack.step(batch, dropping(6, dropped), artifact.adapter())
 shares = []
 with open("/proc/self/pagemap", "rb", 0) as pagemap:

@@ -21,7 +21,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine import executorch_graphs as loader
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
 from fleetune.exporters.executorch import decompositions as executorch_decompositions
 from fleetune.exporters.executorch import graphs as executorch_graphs
@@ -390,7 +390,7 @@ def test_any_plan_equals_torch_with_the_identity(artifact: tuple[Path, Program])
     ):
         data = program.make_batch(*sizes)
         expected = torch_step(program, anatomy, data, dropped=dropped)
-        with Stack(opened, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
+        with open_engine(opened, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
             plan = dropping(3, dropped)
             result = stack.step({n: v.numpy() for n, v in data.items()}, plan, opened.adapter())
         assert relative_error(np.float32(result.loss), expected.pop("loss").numpy()) < 1e-5
@@ -405,5 +405,5 @@ def test_a_batch_beyond_the_bounds_is_refused_by_name(artifact: tuple[Path, Prog
     folder, program = artifact
     opened = open_artifact(folder, verify=False)
     batch = {n: v.numpy() for n, v in program.make_batch(17, 8).items()}
-    with Stack(opened) as stack, pytest.raises(ArtifactError, match="batch 17: at most 16"):
+    with open_engine(opened) as stack, pytest.raises(ArtifactError, match="batch 17: at most 16"):
         stack.step(batch, dropping(3, ()), opened.adapter())

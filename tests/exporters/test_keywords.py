@@ -8,7 +8,7 @@ from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.plans import dropping, full
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.writing import Description, write_artifact
@@ -36,7 +36,7 @@ def test_any_batch_size_equals_torch(artifact: Artifact, batch_size: int) -> Non
     batch = made.make_batch(batch_size, 0)
     dropped = (1, 4, 11)
     expected = torch_step(made, find_anatomy(made, batch=3, seq=0), batch, dropped=dropped)
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         result = stack.step(
             {n: t.numpy() for n, t in batch.items()}, dropping(LAYERS, dropped), artifact.adapter()
         )
@@ -50,7 +50,7 @@ def test_recordings_are_heard_and_a_word_is_learned(artifact: Artifact) -> None:
     """Gradient steps teach the device that this recording of *no* means *stop*."""
     weights = keyword_weights()
     adapter: Arrays = artifact.adapter()
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         for recording, word in RECORDINGS.items():
             logits = stack.predict({"mfcc": features_of(recording, weights)}, adapter)
             assert LABELS[int(logits.argmax())] == word

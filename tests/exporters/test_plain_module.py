@@ -13,7 +13,7 @@ from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import Mode, dropping, full
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
@@ -49,7 +49,7 @@ def test_any_plan_equals_torch_with_the_identity(
     data = made.make_batch(batch, seq)
     anatomy = find_anatomy(made, batch=3, seq=7)
     expected = torch_step(made, anatomy, data, dropped=dropped)
-    with Stack(artifact, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
+    with open_engine(artifact, memory=RECOMPUTE if recompute else SAVE_ALL) as stack:
         result = stack.step(arrays(data), dropping(4, dropped), artifact.adapter())
     assert relative_error(np.float32(result.loss), expected.pop("loss").numpy()) < 1e-5
     assert relative_error(result.logits, expected.pop("logits").numpy()) < 1e-5
@@ -62,7 +62,7 @@ def test_frozen_layers_pass_the_gradient_on_but_get_none(classifier: tuple[Path,
     folder, made = classifier
     artifact = open_artifact(folder, verify=False)
     data, adapter = arrays(made.make_batch(2, 9)), artifact.adapter()
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         everything = stack.step(data, full(4), adapter).grads
         some = stack.step(data, (Mode.FORWARD, Mode.TRAIN, Mode.FORWARD, Mode.TRAIN), adapter).grads
         none = stack.step(data, (Mode.FORWARD,) * 4, adapter).grads
@@ -79,7 +79,7 @@ def test_a_dropped_layer_is_not_read(
     read: set[int] = set()
     real = type(artifact).base
     monkeypatch.setattr(type(artifact), "base", lambda self, row: (read.add(row.layer), real(self, row))[1])
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         stack.step(arrays(made.make_batch(2, 9)), dropping(4, (0, 2)), artifact.adapter())
     assert read == {-1, 1, 3}
 

@@ -17,13 +17,13 @@ import numpy as np
 from fleetune.device_runtime.engine import stack as stacks
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.plans import full
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.commands.train import peak_rss_mb
 stacks.LOGITS_BYTES = int(sys.argv[2])
 artifact = open_artifact(sys.argv[1])
 ids = np.random.default_rng(0).integers(5, 32000, (8, 128))
 batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids}
-with Stack(artifact) as stack:
+with open_engine(artifact) as stack:
     before = peak_rss_mb()
     loss = [stack.step(batch, full(2), artifact.adapter()).loss for _ in range(3)][-1]
 print(json.dumps({"loss": loss, "grown_mb": peak_rss_mb() - before}))

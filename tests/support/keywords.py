@@ -80,7 +80,10 @@ def keyword_program(weights: Weights) -> Program:
         return {"mfcc": features, "labels": torch.randint(0, len(LABELS), (batch,), generator=generator)}
 
     torch.manual_seed(0)
-    inputs = (Input("mfcc", "float32", ("batch", FRAMES, FEATURES)), Input("labels", "int64", ("batch",)))
+    inputs = (
+        Input("mfcc", "float32", ("batch", FRAMES, FEATURES)),
+        Input("labels", "int64", ("batch",), role="labels"),
+    )
     module = KeywordTransformer(weights).eval()
     return Program(module, lambda logits: logits, cross_entropy, make_batch, inputs, {})
 

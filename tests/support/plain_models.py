@@ -58,7 +58,7 @@ def program(module: nn.Module) -> Program:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     rows = [Input(n, "int64", ("batch", "seq")) for n in ("input_ids", "attention_mask")]
-    inputs = (*rows, Input("labels", "int64", ("batch",)))
+    inputs = (*rows, Input("labels", "int64", ("batch",), role="labels"))
     return Program(module.eval(), lambda output: output, cross_entropy, make_batch, inputs, {})
 
 

@@ -15,7 +15,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.plans import LayerPlan
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.training.trainer import Trainer
 from fleetune.toolkit.export import export
 
@@ -59,7 +59,7 @@ def losses(folder: Path, data: Path) -> tuple[list[float], list[dict[str, Any]],
         policy=PolicySpec(name="exact-k", drop=0.5), optimizer=OptimizerSpec(lr=2e-3), steps=STEPS, batch_size=16, seed=7
     )  # fmt: skip
     batches, plans = [], []
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         real = stack.step
         stack.step = lambda batch, plan, adapter, **given: (  # type: ignore[method-assign]
             batches.append(batch),

@@ -15,7 +15,7 @@ from pretrained import MINILM
 
 from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.toolkit.export import export, read_labels
 
@@ -110,7 +110,7 @@ def test_an_existing_adapter_is_the_start(tiny: Path, artifact: Path, tmp_path: 
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     base = transformers.AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=3)
     model = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
-    with Stack(again) as stack, torch.no_grad():
+    with open_engine(again) as stack, torch.no_grad():
         expected = model(**{n: torch.from_numpy(a) for n, a in batch.items()}).logits.numpy()
         np.testing.assert_allclose(stack.predict(batch, again.adapter()), expected, atol=1e-5)
 

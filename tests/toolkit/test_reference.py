@@ -15,7 +15,7 @@ from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.training.trainer import Trainer
 
 STEPS, SEED, BATCH = 50, 7, 16
@@ -46,7 +46,7 @@ def test_fifty_losses_equal_torch_and_peft(artifact_folder: Path, tmp_path: Path
         policy=policy, optimizer=OptimizerSpec(lr=2e-3), steps=STEPS, batch_size=BATCH, seed=SEED
     )
     plans = []
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         real = stack.step
         stack.step = lambda batch, plan, adapter, **given: (
             plans.append(plan),
@@ -65,7 +65,7 @@ def test_the_adapter_loads_with_peft_and_predicts_the_same(artifact_folder: Path
     data, artifact = banking(artifact_folder, "test"), open_artifact(artifact_folder, verify=False)
     work = LocalWork(policy=PolicySpec(name="exact-k", drop=0.5), steps=10, batch_size=BATCH)
     batch = data.rows(np.arange(8))
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         trainer = Trainer(stack, data, work, artifact.adapter())
         while not trainer.done:
             trainer.step()
@@ -83,7 +83,7 @@ def test_only_layers_that_ran_get_gradients(artifact_folder: Path) -> None:
     ids = rng.integers(5, 2000, (4, 20))
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     batch["labels"] = rng.integers(0, 77, 4)
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         grads = stack.step(batch, dropping(6, (0, 2, 5)), artifact.adapter()).grads
     layers = {int(n.split("encoder.layer.")[1].split(".")[0]) for n in grads if "encoder.layer." in n}
     assert layers == {1, 3, 4}

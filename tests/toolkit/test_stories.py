@@ -17,7 +17,7 @@ from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.toolkit.export import export
 from fleetune.toolkit.merge import merge
@@ -70,7 +70,7 @@ def test_next_token_logits_at_one_place_are_those_of_the_whole(artifact: Path) -
     opened = open_artifact(artifact)
     ids = np.random.default_rng(0).integers(3, 500, (3, 17))
     batch, last = {"input_ids": ids, "attention_mask": np.ones_like(ids)}, np.array([16, 4, 0])
-    with Stack(opened) as stack:
+    with open_engine(opened) as stack:
         whole = stack.predict(batch, opened.adapter())
         some = stack.predict_at(batch, opened.adapter(), last)
     np.testing.assert_allclose(some, whole[np.arange(3), last], atol=1e-5)
@@ -91,7 +91,7 @@ def perplexity(artifact: Path, data: Path, *, adapter: Path | None = None) -> fl
     opened = open_artifact(artifact, verify=False)
     dataset = load_dataset(data, opened.manifest, artifact, seq_len=SEQ)
     weights = load_peft(adapter, opened.manifest) if adapter else opened.adapter()
-    with Stack(opened) as stack:
+    with open_engine(opened) as stack:
         return math.exp(evaluate(stack, dataset, weights).loss)
 
 

@@ -59,7 +59,7 @@ Stream = Annotated[
 MemoryBudget = Annotated[
     float | None, shown("fit the run into so much resident memory, in 10^6 bytes; 0 for no limit", "0.0")
 ]
-PrefixCache = Annotated[
+HiddenCache = Annotated[
     float | None,
     shown("disk for what the frozen layers below the trained ones give, in 10^6 bytes; 0 for none", "0.0"),
 ]

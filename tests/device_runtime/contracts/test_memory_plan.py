@@ -10,8 +10,9 @@ from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, dropping, full
-from fleetune.device_runtime.engine.runtimes import open_stack
-from fleetune.device_runtime.engine.stack import Stack, StepResult
+from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.batches import StepResult
+from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.errors import ConfigError
 
 PLANS = {
@@ -40,7 +41,7 @@ def step(artifact: Artifact, plan: LayerPlan, memory: MemoryPlan, *, batch: int 
     adapter = {
         n: a + rng.normal(size=a.shape, scale=0.1).astype(np.float32) for n, a in artifact.adapter().items()
     }
-    with Stack(artifact, threads=1, memory=memory) as stack:
+    with open_engine(artifact, threads=1, memory=memory) as stack:
         return stack.step(drawn(artifact, batch, 6), plan, adapter)
 
 
@@ -71,7 +72,7 @@ def test_the_step_stays_what_it_is(artifact: Artifact, plan: LayerPlan, memory: 
 
 
 def test_the_upper_layers_save_and_the_lower_ones_recompute(artifact: Artifact) -> None:
-    with Stack(artifact, threads=1, memory=MemoryPlan(saved_layers=2)) as stack:
+    with open_engine(artifact, threads=1, memory=MemoryPlan(saved_layers=2)) as stack:
         stack.step(drawn(artifact, 2, 5), full(4), artifact.adapter())
         opened = {name.split(".")[1] for name in stack.opened if "block" in name}
     assert opened == {
@@ -88,13 +89,17 @@ def test_streaming_scatters_the_tables_that_only_the_prelude_reads(
 ) -> None:
     m, found = artifact.manifest, []
     monkeypatch.setattr(Artifact, "scatter", lambda self, start, end: found.append((start, end)))
-    with Stack(artifact, memory=MemoryPlan(streamed=True)) as stack:
-        stack.use(MemoryPlan(streamed=True))
+    batch, streamed = drawn(artifact, 2, 5), Rows(memory=MemoryPlan(streamed=True))
+    with open_engine(artifact, threads=1) as engine:
+        engine.step(batch, full(4), artifact.adapter())
+        assert not found
+        for _ in range(2):
+            engine.step(batch, full(4), artifact.adapter(), rows=streamed)
     tables = [m.tensors[i] for i in m.prelude.tensors]
     assert found == [(t.offset, t.offset + t.size_bytes) for t in tables]
     tied = msgspec.structs.replace(m.head, tensors=(*m.head.tensors, *m.prelude.tensors))
-    with Stack(replace(artifact, manifest=msgspec.structs.replace(m, head=tied))) as stack:
-        stack.use(MemoryPlan(streamed=True))
+    with open_engine(replace(artifact, manifest=msgspec.structs.replace(m, head=tied))) as engine:
+        engine.step(batch, full(4), artifact.adapter(), rows=streamed)
     assert len(found) == len(tables)
 
 
@@ -102,7 +107,7 @@ def test_evaluation_in_parts_is_evaluation(artifact: Artifact) -> None:
     batch, adapter = drawn(artifact, 7, 6), artifact.adapter()
     found = []
     for memory in (SAVE_ALL, MemoryPlan(3), MemoryPlan(streamed=True)):
-        with Stack(artifact, threads=1, memory=memory) as stack:
+        with open_engine(artifact, threads=1, memory=memory) as stack:
             found.append(stack.evaluate(batch, adapter))
     losses, answers = zip(*found, strict=True)
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
@@ -112,4 +117,4 @@ def test_evaluation_in_parts_is_evaluation(artifact: Artifact) -> None:
 @pytest.mark.parametrize("memory", [MemoryPlan(-1), MemoryPlan(saved_layers=-2)])
 def test_numbers_below_zero_are_refused(artifact: Artifact, memory: MemoryPlan) -> None:
     with pytest.raises(ConfigError, match=r"memory plan: .* must be at least 0, got -"):
-        open_stack(artifact, memory=memory)
+        open_engine(artifact, memory=memory)

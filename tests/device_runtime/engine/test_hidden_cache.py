@@ -11,8 +11,8 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.engine.hidden_cache import PrefixCache
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -23,7 +23,7 @@ PLENTY = 10**9
 
 @pytest.fixture
 def cache(tmp_path):
-    with PrefixCache(tmp_path / "cache", lengths=LENGTHS, limit_bytes=PLENTY) as opened:
+    with HiddenCache(tmp_path / "cache", lengths=LENGTHS, limit_bytes=PLENTY) as opened:
         yield opened
 
 
@@ -60,7 +60,7 @@ def test_another_adapter_below_empties_it(cache) -> None:
 
 
 def test_it_keeps_within_its_limit(tmp_path) -> None:
-    with PrefixCache(tmp_path, lengths=None, limit_bytes=100) as cache:
+    with HiddenCache(tmp_path, lengths=None, limit_bytes=100) as cache:
         cache.of(np.arange(4), BELOW).store(np.ones(4, bool), hidden(4))
         assert cache.size_bytes == 96
         assert cache.of(np.arange(4), BELOW).load((4, 6, 4))[1].tolist() == [False, False, True, True]
@@ -87,8 +87,8 @@ def test_a_stream_beyond_fp16_is_refused_with_its_size(cache) -> None:
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"prefix cache in .*file"):
-        PrefixCache(tmp_path / "file", lengths=None, limit_bytes=1)
+    with pytest.raises(ConfigError, match=r"hidden cache in .*file"):
+        HiddenCache(tmp_path / "file", lengths=None, limit_bytes=1)
 
 
 SUFFIX = PolicySpec(name="suffix", drop=0.5)
@@ -113,18 +113,14 @@ def run(
     optimizer = OptimizerSpec(lr=lr)
     work = LocalWork(policy=policy, optimizer=optimizer, epochs=epochs, batch_size=16, seq_len=16)
     with (
-        Stack(artifact, threads=1, memory=memory) as stack,
-        PrefixCache(folder, lengths=data.lengths, limit_bytes=limit_bytes) as cache,
+        open_engine(artifact, threads=1, memory=memory) as stack,
+        HiddenCache(folder, lengths=data.lengths, limit_bytes=limit_bytes) as cache,
     ):
         ran = []
-        stack.expect(16)
-        chain = stack._chain
+        chain = stack._chain(1)
         real = chain._rise
-        chain._rise = lambda scope, plan, weights, layers: (
-            ran.append(list(layers)),
-            real(scope, plan, weights, layers),
-        )[1]
-        trainer = Trainer(stack, data, work, artifact.adapter(), prefix=cache if cached else None)
+        chain._rise = lambda rows, layers: (ran.append(list(layers)), real(rows, layers))[1]
+        trainer = Trainer(stack, data, work, artifact.adapter(), hidden=cache if cached else None)
         while not trainer.done:
             trainer.step()
     return trainer, ran
@@ -195,7 +191,7 @@ def test_a_cache_that_forgot_nothing_would_be_seen(word_artifact, word_file, tmp
     """So the tests above can fail."""
     changes = {"policy": moving("cyclic"), "epochs": 8, "lr": 0.02}
     plain, _ = run(word_artifact, word_file, tmp_path / "a", cached=False, **changes)
-    monkeypatch.setattr(PrefixCache, "_keep_only", lambda cache, below: None)
+    monkeypatch.setattr(HiddenCache, "_keep_only", lambda cache, below: None)
     stale, _ = run(word_artifact, word_file, tmp_path / "b", **changes)
     assert largest_difference(stale, plain) > 10 * NEAR
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.onnx_graphs import PROVIDERS, OnnxGraph, array_of, find_provider, value_of
-from fleetune.device_runtime.engine.runtimes import open_stack
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 
 
@@ -22,7 +22,7 @@ def test_a_provider_that_is_not_there_is_refused_with_those_that_are(name, word_
     with pytest.raises(
         ConfigError, match=rf"provider {name}: this build of onnxruntime .* has no .*; have: cpu"
     ):
-        open_stack(open_artifact(word_artifact), provider=name)
+        open_engine(open_artifact(word_artifact), provider=name)
 
 
 def test_an_unknown_provider_names_the_known_ones() -> None:
@@ -33,7 +33,7 @@ def test_an_unknown_provider_names_the_known_ones() -> None:
 def test_a_bound_run_is_the_plain_run(word_artifact) -> None:
     artifact = open_artifact(word_artifact)
     graph = artifact.manifest.head.graphs["predict"]
-    opened = OnnxGraph(artifact.folder / graph.file, threads=1)
+    opened = OnnxGraph(artifact.folder / graph.file, 1)
     rng = np.random.default_rng(0)
     sizes = {"batch": 3, "seq": 5}
     feeds = {

@@ -3,7 +3,7 @@
 import pytest
 
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
-from fleetune.device_runtime.engine.weights import FrozenWeights
+from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights
 
 
 @pytest.fixture
@@ -25,9 +25,13 @@ def starts(word_artifact) -> dict[int, int]:
 
 
 @pytest.fixture
-def weights(word_artifact, advice) -> FrozenWeights:
-    made = FrozenWeights(open_artifact(word_artifact), lambda array: array)
-    made.stream(True)
+def frozen(word_artifact) -> FrozenWeights:
+    return FrozenWeights(open_artifact(word_artifact), lambda array: array)
+
+
+@pytest.fixture
+def weights(frozen, advice) -> StepWeights:
+    made = frozen.of_step({}, streamed=True)
     advice.clear()
     return made
 
@@ -63,8 +67,7 @@ def test_it_leaves_after_a_failure_too(weights, starts, advice) -> None:
     assert advice == [("release", starts[2])]
 
 
-def test_resident_weights_are_let_be(weights, advice) -> None:
-    weights.stream(False)
-    with weights.in_use(0, then=1):
+def test_resident_weights_are_let_be(frozen, advice) -> None:
+    with frozen.of_step({}, streamed=False).in_use(0, then=1):
         pass
     assert not advice

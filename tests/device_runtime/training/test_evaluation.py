@@ -11,9 +11,12 @@ class Answers:
     """A stack that always answers class 2, at a loss of its batch's size."""
 
     def __init__(self, task):
-        self.artifact = SimpleNamespace(manifest=SimpleNamespace(task=task))
+        self.artifact = SimpleNamespace(manifest=SimpleNamespace(task=task, label_name="labels"))
 
-    def evaluate(self, batch, adapter):
+    def rows(self, size, tokens, memory):
+        return None
+
+    def evaluate(self, batch, adapter, *, rows):
         labels = batch["labels"]
         return float(len(labels)), np.full(labels.shape, 2)
 

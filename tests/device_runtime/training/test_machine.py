@@ -14,7 +14,6 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.machine import Machine, Resources, pin
 
 OPTIONS = {"batch_size": 16, "seq_len": 16, "steps": 9, "threads": 1}
@@ -54,7 +53,7 @@ def test_cores_that_are_none_are_refused(affinity, cores, words) -> None:
     ("resources", "words"),
     [
         (Resources(memory_budget_mb=-1), "memory_budget_mb must be at least 0, got -1"),
-        (Resources(prefix_cache_mb=-2), "prefix_cache_mb must be at least 0, got -2"),
+        (Resources(hidden_cache_mb=-2), "hidden_cache_mb must be at least 0, got -2"),
         (Resources(memory_budget_mb=500, recompute=True), "the budget chooses both"),
         (Resources(memory_budget_mb=500, stream=True), "the budget chooses both"),
     ],
@@ -88,8 +87,12 @@ def test_a_budget_holds_for_an_evaluation_too(word_artifact, word_file, tmp_path
     with Machine(artifact, Resources(threads=1, memory_budget_mb=5000), folder=tmp_path) as machine:
         work = LocalWork(batch_size=8, policy=PolicySpec(name="exact-k", drop=0.5))
         assert machine.prepare(data, work) == work
-        assert machine.stack.memory == MemoryPlan(micro_batch=8)
-        assert evaluate(machine.stack, data, artifact.adapter()).num_samples == 120
+        assert machine.memory == MemoryPlan(micro_batch=8)
+        asked = []
+        real = machine.engine.evaluate
+        machine.engine.evaluate = lambda *batch, rows: (asked.append(rows), real(*batch, rows=rows))[1]
+        assert machine.evaluate(data, artifact.adapter()).num_samples == 120
+        assert {rows.memory for rows in asked} == {machine.memory}
 
 
 def test_a_later_round_fits_as_the_first_though_the_process_has_grown(
@@ -109,7 +112,7 @@ def test_a_later_round_fits_as_the_first_though_the_process_has_grown(
 def test_the_cached_prefix_is_gone_after_the_run(word_artifact, word_file, tmp_path) -> None:
     suffix = {**OPTIONS, "steps": 0, "epochs": 2, "policy": "suffix", "drop": 0.5}
     plain = train(word_artifact, data=word_file, out=tmp_path / "plain", **suffix)
-    cached = train(word_artifact, data=word_file, out=tmp_path / "cached", prefix_cache_mb=50, **suffix)
+    cached = train(word_artifact, data=word_file, out=tmp_path / "cached", hidden_cache_mb=50, **suffix)
     np.testing.assert_allclose(cached.losses, plain.losses, atol=2e-3)
     assert cached.losses != plain.losses  # it went through fp16
     assert not list((tmp_path / "cached" / "cache").iterdir())
@@ -125,7 +128,7 @@ def test_a_run_with_a_cached_prefix_that_was_killed_goes_on_as_the_one_that_was_
         if report.step == 11:
             raise Killed
 
-    suffix = {**OPTIONS, "steps": 20, "policy": "suffix", "drop": 0.5, "prefix_cache_mb": 50}
+    suffix = {**OPTIONS, "steps": 20, "policy": "suffix", "drop": 0.5, "hidden_cache_mb": 50}
     straight = train(word_artifact, data=word_file, out=tmp_path / "a", checkpoint_every=4, **suffix)
     with pytest.raises(Killed):
         train(word_artifact, data=word_file, out=tmp_path / "b", checkpoint_every=4, on_step=kill, **suffix)

@@ -11,7 +11,7 @@ from plain_models import CLASSES, WIDTH, Classifier, program
 from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, open_artifact
 from fleetune.device_runtime.contracts.plans import full
-from fleetune.device_runtime.engine.stack import Stack
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.exporters.assembly import digests_of
 from fleetune.exporters.model.anatomy import find_anatomy
@@ -100,7 +100,7 @@ def test_any_size_is_near_torch_with_the_original_weights(
     artifact = open_artifact(folder, verify=False)
     data = made.make_batch(batch, seq)
     expected = torch_step(made, find_anatomy(made, batch=3, seq=7), data)
-    with Stack(artifact) as stack:
+    with open_engine(artifact) as stack:
         result = stack.step({n: v.numpy() for n, v in data.items()}, full(4), artifact.adapter())
     bound = {"fp16": 5e-3, "int8": 0.05}[base_dtype]
     for name, gradient in result.grads.items():

@@ -25,8 +25,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.ort_training_layout import LAYOUT
 from fleetune.device_runtime.contracts.plans import Mode, dropping
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.engine.ort_training import OrtTrainingStack
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program, trainable_names
@@ -161,13 +160,6 @@ def test_blocks_that_cannot_take_each_others_places_are_refused(
 def test_where_the_training_build_is_missing_the_artifact_says_so(exported: tuple[Program, Path]) -> None:
     with pytest.raises(ConfigError, match=r"environment of its own.*onnxruntime-training-cpu==1\.19\.2"):
         selfcheck(exported[1])
-
-
-def test_another_backends_artifact_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain_models.export(plain_models.Classifier((0.2,)), tmp_path / "a")
-    monkeypatch.setattr("fleetune.device_runtime.engine.ort_training._api", lambda: None)
-    with pytest.raises(ArtifactError, match="made for onnx, not for ort-training"):
-        OrtTrainingStack(open_artifact(tmp_path / "a"))
 
 
 @own_environment

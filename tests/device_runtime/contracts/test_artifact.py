@@ -6,18 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, open_artifact
+from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, check_adapter, open_artifact
 from fleetune.device_runtime.errors import ArtifactError
-from fleetune.exporters.model.program import Program
 
 Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def copy(classifier: tuple[Path, Program], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(classifier[0], tmp_path / "artifact"))
+def copy(word_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
 
 
 def edit(folder: Path, change: Change) -> None:
@@ -61,7 +61,7 @@ def test_a_missing_graph(copy: Path) -> None:
 
 def test_a_newer_format(copy: Path) -> None:
     edit(copy, lambda m: m.update(format=99, something_new={}))
-    with pytest.raises(ArtifactError, match="format 99 is newer than 1"):
+    with pytest.raises(ArtifactError, match="format 99 is newer than 2"):
         open_artifact(copy)
 
 
@@ -104,3 +104,60 @@ def test_an_unknown_field_is_named(copy: Path) -> None:
     edit(copy, lambda m: m["layers"][0].update(surprise=1))
     with pytest.raises(ArtifactError, match="surprise"):
         open_artifact(copy)
+
+
+def without_role(manifest: dict[str, Any]) -> None:
+    manifest["format"] = 1
+    for row in manifest["inputs"]:
+        row.pop("role", None)
+
+
+def test_an_artifact_of_format_1_knows_its_labels_by_their_name(copy: Path) -> None:
+    expected = open_artifact(copy).manifest.inputs
+    edit(copy, without_role)
+    assert "role" not in (copy / MANIFEST).read_text().partition('"prelude"')[0]
+    manifest = open_artifact(copy).manifest
+    assert manifest.inputs == expected
+    assert manifest.label_name == "labels"
+
+
+@pytest.mark.parametrize("roles", [("", ""), ("labels", "labels")])
+def test_there_is_one_input_of_labels(copy: Path, roles: tuple[str, str]) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        for row, role in zip(manifest["inputs"][-2:], roles, strict=True):
+            row["role"] = role
+
+    edit(copy, change)
+    with pytest.raises(ArtifactError, match="inputs: expected one whose role is labels"):
+        open_artifact(copy)
+
+
+def test_every_problem_is_listed_at_once(copy: Path) -> None:
+    (copy / BASE).write_bytes(b"")
+    (copy / "graphs" / "head.train.onnx").unlink()
+    with pytest.raises(
+        ArtifactError, match=r"base\.safetensors: 0 bytes.*; graphs/head\.train\.onnx is missing"
+    ):
+        open_artifact(copy)
+
+
+def test_frozen_weights_are_views_of_the_file_and_the_adapter_is_ones_own(copy: Path) -> None:
+    artifact = open_artifact(copy)
+    frozen = next(t for t in artifact.manifest.tensors if not t.trainable)
+    assert not artifact.base(frozen).flags.writeable
+    one, other = artifact.adapter(), artifact.adapter()
+    name = next(iter(one))
+    one[name] += 1
+    assert not np.array_equal(one[name], other[name])
+
+
+def test_an_adapter_that_does_not_fit_is_refused_with_every_difference(copy: Path) -> None:
+    artifact = open_artifact(copy)
+    arrays = artifact.adapter()
+    arrays["stray"] = arrays.pop("head.bias")
+    arrays["head.weight"] = arrays["head.weight"].astype(np.float64)
+    with pytest.raises(
+        ArtifactError,
+        match=r"stray: not in the artifact; head\.bias: missing; head\.weight: expected float32\[",
+    ):
+        check_adapter(artifact.manifest, arrays)

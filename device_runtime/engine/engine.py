@@ -1,0 +1,91 @@
+"""What trains, evaluates and asks an opened artifact, whatever its backend: all that a trainer or a command knows of it."""
+
+from typing import NamedTuple, Protocol
+
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
+from fleetune.device_runtime.contracts.plans import LayerPlan
+from fleetune.device_runtime.engine.batches import StepResult
+from fleetune.device_runtime.engine.hidden_cache import OpenRows
+from fleetune.device_runtime.engine.lanes import Rows
+
+
+class Setup(NamedTuple):
+    """What an engine runs on."""
+
+    threads: int = 0
+    """For the kernels; 0 for one a core."""
+    memory: MemoryPlan = SAVE_ALL
+    """How rows, activations and frozen weights are held, unless a call says otherwise."""
+    provider: str = "cpu"
+    """Of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``."""
+    in_lanes: bool = True
+    """Whether rows may be spread over the threads; int8 rounding and the order of sums can tell."""
+
+
+class Engine(Protocol):
+    """An opened artifact. What a call returns depends on its arguments and the setup alone, never on the calls before."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """What it runs."""
+
+    def rows(self, size: int, tokens: int = 0, memory: MemoryPlan | None = None) -> Rows:
+        """How batches of ``size`` rows of about ``tokens`` (0: unknown) run best; ``memory`` None for the setup's.
+
+        Raises:
+            ConfigError: a memory plan with a number below 0, or one that this engine cannot follow.
+        """
+
+    def step(
+        self,
+        batch: Arrays,
+        plan: LayerPlan,
+        adapter: Arrays,
+        *,
+        rows: Rows | None = None,
+        keep_logits: bool = False,
+        hidden: OpenRows | None = None,
+    ) -> StepResult:
+        """Run forward and backward once over the active layers; weights are not touched.
+
+        Args:
+            batch: arrays by the manifest's input names, the labels included.
+            plan: one mode per layer.
+            adapter: every trainable tensor by name, float32.
+            rows: how its rows run; None for what :meth:`rows` says of this batch.
+            keep_logits: return them also where they are large (batch, seq, vocabulary).
+            hidden: where the examples' hidden streams below the lowest trained layer are kept; filled for those not there.
+
+        Returns:
+            Mean loss, logits, and gradients by tensor name, float32, for the trained layers and the head only.
+
+        Raises:
+            ArtifactError: a name, dtype or shape differs from the manifest (all differences listed).
+            ConfigError: a plan of another length.
+        """
+
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+        """Mean loss and likeliest classes, (batch,) or (batch, seq), at full depth; ``batch`` as of :meth:`step`."""
+
+    def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+        """Logits (batch, …, classes) at full depth; ``batch`` needs no labels."""
+
+    def predict_at(
+        self, batch: Arrays, adapter: Arrays, positions: Indices, *, rows: Rows | None = None
+    ) -> Array:
+        """Logits (batch, vocabulary) of one token in each row, whose places are ``positions`` (batch,).
+
+        Raises:
+            ConfigError: the head does not work token by token.
+        """
+
+    def close(self) -> None:
+        """Let go of threads, graphs and weights."""
+
+    def __enter__(self) -> "Engine":
+        """Return itself."""
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""

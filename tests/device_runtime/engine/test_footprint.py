@@ -1,0 +1,84 @@
+"""The expected memory and arithmetic of a step, against what follows from the shapes by hand."""
+
+import dataclasses
+
+import pytest
+from msgspec.structs import replace
+
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.manifest import Kind, extent
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
+from fleetune.device_runtime.contracts.plans import Mode, dropping, full
+from fleetune.device_runtime.engine.footprint import footprint, forward_flop, holds_whole_models
+from fleetune.device_runtime.errors import ConfigError
+
+BATCH, SEQ, WIDTH, RANK = 3, 10, 16, 4
+HIDDEN = 4 * BATCH * SEQ * WIDTH
+"""Bytes of the hidden stream."""
+
+
+@pytest.fixture(scope="module")
+def artifact(word_artifact):
+    return open_artifact(word_artifact)
+
+
+def expected(artifact, plan, memory=SAVE_ALL, *, batch=BATCH, lanes=1):
+    return footprint(artifact, plan, batch_size=batch, seq_len=SEQ, memory=memory, lanes=lanes)
+
+
+def saved_of_a_layer(artifact, batch=BATCH):
+    ports = artifact.manifest.kinds[0].graphs["forward_save"].outputs
+    elements = 0
+    for port in ports:
+        if port.role == "saved":
+            count = 1
+            for e in port.shape:
+                count *= extent(e, batch=batch, seq=SEQ)
+            elements += count
+    return 4 * elements
+
+
+def test_the_way_back_keeps_each_layers_input_and_what_it_saves(artifact):
+    saved = saved_of_a_layer(artifact)
+    assert saved > HIDDEN
+    assert expected(artifact, full(4)).saved == 4 * (HIDDEN + saved)
+    assert expected(artifact, full(4), RECOMPUTE).saved == 4 * HIDDEN
+    assert expected(artifact, full(4), MemoryPlan(saved_layers=1)).saved == 4 * HIDDEN + saved
+    assert expected(artifact, dropping(4, (0, 2))).saved == 2 * (HIDDEN + saved)
+    suffix = (Mode.FORWARD, Mode.FORWARD, Mode.TRAIN, Mode.FORWARD)
+    assert expected(artifact, suffix).saved == 2 * (HIDDEN + saved)
+
+
+def test_a_micro_batch_counts_for_the_batch(artifact):
+    assert (
+        expected(artifact, full(4), MemoryPlan(1), batch=8).saved
+        == expected(artifact, full(4), batch=1).saved
+    )
+    assert expected(artifact, full(4), MemoryPlan(100)) == expected(artifact, full(4))
+
+
+def test_frozen_weights_are_those_of_the_layers_that_run(artifact):
+    rows = artifact.manifest.tensors
+    layer = [sum(t.size_bytes for t in rows if t.layer == i and not t.trainable) for i in range(4)]
+    table = sum(t.size_bytes for t in rows if t.layer == -1 and not t.trainable)
+    assert expected(artifact, full(4)).weights == table + sum(layer)
+    assert expected(artifact, dropping(4, (1, 2))).weights == table + layer[0] + layer[3]
+    streamed = MemoryPlan(streamed=True)
+    assert expected(artifact, full(4), streamed).weights == max(table, *layer)
+    assert expected(artifact, full(4), streamed, lanes=2).weights == 2 * max(table, *layer)
+
+
+def test_a_forward_takes_two_operations_a_weight_and_token_and_its_attention(artifact):
+    tokens = BATCH * SEQ
+    matrices = WIDTH * 3 * WIDTH + 2 * WIDTH * RANK  # qkv, down and up
+    attention = 4 * BATCH * SEQ**2 * WIDTH
+    for plan, active in ((full(4), 4), (dropping(4, (0,)), 3)):
+        found = forward_flop(artifact, plan, batch_size=BATCH, seq_len=SEQ)
+        assert found == active * (2 * tokens * matrices + attention)
+
+
+def test_whole_models_are_not_estimated(artifact):
+    assert not holds_whole_models(artifact.manifest)
+    whole = dataclasses.replace(artifact, manifest=replace(artifact.manifest, kinds=(Kind({}),)))
+    with pytest.raises(ConfigError, match="the memory of its models cannot be estimated"):
+        expected(whole, full(4))
