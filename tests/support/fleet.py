@@ -8,7 +8,7 @@ import numpy as np
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.ledger import Ledger
 from fleetune.broker.service import Service, topics, will
-from fleetune.broker.strategies import STRATEGIES
+from fleetune.broker.strategies import STRATEGIES, Update
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
@@ -250,7 +250,7 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
                 for n, v in training.adapter.items()
                 if v.tobytes() != adapter[n].tobytes()
             }
-            state = strategy.add(state, values, len(training.points[0]))
+            state = strategy.add(state, Update(values, adapter, len(training.points[0])))
         adapter, memory = strategy.finish(state, adapter, memory)
     return to_bytes(adapter)
 
