@@ -1,5 +1,7 @@
 """The rounds of a job by hand: what devices say, and the actions that it causes."""
 
+from hashlib import sha256
+
 from fleetune.broker.actions import Assign, Enrol
 from fleetune.broker.job import Patience, Settings, device_work
 from fleetune.broker.rounds import Federation
@@ -75,6 +77,24 @@ def update(device, round_number, *, digest="d", version=None, codec="fp32", task
         codec=codec,
         num_samples=10,
         payload=payload,
+    )
+
+
+def update_of(given, payload, *, num_samples=10, **stats):
+    """The update of a task with this very payload."""
+    manifest = TransferManifest(
+        size_bytes=len(payload), chunk_bytes=1024, chunk_digests=b"", sha256=sha256(payload).hexdigest()
+    )
+    return UpdateReady(
+        device_id=given.device_id,
+        job="j",
+        task_id=given.task_id,
+        round=given.round,
+        version=given.version,
+        codec="fp32",
+        num_samples=num_samples,
+        payload=manifest,
+        stats=stats,
     )
 
 
