@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 from safetensors.numpy import load
 
+from fleetune.broker.configurators import CONFIGURATORS
 from fleetune.broker.job import Patience, Settings, check_settings
-from fleetune.broker.ledger import Ledger, Row
+from fleetune.broker.ledger import Ledger
+from fleetune.broker.rows import Row, rows
+from fleetune.broker.selection import SELECTIONS
 from fleetune.broker.service import Service, topics, will
 from fleetune.device_runtime.arguments import picked, plain
 from fleetune.device_runtime.contracts.adapters import save_peft
@@ -181,6 +184,7 @@ def _check(settings: Settings, patience: Patience, artifact: Artifact) -> None:
     check_settings(settings, patience)
     work = settings.work
     CODECS[work.codec]
+    SELECTIONS[settings.selection], CONFIGURATORS[settings.configurator]
     make_policy(work.policy, artifact.manifest.num_layers)
     make_optimizer(work.optimizer, total_steps=1)
 
@@ -216,20 +220,20 @@ def _see_off(service: Service, link: Link) -> None:
 
 
 def _conclude(ledger: Ledger, artifact: Artifact, arguments: dict[str, Any]) -> AggregateReport:
-    rows, cost = ledger.rows(), ledger.cost()
+    history, cost = rows(ledger), ledger.cost()
     adapter = ledger.folder / "adapter"
-    save_peft(adapter, artifact.manifest, load(ledger.version(rows[-1].round)))
+    save_peft(adapter, artifact.manifest, load(ledger.version(ledger.newest)))
     report = AggregateReport(
-        rounds=rows[-1].round,
-        accuracy=rows[-1].accuracy,
-        loss=rows[-1].loss,
+        rounds=history[-1].round,
+        accuracy=history[-1].accuracy,
+        loss=history[-1].loss,
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
         link_bytes_sent=cost.bytes_sent,
         link_bytes_received=cost.bytes_received,
         wall_s=cost.seconds,
         adapter=str(adapter),
-        history=rows,
+        history=history,
     )
     write_run(ledger.folder, artifact, arguments, report)
     return report

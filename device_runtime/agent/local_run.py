@@ -110,6 +110,7 @@ class LocalRun:
         update = UpdateReady(
             device_id=self._device_id,
             job=offer.job,
+            task_id=offer.task_id,
             round=offer.round,
             version=offer.version,
             codec=offer.work.codec,
@@ -127,6 +128,7 @@ class LocalRun:
         report = Report(
             device_id=self._device_id,
             job=offer.job,
+            task_id=offer.task_id,
             round=offer.round,
             version=offer.version,
             loss=measured.loss,

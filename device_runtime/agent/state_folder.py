@@ -17,6 +17,8 @@ class StateFolder:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".*.part"):
+            left.unlink()  # by a process that was killed while it wrote
         self._folder = folder
         self._adapter = folder / "adapter.safetensors"
 

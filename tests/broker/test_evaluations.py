@@ -1,9 +1,9 @@
 import logging
 
 import pytest
-from rounds_by_hand import federation, give, hello, job, of, report
+from rounds_by_hand import decline, evaluation, federation, give, hello, job, of, report
 
-from fleetune.broker.actions import Close, Finish, Send
+from fleetune.broker.actions import Assign, Close, Finish
 from fleetune.broker.job import Patience
 from fleetune.broker.rounds import Federation
 
@@ -13,21 +13,21 @@ def test_an_evaluating_device_that_declines_is_not_waited_for():
     machine.hello(hello("e", role="evaluate"), 0.0)
     machine.hello(hello("a"), 0.0)
     give(machine, "a", 1)
-    assert machine.declined("e", 0, 2.0) == [Send("e", "evaluate", 1, 1, 0, 0.0)]
-    assert machine.declined("e", 1, 2.0) == [Finish("1 rounds are done", ("a", "e"))]
+    assert machine.declined(decline("e", 0), 2.0) == [evaluation("e", 1)]
+    assert machine.declined(decline("e", 1), 2.0) == [Finish("1 rounds are done", ("a", "e"))]
 
 
 def test_evaluation_follows_in_order_and_rounds_do_not_wait_for_it():
     machine = federation(rounds=2)
-    assert machine.hello(hello("e", role="evaluate"), 0.0) == [Send("e", "evaluate", 0, 0, 0, 0.0)]
+    assert machine.hello(hello("e", role="evaluate"), 0.0) == [evaluation("e", 0)]
     machine.hello(hello("a"), 0.0)
     machine.hello(hello("b"), 0.0)
     give(machine, "a", 1)
     give(machine, "b", 1)
     give(machine, "a", 2)
-    assert give(machine, "b", 2) == [Close(2, ("a", "b"))], "the last evaluation is waited for"
-    assert machine.reported(report("e", 0), 2.0) == [Send("e", "evaluate", 1, 1, 0, 0.0)]
-    assert machine.reported(report("e", 1), 3.0) == [Send("e", "evaluate", 2, 2, 0, 0.0)]
+    assert give(machine, "b", 2) == [Close(2, 2, ("a", "b"))], "the last evaluation is waited for"
+    assert machine.reported(report("e", 0), 2.0) == [evaluation("e", 1)]
+    assert machine.reported(report("e", 1), 3.0) == [evaluation("e", 2)]
     assert machine.reported(report("e", 2), 4.0) == [Finish("2 rounds are done", ("a", "b", "e"))]
 
 
@@ -35,8 +35,8 @@ def test_an_evaluating_device_that_comes_back_goes_on_where_it_was():
     machine = federation()
     machine.hello(hello("e", role="evaluate"), 0.0)
     machine.offline("e", 1.0)
-    assert machine.hello(hello("e", role="evaluate"), 2.0) == [Send("e", "evaluate", 0, 0, 0, 0.0)]
-    assert machine.hello(hello("e", role="evaluate"), 3.0) == [Send("e", "evaluate", 0, 0, 0, 0.0)]
+    assert machine.hello(hello("e", role="evaluate"), 2.0) == [evaluation("e", 0)]
+    assert machine.hello(hello("e", role="evaluate"), 3.0) == [evaluation("e", 0)]
 
 
 def test_the_last_evaluation_is_waited_for_as_long_as_reports_come(caplog):
@@ -54,12 +54,12 @@ def test_the_last_evaluation_is_waited_for_as_long_as_reports_come(caplog):
 
 def test_only_every_so_many_versions_and_the_last_are_evaluated():
     machine = Federation(job(rounds=3, clients=1, min_clients=1, evaluate_every=2), Patience(), now=0.0)
-    versions = [a.version for a in machine.hello(hello("e", role="evaluate"), 0.0)]
+    versions = [a.task.version for a in machine.hello(hello("e", role="evaluate"), 0.0)]
     machine.hello(hello("a"), 0.0)
     for number in (1, 2, 3):
         give(machine, "a", number)
     while not machine.finished:
-        versions += [a.version for a in of(Send, machine.reported(report("e", versions[-1]), 1.0))]
+        versions += [a.task.version for a in of(Assign, machine.reported(report("e", versions[-1]), 1.0))]
     assert versions == [0, 2, 3]
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.ledger import Ledger
+from fleetune.broker.memory_store import MemoryStore
 from fleetune.broker.service import Service, topics, will
-from fleetune.broker.strategies import STRATEGIES
+from fleetune.broker.strategies import STRATEGIES, Update
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
@@ -155,17 +156,20 @@ def settings_of(**changes):
 class Aggregator:
     """An aggregator that can be killed and started again from its ledger."""
 
-    def __init__(self, server: Loopback, folder: Path, *, size=3000, patience=None, **changes):
+    def __init__(
+        self, server: Loopback, folder: Path, *, size=3000, patience=None, in_memory=False, **changes
+    ):
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
         self.rows, self.starts = [], 0
+        self.memory = MemoryStore() if in_memory else None
         self.service = None
 
     def start(self, now=0.0):
         self.starts += 1
         session = f"session-{self.starts}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self.folder, self.settings)
+        self.ledger = Ledger(self.folder, self.settings) if self.memory is None else self.memory
         self.link = self.server.connect(topics(JOB), will=will(JOB, session))
         self.service = Service(
             self.link,
@@ -181,7 +185,8 @@ class Aggregator:
 
     def kill(self):
         self.link.kill()
-        self.ledger.close()
+        if self.memory is None:
+            self.ledger.close()
         self.service = None
 
     def poll(self, now):
@@ -250,7 +255,7 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
                 for n, v in training.adapter.items()
                 if v.tobytes() != adapter[n].tobytes()
             }
-            state = strategy.add(state, values, len(training.points[0]))
+            state = strategy.add(state, Update(values, adapter, len(training.points[0])))
         adapter, memory = strategy.finish(state, adapter, memory)
     return to_bytes(adapter)
 
