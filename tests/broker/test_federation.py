@@ -21,7 +21,7 @@ from servers import Mosquitto, free_port
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.strategies import fedavg
-from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.artifact import open_artifact
@@ -358,11 +358,11 @@ def test_a_device_that_hears_nothing_stops_when_asked_to(artifact, data, tmp_pat
     options = {"mqtt": mosquitto.url, "job": "plain", "state": tmp_path / "state"}
     with pytest.raises(TransportError, match=r"no word of an aggregator for 0\.2 s"):
         device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
-    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
+    with OutboxFile(tmp_path / "state" / "outbox.sqlite") as outbox:
         made = outbox.recall("device_id")
     with pytest.raises(TransportError, match="no word"):
         device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
-    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
+    with OutboxFile(tmp_path / "state" / "outbox.sqlite") as outbox:
         assert outbox.recall("device_id") == made, "its name is made once and kept"
 
 

@@ -8,18 +8,19 @@ import sys
 
 import pytest
 
-from fleetune.device_runtime.agent.outbox import Entry, Outbox
+from fleetune.device_runtime.agent.outbox import Entry
+from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.errors import StateError
 
 UPDATE = Entry("job", 3, "d1", b"header", b"payload")
 
 
 def test_entries_wait_until_acknowledged(tmp_path):
-    with Outbox(tmp_path / "box") as box:
+    with OutboxFile(tmp_path / "box") as box:
         box.put(UPDATE)
         box.put(UPDATE._replace(digest="d0"))
         assert [e.digest for e in box.pending()] == ["d1", "d0"]
-    with Outbox(tmp_path / "box") as box:
+    with OutboxFile(tmp_path / "box") as box:
         assert box.pending()[0] == UPDATE
         assert [box.acknowledge("job", 3, "d1"), box.acknowledge("job", 3, "d1")] == [True, False]
         assert not box.acknowledge("job", 4, "d0")
@@ -27,14 +28,14 @@ def test_entries_wait_until_acknowledged(tmp_path):
 
 
 def test_putting_twice_is_putting_once(tmp_path):
-    with Outbox(tmp_path / "box") as box:
+    with OutboxFile(tmp_path / "box") as box:
         box.put(UPDATE)
         box.put(UPDATE._replace(payload=b"other"))
         assert box.pending() == [UPDATE]
 
 
 def test_facts_are_replaced_and_forgotten(tmp_path):
-    with Outbox(tmp_path / "box") as box:
+    with OutboxFile(tmp_path / "box") as box:
         assert box.recall("id") is None
         box.remember("id", b"a")
         box.remember("id", b"")
@@ -44,7 +45,7 @@ def test_facts_are_replaced_and_forgotten(tmp_path):
 
 
 def test_an_entry_and_its_facts_are_one_transaction(tmp_path):
-    with Outbox(tmp_path / "box") as box:
+    with OutboxFile(tmp_path / "box") as box:
         with pytest.raises(StateError):
             box.put(UPDATE, facts={"offer": b"x", "wrong": None})  # NOT NULL
         assert (box.pending(), box.recall("offer")) == ([], None)
@@ -54,8 +55,9 @@ def test_an_entry_and_its_facts_are_one_transaction(tmp_path):
 
 CRASH = """
 import sys
-from fleetune.device_runtime.agent.outbox import Entry, Outbox
-box = Outbox(sys.argv[1])
+from fleetune.device_runtime.agent.outbox import Entry
+from fleetune.device_runtime.agent.outbox_file import OutboxFile
+box = OutboxFile(sys.argv[1])
 for number in range(10_000):
     box.put(Entry("job", number, "d", b"header", bytes(50_000)), facts={"last": b"%d" % number})
     print(number, flush=True)
@@ -70,7 +72,7 @@ def test_what_was_put_survives_a_kill(tmp_path):
     said += [int(line) for line in process.stdout]
     process.wait()
     process.stdout.close()
-    with Outbox(path) as box:
+    with OutboxFile(path) as box:
         rounds = [entry.round for entry in box.pending()]
         assert rounds == list(range(len(rounds)))
         assert len(rounds) >= len(said)  # what the process said was put, is there
@@ -82,28 +84,28 @@ def test_what_was_put_survives_a_kill(tmp_path):
 def test_a_foreign_file_is_a_clear_error(tmp_path, content):
     (tmp_path / "box").write_bytes(content)
     with pytest.raises(StateError, match=r"box: the device's state cannot be used"):
-        Outbox(tmp_path / "box")
+        OutboxFile(tmp_path / "box")
 
 
 def test_a_damaged_page_is_a_clear_error(tmp_path):
     path = tmp_path / "box"
-    with Outbox(path) as box:
+    with OutboxFile(path) as box:
         for number in range(20):
             box.put(UPDATE._replace(round=number, payload=bytes(9000)))
     content = bytearray(path.read_bytes())
     content[4096 : 4096 * 6] = b"\xa5" * (4096 * 5)
     path.write_bytes(content)
     with pytest.raises(StateError, match="box"):
-        Outbox(path)
+        OutboxFile(path)
 
 
 def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path):
     with pytest.raises(StateError, match="unable to open"):
-        Outbox(tmp_path / "nowhere" / "box")
+        OutboxFile(tmp_path / "nowhere" / "box")
 
 
 def test_the_file_is_written_ahead_and_synchronised(tmp_path):
-    with Outbox(tmp_path / "box") as box:
+    with OutboxFile(tmp_path / "box") as box:
         assert box._database.execute("PRAGMA synchronous").fetchone() == (2,)
     other = sqlite3.connect(tmp_path / "box")
     assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
