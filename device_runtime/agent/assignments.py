@@ -20,9 +20,13 @@ from fleetune.device_runtime.contracts.wire import (
     Chunk,
     Decline,
     Offer,
+    OptimizerSpec,
+    PolicySpec,
     UpdateReady,
     Verdict,
+    default_task_id,
     encode,
+    task_id_of,
 )
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
 from fleetune.device_runtime.network.connection import send
@@ -32,6 +36,13 @@ log = logging.getLogger(__name__)
 DEADLINE_GRACE_S = 5.0
 """A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
 _ADAPTER_SLACK_BYTES = 64 * 1024
+_WORK_OF_0_1 = (
+    "policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "rounds_before",
+)  # fmt: skip
+_PARTS_OF_0_1: dict[type, tuple[str, ...]] = {
+    PolicySpec: ("name", "drop", "shape", "period"),
+    OptimizerSpec: ("name", "lr", "weight_decay", "warmup_steps", "decay", "clip_norm"),
+}
 
 
 @dataclass
@@ -96,6 +107,8 @@ class Assignments:
         Raises:
             WireError: it is for another role.
         """
+        if not offer.task_id:
+            offer = msgspec.structs.replace(offer, task_id=self._default_task_id(offer))
         key = _key(offer)
         role = self._home.identity.role
         if offer.role != role:
@@ -105,11 +118,11 @@ class Assignments:
             return
         if key in self._done or offer.round < self.newest_round:
             return
-        if self._deliveries.holds(offer.round):
-            if self._home.outbox.recall(self._made_key(offer.round)) == key.encode():
+        if self._deliveries.holds(offer.task_id):
+            if self._has_made(offer, key):
                 self._deliveries.rush()
                 return
-            self._deliveries.drop(offer.round)
+            self._deliveries.drop(offer.task_id)
         self._begin(_Assignment(offer, key, _deadline(offer, now)), now)
 
     def add(self, chunk: Chunk, now: float) -> None:
@@ -163,13 +176,15 @@ class Assignments:
         """Give the assignment up, so that nobody waits for it."""
         if self._current is None:
             return
-        number, identity = self._current.offer.round, self._home.identity
+        offer, identity = self._current.offer, self._home.identity
+        number = offer.round
         log.error("round %d: declined: %s", number, reason)
         self._done.add(self._current.key)
         self._let_go()
         decline = Decline(
             device_id=identity.device_id,
             job=identity.job,
+            task_id=offer.task_id,
             round=number,
             reason=str(reason)[:REASON_CHARS_MAX],
         )
@@ -181,7 +196,7 @@ class Assignments:
         header = self._deliveries.settle(verdict)
         if header is None:
             return
-        made = self._home.outbox.recall(self._made_key(verdict.round))
+        made = self._home.outbox.recall(self._made_key(task_id_of(header)))
         if made:
             self._done.add(made.decode())
         if isinstance(header, UpdateReady):
@@ -235,7 +250,7 @@ class Assignments:
 
     def _hand_over(self, product: Product, key: str) -> None:
         header, payload, event = product
-        self._deliveries.put(header, payload, facts={self._made_key(header.round): key.encode()})
+        self._deliveries.put(header, payload, facts={self._made_key(task_id_of(header)): key.encode()})
         self._let_go()
         self._home.on_event(event)
 
@@ -243,8 +258,20 @@ class Assignments:
         self._current = None
         self._home.state.forget_checkpoints()
 
-    def _made_key(self, round_number: int) -> str:
-        return f"made/{self._home.identity.job}/{round_number}"
+    def _has_made(self, offer: Offer, key: str) -> bool:
+        """Whether what the outbox holds of a task came of this very offer."""
+        made = self._home.outbox.recall(self._made_key(offer.task_id))
+        if made is None and offer.task_id == self._default_task_id(offer):
+            made = self._home.outbox.recall(self._made_key(str(offer.round)))
+            if made == key_of_0_1(offer).encode():
+                self._home.outbox.remember(self._made_key(offer.task_id), made := key.encode())
+        return made == key.encode()
+
+    def _default_task_id(self, offer: Offer) -> str:
+        return default_task_id(offer.role, offer.round, self._home.identity.device_id)
+
+    def _made_key(self, task_id: str) -> str:
+        return f"made/{self._home.identity.job}/{task_id}"
 
 
 def _deadline(offer: Offer, now: float) -> float:
@@ -253,5 +280,17 @@ def _deadline(offer: Offer, now: float) -> float:
 
 def _key(offer: Offer) -> str:
     """Of all that decides what comes of an offer."""
-    same = (offer.job, offer.round, offer.version, offer.role, offer.work, offer.adapter.sha256)
+    same = (offer.job, offer.task_id, offer.version, offer.role, offer.work, offer.adapter.sha256)
     return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
+
+
+def key_of_0_1(offer: Offer) -> str:
+    """Key that release 0.1.0 gave an offer: by its round, and by the fields that work had then."""
+    work = {name: _told(getattr(offer.work, name)) for name in _WORK_OF_0_1}
+    same = (offer.job, offer.round, offer.version, offer.role, work, offer.adapter.sha256)
+    return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
+
+
+def _told(value: object) -> object:
+    fields = _PARTS_OF_0_1.get(type(value))
+    return {name: getattr(value, name) for name in fields} if fields else value

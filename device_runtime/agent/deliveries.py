@@ -9,7 +9,15 @@ import msgspec
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import Report, Request, UpdateReady, Verdict, decode, encode
+from fleetune.device_runtime.contracts.wire import (
+    Report,
+    Request,
+    UpdateReady,
+    Verdict,
+    decode,
+    encode,
+    task_id_of,
+)
 from fleetune.device_runtime.errors import WireError
 from fleetune.device_runtime.network.connection import send
 
@@ -39,15 +47,15 @@ class Deliveries:
     def __len__(self) -> int:
         return len(self._parcels)
 
-    def holds(self, round_number: int) -> bool:
-        """Whether something of this round waits for its verdict."""
-        return any(p.entry.round == round_number for p in self._parcels)
+    def holds(self, task_id: str) -> bool:
+        """Whether something of this task waits for its verdict."""
+        return any(task_id_of(p.header) == task_id for p in self._parcels)
 
     def put(self, header: UpdateReady | Report, payload: bytes = b"", *, facts: Mapping[str, bytes]) -> None:
         """Keep on disk, together with ``facts``, to be announced next."""
         digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
         entry = Entry(
-            job=header.job, round=header.round, digest=digest, header=encode(header), payload=payload
+            job=header.job, task_id=task_id_of(header), digest=digest, header=encode(header), payload=payload
         )
         self._outbox.put(entry, facts=facts)
         self._parcels.append(_Parcel(entry, header))
@@ -85,18 +93,18 @@ class Deliveries:
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
         """Let go of what the verdict is about, and return its header; None if it is not here (any more)."""
         for parcel in self._parcels:
-            if (parcel.entry.round, parcel.entry.digest) == (verdict.round, verdict.digest):
+            if parcel.entry.digest == verdict.digest and _is_about(verdict, parcel.header):
                 self._drop(parcel)
                 return parcel.header
         return None
 
-    def drop(self, round_number: int) -> None:
-        """Let go of everything of a round."""
-        for parcel in [p for p in self._parcels if p.entry.round == round_number]:
+    def drop(self, task_id: str) -> None:
+        """Let go of everything of a task."""
+        for parcel in [p for p in self._parcels if task_id_of(p.header) == task_id]:
             self._drop(parcel)
 
     def _drop(self, parcel: _Parcel) -> None:
-        self._outbox.acknowledge(parcel.entry.job, parcel.entry.round, parcel.entry.digest)
+        self._outbox.acknowledge(parcel.entry.job, parcel.entry.task_id, parcel.entry.digest)
         self._parcels.remove(parcel)
 
     def _fresh_header(self, parcel: _Parcel) -> UpdateReady | Report:
@@ -111,10 +119,15 @@ class Deliveries:
         return parcel.outgoing
 
 
+def _is_about(verdict: Verdict, header: UpdateReady | Report) -> bool:
+    """Compare the task, or the round with an aggregator that names none."""
+    return task_id_of(header) == verdict.task_id if verdict.task_id else header.round == verdict.round
+
+
 def _header(entry: Entry) -> UpdateReady | Report:
     header = decode(entry.header)
     if not isinstance(header, UpdateReady | Report):
         raise WireError(
-            f"outbox: a {type(header).__name__} in round {entry.round}; expected UpdateReady or Report"
+            f"outbox: a {type(header).__name__} in {entry.task_id}; expected UpdateReady or Report"
         )
     return header

@@ -96,6 +96,7 @@ class LocalRun:
         update = UpdateReady(
             device_id=self._home.identity.device_id,
             job=offer.job,
+            task_id=offer.task_id,
             round=offer.round,
             version=offer.version,
             codec=offer.work.codec,
@@ -113,6 +114,7 @@ class LocalRun:
         report = Report(
             device_id=self._home.identity.device_id,
             job=offer.job,
+            task_id=offer.task_id,
             round=offer.round,
             version=offer.version,
             loss=measured.loss,

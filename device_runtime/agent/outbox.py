@@ -5,10 +5,11 @@ from typing import NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """One thing to deliver, known by (job, round, digest)."""
+    """One thing to deliver, known by (job, task_id, digest)."""
 
     job: str
-    round: int
+    task_id: str
+    """Of an entry made by 0.1.0 ``round-`` and the number of its round."""
     digest: str
     header: bytes
     """An encoded ``wire.UpdateReady`` or ``wire.Report``."""
@@ -28,7 +29,7 @@ class Outbox(Protocol):
     def pending(self) -> list[Entry]:
         """Return the entries not acknowledged, in the order in which they were put."""
 
-    def acknowledge(self, job: str, round: int, digest: str) -> bool:
+    def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
         """Forget an entry; False if there is none."""
 
     def remember(self, key: str, value: bytes) -> None:
@@ -45,21 +46,21 @@ class MemoryOutbox:
     """An outbox in memory, for a simulation: gone with the object, and no file descriptor."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[str, int, str], Entry] = {}
+        self._entries: dict[tuple[str, str, str], Entry] = {}
         self._facts: dict[str, bytes] = {}
 
     def put(self, entry: Entry, *, facts: Mapping[str, bytes] | None = None) -> None:
         """Add an entry, and remember ``facts``; an entry that is there already stays."""
         self._facts.update(facts or {})
-        self._entries.setdefault((entry.job, entry.round, entry.digest), entry)
+        self._entries.setdefault((entry.job, entry.task_id, entry.digest), entry)
 
     def pending(self) -> list[Entry]:
         """Return the entries not acknowledged, in the order in which they were put."""
         return list(self._entries.values())
 
-    def acknowledge(self, job: str, round: int, digest: str) -> bool:
+    def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
         """Forget an entry; False if there is none."""
-        return self._entries.pop((job, round, digest), None) is not None
+        return self._entries.pop((job, task_id, digest), None) is not None
 
     def remember(self, key: str, value: bytes) -> None:
         """Keep a small fact; replaces what was there."""

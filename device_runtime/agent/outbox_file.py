@@ -10,11 +10,17 @@ from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.errors import StateError
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    job TEXT NOT NULL, round INTEGER NOT NULL, digest TEXT NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL,
-    PRIMARY KEY (job, round, digest)
+CREATE TABLE IF NOT EXISTS deliveries (
+    job TEXT NOT NULL, task_id TEXT NOT NULL, digest TEXT NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (job, task_id, digest)
 );
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+_FROM_0_1 = """
+BEGIN IMMEDIATE;
+INSERT OR IGNORE INTO deliveries SELECT job, 'round-' || round, digest, header, payload FROM entries ORDER BY rowid;
+DROP TABLE entries;
+COMMIT;
 """
 
 
@@ -40,22 +46,22 @@ class OutboxFile:
     def put(self, entry: Entry, *, facts: Mapping[str, bytes] | None = None) -> None:
         """Add an entry, and remember ``facts`` in the same transaction; an entry that is there already stays."""
         with self._told(), self._transaction():
-            self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", entry)
+            self._database.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, ?)", entry)
             self._remember(facts or {})
 
     def pending(self) -> list[Entry]:
         """Return the entries not acknowledged, in the order in which they were put."""
         with self._told():
             rows = self._database.execute(
-                "SELECT job, round, digest, header, payload FROM entries ORDER BY rowid"
+                "SELECT job, task_id, digest, header, payload FROM deliveries ORDER BY rowid"
             )
             return [Entry(*row) for row in rows]
 
-    def acknowledge(self, job: str, round: int, digest: str) -> bool:
+    def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
         """Forget an entry; False if there is none."""
-        where = "DELETE FROM entries WHERE job = ? AND round = ? AND digest = ?"
+        where = "DELETE FROM deliveries WHERE job = ? AND task_id = ? AND digest = ?"
         with self._told():
-            return self._database.execute(where, (job, round, digest)).rowcount > 0
+            return self._database.execute(where, (job, task_id, digest)).rowcount > 0
 
     def remember(self, key: str, value: bytes) -> None:
         """Keep a small fact, such as the device's id or its current offer; replaces what was there."""
@@ -92,6 +98,8 @@ class OutboxFile:
         verdict = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise StateError(f"{self._path}: damaged: {verdict}; move it away to start afresh")
+        if self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone():
+            self._database.executescript(_FROM_0_1)
 
     def _remember(self, facts: Mapping[str, bytes]) -> None:
         self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())

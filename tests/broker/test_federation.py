@@ -15,6 +15,7 @@ import numpy as np
 import plain_models
 import pytest
 import torch
+from paths import ROOT
 from pretended import PretendedSystem
 from safetensors.numpy import load
 from servers import Mosquitto, free_port
@@ -149,7 +150,7 @@ class Fleet:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.errors import StateError
 
-UPDATE = Entry("job", 3, "d1", b"header", b"payload")
+UPDATE = Entry("job", "t3", "d1", b"header", b"payload")
 
 
 def test_entries_wait_until_acknowledged(tmp_path):
@@ -22,8 +22,8 @@ def test_entries_wait_until_acknowledged(tmp_path):
         assert [e.digest for e in box.pending()] == ["d1", "d0"]
     with OutboxFile(tmp_path / "box") as box:
         assert box.pending()[0] == UPDATE
-        assert [box.acknowledge("job", 3, "d1"), box.acknowledge("job", 3, "d1")] == [True, False]
-        assert not box.acknowledge("job", 4, "d0")
+        assert [box.acknowledge("job", "t3", "d1"), box.acknowledge("job", "t3", "d1")] == [True, False]
+        assert not box.acknowledge("job", "t4", "d0")
         assert [e.digest for e in box.pending()] == ["d0"]
 
 
@@ -59,7 +59,7 @@ from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 box = OutboxFile(sys.argv[1])
 for number in range(10_000):
-    box.put(Entry("job", number, "d", b"header", bytes(50_000)), facts={"last": b"%d" % number})
+    box.put(Entry("job", f"t{number}", "d", b"header", bytes(50_000)), facts={"last": b"%d" % number})
     print(number, flush=True)
 """
 
@@ -73,10 +73,10 @@ def test_what_was_put_survives_a_kill(tmp_path):
     process.wait()
     process.stdout.close()
     with OutboxFile(path) as box:
-        rounds = [entry.round for entry in box.pending()]
-        assert rounds == list(range(len(rounds)))
-        assert len(rounds) >= len(said)  # what the process said was put, is there
-        assert box.recall("last") == b"%d" % rounds[-1]
+        tasks = [entry.task_id for entry in box.pending()]
+        assert tasks == [f"t{i}" for i in range(len(tasks))]
+        assert len(tasks) >= len(said)  # what the process said was put, is there
+        assert box.recall("last") == b"%d" % (len(tasks) - 1)
         assert box.pending()[-1].payload == bytes(50_000)
 
 
@@ -91,7 +91,7 @@ def test_a_damaged_page_is_a_clear_error(tmp_path):
     path = tmp_path / "box"
     with OutboxFile(path) as box:
         for number in range(20):
-            box.put(UPDATE._replace(round=number, payload=bytes(9000)))
+            box.put(UPDATE._replace(task_id=f"t{number}", payload=bytes(9000)))
     content = bytearray(path.read_bytes())
     content[4096 : 4096 * 6] = b"\xa5" * (4096 * 5)
     path.write_bytes(content)
@@ -110,3 +110,27 @@ def test_the_file_is_written_ahead_and_synchronised(tmp_path):
     other = sqlite3.connect(tmp_path / "box")
     assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     other.close()
+
+
+SCHEMA_OF_0_1 = """
+CREATE TABLE entries (
+    job TEXT NOT NULL, round INTEGER NOT NULL, digest TEXT NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (job, round, digest)
+);
+CREATE TABLE facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+def test_an_outbox_of_0_1_is_taken_over_in_its_order(tmp_path):
+    with sqlite3.connect(tmp_path / "box") as old:
+        old.executescript(SCHEMA_OF_0_1)
+        rows = [("job", 2, "d2", b"h2", b"p2"), ("job", 1, "d1", b"h1", b"p1")]
+        old.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", rows)
+        old.execute("INSERT INTO facts VALUES ('device_id', X'61')")
+    for _ in range(2):
+        with OutboxFile(tmp_path / "box") as box:
+            wanted = [Entry("job", f"round-{n}", f"d{n}", b"h%d" % n, b"p%d" % n) for n in (2, 1)]
+            assert box.pending() == wanted
+            assert box.recall("device_id") == b"a"
+    with OutboxFile(tmp_path / "box") as box:
+        assert box.acknowledge("job", "round-2", "d2")

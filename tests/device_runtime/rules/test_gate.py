@@ -4,18 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest
+from paths import ROOT
 from pretended import PretendedSystem
 
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.rules import gate as pause
 from fleetune.device_runtime.rules.gate import Gate, be_nice, open_gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
-from fleetune.device_runtime.rules import gate as pause
-
-ROOT = Path(__file__).parents[2]
 
 
 class Clock:
