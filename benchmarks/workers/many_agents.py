@@ -1,6 +1,6 @@
 """One fresh process with many agents and their aggregator on a loopback, under a pretended clock; prints one JSON object.
 
-Usage: many_agents.py COUNT FOLDER; the aggregator keeps its ledger in FOLDER. A step of an agent's work adds a number to its adapter.
+Usage: many_agents.py COUNT FOLDER; the aggregator keeps its ledger in FOLDER.
 """
 
 import json
@@ -39,32 +39,38 @@ ADAPTER = {
 
 
 class Step(NamedTuple):
+    """A step that took no time."""
+
     loss: float = 1.0
     active_layers: int = 1
     seconds: float = 0.0
 
 
 class Training:
-    """One step."""
+    """One step, which adds a number to the adapter."""
 
     def __init__(self, work, adapter):
         self.adapter, self.work, self.history = adapter, work, []
 
     @property
     def step_index(self):
+        """Steps done."""
         return len(self.history)
 
     @property
     def done(self):
+        """Whether the step is done."""
         return bool(self.history)
 
     def step(self):
+        """Do it."""
         self.adapter = {name: value + np.float32(1e-3) for name, value in self.adapter.items()}
         self.history.append(Step())
         return self.history[-1]
 
     def save(self, path):
-        raise NotImplementedError("one step needs no checkpoint")
+        """Refuse: an agent that never pauses needs no checkpoint."""
+        raise NotImplementedError("no checkpoints here")
 
     restore = save
 
@@ -76,6 +82,7 @@ class Aggregator:
         self.link, self.service = link, service
 
     def poll(self, now: float) -> None:
+        """Take what has come, and tick."""
         while (message := self.link.receive(0)) is not None:
             self.service.take(*message, now)
         self.service.tick(now)

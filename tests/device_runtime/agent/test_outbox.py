@@ -8,40 +8,59 @@ import sys
 
 import pytest
 
-from fleetune.device_runtime.agent.outbox import Entry
+from fleetune.device_runtime.agent.outbox import Entry, MemoryOutbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.errors import StateError
 
 UPDATE = Entry("job", "t3", "d1", b"header", b"payload")
 
 
-def test_entries_wait_until_acknowledged(tmp_path):
-    with OutboxFile(tmp_path / "box") as box:
-        box.put(UPDATE)
-        box.put(UPDATE._replace(digest="d0"))
-        assert [e.digest for e in box.pending()] == ["d1", "d0"]
-    with OutboxFile(tmp_path / "box") as box:
-        assert box.pending()[0] == UPDATE
-        assert [box.acknowledge("job", "t3", "d1"), box.acknowledge("job", "t3", "d1")] == [True, False]
-        assert not box.acknowledge("job", "t4", "d0")
-        assert [e.digest for e in box.pending()] == ["d0"]
+@pytest.fixture(params=["disk", "memory"])
+def again(request, tmp_path):
+    """Open the outbox as a device does at each start: what is kept is there again."""
+    kept, opened = MemoryOutbox(), []
+
+    def start():
+        if request.param == "memory":
+            return kept
+        for box in opened:
+            box.close()
+        opened.append(OutboxFile(tmp_path / "box"))
+        return opened[-1]
+
+    yield start
+    for box in opened:
+        box.close()
 
 
-def test_putting_twice_is_putting_once(tmp_path):
-    with OutboxFile(tmp_path / "box") as box:
-        box.put(UPDATE)
-        box.put(UPDATE._replace(payload=b"other"))
-        assert box.pending() == [UPDATE]
+def test_entries_wait_until_acknowledged(again):
+    box = again()
+    box.put(UPDATE)
+    box.put(UPDATE._replace(digest="d0"))
+    assert [e.digest for e in box.pending()] == ["d1", "d0"]
+    box = again()
+    assert box.pending()[0] == UPDATE
+    assert [box.acknowledge("job", "t3", "d1"), box.acknowledge("job", "t3", "d1")] == [True, False]
+    assert not box.acknowledge("job", "t4", "d0")
+    assert not box.acknowledge("another", "t3", "d0")
+    assert [e.digest for e in again().pending()] == ["d0"]
 
 
-def test_facts_are_replaced_and_forgotten(tmp_path):
-    with OutboxFile(tmp_path / "box") as box:
-        assert box.recall("id") is None
-        box.remember("id", b"a")
-        box.remember("id", b"")
-        assert box.recall("id") == b""
-        box.forget("id")
-        assert box.recall("id") is None
+def test_putting_twice_is_putting_once(again):
+    box = again()
+    box.put(UPDATE)
+    box.put(UPDATE._replace(payload=b"other"))
+    assert box.pending() == [UPDATE]
+
+
+def test_facts_are_replaced_and_forgotten(again):
+    assert again().recall("id") is None
+    again().remember("id", b"a")
+    again().put(UPDATE, facts={"id": b"", "offer": b"x"})
+    assert (again().recall("id"), again().recall("offer")) == (b"", b"x")
+    again().forget("id")
+    again().forget("never there")
+    assert (again().recall("id"), again().recall("offer")) == (None, b"x")
 
 
 def test_an_entry_and_its_facts_are_one_transaction(tmp_path):
