@@ -128,4 +128,3 @@ def test_a_paused_device_is_asked_again_soon_whatever_its_period(careful, weathe
     weather.reading = HOT
     careful.poll()
     assert careful.now < careful.device.agent.due_at(careful.now) <= careful.now + 0.1
-

@@ -26,5 +26,7 @@ def test_agents_share_one_version_zero_and_pack_nothing(tmp_path, monkeypatch):
     devices = [Device(server, None, number, adapter=adapter).start() for number in range(3)]
     for device in devices:
         device.agent.poll(0.0)
-    assert {id(device.agent._assignments._home.adapter.content) for device in devices} == {id(adapter.content)}
+    assert {id(device.agent._assignments._home.adapter.content) for device in devices} == {
+        id(adapter.content)
+    }
     np.testing.assert_array_equal(adapter.arrays["w"], first_adapter()["w"])

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 
+import children
 import pytest
 
 from fleetune.device_runtime.agent.outbox import Entry, MemoryOutbox
@@ -85,7 +86,7 @@ for number in range(10_000):
 
 def test_what_was_put_survives_a_kill(tmp_path):
     path = tmp_path / "box"
-    process = subprocess.Popen([sys.executable, "-c", CRASH, str(path)], stdout=subprocess.PIPE, text=True)
+    process = children.start([sys.executable, "-c", CRASH, path], stdout=subprocess.PIPE, text=True)
     said = [int(process.stdout.readline()) for _ in range(5)]
     os.kill(process.pid, signal.SIGKILL)
     said += [int(line) for line in process.stdout]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import children
 import pytest
 from servers import Mosquitto, free_port
 
@@ -127,7 +128,7 @@ time.sleep(60)
 def test_the_will_is_published_when_the_process_is_killed(mqtt_url):
     with Link(mqtt_url, client_id="watcher", topics=["status"]) as watcher:
         command = [sys.executable, "-c", DIES, mqtt_url]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with children.start(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "open\n"
             process.send_signal(signal.SIGKILL)
         assert take(watcher, 1) == [("status", b"gone")]

@@ -57,7 +57,9 @@ def test_a_message_costs_what_it_reaches_however_many_are_here():
         for i in range(count):
             server.connect([f"job/{i}/down", "job/status"], will=(f"job/{i}/status", b"gone"))
         up, sender = server.connect(["job/+/up"]), server.connect(["job/5/down"])
-        found = [calls(lambda topic=topic: sender.publish(topic, b"x")) for topic in ("job/7/down", "job/7/up")]
+        found = [
+            calls(lambda topic=topic: sender.publish(topic, b"x")) for topic in ("job/7/down", "job/7/up")
+        ]
         return [*found, calls(lambda: server.connect(["job/7/status"])), calls(up.close)]
 
     assert cost(2000) == cost(20)
