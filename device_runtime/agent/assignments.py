@@ -1,22 +1,19 @@
 """What a device was asked to do: the newest offer, the adapter it starts from, its run, and the verdict on what it gave."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from math import inf
-from pathlib import Path
 
 import msgspec
 
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
-from fleetune.device_runtime.agent.outbox import Outbox
-from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
+from fleetune.device_runtime.agent.state_folder import parse_adapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
@@ -32,7 +29,7 @@ from fleetune.device_runtime.contracts.wire import (
     task_id_of,
 )
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
-from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.connection import send
 
 log = logging.getLogger(__name__)
 
@@ -62,28 +59,13 @@ class _Assignment:
 class Assignments:
     """One at a time: a newer offer takes the place of what the device is at."""
 
-    def __init__(
-        self,
-        link: Connection,
-        outbox: Outbox,
-        deliveries: Deliveries,
-        *,
-        workbench: Workbench,
-        identity: Identity,
-        folder: Path,
-        adapter: Arrays,
-        checkpoint_every: int,
-        on_event: Callable[[Event], object],
-    ) -> None:
-        """Prepare; arguments as of :class:`fleetune.device_runtime.agent.agent.Agent`, ``deliveries`` those of the same job."""
+    def __init__(self, home: Home, workbench: Workbench, deliveries: Deliveries) -> None:
+        """Prepare; ``deliveries`` are those of the same home."""
         self.version = -1
         """Of the adapter last worked from; -1 for none."""
         self.newest_round = -1
         """Of the offers taken in this session; -1 for none."""
-        self._link, self._outbox, self._deliveries = link, outbox, deliveries
-        self._workbench, self._identity, self._state = workbench, identity, StateFolder(folder)
-        self._adapter, self._original = adapter, to_bytes(adapter)
-        self._checkpoint_every, self._on_event = checkpoint_every, on_event
+        self._home, self._workbench, self._deliveries = home, workbench, deliveries
         self._current: _Assignment | None = None
         self._done: set[str] = set()
 
@@ -97,9 +79,22 @@ class Assignments:
         """Whether chunks of the adapter are missing."""
         return bool(self._current and self._current.pull)
 
-    def is_overdue(self, now: float) -> bool:
-        """Whether the round of the assignment is over, as far as the device can know."""
-        return self._current is not None and now > self._current.deadline + DEADLINE_GRACE_S
+    @property
+    def fetch_due_at(self) -> float:
+        """Time from which :meth:`fetch` has something to do, if no chunk comes before; inf if nothing is fetched."""
+        if self._current is None or self._current.pull is None:
+            return inf
+        return -inf if self._current.pull.done else self._current.pull.due_at
+
+    @property
+    def overdue_at(self) -> float:
+        """Time at which the round of the assignment is over, as far as the device can know; inf for never."""
+        return self._current.deadline + DEADLINE_GRACE_S if self._current else inf
+
+    @property
+    def has_step(self) -> bool:
+        """Whether :meth:`step` has something to do."""
+        return self._current is not None and self._current.run is not None
 
     def renew(self) -> None:
         """Another session of the aggregator may ask for what was done in an earlier one."""
@@ -115,8 +110,9 @@ class Assignments:
         if not offer.task_id:
             offer = msgspec.structs.replace(offer, task_id=self._default_task_id(offer))
         key = _key(offer)
-        if offer.role != self._identity.role:
-            raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {self._identity.role!r}")
+        role = self._home.identity.role
+        if offer.role != role:
+            raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {role!r}")
         if self._current and self._current.key == key:
             self._current.deadline = _deadline(offer, now)
             return
@@ -146,7 +142,7 @@ class Assignments:
         if current is None or current.pull is None:
             return False
         if request := current.pull.due(now):
-            send(self._link, self._identity.up, encode(request))
+            send(self._home.link, self._home.identity.up, encode(request))
         if not current.pull.done:
             return False
         try:
@@ -180,7 +176,7 @@ class Assignments:
         """Give the assignment up, so that nobody waits for it."""
         if self._current is None:
             return
-        offer, identity = self._current.offer, self._identity
+        offer, identity = self._current.offer, self._home.identity
         number = offer.round
         log.error("round %d: declined: %s", number, reason)
         self._done.add(self._current.key)
@@ -192,23 +188,23 @@ class Assignments:
             round=number,
             reason=str(reason)[:REASON_CHARS_MAX],
         )
-        send(self._link, identity.up, encode(decline))
-        self._on_event(Event("declined", number, text=str(reason)))
+        send(self._home.link, identity.up, encode(decline))
+        self._home.on_event(Event("declined", number, text=str(reason)))
 
     def settle(self, verdict: Verdict) -> None:
         """Let go of what the verdict is about."""
         header = self._deliveries.settle(verdict)
         if header is None:
             return
-        made = self._outbox.recall(self._made_key(task_id_of(header)))
+        made = self._home.outbox.recall(self._made_key(task_id_of(header)))
         if made:
             self._done.add(made.decode())
         if isinstance(header, UpdateReady):
-            self._state.settle(verdict.round, accepted=verdict.accepted)
+            self._home.state.settle(verdict.round, accepted=verdict.accepted)
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)
         kind = "accepted" if verdict.accepted else "refused"
-        self._on_event(Event(kind, verdict.round, text=verdict.reason))
+        self._home.on_event(Event(kind, verdict.round, text=verdict.reason))
 
     def stop(self) -> None:
         """Drop the assignment: nobody wants it any more."""
@@ -217,69 +213,65 @@ class Assignments:
     def _begin(self, assignment: _Assignment, now: float) -> None:
         offer = assignment.offer
         self.newest_round = offer.round
-        self._state.forget_checkpoints(but=assignment.key)
+        self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
-        self._on_event(Event("offer", offer.round, {"version": offer.version}))
+        self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
         content = self._held(offer.adapter.sha256)
         if content is not None:
             self._start(assignment, content)
             return
-        size_bytes_max = len(self._original) + _ADAPTER_SLACK_BYTES
+        size_bytes_max = len(self._home.adapter.content) + _ADAPTER_SLACK_BYTES
         try:
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
         except WireError as exc:
             self.decline(exc)
 
     def _held(self, digest: str) -> bytes | None:
-        if sha256(self._original).hexdigest() == digest:
-            return self._original
-        return self._state.adapter(digest)
+        original = self._home.adapter
+        return original.content if original.digest == digest else self._home.state.adapter(digest)
 
     def _start(self, assignment: _Assignment, content: bytes) -> None:
         try:
-            reference = parse_adapter(content, self._adapter)
+            reference = self._reference(content)
         except WireError as exc:
             self.decline(exc)
             return
         assignment.pull = None
         self.version = assignment.offer.version
-        if content is not self._original:
-            self._state.keep_adapter(content)
+        if content is not self._home.adapter.content:
+            self._home.state.keep_adapter(content)
         assignment.run = LocalRun(
-            assignment.offer,
-            reference,
-            self._workbench,
-            key=assignment.key,
-            state=self._state,
-            device_id=self._identity.device_id,
-            checkpoint_every=self._checkpoint_every,
-            on_event=self._on_event,
+            assignment.offer, reference, home=self._home, workbench=self._workbench, key=assignment.key
         )
+
+    def _reference(self, content: bytes) -> Arrays:
+        original = self._home.adapter
+        return original.arrays if content is original.content else parse_adapter(content, original.arrays)
 
     def _hand_over(self, product: Product, key: str) -> None:
         header, payload, event = product
         self._deliveries.put(header, payload, facts={self._made_key(task_id_of(header)): key.encode()})
         self._let_go()
-        self._on_event(event)
+        self._home.on_event(event)
 
     def _let_go(self) -> None:
         self._current = None
-        self._state.forget_checkpoints()
+        self._home.state.forget_checkpoints()
 
     def _has_made(self, offer: Offer, key: str) -> bool:
         """Whether what the outbox holds of a task came of this very offer."""
-        made = self._outbox.recall(self._made_key(offer.task_id))
+        made = self._home.outbox.recall(self._made_key(offer.task_id))
         if made is None and offer.task_id == self._default_task_id(offer):
-            made = self._outbox.recall(self._made_key(str(offer.round)))
+            made = self._home.outbox.recall(self._made_key(str(offer.round)))
             if made == key_of_0_1(offer).encode():
-                self._outbox.remember(self._made_key(offer.task_id), made := key.encode())
+                self._home.outbox.remember(self._made_key(offer.task_id), made := key.encode())
         return made == key.encode()
 
     def _default_task_id(self, offer: Offer) -> str:
-        return default_task_id(offer.role, offer.round, self._identity.device_id)
+        return default_task_id(offer.role, offer.round, self._home.identity.device_id)
 
     def _made_key(self, task_id: str) -> str:
-        return f"made/{self._identity.job}/{task_id}"
+        return f"made/{self._home.identity.job}/{task_id}"
 
 
 def _deadline(offer: Offer, now: float) -> float:

@@ -1,11 +1,13 @@
 """What a device owes the aggregator: announced until there is a verdict, served in chunks, kept in the outbox."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 import msgspec
 
-from fleetune.device_runtime.agent.identity import Identity
-from fleetune.device_runtime.agent.outbox import Entry, Outbox
+from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
     Report,
@@ -17,7 +19,7 @@ from fleetune.device_runtime.contracts.wire import (
     task_id_of,
 )
 from fleetune.device_runtime.errors import WireError
-from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.connection import send
 
 REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
@@ -37,9 +39,10 @@ class _Parcel:
 class Deliveries:
     """The updates and reports of one device for one job; others' entries in the outbox are left alone."""
 
-    def __init__(self, link: Connection, outbox: Outbox, identity: Identity) -> None:
-        self._link, self._outbox, self._topic = link, outbox, identity.up
-        self._parcels = [_Parcel(e, _header(e)) for e in outbox.pending() if e.job == identity.job]
+    def __init__(self, home: Home) -> None:
+        self._link, self._outbox, self._topic = home.link, home.outbox, home.identity.up
+        mine = (entry for entry in home.outbox.pending() if entry.job == home.identity.job)
+        self._parcels = [_Parcel(entry, _header(entry)) for entry in mine]
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -48,7 +51,7 @@ class Deliveries:
         """Whether something of this task waits for its verdict."""
         return any(task_id_of(p.header) == task_id for p in self._parcels)
 
-    def put(self, header: UpdateReady | Report, payload: bytes = b"", *, facts: dict[str, bytes]) -> None:
+    def put(self, header: UpdateReady | Report, payload: bytes = b"", *, facts: Mapping[str, bytes]) -> None:
         """Keep on disk, together with ``facts``, to be announced next."""
         digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
         entry = Entry(
@@ -56,6 +59,11 @@ class Deliveries:
         )
         self._outbox.put(entry, facts=facts)
         self._parcels.append(_Parcel(entry, header))
+
+    @property
+    def due_at(self) -> float:
+        """Time of the next announcement; inf if nothing is owed."""
+        return min((parcel.due for parcel in self._parcels), default=inf)
 
     def announce(self, now: float) -> None:
         """Announce what is due, ever less often."""

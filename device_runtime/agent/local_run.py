@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.agent.state_folder import StateFolder
+from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.codecs import encode_with_feedback
@@ -34,32 +34,19 @@ class LocalRun:
     """One offer at work; a run that was killed goes on from its last checkpoint."""
 
     def __init__(
-        self,
-        offer: Offer,
-        reference: Arrays,
-        workbench: Workbench,
-        *,
-        key: str,
-        state: StateFolder,
-        device_id: str,
-        checkpoint_every: int,
-        on_event: Callable[[Event], object],
+        self, offer: Offer, reference: Arrays, *, home: Home, workbench: Workbench, key: str
     ) -> None:
         """Prepare; the first step starts or restores.
 
         Args:
             offer: what to do.
-            reference: the adapter that it names, float32 by tensor name.
+            reference: the adapter that it names, float32 by tensor name; not written to.
+            home: the device's.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
-            state: the device's.
-            device_id: its name.
-            checkpoint_every: steps between two checkpoints.
-            on_event: told of every step.
         """
         self._offer, self._reference, self._workbench = offer, reference, workbench
-        self._key, self._state, self._device_id = key, state, device_id
-        self._checkpoint_every, self._on_event = checkpoint_every, on_event
+        self._home, self._key = home, key
         self._training: Training | None = None
 
     def step(self) -> Product | None:
@@ -73,7 +60,7 @@ class LocalRun:
     def checkpoint(self) -> None:
         """Keep what is trained so far; StateError if it cannot be written."""
         if self._training and self._training.step_index:
-            self._state.keep_checkpoint(self._key, self._training.save)
+            self._home.state.keep_checkpoint(self._key, self._training.save)
 
     def _train(self) -> Product | None:
         if self._training is None:
@@ -81,34 +68,33 @@ class LocalRun:
         training = self._training
         if not training.done:
             figures = _figures(training.step(), training.step_index)
-            self._on_event(Event("step", self._offer.round, figures))
+            self._home.on_event(Event("step", self._offer.round, figures))
         if training.done:
             return self._pack(training)
-        if training.step_index % self._checkpoint_every == 0:
+        every = self._home.checkpoint_every
+        if every and training.step_index % every == 0:
             self.checkpoint()
         return None
 
     def _started(self) -> Training:
-        path = self._state.checkpoint(self._key)
-        if path.is_file():
-            training = self._workbench.start(self._offer.work, _copied(self._reference))
-            try:
-                training.restore(path)
-            except (ArtifactError, ConfigError) as exc:
-                log.warning("round %d: starting afresh: %s", self._offer.round, exc)
-                path.unlink()
-            else:
-                return training
+        training = self._workbench.start(self._offer.work, _copied(self._reference))
+        try:
+            self._home.state.restore(self._key, training.restore)
+        except (ArtifactError, ConfigError) as exc:
+            log.warning("round %d: starting afresh: %s", self._offer.round, exc)
+            self._home.state.forget_checkpoints()
+        else:
+            return training
         return self._workbench.start(self._offer.work, _copied(self._reference))
 
     def _pack(self, training: Training) -> Product:
-        offer, residual = self._offer, self._state.residual(self._offer.round)
+        offer, residual = self._offer, self._home.state.residual(self._offer.round)
         values = _changed(training.adapter, self._reference, owed=residual)
         payload, left = encode_with_feedback(offer.work.codec, values, self._reference, residual)
         losses = [step.loss for step in training.history[-_LOSSES_TOLD:]]
         stats = {"loss": float(np.mean(losses))} if losses else {}
         update = UpdateReady(
-            device_id=self._device_id,
+            device_id=self._home.identity.device_id,
             job=offer.job,
             task_id=offer.task_id,
             round=offer.round,
@@ -119,14 +105,14 @@ class LocalRun:
             stats=stats,
         )
         # Before the update is put: a crash in between packs again from the last checkpoint, with the same residual.
-        self._state.keep_residual(offer.round, left)
+        self._home.state.keep_residual(offer.round, left)
         return Product(update, payload, Event("trained", offer.round, {**stats, "size_bytes": len(payload)}))
 
     def _evaluate(self) -> Product:
         offer = self._offer
         measured = self._workbench.evaluate(offer.work, self._reference)
         report = Report(
-            device_id=self._device_id,
+            device_id=self._home.identity.device_id,
             job=offer.job,
             task_id=offer.task_id,
             round=offer.round,

@@ -1,88 +1,86 @@
 """What a device keeps between starts: an adapter version, checkpoints of local work, what its codec still owes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
 from hashlib import sha256
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
-from fleetune.device_runtime.errors import StateError, WireError
+from fleetune.device_runtime.agent.files import Files, PathUser
+from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.errors import ArtifactError, WireError
+
+_ADAPTER = "adapter.safetensors"
+_CHECKPOINT = re.compile(r"work-(.+)\.safetensors")
+_RESIDUAL = re.compile(r"residual-(\d+)\.safetensors")
 
 
 class StateFolder:
-    """One device's folder."""
+    """One device's files."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".*.part"):
-            left.unlink()  # by a process that was killed while it wrote
-        self._folder = folder
-        self._adapter = folder / "adapter.safetensors"
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def adapter(self, digest: str) -> bytes | None:
         """Content of the adapter file with this SHA-256, if it is the one kept."""
-        content = self._adapter.read_bytes() if self._adapter.is_file() else b""
-        return content if sha256(content).hexdigest() == digest else None
+        content = self._files.read(_ADAPTER)
+        return content if content and sha256(content).hexdigest() == digest else None
 
     def keep_adapter(self, content: bytes) -> None:
         """Keep an adapter in place of the one before; StateError if it cannot be written."""
-        with self._writing():
-            write_atomically(self._adapter, content)
+        self._files.write(_ADAPTER, content)
 
-    def keep_checkpoint(self, key: str, save: Callable[[Path], None]) -> None:
+    def keep_checkpoint(self, key: str, save: PathUser) -> None:
         """Let ``save`` write a checkpoint of the work ``key``; StateError if it cannot be written."""
-        with self._writing():
-            save(self.checkpoint(key))
+        self._files.save(_checkpoint_name(key), save)
 
-    def checkpoint(self, key: str) -> Path:
-        """Where the checkpoint of the work ``key`` is, or will be."""
-        return self._folder / f"work-{key}.safetensors"
+    def restore(self, key: str, load: PathUser) -> bool:
+        """Let ``load`` read the checkpoint of the work ``key``; False if there is none. What ``load`` raises passes."""
+        return self._files.load(_checkpoint_name(key), load)
 
     def forget_checkpoints(self, *, but: str = "") -> None:
         """Delete the checkpoints of all work but ``but``."""
-        for path in self._folder.glob("work-*.safetensors"):
-            if path != self.checkpoint(but):
-                path.unlink()
+        for name in self._files.names():
+            if (found := _CHECKPOINT.fullmatch(name)) and found[1] != but:
+                self._files.delete(name)
 
     def residual(self, round_number: int) -> Arrays:
-        """What the updates before this round did not convey."""
-        earlier = [path for number, path in self._residuals() if number < round_number]
-        return load_arrays(earlier[-1]) if earlier else {}
+        """What the updates before this round did not convey; ArtifactError if that is no safetensors file."""
+        earlier = [number for number in self._residuals() if number < round_number]
+        return self._load(_residual_name(earlier[-1])) if earlier else {}
 
     def keep_residual(self, round_number: int, residual: Arrays) -> None:
         """Keep what the update of this round does not convey; earlier ones stay until it is settled."""
-        path = self._residual_path(round_number)
-        if not residual:
-            path.unlink(missing_ok=True)
-            return
-        with self._writing():
-            save_arrays(path, residual)
+        if residual:
+            self._files.write(_residual_name(round_number), to_bytes(residual))
+        else:
+            self._files.delete(_residual_name(round_number))
 
     def settle(self, round_number: int, *, accepted: bool) -> None:
         """The update was taken, or not: then its own residual is void, else those before it are.
 
         Later rounds belong to an earlier run of the job and go in both cases.
         """
-        for number, path in self._residuals():
+        for number in self._residuals():
             if number > round_number or (number < round_number) == accepted:
-                path.unlink()
+                self._files.delete(_residual_name(number))
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _residuals(self) -> list[int]:
+        return sorted(int(found[1]) for name in self._files.names() if (found := _RESIDUAL.fullmatch(name)))
+
+    def _load(self, name: str) -> Arrays:
         try:
-            yield
-        except OSError as exc:
-            raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
+            return dict(load(self._files.read(name) or b""))
+        except SafetensorError as exc:
+            raise ArtifactError(f"{name}: cannot be read as safetensors: {exc}") from exc
 
-    def _residuals(self) -> list[tuple[int, Path]]:
-        paths = sorted(self._folder.glob("residual-*.safetensors"))
-        return [(int(path.stem.removeprefix("residual-")), path) for path in paths]
 
-    def _residual_path(self, round_number: int) -> Path:
-        return self._folder / f"residual-{round_number:06d}.safetensors"
+def _checkpoint_name(key: str) -> str:
+    return f"work-{key}.safetensors"
+
+
+def _residual_name(round_number: int) -> str:
+    return f"residual-{round_number:06d}.safetensors"
 
 
 def parse_adapter(content: bytes, like: Arrays) -> Arrays:

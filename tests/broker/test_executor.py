@@ -80,9 +80,9 @@ def test_a_device_that_stays_away_is_left_behind_at_the_deadline(tmp_path):
 
 def test_a_restarted_server_brings_everyone_back(tmp_path):
     running = world(tmp_path)
-    for _ in range(12):
+    for turn in range(24):
         running.turn()
-        if running.now % 2 == 0:
+        if turn % 4 == 3:
             running.server.restart()
     running.run()
     assert running.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
@@ -91,7 +91,7 @@ def test_a_restarted_server_brings_everyone_back(tmp_path):
 def hot_one(done, number):
     """Give a device a gate and a dial of its temperature, which says hot."""
     dial = [90.0]
-    rules = Rules(temperature=Temperature(max_c=70), period_s=0, resume_after_s=0)
+    rules = Rules(temperature=Temperature(max_c=70), period_s=1, resume_after_s=0)
     done.devices[number].agent._gate = Gate(rules, lambda: Reading(temperature=dial[0]))
     return dial
 

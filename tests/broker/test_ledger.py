@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import pytest
 from rounds_by_hand import job, task, update_of
 
@@ -157,7 +158,7 @@ sys.stdin.read()
 def test_what_was_acknowledged_survives_a_sigkill(tmp_path):
     here = Path(__file__).parent
     command = [sys.executable, "-c", _CHILD, str(tmp_path), str(here), str(here.parent / "support")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with children.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"acknowledged\n"
         os.kill(child.pid, signal.SIGKILL)
     with Ledger(tmp_path, SETTINGS) as ledger:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import children
 import msgspec
 import pytest
 from paths import ROOT
@@ -255,7 +256,7 @@ def paused_run(word_artifact, word_file, tmp_path):
     words += ["--rules", str(tmp_path / "rules.toml"), "--steps", "6", "--seq-len", "16", "--threads", "1"]
     command = [sys.executable, "-c", "from fleetune.toolkit.cli import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
+    with children.start(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
