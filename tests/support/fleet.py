@@ -131,9 +131,8 @@ class Device:
             self.workbench,
             identity=self.identity,
             folder=self.folder,
-            adapter=first_adapter(self.size),
             on_event=self.events.append,
-            **{"checkpoint_every": 2, **self.options},
+            **{"checkpoint_every": 2, "adapter": first_adapter(self.size), **self.options},
         )
         return self
 
@@ -155,9 +154,10 @@ def settings_of(**changes):
 class Aggregator:
     """An aggregator that can be killed and started again from its ledger."""
 
-    def __init__(self, server: Loopback, folder: Path, *, size=3000, patience=None, **changes):
+    def __init__(self, server: Loopback, folder: Path, *, size=3000, patience=None, adapter=None, **changes):
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
+        self.adapter = first_adapter(size) if adapter is None else adapter
         self.rows, self.starts = [], 0
         self.service = None
 
@@ -172,7 +172,7 @@ class Aggregator:
             self.ledger,
             self.settings,
             patience=self.patience,
-            adapter=first_adapter(self.size),
+            adapter=self.adapter,
             session=session,
             now=now,
             on_row=self.rows.append,

@@ -24,7 +24,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.ort_training_layout import LAYOUT
 from fleetune.device_runtime.contracts.plans import Mode, dropping
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program, trainable_names
