@@ -178,10 +178,19 @@ class Aggregator:
     """An aggregator that can be killed and started again from its ledger."""
 
     def __init__(
-        self, server: Loopback, folder: Path, *, size=3000, patience=None, in_memory=False, **changes
+        self,
+        server: Loopback,
+        folder: Path,
+        *,
+        size=3000,
+        patience=None,
+        adapter=None,
+        in_memory=False,
+        **changes,
     ):
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
+        self.adapter = first_adapter(size) if adapter is None else adapter
         self.rows, self.starts = [], 0
         self.memory = MemoryStore() if in_memory else None
         self.service = self.turns = None
@@ -197,7 +206,7 @@ class Aggregator:
             self.ledger,
             self.settings,
             patience=self.patience,
-            adapter=first_adapter(self.size),
+            adapter=self.adapter,
             session=session,
             now=now,
             on_row=self.rows.append,

@@ -9,7 +9,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
-from fleetune.device_runtime.engine.footprint import footprint
+from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.training.budget import MARGIN, fit, resident_mb
 
@@ -119,6 +119,20 @@ def test_the_footprint_knows_what_each_part_of_a_plan_saves(artifact):
     for memory in (RECOMPUTE, MemoryPlan(4), MemoryPlan(saved_layers=3), MemoryPlan(streamed=True)):
         assert peak_mb(artifact, memory=memory) < whole
     assert peak_mb(artifact, memory=MemoryPlan(100, 100)) == whole
+
+
+def test_what_is_expected_has_the_margin_on_it(word_artifact):
+    """A peak a tenth above its estimate, as was measured, still keeps the budget."""
+    tiny = open_artifact(word_artifact)
+    peak = footprint(tiny, dropping(4, ()), batch_size=16, seq_len=24).peak / 1e6
+    work = LocalWork(batch_size=16)
+    found = fit(tiny, work, num_tokens=24, budget_mb=PLENTY)
+    assert found.expected_mb == pytest.approx(peak * 9 / 8)
+    assert fit(tiny, work, num_tokens=24, budget_mb=peak * 1.13).memory == WHOLE
+    smaller = fit(tiny, work, num_tokens=24, budget_mb=peak * 1.12)
+    assert smaller.memory != WHOLE
+    held = fit(tiny, work, num_tokens=24, budget_mb=PLENTY, resident_mb=BARE_BYTES / 1e6 + 100)
+    assert held.expected_mb == pytest.approx((peak + 106) * 9 / 8)
 
 
 def test_this_process_holds_something():

@@ -2,6 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import trained_layers
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import text_dataset
@@ -151,6 +152,41 @@ def test_the_starting_adapter_is_not_written_to(linear_stack, manifest, dataset)
     start = stack.adapter()
     run(Trainer(stack, dataset, work(), start))
     assert equal(start, stack.adapter())
+
+
+def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
+    stack, seen = linear_stack(manifest), []
+    step = stack.step
+    stack.step = lambda batch, *rest, **named: (
+        seen.append(batch["input_ids"].tobytes()),
+        step(batch, *rest, **named),
+    )[1]
+    trainer = make_trainer(work(epochs=2), stack)
+    run(trainer)
+    half = trainer.total_steps // 2
+    assert len(set(seen[:half])) == half
+    assert seen[:half] != seen[half:]
+
+
+def test_times_are_of_the_clock_that_was_given(linear_stack, manifest, dataset, tmp_path):
+    def saved(path):
+        stack, ticks = linear_stack(manifest), iter(range(100))
+        trainer = Trainer(stack, dataset, work(steps=3), stack.adapter(), clock=lambda: float(next(ticks)))
+        assert [report.seconds for report in run(trainer)] == [1.0] * 3
+        trainer.save(path)
+        return path.read_bytes()
+
+    assert saved(tmp_path / "a") == saved(tmp_path / "b")
+
+
+def test_a_run_asks_its_engine_once_how_its_rows_run(linear_stack, manifest, dataset):
+    stack, asked, given = linear_stack(manifest), [], []
+    rows, step, memory = stack.rows, stack.step, MemoryPlan(micro_batch=4)
+    stack.rows = lambda *sizes: (asked.append(sizes), rows(*sizes)._replace(lanes=3))[1]
+    stack.step = lambda *rest, **named: (given.append(named["rows"].lanes), step(*rest, **named))[1]
+    run(Trainer(stack, dataset, work(steps=7), stack.adapter(), memory=memory))
+    assert asked == [(8, dataset.mean_tokens, memory)]
+    assert given == [3] * 7
 
 
 def test_steps_count_instead_of_epochs_and_reports_tell_where_we_are(make_trainer):
