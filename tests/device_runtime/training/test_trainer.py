@@ -6,9 +6,10 @@ from fleetune.device_runtime.contracts.plans import trained_layers
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.methods.optim import OPTIMIZERS
-from fleetune.device_runtime.methods.policies import POLICIES
+from fleetune.device_runtime.methods.policies import POLICIES, make_policy
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -98,6 +99,13 @@ def test_a_later_round_goes_on_with_the_groups_where_the_last_one_stopped(
     rounds = [plans(steps=6, rounds_before=n) for n in range(4)]
     assert [plan for made in rounds for plan in made] == whole
     assert [plans(epochs=1, rounds_before=n) for n in range(4)] == rounds
+
+
+def test_plans_are_drawn_for_the_seed_and_the_step(make_trainer, linear_stack, manifest):
+    stack, job = linear_stack(manifest), work("exact-k")
+    run(make_trainer(job, stack))
+    policy = make_policy(job.policy, manifest.num_layers)
+    assert stack.plans == [policy(i, Draws(5, "plans", i), {}) for i in range(18)]
 
 
 def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
