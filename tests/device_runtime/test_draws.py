@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleetune.device_runtime import draws
 from fleetune.device_runtime.draws import (
     SEED_MAX,
     STREAMS,
@@ -87,16 +88,24 @@ def test_permutations_are_fair():
     assert np.abs(firsts - 1000).max() < 5 * np.sqrt(6000 / 6 * 5 / 6)
 
 
-def test_weighted_by_hand():
+@pytest.mark.parametrize("number", range(20))
+def test_weighted_by_hand(number):
     """Weights 1, 0, 2, 1 and the draws u: running sums, then those without what was taken."""
-    u = uniforms(KEY, 3)
+    key = Key(7, "plans", number)
     taken, left = [], [1.0, 0.0, 2.0, 1.0]
-    for x in u:
+    for x in uniforms(key, 3):
         place = next(i for i in range(4) if sum(left[: i + 1]) > x * sum(left))
         taken.append(place)
         left[place] = 0.0
-    assert weighted(KEY, np.array([1.0, 0.0, 2.0, 1.0]), count=3).tolist() == taken
+    assert weighted(key, np.array([1.0, 0.0, 2.0, 1.0]), count=3).tolist() == taken
     assert sorted(taken) == [0, 2, 3]
+
+
+def test_a_place_of_no_weight_is_never_drawn(monkeypatch):
+    monkeypatch.setattr(draws, "uniforms", lambda key, count: np.zeros(count))
+    assert weighted(KEY, np.array([0.0, 1.0, 0.0, 1.0]), count=2).tolist() == [1, 3]
+    monkeypatch.setattr(draws, "uniforms", lambda key, count: np.full(count, 1 - 2.0**-53))
+    assert weighted(KEY, np.array([1.0, 1 / 3, 0.0]), count=2).tolist() == [1, 0]
 
 
 def test_weighted_draws_by_weight():
@@ -113,8 +122,8 @@ def test_weights_that_cannot_be_drawn_from_are_refused(weights):
 
 def test_each_call_draws_anew_and_equal_calls_draw_alike():
     def drawn():
-        draws = Draws(7, "plans", 3)
-        return [draws.uniforms(2).tolist(), draws.uniforms(2).tolist(), draws.permutation(9).tolist()]
+        step = Draws(7, "plans", 3)
+        return [step.uniforms(2).tolist(), step.uniforms(2).tolist(), step.permutation(9).tolist()]
 
     assert drawn() == drawn()
     assert drawn()[0] == uniforms(KEY, 2).tolist()

@@ -7,9 +7,10 @@ from fleetune.device_runtime.contracts.plans import trained_layers
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.methods.optim import OPTIMIZERS
-from fleetune.device_runtime.methods.policies import POLICIES
+from fleetune.device_runtime.methods.policies import POLICIES, make_policy
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -101,6 +102,13 @@ def test_a_later_round_goes_on_with_the_groups_where_the_last_one_stopped(
     assert [plans(epochs=1, rounds_before=n) for n in range(4)] == rounds
 
 
+def test_plans_are_drawn_for_the_seed_and_the_step(make_trainer, linear_stack, manifest):
+    stack, job = linear_stack(manifest), work("exact-k")
+    run(make_trainer(job, stack))
+    policy = make_policy(job.policy, manifest.num_layers)
+    assert stack.plans == [policy(i, Draws(5, "plans", i), {}) for i in range(18)]
+
+
 def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
     stack, seen = linear_stack(manifest), []
     step = stack.step
@@ -152,20 +160,6 @@ def test_the_starting_adapter_is_not_written_to(linear_stack, manifest, dataset)
     start = stack.adapter()
     run(Trainer(stack, dataset, work(), start))
     assert equal(start, stack.adapter())
-
-
-def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
-    stack, seen = linear_stack(manifest), []
-    step = stack.step
-    stack.step = lambda batch, *rest, **named: (
-        seen.append(batch["input_ids"].tobytes()),
-        step(batch, *rest, **named),
-    )[1]
-    trainer = make_trainer(work(epochs=2), stack)
-    run(trainer)
-    half = trainer.total_steps // 2
-    assert len(set(seen[:half])) == half
-    assert seen[:half] != seen[half:]
 
 
 def test_times_are_of_the_clock_that_was_given(linear_stack, manifest, dataset, tmp_path):
