@@ -49,6 +49,13 @@ def test_a_checkpoint_is_of_one_work_and_the_others_go(state, files):
     assert files.names() == ["residual-000001.safetensors"]
 
 
+def test_a_checkpoint_may_get_another_name(state, files):
+    state.keep_checkpoint("old", lambda path: write_atomically(path, b"x"))
+    for _ in range(2):
+        state.rename_checkpoint("old", "new")
+    assert (files.names(), files.read("work-new.safetensors")) == (["work-new.safetensors"], b"x")
+
+
 def test_what_is_owed_is_that_of_the_newest_round_before(state):
     for number in (2, 1_000_000, 10):
         state.keep_residual(number, residual(number))
