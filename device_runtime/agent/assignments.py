@@ -213,6 +213,8 @@ class Assignments:
     def _begin(self, assignment: _Assignment, now: float) -> None:
         offer = assignment.offer
         self.newest_round = offer.round
+        if offer.task_id == self._default_task_id(offer):
+            self._home.state.rename_checkpoint(key_of_0_1(offer), assignment.key)
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._home.on_event(Event("offer", offer.round, {"version": offer.version}))

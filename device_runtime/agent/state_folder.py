@@ -38,6 +38,13 @@ class StateFolder:
         """Let ``load`` read the checkpoint of the work ``key``; False if there is none. What ``load`` raises passes."""
         return self._files.load(_checkpoint_name(key), load)
 
+    def rename_checkpoint(self, old: str, key: str) -> None:
+        """Keep a checkpoint of the work ``old``, if there is one, as one of the work ``key``."""
+        content = self._files.read(_checkpoint_name(old))
+        if content is not None:
+            self._files.write(_checkpoint_name(key), content)
+            self._files.delete(_checkpoint_name(old))
+
     def forget_checkpoints(self, *, but: str = "") -> None:
         """Delete the checkpoints of all work but ``but``."""
         for name in self._files.names():

@@ -49,14 +49,21 @@ def test_a_checkpoint_is_of_one_work_and_the_others_go(state, files):
     assert files.names() == ["residual-000001.safetensors"]
 
 
+def test_a_checkpoint_may_get_another_name(state, files):
+    state.keep_checkpoint("old", lambda path: write_atomically(path, b"x"))
+    for _ in range(2):
+        state.rename_checkpoint("old", "new")
+    assert (files.names(), files.read("work-new.safetensors")) == (["work-new.safetensors"], b"x")
+
+
 def test_what_is_owed_is_that_of_the_newest_round_before(state):
-    for number in (2, 1_000_000, 10):
+    for number in (2, 1_000_000, 999_999):
         state.keep_residual(number, residual(number))
     assert state.residual(2) == {}
-    for asked, wanted in ((3, 2), (11, 10), (1_000_000, 10), (1_000_001, 1_000_000)):
+    for asked, wanted in ((3, 2), (1_000_000, 999_999), (1_000_001, 1_000_000)):
         np.testing.assert_array_equal(state.residual(asked)["w"], residual(wanted)["w"])
-    state.keep_residual(10, {})
-    np.testing.assert_array_equal(state.residual(11)["w"], residual(2)["w"])
+    state.keep_residual(999_999, {})
+    np.testing.assert_array_equal(state.residual(1_000_000)["w"], residual(2)["w"])
 
 
 @pytest.mark.parametrize(("accepted", "left"), [(True, ["2"]), (False, ["1"])])

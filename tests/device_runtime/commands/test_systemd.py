@@ -4,6 +4,7 @@ import os
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,20 @@ def test_without_a_watchdog_of_its_own_it_tells_only_news(systemd, clock, enviro
     for clock.now in range(5):
         notifier.beat()
     assert systemd.heard() == [["STATUS=round 1"]]
+
+
+def test_it_is_due_when_it_has_something_to_say(systemd, clock):
+    notifier = notifier_of(systemd, clock)
+    assert notifier.due_at == inf, "no watchdog, no news"
+    notifier.status = "round 1"
+    assert notifier.due_at <= clock.now
+    notifier.beat()
+    assert notifier.due_at == inf
+    notifier.status = "round 2"
+    assert notifier.due_at == 1.0, "one word a second"
+    watched = notifier_of(systemd, clock, **WATCHED)
+    watched.beat()
+    assert (watched.due_at, Notifier({}).due_at) == (0.5, inf)
 
 
 def test_without_systemd_it_opens_no_socket(monkeypatch):
