@@ -46,13 +46,7 @@ class Ledger:
         self._blobs = Blobs(folder)
         self._lock = _locked(folder)
         try:
-            self._sql = _connect(folder / FILE)
-            prepare(self._sql, settings, folder / FILE)
-        except sqlite3.DatabaseError as exc:
-            self._lock.close()
-            if "locked" in str(exc):
-                raise ConfigError(f"{folder}: another aggregator, of release 0.1.0, is at work here") from exc
-            raise StateError(f"{folder / FILE}: not a ledger, or damaged: {exc}") from exc
+            self._sql = _opened(folder / FILE, settings)
         except BaseException:
             self._lock.close()
             raise
@@ -224,8 +218,23 @@ def _locked(folder: Path) -> IO[str]:
     return file
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    sql = sqlite3.connect(path, timeout=5.0)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-        sql.execute(f"PRAGMA {pragma}")
+def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
+    try:
+        sql = sqlite3.connect(path, timeout=5.0)
+    except sqlite3.Error as exc:
+        raise StateError(f"{path}: cannot be opened: {exc}") from exc
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            sql.execute(f"PRAGMA {pragma}")
+        prepare(sql, settings, path)
+    except sqlite3.DatabaseError as exc:
+        sql.close()
+        if "locked" in str(exc):
+            raise ConfigError(
+                f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
+            ) from exc
+        raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc
+    except BaseException:
+        sql.close()
+        raise
     return sql
