@@ -30,7 +30,8 @@ from fleetune.device_runtime.network.link import Link, Will
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.1
+_POLL_S = 0.1
+"""A connection that was lost and stands again is noticed within this time."""
 _GOODBYE_S = 15.0
 
 
@@ -198,14 +199,12 @@ def _open_ledger(out: Path, settings: Settings) -> Ledger:
 
 def _serve(service: Service, link: Link) -> None:
     try:
-        service.tick(ticked := time.monotonic())
+        service.tick(time.monotonic())
         while not service.finished:
-            message = link.receive(_TICK_S)
-            now = time.monotonic()
-            if message:
-                service.take(*message, now)
-            if not message or now >= ticked + _TICK_S:
-                service.tick(ticked := now)
+            if message := link.receive(_POLL_S):
+                service.take(*message, time.monotonic())
+            if service.due_at(now := time.monotonic()) <= now:
+                service.tick(now)
         _see_off(service, link)
     finally:
         service.stop(time.monotonic())
@@ -214,8 +213,8 @@ def _serve(service: Service, link: Link) -> None:
 def _see_off(service: Service, link: Link) -> None:
     """Make sure that the news of the end reach the server, though it may be restarting."""
     deadline = time.monotonic() + _GOODBYE_S
-    while not (link.connected and link.flush(_TICK_S)) and time.monotonic() < deadline:
-        link.receive(_TICK_S)
+    while not (link.connected and link.flush(_POLL_S)) and time.monotonic() < deadline:
+        link.receive(_POLL_S)
         service.tick(time.monotonic())
 
 

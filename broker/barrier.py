@@ -14,7 +14,7 @@ from fleetune.broker.job import Patience, Settings
 from fleetune.broker.open_round import OpenRound, Standing
 from fleetune.broker.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.store import Past
-from fleetune.broker.tasks import Outcome, Task
+from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, UpdateReady, default_task_id
 from fleetune.device_runtime.errors import TransportError
 
@@ -154,8 +154,15 @@ class Barrier:
 
     def _task(self, number: int, position: int, device: str) -> Task:
         work = self._configurator.choose(self._learned, Candidate(device, number, position))
-        identity = default_task_id("train", number, device)
-        return Task(identity, device, "train", number, self.version, position, work)
+        return Task(
+            task_id=default_task_id("train", number, device),
+            device_id=device,
+            role="train",
+            round=number,
+            version=self.version,
+            position=position,
+            work=work,
+        )
 
     def _offers(self, open_round: OpenRound, devices: Iterable[str], now: float) -> list[Assign]:
         left_s = max(open_round.deadline - now, 0.0) if self._patience.deadline_s else 0.0
@@ -176,7 +183,7 @@ class Barrier:
         num_accepted, wanted = open_round.count(Standing.ACCEPTED), self._settings.min_clients
         late = open_round.of(Standing.PENDING)
         if num_accepted >= wanted:
-            log.warning("round %d closes at its deadline without %s", open_round.number, ", ".join(late))
+            log.warning("round %d closes at its deadline without %s", open_round.number, listed(late))
             return self._close(open_round, now)
         have = f"round {open_round.number}: {num_accepted} of at least {wanted} updates at its deadline"
         if open_round.extensions >= self._patience.extensions_max:

@@ -136,4 +136,12 @@ class Evaluations:
     def _task(self, device: str, version: int) -> Task:
         work = device_work(self._settings, round_number=max(version, 1), position=0)
         identity = default_task_id("evaluate", version, device)
-        return Task(identity, device, "evaluate", version, version, position=0, work=work)
+        return Task(
+            task_id=identity,
+            device_id=device,
+            role="evaluate",
+            round=version,
+            version=version,
+            position=0,
+            work=work,
+        )

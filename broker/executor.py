@@ -9,7 +9,7 @@ from fleetune.broker.meter import Meter
 from fleetune.broker.outbound import Outbound
 from fleetune.broker.reporter import Reporter
 from fleetune.broker.store import AFTERWARDS, Store
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Task, listed
 from fleetune.broker.versions import Versions
 from fleetune.device_runtime.contracts.wire import Finished, Offer
 
@@ -50,7 +50,7 @@ class Executor:
 
     def _enrol(self, tasks: tuple[Task, ...], now: float) -> None:
         number = tasks[0].round
-        log.info("round %d: asking %s", number, ", ".join(task.device_id for task in tasks))
+        log.info("round %d: asking %s", number, listed([task.device_id for task in tasks]))
         self._store.enrol(tasks)
         self._meter.turn_to(number, now)
 
@@ -70,7 +70,7 @@ class Executor:
     def _close(self, close: Close, now: float) -> None:
         self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
         self._versions.close(close.round, close.version)
-        log.info("round %d: closed with %s", close.round, ", ".join(close.devices))
+        log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._reporter.tell()
         self._outbound.announce()
 

@@ -5,14 +5,16 @@ database while an aggregator works: ``sqlite3.connect("file:OUT/ledger.sqlite?mo
 """
 
 import fcntl
+import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -44,17 +46,11 @@ class Ledger:
         """
         self.folder = folder
         self._blobs = Blobs(folder)
-        self._lock = _locked(folder)
+        self._give_back = weakref.finalize(self, os.close, _locked(folder))
         try:
-            self._sql = _connect(folder / FILE)
-            prepare(self._sql, settings, folder / FILE)
-        except sqlite3.DatabaseError as exc:
-            self._lock.close()
-            if "locked" in str(exc):
-                raise ConfigError(f"{folder}: another aggregator, of release 0.1.0, is at work here") from exc
-            raise StateError(f"{folder / FILE}: not a ledger, or damaged: {exc}") from exc
+            self._sql = _opened(folder / FILE, settings)
         except BaseException:
-            self._lock.close()
+            self._give_back()
             raise
         self.finished = self._one("SELECT finished IS NOT NULL FROM job") == 1
         """Whether the job is over."""
@@ -70,7 +66,7 @@ class Ledger:
     def close(self) -> None:
         """Give the folder back."""
         self._sql.close()
-        self._lock.close()
+        self._give_back()
 
     @property
     def newest(self) -> int:
@@ -213,19 +209,34 @@ def _stats(text: str) -> dict[str, float]:
     return msgspec.json.decode(text, type=dict[str, float])
 
 
-def _locked(folder: Path) -> IO[str]:
-    """Take the folder for this process; the lock goes with the file, whatever ends the process."""
-    file = (folder / _LOCK).open("w")
+def _locked(folder: Path) -> int:
+    """Take the folder for this process, and return the handle that holds it; it goes with whatever ends the process."""
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
-        file.close()
+        os.close(handle)
         raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
-    return file
+    return handle
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    sql = sqlite3.connect(path, timeout=5.0)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-        sql.execute(f"PRAGMA {pragma}")
+def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
+    try:
+        sql = sqlite3.connect(path, timeout=5.0)
+    except sqlite3.Error as exc:
+        raise StateError(f"{path}: cannot be opened: {exc}") from exc
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            sql.execute(f"PRAGMA {pragma}")
+        prepare(sql, settings, path)
+    except sqlite3.DatabaseError as exc:
+        sql.close()
+        if "locked" in str(exc):
+            raise ConfigError(
+                f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
+            ) from exc
+        raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc
+    except BaseException:
+        sql.close()
+        raise
     return sql

@@ -93,7 +93,15 @@ def task_of(
     task_id: str, number: int, position: int, device: str, version: int, seed: int, work: str
 ) -> Task:
     """Return the task of the columns :data:`TASK`; its role is to train: evaluations are not recorded before they are offered."""
-    return Task(task_id, device, "train", number, version, position, parse_work(work, seed))
+    return Task(
+        task_id=task_id,
+        device_id=device,
+        role="train",
+        round=number,
+        version=version,
+        position=position,
+        work=parse_work(work, seed),
+    )
 
 
 def parse_work(text: str, seed: int) -> LocalWork:
@@ -136,4 +144,12 @@ def _task_of_1(settings: Settings, number: int, position: int, device: str) -> T
     """The task that release 0.1.0 gave a device; its seed is that release's, whatever is drawn today."""
     seed = settings.seed + (number - 1) * 2**20 + position
     work = msgspec.structs.replace(settings.work, seed=seed, rounds_before=number - 1)
-    return Task(default_task_id("train", number, device), device, "train", number, number - 1, position, work)
+    return Task(
+        task_id=default_task_id("train", number, device),
+        device_id=device,
+        role="train",
+        round=number,
+        version=number - 1,
+        position=position,
+        work=work,
+    )

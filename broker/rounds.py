@@ -14,7 +14,7 @@ from fleetune.broker.barrier import Barrier
 from fleetune.broker.evaluations import Evaluations
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.store import Past
-from fleetune.broker.tasks import Outcome, Task
+from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
     ROLES,
@@ -163,8 +163,8 @@ class Federation:
         if self.evaluations.num_silent(self.version):
             if now < self._patient_until:
                 return []
-            silent = ", ".join(self.evaluations.silent(self.version))
-            log.warning("finished without the last evaluation of %s", silent)
+            silent = self.evaluations.silent(self.version)
+            log.warning("finished without the last evaluation of %s", listed(silent))
         self.finished = True
         here = tuple(sorted({*self.rounds.roster.present, *self.evaluations.present}))
         return [Finish(f"{self.rounds.closed} rounds are done", here)]

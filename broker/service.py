@@ -20,6 +20,7 @@ from fleetune.broker.versions import Versions
 from fleetune.broker.views import JobView, view_of
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.wire import (
+    REASON_CHARS_MAX,
     AggregatorStatus,
     Chunk,
     Decline,
@@ -206,9 +207,10 @@ class Service:
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
-        self.federation.paused(status.device_id, one_line(status.paused) if status.online else "")
-        if status.paused:
-            log.info("device %s pauses: %s", status.device_id, one_line(status.paused))
+        reason = one_line(status.paused)[:REASON_CHARS_MAX]
+        self.federation.paused(status.device_id, reason if status.online else "")
+        if reason:
+            log.info("device %s pauses: %s", status.device_id, reason)
         if not status.online and status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)

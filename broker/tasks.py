@@ -1,9 +1,11 @@
 """A task: what one device is asked to do, decided once and known by its identity ever after."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fleetune.device_runtime.contracts.wire import LocalWork
+
+_LISTED = 16
 
 
 class Task(NamedTuple):
@@ -29,3 +31,9 @@ class Outcome(NamedTuple):
     work: LocalWork
     stats: Mapping[str, float]
     """As the device told them, such as ``loss``."""
+
+
+def listed(devices: Sequence[str]) -> str:
+    """Name devices in a line of the log; of many the first few."""
+    more = len(devices) - _LISTED
+    return ", ".join(devices[:_LISTED]) + (f" and {more} more" if more > 0 else "")

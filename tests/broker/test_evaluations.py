@@ -4,6 +4,7 @@ import pytest
 from rounds_by_hand import decline, evaluation, federation, give, hello, job, of, report
 
 from fleetune.broker.actions import Assign, Close, Finish
+from fleetune.broker.evaluations import Evaluations
 from fleetune.broker.job import Patience
 from fleetune.broker.rounds import Federation
 
@@ -78,3 +79,45 @@ def test_a_strange_report_gets_its_reason(strange, said):
     machine.hello(hello("e", role="evaluate"), 0.0)
     assert said in machine.evaluations.judge(strange, machine.version)
     assert machine.evaluations.judge(report("e", 0), machine.version) == ""
+
+
+def evaluations(*reported, every=1):
+    found = Evaluations(job(rounds=4, evaluate_every=every), reported)
+    found.advance(0, is_last=False)
+    return found
+
+
+def test_a_version_is_complete_when_nobody_here_owes_a_report_on_it():
+    found = evaluations()
+    assert found.is_complete(0), "nobody is here"
+    found.hello("e")
+    found.hello("f")
+    found.advance(1, is_last=False)
+    found.reported(report("e", 0))
+    assert (found.is_complete(0), found.num_silent(0), found.silent(0)) == (False, 1, ["f"])
+    found.reported(report("f", 0))
+    assert (found.is_complete(0), found.is_complete(1)) == (True, False)
+    found.reported(report("f", 0))
+    found.reported(report("e", 1))
+    found.offline("f")
+    assert found.is_complete(1), "who is gone is not waited for"
+    found.hello("f")
+    assert not found.is_complete(1)
+    found.declined("f", "evaluate-1-f")
+    assert found.is_complete(1)
+
+
+def test_reports_of_an_earlier_life_count():
+    found = evaluations((0, "e"))
+    assert found.hello("e") == []
+    assert (found.is_complete(0), found.has_reports(0), found.num_silent(0)) == (True, True, 0)
+    assert found.advance(1, is_last=False) == [evaluation("e", 1)]
+
+
+def test_a_version_that_is_not_due_is_complete():
+    found = evaluations(every=3)
+    found.hello("e")
+    found.reported(report("e", 0))
+    assert found.advance(1, is_last=False) == []
+    assert found.is_complete(1)
+    assert found.advance(2, is_last=True) == [evaluation("e", 2)], "the last one always is"
