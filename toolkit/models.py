@@ -113,9 +113,14 @@ def _check_source(source: str) -> None:
 
 
 def _tokenizer(source: str) -> Any:
-    """The fast tokenizer beside the model, or None: its data are then arrays of ids."""
+    """The fast tokenizer beside the model, or None: its data are then arrays of ids.
+
+    Without files transformers makes one up that knows special tokens alone; it is none.
+    """
     try:
         found = transformers.AutoTokenizer.from_pretrained(source)
     except Exception:  # noqa: BLE001 - a folder without tokenizer fails in many ways, and each means the same
         return None
-    return found if getattr(found, "is_fast", False) else None
+    if not getattr(found, "is_fast", False) or len(found) <= len(found.all_special_tokens):
+        return None
+    return found

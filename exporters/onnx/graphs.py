@@ -86,7 +86,7 @@ def convert(section: SectionFunction, *, sizes: tuple[int, int]) -> tuple[ir.Mod
         )
     model = program.model
     _name_dimensions(model, section, sizes)
-    roles = _rename(model, section)
+    roles = _name_inputs(model, section) | _name_outputs(model, section)
     simplify(model)
     return model, roles
 
@@ -104,6 +104,7 @@ def _stored(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str
     for name, (weight, form) in forms_of(model).items():
         roles[name] = _form_slot(form, roles[weight][1], section)
     fuse(model)
+    _name_outputs(model, section)
     return model, roles
 
 
@@ -119,28 +120,25 @@ def _form_slot(form: str, index: int, section: SectionFunction) -> tuple[Role, i
     return "weight", FORMS.index(form) * len(section.slots) + index
 
 
-def _rename(model: ir.Model, section: SectionFunction) -> Named:
+def _name_inputs(model: ir.Model, section: SectionFunction) -> Named:
     roles: Named = {}
     for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
         value.name = f"{argument.role}_{argument.index}"
         roles[value.name] = (argument.role, argument.index)
-    for i, (role, index) in enumerate(section.results):
-        roles[_own_output(model.graph, i, f"{role}_{index}_out")] = (role, index)
     return roles
+
+
+def _name_outputs(model: ir.Model, section: SectionFunction) -> Named:
+    """Name the outputs, each of which gets a value of its own; a pass that joins equal values may undo that."""
+    names = {f"{role}_{index}_out": (role, index) for role, index in section.results}
+    for i, name in enumerate(names):
+        _own_output(model.graph, i, name)
+    return names
 
 
 def _name_dimensions(model: ir.Model, section: SectionFunction, sizes: tuple[int, int]) -> None:
     """Call the dynamic dimensions batch and seq; refuse a trace that fixed one of them."""
-    names = dict(zip(sizes, ("batch", "seq"), strict=True))
-    symbols: dict[str, str] = {}
-    for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
-        for traced, extent in zip(value.shape or (), argument.example.shape, strict=True):
-            if argument.is_data and extent in names:
-                if isinstance(traced, int):
-                    raise ExportError(
-                        f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
-                    )
-                symbols[str(traced)] = names[extent]
+    symbols = _symbols(model, section, sizes)
 
     def rename(match: re.Match[str]) -> str:
         return symbols.get(match[0], match[0])
@@ -153,8 +151,24 @@ def _name_dimensions(model: ir.Model, section: SectionFunction, sizes: tuple[int
             )
 
 
-def _own_output(graph: ir.Graph, i: int, name: str) -> str:
-    """Give output ``i`` a value of its own, so that no two outputs (or an input and an output) are one value."""
+def _symbols(model: ir.Model, section: SectionFunction, sizes: tuple[int, int]) -> dict[str, str]:
+    """Symbol -> ``batch`` or ``seq``."""
+    names = dict(zip(sizes, ("batch", "seq"), strict=True))
+    symbols: dict[str, str] = {}
+    for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
+        for traced, extent in zip(value.shape or (), argument.example.shape, strict=True):
+            if not argument.is_data or extent not in names:
+                continue
+            if str(traced).isdigit() and value.uses():
+                raise ExportError(
+                    f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
+                )
+            symbols[str(traced)] = names[extent]
+    return symbols
+
+
+def _own_output(graph: ir.Graph, i: int, name: str) -> None:
+    """Call output ``i`` so, a value of its own: no two outputs, and no input and output, are one."""
     value = graph.outputs[i]
     if value.producer() is None or list(graph.outputs).count(value) > 1:
         node = ir.node("Identity", [value])
@@ -162,7 +176,6 @@ def _own_output(graph: ir.Graph, i: int, name: str) -> str:
         graph.append(node)
         graph.outputs[i] = node.outputs[0]
     graph.outputs[i].name = name
-    return name
 
 
 def _extract(whole: ir.Graph, inputs: list[ir.Value], outputs: list[ir.Value], roles: Named) -> GraphFile:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from architecture_table import NOT_MEASURED, Key, read_table, record
 from architectures import (
     CASES,
@@ -16,12 +15,10 @@ from architectures import (
     save_tiny,
     torch_program,
 )
-from plain_models import Classifier, program
 
 from fleetune.device_runtime.commands.selfcheck import LIMIT, selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import ExportError
-from fleetune.exporters.model.anatomy import find_anatomy
 
 FAST = [("qwen2", CAUSAL), ("vit", IMAGE)]
 EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]
@@ -77,12 +74,3 @@ def test_an_encoder_decoder_is_refused_as_one(name: str, tmp_path: Path) -> None
     model = save_tiny(name, SEQUENCE, tmp_path / "model")
     with pytest.raises(ExportError, match="is an encoder-decoder, two stacks of blocks"):
         export_folder(model, SEQUENCE, tmp_path / "artifact")
-
-
-def test_a_forward_that_fails_is_named(tmp_path: Path) -> None:
-    class Broken(Classifier):
-        def forward(self, *_: object, **__: object) -> torch.Tensor:
-            raise ValueError("no eos token in it")
-
-    with pytest.raises(ExportError, match="its forward fails on an example batch: no eos token in it"):
-        find_anatomy(program(Broken((0.5, 0.5))), batch=2, seq=5)

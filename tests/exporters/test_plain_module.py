@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from plain_models import CLASSES, WIDTH, Block, Classifier, export, program
+from plain_models import Block, Classifier, export
 from torch import Tensor, nn
 
 from fleetune.device_runtime.arrays import Arrays
@@ -17,7 +16,6 @@ from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
-from fleetune.exporters.model.kinds import group_kinds
 from fleetune.exporters.model.program import Program
 
 
@@ -84,36 +82,6 @@ def test_a_dropped_layer_is_not_read(
     assert read == {-1, 1, 3}
 
 
-def test_a_module_without_blocks_is_refused_by_name() -> None:
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(WIDTH, CLASSES)
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.head(torch.zeros(input_ids.shape[0], WIDTH))
-
-    with pytest.raises(ExportError, match=r"Flat: no list of blocks.*nn\.ModuleList"):
-        find_anatomy(program(Flat()), batch=3, seq=7)
-
-
-def test_blocks_not_called_in_a_chain_are_refused() -> None:
-    class Parallel(Classifier):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            x, bias = self.embed(input_ids), attention_mask[:, None, :].float()
-            return self.head(sum(block(x, bias) for block in self.blocks).mean(1))
-
-    with pytest.raises(ExportError, match="in none of blocks"):
-        find_anatomy(program(Parallel((1.0, 1.0))), batch=3, seq=7)
-
-
-def test_trainables_before_the_blocks_are_refused(tmp_path: Path) -> None:
-    module = Classifier((1.0, 1.0))
-    module.embed.requires_grad_(True)
-    with pytest.raises(ExportError, match=r"before the blocks cannot learn on the device: embed\.weight"):
-        export(module, tmp_path / "artifact")
-
-
 def test_a_forward_that_cannot_be_traced_names_its_line(tmp_path: Path) -> None:
     class Branching(Block):
         def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -126,10 +94,3 @@ def test_a_forward_that_cannot_be_traced_names_its_line(tmp_path: Path) -> None:
     ):
         export(module, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_kinds_are_found_by_behaviour() -> None:
-    made = program(Classifier((1.0, 2.0, 1.0)))
-    kinds, of_layer = group_kinds(find_anatomy(made, batch=3, seq=7))
-    assert len(kinds) == 2
-    assert of_layer == [0, 1, 0]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fleetune.toolkit.merge import merge
 from fleetune.toolkit.models import load_model
 
 pytestmark = pytest.mark.slow
+IDS = torch.arange(5, 20)[None]
 
 
 def a_used_adapter(model: Path, folder: Path, **settings: Any) -> Path:
@@ -70,8 +72,31 @@ def test_dora_on_a_fused_projection_equals_torch(tmp_path: Path) -> None:
     out = export_folder(model, SEQUENCE, tmp_path / "artifact", **settings)
     artifact = assert_exact(out, model, **settings)
     assert [n for n in artifact.adapter() if n.endswith("layers.2.attn.Wqkv.lora_magnitude_vector")]
-    save_peft(tmp_path / "run" / "adapter", artifact.manifest, artifact.adapter())
-    assert logits_with(model, merge(tmp_path / "run", out=tmp_path / "back")).isfinite().all()
+    trained = {n: a + np.float32(0.05) for n, a in artifact.adapter().items()}
+    save_peft(tmp_path / "run" / "adapter", artifact.manifest, trained)
+    expected = logits_with(model, tmp_path / "run" / "adapter")
+    assert not expected.allclose(logits_of(model), atol=1e-3)
+    assert logits_with(model, merge(tmp_path / "run", out=tmp_path / "back")).equal(expected)
+    merged = merge(tmp_path / "run", out=tmp_path / "merged", full=True, model=model)
+    torch.testing.assert_close(logits_of(merged), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits_of(merged), merged_by_hand(model, trained), atol=1e-5, rtol=1e-5)
+
+
+def merged_by_hand(model: Path, adapter: dict[str, np.ndarray]) -> torch.Tensor:
+    """DoRA (arXiv 2402.09353): W' = m (W + s BA) / |W + s BA| by rows; s = alpha / sqrt(r), as rsLoRA has it."""
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+    tensors = {n.removeprefix("base_model.model."): torch.from_numpy(a) for n, a in adapter.items()}
+    with torch.no_grad():
+        for name, parameter in plain.named_parameters():
+            module = name.removesuffix(".weight")
+            if name in tensors:
+                parameter.copy_(tensors[name])
+            elif f"{module}.lora_A.weight" in tensors:
+                b, a = tensors[f"{module}.lora_B.weight"], tensors[f"{module}.lora_A.weight"]
+                moved = parameter + 16 / 8**0.5 * b @ a
+                magnitude = tensors[f"{module}.lora_magnitude_vector"][:, None]
+                parameter.copy_(magnitude * moved / moved.norm(dim=1, keepdim=True))
+        return plain.eval()(IDS).logits
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
@@ -85,4 +110,10 @@ def test_rslora_scales_by_the_root_of_the_rank(tmp_path: Path) -> None:
 def logits_with(model: Path, adapter: Path) -> torch.Tensor:
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(model)
     with torch.no_grad():
-        return peft.PeftModel.from_pretrained(plain, adapter).eval()(torch.arange(5, 20)[None]).logits
+        return peft.PeftModel.from_pretrained(plain, adapter).eval()(IDS).logits
+
+
+def logits_of(model: Path) -> torch.Tensor:
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+    with torch.no_grad():
+        return plain.eval()(IDS).logits

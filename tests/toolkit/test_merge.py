@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.errors import ArtifactError, ExportError
-from fleetune.toolkit.merge import merge
+from fleetune.toolkit.merge import _num_classes, merge
 
 PREFIX = "base_model.model.bert.encoder.layer.0.attention.self"
 CONFIG = {
@@ -116,6 +117,43 @@ def test_the_merged_model_says_what_model_and_adapter_said(tuned, tmp_path):
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     torch.testing.assert_close(merged(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert merged.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+@pytest.mark.parametrize(
+    ("run", "names"), [({"labels": ["no", "yes", "maybe"]}, ["no", "yes", "maybe"]), ({}, None), (None, None)]
+)
+def test_classes_have_the_names_of_the_run_or_numbers(tuned, tmp_path, run, names):
+    import transformers
+
+    folder = tmp_path / "run"
+    shutil.copytree(tuned[0] / "adapter", folder / "adapter")
+    if run is not None:
+        (folder / "run.json").write_text(json.dumps({"artifact": "a", **run}))
+    merge(folder, out=tmp_path / "merged", full=True)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "merged")
+    assert config.id2label == dict(enumerate(names or ["label_0", "label_1", "label_2"]))
+
+
+def test_a_run_about_other_classes_is_refused(tuned, tmp_path):
+    shutil.copytree(tuned[0] / "adapter", tmp_path / "run" / "adapter")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"labels": ["a", "b"]}))
+    with pytest.raises(ArtifactError, match="a head of 3 classes, but its run was about 2"):
+        merge(tmp_path / "run", out=tmp_path / "merged", full=True)
+
+
+@pytest.mark.parametrize("head", ["classifier", "classifier.out_proj"])
+def test_classes_are_counted_at_the_last_linear_however_narrow_the_model(tmp_path, head):
+    """Four wide, nine classes: the smallest tensor that is saved whole has four rows."""
+    arrays = {
+        "base_model.model.classifier.dense.weight": np.ones((4, 4), np.float32),
+        f"base_model.model.{head}.weight": np.ones((9, 4), np.float32),
+    }
+    assert _num_classes(tmp_path, CONFIG, arrays) == 9
+
+
+def test_a_head_of_unknown_names_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"looked for base_model\.model\.classifier\.weight"):
+        _num_classes(tmp_path, CONFIG, {"base_model.model.classifier.bias": np.ones(3, np.float32)})
 
 
 def test_a_model_that_is_gone_is_named(tuned, tmp_path):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
+from fleetune.device_runtime.contracts.adapters import load_peft, read_peft, save_peft, write_peft
 from fleetune.device_runtime.errors import ArtifactError
 
 
@@ -53,3 +53,12 @@ def test_what_is_no_adapter_folder_is_refused(tmp_path, manifest, arrays):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(ArtifactError, match=r"adapter_model\.safetensors: cannot be read as safetensors"):
         load_peft(tmp_path, manifest)
+
+
+def test_configuration_and_tensors_come_back_as_they_were_written(tmp_path, arrays):
+    config = {"peft_type": "LORA", "r": 4, "rank_pattern": {"a.b": 2}, "target_modules": None}
+    write_peft(tmp_path / "adapter", config, arrays)
+    found, tensors = read_peft(tmp_path / "adapter")
+    assert found == config
+    assert tensors.keys() == arrays.keys()
+    assert all(np.array_equal(tensors[name], arrays[name]) for name in arrays)

@@ -18,7 +18,6 @@ from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
 from fleetune.exporters.model.quantize import FORMS, check_base_dtype, derive, rounded, split_form, with_forms
-from fleetune.exporters.weights_file import write_base
 from fleetune.exporters.writing import Description, write_artifact
 
 SCALES = (0.25, 0.25, 0.5, 0.25)
@@ -162,10 +161,3 @@ def test_a_storage_that_the_runtime_does_not_take_is_refused() -> None:
         check_base_dtype("int8", backend="executorch", taken=("fp32",))
     with pytest.raises(ConfigError, match="--base-dtype int3: no such storage; have: fp16, fp32, int8"):
         check_base_dtype("int3", backend="onnx", taken=("fp32",))
-
-
-def test_a_frozen_tensor_of_a_foreign_dtype_is_refused_by_name(tmp_path: Path) -> None:
-    spans = [[("fine", torch.zeros(2))], [("phase", torch.zeros(2, dtype=torch.complex64))]]
-    with pytest.raises(ExportError, match=r"phase is torch\.complex64; a device reads"):
-        write_base(tmp_path / "base", spans)
-    assert list(tmp_path.iterdir()) == []
