@@ -67,6 +67,14 @@ def test_it_keeps_within_its_limit(tmp_path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_what_an_earlier_run_left_is_thrown_away(tmp_path) -> None:
+    for name in ("hidden.f16", "prefix.f16"):  # the latter by version 0.1.0
+        (tmp_path / name).write_bytes(bytes(100))
+    with HiddenCache(tmp_path, lengths=None, limit_bytes=100) as cache:
+        assert cache.of(np.arange(1), BELOW).load((1, 6, 4))[1].all()
+        assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
+
+
 def test_a_full_disk_ends_the_storing_only(cache, monkeypatch, caplog) -> None:
     def full_disk(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,6 +1,7 @@
 """The stack as an engine: what it returns depends on its arguments alone, however rows are spread and whoever asked before."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,15 +12,17 @@ from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, MemoryPlan
-from fleetune.device_runtime.contracts.plans import full
+from fleetune.device_runtime.contracts.plans import Mode, full
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
 PLAN = full(4)
+D, F, T = Mode.DROP, Mode.FORWARD, Mode.TRAIN
 MICRO = MemoryPlan(micro_batch=4, saved_layers=1, streamed=True)
 
 
@@ -123,6 +126,20 @@ def test_many_trainers_on_one_engine_are_each_what_it_is_alone(artifact, adapter
             evaluate(engine, data, adapter, batch_size=1)
         assert [trained(trainer) for trainer in reversed(trainers)] == alone[::-1]
     assert alone[0] != alone[1]  # so that the above can fail
+
+
+@pytest.mark.parametrize("plan", [(F, F, F, T), (F, D, T, T), (D, F, T, T)])
+def test_what_is_stored_for_other_layers_below_is_not_used(artifact, adapter, tmp_path, plan):
+    batch, examples = draw_batch(artifact.manifest, 4, 8), np.arange(4)
+    with (
+        HiddenCache(tmp_path, lengths=None, limit_bytes=10**6) as cache,
+        open_engine(artifact, threads=1) as engine,
+    ):
+        expected = engine.step(batch, plan, adapter)
+        engine.step(batch, (F, F, T, T), adapter, hidden=partial(cache.of, examples))
+        found = [engine.step(batch, plan, adapter, hidden=partial(cache.of, examples)) for _ in range(2)]
+    for step in found:
+        np.testing.assert_allclose(step.logits, expected.logits, atol=2e-3)
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_every_difference(artifact, adapter):

@@ -95,6 +95,27 @@ def test_a_budget_holds_for_an_evaluation_too(word_artifact, word_file, tmp_path
         assert {rows.memory for rows in asked} == {machine.memory}
 
 
+def test_a_budget_holds_for_the_steps_of_its_run_whatever_is_fitted_next(
+    word_artifact, word_file, tmp_path, monkeypatch
+) -> None:
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    asked = []
+    with Machine(artifact, Resources(threads=1, memory_budget_mb=5000), folder=tmp_path) as machine:
+        real = machine.engine.step
+        machine.engine.step = lambda *batch, **more: (
+            asked.append(more["rows"].memory.micro_batch),
+            real(*batch, **more),
+        )[1]
+        trainers = [
+            machine.trainer(data, LocalWork(batch_size=size, seq_len=16), artifact.adapter())
+            for size in (8, 16)
+        ]
+        for trainer in trainers:
+            trainer.step()
+    assert asked == [8, 16]
+
+
 def test_a_later_round_fits_as_the_first_though_the_process_has_grown(
     word_artifact, word_file, tmp_path, monkeypatch
 ) -> None:
