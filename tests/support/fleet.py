@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.job import Patience, Settings, device_seed
 from fleetune.broker.ledger import Ledger
 from fleetune.broker.service import Service, topics, will
 from fleetune.broker.strategies import STRATEGIES
@@ -238,7 +238,7 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
         for position, device in enumerate(numbers):
             if (number, device) in drop:
                 continue
-            seed = settings.seed + (number - 1) * 2**20 + position
+            seed = device_seed(settings.seed, round_number=number, position=position)
             work = LocalWork(steps=settings.work.steps, optimizer=settings.work.optimizer, seed=seed)
             training = LinearTraining(
                 points_of(device, size), work, {n: v.copy() for n, v in adapter.items()}
