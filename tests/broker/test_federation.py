@@ -22,6 +22,7 @@ from safetensors.numpy import load
 from servers import free_port
 
 from fleetune.broker.aggregation import aggregate
+from fleetune.broker.job import device_seed
 from fleetune.broker.strategies import fedavg
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
@@ -170,7 +171,8 @@ def expected(artifact, data):
         for number in range(1, ROUNDS + 1):
             state = fedavg().init(adapter)
             for position, dataset in enumerate(sets):
-                trainer = Trainer(stack, dataset, _work((number - 1) * 2**20 + position), adapter)
+                seed = device_seed(0, round_number=number, position=position)
+                trainer = Trainer(stack, dataset, _work(seed), adapter)
                 while not trainer.done:
                     trainer.step()
                 values = {n: v.astype(np.float64) for n, v in trainer.adapter.items()}
