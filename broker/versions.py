@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from safetensors.numpy import load
 
 from fleetune.broker.job import Settings
-from fleetune.broker.ledger import Ledger
-from fleetune.broker.strategies import STRATEGIES
+from fleetune.broker.store import Store
+from fleetune.broker.strategies import STRATEGIES, Update
+from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import decode_update, update_bytes_max
 from fleetune.device_runtime.contracts.transfer import Outgoing
@@ -18,49 +19,67 @@ log = logging.getLogger(__name__)
 
 _SHELF = 3
 """Versions ready to be served at once; evaluating devices may be some behind."""
+_REFERENCES = 4
+"""Versions held decoded, for updates to be decoded against."""
 
 
 class Versions:
-    """Every version is in the ledger; this holds the newest in memory, and the sums that make the next."""
+    """Every version is in the store; this holds a few in memory, and the sums that make the next."""
 
-    def __init__(self, ledger: Ledger, settings: Settings, adapter: Arrays) -> None:
-        """Begin with ``adapter`` as version 0, float32 by tensor name, or resume with what the ledger holds.
+    def __init__(self, store: Store, settings: Settings, adapter: Arrays) -> None:
+        """Begin with ``adapter`` as version 0, float32 by tensor name, or resume with what the store holds.
 
         Raises:
-            StateError: the ledger's files are damaged.
+            StateError: the store is damaged.
         """
-        if not ledger.has_version(0):
-            ledger.add_version(0, to_bytes(adapter))
-        newest = ledger.past().version
-        self._ledger, self._codec = ledger, settings.work.codec
+        if store.newest < 0:
+            store.add_version(0, to_bytes(adapter), round_number=0)
+        self.newest = store.newest
+        self._store = store
         self._strategy = STRATEGIES[settings.strategy]()
-        self._reference: Arrays = load(ledger.version(newest))
-        self._sums = self._strategy.init(self._reference)
+        self._references: dict[int, Arrays] = {}
+        self._sums = self._strategy.init(self.reference(self.newest))
         self._shelf: dict[int, Outgoing] = {}
-        self._fold(newest + 1)
+        self._fold()
 
-    @property
-    def update_bytes_max(self) -> int:
-        """Largest payload that an update can have."""
-        return update_bytes_max(self._codec, self._reference)
+    def reference(self, version: int) -> Arrays:
+        """Tensors of any version, float32 by name, not to be written; StateError if the store has it no more."""
+        found = self._references.pop(version, None)
+        self._references[version] = load(self._store.version(version)) if found is None else found
+        while len(self._references) > _REFERENCES:
+            del self._references[next(iter(self._references))]
+        return self._references[version]
 
-    def add(self, content: bytes, num_samples: int) -> None:
-        """Add the payload of an update to the open round; WireError if it is malformed or implausible: it is left out."""
-        values = decode_update(content, self._reference, codec=self._codec)
-        self._sums = self._strategy.add(self._sums, values, num_samples)
+    def update_bytes_max(self, task: Task) -> int:
+        """Largest payload that the update of a task can have."""
+        return update_bytes_max(task.work.codec, self.reference(task.version))
 
-    def close(self, round_number: int) -> None:
-        """Combine the updates of the open round into version ``round_number``."""
-        memory = self._ledger.memory(round_number - 1)
-        new, kept = self._strategy.finish(self._sums, self._reference, load(memory) if memory else {})
-        self._ledger.add_version(round_number, to_bytes(new), memory=to_bytes(kept) if kept else b"")
-        self._reference, self._sums = new, self._strategy.init(new)
+    def add(self, task: Task, content: bytes, num_samples: int) -> None:
+        """Add the payload of a task's update to what makes the next version.
+
+        Raises:
+            WireError: it is malformed or implausible; it is left out.
+        """
+        reference = self.reference(task.version)
+        values = decode_update(content, reference, codec=task.work.codec)
+        update = Update(values, reference, num_samples, staleness=self.newest - task.version)
+        self._sums = self._strategy.add(self._sums, update)
+
+    def close(self, round_number: int, version: int) -> None:
+        """Combine the updates added since the newest version into ``version``, made by a round."""
+        reference, state = self.reference(self.newest), self._store.strategy_state(self.newest)
+        new, kept = self._strategy.finish(self._sums, reference, load(state) if state else {})
+        self._store.add_version(
+            version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
+        )
+        self.newest, self._references[version] = version, new
+        self._sums = self._strategy.init(new)
 
     def offer(self, version: int, *, chunk_bytes: int) -> TransferManifest:
         """Have a version ready to be served, in chunks of this size."""
         found = self._shelf.pop(version, None)
         if found is None or found.manifest.chunk_bytes != chunk_bytes:
-            found = Outgoing(self._ledger.version(version), chunk_bytes=chunk_bytes)
+            found = Outgoing(self._store.version(version), chunk_bytes=chunk_bytes)
         self._shelf[version] = found
         while len(self._shelf) > _SHELF:
             del self._shelf[next(iter(self._shelf))]
@@ -73,8 +92,8 @@ class Versions:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
         return found.chunks(request)
 
-    def _fold(self, round_number: int) -> None:
-        """Add what was accepted in an earlier life."""
-        for device_id, num_samples, payload in self._ledger.accepted(round_number):
-            self.add(payload, num_samples)
-            log.info("round %d: the update of %s is at hand", round_number, device_id)
+    def _fold(self) -> None:
+        """Add what was accepted in an earlier life and is in no version yet."""
+        for task, num_samples, payload in self._store.accepted():
+            self.add(task, payload, num_samples)
+            log.info("round %d: the update of %s is at hand", task.round, task.device_id)

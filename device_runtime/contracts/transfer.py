@@ -215,9 +215,10 @@ class Pull:
         self._flying.clear()
         self._progress_at = now
 
-    def idle_s(self, now: float) -> float:
-        """Seconds since a new chunk arrived, the pull began or was restarted."""
-        return now - self._progress_at
+    @property
+    def progress_at(self) -> float:
+        """Time at which a new chunk arrived last, the pull began or was restarted."""
+        return self._progress_at
 
     def content(self) -> bytes:
         """Return the whole; WireError as :meth:`Incoming.content`."""

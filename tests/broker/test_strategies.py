@@ -10,6 +10,7 @@ from fleetune.broker.strategies import (
     STRATEGIES,
     VALUE_MAX,
     WEIGHT_MAX,
+    Update,
     add_to_sums,
     fedavg,
     fedavgm,
@@ -25,7 +26,8 @@ BELIEVED = st.floats(min_value=-VALUE_MAX, max_value=VALUE_MAX, width=32)
 def combine(strategy, updates, *, reference=REFERENCE, memory=None):
     state = strategy.init(reference)
     for values, weight in updates:
-        state = strategy.add(state, {n: np.asarray(v, np.float64) for n, v in values.items()}, weight)
+        values = {n: np.asarray(v, np.float64) for n, v in values.items()}
+        state = strategy.add(state, Update(values, reference, weight))
     return strategy.finish(state, reference, memory or {})
 
 

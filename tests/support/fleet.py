@@ -10,8 +10,9 @@ import numpy as np
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.ledger import Ledger
+from fleetune.broker.memory_store import MemoryStore
 from fleetune.broker.service import Service, topics, will
-from fleetune.broker.strategies import STRATEGIES
+from fleetune.broker.strategies import STRATEGIES, Update
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
@@ -30,7 +31,6 @@ JOB = "job"
 ARTIFACT = "a" * 64
 STEPS = 4
 FOUR = (0, 1, 2, 3)
-TICK_S = 0.5
 
 
 class Step(NamedTuple):
@@ -176,17 +176,20 @@ def settings_of(**changes):
 class Aggregator:
     """An aggregator that can be killed and started again from its ledger."""
 
-    def __init__(self, server: Loopback, folder: Path, *, size=3000, patience=None, **changes):
+    def __init__(
+        self, server: Loopback, folder: Path, *, size=3000, patience=None, in_memory=False, **changes
+    ):
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
         self.rows, self.starts = [], 0
         self.service = self.turns = None
+        self.memory = MemoryStore() if in_memory else None
 
     def start(self, now=0.0):
         self.starts += 1
         session = f"session-{self.starts}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self.folder, self.settings)
+        self.ledger = Ledger(self.folder, self.settings) if self.memory is None else self.memory
         self.link = self.server.connect(topics(JOB), will=will(JOB, session))
         self.service = Service(
             self.link,
@@ -206,7 +209,8 @@ class Aggregator:
         if self.turns:
             self.turns.leave(self.link)
         self.link.kill()
-        self.ledger.close()
+        if self.memory is None:
+            self.ledger.close()
         self.service = None
 
     def poll(self, now):
@@ -215,7 +219,7 @@ class Aggregator:
         self.service.tick(now)
 
     def due_at(self, now):
-        return now + TICK_S
+        return self.service.due_at(now)
 
     def version(self, number):
         return self.ledger.version(number)
@@ -282,7 +286,7 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
                 for n, v in training.adapter.items()
                 if v.tobytes() != adapter[n].tobytes()
             }
-            state = strategy.add(state, values, len(training.points[0]))
+            state = strategy.add(state, Update(values, adapter, len(training.points[0])))
         adapter, memory = strategy.finish(state, adapter, memory)
     return to_bytes(adapter)
 
