@@ -1,10 +1,8 @@
 """Overhead of one round against the number of agents in one process: real agents and aggregator, work that costs nothing."""
 
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from math import log
-from pathlib import Path
 from typing import Any
 
 from fleetune.toolkit.benchmark import run_worker
@@ -12,8 +10,6 @@ from fleetune.toolkit.figures import table
 
 COUNTS = (10, 100, 1000)
 REPEATS = 3
-FAST = Path("/dev/shm")
-"""Where the aggregator's ledger lies, so that no disk is measured; elsewhere if it is not there."""
 Say = Callable[[str], None]
 
 
@@ -34,8 +30,7 @@ def measure(say: Say, *, only: Sequence[str] = (), repeats: int = REPEATS) -> di
 def _of(count: int, repeats: int, say: Say) -> dict[str, Any]:
     found = []
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory(dir=FAST if FAST.is_dir() else None) as folder:
-            found.append(run_worker("many_agents", count, folder, threads=1))
+        found.append(run_worker("many_agents", count, threads=1))
         say(f"{count} agents: {found[-1]['round_cpu_s']:.3f} CPU seconds a round")
     middle = {name: statistics.median(figures[name] for figures in found) for name in found[0]}
     return {"agents": count, **{name: round(value, 3) for name, value in middle.items()}}

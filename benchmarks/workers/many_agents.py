@@ -1,6 +1,6 @@
 """One fresh process with many agents and their aggregator on a loopback, under a pretended clock; prints one JSON object.
 
-Usage: many_agents.py COUNT FOLDER; the aggregator keeps its ledger in FOLDER.
+Usage: many_agents.py COUNT. Everyone keeps what it keeps in memory.
 """
 
 import json
@@ -10,13 +10,12 @@ import statistics
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from fleetune.broker.job import Patience, Settings
-from fleetune.broker.ledger import Ledger
+from fleetune.broker.memory_store import MemoryStore
 from fleetune.broker.service import Service, topics, will
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.files import MemoryFiles
@@ -30,7 +29,6 @@ from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
 from fleetune.device_runtime.network.turns import Turns
 
 JOB, ARTIFACT, ROUNDS = "many", "a" * 64, 4
-TICK_S = 0.5
 ADAPTER = {
     "blocks.0.lora_A": np.full((8, 562), 0.01, np.float32),
     "blocks.0.lora_B": np.full((562, 8), 0.01, np.float32),
@@ -88,9 +86,8 @@ class Aggregator:
         self.service.tick(now)
 
     def due_at(self, now: float) -> float:
-        """Ask the service, where it knows."""
-        due_at = getattr(self.service, "due_at", None)
-        return due_at(now) if due_at else now + TICK_S
+        """Ask the service."""
+        return self.service.due_at(now)
 
 
 def agent_of(number: int, server: Loopback, adapter: FirstAdapter) -> tuple[LoopbackLink, Agent]:
@@ -101,7 +98,7 @@ def agent_of(number: int, server: Loopback, adapter: FirstAdapter) -> tuple[Loop
     return link, Agent(home, Workbench(Training, None, num_samples=10))
 
 
-def run(count: int, folder: Path) -> dict[str, float]:
+def run(count: int) -> dict[str, float]:
     """Run a job of ``ROUNDS`` rounds with all agents in each, and return its figures."""
     settings = Settings(
         job=JOB, artifact=ARTIFACT, rounds=ROUNDS, clients=count, min_clients=count, work=LocalWork(steps=1)
@@ -109,23 +106,22 @@ def run(count: int, folder: Path) -> dict[str, float]:
     server, ends = Loopback(), [time.process_time()]
     turns = Turns(server)
     link = server.connect(topics(JOB), will=will(JOB, "session"))
-    with Ledger(folder, settings) as ledger:
-        service = Service(
-            link,
-            ledger,
-            settings,
-            patience=Patience(),
-            adapter=ADAPTER,
-            session="session",
-            now=turns.now,
-            on_row=lambda row: ends.append(time.process_time()) if row.round else None,
-        )
-        turns.join(link, Aggregator(link, service))
-        adapter = FirstAdapter.of(ADAPTER)
-        for number in range(count):
-            turns.join(*agent_of(number, server, adapter))
-        turns.run(until=lambda: service.finished)
-        open_files = len(os.listdir("/proc/self/fd")) - 1  # one is the listing's own
+    service = Service(
+        link,
+        MemoryStore(),
+        settings,
+        patience=Patience(),
+        adapter=ADAPTER,
+        session="session",
+        now=turns.now,
+        on_row=lambda row: ends.append(time.process_time()) if row.round else None,
+    )
+    turns.join(link, Aggregator(link, service))
+    adapter = FirstAdapter.of(ADAPTER)
+    for number in range(count):
+        turns.join(*agent_of(number, server, adapter))
+    turns.run(until=lambda: service.finished)
+    open_files = len(os.listdir("/proc/self/fd")) - 1  # one is the listing's own
     assert len(ends) == ROUNDS + 1
     first, *rounds = (after - before for before, after in pairwise(ends))
     return {
@@ -138,7 +134,7 @@ def run(count: int, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Run, and print what it took."""
-    print(json.dumps(run(int(sys.argv[1]), Path(sys.argv[2]))))
+    print(json.dumps(run(int(sys.argv[1]))))
 
 
 if __name__ == "__main__":

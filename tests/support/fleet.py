@@ -31,7 +31,6 @@ JOB = "job"
 ARTIFACT = "a" * 64
 STEPS = 4
 FOUR = (0, 1, 2, 3)
-TICK_S = 0.5
 
 
 class Step(NamedTuple):
@@ -229,7 +228,7 @@ class Aggregator:
         self.service.tick(now)
 
     def due_at(self, now):
-        return now + TICK_S
+        return self.service.due_at(now)
 
     def version(self, number):
         return self.ledger.version(number)
