@@ -7,8 +7,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
 from fleetune.device_runtime.engine.onnx_graphs import may_run_alone
+from fleetune.exporters.model.quantize import LARGEST, derive
 from fleetune.exporters.onnx.passes import fuse, tidy
 from fleetune.exporters.onnx.passes.fp16_storage import fp16_storage
 from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
@@ -130,18 +132,43 @@ STEP = """(float[M,64] hidden_0, float[M,32] d_hidden_0, float[32,64] w, float[3
 <float[64,32] wt> { wt = Transpose <perm = [1, 0]> (w)  y = Gemm(hidden_0, wt, bias)  dx = MatMul(d_hidden_0, w) }"""
 
 
-def test_int8_products_are_near_there_and_back_however_the_rows_differ() -> None:
+def stored_step() -> ir.Model:
+    """STEP with its matrix as int8."""
     model = model_of(STEP)
     (stored,) = int8_products(model.graph, [model.graph.inputs[2]])
     tidy(model)
     assert stored.transposed
     assert operators(model)["MatMulIntegerToFloat"] == 2
     model.graph.inputs[:] = [v for v in model.graph.inputs if v.uses()]
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+@pytest.mark.parametrize("values", [(255,), (-255,), (-128, 127)])
+@pytest.mark.parametrize("signs", [(1,), (-1,), (-1, 1)])
+def test_int8_products_of_extremes_are_exact_on_every_processor(
+    rows: int, values: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    w = derive("w", torch.tensor(rng.choice(signs, (32, 64)), dtype=torch.float32), "int8t").numpy()
+    assert np.abs(w).min() == LARGEST
+    x, dy = (rng.choice(values, (rows, width)).astype(np.float32) for width in (64, 32))
+    one = np.ones(32, np.float32)
+    y, dx = run(
+        stored_step(), {"hidden_0": x, "d_hidden_0": dy, "bias": one, "w_int8": w, "w_scale": one}
+    )
+    wide = w.astype(np.float64)
+    np.testing.assert_array_equal(y, x @ wide + 1)  # all integers below 2**24
+    np.testing.assert_allclose(dx, dy @ wide.T, rtol=0, atol=0.25)
+
+
+def test_int8_products_are_near_there_and_back_however_the_rows_differ() -> None:
+    model = stored_step()
     rng = np.random.default_rng(0)
     x, w, bias = (rng.standard_normal(s).astype(np.float32) for s in ((40, 64), (32, 64), 32))
     dy = (rng.standard_normal((40, 32)) * np.logspace(-9, 0, 40)[:, None]).astype(np.float32)
     dy[3] = 0
-    scale = np.abs(w).max(1) / 127
+    scale = np.abs(w).max(1) / LARGEST
     q = np.round(w / scale[:, None]).astype(np.int8)
     feeds = {"hidden_0": x, "d_hidden_0": dy, "bias": bias, "w_int8": q.T.copy(), "w_scale": scale}
     y, dx = run(model, feeds)
