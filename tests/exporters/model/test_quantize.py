@@ -16,7 +16,15 @@ from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
-from fleetune.exporters.model.quantize import FORMS, LARGEST, check_base_dtype, derive, rounded, split_form, with_forms
+from fleetune.exporters.model.quantize import (
+    FORMS,
+    LARGEST,
+    check_base_dtype,
+    derive,
+    rounded,
+    split_form,
+    with_forms,
+)
 from fleetune.exporters.weights_file import write_base
 from fleetune.exporters.writing import Description, digests_of, write_artifact
 

@@ -154,9 +154,7 @@ def test_int8_products_of_extremes_are_exact_on_every_processor(
     assert np.abs(w).min() == LARGEST
     x, dy = (rng.choice(values, (rows, width)).astype(np.float32) for width in (64, 32))
     one = np.ones(32, np.float32)
-    y, dx = run(
-        stored_step(), {"hidden_0": x, "d_hidden_0": dy, "bias": one, "w_int8": w, "w_scale": one}
-    )
+    y, dx = run(stored_step(), {"hidden_0": x, "d_hidden_0": dy, "bias": one, "w_int8": w, "w_scale": one})
     wide = w.astype(np.float64)
     np.testing.assert_array_equal(y, x @ wide + 1)  # all integers below 2**24
     np.testing.assert_allclose(dx, dy @ wide.T, rtol=0, atol=0.25)
