@@ -14,6 +14,7 @@ from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.footprint import holds_whole_models
+from fleetune.device_runtime.engine.processor import int8_path
 from fleetune.device_runtime.errors import ArtifactError
 
 LIMIT = 1e-4
@@ -29,11 +30,13 @@ class SelfcheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """``tensors`` maps each checked tensor to its error.
 
     That is the largest difference over the largest value recorded; with an int8 base the norm of the difference over the norm.
+    ``int8_path`` names the instructions with which this processor multiplies int8, whatever the base.
     """
 
     ok: bool
     max_relative_error: float
     limit: float
+    int8_path: str
     tensors: dict[str, float]
 
 
@@ -66,7 +69,9 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
                 expected = _part(recorded, f"{name}.")
                 errors |= {label + n: e for n, e in _errors(expected, found, measure).items()}
     worst = max(errors.values())
-    return SelfcheckReport(ok=bool(worst <= limit), max_relative_error=worst, limit=limit, tensors=errors)
+    return SelfcheckReport(
+        ok=bool(worst <= limit), max_relative_error=worst, limit=limit, int8_path=int8_path(), tensors=errors
+    )
 
 
 def recorded_adapter(artifact: Artifact, recorded: Arrays) -> Arrays:

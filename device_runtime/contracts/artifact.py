@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -81,7 +82,8 @@ def open_artifact(folder: Path | str, *, verify: bool = True) -> Artifact:
         verify: hash every file; without it only sizes are compared.
 
     Raises:
-        ArtifactError: not an artifact, a newer format, a path outside the folder, or files that differ (all listed).
+        ArtifactError: not an artifact, a newer format, int8 weights of format 1, a path outside the folder, or files that
+            differ (all listed).
     """
     folder = Path(folder)
     content = _read_manifest(folder)
@@ -130,17 +132,28 @@ def _parse(content: bytes, folder: Path) -> Manifest:
             raise ArtifactError(
                 f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune"
             )
-        return _upgraded(msgspec.json.decode(content, type=Manifest))
+        if found < FORMAT:
+            return _upgraded(msgspec.json.decode(content), folder)
+        return msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
 
 
-def _upgraded(manifest: Manifest) -> Manifest:
-    """A manifest of an older format as this one has it: format 1 knew the labels by their name alone."""
-    if manifest.format > 1:
-        return manifest
+def _upgraded(found: dict[str, Any], folder: Path) -> Manifest:
+    """Turn a manifest of format 1 into today's; the file stays as it is, and so does the artifact's digest.
+
+    Raises:
+        ArtifactError: its int8 weights are beyond what every processor multiplies rightly.
+    """
+    if found.get("base_dtype") == "int8":
+        raise ArtifactError(
+            f"{folder}: export again with --base-dtype int8: the int8 products of format 1 are wrong on processors without VNNI"
+        )
+    manifest = msgspec.convert(found | {"format": FORMAT}, Manifest)
     inputs = tuple(
-        msgspec.structs.replace(row, role="labels") if row.name == "labels" else row
+        msgspec.structs.replace(row, role="labels")
+        if row.name == "labels"
+        else row  # known by name alone then
         for row in manifest.inputs
     )
     return msgspec.structs.replace(manifest, inputs=inputs)

@@ -13,6 +13,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array
 
 FORMAT = 2
+"""2: int8 weights are at most 64, inputs have a role. What 1 was is turned into this by ``artifact``, or refused."""
 LOGITS_BYTES = 16 * 1024**2
 """Of one chunk, where a head works a few tokens at a time; its loss and gradient take about three times as much again."""
 

@@ -117,6 +117,7 @@ def _show_selfcheck(console: Console, report: Any) -> None:
     for name, error in worst:
         console.print(f"{error:.2e}  {name}", markup=False)
     verdict = "ok" if report.ok else "NOT OK"
+    console.print(f"int8 products of this processor: {report.int8_path}", markup=False)
     largest = f"largest relative error {report.max_relative_error:.2e} (limit {report.limit:.0e})"
     console.print(f"{verdict}: {len(report.tensors)} tensors, {largest}", markup=False)
 

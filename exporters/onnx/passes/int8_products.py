@@ -4,6 +4,8 @@ Forward: ``x @ W + b`` multiplies x, quantised to uint8 with one scale for the t
 file, (in, out). Backward: ``dy @ W.T`` uses the same matrix transposed. Its scales belong to what is summed over there, so they
 go into dy; then each row of dy is brought to the same largest value, as the gradients of tokens differ by orders of magnitude
 and share one uint8 scale.
+
+Exact in their integers on every processor as long as no weight is beyond ``quantize.LARGEST``.
 """
 
 from collections.abc import Collection, Sequence

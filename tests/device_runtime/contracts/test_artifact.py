@@ -1,5 +1,6 @@
 """A reader refuses before it allocates: every way in which an artifact can be wrong gets one clear line."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, check_adapter, open_artifact
+from fleetune.device_runtime.contracts.manifest import FORMAT
 from fleetune.device_runtime.errors import ArtifactError
 
 Change = Callable[[dict[str, Any]], None]
@@ -62,6 +64,27 @@ def test_a_missing_graph(copy: Path) -> None:
 def test_a_newer_format(copy: Path) -> None:
     edit(copy, lambda m: m.update(format=99, something_new={}))
     with pytest.raises(ArtifactError, match="format 99 is newer than 2"):
+        open_artifact(copy)
+
+
+@pytest.mark.parametrize("base_dtype", ["fp32", "fp16"])
+def test_format_1_opens_under_the_digest_that_it_had(copy: Path, base_dtype: str) -> None:
+    edit(copy, lambda m: m.update(format=1, base_dtype=base_dtype))
+    artifact = open_artifact(copy)
+    assert artifact.manifest.format == FORMAT
+    assert artifact.manifest.base_dtype == base_dtype
+    assert artifact.digest == hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
+
+
+def test_format_1_with_int8_weights_is_to_be_exported_again(copy: Path) -> None:
+    edit(copy, lambda m: m.update(format=1, base_dtype="int8"))
+    with pytest.raises(ArtifactError, match=r"export again with --base-dtype int8: .* wrong .* without VNNI"):
+        open_artifact(copy)
+
+
+def test_an_unknown_field_of_format_1_is_named_too(copy: Path) -> None:
+    edit(copy, lambda m: m.update(format=1, surprise=1))
+    with pytest.raises(ArtifactError, match=r"manifest\.json.*surprise"):
         open_artifact(copy)
 
 

@@ -17,7 +17,15 @@ from fleetune.exporters.assembly import digests_of
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
-from fleetune.exporters.model.quantize import FORMS, check_base_dtype, derive, rounded, split_form, with_forms
+from fleetune.exporters.model.quantize import (
+    FORMS,
+    LARGEST,
+    check_base_dtype,
+    derive,
+    rounded,
+    split_form,
+    with_forms,
+)
 from fleetune.exporters.writing import Description, write_artifact
 
 SCALES = (0.25, 0.25, 0.5, 0.25)
@@ -117,6 +125,12 @@ def test_int8_is_within_half_a_step_of_each_channel(shape: tuple[int, int]) -> N
     assert ((found * scale - matrix).abs() <= 0.5001 * scale).all()
     assert torch.equal(derive("w", matrix.t(), "int8t"), found)
     assert torch.equal(derive("w", matrix.t(), "scalet"), scale)
+
+
+def test_two_products_with_uint8_fit_in_16_bits() -> None:
+    matrix = torch.randn(8, 7) * torch.logspace(-4, 3, 7)
+    assert derive("w", matrix, "int8").abs().amax(0).tolist() == [LARGEST] * 7
+    assert 2 * 255 * LARGEST < 2**15 <= 2 * 255 * (LARGEST + 1)
 
 
 def test_a_column_of_zeros_stays_zero() -> None:

@@ -9,7 +9,6 @@ import torch
 from plain_models import Classifier, program
 from torch import Tensor
 
-from fleetune.device_runtime.engine.onnx_graphs import may_run_alone
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.graph_file import GraphFile, GraphFiles
@@ -45,7 +44,6 @@ def examples(section: SectionFunction, batch: int, seq: int) -> list[Tensor]:
 def run(graph: GraphFile, values: Values) -> Values:
     """Feed the ports that the file declares, by name, and return what comes out by role."""
     options = ort.SessionOptions()
-    options.use_per_session_threads = may_run_alone()
     session = ort.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == [port.name for port in graph.inputs]
     feeds = {port.name: values[port.role, port.index] for port in graph.inputs}

@@ -11,9 +11,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fleetune.device_runtime.engine.onnx_graphs import may_run_alone
 from fleetune.device_runtime.errors import ExportError, UnknownName
-from fleetune.exporters.model.quantize import derive, rounded
+from fleetune.exporters.model.quantize import LARGEST, derive, rounded
 from fleetune.exporters.onnx.passes import PASSES, apply, fuse, simplify, store, tidy
 from fleetune.exporters.onnx.passes.frozen import forms_of, frozen_inputs, mark_frozen
 
@@ -89,7 +88,6 @@ def model_of(text: str) -> ir.Model:
 
 def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     options = ort.SessionOptions()
-    options.use_per_session_threads = may_run_alone()  # another test may have started the pool of the process
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     content = ir.to_proto(model).SerializeToString()
     session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -247,12 +245,35 @@ def test_fp16_casts_a_matrix_whole_and_of_a_table_the_rows() -> None:
     assert {str(v.dtype) for v in frozen_inputs(model)} == {"FLOAT16"}
 
 
-def test_int8_gradients_are_near_however_the_rows_differ() -> None:
+def stored_step() -> ir.Model:
+    """STEP with its matrix as int8."""
     model = prepared(Case(STEP, ("w",)))
     assert store(model, "int8")
     assert operators(model)["MatMulIntegerToFloat"] == 2
     assert forms_of(model) == {"w_int8": ("w", "int8t"), "w_scale": ("w", "scalet")}
     model.graph.inputs[:] = [v for v in model.graph.inputs if v.uses()]
+    return model
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+@pytest.mark.parametrize("values", [(255,), (-255,), (-128, 127)])
+@pytest.mark.parametrize("signs", [(1,), (-1,), (-1, 1)])
+def test_int8_products_of_extremes_are_exact_on_every_processor(
+    rows: int, values: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    w = derive("w", torch.tensor(rng.choice(signs, (32, 64)), dtype=torch.float32), "int8t").numpy()
+    assert np.abs(w).min() == LARGEST
+    x, dy = (rng.choice(values, (rows, width)).astype(np.float32) for width in (64, 32))
+    one = np.ones(32, np.float32)
+    y, dx = run(stored_step(), {"hidden_0": x, "d_hidden_0": dy, "bias": one, "w_int8": w, "w_scale": one})
+    wide = w.astype(np.float64)
+    np.testing.assert_array_equal(y, x @ wide + 1)  # all integers below 2**24
+    np.testing.assert_allclose(dx, dy @ wide.T, rtol=0, atol=0.25)
+
+
+def test_int8_gradients_are_near_however_the_rows_differ() -> None:
+    model = stored_step()
     feeds = drawn(model_of(STEP.replace("M,", "40,")), 0)
     feeds["d_hidden_0"] *= np.logspace(-9, 0, 40, dtype=np.float32)[:, None]
     feeds["d_hidden_0"][3] = 0

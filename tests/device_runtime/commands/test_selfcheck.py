@@ -1,0 +1,87 @@
+"""``selfcheck`` on a real artifact: what it reports, and what it does not let pass."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+from fleetune.device_runtime.arrays import load_arrays, sha256_of
+from fleetune.device_runtime.commands import selfcheck as command
+from fleetune.device_runtime.commands.selfcheck import LIMIT, relative_distance, relative_error, selfcheck
+from fleetune.device_runtime.contracts.artifact import GOLDEN, MANIFEST
+from fleetune.device_runtime.errors import ArtifactError
+from fleetune.toolkit.cli import app
+
+
+@pytest.fixture
+def copy(word_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
+
+
+def rewrite_golden(folder: Path, *, stretched: str = "", plans: bool = True) -> None:
+    """Record a tensor a thousandth too large, or no plans, and have the manifest agree."""
+    path = folder / GOLDEN
+    with safe_open(path, "np") as file:
+        metadata = file.metadata() if plans else {}
+    arrays = load_arrays(path)
+    changed = {n: np.multiply(a, np.float32(1.001)) if n == stretched else a for n, a in arrays.items()}
+    save_file(changed, path, metadata=metadata)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][GOLDEN] = {"sha256": sha256_of(path), "size_bytes": path.stat().st_size}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_every_recorded_tensor_is_compared_saved_and_recomputed(copy: Path) -> None:
+    report = selfcheck(copy)
+    assert report.ok
+    assert report.limit == LIMIT
+    recorded = {n for n in load_arrays(copy / GOLDEN) if not n.startswith(("batch.", "noise."))}
+    again = {f"{plan}.recompute.{name}" for plan, _, name in (n.partition(".") for n in recorded)}
+    assert report.tensors.keys() == recorded | again
+
+
+def test_a_tensor_that_differs_is_found(copy: Path) -> None:
+    rewrite_golden(copy, stretched="dropped.logits")
+    report = selfcheck(copy)
+    assert not report.ok
+    wrong = {name for name, error in report.tensors.items() if error > report.limit}
+    assert wrong == {"dropped.logits", "dropped.recompute.logits"}
+
+
+def test_an_artifact_without_a_recorded_step_is_to_be_exported_again(copy: Path) -> None:
+    rewrite_golden(copy, plans=False)
+    with pytest.raises(ArtifactError, match="no recorded step; export again"):
+        selfcheck(copy)
+
+
+def test_the_processor_is_named_in_the_report_and_on_the_terminal(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "int8_path", lambda: "neon-i8mm")
+    shown = CliRunner().invoke(app, ["selfcheck", str(copy)])
+    assert "int8 products of this processor: neon-i8mm" in shown.stdout
+    told: dict[str, Any] = json.loads(
+        CliRunner().invoke(app, ["selfcheck", str(copy), "--json"]).stdout.splitlines()[-1]
+    )
+    assert told["int8_path"] == "neon-i8mm"
+    assert told["ok"]
+
+
+@pytest.mark.parametrize("measure", [relative_error, relative_distance])
+def test_another_shape_or_a_nan_is_infinitely_far(measure: Any) -> None:
+    assert measure(np.ones(3), np.ones(2)) == float("inf")
+    assert measure(np.array([1.0, np.nan]), np.ones(2)) == float("inf")
+    assert measure(np.zeros(2), np.zeros(2)) == 0
+
+
+def test_errors_by_hand() -> None:
+    found, expected = np.array([3.0, 4.5]), np.array([3.0, -4.0])
+    assert relative_error(found, expected) == pytest.approx(8.5 / 4)
+    assert relative_distance(found, expected) == pytest.approx(8.5 / 5)
+    assert relative_error(np.array([0.5]), np.zeros(1)) == 0.5
