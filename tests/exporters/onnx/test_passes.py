@@ -8,7 +8,6 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from fleetune.device_runtime.engine.onnx_graphs import may_run_alone
 from fleetune.exporters.onnx.passes import fuse, tidy
 from fleetune.exporters.onnx.passes.fp16_storage import fp16_storage
 from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
@@ -36,7 +35,6 @@ def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     options = ort.SessionOptions()
-    options.use_per_session_threads = may_run_alone()  # another test may have started the pool of the process
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
