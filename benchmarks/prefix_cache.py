@@ -1,4 +1,4 @@
-"""Suffix training of half the layers with the cached prefix: time of an epoch, first and later, and without the cache.
+"""Suffix training of half the layers with the hidden cache: time of an epoch, first and later, and without the cache.
 
 ``cached_over_full``: a later epoch against training all layers. The least that arithmetic allows for ``second_over_first`` is
 two thirds: six forwards and three backwards of MiniLM's layers become three and three.

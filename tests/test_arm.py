@@ -45,7 +45,7 @@ HiddenCache.read = lambda cache, *row: found.append(read(cache, *row)) or found[
 atexit.register(lambda: print(json.dumps(found)))
 main()
 """
-"""``fleetune``, which at its end says of each example whether the cached prefix had it."""
+"""``fleetune``, which at its end says of each example whether the hidden cache had it."""
 
 
 def _is_current() -> bool:

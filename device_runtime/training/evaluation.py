@@ -1,16 +1,14 @@
 """How good an adapter is on labelled samples, at full depth."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.data.samples import IGNORED, Dataset
-
-if TYPE_CHECKING:
-    from fleetune.device_runtime.engine.engine import Engine
+from fleetune.device_runtime.engine.engine import Engine
 
 
 class Evaluation(NamedTuple):
@@ -22,7 +20,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    engine: "Engine",
+    engine: Engine,
     dataset: Dataset,
     adapter: Arrays,
     *,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,15 +16,13 @@ from fleetune.device_runtime.contracts.plans import active_layers
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import SEED_MAX, Draws
+from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
 from fleetune.device_runtime.training.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 from fleetune.device_runtime.training.step_reports import History, StepReport
-
-if TYPE_CHECKING:
-    from fleetune.device_runtime.engine.engine import Engine
 
 
 class Trainer:
@@ -38,7 +35,7 @@ class Trainer:
 
     def __init__(
         self,
-        engine: "Engine",
+        engine: Engine,
         dataset: Dataset,
         work: LocalWork,
         adapter: Arrays,

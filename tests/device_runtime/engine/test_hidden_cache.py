@@ -1,4 +1,4 @@
-"""The cached prefix: what is stored comes back, what is stale does not; a run with it is the run without, up to fp16."""
+"""The hidden cache: what is stored comes back, what is stale does not; a run with it is the run without, up to fp16."""
 
 import errno
 import logging

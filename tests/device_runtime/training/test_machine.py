@@ -1,4 +1,4 @@
-"""What of this machine a run may use: cores, a budget, a cached prefix; through `train`, as a user meets it."""
+"""What of this machine a run may use: cores, a budget, a hidden cache; through `train`, as a user meets it."""
 
 import errno
 import logging
@@ -130,7 +130,7 @@ def test_a_later_round_fits_as_the_first_though_the_process_has_grown(
         assert machine.fit == first
 
 
-def test_the_cached_prefix_is_gone_after_the_run(word_artifact, word_file, tmp_path) -> None:
+def test_the_hidden_cache_is_gone_after_the_run(word_artifact, word_file, tmp_path) -> None:
     suffix = {**OPTIONS, "steps": 0, "epochs": 2, "policy": "suffix", "drop": 0.5}
     plain = train(word_artifact, data=word_file, out=tmp_path / "plain", **suffix)
     cached = train(word_artifact, data=word_file, out=tmp_path / "cached", hidden_cache_mb=50, **suffix)
@@ -139,7 +139,7 @@ def test_the_cached_prefix_is_gone_after_the_run(word_artifact, word_file, tmp_p
     assert not list((tmp_path / "cached" / "cache").iterdir())
 
 
-def test_a_run_with_a_cached_prefix_that_was_killed_goes_on_as_the_one_that_was_not(
+def test_a_run_with_a_hidden_cache_that_was_killed_goes_on_as_the_one_that_was_not(
     word_artifact, word_file, tmp_path
 ) -> None:
     class Killed(BaseException):
