@@ -21,7 +21,7 @@ from safetensors.numpy import load
 from servers import Mosquitto, free_port
 
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.strategies import fedavg
+from fleetune.broker.strategies import Update, fedavg
 from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.commands.device import device
@@ -182,7 +182,7 @@ def expected(artifact, data):
                 while not trainer.done:
                     trainer.step()
                 values = {n: v.astype(np.float64) for n, v in trainer.adapter.items()}
-                state = fedavg().add(state, values, dataset.num_samples)
+                state = fedavg().add(state, Update(values, adapter, dataset.num_samples))
             adapter, _ = fedavg().finish(state, adapter, {})
             versions.append(adapter)
     return versions
