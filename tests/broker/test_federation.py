@@ -278,7 +278,7 @@ def test_a_device_that_pauses_in_its_round_stays_in_it(fleet, mosquitto, expecte
         fleet.device(name, **({"rules": rules} if name == "d" else {}))
     paused = DeviceStatus(device_id="d", online=True, paused="temperature 90.0 C is above 70 C")
     wait_for_status(mosquitto.url, "d", paused)
-    fleet.wait_for("run/updates/00001-a.bin", "run/updates/00001-b.bin", "run/updates/00001-c.bin")
+    fleet.wait_for("run/updates/train-1-a.bin", "run/updates/train-1-b.bin", "run/updates/train-1-c.bin")
     fleet.wait_for_log("d", "round 1: offer")
     assert not list(fleet.root.glob("run/updates/*-d.bin"))
     assert not list(fleet.root.glob("run/versions/00001*"))
