@@ -23,7 +23,7 @@ from servers import free_port
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import device_seed
-from fleetune.broker.strategies import fedavg
+from fleetune.broker.strategies import Update, fedavg
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.commands.device import device
@@ -176,7 +176,7 @@ def expected(artifact, data):
                 while not trainer.done:
                     trainer.step()
                 values = {n: v.astype(np.float64) for n, v in trainer.adapter.items()}
-                state = fedavg().add(state, values, dataset.num_samples)
+                state = fedavg().add(state, Update(values, adapter, dataset.num_samples))
             adapter, _ = fedavg().finish(state, adapter, {})
             versions.append(adapter)
     return versions
@@ -272,7 +272,7 @@ def test_a_device_that_pauses_in_its_round_stays_in_it(fleet, mosquitto, expecte
         fleet.device(name, **({"rules": rules} if name == "d" else {}))
     paused = DeviceStatus(device_id="d", online=True, paused="temperature 90.0 C is above 70 C")
     wait_for_status(mosquitto.url, "d", paused)
-    fleet.wait_for("run/updates/00001-a.bin", "run/updates/00001-b.bin", "run/updates/00001-c.bin")
+    fleet.wait_for("run/updates/train-1-a.bin", "run/updates/train-1-b.bin", "run/updates/train-1-c.bin")
     fleet.wait_for_log("d", "round 1: offer")
     assert not list(fleet.root.glob("run/updates/*-d.bin"))
     assert not list(fleet.root.glob("run/versions/00001*"))
