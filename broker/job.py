@@ -1,52 +1,90 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Annotated
 
 import msgspec
 
 from fleetune.broker.strategies import STRATEGIES
 from fleetune.device_runtime.contracts.wire import LocalWork, check_name
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.methods import work as works
+from fleetune.device_runtime.options import Option, problems, refuse
+
+TABLES: dict[str, Collection[str]] = {**works.TABLES, STRATEGIES.kind: STRATEGIES}
+"""Where the names in a job and its work are looked up."""
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A job. The ledger keeps it and refuses to go on with another."""
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job as the operator gives it: ``Job("home", rounds=20, clients=8)``."""
 
-    job: str
+    job: Annotated[
+        str, Option("name of the federation; all devices and the aggregator say the same", metavar="NAME")
+    ]
+    rounds: Annotated[int, Option("rounds in all", at_least=1)]
+    clients: Annotated[int, Option("training devices in a round; of more, so many are drawn", at_least=1)]
+    min_clients: Annotated[
+        int, Option("updates a round needs at its deadline; 0 for all of --clients", at_least=0)
+    ] = 0
+    strategy: Annotated[str, Option("how updates are combined", table="strategy")] = "fedavg"
+    seed: Annotated[int, Option("seed of everything random", at_least=0)] = 0
+    evaluate_every: Annotated[
+        int, Option("versions evaluated: 0, every so many, and the last", at_least=1)
+    ] = 1
+
+
+class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job of an artifact with its work. The ledger keeps it and refuses to go on with another."""
+
     artifact: str
     """SHA-256 of the artifact's manifest."""
-    rounds: int
-    clients: int
-    """Devices asked in a round."""
-    min_clients: int
-    """Updates without which a round does not close."""
-    strategy: str = "fedavg"
     work: LocalWork = LocalWork()
-    seed: int = 0
-    evaluate_every: int = 1
-    """Versions evaluated: 0, every so many, and the last."""
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the aggregator waits for what, in seconds; 0 for ever."""
+    """How long the aggregator waits for what."""
 
-    deadline_s: float = 600.0
-    """A round closes then, or is extended by as much again."""
-    gather_s: float = 60.0
-    """The first round waits so long for all ``clients`` devices; then ``min_clients`` do."""
-    evaluation_s: float = 600.0
-    """After the last round, longest wait for the next report of an evaluating device."""
-    extensions_max: int = 10
-    """A round extended more often than this stops the aggregator; the same command resumes it."""
+    deadline_s: Annotated[
+        float,
+        Option("seconds after which a round closes, or is extended by as much; 0 for never", at_least=0),
+    ] = 600.0
+    gather_s: Annotated[
+        float, Option("seconds the first round waits for all clients, then for min_clients", at_least=0)
+    ] = 60.0
+    evaluation_s: Annotated[
+        float,
+        Option("seconds to wait for the next report after the last round; 0 for ever", at_least=0),
+    ] = 600.0
+    extensions_max: Annotated[
+        int, Option("extensions of one round before the aggregator stops", at_least=0)
+    ] = 10
 
 
-def check_settings(settings: Settings, patience: Patience) -> None:
-    """Raise ConfigError that lists everything wrong; UnknownName for the strategy."""
+def settings_of(job: Job, *, artifact: str, work: LocalWork) -> Settings:
+    """Join a job, the digest of its artifact and its work; ``min_clients`` 0 becomes all of ``clients``.
+
+    Raises:
+        ConfigError: ``work`` has what each device of each round gets of its own.
+    """
+    given = [name for name in ("seed", "rounds_before") if getattr(work, name)]
+    if given:
+        raise ConfigError(
+            f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed"
+        )
+    fields = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
+    return Settings(**fields, artifact=artifact, work=work)
+
+
+def check_settings(settings: Settings, patience: Patience, *, num_layers: int) -> None:
+    """Raise ConfigError that lists everything wrong; UnknownName for one unknown name.
+
+    Args:
+        settings: the job's.
+        patience: the aggregator's.
+        num_layers: of the model; devices would refuse work that does not suit it.
+    """
     check_name("job", settings.job)
-    STRATEGIES[settings.strategy]
-    problems = [*_problems(settings), *_patience_problems(patience)]
-    if problems:
-        raise ConfigError("; ".join(problems))
+    refuse([*_problems(settings, num_layers), *problems(patience)])
 
 
 def differences(mine: Settings, theirs: Settings) -> list[str]:
@@ -66,31 +104,9 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     return msgspec.structs.replace(settings.work, seed=seed, rounds_before=round_number - 1)
 
 
-def _problems(settings: Settings) -> Iterator[str]:
-    if settings.rounds < 1:
-        yield f"rounds {settings.rounds}: at least 1"
-    if settings.clients < 1:
-        yield f"clients {settings.clients}: at least 1"
+def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
+    found = problems(settings, TABLES)
+    yield from found
     if not 1 <= settings.min_clients <= settings.clients:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
-    if settings.evaluate_every < 1:
-        yield f"evaluate_every {settings.evaluate_every}: at least 1"
-    if settings.seed < 0:
-        yield f"seed {settings.seed}: not negative"
-    yield from _work_problems(settings.work)
-
-
-def _work_problems(work: LocalWork) -> Iterator[str]:
-    for name in ("batch_size", "seq_len"):
-        if getattr(work, name) < 1:
-            yield f"{name} {getattr(work, name)}: at least 1"
-    if work.steps < 0 or work.epochs < 0 or not (work.steps or work.epochs):
-        yield f"local_steps {work.steps}, local_epochs {work.epochs}: one of them at least 1, none negative"
-    if not work.optimizer.lr > 0:
-        yield f"lr {work.optimizer.lr}: above 0"
-
-
-def _patience_problems(patience: Patience) -> Iterator[str]:
-    for name in patience.__struct_fields__:
-        if not getattr(patience, name) >= 0:
-            yield f"{name} {getattr(patience, name)}: not negative"
+    yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)

@@ -13,6 +13,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays, Floats
 from fleetune.device_runtime.contracts.wire import OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.tables import Table
 
 STEP = "step"
@@ -115,18 +116,8 @@ def _count(counter: Array) -> int:
 
 
 def _check(spec: OptimizerSpec) -> None:
-    problems = [
-        f"{name} must be {wanted}, got {value}"
-        for name, value, wanted, ok in (
-            ("lr", spec.lr, "positive", spec.lr > 0),
-            ("weight_decay", spec.weight_decay, "at least 0", spec.weight_decay >= 0),
-            ("warmup_steps", spec.warmup_steps, "at least 0", spec.warmup_steps >= 0),
-            ("clip_norm", spec.clip_norm, "at least 0", spec.clip_norm >= 0),
-        )
-        if not (ok and math.isfinite(value))
-    ]
-    if problems:
-        raise ConfigError(f"optimizer {spec.name!r}: " + "; ".join(problems))
+    if found := problems(spec):
+        raise ConfigError(f"optimizer {spec.name!r}: " + "; ".join(found))
 
 
 def _slots_of(rule: Rule, state: Arrays, name: str) -> Slots:

@@ -7,7 +7,6 @@ NeurIPS 2023, github.com/k1l1/SLT), where the model itself grows, from round to 
 start, the adapters of equal blocks are trained, and all blocks but the last get equally many steps, is ours. So is ``cyclic``.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, dropping
 from fleetune.device_runtime.contracts.plans import full as full_plan
 from fleetune.device_runtime.contracts.wire import PolicySpec
 from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.tables import Table
 
 PolicyState = dict[str, Any]
@@ -39,8 +39,8 @@ def make_policy(spec: PolicySpec, num_layers: int) -> Policy:
     """
     if num_layers < 1:
         raise ConfigError(f"layer policy: a model of {num_layers} layers; expected at least 1")
-    if not (math.isfinite(spec.drop) and 0 <= spec.drop < 1):
-        raise ConfigError(f"layer policy {spec.name!r}: drop must be in [0, 1), got {spec.drop}")
+    if found := problems(spec):
+        raise ConfigError(f"layer policy {spec.name!r}: " + "; ".join(found))
     make = POLICIES[spec.name]
     if spec.name in MOVING:
         return make(num_layers, drop=spec.drop, period=spec.period)

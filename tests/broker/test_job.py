@@ -2,21 +2,34 @@ import pytest
 from rounds_by_hand import job
 
 from fleetune.broker.job import Patience, check_settings, device_work, differences
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 
 
 def test_settings_are_checked_together():
     with pytest.raises(ConfigError) as caught:
         check_settings(
-            job(rounds=0, clients=2, min_clients=3, work=LocalWork(batch_size=0)), Patience(deadline_s=-1)
+            job(
+                rounds=0,
+                clients=2,
+                min_clients=3,
+                work=LocalWork(batch_size=0, optimizer=OptimizerSpec(name="x")),
+            ),
+            Patience(deadline_s=-1),
+            num_layers=4,
         )
-    for said in ("rounds 0", "min_clients 3: from 1 to clients (2)", "batch_size 0", "deadline_s -1"):
+    for said in (
+        "rounds must be at least 1, got 0",
+        "min_clients 3: from 1 to clients (2)",
+        "batch_size must be at least 1, got 0",
+        "no optimizer 'x'; have: adamw, sgd",
+        "deadline_s must be at least 0, got -1",
+    ):
         assert said in str(caught.value)
     with pytest.raises(UnknownName, match="no strategy 'x'"):
-        check_settings(job(strategy="x"), Patience())
+        check_settings(job(strategy="x"), Patience(), num_layers=4)
     with pytest.raises(ConfigError, match="job 'a/b'"):
-        check_settings(job(job="a/b"), Patience())
+        check_settings(job(job="a/b"), Patience(), num_layers=4)
 
 
 def test_every_device_of_every_round_has_a_seed_of_its_own():

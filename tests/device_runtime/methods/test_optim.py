@@ -144,7 +144,7 @@ def test_every_optimizer_goes_downhill():
 
 def test_wrong_numbers_are_all_listed():
     with pytest.raises(
-        ConfigError, match=r"lr must be positive, got 0.0; weight_decay .* got nan; clip_norm .* got -1.0"
+        ConfigError, match=r"lr must be above 0, got 0.0; weight_decay .* got nan; clip_norm .* got -1.0"
     ):
         make_optimizer(OptimizerSpec(lr=0.0, weight_decay=math.nan, clip_norm=-1.0), total_steps=1)
     with pytest.raises(UnknownName, match="no optimizer 'lion'; have: adamw, sgd"):

@@ -164,7 +164,7 @@ def test_at_least_one_layer_is_kept():
 @pytest.mark.parametrize("drop", [-0.1, 1.0, 1.5, math.nan, math.inf])
 @pytest.mark.parametrize("name", DROPPING)
 def test_a_drop_outside_its_range_is_refused(name, drop):
-    with pytest.raises(ConfigError, match=r"drop must be in \[0, 1\)"):
+    with pytest.raises(ConfigError, match="drop must be at least 0 and below 1"):
         make_policy(spec(name, drop), 6)
 
 
@@ -182,11 +182,12 @@ def test_wrong_choices_are_refused_with_the_right_ones():
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_period_is_for_those_that_move(name):
     if name in MOVING:
-        for period in (0, -1):
-            with pytest.raises(
-                ConfigError, match=f"'{name}' stays on a block of layers for .* at least 1 step, got {period}"
-            ):
-                make_policy(PolicySpec(name=name, drop=0.5, period=period), 6)
+        with pytest.raises(
+            ConfigError, match=f"'{name}' stays on a block of layers for .* at least 1 step, got 0"
+        ):
+            make_policy(PolicySpec(name=name, drop=0.5, period=0), 6)
+        with pytest.raises(ConfigError, match=f"'{name}': period must be at least 0, got -1"):
+            make_policy(PolicySpec(name=name, drop=0.5, period=-1), 6)
     else:
         with pytest.raises(
             ConfigError, match=f"'{name}' has no period, got 5; policies that have: cyclic, successive"
