@@ -29,7 +29,7 @@ class Option(NamedTuple):
     below: float | None = None
     choices: tuple[str, ...] = ()
     table: str = ""
-    """Kind of the table whose names are the choices."""
+    """Kind of the table whose names are choices too."""
     off: str = ""
     """Flag that says False; ``no-FLAG`` without it."""
     metavar: str | None = None
@@ -95,7 +95,9 @@ def _broken(field: Field, value: object, tables: Tables) -> Iterator[str]:
         return
     if isinstance(value, (int, float)) and (wanted := _unmet(option, value)):
         yield f"{name} must be {wanted}, got {value}"
-    known = tables.get(option.table) if option.table else option.choices
+    if option.table and option.table not in tables:
+        return
+    known = {*option.choices, *tables.get(option.table, ())}
     if known and value not in known:
         yield f"no {option.table or name} {value!r}; have: {choices(known)}"
 

@@ -11,7 +11,7 @@ from fleetune.device_runtime.tables import Table
 
 class Inner(msgspec.Struct, frozen=True, kw_only=True):
     rate: Annotated[float, Option("share", at_least=0, below=1)] = 0.0
-    kind: Annotated[str, Option("what", table="fruit")] = "apple"
+    kind: Annotated[str, Option("what", table="fruit", choices=("none",))] = "apple"
 
 
 class Outer(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ FRUIT = {"fruit": Table("fruit", {"apple": 1, "pear": 2})}
 
 def test_what_keeps_every_law_is_let_be():
     assert problems(Outer(), FRUIT) == []
-    check(Outer(free=-5, inner=Inner(kind="pear")), Outer(lr=3), tables=FRUIT)
+    check(Inner(kind="none"), Outer(free=-5, inner=Inner(kind="pear")), Outer(lr=3), tables=FRUIT)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_keeps_every_law_is_let_be():
         (Outer(role="sleep"), "no role 'sleep'; have: cook, eat"),
         (Outer(inner=Inner(rate=1)), "rate must be at least 0 and below 1, got 1"),
         (Outer(inner=Inner(rate=-0.1)), "rate must be at least 0 and below 1, got -0.1"),
-        (Outer(inner=Inner(kind="brick")), "no fruit 'brick'; have: apple, pear"),
+        (Outer(inner=Inner(kind="brick")), "no fruit 'brick'; have: apple, none, pear"),
     ],
 )
 def test_a_broken_law_is_named(struct, said):

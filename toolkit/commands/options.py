@@ -75,7 +75,7 @@ def _parameter(flag: Flag) -> inspect.Parameter:
 
 def _option(flag: Flag) -> Any:
     option, dashed = flag.option, flag.name.replace("_", "-")
-    names = [*TABLES[option.table]] if option.table else [*option.choices]
+    names = [*option.choices, *(TABLES[option.table] if option.table else ())]
     text = f"{option.help}: {_listed(names)}" if names else option.help
     metavar = option.metavar or ("NAME" if names else None)
     if flag.type is bool:
