@@ -1,8 +1,17 @@
+import msgspec
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Patience, check_settings, device_work, differences
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.broker.job import (
+    Job,
+    Patience,
+    Settings,
+    check_settings,
+    device_work,
+    differences,
+    settings_of,
+)
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 
 
@@ -45,3 +54,37 @@ def test_every_device_of_a_round_knows_how_many_came_before():
 
 def test_differences_name_the_fields():
     assert differences(job(), job(clients=3)) == ["clients: 2, was 3"]
+
+
+def test_an_operators_job_becomes_settings_and_no_minimum_is_all_clients():
+    work = LocalWork(steps=3)
+    settings = settings_of(Job("j", rounds=2, clients=3), artifact="a" * 64, work=work)
+    assert settings == job(clients=3, min_clients=3, work=work)
+    assert settings_of(Job("j", rounds=2, clients=3, min_clients=1), artifact="", work=work).min_clients == 1
+
+
+@pytest.mark.parametrize("work", [LocalWork(seed=5), LocalWork(rounds_before=1)])
+def test_work_with_what_a_device_gets_of_its_own_is_refused(work):
+    """It would be overwritten for each device, and nobody would know."""
+    with pytest.raises(ConfigError, match="work: (seed|rounds_before) cannot be given"):
+        settings_of(Job("j", rounds=2, clients=3), artifact="", work=work)
+
+
+def test_the_aggregator_refuses_what_a_device_would_decline():
+    with pytest.raises(ConfigError, match="stays on a block of layers for a period of at least 1 step"):
+        wrong = job(work=LocalWork(policy=PolicySpec(name="cyclic", drop=0.5)))
+        check_settings(wrong, Patience(), num_layers=4)
+    check_settings(job(), Patience(), num_layers=4)
+
+
+OF_0_1_0 = b"""{"job":"j","artifact":"%s","rounds":2,"clients":2,"min_clients":2,"strategy":"fedavg",
+"work":{"policy":{"name":"suffix","drop":0.5,"shape":"uniform","period":0},"optimizer":{"name":"adamw","lr":0.002,
+"weight_decay":0.0,"warmup_steps":0,"decay":"constant","clip_norm":0.0},"steps":3,"epochs":1,"batch_size":16,"seq_len":128,
+"seed":0,"codec":"fp32","rounds_before":0},"seed":0,"evaluate_every":1}"""
+
+
+def test_a_job_of_0_1_0_goes_on():
+    """The ledger keeps settings as text, and compares."""
+    theirs = msgspec.json.decode(OF_0_1_0 % (b"a" * 64), type=Settings)
+    mine = job(work=LocalWork(policy=PolicySpec(name="suffix", drop=0.5), steps=3))
+    assert differences(mine, theirs) == []
