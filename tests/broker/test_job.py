@@ -66,13 +66,13 @@ def test_an_operators_job_becomes_settings_and_no_minimum_is_all_clients():
 @pytest.mark.parametrize("work", [LocalWork(seed=5), LocalWork(rounds_before=1)])
 def test_work_with_what_a_device_gets_of_its_own_is_refused(work):
     """It would be overwritten for each device, and nobody would know."""
-    with pytest.raises(ConfigError, match="work: (seed|rounds_before) cannot be given"):
+    with pytest.raises(ConfigError, match=r"work: (seed|rounds_before) cannot be given"):
         settings_of(Job("j", rounds=2, clients=3), artifact="", work=work)
 
 
 def test_the_aggregator_refuses_what_a_device_would_decline():
+    wrong = job(work=LocalWork(policy=PolicySpec(name="cyclic", drop=0.5)))
     with pytest.raises(ConfigError, match="stays on a block of layers for a period of at least 1 step"):
-        wrong = job(work=LocalWork(policy=PolicySpec(name="cyclic", drop=0.5)))
         check_settings(wrong, Patience(), num_layers=4)
     check_settings(job(), Patience(), num_layers=4)
 
