@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.measuring.figures import Round, medians, ratio, table
+from benchmarks.measuring.processes import run_floor, run_worker
+from benchmarks.measuring.subjects import NUM_LABELS, model_of
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.device_runtime.tables import Table
 from fleetune.exporters.ort_training.writing import training_python
-from fleetune.toolkit.benchmark import run_floor, run_worker
 from fleetune.toolkit.export import export
-from fleetune.toolkit.figures import Round, medians, ratio, table
-from fleetune.toolkit.subjects import NUM_LABELS, model_of
 
 BATCH, SEQ, THREADS, REPEATS, FLOOR_STEPS, JOINT_STEPS, LIMIT_S = 8, 128, 2, 3, 3, 2, 300
 Say = Callable[[str], None]

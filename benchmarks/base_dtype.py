@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring.figures import Round, medians, ratio
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.exporters.model.quantize import BASE_DTYPES
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import Round, medians, ratio
-from fleetune.toolkit.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 10, 2, 5
 Say = Callable[[str], None]

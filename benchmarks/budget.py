@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring.figures import table
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of
 from fleetune.device_runtime.tables import Table
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import table
-from fleetune.toolkit.subjects import artifact_of
 
 STEPS, THREADS, BUDGETS = 5, 2, 10
 SIZES = Table(

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import Round, chart_of, medians, ratio
-from fleetune.toolkit.subjects import artifact_of, model_of
+from benchmarks.measuring.figures import Round, chart_of, medians, ratio
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of, model_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 3, 2, 5
 Say = Callable[[str], None]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.subjects import artifact_of
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS = 4, 32, 10_000, 2
 

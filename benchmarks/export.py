@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measuring.figures import table
+from benchmarks.measuring.subjects import NUM_LABELS, model_of
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.tables import Table
 from fleetune.toolkit.benchmark import FOLDER
-from fleetune.toolkit.figures import table
-from fleetune.toolkit.subjects import NUM_LABELS, model_of
 
 THREADS = 2
 AIMS: Table[dict[str, float]] = Table(

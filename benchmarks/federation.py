@@ -15,18 +15,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from benchmarks.measuring.processes import FOLDER, run_worker
 from fleetune.broker.aggregation import aggregate
+from fleetune.broker.job import Job
 from fleetune.broker.servers.mosquitto import write_configuration
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.toolkit.benchmark import FOLDER, run_worker
 from fleetune.toolkit.export import export
 from fleetune.toolkit.models import packaged_model
 from fleetune.toolkit.processes import fleet
 
 DEVICES, ROUNDS, STEPS, ALPHA, SEED, TEST_LINES = 8, 15, 30, 0.5, 0, 1000
-WORK = {"local_steps": STEPS, "batch_size": 16, "seq_len": 32, "lr": 2e-3, "seed": SEED}
+WORK = LocalWork(steps=STEPS, batch_size=16, seq_len=32, optimizer=OptimizerSpec(lr=2e-3))
+SETTINGS = {
+    "local_steps": STEPS,
+    "batch_size": WORK.batch_size,
+    "seq_len": WORK.seq_len,
+    "lr": WORK.optimizer.lr,
+    "seed": SEED,
+}
+"""The same for torch, and for the summary."""
 JOB = "banking"
 CODECS = ("fp32", "int8")
 
@@ -45,9 +56,9 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
         )
         found = {codec: _federate(folder, codec, say) for codec in CODECS}
         say("the same federation in torch + peft, one process, no transport")
-        settings = json.dumps({"rounds": ROUNDS, "devices": DEVICES, **WORK})
+        settings = json.dumps({"rounds": ROUNDS, "devices": DEVICES, **SETTINGS})
         found["torch"] = run_worker("torch_federation", packaged_model(), folder, settings, threads=2)
-    summary = {"devices": DEVICES, "rounds": ROUNDS, "alpha": ALPHA, **WORK}
+    summary = {"devices": DEVICES, "rounds": ROUNDS, "alpha": ALPHA, **SETTINGS}
     return {
         "benchmark": "federation",
         **summary,
@@ -92,9 +103,13 @@ def _federate(folder: Path, codec: str, say: Callable[[str], None]) -> dict[str,
         members.start("evaluator", root / "evaluator", [*evaluator, "--role", "evaluate"])
         started = time.monotonic()
         report = aggregate(
-            artifact, mqtt=url, job=JOB, rounds=ROUNDS, clients=DEVICES, codec=codec, out=root / "run",
-            on_round=lambda row: say(f"{codec} round {row.round}: accuracy {row.accuracy}"), **WORK,
-        )  # fmt: skip
+            artifact,
+            mqtt=url,
+            job=Job(JOB, rounds=ROUNDS, clients=DEVICES, seed=SEED),
+            out=root / "run",
+            work=msgspec.structs.replace(WORK, codec=codec),
+            on_round=lambda row: say(f"{codec} round {row.round}: accuracy {row.accuracy}"),
+        )
         members.wait(60)
     return {
         "accuracy": report.accuracy,

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.measuring.figures import chart_of, table
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of, model_of
 from fleetune.device_runtime.commands.inspect import estimate
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.tables import Table
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import chart_of, table
-from fleetune.toolkit.subjects import artifact_of, model_of
 
 BATCH, SEQ, STEPS, THREADS = 16, 64, 8, 2
 Say = Callable[[str], None]

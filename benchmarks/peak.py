@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measuring.figures import Round, medians, ratio, table
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of, model_of
 from fleetune.device_runtime.tables import Table
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import Round, medians, ratio, table
-from fleetune.toolkit.subjects import artifact_of, model_of
 
 STEPS, THREADS, REPEATS = 4, 2, 3
 SIZES = Table("model", {"minilm": (16, 64), "bert": (8, 128)})

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import Round, chart_of, medians, ratio
-from fleetune.toolkit.subjects import artifact_of
+from benchmarks.measuring.figures import Round, chart_of, medians, ratio
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 16, 2, 3
 CACHE_MB = 1000

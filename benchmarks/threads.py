@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fleetune.toolkit.benchmark import run_worker
-from fleetune.toolkit.figures import Round, chart_of, medians, ratio, table
-from fleetune.toolkit.subjects import artifact_of
+from benchmarks.measuring.figures import Round, chart_of, medians, ratio, table
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.subjects import artifact_of
 
 BATCH, SEQ, STEPS, REPEATS = 16, 64, 14, 3
 Say = Callable[[str], None]

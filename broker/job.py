@@ -1,57 +1,77 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
-from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
-from fleetune.broker.strategies import STRATEGIES
-from fleetune.device_runtime.contracts.wire import LocalWork, check_name
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.options import Option
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A job. The ledger keeps it and refuses to go on with another."""
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job as the operator gives it: ``Job("home", rounds=20, clients=8)``."""
 
-    job: str
+    job: Annotated[
+        str, Option("name of the federation; all devices and the aggregator say the same", metavar="NAME")
+    ]
+    rounds: Annotated[int, Option("rounds in all", at_least=1)]
+    clients: Annotated[int, Option("training devices in a round; of more, so many are drawn", at_least=1)]
+    min_clients: Annotated[
+        int, Option("updates a round needs at its deadline; 0 for all of --clients", at_least=0)
+    ] = 0
+    strategy: Annotated[str, Option("how updates are combined", table="strategy")] = "fedavg"
+    seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
+    selection: Annotated[str, Option("which of the devices here are asked", table="selection")] = "uniform"
+    configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (
+        "fixed"
+    )
+    evaluate_every: Annotated[
+        int, Option("versions evaluated: 0, every so many, and the last", at_least=1)
+    ] = 1
+
+
+class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A job of an artifact with its work. The ledger keeps it and refuses to go on with another."""
+
     artifact: str
     """SHA-256 of the artifact's manifest."""
-    rounds: int
-    clients: int
-    """Devices asked in a round."""
-    min_clients: int
-    """Updates without which a round does not close."""
-    strategy: str = "fedavg"
     work: LocalWork = LocalWork()
-    seed: int = 0
-    selection: str = "uniform"
-    """Which of the devices here are asked."""
-    configurator: str = "fixed"
-    """How the work of each device is chosen."""
-    evaluate_every: int = 1
-    """Versions evaluated: 0, every so many, and the last."""
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the aggregator waits for what, in seconds; 0 for ever."""
+    """How long the aggregator waits for what."""
 
-    deadline_s: float = 600.0
-    """A round closes then, or is extended by as much again."""
-    gather_s: float = 60.0
-    """The first round waits so long for all ``clients`` devices; then ``min_clients`` do."""
-    evaluation_s: float = 600.0
-    """After the last round, longest wait for the next report of an evaluating device."""
-    extensions_max: int = 10
-    """A round extended more often than this stops the aggregator; the same command resumes it."""
+    deadline_s: Annotated[
+        float,
+        Option("seconds after which a round closes, or is extended by as much; 0 for never", at_least=0),
+    ] = 600.0
+    gather_s: Annotated[
+        float, Option("seconds the first round waits for all clients, then for min_clients", at_least=0)
+    ] = 60.0
+    evaluation_s: Annotated[
+        float,
+        Option("seconds to wait for the next report after the last round; 0 for ever", at_least=0),
+    ] = 600.0
+    extensions_max: Annotated[
+        int, Option("extensions of one round before the aggregator stops", at_least=0)
+    ] = 10
 
 
-def check_settings(settings: Settings, patience: Patience) -> None:
-    """Raise ConfigError that lists everything wrong; UnknownName for the strategy."""
-    check_name("job", settings.job)
-    STRATEGIES[settings.strategy]
-    problems = [*_problems(settings), *_patience_problems(patience)]
-    if problems:
-        raise ConfigError("; ".join(problems))
+def settings_of(job: Job, *, artifact: str, work: LocalWork) -> Settings:
+    """Join a job, the digest of its artifact and its work; ``min_clients`` 0 becomes all of ``clients``.
+
+    Raises:
+        ConfigError: ``work`` has what each device of each round gets of its own.
+    """
+    given = [name for name in ("seed", "rounds_before") if getattr(work, name)]
+    if given:
+        raise ConfigError(
+            f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed"
+        )
+    fields = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
+    return Settings(**fields, artifact=artifact, work=work)
 
 
 def differences(mine: Settings, theirs: Settings) -> list[str]:
@@ -77,33 +97,3 @@ def device_seed(seed: int, *, round_number: int, position: int) -> int:
     if (round_number, position) == (1, 0):
         return seed
     return int(integers(Key(seed, "devices", round_number, position), 1)[0])
-
-
-def _problems(settings: Settings) -> Iterator[str]:
-    if settings.rounds < 1:
-        yield f"rounds {settings.rounds}: at least 1"
-    if settings.clients < 1:
-        yield f"clients {settings.clients}: at least 1"
-    if not 1 <= settings.min_clients <= settings.clients:
-        yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
-    if settings.evaluate_every < 1:
-        yield f"evaluate_every {settings.evaluate_every}: at least 1"
-    if not 0 <= settings.seed <= SEED_MAX:
-        yield f"seed {settings.seed}: from 0 to 2**53 - 1"
-    yield from _work_problems(settings.work)
-
-
-def _work_problems(work: LocalWork) -> Iterator[str]:
-    for name in ("batch_size", "seq_len"):
-        if getattr(work, name) < 1:
-            yield f"{name} {getattr(work, name)}: at least 1"
-    if work.steps < 0 or work.epochs < 0 or not (work.steps or work.epochs):
-        yield f"local_steps {work.steps}, local_epochs {work.epochs}: one of them at least 1, none negative"
-    if not work.optimizer.lr > 0:
-        yield f"lr {work.optimizer.lr}: above 0"
-
-
-def _patience_problems(patience: Patience) -> Iterator[str]:
-    for name in patience.__struct_fields__:
-        if not getattr(patience, name) >= 0:
-            yield f"{name} {getattr(patience, name)}: not negative"

@@ -1,8 +1,11 @@
 """Layer-droppable LoRA training on edge devices, federated over MQTT.
 
-The public door: what each command of the command line does is a function here, imported when first used.
+The public door: what each command of the command line does is a function here, imported when first used, and so are
+the structs that it takes.
 
-    from fleetune import export, train, predict
+    from fleetune import LocalWork, OptimizerSpec, train
+
+    train("artifact", data="mine.jsonl", out="run", work=LocalWork(steps=100, optimizer=OptimizerSpec(lr=1e-3)))
 """
 
 from importlib import import_module
@@ -10,18 +13,52 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetune.broker.aggregation import aggregate
+    from fleetune.broker.job import Job, Patience
+    from fleetune.broker.servers.embedded import EmbeddedServer
+    from fleetune.device_runtime.agent.identity import Duty
     from fleetune.device_runtime.commands.device import device
     from fleetune.device_runtime.commands.inspect import inspect
     from fleetune.device_runtime.commands.predict import predict
     from fleetune.device_runtime.commands.selfcheck import selfcheck
     from fleetune.device_runtime.commands.train import train
+    from fleetune.device_runtime.contracts.resources import Resources
+    from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+    from fleetune.device_runtime.network.address import Reach
     from fleetune.toolkit.demo import demo
     from fleetune.toolkit.export import export
     from fleetune.toolkit.merge import merge
 
-__all__ = ["aggregate", "demo", "device", "export", "inspect", "merge", "predict", "selfcheck", "train"]
+__all__ = [
+    "Duty",
+    "EmbeddedServer",
+    "Job",
+    "LocalWork",
+    "OptimizerSpec",
+    "Patience",
+    "PolicySpec",
+    "Reach",
+    "Resources",
+    "aggregate",
+    "demo",
+    "device",
+    "export",
+    "inspect",
+    "merge",
+    "predict",
+    "selfcheck",
+    "train",
+]
 
 _HOMES = {
+    "Duty": "fleetune.device_runtime.agent.identity",
+    "EmbeddedServer": "fleetune.broker.servers.embedded",
+    "Job": "fleetune.broker.job",
+    "LocalWork": "fleetune.device_runtime.contracts.wire",
+    "OptimizerSpec": "fleetune.device_runtime.contracts.wire",
+    "Patience": "fleetune.broker.job",
+    "PolicySpec": "fleetune.device_runtime.contracts.wire",
+    "Reach": "fleetune.device_runtime.network.address",
+    "Resources": "fleetune.device_runtime.contracts.resources",
     "aggregate": "fleetune.broker.aggregation",
     "demo": "fleetune.toolkit.demo",
     "device": "fleetune.device_runtime.commands.device",

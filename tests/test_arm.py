@@ -13,11 +13,10 @@ import numpy as np
 import plain_models
 import pytest
 import torch
+from flat import aggregate, train
 from pretrained import MINILM, minilm_artifact
 
-from fleetune.broker.aggregation import aggregate
 from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 

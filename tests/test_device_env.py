@@ -51,7 +51,7 @@ def test_it_trains(data, tmp_path):
 
 
 def test_a_device_takes_part_in_a_round(data, tmp_path, mosquitto):
-    from fleetune.broker.aggregation import aggregate
+    from flat import aggregate
 
     artifact, job = minilm_artifact(2), {"mqtt": mosquitto.url, "job": "home"}
     words = [

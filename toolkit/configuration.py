@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.toolkit.flags import Part, claimed, structs_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,28 +31,37 @@ class MissingOption(ConfigError):
 
 
 def resolve(
-    function: Function, flags: Mapping[str, Any], *, config: Path | None = None, table: str = ""
+    function: Function,
+    flags: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    table: str = "",
+    parts: Mapping[str, Part] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Keyword arguments for ``function``; what neither file nor flag says is left to its defaults.
 
     Args:
         function: whose parameters and type hints are the truth.
-        flags: every option of the command by parameter name; None for one that was not given.
+        flags: every option of the command by name; None for one that was not given.
         config: a TOML file of the same names, flat or under ``[table]``; ``[rules]`` is for all that take ``rules``.
         table: the command's name.
+        parts: parameters that are structs, and which flags make them up.
 
     Raises:
         ConfigError: an unreadable file, or unknown keys and wrong types (all listed).
         MissingOption: a value that is nowhere.
     """
-    found = _read(config, function, allowed=flags, table=table) if config else {}
+    made = {name: flag for name, (_, flag) in claimed(parts).items()}
+    hints = get_type_hints(function) | {name: flag.type for name, flag in made.items()}
+    found = _read(config, hints, allowed=flags, table=table) if config else {}
     found |= {name: value for name, value in flags.items() if value is not None}
-    missing = [name for name in _required(function) if name in flags and name not in found]
-    if missing:
+    required = {*_required(function), *(n for n, flag in made.items() if flag.default is msgspec.NODEFAULT)}
+    if missing := [name for name in flags if name in required and name not in found]:
         raise MissingOption(
             f"{table} needs " + " and ".join("--" + name.replace("_", "-") for name in missing)
         )
-    return found
+    own = {name: value for name, value in found.items() if name not in made}
+    return own | structs_of({name: value for name, value in found.items() if name in made}, parts)
 
 
 def _required(function: Function) -> list[str]:
@@ -59,9 +69,10 @@ def _required(function: Function) -> list[str]:
     return [p.name for p in parameters if p.default is inspect.Parameter.empty]
 
 
-def _read(config: Path, function: Function, *, allowed: Mapping[str, Any], table: str) -> dict[str, Any]:
+def _read(
+    config: Path, hints: Mapping[str, Any], *, allowed: Mapping[str, Any], table: str
+) -> dict[str, Any]:
     values = {key.replace("-", "_"): value for key, value in _section(config, table, allowed).items()}
-    hints = get_type_hints(function)
     problems = [f"unknown key {key!r}; have: {choices(allowed)}" for key in values if key not in allowed]
     settings = {}
     for key in values.keys() & allowed:

@@ -4,16 +4,24 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from fleetune.broker.job import Job
+from fleetune.broker.laws import TABLES
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError, FleetuneError
+from fleetune.device_runtime.options import check
 from fleetune.toolkit.corpora import read_corpus
 from fleetune.toolkit.live import size
 from fleetune.toolkit.processes import Fleet, fleet
 from fleetune.toolkit.utterances import Corpus, make_corpus, write_lines
+
+if TYPE_CHECKING:
+    from fleetune.broker.aggregation import AggregateReport
 
 JOB = "demo"
 MARK = "demo.json"
@@ -22,6 +30,9 @@ _LEAVE_WITHIN_S = 60.0
 _ORPHANED_AFTER_S = 300
 """A device whose demo was killed outright gives up then."""
 _OURS = ("data", "artifact", "devices", "run")
+
+HOUSEHOLD_WORK = LocalWork(batch_size=16, seq_len=64, codec="fp16", optimizer=OptimizerSpec(lr=5e-3))
+"""Fits the household utterances and two cores."""
 
 Event = Callable[[Any], None]
 
@@ -48,10 +59,7 @@ def demo(
     devices: int = 4,
     out: Path | str = "demo-run",
     seed: int = 0,
-    policy: str = "full",
-    drop: float = 0.0,
-    period: int = 0,
-    codec: str = "fp16",
+    work: LocalWork = HOUSEHOLD_WORK,
     on_event: Event | None = None,
 ) -> DemoReport:
     """Fine-tune the packaged MiniLM with ``devices`` processes over a real MQTT server on this machine.
@@ -62,16 +70,15 @@ def demo(
         devices: training processes; one more evaluates.
         out: folder to write; an earlier demo there is replaced, anything else is refused.
         seed: of data, split and training.
-        policy: layer policy of the devices.
-        drop: mean share of layers dropped.
-        period: steps that the policies ``successive`` and ``cyclic`` stay on a block of layers.
-        codec: how updates are packed.
+        work: what a device does in a round.
         on_event: called with lines of text, and with each round's row.
 
     Raises:
         FleetuneError: whatever went wrong; every process has ended by then.
     """
     say = on_event or (lambda event: None)
+    job = Job(JOB, rounds=rounds, clients=devices, seed=seed)
+    check(job, work, tables=TABLES)
     started, out = time.monotonic(), _fresh(Path(out))
     corpus = (
         read_corpus(data, num_devices=devices, seed=seed) if data else make_corpus(seed, num_speakers=devices)
@@ -79,32 +86,21 @@ def demo(
     labels = _write(corpus, out / "data", say)
     artifact = _export(out / "artifact", labels, seed, say)
 
+    from fleetune.broker.aggregation import aggregate
     from fleetune.broker.servers.embedded import EmbeddedServer
 
-    settings = {
-        "rounds": rounds,
-        "clients": devices,
-        "policy": policy,
-        "drop": drop,
-        "period": period,
-        "codec": codec,
-        "seed": seed,
-    }
     with EmbeddedServer() as server, fleet() as members:
         say(f"MQTT server at {server.url}; {devices} training devices and one that evaluates, a process each")
         for name in (*corpus.train, "evaluator"):
             _start(members, out, name, artifact, server.url)
         report = _aggregate(
-            members, artifact, mqtt=server.url, out=out / "run", settings=settings | _TUNED, say=say
+            members,
+            partial(aggregate, artifact, mqtt=server.url, job=job, out=out / "run", work=work, on_round=say),
         )
         members.wait(_LEAVE_WITHIN_S)
     result = _report(report, members, time.monotonic() - started)
     (out / MARK).write_bytes(msgspec.json.encode(result))
     return result
-
-
-_TUNED = {"local_epochs": 1, "batch_size": 16, "seq_len": 64, "lr": 5e-3}
-"""What fits the household utterances and two cores."""
 
 
 def _fresh(out: Path) -> Path:
@@ -155,30 +151,27 @@ def _start(members: Fleet, out: Path, name: str, artifact: Path, url: str) -> No
     )
 
 
-def _aggregate(
-    members: Fleet, artifact: Path, *, mqtt: str, out: Path, settings: dict[str, Any], say: Event
-) -> Any:
+def _aggregate(members: Fleet, aggregate: "Callable[[], AggregateReport]") -> "AggregateReport":
     """Run the aggregator in a thread, so that this one can watch the devices."""
-    from fleetune.broker.aggregation import aggregate
+    results: list[AggregateReport | FleetuneError] = []
 
-    results: list[Any] = []
-
-    def work() -> None:
+    def run() -> None:
         try:
-            results.append(aggregate(artifact, mqtt=mqtt, job=JOB, out=out, on_round=say, **settings))
+            results.append(aggregate())
         except FleetuneError as exc:
             results.append(exc)
 
-    thread = threading.Thread(target=work, name="aggregator", daemon=True)
+    thread = threading.Thread(target=run, name="aggregator", daemon=True)
     thread.start()
     while thread.is_alive():
         members.watch()
         thread.join(_WATCH_EVERY_S)
     if not results:
         raise FleetuneError("the aggregator stopped; its traceback is above")
-    if isinstance(results[0], FleetuneError):
-        raise results[0]
-    return results[0]
+    result = results[0]
+    if isinstance(result, FleetuneError):
+        raise result
+    return result
 
 
 def _report(report: Any, members: Fleet, wall_s: float) -> DemoReport:

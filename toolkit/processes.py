@@ -14,8 +14,13 @@ from typing import Any
 from fleetune.device_runtime.errors import FleetuneError
 
 _GRACE_S = 5.0
-_SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-"""Modules are not looked for in the current folder, which is the user's (from Python 3.11 on)."""
+START = (
+    "import sys; sys.path[:1] = [p for p in sys.path[:1] if p]; from fleetune.toolkit.cli import main; main()"
+)
+"""The command line, for ``python -c``, which puts the current folder first: the user's, not a place of libraries.
+
+``PYTHONSAFEPATH`` would do, but not in Python 3.10.
+"""
 
 
 class DeviceDied(FleetuneError):
@@ -45,11 +50,9 @@ class Fleet:
     def start(self, name: str, folder: Path, arguments: Sequence[str]) -> None:
         """Start ``fleetune device`` with ``arguments``; it writes output.txt and log.txt in ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "fleetune", "device", *arguments]
+        command = [sys.executable, "-c", START, "device", *arguments]
         with (folder / "output.txt").open("wb") as output, (folder / "log.txt").open("wb") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=log, env={**os.environ, **_SAFE_PATH}
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=log)
         self.members.append(Member(name, folder, process))
 
     def watch(self) -> None:

@@ -1,9 +1,22 @@
-"""Who a device is on the wire."""
+"""Who a device is on the wire, and what for."""
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from fleetune.device_runtime.contracts.wire import DeviceStatus, aggregator_topic, device_topic, encode
+import msgspec
+
+from fleetune.device_runtime.contracts.wire import ROLES, DeviceStatus, aggregator_topic, device_topic, encode
 from fleetune.device_runtime.errors import one_line
+from fleetune.device_runtime.options import Option
+
+
+class Duty(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is in a job for, and how it goes about it."""
+
+    role: Annotated[str, Option("what this device is in the job for", choices=ROLES)] = "train"
+    checkpoint_every: Annotated[int, Option("steps between checkpoints", at_least=1)] = 20
+    idle_limit_s: Annotated[
+        float, Option("seconds to wait for a word of the aggregator; 0 for ever", at_least=0)
+    ] = 0.0
 
 
 class Identity(NamedTuple):

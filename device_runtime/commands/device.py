@@ -14,24 +14,26 @@ from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.files import DiskFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
-from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.identity import Duty, Identity
 from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.arguments import picked
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
-from fleetune.device_runtime.contracts.wire import ROLES, LocalWork, check_name
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.wire import LocalWork, check_name
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, choices
+from fleetune.device_runtime.errors import ConfigError, StateError, TransportError
+from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.link import Link, Will
+from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.training.evaluation import Evaluation
-from fleetune.device_runtime.training.machine import Machine, Resources
+from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -48,18 +50,9 @@ def device(
     job: str,
     id: str | None = None,
     state: Path | str | None = None,
-    role: str = "train",
-    threads: int = 0,
-    cores: str = "",
-    provider: str = "cpu",
-    recompute: bool = False,
-    stream: bool = False,
-    memory_budget_mb: float = 0.0,
-    hidden_cache_mb: float = 0.0,
-    ca_file: str | None = None,
-    checkpoint_every: int = 20,
-    timeout_s: float = 20.0,
-    idle_limit_s: float = 0.0,
+    duty: Duty = Duty(),
+    resources: Resources = Resources(),
+    reach: Reach = Reach(),
     rules: Mapping[str, Any] | Path | str | None = None,
     on_event: Callable[[Event], object] | None = None,
 ) -> DeviceReport:
@@ -74,18 +67,9 @@ def device(
         job: name of the job, as the aggregator has it.
         id: name of this device; by default made once and kept in ``state``.
         state: folder that survives restarts; by default ``~/.fleetune/JOB/ID`` (or ``device`` without an ID).
-        role: ``train`` or ``evaluate``.
-        threads: for the kernels; 0 for one a core.
-        cores: those that the process may run on, as ``0-3,6``; empty for all.
-        provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
-        recompute: less memory for one more forward a step.
-        stream: of the frozen weights, keep one layer resident at a time.
-        memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. See :func:`fleetune.train`.
-        hidden_cache_mb: of disk in ``state``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
-        ca_file: PEM file of the authorities to trust for ``mqtts`` and ``wss``.
-        checkpoint_every: steps between checkpoints.
-        timeout_s: longest wait for the MQTT server at the start.
-        idle_limit_s: longest wait for a word of the aggregator; 0 for ever.
+        duty: whether it trains or evaluates, and how it goes about it.
+        resources: threads, memory and disk that its work may use.
+        reach: how the MQTT server is reached.
         rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
             steps and stays online; a round that ends before the pause does is declined.
         on_event: told of offers, results and verdicts.
@@ -97,9 +81,7 @@ def device(
         StateError: the state folder is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or the aggregator is silent for too long.
     """
-    resources = picked(Resources, locals())
-    if role not in ROLES:
-        raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
+    check(duty, reach)
     check_name("job", job)
     notifier = Notifier()
     gate = open_gate(rules)
@@ -111,13 +93,13 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         desk = _Desk(artifact, Path(data), machine, notifier)
-        identity = Identity(_device_id(outbox, id), job, artifact.digest, role)
+        identity = Identity(_device_id(outbox, id), job, artifact.digest, duty.role)
         link = Link(
             mqtt,
             client_id=f"fleetune-{job}-{identity.device_id}",
             topics=identity.topics,
             will=Will(*identity.will),
-            ca_file=ca_file,
+            ca_file=reach.ca_file or None,
         )
         tally = Tally(on_event, notifier)
         home = Home(
@@ -126,15 +108,15 @@ def device(
             DiskFiles(folder),
             identity,
             FirstAdapter.of(artifact.adapter()),
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=duty.checkpoint_every,
             on_event=tally,
         )
         agent = Agent(home, desk.workbench(), gate=gate)
-        link.open(timeout_s)
+        link.open(reach.timeout_s)
         notifier.status = f"job {job}: waiting for the aggregator"
         notifier.ready()
         try:
-            _live(agent, link, notifier=notifier, idle_limit_s=idle_limit_s)
+            _live(agent, link, notifier=notifier, idle_limit_s=duty.idle_limit_s)
         finally:
             notifier.stopping()
             send(link, *identity.will, retain=True)

@@ -10,18 +10,19 @@ from typing import Any
 
 import msgspec
 
-from fleetune.device_runtime.arguments import picked, plain
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.run_file import write_run
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.run_file import plain, write_run
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.rules.gate import Gate, Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
 from fleetune.device_runtime.training.evaluation import Evaluation
-from fleetune.device_runtime.training.machine import Machine, Resources
+from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.step_reports import StepReport
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -62,28 +63,8 @@ def train(
     data: Path | str,
     out: Path | str,
     eval: Path | str | None = None,
-    policy: str = "full",
-    drop: float = 0.0,
-    depth_shape: str = "uniform",
-    period: int = 0,
-    batch_size: int = 16,
-    seq_len: int = 128,
-    steps: int = 0,
-    epochs: int = 1,
-    lr: float = 2e-3,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.0,
-    warmup_steps: int = 0,
-    decay: str = "constant",
-    clip_norm: float = 0.0,
-    seed: int = 0,
-    threads: int = 0,
-    cores: str = "",
-    provider: str = "cpu",
-    recompute: bool = False,
-    stream: bool = False,
-    memory_budget_mb: float = 0.0,
-    hidden_cache_mb: float = 0.0,
+    work: LocalWork = LocalWork(),
+    resources: Resources = Resources(),
     checkpoint_every: int = 50,
     resume: bool = True,
     adapter: Path | str | None = None,
@@ -98,29 +79,8 @@ def train(
         data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`.
         out: folder for ``adapter/``, ``run.json`` and, while it runs, ``checkpoint.safetensors``.
         eval: labelled samples to measure the result on, at full depth.
-        policy: ``full``, ``bernoulli``, ``exact-k``, ``suffix``, ``successive`` or ``cyclic``.
-        drop: mean share of layers dropped, in [0, 1).
-        depth_shape: how the drop rate goes with depth: ``uniform``, ``incremental``, ``decay`` or ``normal``.
-        period: steps that ``successive`` and ``cyclic`` stay on a block of layers; 0 for all other policies.
-        batch_size: samples a step.
-        seq_len: text is cut after so many tokens.
-        steps: number of steps; 0 for ``epochs`` passes.
-        epochs: passes over the data where ``steps`` is 0.
-        lr: learning rate at its peak.
-        optimizer: ``adamw`` or ``sgd``.
-        weight_decay: as torch's optimizer of that name takes it.
-        warmup_steps: steps over which the rate rises linearly.
-        decay: ``constant``, ``linear`` or ``cosine``, from the end of the warm-up to the last step.
-        clip_norm: bound on the gradients' joint L2 norm; 0 for none.
-        seed: of batches and layer plans.
-        threads: for the kernels; 0 for one a core.
-        cores: those that the process may run on, as ``0-3,6``; empty for all.
-        provider: of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``.
-        recompute: less memory for one more forward a step.
-        stream: of the frozen weights, keep one layer resident at a time.
-        memory_budget_mb: largest resident memory, in 10^6 bytes; 0 for none. Chooses rows at a time, ``recompute`` by layer and
-            ``stream``, and drops more layers where the policy is ``exact-k`` and nothing else fits.
-        hidden_cache_mb: of disk in ``out``, in 10^6 bytes, for what flows into the lowest trained layer; 0 for none.
+        work: policy, optimizer, steps, batches and seed; its codec has no say here.
+        resources: threads, memory and disk that the run may use.
         checkpoint_every: steps between checkpoints; 0 for none.
         resume: False starts anew though there is a checkpoint.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
@@ -132,22 +92,17 @@ def train(
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
     """
     arguments = plain(locals())
-    work = picked(
-        LocalWork,
-        arguments,
-        policy=PolicySpec(name=policy, drop=drop, shape=depth_shape, period=period),
-        optimizer=picked(OptimizerSpec, arguments, name=optimizer),
-    )
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
     gate = open_gate(rules, on_change=_telling(on_note))
     folder = _make_folder(Path(out))
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
+    check_work(work, manifest.num_layers)
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
-    dataset = load_dataset(data, manifest, artifact.folder, seq_len=seq_len)
-    held_out = load_dataset(eval, manifest, artifact.folder, seq_len=seq_len) if eval else None
-    with Machine(artifact, picked(Resources, arguments), folder=folder / CACHE) as machine:
+    dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
+    held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
+    with Machine(artifact, resources, folder=folder / CACHE) as machine:
         trainer = machine.trainer(dataset, work, start)
         if machine.fit and on_note:
             on_note(machine.fit)

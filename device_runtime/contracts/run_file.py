@@ -1,5 +1,6 @@
 """``run.json`` beside the adapter that a run made: what was run, and what it came to."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     artifact: str
     artifact_digest: str
     arguments: dict[str, Any]
-    """As :func:`fleetune.device_runtime.arguments.plain` has them."""
+    """As :func:`plain` has them."""
     report: msgspec.Struct
     labels: tuple[str, ...] = ()
     """Names of the artifact's classes."""
@@ -26,6 +27,13 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 class _LabelsOnly(msgspec.Struct):
     labels: tuple[str, ...] = ()
+
+
+def plain(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Arguments as JSON has them: structs are objects, paths are text, callbacks (``on_…``) are left out."""
+    kept = {name: value for name, value in arguments.items() if not name.startswith("on_")}
+    found: dict[str, Any] = msgspec.to_builtins(kept, enc_hook=str)
+    return found
 
 
 def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: msgspec.Struct) -> None:

@@ -12,11 +12,13 @@ Every message may come twice, late, out of order or never. A transfer is announc
 """
 
 import re
-from typing import TypeVar, Union
+from typing import Annotated, TypeVar, Union
 
 import msgspec
 
+from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, WireError, one_line
+from fleetune.device_runtime.options import Option
 
 VERSION = 1
 CHUNK_BYTES = 120 * 1024
@@ -44,25 +46,42 @@ class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
 class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
     """A layer policy by name. ``drop`` is the mean share of layers dropped, or not trained if the policy drops none."""
 
-    name: str = "full"
-    drop: float = 0.0
-    shape: str = "uniform"
-    period: int = 0
-    """Steps that ``successive`` and ``cyclic`` stay on a group of layers; 0 for all others."""
+    name: Annotated[str, Option("which layers train in a step", table="policy")] = "full"
+    drop: Annotated[
+        float,
+        Option(
+            "mean share of layers dropped (suffix, successive, cyclic: not trained), 0 to below 1",
+            at_least=0,
+            below=1,
+        ),
+    ] = 0.0
+    shape: Annotated[str, Option("which layers are dropped more", table="depth shape")] = "uniform"
+    period: Annotated[
+        int,
+        Option(
+            "successive, cyclic: steps on one group of layers, counted through all rounds; 0 for all others",
+            at_least=0,
+        ),
+    ] = 0
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How a device descends."""
+    """How a device descends; in a federation afresh in every round."""
 
-    name: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    decay: str = "constant"
-    clip_norm: float = 0.0
-    """0: no clipping."""
-    proximal: float = 0.0
-    """FedProx's mu: how strongly the adapter is pulled to the one that the run started from. 0: not at all."""
+    name: Annotated[str, Option("optimizer", table="optimizer")] = "adamw"
+    lr: Annotated[float, Option("learning rate at its peak", above=0)] = 2e-3
+    weight_decay: Annotated[
+        float, Option("weight decay, as torch's optimizer of that name takes it", at_least=0)
+    ] = 0.0
+    warmup_steps: Annotated[int, Option("steps of linear warm-up", at_least=0)] = 0
+    decay: Annotated[str, Option("the rate after the warm-up", table="decay")] = "constant"
+    clip_norm: Annotated[
+        float, Option("clip the global gradient norm to this; 0 for no clipping", at_least=0)
+    ] = 0.0
+    proximal: Annotated[
+        float,
+        Option("pull to the adapter that the run started from, FedProx's mu; 0 for none", at_least=0),
+    ] = 0.0
 
 
 class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,14 +89,20 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: PolicySpec = PolicySpec()
     optimizer: OptimizerSpec = OptimizerSpec()
-    steps: int = 0
-    epochs: int = 1
-    batch_size: int = 16
-    seq_len: int = 128
-    seed: int = 0
-    codec: str = "fp32"
-    rounds_before: int = 0
-    """Rounds of the job before this one, as long as this one: a policy counts its steps on from them."""
+    steps: Annotated[int, Option("steps, in a federation of each round; 0 to count epochs", at_least=0)] = 0
+    epochs: Annotated[
+        int, Option("passes over the data, in a federation in each round, if steps is 0", at_least=0)
+    ] = 1
+    batch_size: Annotated[int, Option("samples a step", at_least=1)] = 16
+    seq_len: Annotated[int, Option("longest sequence, in tokens", at_least=1)] = 128
+    seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
+    codec: Annotated[str, Option("how updates are packed", table="codec")] = "fp32"
+    rounds_before: Annotated[
+        int,
+        Option(
+            "rounds of the job before this one, as long as this one: a policy counts its steps on", at_least=0
+        ),
+    ] = 0
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

@@ -21,6 +21,7 @@ from fleetune.device_runtime.methods.transforms import (
     descend,
     proximal,
 )
+from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.tables import Table
 
 
@@ -83,19 +84,8 @@ def _progress(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def _check(spec: OptimizerSpec) -> None:
-    problems = [
-        f"{name} must be {wanted}, got {value}"
-        for name, value, wanted, ok in (
-            ("lr", spec.lr, "positive", spec.lr > 0),
-            ("weight_decay", spec.weight_decay, "at least 0", spec.weight_decay >= 0),
-            ("warmup_steps", spec.warmup_steps, "at least 0", spec.warmup_steps >= 0),
-            ("clip_norm", spec.clip_norm, "at least 0", spec.clip_norm >= 0),
-            ("proximal", spec.proximal, "at least 0", spec.proximal >= 0),
-        )
-        if not (ok and math.isfinite(value))
-    ]
-    if problems:
-        raise ConfigError(f"optimizer {spec.name!r}: " + "; ".join(problems))
+    if found := problems(spec):
+        raise ConfigError(f"optimizer {spec.name!r}: " + "; ".join(found))
 
 
 def _adamw(spec: OptimizerSpec) -> Transform:

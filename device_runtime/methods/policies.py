@@ -9,7 +9,6 @@ start, the adapters of equal groups are trained, and all groups but the last get
 Rates are made by + - * / and comparisons in a written order: other languages get the same bits (``docs/draws.md``).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from fleetune.device_runtime.contracts.plans import full as full_plan
 from fleetune.device_runtime.contracts.wire import PolicySpec
 from fleetune.device_runtime.draws import Doubles, Draws
 from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.tables import Table
 
 PolicyState = dict[str, Any]
@@ -50,11 +50,11 @@ def make_policy(spec: PolicySpec, num_layers: int) -> Policy:
     """
     if num_layers < 1:
         raise ConfigError(f"layer policy: a model of {num_layers} layers; expected at least 1")
-    if not (math.isfinite(spec.drop) and 0 <= spec.drop < 1):
-        raise ConfigError(f"layer policy {spec.name!r}: drop must be in [0, 1), got {spec.drop}")
+    if found := problems(spec):
+        raise ConfigError(f"layer policy {spec.name!r}: " + "; ".join(found))
     family = POLICIES[spec.name]
-    if problems := _useless(spec, family.uses):
-        raise ConfigError(f"layer policy {spec.name!r} has no use for " + "; ".join(problems))
+    if useless := _useless(spec, family.uses):
+        raise ConfigError(f"layer policy {spec.name!r} has no use for " + "; ".join(useless))
     return family.make(num_layers, spec)
 
 

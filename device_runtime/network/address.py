@@ -1,16 +1,28 @@
 """The address of an MQTT server: a URL, with the login in it or in the environment."""
 
 import os
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
+import msgspec
+
 from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.device_runtime.options import Option
 
 USERNAME = "FLEETUNE_MQTT_USERNAME"
 PASSWORD = "FLEETUNE_MQTT_PASSWORD"
 VERSIONS = ("5", "3.1.1")
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+
+
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """How the MQTT server is reached, beside its URL."""
+
+    ca_file: Annotated[
+        str, Option("PEM file of the authorities to trust for mqtts and wss", metavar="FILE")
+    ] = ""
+    timeout_s: Annotated[float, Option("seconds to wait for the MQTT server at the start", at_least=0)] = 20.0
 
 
 class Address(NamedTuple):

@@ -10,35 +10,19 @@ import msgspec
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.batches import num_tokens
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.training.budget import Fit, fit, resident_mb
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run may use."""
-
-    threads: int = 0
-    """For the kernels; 0 for one a core."""
-    cores: str = ""
-    """Those that the process may run on, as ``0-3,6``; empty for all."""
-    provider: str = "cpu"
-    """Of onnxruntime."""
-    recompute: bool = False
-    stream: bool = False
-    """Of frozen weights, one layer is resident at a time."""
-    memory_budget_mb: float = 0.0
-    """10^6 bytes of resident memory for the process; 0: none."""
-    hidden_cache_mb: float = 0.0
-    """10^6 bytes of disk for what flows into the lowest trained layer; 0: none."""
 
 
 class Machine:
@@ -173,8 +157,7 @@ def _range(part: str) -> range:
 
 
 def _check(resources: Resources) -> None:
-    for name in ("memory_budget_mb", "hidden_cache_mb"):
-        if (number := getattr(resources, name)) < 0:
-            raise ConfigError(f"{name} must be at least 0, got {number:g}")
+    found = problems(resources)
     if resources.memory_budget_mb and (resources.recompute or resources.stream):
-        raise ConfigError("give a memory budget, or recompute and stream: the budget chooses both")
+        found.append("give a memory budget, or recompute and stream: the budget chooses both")
+    refuse(found)

@@ -15,12 +15,13 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import active_layers
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.draws import SEED_MAX, Draws
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
+from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.training.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
@@ -61,7 +62,7 @@ class Trainer:
         """
         manifest = engine.artifact.manifest
         check_adapter(manifest, adapter)
-        _check_counts(work)
+        check_work(work, manifest.num_layers)
         self.adapter = dict(adapter)
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
@@ -155,20 +156,6 @@ class Trainer:
                 f"step {self.step_index}: {wrong[0]}; try a lower learning rate than {lr}, or clip_norm 1"
             )
         self.adapter, self._optimizer_state = adapter, state
-
-
-def _check_counts(work: LocalWork) -> None:
-    problems = [
-        f"{name} must be at least 0, got {n}"
-        for name in ("steps", "epochs", "seed", "rounds_before")
-        if (n := getattr(work, name)) < 0
-    ]
-    if work.seed > SEED_MAX:
-        problems.append(f"seed must be below 2**53, got {work.seed}")
-    if not (work.steps or work.epochs):
-        problems.append("nothing to do: steps and epochs are both 0")
-    if problems:
-        raise ConfigError("local work: " + "; ".join(problems))
 
 
 def _not_finite(arrays: Arrays) -> list[str]:

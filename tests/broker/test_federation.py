@@ -16,17 +16,16 @@ import numpy as np
 import plain_models
 import pytest
 import torch
+from flat import aggregate, device
 from paths import ROOT
 from pretended import PretendedSystem
 from safetensors.numpy import load
 from servers import free_port
 
-from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import device_seed
 from fleetune.broker.strategies import Update, fedavg
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
-from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.wire import (
     DeviceStatus,
@@ -77,13 +76,13 @@ class Fleet:
             "rounds": ROUNDS, "clients": len(NAMES), "local_steps": STEPS, "lr": LR, "seq_len": SEQ_LEN,
             "policy": "exact-k", "drop": 0.5, "out": str(self.root / "run"), "evaluation_s": 30, **changes,
         }  # fmt: skip
-        self._start("aggregator", "fleetune.broker.aggregation:aggregate", options)
+        self._start("aggregator", "aggregate", options)
 
     def device(self, name: str, **changes) -> None:
         options = {
             "data": str(self.data / f"{name}.npz"), "id": name, "state": str(self.root / name), "threads": 1, **changes,
         }  # fmt: skip
-        self._start(name, "fleetune.device_runtime.commands.device:device", options)
+        self._start(name, "device", options)
 
     def devices(self, *, evaluate: bool = False) -> None:
         for name in NAMES:
@@ -91,12 +90,11 @@ class Fleet:
         if evaluate:
             self.device("e", role="evaluate")
 
-    def _start(self, name: str, target: str, options: dict) -> None:
-        module, _, function = target.partition(":")
+    def _start(self, name: str, function: str, options: dict) -> None:
         options |= {"mqtt": self.url, "job": "plain"}
         code = (
             "import json, logging, msgspec, sys; logging.basicConfig(level=logging.INFO)\n"
-            f"from {module} import {function}\n"
+            f"from flat import {function}\n"
             f"report = {function}({str(self.artifact)!r}, **json.loads(sys.argv[1]))\n"
             "sys.stdout.write(msgspec.json.encode(report).decode())"
         )
@@ -143,7 +141,7 @@ class Fleet:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
 
 
 @contextmanager

@@ -1,22 +1,44 @@
+import msgspec
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Patience, check_settings, device_work, differences
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.broker.job import (
+    Job,
+    Patience,
+    Settings,
+    device_work,
+    differences,
+    settings_of,
+)
+from fleetune.broker.laws import check_settings
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 
 
 def test_settings_are_checked_together():
     with pytest.raises(ConfigError) as caught:
         check_settings(
-            job(rounds=0, clients=2, min_clients=3, work=LocalWork(batch_size=0)), Patience(deadline_s=-1)
+            job(
+                rounds=0,
+                clients=2,
+                min_clients=3,
+                work=LocalWork(batch_size=0, optimizer=OptimizerSpec(name="x")),
+            ),
+            Patience(deadline_s=-1),
+            num_layers=4,
         )
-    for said in ("rounds 0", "min_clients 3: from 1 to clients (2)", "batch_size 0", "deadline_s -1"):
+    for said in (
+        "rounds must be at least 1, got 0",
+        "min_clients 3: from 1 to clients (2)",
+        "batch_size must be at least 1, got 0",
+        "no optimizer 'x'; have: adamw, sgd",
+        "deadline_s must be at least 0, got -1",
+    ):
         assert said in str(caught.value)
     with pytest.raises(UnknownName, match="no strategy 'x'"):
-        check_settings(job(strategy="x"), Patience())
+        check_settings(job(strategy="x"), Patience(), num_layers=4)
     with pytest.raises(ConfigError, match="job 'a/b'"):
-        check_settings(job(job="a/b"), Patience())
+        check_settings(job(job="a/b"), Patience(), num_layers=4)
 
 
 def test_every_device_of_every_round_has_a_seed_of_its_own():
@@ -44,5 +66,41 @@ def test_a_neighbouring_job_shares_no_seed_of_a_device_but_its_own():
 
 def test_a_seed_that_not_every_language_holds_is_refused():
     for seed in (-1, 2**53):
-        with pytest.raises(ConfigError, match=rf"seed {seed}: from 0 to 2\*\*53 - 1"):
-            check_settings(job(seed=seed), Patience())
+        with pytest.raises(
+            ConfigError, match=rf"seed must be at least 0 and below 9007199254740992, got {seed}"
+        ):
+            check_settings(job(seed=seed), Patience(), num_layers=4)
+
+
+def test_an_operators_job_becomes_settings_and_no_minimum_is_all_clients():
+    work = LocalWork(steps=3)
+    settings = settings_of(Job("j", rounds=2, clients=3), artifact="a" * 64, work=work)
+    assert settings == job(clients=3, min_clients=3, work=work)
+    assert settings_of(Job("j", rounds=2, clients=3, min_clients=1), artifact="", work=work).min_clients == 1
+
+
+@pytest.mark.parametrize("work", [LocalWork(seed=5), LocalWork(rounds_before=1)])
+def test_work_with_what_a_device_gets_of_its_own_is_refused(work):
+    """It would be overwritten for each device, and nobody would know."""
+    with pytest.raises(ConfigError, match=r"work: (seed|rounds_before) cannot be given"):
+        settings_of(Job("j", rounds=2, clients=3), artifact="", work=work)
+
+
+def test_the_aggregator_refuses_what_a_device_would_decline():
+    wrong = job(work=LocalWork(policy=PolicySpec(name="cyclic", drop=0.5)))
+    with pytest.raises(ConfigError, match="stays on a group of layers for a period of at least 1 step"):
+        check_settings(wrong, Patience(), num_layers=4)
+    check_settings(job(), Patience(), num_layers=4)
+
+
+OF_0_1_0 = b"""{"job":"j","artifact":"%s","rounds":2,"clients":2,"min_clients":2,"strategy":"fedavg",
+"work":{"policy":{"name":"suffix","drop":0.5,"shape":"uniform","period":0},"optimizer":{"name":"adamw","lr":0.002,
+"weight_decay":0.0,"warmup_steps":0,"decay":"constant","clip_norm":0.0},"steps":3,"epochs":1,"batch_size":16,"seq_len":128,
+"seed":0,"codec":"fp32","rounds_before":0},"seed":0,"evaluate_every":1}"""
+
+
+def test_a_job_of_0_1_0_goes_on():
+    """The ledger keeps settings as text, and compares."""
+    theirs = msgspec.json.decode(OF_0_1_0 % (b"a" * 64), type=Settings)
+    mine = job(work=LocalWork(policy=PolicySpec(name="suffix", drop=0.5), steps=3))
+    assert differences(mine, theirs) == []

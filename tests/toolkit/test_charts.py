@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.benchmark import load
 from fleetune.toolkit.charts import draw
-from fleetune.toolkit.figures import chart_of
+
+chart_of = load("measuring.figures").chart_of
 
 ROWS = [{"plan": "resident", "ms": 10.0, "mb": 300}, {"plan": "streamed", "ms": 11.5, "mb": 120}]
 

@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 
+from fleetune.broker.job import Job
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.commands.options import AGGREGATE
 from fleetune.toolkit.configuration import MissingOption, resolve
+from fleetune.toolkit.flags import claimed
 
 
 def work(
@@ -115,3 +119,39 @@ def test_rules_that_are_no_table_are_refused(tmp_path):
     config.write_text("rules = 3\n")
     with pytest.raises(ConfigError, match=r"c\.toml: rules = 3: Expected"):
         resolve(careful, {"rules": None}, config=config, table="train")
+
+
+def combine(*, mqtt: str, job: Job, work: LocalWork = LocalWork(), on_round: object = None) -> None:
+    """Something that takes structs."""
+
+
+PARTS = {"job": AGGREGATE["job"], "work": AGGREGATE["work"]}
+OF_STRUCTS = dict.fromkeys(["mqtt", *claimed(PARTS)])
+
+
+def test_structs_are_made_of_file_and_flags_alike(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'mqtt = "mqtt://x"\n[aggregate]\njob = "home"\nrounds = 3\nclients = 2\nlocal-steps = 9\nlr = 1\n'
+    )
+    given = OF_STRUCTS | {"clients": 4, "policy": "suffix", "drop": 0.5}
+    found = resolve(combine, given, config=config, table="aggregate", parts=PARTS)
+    assert found == {
+        "mqtt": "mqtt://x",
+        "job": Job("home", rounds=3, clients=4),
+        "work": LocalWork(
+            steps=9, policy=PolicySpec(name="suffix", drop=0.5), optimizer=OptimizerSpec(lr=1.0)
+        ),
+    }
+
+
+def test_a_key_that_no_struct_claims_is_named_with_those_there_are(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text('batchsize = 99\nlr = "fast"\n')
+    with pytest.raises(ConfigError, match=r"unknown key 'batchsize'; have: .*batch_size.*; lr = 'fast'"):
+        resolve(combine, OF_STRUCTS, config=config, table="aggregate", parts=PARTS)
+
+
+def test_a_field_without_default_must_be_given():
+    with pytest.raises(MissingOption, match="aggregate needs --mqtt and --rounds and --clients"):
+        resolve(combine, OF_STRUCTS | {"job": "home"}, table="aggregate", parts=PARTS)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flat import train
 from pretrained import shared_data
 from stories import stories_folder
 
 from fleetune.device_runtime.commands.selfcheck import selfcheck
-from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.data.loading import load_dataset

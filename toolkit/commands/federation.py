@@ -8,69 +8,39 @@ from rich.console import Console
 
 from fleetune.toolkit import live
 from fleetune.toolkit.commands.options import (
+    AGGREGATE,
+    DEMO,
+    DEVICE,
     ArtifactDir,
-    BatchSize,
-    CaFile,
-    ClipNorm,
     Config,
-    Cores,
     Data,
-    Decay,
-    DepthShape,
-    Drop,
-    HiddenCache,
-    Job,
+    JobName,
     Json,
-    Lr,
-    MemoryBudget,
     Mqtt,
-    OptimizerName,
     Out,
-    Period,
-    Policy,
-    Provider,
-    Recompute,
     Rules,
     Seed,
-    SeqLen,
-    Stream,
-    Threads,
-    Timeout,
     Verbose,
-    WarmupSteps,
-    WeightDecay,
-    codec_option,
     shown,
+    with_flags,
 )
-from fleetune.toolkit.commands.running import Watch, call
+from fleetune.toolkit.commands.running import EXIT_USAGE, Watch, call, fail
 
 
+@with_flags(DEVICE)
 def device(
     artifact_dir: ArtifactDir,
     *,
     data: Data = None,
     mqtt: Mqtt = None,
-    job: Job = None,
+    job: JobName = None,
     id: Annotated[str | None, shown("name of this device", "made once and kept in the state folder")] = None,
     state: Annotated[Path | None, shown("folder that survives restarts", metavar="DIR")] = None,
-    role: Annotated[str | None, shown("train or evaluate", "train", metavar="NAME")] = None,
-    threads: Threads = None,
-    cores: Cores = None,
-    provider: Provider = None,
-    recompute: Recompute = None,
-    stream: Stream = None,
-    memory_budget_mb: MemoryBudget = None,
-    hidden_cache_mb: HiddenCache = None,
-    ca_file: CaFile = None,
-    checkpoint_every: Annotated[int | None, shown("steps between checkpoints", "20")] = None,
-    timeout_s: Timeout = None,
-    idle_limit_s: Annotated[
-        float | None, shown("seconds to wait for the aggregator; 0 for ever", "0.0")
-    ] = None,
     rules: Rules = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
+    **flags: Any,
 ) -> None:
     """Train for an aggregator until the job is over.
 
@@ -80,50 +50,21 @@ def device(
         "fleetune.device_runtime.commands.device:device",
         locals(),
         argument="artifact_dir",
+        parts=DEVICE,
         watch=Watch("on_event", live.messages),
     )
 
 
+@with_flags(AGGREGATE)
 def aggregate(
     artifact_dir: ArtifactDir,
     *,
     mqtt: Mqtt = None,
-    job: Job = None,
-    rounds: Annotated[int | None, shown("rounds in all")] = None,
-    clients: Annotated[int | None, shown("training devices in a round")] = None,
     out: Out = None,
-    strategy: Annotated[str | None, shown("how updates are combined", "fedavg", metavar="NAME")] = None,
-    codec: Annotated[str | None, codec_option("fp32")] = None,
-    policy: Policy = None,
-    drop: Drop = None,
-    depth_shape: DepthShape = None,
-    period: Period = None,
-    batch_size: BatchSize = None,
-    seq_len: SeqLen = None,
-    local_steps: Annotated[
-        int | None, shown("steps a device makes in a round; 0 to count epochs", "0")
-    ] = None,
-    local_epochs: Annotated[int | None, shown("passes a device makes over its data in a round", "1")] = None,
-    lr: Lr = None,
-    optimizer: OptimizerName = None,
-    weight_decay: WeightDecay = None,
-    warmup_steps: WarmupSteps = None,
-    decay: Decay = None,
-    clip_norm: ClipNorm = None,
-    min_clients: Annotated[
-        int | None, shown("updates a round needs at its deadline", "all of --clients")
-    ] = None,
-    deadline_s: Annotated[float | None, shown("seconds a round may last; 0 for ever", "600.0")] = None,
-    gather_s: Annotated[float | None, shown("seconds the first round waits for all clients", "60.0")] = None,
-    evaluate_every: Annotated[int | None, shown("rounds between evaluations", "1")] = None,
-    evaluation_s: Annotated[float | None, shown("seconds to wait for the last evaluation", "600.0")] = None,
-    extensions_max: Annotated[int | None, shown("extensions of one round before giving up", "10")] = None,
-    seed: Seed = None,
-    ca_file: CaFile = None,
-    timeout_s: Timeout = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
+    **flags: Any,
 ) -> None:
     """Combine what the devices learn.
 
@@ -133,6 +74,7 @@ def aggregate(
         "fleetune.broker.aggregation:aggregate",
         locals(),
         argument="artifact_dir",
+        parts=AGGREGATE,
         watch=Watch("on_round", live.rounds),
     )
 
@@ -140,13 +82,49 @@ def aggregate(
 def broker(
     *,
     port: Annotated[int | None, shown("TCP port", "1883")] = None,
-    host: Annotated[str | None, shown("address to listen on", "127.0.0.1")] = None,
+    host: Annotated[
+        str | None, shown("address to listen on", "127.0.0.1; every one with --password-file")
+    ] = None,
+    configure: Annotated[
+        Path | None, shown("write Mosquitto's configuration here instead", metavar="DIR")
+    ] = None,
+    password_file: Annotated[
+        Path | None,
+        shown("its logins, made with mosquitto_passwd: one a device, named like its id", metavar="FILE"),
+    ] = None,
+    aggregator: Annotated[str | None, shown("its user that may use every topic", "aggregator")] = None,
+    certificate: Annotated[Path | None, shown("its TLS certificate, PEM", metavar="FILE")] = None,
+    key: Annotated[Path | None, shown("the certificate's private key, PEM", metavar="FILE")] = None,
+    client_ca: Annotated[
+        Path | None, shown("every client must show a certificate of this authority", metavar="FILE")
+    ] = None,
+    websockets_port: Annotated[int | None, shown("TCP port of a second listener, for WebSockets")] = None,
+    persistence: Annotated[
+        bool | None,
+        typer.Option(
+            "--persistence/--no-persistence", help="keep what is queued on disk, or not", show_default=False
+        ),
+    ] = None,
+    user: Annotated[
+        str | None, shown("whom it becomes when root starts it", "mosquitto", metavar="NAME")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run an MQTT server, for trials."""
-    call("fleetune.broker.servers.embedded:serve", locals(), watch=Watch("on_progress", live.messages))
+    """Run an MQTT server for trials, or write Mosquitto's configuration.
+
+    With --configure, the configuration of a real one: logins, an access list, TLS, limits that fit.
+    """
+    flags = locals()
+    if configure:
+        _configure(flags)
+        return
+    for_mosquitto = {n: flags.pop(n) for n in [*flags] if n not in ("port", "host", "verbose")}
+    if strange := [name for name, value in for_mosquitto.items() if value is not None]:
+        fail(f"--{strange[0].replace('_', '-')} needs --configure", code=EXIT_USAGE)
+    call("fleetune.broker.servers.embedded:serve", flags, watch=Watch("on_progress", live.messages))
 
 
+@with_flags(DEMO)
 def demo(
     *,
     data: Annotated[
@@ -156,18 +134,21 @@ def demo(
     devices: Annotated[int | None, shown("training devices", "4")] = None,
     out: Annotated[Path | None, shown("folder to write", "demo-run", metavar="DIR")] = None,
     seed: Seed = None,
-    policy: Policy = None,
-    drop: Drop = None,
-    period: Period = None,
-    codec: Annotated[str | None, codec_option("fp16")] = None,
     json: Json = False,
     verbose: Verbose = False,
+    **flags: Any,
 ) -> None:
     """Do all of it on this machine.
 
     Export, MQTT server, aggregator, device processes, evaluation: a few minutes, no arguments needed.
     """
-    call("fleetune.toolkit.demo:demo", locals(), watch=Watch("on_event", live.demo_events), show=_show_demo)
+    call(
+        "fleetune.toolkit.demo:demo",
+        locals(),
+        parts=DEMO,
+        watch=Watch("on_event", live.demo_events),
+        show=_show_demo,
+    )
 
 
 def bench(
@@ -187,6 +168,28 @@ def bench(
     call(
         "fleetune.toolkit.benchmark:bench", flags, argument="name", watch=Watch("on_progress", live.messages)
     )
+
+
+def _configure(flags: dict[str, Any]) -> None:
+    """Write Mosquitto's configuration; ``certificate`` and ``key`` belong together."""
+    flags["folder"] = flags.pop("configure")
+    tls = {name: flags.pop(name) for name in ("certificate", "key", "client_ca")}
+    if any(tls.values()) and not (tls["certificate"] and tls["key"]):
+        fail("TLS needs --certificate and --key", code=EXIT_USAGE)
+    if any(tls.values()):
+        from fleetune.broker.servers.mosquitto import Tls
+
+        flags["tls"] = Tls(**tls)
+    call(
+        "fleetune.broker.servers.mosquitto:write_configuration",
+        flags,
+        argument="folder",
+        show=_show_configuration,
+    )
+
+
+def _show_configuration(console: Console, path: Path) -> None:
+    console.print(f"{path}\nmosquitto -c {path}", markup=False)
 
 
 def _show_demo(console: Console, report: Any) -> None:

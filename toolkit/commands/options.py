@@ -1,13 +1,65 @@
-"""The options that several commands share, declared once.
+"""The options of the commands: made from structs (``with_flags``), and those that are no struct's field, declared once.
 
-Options default to None: the defaults are the function's own, and ``shown`` repeats them for ``--help`` only
-(a test compares the two).
+Options default to None, so that what was given can be told from what was not: the defaults are the function's own, and
+``shown`` repeats them for ``--help`` only (a test compares the two).
 """
 
+import inspect
+from collections.abc import Callable, Mapping
+from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import typer
+
+from fleetune.broker.job import Job, Patience
+from fleetune.broker.laws import TABLES
+from fleetune.device_runtime.agent.identity import Duty
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.network.address import Reach
+from fleetune.toolkit.demo import HOUSEHOLD_WORK
+from fleetune.toolkit.flags import Flag, Part, claimed
+
+F = TypeVar("F", bound=Callable[..., None])
+_LAST = ("config", "json", "verbose")
+_ANNOTATED: Any = Annotated
+"""Made of values, which a type checker would take for types."""
+
+DEPTH = {"policy.shape": "depth_shape"}
+ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
+"""Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
+OWN_BY_DEVICE = ("seed", "rounds_before")
+"""What every device of every round gets of its own."""
+
+TRAIN = {
+    "work": Part(LocalWork(), names=DEPTH, without=("codec", "rounds_before")),
+    "resources": Part(Resources()),
+}
+DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
+AGGREGATE = {
+    "job": Part(Job),
+    "work": Part(LocalWork(), names=DEPTH | ROUND, without=OWN_BY_DEVICE),
+    "patience": Part(Patience()),
+    "reach": Part(Reach()),
+}
+DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE)}
+
+
+def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:
+    """Give a command the flags of ``parts``, before those that all commands have; it takes them as ``**flags``."""
+    options = [_parameter(flag) for _, flag in claimed(parts).values()]
+
+    def give(command: F) -> F:
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        order = [*(p for p in own if p.name not in _LAST), *options, *(p for p in own if p.name in _LAST)]
+        described: Any = command
+        described.__signature__ = inspect.Signature(order, return_annotation=None)
+        described.__annotations__ = {p.name: p.annotation for p in order} | {"return": None}
+        return command
+
+    return give
 
 
 def shown(text: str, default: str | None = None, **extra: Any) -> Any:
@@ -16,9 +68,25 @@ def shown(text: str, default: str | None = None, **extra: Any) -> Any:
     return typer.Option(help=text + suffix, show_default=False, **extra)
 
 
-def codec_option(default: str) -> Any:
-    """``--codec`` of a command whose own default is this."""
-    return shown("how updates are packed: fp32, fp16 or int8", default, metavar="NAME")
+def _parameter(flag: Flag) -> inspect.Parameter:
+    hint: Any = flag.type | None
+    annotation = getitem(_ANNOTATED, (hint, _option(flag)))
+    return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _option(flag: Flag) -> Any:
+    option, dashed = flag.option, flag.name.replace("_", "-")
+    names = [*option.choices, *(TABLES[option.table] if option.table else ())]
+    text = f"{option.help}: {_listed(names)}" if names else option.help
+    metavar = option.metavar or ("NAME" if names else None)
+    if flag.type is bool:
+        return typer.Option(f"--{dashed}/--{option.off or 'no-' + dashed}", help=text, show_default=False)
+    default = None if flag.default in (msgspec.NODEFAULT, "") else str(flag.default)
+    return shown(text, default, metavar=metavar)
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join((", ".join(names[:-1]), names[-1])) if names[1:] else names[0]
 
 
 ArtifactDir = Annotated[
@@ -36,68 +104,13 @@ Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
 StartAdapter = Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")]
 Threads = Annotated[int | None, shown("threads; 0 for one per core", "0")]
 Seed = Annotated[int | None, shown("seed of everything random", "0")]
-Recompute = Annotated[
-    bool | None,
-    typer.Option(
-        "--recompute/--save",
-        help="recompute or save activations: less memory or less time",
-        show_default=False,
-    ),
-]
-Cores = Annotated[str | None, shown("cores to run on, as 0-3,6; all without it")]
-Provider = Annotated[
-    str | None, shown("onnxruntime's provider: cpu, cuda, tensorrt or xnnpack", "cpu", metavar="NAME")
-]
-Stream = Annotated[
-    bool | None,
-    typer.Option(
-        "--stream/--resident",
-        help="one layer's frozen weights in memory at a time, or all: less memory or less time",
-        show_default=False,
-    ),
-]
-MemoryBudget = Annotated[
-    float | None, shown("fit the run into so much resident memory, in 10^6 bytes; 0 for no limit", "0.0")
-]
-HiddenCache = Annotated[
-    float | None,
-    shown("disk for what the frozen layers below the trained ones give, in 10^6 bytes; 0 for none", "0.0"),
-]
-
 Rules = Annotated[
     Path | None, shown("TOML table of when it may work, see docs/device-rules.md", metavar="FILE")
 ]
-
 Mqtt = Annotated[
     str | None,
     shown("MQTT server: mqtt://, mqtts://, ws:// or wss://[user:password@]host[:port]", metavar="URL"),
 ]
-Job = Annotated[
+JobName = Annotated[
     str | None, shown("name of the federation; all devices and the aggregator say the same", metavar="NAME")
 ]
-CaFile = Annotated[
-    str | None, shown("PEM file of the authorities to trust for mqtts and wss", metavar="FILE")
-]
-Timeout = Annotated[float | None, shown("seconds to wait for the MQTT server at the start", "20.0")]
-
-Policy = Annotated[
-    str | None,
-    shown("full, bernoulli, exact-k, suffix, successive or cyclic", "full", metavar="NAME"),
-]
-Drop = Annotated[
-    float | None,
-    shown("mean share of layers dropped (suffix, successive, cyclic: not trained), 0 to below 1", "0.0"),
-]
-DepthShape = Annotated[
-    str | None,
-    shown("which layers are dropped more: uniform, incremental, decay or normal", "uniform", metavar="NAME"),
-]
-Period = Annotated[int | None, shown("successive, cyclic: steps on one block of layers", "0")]
-BatchSize = Annotated[int | None, shown("samples a step", "16")]
-SeqLen = Annotated[int | None, shown("longest sequence, in tokens", "128")]
-Lr = Annotated[float | None, shown("learning rate", "0.002")]
-OptimizerName = Annotated[str | None, shown("optimizer: adamw or sgd", "adamw", metavar="NAME")]
-WeightDecay = Annotated[float | None, shown("decoupled weight decay", "0.0")]
-WarmupSteps = Annotated[int | None, shown("steps of linear warm-up", "0")]
-Decay = Annotated[str | None, shown("after warm-up: constant, linear or cosine", "constant", metavar="NAME")]
-ClipNorm = Annotated[float | None, shown("clip the global gradient norm to this; 0 for no clipping", "0.0")]

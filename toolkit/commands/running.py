@@ -15,6 +15,7 @@ from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.toolkit.configuration import MissingOption, resolve
+from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
 
 EXIT_OURS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
@@ -52,6 +53,7 @@ def call(
     flags: Mapping[str, Any],
     *,
     argument: str = "",
+    parts: Mapping[str, Part] | None = None,
     watch: Watch | None = None,
     show: Show | None = None,
 ) -> Any:
@@ -59,20 +61,23 @@ def call(
 
     Args:
         target: where the function is; imported only now.
-        flags: the options by name, with ``config``, ``json`` and ``verbose`` where the command has these.
+        flags: the options by name, with ``config``, ``json`` and ``verbose`` where the command has these; those of
+            ``parts`` may lie together under ``flags``.
         argument: the flag that is the function's one positional argument, if it has one.
+        parts: the function's arguments that are structs, made from flags.
         watch: how progress is shown.
         show: how the result is shown on a terminal; by default its fields, one a line.
     """
-    flags = dict(flags)
-    as_json, verbose, config = (flags.pop(name, None) for name in ("json", "verbose", "config"))
-    positional = [flags.pop(argument)] if argument else []
+    given = dict(flags)
+    given |= given.pop("flags", {})
+    as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
+    positional = [given.pop(argument)] if argument else []
     console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
     _log_to_stderr(verbose=bool(verbose))
     module, _, name = target.partition(":")
     with _one_line_errors(name), ExitStack() as stack:
         function = getattr(import_module(module), name)
-        arguments = resolve(function, flags, config=config, table=name)
+        arguments = resolve(function, given, config=config, table=name, parts=parts or {})
         if watch:
             arguments[watch.parameter] = stack.enter_context(watch.open(console))
             if watch.notes:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from flat import train
 
 from fleetune.device_runtime.commands.predict import predict
-from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 
 TEXTS = ["red blue", "dog cow hen cat dog", "drill"]

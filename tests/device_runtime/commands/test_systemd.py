@@ -8,8 +8,8 @@ from math import inf
 from types import SimpleNamespace
 
 import pytest
+from flat import aggregate, device
 
-from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.commands.systemd import Notifier
 
 WATCHED = {"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}  # beats every 0.5 s
@@ -139,7 +139,6 @@ def test_a_socket_that_is_gone_is_warned_of_once(systemd, clock, caplog):
 
 
 def test_a_device_tells_of_its_rounds(systemd, word_artifact, word_file, mosquitto, tmp_path, monkeypatch):
-    from fleetune.broker.aggregation import aggregate
 
     monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
     monkeypatch.setenv("WATCHDOG_USEC", "40000")  # fed every 10 ms, so that a short life feeds it often

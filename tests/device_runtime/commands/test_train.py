@@ -3,9 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
+from flat import train
 from pretended import PretendedSystem
 
-from fleetune.device_runtime.commands.train import peak_rss_mb, train
+from fleetune.device_runtime.commands.train import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
@@ -57,7 +58,7 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["adapter", "run.json"]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["artifact_digest"] == open_artifact(word_artifact).digest
-    assert run["arguments"]["lr"] == 0.02
+    assert run["arguments"]["work"]["optimizer"]["lr"] == 0.02
     assert run["arguments"]["data"] == str(word_file)
     assert run["report"]["accuracy"] == report.accuracy
     assert not same(adapter_of(tmp_path / "run", word_artifact), open_artifact(word_artifact).adapter())
@@ -203,7 +204,7 @@ def test_what_is_wrong_is_said_before_a_step_is_taken(word_artifact, word_file, 
     refused(DataError, r"absent\.csv: cannot be read", eval=tmp_path / "absent.csv")
     refused(ArtifactError, "no PEFT adapter here", adapter=tmp_path)
     refused(ConfigError, "no policy 'half'", policy="half")
-    refused(ConfigError, "lr must be positive", lr=-1.0)
+    refused(ConfigError, "lr must be above 0, got -1.0; seed must be at least 0", lr=-1.0, seed=-1)
     refused(ConfigError, "rules: unknown key 'wind'", rules={"wind": 1})
     refused(ConfigError, "checkpoint_every must be at least 0, got -1", checkpoint_every=-1)
     refused(ArtifactError, "no artifact here", artifact_dir=tmp_path)

@@ -141,7 +141,7 @@ def test_every_optimizer_goes_downhill():
 def test_wrong_numbers_are_all_listed():
     with pytest.raises(
         ConfigError,
-        match=r"lr .* positive, got 0.0; weight_decay .* nan; clip_norm .* -1.0; proximal must be at least 0, got -2.0",
+        match=r"lr must be above 0, got 0.0; weight_decay .* nan; clip_norm .* -1.0; proximal must be at least 0, got -2.0",
     ):
         make_optimizer(
             OptimizerSpec(lr=0.0, weight_decay=math.nan, clip_norm=-1.0, proximal=-2.0), total_steps=1

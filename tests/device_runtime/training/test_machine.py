@@ -6,9 +6,9 @@ import os
 
 import numpy as np
 import pytest
+from flat import train
 
 from fleetune.device_runtime import arrays
-from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec

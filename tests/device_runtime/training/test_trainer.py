@@ -244,9 +244,9 @@ def test_wrong_work_and_wrong_adapters_are_refused(make_trainer, linear_stack, m
         match=r"steps must be at least 0, got -1; seed must be at least 0, got -2; rounds_before must be .*, got -3",
     ):
         make_trainer(work(steps=-1, seed=-2, rounds_before=-3))
-    with pytest.raises(ConfigError, match=r"seed must be below 2\*\*53, got 9007199254740992"):
+    with pytest.raises(ConfigError, match=r"seed must be .* below 9007199254740992, got"):
         make_trainer(work(seed=2**53))
-    with pytest.raises(ConfigError, match="batch size must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
         make_trainer(work(batch_size=0))
     with pytest.raises(ArtifactError, match=r"head\.w: missing"):
         Trainer(linear_stack(manifest), dataset, work(), {})

@@ -3,9 +3,10 @@ import transformers
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import ConfigError, UnknownName
-from fleetune.toolkit import subjects
-from fleetune.toolkit.benchmark import FOLDER
+from fleetune.toolkit.benchmark import FOLDER, load
 from fleetune.toolkit.models import packaged_model
+
+subjects = load("measuring.subjects")
 
 
 @pytest.fixture

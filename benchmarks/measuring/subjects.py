@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.measuring.processes import run_worker
 from fleetune.device_runtime.tables import Table
-from fleetune.toolkit.benchmark import run_worker
 from fleetune.toolkit.export import export
 from fleetune.toolkit.models import packaged_model
 

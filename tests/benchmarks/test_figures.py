@@ -1,4 +1,6 @@
-from fleetune.toolkit.figures import medians, ratio, table
+from fleetune.toolkit.benchmark import load
+
+medians, ratio, table = (getattr(load("measuring.figures"), name) for name in ("medians", "ratio", "table"))
 
 ROUNDS = [
     {"device": {"step_ms": 10.0, "peak_mb": 1.0}, "torch": {"step_ms": 20.0}},

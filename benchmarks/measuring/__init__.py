@@ -1,0 +1,1 @@
+"""What the benchmarks share: models to measure on, processes to measure in, and sums over repeats."""

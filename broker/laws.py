@@ -1,0 +1,37 @@
+"""What a job must keep to before it begins: all that the aggregator or a device would refuse later."""
+
+from collections.abc import Collection, Iterator
+
+from fleetune.broker.configurators import CONFIGURATORS
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.selection import SELECTIONS
+from fleetune.broker.strategies import STRATEGIES
+from fleetune.device_runtime.contracts.wire import check_name
+from fleetune.device_runtime.methods import work as works
+from fleetune.device_runtime.options import problems, refuse
+
+TABLES: dict[str, Collection[str]] = {
+    **works.TABLES,
+    **{table.kind: table for table in (STRATEGIES, SELECTIONS, CONFIGURATORS)},
+}
+"""Where the names in a job and its work are looked up."""
+
+
+def check_settings(settings: Settings, patience: Patience, *, num_layers: int) -> None:
+    """Raise ConfigError that lists everything wrong; UnknownName for one unknown name.
+
+    Args:
+        settings: the job's.
+        patience: the aggregator's.
+        num_layers: of the model; devices would refuse work that does not suit it.
+    """
+    check_name("job", settings.job)
+    refuse([*_problems(settings, num_layers), *problems(patience)])
+
+
+def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
+    found = problems(settings, TABLES)
+    yield from found
+    if not 1 <= settings.min_clients <= settings.clients:
+        yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
+    yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)

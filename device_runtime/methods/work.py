@@ -1,0 +1,42 @@
+"""Whether local work can be done: one law for the aggregator that offers it and the device that does it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fleetune.device_runtime.contracts.codecs import CODECS
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.methods.optim import DECAYS, OPTIMIZERS, make_optimizer
+from fleetune.device_runtime.methods.policies import POLICIES, SHAPES, make_policy
+from fleetune.device_runtime.options import problems, refuse
+from fleetune.device_runtime.tables import Table
+
+TABLES: dict[str, Table[Any]] = {
+    table.kind: table for table in (CODECS, DECAYS, OPTIMIZERS, POLICIES, SHAPES)
+}
+"""Where the names in a :class:`LocalWork` are looked up."""
+
+
+def work_problems(work: LocalWork, num_layers: int) -> list[str]:
+    """Return all that keeps a model of ``num_layers`` blocks from being trained so."""
+    found = problems(work, TABLES)
+    if not (work.steps or work.epochs):
+        found.append("nothing to do: steps and epochs are both 0")
+    return found or [*_refusals(work, num_layers)]
+
+
+def check_work(work: LocalWork, num_layers: int) -> None:
+    """Raise ConfigError that lists all of :func:`work_problems`, UnknownName for one unknown name."""
+    refuse(work_problems(work, num_layers))
+
+
+def _refusals(work: LocalWork, num_layers: int) -> Iterator[str]:
+    """What policy and optimizer have against values that keep to their own laws each."""
+    for make in (
+        lambda: make_policy(work.policy, num_layers),
+        lambda: make_optimizer(work.optimizer, total_steps=1),
+    ):
+        try:
+            make()
+        except ConfigError as exc:
+            yield str(exc)

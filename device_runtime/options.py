@@ -1,0 +1,115 @@
+"""A hyper-parameter is one field of a struct: type and default, and in an :class:`Option` its help and its law.
+
+    lr: Annotated[float, Option("learning rate at its peak", above=0)] = 2e-3
+
+The command line is made from the fields (``fleetune.toolkit.flags``), and :func:`check` holds every value to its law.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
+
+import msgspec
+
+from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
+
+Tables = Mapping[str, Collection[str]]
+"""Names that there are, by the kind of their :class:`fleetune.device_runtime.tables.Table`."""
+
+
+class Option(NamedTuple):
+    """Help and law of a field.
+
+    Not msgspec's own ``Meta``: a decoder would enforce that, and a device drop an offer that it ought to decline with a reason.
+    """
+
+    help: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    table: str = ""
+    """Kind of the table whose names are choices too."""
+    off: str = ""
+    """Flag that says False; ``no-FLAG`` without it."""
+    metavar: str | None = None
+
+
+class Field(NamedTuple):
+    """A field of a struct, with its type bare of annotations; ``default`` may be ``msgspec.NODEFAULT``."""
+
+    name: str
+    type: Any
+    default: object
+    option: Option
+
+
+def fields_of(kind: type[msgspec.Struct]) -> list[Field]:
+    """Return a struct's fields in their order; one without an Option has an empty one."""
+    return [
+        Field(field.name, *_unpacked(field.type, field.default)) for field in msgspec.structs.fields(kind)
+    ]
+
+
+def problems(struct: msgspec.Struct, tables: Tables | None = None) -> list[str]:
+    """Return everything that breaks a field's law, nested structs included; names of tables not given are not looked up."""
+    found: list[str] = []
+    for field in fields_of(type(struct)):
+        value = getattr(struct, field.name)
+        if isinstance(value, msgspec.Struct):
+            found += problems(value, tables)
+        else:
+            found += _broken(field, value, tables or {})
+    return found
+
+
+def check(*structs: msgspec.Struct, tables: Tables | None = None) -> None:
+    """Hold structs to their fields' laws.
+
+    Raises:
+        ConfigError: everything that is wrong; an UnknownName if that is one unknown name.
+    """
+    refuse([problem for struct in structs for problem in problems(struct, tables)])
+
+
+def refuse(found: list[str]) -> None:
+    """Raise what was ``found`` wrong, if anything was: a ConfigError that lists it, or UnknownName for one unknown name."""
+    if found:
+        kind = UnknownName if len(found) == 1 and "; have: " in found[0] else ConfigError
+        raise kind("; ".join(found))
+
+
+def _unpacked(annotation: Any, default: object) -> tuple[Any, object, Option]:
+    if get_origin(annotation) is not Annotated:
+        return annotation, default, Option()
+    bare, *notes = get_args(annotation)
+    return bare, default, next((note for note in notes if isinstance(note, Option)), Option())
+
+
+def _broken(field: Field, value: object, tables: Tables) -> Iterator[str]:
+    name, option = field.name, field.option
+    try:
+        msgspec.convert(value, field.type)
+    except msgspec.ValidationError as exc:
+        yield f"{name} {value!r}: {exc}"
+        return
+    if isinstance(value, (int, float)) and (wanted := _unmet(option, value)):
+        yield f"{name} must be {wanted}, got {value}"
+    if option.table and option.table not in tables:
+        return
+    known = {*option.choices, *tables.get(option.table, ())}
+    if known and value not in known:
+        yield f"no {option.table or name} {value!r}; have: {choices(known)}"
+
+
+def _unmet(option: Option, value: float) -> str:
+    """The bounds, if one is not kept."""
+    bounds = (
+        ("finite", True, math.isfinite(value)),
+        (f"at least {option.at_least}", option.at_least is not None, value >= (option.at_least or 0)),
+        (f"above {option.above}", option.above is not None, value > (option.above or 0)),
+        (f"below {option.below}", option.below is not None, value < (option.below or 0)),
+    )
+    if all(kept for _, is_asked, kept in bounds if is_asked):
+        return ""
+    return " and ".join(words for words, is_asked, _ in bounds[1:] if is_asked) or "finite"

@@ -1,0 +1,29 @@
+import pytest
+
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.errors import ConfigError, UnknownName
+from fleetune.device_runtime.methods.work import TABLES, check_work, work_problems
+from fleetune.device_runtime.options import problems
+
+
+def test_numbers_and_names_that_are_wrong_are_listed_together():
+    work = LocalWork(
+        policy=PolicySpec(name="lazy", drop=2.0), optimizer=OptimizerSpec(lr=0.0), codec="zip", batch_size=0
+    )
+    found = "; ".join(work_problems(work, 4))
+    for said in ("no policy 'lazy'", "drop must", "lr must be above 0", "no codec 'zip'", "batch_size must"):
+        assert said in found
+    with pytest.raises(ConfigError, match="nothing to do: steps and epochs are both 0"):
+        check_work(LocalWork(steps=0, epochs=0), 4)
+
+
+def test_what_only_the_policy_knows_is_asked_of_it():
+    work = LocalWork(policy=PolicySpec(name="cyclic", drop=0.5))
+    assert not problems(work, TABLES)
+    with pytest.raises(ConfigError, match="a period of at least 1 step"):
+        check_work(work, 4)
+
+
+def test_one_unknown_name_is_an_unknown_name():
+    with pytest.raises(UnknownName, match="no optimizer 'newton'; have: adamw, sgd"):
+        check_work(LocalWork(optimizer=OptimizerSpec(name="newton")), 4)
