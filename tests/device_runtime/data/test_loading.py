@@ -46,7 +46,7 @@ def ragged(lengths, seq_len=64):
         "input_ids": Ragged(ids, lengths, 0, "int64"),
         "labels": Dense(np.arange(len(lengths), dtype=np.int64)),
     }
-    return make_dataset(columns, lengths, seq_len=seq_len, num_classes=len(lengths))
+    return make_dataset(columns, lengths, seq_len=seq_len, num_classes=len(lengths), label_name="labels")
 
 
 # Reading
