@@ -87,14 +87,20 @@ class Executor:
         self._meter.turn_to(ask.round, now)
 
     def _offer(self, sending: Send) -> None:
+        download = self._versions.downlink.offer(
+            sending.device_id,
+            sending.version,
+            chunk_bytes=self._link.chunk_bytes,
+            exactly=sending.role == "evaluate",
+        )
         offer = Offer(
             job=self._settings.job,
             round=sending.round,
             version=sending.version,
             role=sending.role,
             work=device_work(self._settings, round_number=max(sending.round, 1), position=sending.position),
-            adapter=self._versions.offer(sending.version, chunk_bytes=self._link.chunk_bytes),
             deadline_s=sending.deadline_s,
+            **download._asdict(),
         )
         self.tell(sending.device_id, offer)
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import msgspec
 
 from fleetune.broker.strategies import STRATEGIES
-from fleetune.device_runtime.contracts.wire import LocalWork, check_name
+from fleetune.device_runtime.contracts.codecs import make_codec
+from fleetune.device_runtime.contracts.wire import FULL, LocalWork, check_name
 from fleetune.device_runtime.errors import ConfigError
 
 
@@ -21,6 +22,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     min_clients: int
     """Updates without which a round does not close."""
     strategy: str = "fedavg"
+    down_codec: str = FULL
+    """How versions are packed for a device that holds an earlier one: ``full`` for not at all, or a codec."""
+    down_ratio: float = 0.0
+    """Share of the elements that ``topk`` sends down; 0 for all other codecs."""
     work: LocalWork = LocalWork()
     seed: int = 0
     evaluate_every: int = 1
@@ -41,9 +46,12 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def check_settings(settings: Settings, patience: Patience) -> None:
-    """Raise ConfigError that lists everything wrong; UnknownName for the strategy."""
+    """Raise ConfigError that lists everything wrong; UnknownName for the strategy or a codec."""
     check_name("job", settings.job)
     STRATEGIES[settings.strategy]
+    make_codec(settings.work.codec, settings.work.codec_ratio)
+    if settings.down_codec != FULL:
+        make_codec(settings.down_codec, settings.down_ratio)
     problems = [*_problems(settings), *_patience_problems(patience)]
     if problems:
         raise ConfigError("; ".join(problems))

@@ -144,6 +144,11 @@ class Ledger:
         digest = self._one("SELECT sha256 FROM versions WHERE version = ?", version)
         return _read_checked(self._version_path(version), digest)
 
+    def version_with(self, digest: str) -> int | None:
+        """The version whose adapter file has this SHA-256; None if there is none."""
+        found: int | None = self._one("SELECT max(version) FROM versions WHERE sha256 = ?", digest)
+        return found
+
     def memory(self, version: int) -> bytes:
         """The strategy's memory after a version; empty if it has none."""
         digest = self._one("SELECT memory FROM versions WHERE version = ?", version)

@@ -1,23 +1,20 @@
-"""The adapter's versions: the newest, what the open round adds to it, and those ready to be served."""
+"""The adapter's versions: the newest, and what the open round adds to it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Mapping
 
+import numpy as np
 from safetensors.numpy import load
 
+from fleetune.broker.downlink import Downlink
 from fleetune.broker.job import Settings
 from fleetune.broker.ledger import Ledger
 from fleetune.broker.strategies import STRATEGIES
 from fleetune.device_runtime.arrays import Arrays, to_bytes
-from fleetune.device_runtime.contracts.codecs import decode_update, update_bytes_max
-from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import Chunk, Request, TransferManifest
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.contracts.codecs import make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 log = logging.getLogger(__name__)
-
-_SHELF = 3
-"""Versions ready to be served at once; evaluating devices may be some behind."""
 
 
 class Versions:
@@ -32,11 +29,14 @@ class Versions:
         if not ledger.has_version(0):
             ledger.add_version(0, to_bytes(adapter))
         newest = ledger.past().version
-        self._ledger, self._codec = ledger, settings.work.codec
+        self._ledger = ledger
+        self._codec = make_codec(settings.work.codec, settings.work.codec_ratio)
+        self.downlink = Downlink(ledger, settings)
+        """What devices are sent of them."""
         self._strategy = STRATEGIES[settings.strategy]()
         self._reference: Arrays = load(ledger.version(newest))
         self._sums = self._strategy.init(self._reference)
-        self._shelf: dict[int, Outgoing] = {}
+        self._newest = newest
         self._fold(newest + 1)
 
     @property
@@ -46,32 +46,24 @@ class Versions:
 
     def add(self, content: bytes, num_samples: int) -> None:
         """Add the payload of an update to the open round; WireError if it is malformed or implausible: it is left out."""
-        values = decode_update(content, self._reference, codec=self._codec)
-        self._sums = self._strategy.add(self._sums, values, num_samples)
+        self._sums = self._strategy.add(self._sums, self._decoded(content), num_samples)
 
     def close(self, round_number: int) -> None:
         """Combine the updates of the open round into version ``round_number``."""
-        memory = self._ledger.memory(round_number - 1)
-        new, kept = self._strategy.finish(self._sums, self._reference, load(memory) if memory else {})
+        state = self._ledger.memory(round_number - 1)
+        new, kept = self._strategy.finish(self._sums, self._reference, load(state) if state else {})
         self._ledger.add_version(round_number, to_bytes(new), memory=to_bytes(kept) if kept else b"")
-        self._reference, self._sums = new, self._strategy.init(new)
+        self._reference, self._sums, self._newest = new, self._strategy.init(new), round_number
+        self.downlink.close(round_number)
 
-    def offer(self, version: int, *, chunk_bytes: int) -> TransferManifest:
-        """Have a version ready to be served, in chunks of this size."""
-        found = self._shelf.pop(version, None)
-        if found is None or found.manifest.chunk_bytes != chunk_bytes:
-            found = Outgoing(self._ledger.version(version), chunk_bytes=chunk_bytes)
-        self._shelf[version] = found
-        while len(self._shelf) > _SHELF:
-            del self._shelf[next(iter(self._shelf))]
-        return found.manifest
-
-    def chunks(self, request: Request) -> Iterator[Chunk]:
-        """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
-        found = next((o for o in self._shelf.values() if o.manifest.sha256 == request.sha256), None)
-        if found is None:
-            raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
-        return found.chunks(request)
+    def _decoded(self, content: bytes) -> Mapping[str, Doubles]:
+        """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
+        named = reference_of(content)
+        if not named:
+            return unpack(self._codec, content, self._reference).values
+        replica = self.downlink.replica(self._newest, named)
+        values = unpack(self._codec, content, replica).values
+        return {n: np.float64(self._reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
 
     def _fold(self, round_number: int) -> None:
         """Add what was accepted in an earlier life."""

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import msgspec
 
+from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.files import DiskFiles
+from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha256
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
 from fleetune.device_runtime.agent.outbox import Outbox
-from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
+from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
@@ -34,7 +37,6 @@ log = logging.getLogger(__name__)
 
 DEADLINE_GRACE_S = 5.0
 """A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
-_ADAPTER_SLACK_BYTES = 64 * 1024
 
 
 @dataclass
@@ -69,12 +71,22 @@ class Assignments:
         """Of the adapter last worked from; -1 for none."""
         self.newest_round = -1
         """Of the offers taken in this session; -1 for none."""
+        self.must_greet = False
+        """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
         self._link, self._outbox, self._deliveries = link, outbox, deliveries
         self._workbench, self._identity, self._state = workbench, identity, StateFolder(folder)
-        self._adapter, self._original = adapter, to_bytes(adapter)
+        self._adapters = HeldAdapters(self._state, adapter)
+        self._memory = CodecMemory(DiskFiles(folder), job=identity.job, artifact=identity.artifact)
+        self._memory.adopt(lambda number: outbox.recall(self._made_key(number)) is not None, like=adapter)
         self._checkpoint_every, self._on_event = checkpoint_every, on_event
         self._current: _Assignment | None = None
         self._done: set[str] = set()
+        self._asked_again: set[str] = set()
+
+    @property
+    def reference(self) -> str:
+        """SHA-256 of the adapter file that the next one may be a difference from; empty for none."""
+        return self._adapters.reference
 
     @property
     def is_idle(self) -> bool:
@@ -137,9 +149,13 @@ class Assignments:
         if not current.pull.done:
             return False
         try:
-            content = current.pull.content()
+            content = self._adapters.open(current.offer, current.pull.content())
         except WireError as exc:
             self.decline(exc)
+            return False
+        if content is None:
+            self._current = None
+            self._ask_again(current.key)
             return False
         self._start(current, content)
         return True
@@ -189,7 +205,7 @@ class Assignments:
         if made:
             self._done.add(made.decode())
         if isinstance(header, UpdateReady):
-            self._state.settle(verdict.round, accepted=verdict.accepted)
+            self._memory.settle(verdict.round, accepted=verdict.accepted)
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)
         kind = "accepted" if verdict.accepted else "refused"
@@ -201,41 +217,44 @@ class Assignments:
 
     def _begin(self, assignment: _Assignment, now: float) -> None:
         offer = assignment.offer
+        content = self._adapters.find(wanted_sha256(offer))
+        if content is None and self._adapters.lacks_reference(offer):
+            self._ask_again(assignment.key)
+            return
         self.newest_round = offer.round
         self._state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._on_event(Event("offer", offer.round, {"version": offer.version}))
-        content = self._held(offer.adapter.sha256)
         if content is not None:
             self._start(assignment, content)
             return
-        size_bytes_max = len(self._original) + _ADAPTER_SLACK_BYTES
         try:
+            size_bytes_max = self._adapters.size_bytes_max(offer)
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
-        except WireError as exc:
+        except (WireError, ConfigError) as exc:
             self.decline(exc)
 
-    def _held(self, digest: str) -> bytes | None:
-        if sha256(self._original).hexdigest() == digest:
-            return self._original
-        return self._state.adapter(digest)
+    def _ask_again(self, key: str) -> None:
+        """Say hello, once for an offer: it tells what is here, and the aggregator offers again."""
+        self.must_greet = self.must_greet or key not in self._asked_again
+        self._asked_again.add(key)
 
     def _start(self, assignment: _Assignment, content: bytes) -> None:
         try:
-            reference = parse_adapter(content, self._adapter)
+            reference = self._adapters.arrays(content)
         except WireError as exc:
             self.decline(exc)
             return
         assignment.pull = None
         self.version = assignment.offer.version
-        if content is not self._original:
-            self._state.keep_adapter(content)
+        self._adapters.keep(content)
         assignment.run = LocalRun(
             assignment.offer,
             reference,
             self._workbench,
             key=assignment.key,
             state=self._state,
+            memory=self._memory,
             device_id=self._identity.device_id,
             checkpoint_every=self._checkpoint_every,
             on_event=self._on_event,
@@ -243,7 +262,7 @@ class Assignments:
 
     def _hand_over(self, product: Product, key: str) -> None:
         header, payload, event = product
-        self._deliveries.put(header, payload, facts={self._made_key(header.round): key.encode()})
+        self._deliveries.put(header, payload, facts={self._made_key(event.round): key.encode()})
         self._let_go()
         self._on_event(event)
 
@@ -261,5 +280,5 @@ def _deadline(offer: Offer, now: float) -> float:
 
 def _key(offer: Offer) -> str:
     """Of all that decides what comes of an offer."""
-    same = (offer.job, offer.round, offer.version, offer.role, offer.work, offer.adapter.sha256)
+    same = (offer.job, offer.round, offer.version, offer.role, offer.work, wanted_sha256(offer))
     return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """What a device owes the aggregator: announced until there is a verdict, served in chunks, kept in the outbox."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -7,7 +8,15 @@ import msgspec
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Entry, Outbox
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import Report, Request, UpdateReady, Verdict, decode, encode
+from fleetune.device_runtime.contracts.wire import (
+    Report,
+    Request,
+    TransferManifest,
+    UpdateReady,
+    Verdict,
+    decode,
+    encode,
+)
 from fleetune.device_runtime.errors import WireError
 from fleetune.device_runtime.network.connection import Connection, send
 
@@ -40,14 +49,22 @@ class Deliveries:
         """Whether something of this round waits for its verdict."""
         return any(p.entry.round == round_number for p in self._parcels)
 
-    def put(self, header: UpdateReady | Report, payload: bytes = b"", *, facts: dict[str, bytes]) -> None:
-        """Keep on disk, together with ``facts``, to be announced next."""
-        digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
-        entry = Entry(
-            job=header.job, round=header.round, digest=digest, header=encode(header), payload=payload
-        )
-        self._outbox.put(entry, facts=facts)
-        self._parcels.append(_Parcel(entry, header))
+    def put(
+        self,
+        header: Report | Callable[[TransferManifest], UpdateReady],
+        payload: bytes = b"",
+        *,
+        facts: dict[str, bytes],
+    ) -> None:
+        """Keep on disk, together with ``facts``, to be announced next; the header of an update is made with its manifest."""
+        if isinstance(header, Report):
+            parcel = _Parcel(_entry(header, b""), header)
+        else:
+            outgoing = Outgoing(payload, chunk_bytes=self._link.chunk_bytes)
+            update = header(outgoing.manifest)
+            parcel = _Parcel(_entry(update, payload), update, outgoing=outgoing)
+        self._outbox.put(parcel.entry, facts=facts)
+        self._parcels.append(parcel)
 
     def announce(self, now: float) -> None:
         """Announce what is due, ever less often."""
@@ -101,6 +118,11 @@ class Deliveries:
         if parcel.outgoing is None or parcel.outgoing.manifest.chunk_bytes != chunk_bytes:
             parcel.outgoing = Outgoing(parcel.entry.payload, chunk_bytes=chunk_bytes)
         return parcel.outgoing
+
+
+def _entry(header: UpdateReady | Report, payload: bytes) -> Entry:
+    digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
+    return Entry(job=header.job, round=header.round, digest=digest, header=encode(header), payload=payload)
 
 
 def _header(entry: Entry) -> UpdateReady | Report:

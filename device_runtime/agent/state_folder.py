@@ -1,4 +1,4 @@
-"""What a device keeps between starts: an adapter version, checkpoints of local work, what its codec still owes."""
+"""What a device keeps between starts: an adapter version, checkpoints of local work."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
+from fleetune.device_runtime.arrays import Arrays, write_atomically
 from fleetune.device_runtime.errors import StateError, WireError
 
 
@@ -24,6 +24,10 @@ class StateFolder:
         """Content of the adapter file with this SHA-256, if it is the one kept."""
         content = self._adapter.read_bytes() if self._adapter.is_file() else b""
         return content if sha256(content).hexdigest() == digest else None
+
+    def newest_adapter(self) -> bytes:
+        """Content of the adapter file kept, whichever it is; empty if there is none."""
+        return self._adapter.read_bytes() if self._adapter.is_file() else b""
 
     def keep_adapter(self, content: bytes) -> None:
         """Keep an adapter in place of the one before; StateError if it cannot be written."""
@@ -45,42 +49,12 @@ class StateFolder:
             if path != self.checkpoint(but):
                 path.unlink()
 
-    def residual(self, round_number: int) -> Arrays:
-        """What the updates before this round did not convey."""
-        earlier = [path for number, path in self._residuals() if number < round_number]
-        return load_arrays(earlier[-1]) if earlier else {}
-
-    def keep_residual(self, round_number: int, residual: Arrays) -> None:
-        """Keep what the update of this round does not convey; earlier ones stay until it is settled."""
-        path = self._residual_path(round_number)
-        if not residual:
-            path.unlink(missing_ok=True)
-            return
-        with self._writing():
-            save_arrays(path, residual)
-
-    def settle(self, round_number: int, *, accepted: bool) -> None:
-        """The update was taken, or not: then its own residual is void, else those before it are.
-
-        Later rounds belong to an earlier run of the job and go in both cases.
-        """
-        for number, path in self._residuals():
-            if number > round_number or (number < round_number) == accepted:
-                path.unlink()
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
             raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
-
-    def _residuals(self) -> list[tuple[int, Path]]:
-        paths = sorted(self._folder.glob("residual-*.safetensors"))
-        return [(int(path.stem.removeprefix("residual-")), path) for path in paths]
-
-    def _residual_path(self, round_number: int) -> Path:
-        return self._folder / f"residual-{round_number:06d}.safetensors"
 
 
 def parse_adapter(content: bytes, like: Arrays) -> Arrays:

@@ -28,6 +28,8 @@ REASON_CHARS_MAX = 500
 """So much of a reason is sent."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
+FULL = "full"
+"""The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -74,6 +76,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     seq_len: int = 128
     seed: int = 0
     codec: str = "fp32"
+    """How the update is packed."""
+    codec_ratio: float = 0.0
+    """Share of the elements that ``topk`` sends; 0 for all other codecs."""
     rounds_before: int = 0
     """Rounds of the job before this one, as long as this one: a policy counts its steps on from them."""
 
@@ -90,6 +95,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     num_samples: int = 0
     version: int = -1
     """Adapter version the device holds, -1 for none."""
+    holds: str = ""
+    """SHA-256 of the adapter file that differences may be taken from; empty: every adapter is to be sent whole."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
@@ -102,6 +109,17 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     role: str
     work: LocalWork
     adapter: TransferManifest
+    """What travels: the adapter file, or its difference from ``reference``."""
+    adapter_sha256: str = ""
+    """Of the adapter file that the device starts from, once ``adapter`` is decoded; empty: as ``adapter`` has it."""
+    down_codec: str = FULL
+    """How ``adapter`` is packed."""
+    down_ratio: float = 0.0
+    """Share of the elements that ``topk`` sends; 0 for all other codecs."""
+    reference: str = ""
+    """SHA-256 of the adapter file that ``adapter`` is a difference from; empty: from none."""
+    is_exact: bool = True
+    """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     deadline_s: float
     """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
 

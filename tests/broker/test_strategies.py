@@ -22,11 +22,11 @@ TINY = float(np.finfo(np.float32).smallest_subnormal)
 BELIEVED = st.floats(min_value=-VALUE_MAX, max_value=VALUE_MAX, width=32)
 
 
-def combine(strategy, updates, *, reference=REFERENCE, memory=None):
-    state = strategy.init(reference)
+def combine(strategy, updates, *, reference=REFERENCE, state=None):
+    sums = strategy.init(reference)
     for values, weight in updates:
-        state = strategy.add(state, {n: np.asarray(v, np.float64) for n, v in values.items()}, weight)
-    return strategy.finish(state, reference, memory or {})
+        sums = strategy.add(sums, {n: np.asarray(v, np.float64) for n, v in values.items()}, weight)
+    return strategy.finish(sums, reference, state or {})
 
 
 def random_updates(num, *, scale=1.0):
@@ -50,9 +50,9 @@ def assert_same_bits(left, right):
 def test_law_order_free_to_the_bit(name):
     updates = random_updates(4, scale=10.0)
     results = [combine(STRATEGIES[name](), order) for order in permutations(updates)]
-    for new, memory in results[1:]:
+    for new, state in results[1:]:
         assert_same_bits(new, results[0][0])
-        assert_same_bits(memory, results[0][1])
+        assert_same_bits(state, results[0][1])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -102,9 +102,9 @@ def test_a_tensor_is_averaged_over_the_updates_that_hold_it():
 def test_momentum_by_hand():
     reference = {"w": np.array([1.0], np.float32)}
     strategy = fedavgm(momentum=0.5)
-    first, memory = combine(strategy, [({"w": [3.0]}, 1)], reference=reference)
-    second, memory = combine(strategy, [({"w": [4.0]}, 1)], reference=first, memory=memory)
-    assert (first["w"].item(), second["w"].item(), memory["w"].item()) == (3.0, 5.0, 2.0)
+    first, state = combine(strategy, [({"w": [3.0]}, 1)], reference=reference)
+    second, state = combine(strategy, [({"w": [4.0]}, 1)], reference=first, state=state)
+    assert (first["w"].item(), second["w"].item(), state["w"].item()) == (3.0, 5.0, 2.0)
 
 
 @given(st.lists(BELIEVED, min_size=1, max_size=8), st.integers(1, WEIGHT_MAX))

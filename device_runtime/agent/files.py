@@ -1,0 +1,123 @@
+"""A few small named files that survive: in a folder, or in memory for a simulation."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.errors import StateError
+
+PathUser = Callable[[Path], object]
+"""Writes, or reads, the file at a path."""
+
+
+class Files(Protocol):
+    """Files by name; every method that writes raises StateError if it cannot, and then the old file is whole."""
+
+    def names(self) -> list[str]:
+        """Names of the files here, sorted."""
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, or None if there is none."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file, whole."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+
+    def save(self, name: str, save: PathUser) -> None:
+        """Let ``save``, which replaces files whole, write a file."""
+
+    def load(self, name: str, load: PathUser) -> bool:
+        """Let ``load`` read a file; False if there is none. What ``load`` raises passes."""
+
+
+class DiskFiles:
+    """Files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder; StateError if it cannot be made."""
+        self._folder = folder
+        with self._writing():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Names of the files here, sorted."""
+        return sorted(path.name for path in self._folder.iterdir() if path.is_file())
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, or None if there is none."""
+        path = self._folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file, whole and synced."""
+        with self._writing():
+            write_atomically(self._folder / name, content)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self._writing():
+            (self._folder / name).unlink(missing_ok=True)
+
+    def save(self, name: str, save: PathUser) -> None:
+        """Let ``save``, which replaces files whole, write a file."""
+        with self._writing():
+            save(self._folder / name)
+
+    def load(self, name: str, load: PathUser) -> bool:
+        """Let ``load`` read a file; False if there is none."""
+        path = self._folder / name
+        if not path.is_file():
+            return False
+        load(path)
+        return True
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
+
+
+class MemoryFiles:
+    """Files in memory: gone with the object, and no file descriptor."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+
+    def names(self) -> list[str]:
+        """Names of the files here, sorted."""
+        return sorted(self._files)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file, or None if there is none."""
+        return self._files.get(name)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file."""
+        self._files[name] = content
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        self._files.pop(name, None)
+
+    def save(self, name: str, save: PathUser) -> None:
+        """Let ``save`` write a file, in a folder that is gone afterwards."""
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder) / name)
+            self._files[name] = (Path(folder) / name).read_bytes()
+
+    def load(self, name: str, load: PathUser) -> bool:
+        """Let ``load`` read a file, in a folder that is gone afterwards; False if there is none."""
+        content = self._files.get(name)
+        if content is None:
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / name).write_bytes(content)
+            load(Path(folder) / name)
+        return True
