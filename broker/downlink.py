@@ -133,7 +133,7 @@ class Downlink:
             )  # it is at work, and would start over with another
         content = self._ledger.version(version)
         delta = self._delta(content, base) if base is not None else None
-        if delta is None or len(delta.payload) >= len(content):
+        if delta is None:
             return None
         is_exact = delta.content == content
         if not is_exact and (exactly or self._replicas.count(version) >= _REPLICAS_MAX):
