@@ -19,7 +19,7 @@ from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)
 
-_SHELF = 8
+_SHELF = 6
 """Transfers ready to be served at once: versions, and differences from what devices hold."""
 _REPLICAS_MAX = 4
 """Adapters that may stand for one version; whoever would need another gets the whole."""
@@ -105,7 +105,7 @@ class Downlink:
         Raises:
             WireError: no device was offered it for this version, or it is not kept any more.
         """
-        content = self._replicas.content(digest) if self._replicas.version(digest) == version else None
+        content = self._replicas.content(digest) if self._replicas.stands_for(version, digest) else None
         if content is None:
             raise WireError(
                 f"update from adapter {digest[:12]!r}, which does not stand for version {version}"
@@ -117,7 +117,7 @@ class Downlink:
         self._replicas.forget_before(version - _KEPT + 1)
 
     def _knows(self, digest: str) -> bool:
-        return self._replicas.version(digest) >= 0 or self._ledger.version_with(digest) is not None
+        return self._replicas.knows(digest) or self._ledger.version_with(digest) is not None
 
     def _prepared(self, key: tuple[int, str, bool], chunk_bytes: int) -> _Ready:
         version, held, exactly = key
@@ -127,22 +127,24 @@ class Downlink:
     def _from_held(self, version: int, held: str, *, exactly: bool, chunk_bytes: int) -> _Ready | None:
         """What a device that holds an adapter is sent of a version; None if that is the whole of it."""
         base = self._content(held)
-        if base is not None and not exactly and self._replicas.version(held) == version:
-            return _whole(
-                base, chunk_bytes, is_exact=False
-            )  # it is at work, and would start over with another
+        if base is not None and not exactly and self._replicas.stands_for(version, held):
+            # It is at work on this, and would start over with another.
+            return _whole(base, chunk_bytes, is_exact=False)
         content = self._ledger.version(version)
         delta = self._delta(content, base) if base is not None else None
-        if delta is None:
+        is_exact = delta is not None and delta.content == content
+        if delta is None or not (is_exact or (not exactly and self._may_stand_for(version, delta.content))):
             return None
-        is_exact = delta.content == content
-        if not is_exact and (exactly or self._replicas.count(version) >= _REPLICAS_MAX):
-            return None
-        digest = sha256(content).hexdigest() if is_exact else self._replicas.keep(version, delta.content)
-        outgoing = Outgoing(delta.payload, chunk_bytes=chunk_bytes)
+        if not is_exact:
+            self._replicas.keep(version, delta.content)
+        outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
         return _Ready(
             outgoing, Download(outgoing.manifest, digest, self._name, self._ratio, held, is_exact=is_exact)
         )
+
+    def _may_stand_for(self, version: int, content: bytes) -> bool:
+        is_kept = self._replicas.stands_for(version, sha256(content).hexdigest())
+        return is_kept or self._replicas.count(version) < _REPLICAS_MAX
 
     def _content(self, digest: str) -> bytes | None:
         if (replica := self._replicas.content(digest)) is not None:

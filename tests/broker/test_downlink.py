@@ -1,5 +1,7 @@
 """What devices are sent of a version: differences from what they hold, and the whole wherever in doubt."""
 
+from hashlib import sha256
+
 import msgspec
 import numpy as np
 import pytest
@@ -130,8 +132,8 @@ def test_evaluating_devices_measure_the_version_itself(tmp_path):
 def test_few_replicas_stand_for_a_version_and_old_ones_go(tmp_path):
     sender = Sender(tmp_path, down_codec="int8")
     for i in range(8):
-        sender.downlink._replicas.keep(0, to_bytes({**first_adapter(), "b": np.array(i, np.float32)}))
-    held = list(sender.downlink._replicas._versions)
+        sender.downlink._replicas.keep(0, to_bytes(version_of(10 + i)))
+    held = sorted(digest for _, digest in sender.downlink._replicas._kept)
     for i, digest in enumerate(held):
         sender.downlink.holds(f"d{i}", digest)
     offers = [sender.to(f"d{i}", 2) for i in range(8)]
@@ -149,13 +151,31 @@ def test_a_replica_of_another_version_is_no_ground_for_an_update(tmp_path):
         sender.downlink.replica(2, digest)
 
 
+def test_a_version_that_the_codec_cannot_tell_from_the_one_before_still_stands_for_itself(tmp_path):
+    sender = Sender(tmp_path, down_codec="fp16")
+    sender.downlink.holds("d", sender.digest(0))
+    sender.to("d", 1)
+    sender.downlink.worked_from("d", 1)
+    replica = sender.downlink.replica(1, sender.downlink._held["d"])
+    for number, step in ((3, 1e-8), (4, 2e-8)):
+        near_zero = np.abs(replica["w"]) < 0.01
+        moved = np.where(near_zero, replica["w"] + np.float32(step), replica["w"])
+        sender.ledger.add_version(number, to_bytes({**replica, "w": moved}))
+        download = sender.to("d", number)
+        assert not download.is_exact
+        sender.downlink.worked_from("d", number)
+        sender.downlink.replica(number, download.adapter_sha256)
+
+
 def test_a_damaged_replica_is_not_used(tmp_path):
     replicas = Replicas(tmp_path / "r")
-    digest = replicas.keep(1, b"content")
+    digest = sha256(b"content").hexdigest()
+    replicas.keep(1, b"content")
+    assert replicas.content(digest) == b"content"
     (file,) = (tmp_path / "r").iterdir()
     file.write_bytes(b"contend")
     assert replicas.content(digest) is None
-    assert replicas.version(digest) == -1
+    assert not replicas.stands_for(1, digest)
     assert Replicas(tmp_path / "r").content(digest) is None
 
 
