@@ -1,5 +1,6 @@
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,11 @@ def test_an_implausible_update_adds_nothing(values, weight, said):
         add_to_sums(state, values, weight)
     assert not any(limb.any() for limbs in state.limbs.values() for limb in limbs)
     assert not any(state.weights.values())
+
+
+def test_every_strategy_is_told_of_in_the_docs():
+    told = (Path(__file__).parents[2] / "docs" / "operate.md").read_text()
+    assert [name for name in STRATEGIES if f"`{name}`" not in told] == []
 
 
 def test_unknown_strategy_lists_what_there_is():

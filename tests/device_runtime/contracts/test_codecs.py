@@ -53,8 +53,10 @@ def same_bits(left, right):
     return left.keys() == right.keys() and all(left[n].tobytes() == right[n].tobytes() for n in left)
 
 
-def test_every_codec_has_its_line_here():
+def test_every_codec_has_its_line_here_and_in_the_docs():
     assert BOUNDS.keys() == CODECS.keys()
+    told = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
+    assert [name for name in CODECS if f"\n| `{name}` |" not in told] == []
 
 
 @each_codec
