@@ -5,14 +5,15 @@ from hashlib import sha256
 import msgspec
 import numpy as np
 import pytest
-from fleet import FOUR, first_adapter, in_process, settings_of, spoken, world
+from fleet import FOUR, first_adapter, in_process, settings_of, spoken, workbench_of, world
 from safetensors.numpy import load
 
 from fleetune.broker.downlink import Downlink
 from fleetune.broker.ledger import Ledger
 from fleetune.broker.replicas import Replicas
+from fleetune.broker.versions import Versions
 from fleetune.device_runtime.arrays import to_bytes
-from fleetune.device_runtime.contracts.codecs import make_codec
+from fleetune.device_runtime.contracts.codecs import make_codec, pack
 from fleetune.device_runtime.contracts.deltas import apply_delta
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, Offer, Request
@@ -197,6 +198,47 @@ def test_what_is_not_offered_is_not_served(tmp_path):
 def test_an_unknown_down_codec_or_no_ratio_is_refused(tmp_path, codec, error):
     with pytest.raises(error):
         Sender(tmp_path, down_codec=codec)
+
+
+def test_an_update_from_a_replica_moves_the_version_as_far_as_the_replica(tmp_path):
+    settings = settings_of(down_codec="topk", down_ratio=0.01, codec="int8")
+    ledger = Ledger(tmp_path, settings)
+    ledger.add_version(0, to_bytes(first_adapter()))
+    ledger.add_version(1, to_bytes(version_of(1)))
+    versions = Versions(ledger, settings, first_adapter())
+    versions.downlink.holds("d", sha256(ledger.version(0)).hexdigest())
+    digest = versions.downlink.offer("d", 1, **CHUNKS).adapter_sha256
+    replica = versions.downlink.replica(1, digest)
+    far = np.abs(replica["w"] - version_of(1)["w"]).max()
+    assert far > 0.01, "topk left much behind"
+    moved = {"w": replica["w"] + np.where(np.arange(3000) % 2, np.float32(0.001), 0)}
+    update = pack(make_codec("int8"), moved, replica, reference_sha256=digest)
+    versions.add(update.payload, 7)
+    versions.close(2)
+    expected = version_of(1)["w"] + np.where(np.arange(3000) % 2, 0.001, 0)
+    np.testing.assert_allclose(load(ledger.version(2))["w"], expected, atol=1e-5)
+
+
+def test_an_update_from_what_nobody_was_offered_is_refused(tmp_path):
+    settings = settings_of(down_codec="int8")
+    versions = Versions(Ledger(tmp_path, settings), settings, first_adapter())
+    stray = pack(make_codec("fp32"), first_adapter(), first_adapter(), reference_sha256="f" * 64)
+    with pytest.raises(WireError, match="adapter 'ffffffffffff', which does not stand for version 0"):
+        versions.add(stray.payload, 7)
+
+
+def test_evaluations_are_of_the_version_and_not_of_a_replica(tmp_path):
+    done = world(tmp_path, down_codec="topk", down_ratio=0.05, evaluate=True).run()
+    rows = done.aggregator.ledger.rows()
+    for row in rows:
+        exact = workbench_of(9).evaluate(None, load(done.aggregator.version(row.round)))
+        assert row.loss == exact.loss
+
+
+def test_only_replicas_of_the_last_versions_are_kept(tmp_path):
+    done = world(tmp_path, numbers=(0, 1), down_codec="int8", rounds=6).run()
+    kept = {path.name[:5] for path in (done.aggregator.folder / "replicas").iterdir()}
+    assert kept == {"00004", "00005"}, "version 6 is offered to nobody"
 
 
 def down_bytes(done):

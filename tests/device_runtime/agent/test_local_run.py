@@ -4,6 +4,7 @@ import pytest
 from fleet import STEPS, first_adapter, workbench_of
 from stage import Stage, locally
 
+from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import LocalWork, Report, UpdateReady
 
@@ -82,6 +83,23 @@ def test_what_is_owed_of_a_layer_that_did_not_train_is_sent_too(tmp_path):
     conveyed = decode_update(stage.pull(second), first_adapter())
     assert conveyed.keys() == {"w", "b"}
     np.testing.assert_array_equal(conveyed["w"], (first_adapter()["w"] + owed).astype(np.float32))
+
+
+def test_what_a_device_of_0_1_0_owed_is_sent_after_the_upgrade(stage):
+    work = LocalWork(steps=STEPS, seed=1, codec="int8")
+    first = stage.trained(1, work=work)
+    owed = locally(1)["w"].astype(np.float64) - decode_update(stage.pull(first), first_adapter())["w"]
+    stage.aggregator.verdict(first)
+    stage.poll()
+    stage.device.kill()
+    (new,) = stage.device.folder.glob("memory-*")
+    old = {name.removeprefix("residual/"): value for name, value in load_arrays(new).items()}
+    save_arrays(stage.device.folder / "residual-000001.safetensors", old)
+    new.unlink()
+    stage.device.start()
+    second = stage.trained(2, work=msgspec.structs.replace(work, codec="fp32"))
+    conveyed = decode_update(stage.pull(second), first_adapter())["w"]
+    np.testing.assert_array_equal(conveyed, (locally(1)["w"] + owed).astype(np.float32))
 
 
 def test_topk_sends_the_share_that_the_offer_says_and_owes_the_rest(stage):

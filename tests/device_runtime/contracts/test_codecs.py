@@ -274,6 +274,13 @@ def test_xor_refuses_what_inflates_to_more():
         make_codec("xor").decode({"w": bomb}, {"w": np.zeros(4, np.float32)}, {})
 
 
+@pytest.mark.parametrize("damage", [lambda part: part + b"\0", lambda part: part[:-1], lambda part: b""])
+def test_xor_refuses_what_is_not_one_whole_stream(damage):
+    part = one(make_codec("xor"), np.ones(4))
+    with pytest.raises(WireError, match="w: xor"):
+        make_codec("xor").decode({"w": damage(part)}, {"w": np.zeros(4, np.float32)}, {})
+
+
 def last_sent() -> Codec:
     """Send the step from what was sent last; both sides remember it. A toy, to hold the seam for memory on either side."""
 
