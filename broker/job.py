@@ -49,9 +49,7 @@ def check_settings(settings: Settings, patience: Patience) -> None:
     """Raise ConfigError that lists everything wrong; UnknownName for the strategy or a codec."""
     check_name("job", settings.job)
     STRATEGIES[settings.strategy]
-    make_codec(settings.work.codec, settings.work.codec_ratio)
-    if settings.down_codec != FULL:
-        make_codec(settings.down_codec, settings.down_ratio)
+    _check_codecs(settings)
     problems = [*_problems(settings), *_patience_problems(patience)]
     if problems:
         raise ConfigError("; ".join(problems))
@@ -72,6 +70,14 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     """
     seed = settings.seed + (round_number - 1) * 2**20 + position
     return msgspec.structs.replace(settings.work, seed=seed, rounds_before=round_number - 1)
+
+
+def _check_codecs(settings: Settings) -> None:
+    make_codec(settings.work.codec, settings.work.codec_ratio)
+    if settings.down_codec != FULL:
+        make_codec(settings.down_codec, settings.down_ratio)
+    elif settings.down_ratio:
+        raise ConfigError(f"down_ratio {settings.down_ratio:g}: {FULL!r} has none")
 
 
 def _problems(settings: Settings) -> Iterator[str]:
