@@ -2,29 +2,27 @@
 
 from typing import NamedTuple
 
-
-class Ask(NamedTuple):
-    """Record that these devices belong to a round; the first time, it opens."""
-
-    round: int
-    devices: tuple[str, ...]
+from fleetune.broker.tasks import Task
 
 
-class Send(NamedTuple):
-    """Send a device an offer, to train in a round or to evaluate a version; ``position`` is its place."""
+class Enrol(NamedTuple):
+    """Record these tasks of one round, before any of them is offered; the first time, the round opens."""
 
-    device_id: str
-    role: str
-    round: int
-    version: int
-    position: int
-    deadline_s: float
+    tasks: tuple[Task, ...]
+
+
+class Assign(NamedTuple):
+    """Offer a task to its device, which has ``deadline_s`` for it; 0 for no deadline."""
+
+    task: Task
+    deadline_s: float = 0.0
 
 
 class Close(NamedTuple):
-    """Combine the accepted updates of a round into version ``round``."""
+    """Combine the accepted updates of a round into a version."""
 
     round: int
+    version: int
     devices: tuple[str, ...]
 
 
@@ -43,4 +41,4 @@ class Finish(NamedTuple):
     devices: tuple[str, ...]
 
 
-Action = Ask | Send | Close | Dismiss | Finish
+Action = Enrol | Assign | Close | Dismiss | Finish

@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 from safetensors.numpy import load
 
+from fleetune.broker.configurators import CONFIGURATORS
 from fleetune.broker.job import Patience, Settings, check_settings
-from fleetune.broker.ledger import Ledger, Row
+from fleetune.broker.ledger import Ledger
+from fleetune.broker.rows import Row, rows
+from fleetune.broker.selection import SELECTIONS
 from fleetune.broker.service import Service, topics, will
 from fleetune.device_runtime.arguments import picked, plain
 from fleetune.device_runtime.contracts.adapters import save_peft
@@ -27,7 +30,8 @@ from fleetune.device_runtime.network.link import Link, Will
 
 log = logging.getLogger(__name__)
 
-_TICK_S = 0.1
+_POLL_S = 0.1
+"""A connection that was lost and stands again is noticed within this time."""
 _GOODBYE_S = 15.0
 
 
@@ -181,6 +185,7 @@ def _check(settings: Settings, patience: Patience, artifact: Artifact) -> None:
     check_settings(settings, patience)
     work = settings.work
     CODECS[work.codec]
+    SELECTIONS[settings.selection], CONFIGURATORS[settings.configurator]
     make_policy(work.policy, artifact.manifest.num_layers)
     make_optimizer(work.optimizer, total_steps=1)
 
@@ -194,14 +199,12 @@ def _open_ledger(out: Path, settings: Settings) -> Ledger:
 
 def _serve(service: Service, link: Link) -> None:
     try:
-        service.tick(ticked := time.monotonic())
+        service.tick(time.monotonic())
         while not service.finished:
-            message = link.receive(_TICK_S)
-            now = time.monotonic()
-            if message:
-                service.take(*message, now)
-            if not message or now >= ticked + _TICK_S:
-                service.tick(ticked := now)
+            if message := link.receive(_POLL_S):
+                service.take(*message, time.monotonic())
+            if service.due_at(now := time.monotonic()) <= now:
+                service.tick(now)
         _see_off(service, link)
     finally:
         service.stop(time.monotonic())
@@ -210,26 +213,26 @@ def _serve(service: Service, link: Link) -> None:
 def _see_off(service: Service, link: Link) -> None:
     """Make sure that the news of the end reach the server, though it may be restarting."""
     deadline = time.monotonic() + _GOODBYE_S
-    while not (link.connected and link.flush(_TICK_S)) and time.monotonic() < deadline:
-        link.receive(_TICK_S)
+    while not (link.connected and link.flush(_POLL_S)) and time.monotonic() < deadline:
+        link.receive(_POLL_S)
         service.tick(time.monotonic())
 
 
 def _conclude(ledger: Ledger, artifact: Artifact, arguments: dict[str, Any]) -> AggregateReport:
-    rows, cost = ledger.rows(), ledger.cost()
+    history, cost = rows(ledger), ledger.cost()
     adapter = ledger.folder / "adapter"
-    save_peft(adapter, artifact.manifest, load(ledger.version(rows[-1].round)))
+    save_peft(adapter, artifact.manifest, load(ledger.version(ledger.newest)))
     report = AggregateReport(
-        rounds=rows[-1].round,
-        accuracy=rows[-1].accuracy,
-        loss=rows[-1].loss,
+        rounds=history[-1].round,
+        accuracy=history[-1].accuracy,
+        loss=history[-1].loss,
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
         link_bytes_sent=cost.bytes_sent,
         link_bytes_received=cost.bytes_received,
         wall_s=cost.seconds,
         adapter=str(adapter),
-        history=rows,
+        history=history,
     )
     write_run(ledger.folder, artifact, arguments, report)
     return report

@@ -8,8 +8,7 @@ from typing import NamedTuple
 from safetensors.numpy import load
 
 from fleetune.broker.job import Settings
-from fleetune.broker.ledger import Ledger
-from fleetune.broker.replicas import Replicas
+from fleetune.broker.store import Store
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
@@ -46,15 +45,15 @@ class _Ready(NamedTuple):
 class Downlink:
     """Chooses and encodes what devices are sent; a wrong belief about one costs a full transfer, never a wrong model."""
 
-    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings) -> None:
         """Prepare, with the replicas of an earlier life.
 
         Raises:
             ConfigError: the down codec is unknown, or its ratio wrong.
         """
-        self._ledger, self._name, self._ratio = ledger, settings.down_codec, settings.down_ratio
+        self._store, self._name, self._ratio = store, settings.down_codec, settings.down_ratio
         self._codec = None if self._name == FULL else make_codec(self._name, self._ratio)
-        self._replicas = Replicas(ledger.folder / "replicas")
+        self._replicas = store.replicas
         self._held: dict[str, str] = {}
         self._offered: dict[str, tuple[int, str]] = {}
         self._shelf: dict[tuple[int, str, bool], _Ready] = {}
@@ -79,7 +78,7 @@ class Downlink:
             exactly: to the bit, also with a lossy codec.
 
         Raises:
-            StateError: the ledger's file is damaged, or a replica cannot be written.
+            StateError: the store is damaged, or a replica cannot be written.
         """
         held = self._held.get(device_id, "") if self._codec else ""
         key = (version, held if held and self._knows(held) else "", exactly)
@@ -117,12 +116,12 @@ class Downlink:
         self._replicas.forget_before(version - _KEPT + 1)
 
     def _knows(self, digest: str) -> bool:
-        return self._replicas.knows(digest) or self._ledger.version_with(digest) is not None
+        return self._replicas.knows(digest) or self._store.version_with(digest) is not None
 
     def _prepared(self, key: tuple[int, str, bool], chunk_bytes: int) -> _Ready:
         version, held, exactly = key
         ready = self._from_held(version, held, exactly=exactly, chunk_bytes=chunk_bytes) if held else None
-        return ready or _whole(self._ledger.version(version), chunk_bytes)
+        return ready or _whole(self._store.version(version), chunk_bytes)
 
     def _from_held(self, version: int, held: str, *, exactly: bool, chunk_bytes: int) -> _Ready | None:
         """What a device that holds an adapter is sent of a version; None if that is the whole of it."""
@@ -130,7 +129,7 @@ class Downlink:
         if base is not None and not exactly and self._replicas.stands_for(version, held):
             # It is at work on this, and would start over with another.
             return _whole(base, chunk_bytes, is_exact=False)
-        content = self._ledger.version(version)
+        content = self._store.version(version)
         delta = self._delta(content, base) if base is not None else None
         is_exact = delta is not None and delta.content == content
         if delta is None or not (is_exact or (not exactly and self._may_stand_for(version, delta.content))):
@@ -149,8 +148,8 @@ class Downlink:
     def _content(self, digest: str) -> bytes | None:
         if (replica := self._replicas.content(digest)) is not None:
             return replica
-        number = self._ledger.version_with(digest)
-        return None if number is None else self._ledger.version(number)
+        number = self._store.version_with(digest)
+        return None if number is None else self._store.version(number)
 
     def _delta(self, content: bytes, base: bytes) -> Delta | None:
         assert self._codec

@@ -1,46 +1,82 @@
 """Which evaluating device owes a report on which version; rounds do not wait for them."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 
-from fleetune.broker.actions import Send
-from fleetune.broker.job import Settings
-from fleetune.device_runtime.contracts.wire import Report
+from fleetune.broker.actions import Assign
+from fleetune.broker.job import Settings, device_work
+from fleetune.broker.tasks import Task
+from fleetune.device_runtime.contracts.wire import Report, default_task_id
 
 
 class Evaluations:
-    """The evaluating devices of one job; every due version, in order, is measured by each."""
+    """The evaluating devices of one job; every due version, in order, is measured by each.
+
+    No event takes longer for more devices but ``advance``, once a version.
+    """
 
     def __init__(self, settings: Settings, reported: Iterable[tuple[int, str]]) -> None:
-        """Begin or resume; ``reported`` = (version, device) of the reports at hand."""
+        """Begin or resume; ``reported`` = (version, device) of the reports at hand. Call ``advance`` next."""
         self._settings = settings
-        self._reported = set(reported)
+        self._newest = -1
+        self._due: list[int] = []
         self._at: dict[str, int] = {}
         """Present devices, and the version each is at; -1 for none."""
-        self._known = {device for _, device in self._reported}
+        self._reporters: dict[int, set[str]] = {}
+        self._known: set[str] = set()
         """Every device, present or not."""
+        self._owed: Counter[int] = Counter()
+        """How many devices here lack a report, by due version."""
+        self._passed: Counter[str] = Counter()
+        """How many of the due versions, from the first, a device has behind it."""
+        for version, device in reported:
+            self._reporters.setdefault(version, set()).add(device)
+            self._known.add(device)
 
     @property
     def present(self) -> tuple[str, ...]:
         """Evaluating devices here."""
         return tuple(self._at)
 
-    def hello(self, device: str, newest: int) -> list[Send]:
-        """A device is here, or still here: what it is at, or is to do next, is sent to it."""
+    def task(self, device: str) -> Task | None:
+        """What a device is doing, if it is here and at something."""
+        at = self._at.get(device, -1)
+        return self._task(device, at) if at >= 0 else None
+
+    def advance(self, newest: int, *, is_last: bool) -> list[Assign]:
+        """Learn of the versions up to ``newest``, and return the offers to those who were at nothing."""
+        if newest == self._newest:
+            return []
+        for version in range(self._newest + 1, newest + 1):
+            if version % self._settings.evaluate_every == 0 or (is_last and version == newest):
+                self._due.append(version)
+                done = self._reporters.setdefault(version, set())
+                self._owed[version] = sum(device not in done for device in self._at)
+        self._newest = newest
+        return [
+            offer for device in [d for d, at in self._at.items() if at == -1] for offer in self._next(device)
+        ]
+
+    def hello(self, device: str) -> list[Assign]:
+        """A device is here, or still here: offer what it is at, or is to do next."""
         self._known.add(device)
-        at = self._at.setdefault(device, -1)
-        return self._send(device, at if at >= 0 else self._next(device, newest))
+        if device not in self._at:
+            self._at[device] = -1
+            self._owed.update(self._lacking(device))
+        at = self._at[device]
+        return [Assign(self._task(device, at))] if at >= 0 else self._next(device)
 
     def offline(self, device: str) -> None:
         """A device is gone."""
-        self._at.pop(device, None)
+        if self._at.pop(device, None) is not None:
+            self._owed.subtract(self._lacking(device))
 
-    def declined(self, device: str, version: int) -> None:
-        """A device cannot evaluate the version it was sent: it counts as reported."""
-        if self._at.get(device) == version:
-            self._at[device] = -1
-            self._reported.add((version, device))
+    def declined(self, device: str, task_id: str) -> list[Assign]:
+        """A device cannot evaluate the version that it was sent: it counts as reported."""
+        task = self.task(device)
+        return self._done(task.version, device) if task and task.task_id == task_id else []
 
     def judge(self, report: Report, newest: int) -> str:
         """Why a report is refused; empty if it is welcome."""
@@ -48,43 +84,64 @@ class Evaluations:
             return f"device {report.device_id!r} was not asked to evaluate"
         if not 0 <= report.version <= newest:
             return f"version {report.version} is unknown; the newest is {newest}"
+        if report.task_id != default_task_id("evaluate", report.version, report.device_id):
+            return f"task {report.task_id[:120]!r} is not the evaluation of version {report.version}"
         if not (np.isfinite(report.loss) and 0 <= report.accuracy <= 1 and report.num_samples > 0):
             found = f"loss {report.loss}, accuracy {report.accuracy}, {report.num_samples} samples"
             return f"{found}: not a measurement"
         return ""
 
-    def reported(self, report: Report) -> None:
-        """A report that ``judge`` passed is durable."""
-        self._reported.add((report.version, report.device_id))
-        if self._at.get(report.device_id) == report.version:
-            self._at[report.device_id] = -1
-
-    def offers(self, newest: int) -> list[Send]:
-        """What to send to those who are at nothing."""
-        idle = [device for device, at in self._at.items() if at == -1]
-        return [send for device in idle for send in self._send(device, self._next(device, newest))]
+    def reported(self, report: Report) -> list[Assign]:
+        """A report that ``judge`` passed is durable: offer what the device is to do next."""
+        return self._done(report.version, report.device_id)
 
     def has_reports(self, version: int) -> bool:
         """Whether any device has reported on a version."""
-        return any(v == version for v, _ in self._reported)
+        return bool(self._reporters.get(version))
 
     def is_complete(self, version: int) -> bool:
         """Whether no device here still owes a report on a version."""
-        return not self._is_due(version) or all((version, d) in self._reported for d in self._at)
+        return self._owed[version] == 0
+
+    def num_silent(self, version: int) -> int:
+        """How many devices, present or not, have not reported on a version."""
+        return len(self._known) - len(self._reporters.get(version, ()))
 
     def silent(self, version: int) -> list[str]:
-        """Devices, present or not, without a report on a version."""
-        return sorted(device for device in self._known if (version, device) not in self._reported)
+        """Which devices, present or not, have not reported on a version."""
+        return sorted(self._known - self._reporters.get(version, set()))
 
-    def _send(self, device: str, version: int) -> list[Send]:
-        if version < 0:
-            return []
-        self._at[device] = version
-        return [Send(device, "evaluate", version, version, 0, 0.0)]
+    def _done(self, version: int, device: str) -> list[Assign]:
+        reporters = self._reporters.setdefault(version, set())
+        if device not in reporters:
+            reporters.add(device)
+            if device in self._at and version in self._owed:
+                self._owed[version] -= 1
+        if self._at.get(device) == version:
+            self._at[device] = -1
+        return self._next(device) if self._at.get(device) == -1 else []
 
-    def _next(self, device: str, newest: int) -> int:
-        due = (version for version in range(newest + 1) if self._is_due(version))
-        return next((version for version in due if (version, device) not in self._reported), -1)
+    def _next(self, device: str) -> list[Assign]:
+        while self._passed[device] < len(self._due):
+            version = self._due[self._passed[device]]
+            if device not in self._reporters[version]:
+                self._at[device] = version
+                return [Assign(self._task(device, version))]
+            self._passed[device] += 1
+        return []
 
-    def _is_due(self, version: int) -> bool:
-        return version % self._settings.evaluate_every == 0 or version == self._settings.rounds
+    def _lacking(self, device: str) -> list[int]:
+        return [version for version in self._due if device not in self._reporters[version]]
+
+    def _task(self, device: str, version: int) -> Task:
+        work = device_work(self._settings, round_number=max(version, 1), position=0)
+        identity = default_task_id("evaluate", version, device)
+        return Task(
+            task_id=identity,
+            device_id=device,
+            role="evaluate",
+            round=version,
+            version=version,
+            position=0,
+            work=work,
+        )

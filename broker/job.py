@@ -28,6 +28,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Share of the elements that ``topk`` sends down; 0 for all other codecs."""
     work: LocalWork = LocalWork()
     seed: int = 0
+    selection: str = "uniform"
+    """Which of the devices here are asked."""
+    configurator: str = "fixed"
+    """How the work of each device is chosen."""
     evaluate_every: int = 1
     """Versions evaluated: 0, every so many, and the last."""
 

@@ -1,101 +1,62 @@
 """The aggregator's memory on disk: SQLite and files, so that what was acknowledged survives a SIGKILL.
 
-A file is written whole and synced before the row that names it, so a row never names what is not there.
+A file is written whole and synced before the row that names it, so a row never names what is not there. Others may read the
+database while an aggregator works: ``sqlite3.connect("file:OUT/ledger.sqlite?mode=ro", uri=True)``.
 """
 
+import fcntl
+import os
 import sqlite3
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import Settings, differences
-from fleetune.broker.rounds import Past
-from fleetune.device_runtime.arrays import write_atomically
+from fleetune.broker.blobs import Blobs
+from fleetune.broker.costs import add_cost, total_cost
+from fleetune.broker.job import Settings
+from fleetune.broker.ledger_schema import TASK, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.replicas import Replicas
+from fleetune.broker.store import Accepted, Cost, Figures, Past, finite
+from fleetune.broker.tasks import Outcome, Task
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 
 FILE = "ledger.sqlite"
-AFTERWARDS = -1
-"""Stands for a round where the time after the last one is meant."""
-_FORMAT = 1
-_SCHEMA = """
-CREATE TABLE job (format INTEGER, settings TEXT, finished REAL);
-CREATE TABLE versions (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL, memory TEXT NOT NULL);
-CREATE TABLE costs (round INTEGER PRIMARY KEY, bytes_down INTEGER, bytes_up INTEGER, bytes_sent INTEGER,
-                    bytes_received INTEGER, seconds REAL);
-CREATE TABLE asked (round INTEGER, position INTEGER, device TEXT, PRIMARY KEY (round, device));
-CREATE TABLE updates (round INTEGER, device TEXT, digest TEXT, num_samples INTEGER, loss REAL,
-                      PRIMARY KEY (round, device));
-CREATE TABLE evaluations (version INTEGER, device TEXT, loss REAL, accuracy REAL, num_samples INTEGER,
-                          PRIMARY KEY (version, device));
-"""
-
-
-class Cost(msgspec.Struct, frozen=True, kw_only=True):
-    """What something has cost."""
-
-    bytes_down: int = 0
-    """Payload of the chunks sent to devices, repetitions included."""
-    bytes_up: int = 0
-    """Payload of the chunks received from devices, repetitions included."""
-    bytes_sent: int = 0
-    """What the aggregator's link sent: all messages, with their topics."""
-    bytes_received: int = 0
-    seconds: float = 0.0
-
-
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a round; round 0 is the time before the first, with the adapter as exported.
-
-    ``loss`` and ``accuracy`` are those of the version that the round made, over the evaluating devices by
-    their samples; None until one has reported. ``bytes_down`` and ``bytes_up`` are as in :class:`Cost`.
-    """
-
-    round: int
-    devices: int
-    loss: float | None = None
-    accuracy: float | None = None
-    train_loss: float | None = None
-    """Mean of the devices' last local losses, by their samples."""
-    bytes_down: int = 0
-    bytes_up: int = 0
-    seconds: float = 0.0
-
-
-class Accepted(NamedTuple):
-    """An accepted update of the open round."""
-
-    device_id: str
-    num_samples: int
-    payload: bytes
+_LOCK = "ledger.lock"
+_TASKS = "tasks JOIN works ON tasks.work = works.number"
+_WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
 
 
 class Ledger:
-    """The ledger of one job in one folder; one aggregator at a time."""
+    """The :class:`fleetune.broker.store.Store` of one job in one folder; one aggregator at a time."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        """Open or begin.
+        """Open or begin; a ledger of format 1 is brought to this format.
 
         Raises:
             ConfigError: the folder is another job's, or another aggregator's at this moment.
             StateError: the ledger is damaged, or of another format.
+            OSError: the folder cannot be written.
         """
         self.folder = folder
-        for part in (folder / "versions", folder / "updates"):
-            part.mkdir(parents=True, exist_ok=True)
+        self._blobs = Blobs(folder)
+        self.replicas = Replicas(folder / "replicas")
+        """Adapters that devices have in place of versions."""
+        self._give_back = weakref.finalize(self, os.close, _locked(folder))
         try:
-            self._sql = _connect(folder / FILE)
-            _check(self._sql, settings, folder)
-        except sqlite3.OperationalError as exc:
-            raise ConfigError(f"{folder / FILE}: {exc}; is another aggregator at work here?") from exc
-        except sqlite3.DatabaseError as exc:
-            raise StateError(f"{folder / FILE}: not a ledger, or damaged: {exc}") from exc
+            self._sql = _opened(folder / FILE, settings)
+        except BaseException:
+            self._give_back()
+            raise
+        self.finished = self._one("SELECT finished IS NOT NULL FROM job") == 1
+        """Whether the job is over."""
 
     def __enter__(self) -> "Ledger":
         return self
@@ -108,139 +69,131 @@ class Ledger:
     def close(self) -> None:
         """Give the folder back."""
         self._sql.close()
+        self._give_back()
+
+    @property
+    def newest(self) -> int:
+        """The newest version; -1 before the first."""
+        newest: int = self._one("SELECT coalesce(max(version), -1) FROM versions")
+        return newest
 
     def past(self) -> Past:
         """Where the job stands."""
-        version = self._one("SELECT coalesce(max(version), 0) FROM versions")
-        asked = self._sql.execute(
-            "SELECT device FROM asked WHERE round = ? ORDER BY position", (version + 1,)
+        closed = self._one("SELECT coalesce(max(round), 0) FROM versions")
+        tasks = self._sql.execute(
+            f"SELECT {TASK} FROM {_TASKS} WHERE round > ? ORDER BY round, position", (closed,)
         )
-        updates = self._sql.execute("SELECT round, device, digest FROM updates")
+        updates = self._sql.execute("SELECT task_id, digest FROM updates")
         reports = self._sql.execute("SELECT version, device FROM evaluations")
         return Past(
-            version=version,
-            asked=tuple(device for (device,) in asked),
-            accepted={(number, device): digest for number, device, digest in updates},
-            reported=frozenset((v, d) for v, d in reports),
-            finished=self._one("SELECT finished IS NOT NULL FROM job") == 1,
+            version=max(self.newest, 0),
+            closed=closed,
+            tasks=tuple(task_of(*row) for row in tasks),
+            accepted=dict(updates.fetchall()),
+            reported=frozenset(reports.fetchall()),
+            finished=self.finished,
         )
 
-    def add_version(self, version: int, content: bytes, *, memory: bytes = b"") -> None:
-        """Keep the adapter of a version and the strategy's memory; this closes round ``version``."""
-        row = (version, sha256(content).hexdigest(), sha256(memory).hexdigest() if memory else "")
-        with self._durably():
-            write_atomically(self._version_path(version), content)
-            if memory:
-                write_atomically(self._memory_path(version), memory)
-            self._sql.execute("INSERT INTO versions VALUES (?, ?, ?)", row)
-        self._sweep(version)
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every accepted update of the job, in the order in which they were accepted."""
+        query = f"SELECT device, seed, works.work, stats FROM {_WITH_TASKS} ORDER BY updates.number"
+        for device, seed, work, stats in self._sql.execute(query):
+            yield Outcome(device, parse_work(work, seed), _stats(stats))
 
-    def version(self, version: int) -> bytes:
-        """Content of the adapter file of a version.
+    def enrol(self, tasks: Iterable[Task]) -> None:
+        """Keep tasks; once this returns they may be offered."""
+        with self._durably():
+            add_tasks(self._sql, tasks)
+
+    def accept(self, update: UpdateReady, payload: bytes) -> None:
+        """Keep the update of a task; once this returns it may be acknowledged.
 
         Raises:
-            StateError: it is not what was written.
+            WireError: the task was not enrolled, or has an update.
         """
-        digest = self._one("SELECT sha256 FROM versions WHERE version = ?", version)
-        return _read_checked(self._version_path(version), digest)
+        task_id, name = update.task_id, f"{update.task_id}.bin"
+        if not self._one("SELECT count(*) FROM tasks WHERE task_id = ?", task_id):
+            raise WireError(f"task {task_id!r} was not enrolled")
+        if self._one("SELECT count(*) FROM updates WHERE task_id = ?", task_id):
+            raise WireError(f"task {task_id!r} has an update already")
+        stats = msgspec.json.encode(finite(update.stats)).decode()
+        row = (task_id, update.payload.sha256, update.num_samples, stats, name)
+        with self._durably():
+            self._blobs.write_payload(name, payload)
+            self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL)", row)
+
+    def accepted(self) -> Iterator[Accepted]:
+        """Updates that are in no version yet, one payload in memory at a time."""
+        query = f"""SELECT digest, num_samples, file, {TASK} FROM {_WITH_TASKS}
+                    WHERE made IS NULL ORDER BY updates.number"""
+        for digest, num_samples, name, *task in self._sql.execute(query).fetchall():
+            yield Accepted(task_of(*task), num_samples, self._blobs.payload(name, digest))
+
+    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+        """Keep an adapter and the strategy's state after it; the accepted updates are in it, and the round is closed."""
+        digests = (sha256(content).hexdigest(), sha256(state).hexdigest() if state else "")
+        with self._durably():
+            self._blobs.write_version(version, content, state)
+            self._sql.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, round_number, *digests))
+            self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
+        self._blobs.sweep()
+
+    def version(self, version: int) -> bytes:
+        """Content of the adapter file of a version; StateError if it is not what was written."""
+        return self._blobs.version(
+            version, self._one("SELECT sha256 FROM versions WHERE version = ?", version)
+        )
 
     def version_with(self, digest: str) -> int | None:
-        """The version whose adapter file has this SHA-256; None if there is none."""
+        """The newest version whose adapter file has this SHA-256; None if there is none."""
         found: int | None = self._one("SELECT max(version) FROM versions WHERE sha256 = ?", digest)
         return found
 
-    def memory(self, version: int) -> bytes:
-        """The strategy's memory after a version; empty if it has none."""
-        digest = self._one("SELECT memory FROM versions WHERE version = ?", version)
-        return _read_checked(self._memory_path(version), digest) if digest else b""
-
-    def has_version(self, version: int) -> bool:
-        """Whether a version is kept."""
-        return bool(self._one("SELECT count(*) FROM versions WHERE version = ?", version))
-
-    def ask(self, round_number: int, devices: tuple[str, ...]) -> None:
-        """Keep who belongs to a round."""
-        first = self._one("SELECT count(*) FROM asked WHERE round = ?", round_number)
-        rows = [(round_number, first + i, device) for i, device in enumerate(devices)]
-        with self._durably():
-            self._sql.executemany("INSERT INTO asked VALUES (?, ?, ?)", rows)
-
-    def accept(self, update: UpdateReady, payload: bytes) -> None:
-        """Keep an update; once this returns it may be acknowledged."""
-        known = self._one(
-            "SELECT digest FROM updates WHERE round = ? AND device = ?", update.round, update.device_id
-        )
-        if known:
-            raise WireError(f"device {update.device_id!r} has an update in round {update.round} already")
-        row = (
-            update.round,
-            update.device_id,
-            update.payload.sha256,
-            update.num_samples,
-            update.stats.get("loss"),
-        )
-        with self._durably():
-            write_atomically(self._update_path(update.round, update.device_id), payload)
-            self._sql.execute("INSERT INTO updates VALUES (?, ?, ?, ?, ?)", row)
-
-    def accepted(self, round_number: int) -> Iterator[Accepted]:
-        """The accepted updates of the open round, one in memory at a time."""
-        query = "SELECT device, digest, num_samples FROM updates WHERE round = ? ORDER BY device"
-        for device, digest, num_samples in self._sql.execute(query, (round_number,)).fetchall():
-            yield Accepted(
-                device, num_samples, _read_checked(self._update_path(round_number, device), digest)
-            )
+    def strategy_state(self, version: int) -> bytes:
+        """The strategy's state after a version; empty if it has none."""
+        digest = self._one("SELECT state FROM versions WHERE version = ?", version)
+        return self._blobs.state(version, digest) if digest else b""
 
     def report(self, report: Report) -> bool:
         """Keep an evaluation; False if there was one already."""
-        row = (report.version, report.device_id, report.loss, report.accuracy, report.num_samples)
+        row = (
+            report.version,
+            report.device_id,
+            report.task_id,
+            report.loss,
+            report.accuracy,
+            report.num_samples,
+        )
         with self._durably():
-            return (
-                self._sql.execute("INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?)", row).rowcount
-                == 1
-            )
+            added = self._sql.execute("INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", row)
+        return added.rowcount == 1
+
+    def figures(self, version: int) -> Figures:
+        """What was told about a version."""
+        trained = self._sql.execute(
+            "SELECT stats, num_samples FROM updates WHERE made = ? ORDER BY number", (version,)
+        )
+        evaluated = self._sql.execute(
+            "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid", (version,)
+        )
+        number = self._one("SELECT round FROM versions WHERE version = ?", version)
+        losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
+        return Figures(number, losses, evaluated.fetchall())
 
     def spend(self, round_number: int, cost: Cost) -> None:
         """Add to what a round, or AFTERWARDS, has cost."""
-        values = msgspec.structs.astuple(cost)
         with self._durably():
-            self._sql.execute("INSERT OR IGNORE INTO costs VALUES (?, 0, 0, 0, 0, 0)", (round_number,))
-            sums = ", ".join(f"{name} = {name} + ?" for name in Cost.__struct_fields__)
-            self._sql.execute(f"UPDATE costs SET {sums} WHERE round = ?", (*values, round_number))
+            add_cost(self._sql, round_number, cost)
 
     def cost(self, round_number: int | None = None) -> Cost:
         """What a round has cost, or the whole job."""
-        where = "" if round_number is None else f" WHERE round = {round_number:d}"
-        names = Cost.__struct_fields__
-        sums = ", ".join(f"coalesce(sum({name}), 0)" for name in names)
-        found = self._sql.execute(f"SELECT {sums} FROM costs{where}").fetchone()
-        return Cost(**dict(zip(names, found, strict=True)))
+        return total_cost(self._sql, round_number)
 
     def finish(self) -> None:
         """Keep that the job is over."""
         with self._durably():
             self._sql.execute("UPDATE job SET finished = coalesce(finished, ?)", (time.time(),))
-
-    def rows(self) -> list[Row]:
-        """One row for each version, 0 first."""
-        return [
-            self.row(version)
-            for (version,) in self._sql.execute("SELECT version FROM versions ORDER BY version")
-        ]
-
-    def row(self, version: int) -> Row:
-        """What is known of the round that made a version."""
-        cost = self.cost(version)
-        return Row(
-            round=version,
-            devices=self._one("SELECT count(*) FROM updates WHERE round = ?", version),
-            loss=self._mean("loss", "evaluations WHERE version = ?", version),
-            accuracy=self._mean("accuracy", "evaluations WHERE version = ?", version),
-            train_loss=self._mean("loss", "updates WHERE loss IS NOT NULL AND round = ?", version),
-            bytes_down=cost.bytes_down,
-            bytes_up=cost.bytes_up,
-            seconds=cost.seconds,
-        )
+        self.finished = True
 
     @contextmanager
     def _durably(self) -> Iterator[None]:
@@ -250,65 +203,43 @@ class Ledger:
         except (sqlite3.Error, OSError) as exc:
             raise StateError(f"{self.folder}: cannot write the ledger: {exc}") from exc
 
-    def _mean(self, column: str, source: str, number: int) -> float | None:
-        query = f"SELECT sum({column} * num_samples) / sum(num_samples) FROM {source}"
-        mean: float | None = self._one(query, number)
-        return mean
-
     def _one(self, query: str, *values: object) -> Any:
         found = self._sql.execute(query, values).fetchone()
         return found[0] if found else None
 
-    def _version_path(self, version: int) -> Path:
-        return self.folder / "versions" / f"{version:05d}.safetensors"
 
-    def _memory_path(self, version: int) -> Path:
-        return self.folder / "versions" / f"{version:05d}.memory.safetensors"
-
-    def _update_path(self, round_number: int, device_id: str) -> Path:
-        return self.folder / "updates" / f"{round_number:05d}-{device_id}.bin"
-
-    def _sweep(self, version: int) -> None:
-        for path in (self.folder / "updates").glob("*.bin"):
-            if int(path.name.split("-", 1)[0]) <= version:
-                path.unlink()
+def _stats(text: str) -> dict[str, float]:
+    return msgspec.json.decode(text, type=dict[str, float])
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    sql = sqlite3.connect(path, timeout=1.0)
-    for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
-        sql.execute(f"PRAGMA {pragma}")
-    return sql
-
-
-def _check(sql: sqlite3.Connection, settings: Settings, folder: Path) -> None:
-    text = msgspec.json.encode(settings).decode()
-    if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        with sql:
-            sql.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-    with sql:
-        sql.execute("INSERT INTO job SELECT ?, ?, NULL WHERE NOT EXISTS (SELECT * FROM job)", (_FORMAT, text))
-    found, theirs = sql.execute("SELECT format, settings FROM job").fetchone()
-    if found != _FORMAT:
-        raise StateError(f"{folder / FILE}: format {found}; this version reads {_FORMAT}")
-    if changed := differences(settings, _parse(theirs, folder)):
-        advice = "give the same settings to resume it, or another folder"
-        raise ConfigError(f"{folder}: holds another job ({'; '.join(changed)}); {advice}")
-
-
-def _parse(text: str, folder: Path) -> Settings:
+def _locked(folder: Path) -> int:
+    """Take the folder for this process, and return the handle that holds it; it goes with whatever ends the process."""
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        return msgspec.json.decode(text, type=Settings)
-    except msgspec.MsgspecError as exc:
-        raise StateError(f"{folder / FILE}: settings cannot be read: {exc}") from exc
-
-
-def _read_checked(path: Path, digest: str | None) -> bytes:
-    try:
-        content = path.read_bytes()
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as exc:
-        raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
-    found = sha256(content).hexdigest()
-    if found != digest:
-        raise StateError(f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}")
-    return content
+        os.close(handle)
+        raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
+    return handle
+
+
+def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
+    try:
+        sql = sqlite3.connect(path, timeout=5.0)
+    except sqlite3.Error as exc:
+        raise StateError(f"{path}: cannot be opened: {exc}") from exc
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            sql.execute(f"PRAGMA {pragma}")
+        prepare(sql, settings, path)
+    except sqlite3.DatabaseError as exc:
+        sql.close()
+        if "locked" in str(exc):
+            raise ConfigError(
+                f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
+            ) from exc
+        raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc
+    except BaseException:
+        sql.close()
+        raise
+    return sql

@@ -1,17 +1,17 @@
-"""What a job costs, booked in the ledger under the round that it is spent on."""
+"""What a job costs, booked in its store under the round that it is spent on."""
 
 import msgspec
 
-from fleetune.broker.ledger import Cost, Ledger
+from fleetune.broker.store import Cost, Store
 from fleetune.device_runtime.network.connection import Connection
 
 
 class Meter:
     """Counts chunks and reads the link's counters; ``spend`` books what has come together since the last time."""
 
-    def __init__(self, link: Connection, ledger: Ledger, *, bucket: int, now: float) -> None:
-        """Begin to count; ``bucket`` is a round, 0 before the first, or ``ledger.AFTERWARDS``."""
-        self._link, self._ledger, self._bucket = link, ledger, bucket
+    def __init__(self, link: Connection, store: Store, *, bucket: int, now: float) -> None:
+        """Begin to count; ``bucket`` is a round, 0 before the first, or ``store.AFTERWARDS``."""
+        self._link, self._store, self._bucket = link, store, bucket
         self._cost, self._since = Cost(), now
         self._seen = (link.bytes_sent, link.bytes_received)
 
@@ -31,7 +31,7 @@ class Meter:
             bytes_received=received - self._seen[1],
             seconds=now - self._since,
         )
-        self._ledger.spend(self._bucket, cost)
+        self._store.spend(self._bucket, cost)
         self._cost, self._since, self._seen = Cost(), now, (sent, received)
 
     def turn_to(self, bucket: int, now: float) -> None:

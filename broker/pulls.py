@@ -1,6 +1,7 @@
 """Uploads being pulled from devices: a bounded number at once, the others wait their turn."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import inf
 from typing import NamedTuple
 
 from fleetune.device_runtime.contracts.transfer import Incoming, Pull
@@ -17,74 +18,93 @@ class Upload(NamedTuple):
     pull: Pull
 
 
-class Pulls:
-    """At most ``limit`` uploads at once, one a device; memory is ``limit`` times ``size_bytes_max``."""
+class _Waiting(NamedTuple):
+    update: UpdateReady
+    size_bytes_max: int
 
-    def __init__(self, *, size_bytes_max: int, limit: int = 8) -> None:
-        self._size_bytes_max = size_bytes_max
+
+class Pulls:
+    """At most ``limit`` uploads at once, one a task; memory is ``limit`` times the largest payload.
+
+    No message takes longer for more uploads that wait.
+    """
+
+    def __init__(self, *, limit: int = 8) -> None:
         self._limit = limit
         self._active: dict[str, Upload] = {}
-        self._waiting: dict[str, UpdateReady] = {}
+        self._waiting: dict[str, _Waiting] = {}
 
-    def begin(self, update: UpdateReady, now: float) -> None:
+    def begin(self, update: UpdateReady, now: float, *, size_bytes_max: int) -> None:
         """Pull an update, or let it wait; a payload that is being pulled already goes on.
 
         Raises:
             WireError: oversized or inconsistent; nothing is allocated.
         """
-        device, old = update.device_id, self._active.get(update.device_id)
+        old = self._active.get(update.task_id)
         if old and old.update.payload == update.payload:
-            self._active[device] = Upload(update, old.pull)
+            self._active[update.task_id] = Upload(update, old.pull)
             return
-        Incoming(update.payload, size_bytes_max=self._size_bytes_max)
-        self._active.pop(device, None)
-        self._waiting[device] = update
+        Incoming(update.payload, size_bytes_max=size_bytes_max)
+        self._active.pop(update.task_id, None)
+        self._waiting[update.task_id] = _Waiting(update, size_bytes_max)
         self._fill(now)
 
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
-        upload = self._active.get(device_id)
-        if upload and upload.pull.sha256 == chunk.sha256:
-            upload.pull.add(chunk, now)
+        for update, pull in self._active.values():
+            if update.device_id == device_id and pull.sha256 == chunk.sha256:
+                pull.add(chunk, now)
 
     def finished(self, now: float) -> list[Upload]:
         """Return and forget the uploads that are complete; their content is still to be verified."""
         complete = [upload for upload in self._active.values() if upload.pull.done]
         for upload in complete:
-            del self._active[upload.update.device_id]
+            del self._active[upload.update.task_id]
         self._fill(now)
         return complete
 
     def due(self, now: float) -> Iterator[tuple[str, Request]]:
         """Yield the requests to send now, with their devices."""
         self._evict(now)
-        for device, upload in self._active.items():
-            if request := upload.pull.due(now):
-                yield device, request
+        for update, pull in self._active.values():
+            if request := pull.due(now):
+                yield update.device_id, request
+
+    def due_at(self) -> float:
+        """Time at which ``due`` has something to yield, if no chunk comes before; inf for never."""
+        stalls = min((upload.pull.due_at for upload in self._active.values()), default=inf)
+        return min(stalls, self._evicts_at())
 
     def restart(self, device_id: str, now: float) -> None:
         """The device was away: what was on its way is lost."""
-        if upload := self._active.get(device_id):
-            upload.pull.restart(now)
+        for update, pull in self._active.values():
+            if update.device_id == device_id:
+                pull.restart(now)
 
-    def drop_below(self, round_number: int) -> list[UpdateReady]:
-        """Forget the uploads of earlier rounds, and return what was announced."""
-        known = [*(u.update for u in self._active.values()), *self._waiting.values()]
-        late = [update for update in known if update.round < round_number]
+    def drop(self, is_wanted: Callable[[UpdateReady], bool]) -> list[UpdateReady]:
+        """Forget the uploads that are not wanted any more, and return what was announced."""
+        known = [*(u.update for u in self._active.values()), *(w.update for w in self._waiting.values())]
+        late = [update for update in known if not is_wanted(update)]
         for update in late:
-            self._active.pop(update.device_id, None)
-            self._waiting.pop(update.device_id, None)
+            self._active.pop(update.task_id, None)
+            self._waiting.pop(update.task_id, None)
         return late
 
     def _fill(self, now: float) -> None:
         while self._waiting and len(self._active) < self._limit:
-            device = next(iter(self._waiting))
-            update = self._waiting.pop(device)
-            pull = Pull(update.payload, size_bytes_max=self._size_bytes_max, now=now)
-            self._active[device] = Upload(update, pull)
+            task_id = next(iter(self._waiting))
+            update, size_bytes_max = self._waiting.pop(task_id)
+            self._active[task_id] = Upload(
+                update, Pull(update.payload, size_bytes_max=size_bytes_max, now=now)
+            )
+
+    def _evicts_at(self) -> float:
+        if not self._waiting:
+            return inf
+        return min((u.pull.progress_at for u in self._active.values()), default=-inf) + IDLE_S
 
     def _evict(self, now: float) -> None:
-        stuck = [d for d, upload in self._active.items() if upload.pull.idle_s(now) >= IDLE_S]
-        for device in stuck[: len(self._waiting)]:
-            del self._active[device]
+        stuck = [t for t, upload in self._active.items() if upload.pull.progress_at + IDLE_S <= now]
+        for task_id in stuck[: len(self._waiting)]:
+            del self._active[task_id]
         self._fill(now)

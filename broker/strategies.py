@@ -33,13 +33,26 @@ class Sums(NamedTuple):
     weights: dict[str, int]
 
 
+class Update(NamedTuple):
+    """What one device has learned."""
+
+    values: Values
+    """By tensor; those that it did not touch are absent."""
+    reference: Arrays
+    """The version that it starts from; not to be written."""
+    weight: int
+    """Number of samples."""
+    staleness: int = 0
+    """How many versions were made since that one; 0 where rounds wait for their devices."""
+
+
 class Strategy(NamedTuple):
     """How a round's updates become the next version; ``add`` may reuse the sums' arrays."""
 
     init: Callable[[Arrays], Sums]
     """(reference) -> sums"""
-    add: Callable[[Sums, Values, int], Sums]
-    """(sums, values by tensor, number of samples) -> sums; WireError, and nothing added, if implausible"""
+    add: Callable[[Sums, Update], Sums]
+    """(sums, update) -> sums; WireError, and nothing added, if implausible"""
     finish: Callable[[Sums, Arrays, Arrays], tuple[Arrays, Arrays]]
     """(sums, reference, state) -> (new version, float32; state); the state crosses rounds, empty at first"""
 
@@ -60,7 +73,7 @@ def fedavg() -> Strategy:
         }
         return new, state
 
-    return Strategy(init_sums, add_to_sums, finish)
+    return Strategy(init_sums, add_values, finish)
 
 
 def fedavgm(*, momentum: float = 0.9) -> Strategy:
@@ -80,12 +93,17 @@ def fedavgm(*, momentum: float = 0.9) -> Strategy:
             kept[name] = speed
         return new, kept
 
-    return Strategy(init_sums, add_to_sums, finish)
+    return Strategy(init_sums, add_values, finish)
 
 
 def init_sums(reference: Arrays) -> Sums:
     """Sums of nothing, for the tensors of ``reference``."""
     return Sums({n: [np.zeros(r.shape, np.int64)] for n, r in reference.items()}, dict.fromkeys(reference, 0))
+
+
+def add_values(sums: Sums, update: Update) -> Sums:
+    """Add an update's values by its samples, whatever it starts from; WireError as :func:`add_to_sums`."""
+    return add_to_sums(sums, update.values, update.weight)
 
 
 def add_to_sums(sums: Sums, values: Values, weight: int) -> Sums:

@@ -20,9 +20,7 @@ Indices = NDArray[np.int64]
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
-        left.unlink(missing_ok=True)  # by a process that was killed while it wrote
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             file.write(content)

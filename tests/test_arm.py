@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import children
 import numpy as np
 import plain_models
 import pytest
@@ -70,7 +71,7 @@ def start(*words: object, cpu: str = "cortex-a76") -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ARM / "packages")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # to compile everything again takes longer than the work
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd="/", env=environment, **pipes)
+    return children.start(command, cwd="/", env=environment, **pipes)
 
 
 def finished(process: subprocess.Popen, *, timeout_s: float = 600) -> str:

@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import children
 import pytest
 from pretrained import minilm_artifact
 
@@ -63,9 +64,7 @@ def test_a_device_takes_part_in_a_round(data, tmp_path, mosquitto):
         str(tmp_path / "state"),
     ]
     words += ["--mqtt", job["mqtt"], "--job", job["job"], "--json"]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
-    ) as device:
+    with children.start(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/") as device:
         try:
             report = aggregate(artifact, **job, rounds=1, clients=1, local_steps=2, out=tmp_path / "run")
             out, err = device.communicate(timeout=60)

@@ -1,13 +1,16 @@
 """Who may load what, asked of a cold interpreter."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
+PACKAGES = ("toolkit", "exporters", "device_runtime", "broker")
 FRAMEWORKS = ("torch", "transformers", "peft", "onnx", "onnxscript")
 RUNTIMES = (*FRAMEWORKS, "onnxruntime")
 COMMANDS = (
@@ -67,7 +70,39 @@ def test_the_command_list_here_is_the_real_one():
     assert {function.__name__ for function in registered} == set(COMMANDS)
 
 
+def lint(root: Path) -> "subprocess.CompletedProcess[str]":
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(root), "COLUMNS": "500"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
+
+
 def test_import_contracts_hold():
-    tool = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([str(tool), "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = lint(ROOT)
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+BAD_IMPORTS = {
+    "device_runtime/methods/policies.py": "from fleetune.device_runtime.network.link import Link",
+    "device_runtime/engine/chain.py": "from fleetune.device_runtime.training.trainer import Trainer",
+    "device_runtime/agent/agent.py": "from fleetune.device_runtime.engine.stack import Stack",
+    "device_runtime/rules/rules.py": "from fleetune.device_runtime.contracts.wire import Hello",
+    "broker/service.py": "from fleetune.device_runtime.agent.agent import Agent",
+    "broker/rounds.py": "from fleetune.device_runtime.training.budget import fit",
+    "exporters/writing.py": "from fleetune.device_runtime.engine.lanes import Lanes",
+}
+"""Each would run, and each goes through a wall."""
+
+
+def test_an_import_through_a_wall_is_refused_by_name(tmp_path):
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "fleetune", tmp_path / "fleetune", symlinks=True)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for file, line in BAD_IMPORTS.items():
+        path = tmp_path / file
+        path.write_text(f"{path.read_text()}\n{line}\n")
+    said = lint(tmp_path)
+    assert said.returncode == 1
+    for file, line in BAD_IMPORTS.items():
+        importer, imported = f"fleetune/{file}".removesuffix(".py").replace("/", "."), line.split()[1]
+        assert f"{importer} -> {imported}" in said.stdout, said.stdout

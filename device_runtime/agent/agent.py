@@ -1,17 +1,14 @@
 """A device's life: messages in, messages out, work while its rules allow it; no thread, clock or socket."""
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
+from math import inf
 
 from fleetune.device_runtime.agent.assignments import Assignments
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.agent.identity import Identity
-from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.presence import Presence
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
@@ -23,7 +20,6 @@ from fleetune.device_runtime.contracts.wire import (
     decode,
 )
 from fleetune.device_runtime.errors import WireError
-from fleetune.device_runtime.network.connection import Connection
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
 
@@ -33,53 +29,24 @@ _MESSAGES_A_POLL = 64
 
 
 class Agent:
-    """One device for one job. Call ``poll`` at once while it returns True, else after a message or a little while."""
+    """One device for one job. Call ``poll`` after every message, and at ``due_at`` if none comes before."""
 
-    def __init__(
-        self,
-        link: Connection,
-        outbox: Outbox,
-        workbench: Workbench,
-        *,
-        identity: Identity,
-        folder: Path,
-        adapter: Arrays,
-        checkpoint_every: int = 20,
-        gate: Gate | None = None,
-        on_event: Callable[[Event], object] | None = None,
-    ) -> None:
+    def __init__(self, home: Home, workbench: Workbench, *, gate: Gate | None = None) -> None:
         """Prepare.
 
         Args:
-            link: open, subscribed to ``identity.topics``, with ``identity.will``.
-            outbox: the device's.
+            home: the device's.
             workbench: what it trains and evaluates with.
-            identity: who it is.
-            folder: where it keeps its state.
-            adapter: version 0 of the artifact, float32 by tensor name.
-            checkpoint_every: steps between two checkpoints.
             gate: when it may work; by default always.
-            on_event: told of everything that happens.
         """
         self.finished = ""
         """Why the device may stop; empty as long as it may not."""
         self.is_unwanted = False
         """Whether it may stop because the aggregator cannot use it."""
-        self._link, self._identity = link, identity
-        self._on_event: Callable[[Event], object] = on_event or (lambda _: None)
-        self._presence = Presence(link, outbox, identity, num_samples=workbench.num_samples)
-        self._deliveries = Deliveries(link, outbox, identity)
-        self._assignments = Assignments(
-            link,
-            outbox,
-            self._deliveries,
-            workbench=workbench,
-            identity=identity,
-            folder=folder,
-            adapter=adapter,
-            checkpoint_every=checkpoint_every,
-            on_event=self._on_event,
-        )
+        self._link, self._identity, self._on_event = home.link, home.identity, home.on_event
+        self._presence = Presence(home, num_samples=workbench.num_samples)
+        self._deliveries = Deliveries(home)
+        self._assignments = Assignments(home, workbench, self._deliveries)
         self._gate = gate or Gate(Rules(), Reading)
         self._shut_by: tuple[str, ...] = ()
 
@@ -106,6 +73,15 @@ class Agent:
         if not self._must_be_quiet:
             self._deliveries.announce(now)
         return not self.finished and self._work(now)
+
+    def due_at(self, now: float) -> float:
+        """Time from which ``poll`` has something to do even if no message comes: ``now`` or before for at once, inf for never."""
+        if self.finished:
+            return inf
+        work = self._assignments
+        greeting = self._presence.due_at(is_waiting=work.is_idle or work.is_fetching)
+        transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
+        return min(self._gate.due_at, greeting, transfer, self._work_due_at(now))
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; a bad one is dropped with one line in the log."""
@@ -155,21 +131,25 @@ class Agent:
         if job != self._identity.job:
             raise WireError(f"it names job {job[:64]!r}; this device is in {self._identity.job!r}")
         self._presence.heard(now)
-        if isinstance(message, AggregatorStatus):
-            self._heard(message)
-        elif isinstance(message, Offer):
-            self._assignments.take(message, now)
-        elif isinstance(message, Chunk):
-            self._assignments.add(message, now)
-        elif isinstance(message, Request):
-            if not self._must_be_quiet:
-                self._deliveries.serve(message, now)
-        elif isinstance(message, Verdict):
-            self._assignments.settle(message)
-        elif isinstance(message, Finished):
-            self._finish(message.reason or "the job is over", is_unwanted=message.is_error)
-        else:
-            raise WireError(f"a device takes no {type(message).__name__}")
+        match message:
+            case AggregatorStatus():
+                self._heard(message)
+            case Offer():
+                self._assignments.take(message, now)
+            case Chunk():
+                self._assignments.add(message, now)
+            case Request():
+                self._serve(message, now)
+            case Verdict():
+                self._assignments.settle(message)
+            case Finished():
+                self._finish(message.reason or "the job is over", is_unwanted=message.is_error)
+            case _:
+                raise WireError(f"a device takes no {type(message).__name__}")
+
+    def _serve(self, request: Request, now: float) -> None:
+        if not self._must_be_quiet:
+            self._deliveries.serve(request, now)
 
     def _heard(self, status: AggregatorStatus) -> None:
         if status.finished and self._presence.has_met:
@@ -181,12 +161,17 @@ class Agent:
 
     def _work(self, now: float) -> bool:
         work, is_shut = self._assignments, bool(self._gate.reasons)
-        if is_shut and work.is_overdue(now):
+        if is_shut and now >= work.overdue_at:
             work.decline(f"paused: {self._gate.text}")
             return False
         if work.is_fetching:
             return not self._must_be_quiet and work.fetch(now)
         return not is_shut and work.step()
+
+    def _work_due_at(self, now: float) -> float:
+        if self._gate.reasons:
+            return self._assignments.overdue_at
+        return now if self._assignments.has_step else inf
 
     def _finish(self, reason: str, *, is_unwanted: bool) -> None:
         if self.finished:

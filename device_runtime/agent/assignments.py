@@ -1,42 +1,47 @@
 """What a device was asked to do: the newest offer, the adapter it starts from, its run, and the verdict on what it gave."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from math import inf
-from pathlib import Path
 
 import msgspec
 
 from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.agent.files import DiskFiles
 from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha256
-from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
-from fleetune.device_runtime.agent.outbox import Outbox
-from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
     Chunk,
     Decline,
     Offer,
+    OptimizerSpec,
+    PolicySpec,
     UpdateReady,
     Verdict,
+    default_task_id,
     encode,
+    task_id_of,
 )
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
-from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.connection import send
 
 log = logging.getLogger(__name__)
 
 DEADLINE_GRACE_S = 5.0
 """A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
+_WORK_OF_0_1 = (
+    "policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "rounds_before",
+)  # fmt: skip
+_PARTS_OF_0_1: dict[type, tuple[str, ...]] = {
+    PolicySpec: ("name", "drop", "shape", "period"),
+    OptimizerSpec: ("name", "lr", "weight_decay", "warmup_steps", "decay", "clip_norm"),
+}
 
 
 @dataclass
@@ -53,32 +58,18 @@ class _Assignment:
 class Assignments:
     """One at a time: a newer offer takes the place of what the device is at."""
 
-    def __init__(
-        self,
-        link: Connection,
-        outbox: Outbox,
-        deliveries: Deliveries,
-        *,
-        workbench: Workbench,
-        identity: Identity,
-        folder: Path,
-        adapter: Arrays,
-        checkpoint_every: int,
-        on_event: Callable[[Event], object],
-    ) -> None:
-        """Prepare; arguments as of :class:`fleetune.device_runtime.agent.agent.Agent`, ``deliveries`` those of the same job."""
+    def __init__(self, home: Home, workbench: Workbench, deliveries: Deliveries) -> None:
+        """Prepare; ``deliveries`` are those of the same home."""
         self.version = -1
         """Of the adapter last worked from; -1 for none."""
         self.newest_round = -1
         """Of the offers taken in this session; -1 for none."""
         self.must_greet = False
         """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
-        self._link, self._outbox, self._deliveries = link, outbox, deliveries
-        self._workbench, self._identity, self._state = workbench, identity, StateFolder(folder)
-        self._adapters = HeldAdapters(self._state, adapter)
-        self._memory = CodecMemory(DiskFiles(folder), job=identity.job, artifact=identity.artifact)
-        self._memory.adopt(lambda number: outbox.recall(self._made_key(number)) is not None, like=adapter)
-        self._checkpoint_every, self._on_event = checkpoint_every, on_event
+        self._home, self._workbench, self._deliveries = home, workbench, deliveries
+        self._adapters = HeldAdapters(home.state, home.adapter)
+        self._memory = CodecMemory(home.state.files, job=home.identity.job, artifact=home.identity.artifact)
+        self._memory.adopt(self._has_made_round, like=home.adapter.arrays)
         self._current: _Assignment | None = None
         self._done: set[str] = set()
         self._asked_again: set[str] = set()
@@ -98,9 +89,22 @@ class Assignments:
         """Whether chunks of the adapter are missing."""
         return bool(self._current and self._current.pull)
 
-    def is_overdue(self, now: float) -> bool:
-        """Whether the round of the assignment is over, as far as the device can know."""
-        return self._current is not None and now > self._current.deadline + DEADLINE_GRACE_S
+    @property
+    def fetch_due_at(self) -> float:
+        """Time from which :meth:`fetch` has something to do, if no chunk comes before; inf if nothing is fetched."""
+        if self._current is None or self._current.pull is None:
+            return inf
+        return -inf if self._current.pull.done else self._current.pull.due_at
+
+    @property
+    def overdue_at(self) -> float:
+        """Time at which the round of the assignment is over, as far as the device can know; inf for never."""
+        return self._current.deadline + DEADLINE_GRACE_S if self._current else inf
+
+    @property
+    def has_step(self) -> bool:
+        """Whether :meth:`step` has something to do."""
+        return self._current is not None and self._current.run is not None
 
     def renew(self) -> None:
         """Another session of the aggregator may ask for what was done in an earlier one."""
@@ -113,19 +117,22 @@ class Assignments:
         Raises:
             WireError: it is for another role.
         """
+        if not offer.task_id:
+            offer = msgspec.structs.replace(offer, task_id=self._default_task_id(offer))
         key = _key(offer)
-        if offer.role != self._identity.role:
-            raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {self._identity.role!r}")
+        role = self._home.identity.role
+        if offer.role != role:
+            raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {role!r}")
         if self._current and self._current.key == key:
             self._current.deadline = _deadline(offer, now)
             return
         if key in self._done or offer.round < self.newest_round:
             return
-        if self._deliveries.holds(offer.round):
-            if self._outbox.recall(self._made_key(offer.round)) == key.encode():
+        if self._deliveries.holds(offer.task_id):
+            if self._has_made(offer, key):
                 self._deliveries.rush()
                 return
-            self._deliveries.drop(offer.round)
+            self._deliveries.drop(offer.task_id)
         self._begin(_Assignment(offer, key, _deadline(offer, now)), now)
 
     def add(self, chunk: Chunk, now: float) -> None:
@@ -145,7 +152,7 @@ class Assignments:
         if current is None or current.pull is None:
             return False
         if request := current.pull.due(now):
-            send(self._link, self._identity.up, encode(request))
+            send(self._home.link, self._home.identity.up, encode(request))
         if not current.pull.done:
             return False
         try:
@@ -171,7 +178,7 @@ class Assignments:
             self.decline(exc)
             return False
         if product:
-            self._hand_over(product, current.key)
+            self._hand_over(product, current)
         return not product
 
     def checkpoint(self) -> None:
@@ -183,25 +190,27 @@ class Assignments:
         """Give the assignment up, so that nobody waits for it."""
         if self._current is None:
             return
-        number, identity = self._current.offer.round, self._identity
+        offer, identity = self._current.offer, self._home.identity
+        number = offer.round
         log.error("round %d: declined: %s", number, reason)
         self._done.add(self._current.key)
         self._let_go()
         decline = Decline(
             device_id=identity.device_id,
             job=identity.job,
+            task_id=offer.task_id,
             round=number,
             reason=str(reason)[:REASON_CHARS_MAX],
         )
-        send(self._link, identity.up, encode(decline))
-        self._on_event(Event("declined", number, text=str(reason)))
+        send(self._home.link, identity.up, encode(decline))
+        self._home.on_event(Event("declined", number, text=str(reason)))
 
     def settle(self, verdict: Verdict) -> None:
         """Let go of what the verdict is about."""
         header = self._deliveries.settle(verdict)
         if header is None:
             return
-        made = self._outbox.recall(self._made_key(verdict.round))
+        made = self._home.outbox.recall(self._made_key(task_id_of(header)))
         if made:
             self._done.add(made.decode())
         if isinstance(header, UpdateReady):
@@ -209,7 +218,7 @@ class Assignments:
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)
         kind = "accepted" if verdict.accepted else "refused"
-        self._on_event(Event(kind, verdict.round, text=verdict.reason))
+        self._home.on_event(Event(kind, verdict.round, text=verdict.reason))
 
     def stop(self) -> None:
         """Drop the assignment: nobody wants it any more."""
@@ -222,9 +231,11 @@ class Assignments:
             self._ask_again(assignment.key)
             return
         self.newest_round = offer.round
-        self._state.forget_checkpoints(but=assignment.key)
+        if offer.task_id == self._default_task_id(offer):
+            self._home.state.rename_checkpoint(key_of_0_1(offer), assignment.key)
+        self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
-        self._on_event(Event("offer", offer.round, {"version": offer.version}))
+        self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
         if content is not None:
             self._start(assignment, content)
             return
@@ -251,27 +262,41 @@ class Assignments:
         assignment.run = LocalRun(
             assignment.offer,
             reference,
-            self._workbench,
-            key=assignment.key,
-            state=self._state,
+            home=self._home,
             memory=self._memory,
-            device_id=self._identity.device_id,
-            checkpoint_every=self._checkpoint_every,
-            on_event=self._on_event,
+            workbench=self._workbench,
+            key=assignment.key,
         )
 
-    def _hand_over(self, product: Product, key: str) -> None:
+    def _hand_over(self, product: Product, assignment: _Assignment) -> None:
         header, payload, event = product
-        self._deliveries.put(header, payload, facts={self._made_key(event.round): key.encode()})
+        made = {self._made_key(assignment.offer.task_id): assignment.key.encode()}
+        self._deliveries.put(header, payload, facts=made)
         self._let_go()
-        self._on_event(event)
+        self._home.on_event(event)
 
     def _let_go(self) -> None:
         self._current = None
-        self._state.forget_checkpoints()
+        self._home.state.forget_checkpoints()
 
-    def _made_key(self, round_number: int) -> str:
-        return f"made/{self._identity.job}/{round_number}"
+    def _has_made(self, offer: Offer, key: str) -> bool:
+        """Whether what the outbox holds of a task came of this very offer."""
+        made = self._home.outbox.recall(self._made_key(offer.task_id))
+        if made is None and offer.task_id == self._default_task_id(offer):
+            made = self._home.outbox.recall(self._made_key(str(offer.round)))
+            if made == key_of_0_1(offer).encode():
+                self._home.outbox.remember(self._made_key(offer.task_id), made := key.encode())
+        return made == key.encode()
+
+    def _has_made_round(self, number: int) -> bool:
+        """Whether release 0.1.0 made the update of a round of this job here."""
+        return self._home.outbox.recall(self._made_key(str(number))) is not None
+
+    def _default_task_id(self, offer: Offer) -> str:
+        return default_task_id(offer.role, offer.round, self._home.identity.device_id)
+
+    def _made_key(self, task_id: str) -> str:
+        return f"made/{self._home.identity.job}/{task_id}"
 
 
 def _deadline(offer: Offer, now: float) -> float:
@@ -280,5 +305,17 @@ def _deadline(offer: Offer, now: float) -> float:
 
 def _key(offer: Offer) -> str:
     """Of all that decides what comes of an offer."""
-    same = (offer.job, offer.round, offer.version, offer.role, offer.work, wanted_sha256(offer))
+    same = (offer.job, offer.task_id, offer.version, offer.role, offer.work, wanted_sha256(offer))
     return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
+
+
+def key_of_0_1(offer: Offer) -> str:
+    """Key that release 0.1.0 gave an offer: by its round, and by the fields that work had then."""
+    work = {name: _told(getattr(offer.work, name)) for name in _WORK_OF_0_1}
+    same = (offer.job, offer.round, offer.version, offer.role, work, wanted_sha256(offer))
+    return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
+
+
+def _told(value: object) -> object:
+    fields = _PARTS_OF_0_1.get(type(value))
+    return {name: getattr(value, name) for name in fields} if fields else value

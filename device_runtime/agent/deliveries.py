@@ -1,12 +1,13 @@
 """What a device owes the aggregator: announced until there is a verdict, served in chunks, kept in the outbox."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import msgspec
 
-from fleetune.device_runtime.agent.identity import Identity
-from fleetune.device_runtime.agent.outbox import Entry, Outbox
+from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
     Report,
@@ -16,9 +17,10 @@ from fleetune.device_runtime.contracts.wire import (
     Verdict,
     decode,
     encode,
+    task_id_of,
 )
 from fleetune.device_runtime.errors import WireError
-from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.connection import send
 
 REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
@@ -38,23 +40,24 @@ class _Parcel:
 class Deliveries:
     """The updates and reports of one device for one job; others' entries in the outbox are left alone."""
 
-    def __init__(self, link: Connection, outbox: Outbox, identity: Identity) -> None:
-        self._link, self._outbox, self._topic = link, outbox, identity.up
-        self._parcels = [_Parcel(e, _header(e)) for e in outbox.pending() if e.job == identity.job]
+    def __init__(self, home: Home) -> None:
+        self._link, self._outbox, self._topic = home.link, home.outbox, home.identity.up
+        mine = (entry for entry in home.outbox.pending() if entry.job == home.identity.job)
+        self._parcels = [_Parcel(entry, _header(entry)) for entry in mine]
 
     def __len__(self) -> int:
         return len(self._parcels)
 
-    def holds(self, round_number: int) -> bool:
-        """Whether something of this round waits for its verdict."""
-        return any(p.entry.round == round_number for p in self._parcels)
+    def holds(self, task_id: str) -> bool:
+        """Whether something of this task waits for its verdict."""
+        return any(task_id_of(p.header) == task_id for p in self._parcels)
 
     def put(
         self,
         header: Report | Callable[[TransferManifest], UpdateReady],
         payload: bytes = b"",
         *,
-        facts: dict[str, bytes],
+        facts: Mapping[str, bytes],
     ) -> None:
         """Keep on disk, together with ``facts``, to be announced next; the header of an update is made with its manifest."""
         if isinstance(header, Report):
@@ -65,6 +68,11 @@ class Deliveries:
             parcel = _Parcel(_entry(update, payload), update, outgoing=outgoing)
         self._outbox.put(parcel.entry, facts=facts)
         self._parcels.append(parcel)
+
+    @property
+    def due_at(self) -> float:
+        """Time of the next announcement; inf if nothing is owed."""
+        return min((parcel.due for parcel in self._parcels), default=inf)
 
     def announce(self, now: float) -> None:
         """Announce what is due, ever less often."""
@@ -94,18 +102,18 @@ class Deliveries:
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
         """Let go of what the verdict is about, and return its header; None if it is not here (any more)."""
         for parcel in self._parcels:
-            if (parcel.entry.round, parcel.entry.digest) == (verdict.round, verdict.digest):
+            if parcel.entry.digest == verdict.digest and _is_about(verdict, parcel.header):
                 self._drop(parcel)
                 return parcel.header
         return None
 
-    def drop(self, round_number: int) -> None:
-        """Let go of everything of a round."""
-        for parcel in [p for p in self._parcels if p.entry.round == round_number]:
+    def drop(self, task_id: str) -> None:
+        """Let go of everything of a task."""
+        for parcel in [p for p in self._parcels if task_id_of(p.header) == task_id]:
             self._drop(parcel)
 
     def _drop(self, parcel: _Parcel) -> None:
-        self._outbox.acknowledge(parcel.entry.job, parcel.entry.round, parcel.entry.digest)
+        self._outbox.acknowledge(parcel.entry.job, parcel.entry.task_id, parcel.entry.digest)
         self._parcels.remove(parcel)
 
     def _fresh_header(self, parcel: _Parcel) -> UpdateReady | Report:
@@ -120,15 +128,22 @@ class Deliveries:
         return parcel.outgoing
 
 
+def _is_about(verdict: Verdict, header: UpdateReady | Report) -> bool:
+    """Compare the task, or the round with an aggregator that names none."""
+    return task_id_of(header) == verdict.task_id if verdict.task_id else header.round == verdict.round
+
+
 def _entry(header: UpdateReady | Report, payload: bytes) -> Entry:
     digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
-    return Entry(job=header.job, round=header.round, digest=digest, header=encode(header), payload=payload)
+    return Entry(
+        job=header.job, task_id=task_id_of(header), digest=digest, header=encode(header), payload=payload
+    )
 
 
 def _header(entry: Entry) -> UpdateReady | Report:
     header = decode(entry.header)
     if not isinstance(header, UpdateReady | Report):
         raise WireError(
-            f"outbox: a {type(header).__name__} in round {entry.round}; expected UpdateReady or Report"
+            f"outbox: a {type(header).__name__} in {entry.task_id}; expected UpdateReady or Report"
         )
     return header

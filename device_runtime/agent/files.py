@@ -43,6 +43,8 @@ class DiskFiles:
         self._folder = folder
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(".*.part"):
+                left.unlink()  # by a process that was killed while it wrote
 
     def names(self) -> list[str]:
         """Names of the files here, sorted."""

@@ -3,8 +3,9 @@
 import logging
 from hashlib import sha256
 
+from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.codecs import make_codec, update_bytes_max
 from fleetune.device_runtime.contracts.deltas import apply_delta
 from fleetune.device_runtime.contracts.wire import FULL, Offer
@@ -18,12 +19,11 @@ _SLACK_BYTES = 64 * 1024
 class HeldAdapters:
     """The artifact's own adapter, and the one worked from last."""
 
-    def __init__(self, state: StateFolder, original: Arrays) -> None:
-        """Prepare; ``original`` is version 0, float32 by tensor name."""
-        self._state, self._like, self._original = state, original, to_bytes(original)
-        self._original_sha256 = sha256(self._original).hexdigest()
+    def __init__(self, state: StateFolder, original: FirstAdapter) -> None:
+        """Prepare; ``original`` is version 0."""
+        self._state, self._original = state, original
         newest = state.newest_adapter()
-        self._newest_sha256 = sha256(newest).hexdigest() if newest else self._original_sha256
+        self._newest_sha256 = sha256(newest).hexdigest() if newest else original.digest
         self._wants_whole = False
 
     @property
@@ -33,7 +33,7 @@ class HeldAdapters:
 
     def find(self, digest: str) -> bytes | None:
         """Adapter file with this SHA-256, if it is at hand."""
-        return self._original if digest == self._original_sha256 else self._state.adapter(digest)
+        return self._original.content if digest == self._original.digest else self._state.adapter(digest)
 
     def lacks_reference(self, offer: Offer) -> bool:
         """Whether an offer's adapter is a difference from one that is not here, or not trusted to be the same."""
@@ -41,19 +41,21 @@ class HeldAdapters:
 
     def keep(self, content: bytes) -> None:
         """Keep what is worked from; StateError if it cannot be written."""
-        self._newest_sha256 = sha256(content).hexdigest()
-        if self._newest_sha256 != self._original_sha256:
+        is_original = content is self._original.content
+        self._newest_sha256 = self._original.digest if is_original else sha256(content).hexdigest()
+        if not is_original:
             self._state.keep_adapter(content)
 
     def arrays(self, content: bytes) -> Arrays:
         """Tensors of an adapter file, float32 by name; WireError if they are not this artifact's."""
-        return parse_adapter(content, self._like)
+        original = self._original
+        return original.arrays if content is original.content else parse_adapter(content, original.arrays)
 
     def size_bytes_max(self, offer: Offer) -> int:
         """Largest size of what is sent with an offer; ConfigError for an unknown codec."""
         if offer.down_codec == FULL:
-            return len(self._original) + _SLACK_BYTES
-        return update_bytes_max(make_codec(offer.down_codec, offer.down_ratio), self._like)
+            return len(self._original.content) + _SLACK_BYTES
+        return update_bytes_max(make_codec(offer.down_codec, offer.down_ratio), self._original.arrays)
 
     def open(self, offer: Offer, payload: bytes) -> bytes | None:
         """Make the adapter file that an offer means from what was sent; None if only the whole will do from now on.

@@ -10,7 +10,7 @@ import numpy as np
 from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
-from fleetune.device_runtime.agent.state_folder import StateFolder
+from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
@@ -42,31 +42,24 @@ class LocalRun:
         self,
         offer: Offer,
         reference: Arrays,
-        workbench: Workbench,
         *,
-        key: str,
-        state: StateFolder,
+        home: Home,
         memory: CodecMemory,
-        device_id: str,
-        checkpoint_every: int,
-        on_event: Callable[[Event], object],
+        workbench: Workbench,
+        key: str,
     ) -> None:
         """Prepare; the first step starts or restores.
 
         Args:
             offer: what to do.
-            reference: the adapter that it names, float32 by tensor name.
+            reference: the adapter that it names, float32 by tensor name; not written to.
+            home: the device's.
+            memory: of its codec.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
-            state: the device's.
-            memory: of its codec.
-            device_id: its name.
-            checkpoint_every: steps between two checkpoints.
-            on_event: told of every step.
         """
         self._offer, self._reference, self._workbench = offer, reference, workbench
-        self._key, self._state, self._memory, self._device_id = key, state, memory, device_id
-        self._checkpoint_every, self._on_event = checkpoint_every, on_event
+        self._home, self._memory, self._key = home, memory, key
         self._training: Training | None = None
 
     def step(self) -> Product | None:
@@ -80,7 +73,7 @@ class LocalRun:
     def checkpoint(self) -> None:
         """Keep what is trained so far; StateError if it cannot be written."""
         if self._training and self._training.step_index:
-            self._state.keep_checkpoint(self._key, self._training.save)
+            self._home.state.keep_checkpoint(self._key, self._training.save)
 
     def _train(self) -> Product | None:
         if self._training is None:
@@ -88,24 +81,23 @@ class LocalRun:
         training = self._training
         if not training.done:
             figures = _figures(training.step(), training.step_index)
-            self._on_event(Event("step", self._offer.round, figures))
+            self._home.on_event(Event("step", self._offer.round, figures))
         if training.done:
             return self._pack(training)
-        if training.step_index % self._checkpoint_every == 0:
+        every = self._home.checkpoint_every
+        if every and training.step_index % every == 0:
             self.checkpoint()
         return None
 
     def _started(self) -> Training:
-        path = self._state.checkpoint(self._key)
-        if path.is_file():
-            training = self._workbench.start(self._offer.work, _copied(self._reference))
-            try:
-                training.restore(path)
-            except (ArtifactError, ConfigError) as exc:
-                log.warning("round %d: starting afresh: %s", self._offer.round, exc)
-                path.unlink()
-            else:
-                return training
+        training = self._workbench.start(self._offer.work, _copied(self._reference))
+        try:
+            self._home.state.restore(self._key, training.restore)
+        except (ArtifactError, ConfigError) as exc:
+            log.warning("round %d: starting afresh: %s", self._offer.round, exc)
+            self._home.state.forget_checkpoints()
+        else:
+            return training
         return self._workbench.start(self._offer.work, _copied(self._reference))
 
     def _pack(self, training: Training) -> Product:
@@ -121,8 +113,9 @@ class LocalRun:
         stats = {"loss": float(np.mean(losses))} if losses else {}
         header = partial(
             UpdateReady,
-            device_id=self._device_id,
+            device_id=self._home.identity.device_id,
             job=offer.job,
+            task_id=offer.task_id,
             round=offer.round,
             version=offer.version,
             codec=offer.work.codec,
@@ -138,8 +131,9 @@ class LocalRun:
         offer = self._offer
         measured = self._workbench.evaluate(offer.work, self._reference)
         report = Report(
-            device_id=self._device_id,
+            device_id=self._home.identity.device_id,
             job=offer.job,
+            task_id=offer.task_id,
             round=offer.round,
             version=offer.version,
             loss=measured.loss,

@@ -1,28 +1,15 @@
-"""What a device owes and what it remembers, on disk: survives SIGKILL and loss of power at any moment."""
+"""What a device owes and what it remembers between starts."""
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
-
-from fleetune.device_runtime.errors import StateError
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS entries (
-    job TEXT NOT NULL, round INTEGER NOT NULL, digest TEXT NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL,
-    PRIMARY KEY (job, round, digest)
-);
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-"""
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 
 class Entry(NamedTuple):
-    """One thing to deliver, known by (job, round, digest)."""
+    """One thing to deliver, known by (job, task_id, digest)."""
 
     job: str
-    round: int
+    task_id: str
+    """Of an entry made by 0.1.0 ``round-`` and the number of its round."""
     digest: str
     header: bytes
     """An encoded ``wire.UpdateReady`` or ``wire.Report``."""
@@ -30,93 +17,59 @@ class Entry(NamedTuple):
     """What the header announces; empty for a report."""
 
 
-class Outbox:
-    """A SQLite file. Every change is on disk when its method returns; one thread, one process at a time."""
+class Outbox(Protocol):
+    """Entries until they are acknowledged, and small facts; a change is kept for good when its method returns.
 
-    def __init__(self, path: Path | str) -> None:
-        """Open or make the file.
+    Every method raises StateError if what it needs cannot be read or written; then nothing is changed.
+    """
 
-        Raises:
-            StateError: it cannot be opened or is damaged.
-        """
-        self._path = Path(path)
-        with self._told():
-            self._database = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
-        try:
-            with self._told():
-                self._prepare()
-        except StateError:
-            self._database.close()
-            raise
-
-    def put(self, entry: Entry, *, facts: dict[str, bytes] | None = None) -> None:
-        """Add an entry, and remember ``facts`` in the same transaction; an entry that is there already stays."""
-        with self._told(), self._transaction():
-            self._database.execute("INSERT OR IGNORE INTO entries VALUES (?, ?, ?, ?, ?)", entry)
-            self._remember(facts or {})
+    def put(self, entry: Entry, *, facts: Mapping[str, bytes] | None = None) -> None:
+        """Add an entry, and remember ``facts``, both or neither; an entry that is there already stays."""
 
     def pending(self) -> list[Entry]:
         """Return the entries not acknowledged, in the order in which they were put."""
-        with self._told():
-            rows = self._database.execute(
-                "SELECT job, round, digest, header, payload FROM entries ORDER BY rowid"
-            )
-            return [Entry(*row) for row in rows]
 
-    def acknowledge(self, job: str, round: int, digest: str) -> bool:
+    def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
         """Forget an entry; False if there is none."""
-        where = "DELETE FROM entries WHERE job = ? AND round = ? AND digest = ?"
-        with self._told():
-            return self._database.execute(where, (job, round, digest)).rowcount > 0
 
     def remember(self, key: str, value: bytes) -> None:
-        """Keep a small fact, such as the device's id or its current offer; replaces what was there."""
-        with self._told(), self._transaction():
-            self._remember({key: value})
+        """Keep a small fact, such as the device's id; replaces what was there."""
 
     def recall(self, key: str) -> bytes | None:
         """Return the fact, or None."""
-        with self._told():
-            row = self._database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
-            return None if row is None else bytes(row[0])
 
     def forget(self, key: str) -> None:
         """Drop a fact, if it is there."""
-        with self._told():
-            self._database.execute("DELETE FROM facts WHERE key = ?", (key,))
 
-    def close(self) -> None:
-        """Close the file; nothing is lost without it."""
-        self._database.close()
 
-    def __enter__(self) -> "Outbox":
-        return self
+class MemoryOutbox:
+    """An outbox in memory, for a simulation: gone with the object, and no file descriptor."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str, str], Entry] = {}
+        self._facts: dict[str, bytes] = {}
 
-    def _prepare(self) -> None:
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.executescript(_SCHEMA)
-        verdict = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            raise StateError(f"{self._path}: damaged: {verdict}; move it away to start afresh")
+    def put(self, entry: Entry, *, facts: Mapping[str, bytes] | None = None) -> None:
+        """Add an entry, and remember ``facts``; an entry that is there already stays."""
+        self._facts.update(facts or {})
+        self._entries.setdefault((entry.job, entry.task_id, entry.digest), entry)
 
-    def _remember(self, facts: dict[str, bytes]) -> None:
-        self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+    def pending(self) -> list[Entry]:
+        """Return the entries not acknowledged, in the order in which they were put."""
+        return list(self._entries.values())
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        with self._database:
-            yield
+    def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
+        """Forget an entry; False if there is none."""
+        return self._entries.pop((job, task_id, digest), None) is not None
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as exc:
-            raise StateError(f"{self._path}: the device's state cannot be used: {exc}") from exc
+    def remember(self, key: str, value: bytes) -> None:
+        """Keep a small fact; replaces what was there."""
+        self._facts[key] = value
+
+    def recall(self, key: str) -> bytes | None:
+        """Return the fact, or None."""
+        return self._facts.get(key)
+
+    def forget(self, key: str) -> None:
+        """Drop a fact, if it is there."""
+        self._facts.pop(key, None)

@@ -1,9 +1,10 @@
 """A device makes itself known: its status, and a hello after every connection, new session and long silence."""
 
-from fleetune.device_runtime.agent.identity import Identity
-from fleetune.device_runtime.agent.outbox import Outbox
+from math import inf
+
+from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.contracts.wire import Hello, encode
-from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.connection import send
 
 HELLO_S = 30.0
 """A device that has nothing to do and has heard nothing for so long says hello again."""
@@ -12,18 +13,12 @@ HELLO_S = 30.0
 class Presence:
     """What the aggregator knows of this device, and the device of the aggregator."""
 
-    def __init__(self, link: Connection, outbox: Outbox, identity: Identity, *, num_samples: int) -> None:
-        """Prepare.
-
-        Args:
-            link: to the server.
-            outbox: remembers, over restarts, that an aggregator of the job was heard.
-            identity: who the device is.
-            num_samples: how many it has.
-        """
+    def __init__(self, home: Home, *, num_samples: int) -> None:
+        """Prepare; ``home.outbox`` remembers, over restarts, that an aggregator of the job was heard."""
         self.heard_at = 0.0
         """When the last message came."""
-        self._link, self._outbox, self._identity, self._num_samples = link, outbox, identity, num_samples
+        self._link, self._outbox, self._identity = home.link, home.outbox, home.identity
+        self._num_samples = num_samples
         self._connections = -1
         self._session = ""
         self._must_greet = False
@@ -67,6 +62,12 @@ class Presence:
         )
         send(self._link, identity.up, encode(hello))
         return True
+
+    def due_at(self, *, is_waiting: bool) -> float:
+        """Time of the next hello, if nothing is heard before; ``is_waiting`` as of :meth:`greet`."""
+        if self._must_greet or self._link.connections != self._connections:
+            return -inf
+        return self._hello_due if is_waiting else inf
 
     def heard(self, now: float) -> None:
         """A message came: no hello for a while."""

@@ -1,60 +1,63 @@
 """What a device keeps between starts: an adapter version, checkpoints of local work."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
 from hashlib import sha256
-from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from fleetune.device_runtime.arrays import Arrays, write_atomically
-from fleetune.device_runtime.errors import StateError, WireError
+from fleetune.device_runtime.agent.files import Files, PathUser
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.errors import WireError
+
+_ADAPTER = "adapter.safetensors"
+_CHECKPOINT = re.compile(r"work-(.+)\.safetensors")
 
 
 class StateFolder:
-    """One device's folder."""
+    """One device's files."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._adapter = folder / "adapter.safetensors"
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        """Where all of it is."""
 
     def adapter(self, digest: str) -> bytes | None:
         """Content of the adapter file with this SHA-256, if it is the one kept."""
-        content = self._adapter.read_bytes() if self._adapter.is_file() else b""
-        return content if sha256(content).hexdigest() == digest else None
+        content = self.files.read(_ADAPTER)
+        return content if content and sha256(content).hexdigest() == digest else None
 
     def newest_adapter(self) -> bytes:
         """Content of the adapter file kept, whichever it is; empty if there is none."""
-        return self._adapter.read_bytes() if self._adapter.is_file() else b""
+        return self.files.read(_ADAPTER) or b""
 
     def keep_adapter(self, content: bytes) -> None:
         """Keep an adapter in place of the one before; StateError if it cannot be written."""
-        with self._writing():
-            write_atomically(self._adapter, content)
+        self.files.write(_ADAPTER, content)
 
-    def keep_checkpoint(self, key: str, save: Callable[[Path], None]) -> None:
+    def keep_checkpoint(self, key: str, save: PathUser) -> None:
         """Let ``save`` write a checkpoint of the work ``key``; StateError if it cannot be written."""
-        with self._writing():
-            save(self.checkpoint(key))
+        self.files.save(_checkpoint_name(key), save)
 
-    def checkpoint(self, key: str) -> Path:
-        """Where the checkpoint of the work ``key`` is, or will be."""
-        return self._folder / f"work-{key}.safetensors"
+    def restore(self, key: str, load: PathUser) -> bool:
+        """Let ``load`` read the checkpoint of the work ``key``; False if there is none. What ``load`` raises passes."""
+        return self.files.load(_checkpoint_name(key), load)
+
+    def rename_checkpoint(self, old: str, key: str) -> None:
+        """Keep a checkpoint of the work ``old``, if there is one, as one of the work ``key``."""
+        content = self.files.read(_checkpoint_name(old))
+        if content is not None:
+            self.files.write(_checkpoint_name(key), content)
+            self.files.delete(_checkpoint_name(old))
 
     def forget_checkpoints(self, *, but: str = "") -> None:
         """Delete the checkpoints of all work but ``but``."""
-        for path in self._folder.glob("work-*.safetensors"):
-            if path != self.checkpoint(but):
-                path.unlink()
+        for name in self.files.names():
+            if (found := _CHECKPOINT.fullmatch(name)) and found[1] != but:
+                self.files.delete(name)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
+
+def _checkpoint_name(key: str) -> str:
+    return f"work-{key}.safetensors"
 
 
 def parse_adapter(content: bytes, like: Arrays) -> Arrays:

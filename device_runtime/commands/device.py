@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,13 +12,17 @@ from typing import Any
 
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.files import DiskFiles
+from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.outbox_file import OutboxFile
+from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arguments import picked
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
-from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.wire import ROLES, LocalWork, check_name
 from fleetune.device_runtime.data.loading import load_dataset
@@ -32,7 +37,7 @@ from fleetune.device_runtime.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-_NAP_S = 0.1
+_SLEEP_MAX_S = 600.0
 _DEFAULT_SEQ_LEN = LocalWork().seq_len
 
 
@@ -97,16 +102,16 @@ def device(
     if role not in ROLES:
         raise ConfigError(f"no role {role!r}; have: {choices(ROLES)}")
     check_name("job", job)
-    service = Service()
+    notifier = Notifier()
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     folder = _state_folder(state, job=job, device_id=id)
     with (
         _alone_in(folder),
-        Outbox(folder / "outbox.sqlite") as outbox,
+        OutboxFile(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
-        desk = _Desk(artifact, Path(data), machine, service)
+        desk = _Desk(artifact, Path(data), machine, notifier)
         identity = Identity(_device_id(outbox, id), job, artifact.digest, role)
         link = Link(
             mqtt,
@@ -115,25 +120,24 @@ def device(
             will=Will(*identity.will),
             ca_file=ca_file,
         )
-        tally = Tally(on_event, service)
-        agent = Agent(
+        tally = Tally(on_event, notifier)
+        home = Home(
             link,
             outbox,
-            desk.workbench(),
-            identity=identity,
-            folder=folder,
-            adapter=artifact.adapter(),
+            StateFolder(DiskFiles(folder)),
+            identity,
+            FirstAdapter.of(artifact.adapter()),
             checkpoint_every=checkpoint_every,
-            gate=gate,
             on_event=tally,
         )
+        agent = Agent(home, desk.workbench(), gate=gate)
         link.open(timeout_s)
-        service.status = f"job {job}: waiting for the aggregator"
-        service.ready()
+        notifier.status = f"job {job}: waiting for the aggregator"
+        notifier.ready()
         try:
-            _live(agent, link, service=service, idle_limit_s=idle_limit_s)
+            _live(agent, link, notifier=notifier, idle_limit_s=idle_limit_s)
         finally:
-            service.stopping()
+            notifier.stopping()
             send(link, *identity.will, retain=True)
             link.close()
     if agent.is_unwanted:
@@ -144,8 +148,8 @@ def device(
 class _Desk:
     """The machine and the data of a device; the data is read again when the aggregator asks for another length."""
 
-    def __init__(self, artifact: Artifact, data: Path, machine: Machine, service: Service) -> None:
-        self._artifact, self._data, self._machine, self._service = artifact, data, machine, service
+    def __init__(self, artifact: Artifact, data: Path, machine: Machine, notifier: Notifier) -> None:
+        self._artifact, self._data, self._machine, self._notifier = artifact, data, machine, notifier
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self) -> Workbench:
@@ -157,7 +161,7 @@ class _Desk:
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)
         self._machine.prepare(rows, work)
-        return evaluate(self._machine.stack, rows, adapter, before_batch=self._service.beat)
+        return evaluate(self._machine.stack, rows, adapter, before_batch=self._notifier.beat)
 
     def _rows(self, seq_len: int) -> Dataset:
         if seq_len != self._seq_len:
@@ -168,20 +172,22 @@ class _Desk:
         return load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
 
 
-def _live(agent: Agent, link: Link, *, service: Service, idle_limit_s: float) -> None:
+def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) -> None:
+    """Poll the agent whenever something is due, and sleep in between until a message comes."""
     busy_at = time.monotonic()
     while not agent.finished:
-        service.beat()
+        notifier.beat()
+        was_paused = agent.is_paused
+        has_more = agent.poll(time.monotonic())
         now = time.monotonic()
-        has_more = agent.poll(now)
-        if has_more or agent.is_paused:
-            busy_at = time.monotonic()
-        if has_more:
-            continue
-        if message := link.receive(_NAP_S):
-            agent.take(*message, time.monotonic())
-        elif idle_limit_s and now > max(busy_at, agent.heard_at) + idle_limit_s:
+        if has_more or was_paused or agent.is_paused:
+            busy_at = now
+        idle_at = max(busy_at, agent.heard_at) + (idle_limit_s or math.inf)
+        if now >= idle_at:
             raise TransportError(f"{link.address.shown}: no word of an aggregator for {idle_limit_s:g} s")
+        due_at = min(agent.due_at(now), notifier.due_at, idle_at)
+        if due_at > now and (message := link.receive(min(due_at - now, _SLEEP_MAX_S))):
+            agent.take(*message, time.monotonic())
 
 
 def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:

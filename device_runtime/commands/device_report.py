@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.commands.train import peak_rss_mb
 from fleetune.device_runtime.network.connection import Connection
 from fleetune.device_runtime.rules.gate import Gate
@@ -44,9 +44,9 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
 class Tally:
     """Told of every event; tells systemd and whoever reads along."""
 
-    def __init__(self, on_event: Callable[[Event], object] | None, service: Service) -> None:
-        """Begin to count; ``on_event`` gets what a person wants to read, ``service`` everything as its status."""
-        self._on_event, self._service = on_event or (lambda _: None), service
+    def __init__(self, on_event: Callable[[Event], object] | None, notifier: Notifier) -> None:
+        """Begin to count; ``on_event`` gets what a person wants to read, ``notifier`` everything as its status."""
+        self._on_event, self._notifier = on_event or (lambda _: None), notifier
         self._started = time.monotonic()
         self._kinds: Counter[str] = Counter()
         self._active: list[float] = []
@@ -55,7 +55,7 @@ class Tally:
     def __call__(self, event: Event) -> None:
         """Count an event; a step is counted only, the others are logged and passed on."""
         self._kinds[event.kind] += 1
-        self._service.status = str(event)
+        self._notifier.status = str(event)
         if event.kind != "step":
             log.info("%s", event)
             self._on_event(event)

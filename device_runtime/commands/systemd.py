@@ -1,6 +1,7 @@
 """Tells systemd that this process is ready, alive, and what it is at; where no service manager listens, nothing."""
 
 import logging
+import math
 import os
 import socket
 import time
@@ -12,7 +13,7 @@ _PERIOD_S = 1.0
 _BEATS_A_WATCHDOG = 4
 
 
-class Service:
+class Notifier:
     """This process as systemd's ``Type=notify`` service; a word that cannot be delivered is dropped.
 
     Source: sd_notify(3), sd_watchdog_enabled(3).
@@ -46,6 +47,11 @@ class Service:
         if self._address and now >= self._due:
             self._due = now + self._period_s
             self._say(*["WATCHDOG=1"] * self._is_watched)
+
+    @property
+    def due_at(self) -> float:
+        """Time at which ``beat`` next has something to say; inf for never."""
+        return self._due if self._address and (self._is_watched or self.status != self._told) else math.inf
 
     def stopping(self) -> None:
         """Say that the end has begun."""

@@ -4,6 +4,7 @@ Neither side knows a socket or a clock: whoever calls passes chunks, requests an
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -202,21 +203,33 @@ class Pull:
             self._asked_at = now
         return self._incoming.request_of(wanted, limit=len(wanted))
 
+    @property
+    def due_at(self) -> float:
+        """Time from which :meth:`due` has a request, if no chunk comes before; inf when every chunk is here."""
+        if self._next():
+            return -math.inf
+        return self._waits_until if self._flying else math.inf
+
     def restart(self, now: float) -> None:
         """After a reconnection: count what is on its way as lost, so that the next request is due at once."""
         self._flying.clear()
         self._progress_at = now
 
-    def idle_s(self, now: float) -> float:
-        """Seconds since a new chunk arrived, the pull began or was restarted."""
-        return now - self._progress_at
+    @property
+    def progress_at(self) -> float:
+        """Time at which a new chunk arrived last, the pull began or was restarted."""
+        return self._progress_at
 
     def content(self) -> bytes:
         """Return the whole; WireError as :meth:`Incoming.content`."""
         return self._incoming.content()
 
+    @property
+    def _waits_until(self) -> float:
+        return max(self._progress_at, self._asked_at) + self._wait_s
+
     def _lost(self, now: float) -> list[int]:
-        if not self._flying or now - max(self._progress_at, self._asked_at) < self._wait_s:
+        if not self._flying or now < self._waits_until:
             return []
         self._window = max(1, self._window // 2)
         self._wait_s = min(2 * self._wait_s, WAIT_MAX_S)

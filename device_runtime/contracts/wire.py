@@ -104,6 +104,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
 
     v: int = VERSION
     job: str
+    task_id: str = ""
+    """Which task this is, unique in the job; empty: :func:`default_task_id`, as for all messages that carry one."""
     round: int
     version: int
     role: str
@@ -125,11 +127,12 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
 
 
 class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
-    """A device has an update to be pulled; repeated until a Verdict on (job, round, digest) comes."""
+    """A device has an update to be pulled; repeated until a Verdict on (job, task_id, digest) comes."""
 
     v: int = VERSION
     device_id: str
     job: str
+    task_id: str = ""
     round: int
     version: int
     """Adapter version the update starts from."""
@@ -145,6 +148,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     v: int = VERSION
     device_id: str
     job: str
+    task_id: str = ""
     round: int
     version: int
     loss: float
@@ -153,11 +157,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
 
 
 class Decline(msgspec.Struct, frozen=True, kw_only=True, tag="decline"):
-    """A device cannot do the work of a round; sent once, so that nobody waits for it."""
+    """A device cannot do a task; sent once, so that nobody waits for it."""
 
     v: int = VERSION
     device_id: str
     job: str
+    task_id: str = ""
     round: int
     reason: str
 
@@ -167,6 +172,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag="verdict"):
 
     v: int = VERSION
     job: str
+    task_id: str = ""
     round: int
     digest: str = ""
     accepted: bool
@@ -263,6 +269,20 @@ def decode(payload: bytes | bytearray | memoryview) -> Message:
     if message.v != VERSION:
         raise WireError(f"protocol version {message.v}; this side speaks {VERSION}")
     return message
+
+
+def default_task_id(role: str, number: int, device_id: str) -> str:
+    """Identity of a task that was not given one, as in 0.1.0: (role, round to train in or version to evaluate, device)."""
+    return f"{role}-{number}-{device_id}"
+
+
+def task_id_of(message: UpdateReady | Report) -> str:
+    """Identity of the task that a device's message answers."""
+    if message.task_id:
+        return message.task_id
+    if isinstance(message, UpdateReady):
+        return default_task_id("train", message.round, message.device_id)
+    return default_task_id("evaluate", message.version, message.device_id)
 
 
 def check_name(kind: str, name: str) -> str:

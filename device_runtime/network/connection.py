@@ -35,7 +35,7 @@ class Connection(Protocol):
         """Send at least once; TransportError if there is no room, or it is too large for the server."""
 
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
-        """Next message as (topic, payload), or None if none comes in time."""
+        """Next message as (topic, payload), or None: if none comes in time, or at once after a reconnection."""
 
 
 def send(link: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:

@@ -4,24 +4,30 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES
+from fleetune.device_runtime.network.topic_tree import TopicTree
 
 Disturb = Callable[[str, bytes], Iterable[bytes]]
 """(topic, payload) -> what is delivered in its place: nothing, the same twice, something else."""
 
 
 class Loopback:
-    """The server: exact topics and ``+``, retained messages, wills, restarts."""
+    """The server: exact topics and ``+``, retained messages, wills, restarts; a message costs what it reaches, not all."""
 
     def __init__(self, *, disturb: Disturb | None = None) -> None:
         self.disturb: Disturb = disturb or (lambda _, payload: (payload,))
-        self._links: list[LoopbackLink] = []
+        self._links: dict[LoopbackLink, None] = {}
+        self._subscribers: TopicTree[LoopbackLink] = TopicTree()
         self._retained: dict[str, bytes] = {}
+        self._retained_topics: TopicTree[str] = TopicTree()
+        self._news: dict[LoopbackLink, None] = {}
 
     def connect(self, topics: Sequence[str], *, will: tuple[str, bytes] | None = None) -> "LoopbackLink":
         """Open a link that receives ``topics``; ``will`` = (topic, payload), retained on its loss."""
         link = LoopbackLink(self, topics, will)
-        self._links.append(link)
-        self._send_retained(link)
+        self._links[link] = None
+        for topic in link.topics:
+            self._subscribers.add(topic, link)
+        self._greet(link)
         return link
 
     def restart(self) -> None:
@@ -29,26 +35,42 @@ class Loopback:
         for link in self._links:
             link.inbox.clear()
             link.connections += 1
-            self._send_retained(link)
+            self._greet(link)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Deliver to every link that wants the topic."""
+        """Deliver once to every link that wants the topic."""
         if retain:
             self._retained[topic] = payload
-        for link in self._links:
-            if link.wants(topic):
-                link.inbox.extend((topic, p) for p in self.disturb(topic, payload))
+            self._retained_topics.add(topic, topic)
+        for link in dict.fromkeys(self._subscribers.find(topic)):
+            for arriving in self.disturb(topic, payload):
+                self._deliver(link, topic, arriving)
 
     def lose(self, link: "LoopbackLink", *, will: bool) -> None:
         """Forget a link; with ``will`` as if its process had died."""
         if link not in self._links:
             return
-        self._links.remove(link)
+        del self._links[link]
+        self._news.pop(link, None)
+        for topic in link.topics:
+            self._subscribers.discard(topic, link)
         if will and link.will:
             self.publish(*link.will, retain=True)
 
-    def _send_retained(self, link: "LoopbackLink") -> None:
-        link.inbox.extend((t, p) for t, p in self._retained.items() if link.wants(t))
+    def take_news(self) -> list["LoopbackLink"]:
+        """Return, once, the links that have connected, reconnected or been sent something since the last call."""
+        found, self._news = list(self._news), {}
+        return found
+
+    def _greet(self, link: "LoopbackLink") -> None:
+        self._news[link] = None
+        found = (topic for wanted in link.topics for topic in self._retained_topics.find(wanted))
+        for topic in dict.fromkeys(found):
+            self._deliver(link, topic, self._retained[topic])
+
+    def _deliver(self, link: "LoopbackLink", topic: str, payload: bytes) -> None:
+        link.inbox.append((topic, payload))
+        self._news[link] = None
 
 
 class LoopbackLink:
@@ -59,12 +81,12 @@ class LoopbackLink:
 
     def __init__(self, server: Loopback, topics: Sequence[str], will: tuple[str, bytes] | None) -> None:
         self.inbox: deque[tuple[str, bytes]] = deque()
+        self.topics = tuple(topics)
         self.will = will
         self.connections = 1
         self.bytes_sent = 0
         self.bytes_received = 0
         self._server = server
-        self._patterns = [topic.split("/") for topic in topics]
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Deliver at once."""
@@ -79,11 +101,6 @@ class LoopbackLink:
         self.bytes_received += len(payload)
         return topic, payload
 
-    def wants(self, topic: str) -> bool:
-        """Whether it is subscribed to ``topic``."""
-        parts = topic.split("/")
-        return any(_matches(pattern, parts) for pattern in self._patterns)
-
     def close(self) -> None:
         """Leave; the will is not sent."""
         self._server.lose(self, will=False)
@@ -92,9 +109,3 @@ class LoopbackLink:
         """Die; the will is sent."""
         self.connected = False
         self._server.lose(self, will=True)
-
-
-def _matches(pattern: list[str], parts: list[str]) -> bool:
-    return len(pattern) == len(parts) and all(
-        p in ("+", part) for p, part in zip(pattern, parts, strict=True)
-    )

@@ -1,6 +1,7 @@
 """The gate between steps: shut while a rule forbids training, with hysteresis; no thread, and a clock from outside."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -75,6 +76,11 @@ class Gate:
     def paused_s(self) -> float:
         """Seconds in pauses, up to the last look."""
         return self._paused_s + (self._looked_at - self._shut_at if self.reasons else 0.0)
+
+    @property
+    def due_at(self) -> float:
+        """Time of the next look at the sensors for one who does no steps in between; inf without rules."""
+        return max(self._due, self._looked_at + _NAP_MIN_S) if self._is_asked else math.inf
 
     def is_open(self, now: float) -> bool:
         """Whether the next step may be taken at ``now`` (seconds of a monotonic clock)."""

@@ -32,8 +32,8 @@ from fleetune.exporters.writing import (
 BACKEND = "ort-training"
 PYTHON = "FLEETUNE_ORT_PYTHON"
 """Environment variable: the Python of the environment in which ``onnxruntime-training-cpu`` is installed."""
-_ROOT = Path(__file__).resolve().parent.parent
-_SCRIPT = Path(__file__).with_name("ort_training_artifacts.py")
+_ROOT = Path(__file__).resolve().parents[2]
+_SCRIPT = Path(__file__).with_name("artifacts.py")
 
 
 def write_ort_training(

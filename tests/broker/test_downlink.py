@@ -10,7 +10,10 @@ from safetensors.numpy import load
 
 from fleetune.broker.downlink import Downlink
 from fleetune.broker.ledger import Ledger
+from fleetune.broker.memory_store import MemoryStore
 from fleetune.broker.replicas import Replicas
+from fleetune.broker.rows import rows
+from fleetune.broker.tasks import Task
 from fleetune.broker.versions import Versions
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, pack
@@ -35,8 +38,11 @@ class Sender:
         self.settings = settings_of(**changes)
         self.ledger = Ledger(tmp_path, self.settings)
         for number in range(3):
-            self.ledger.add_version(number, to_bytes(version_of(number)))
+            self.add(number, version_of(number))
         self.start()
+
+    def add(self, number, adapter):
+        self.ledger.add_version(number, to_bytes(adapter), round_number=number)
 
     def start(self):
         self.downlink = Downlink(self.ledger, self.settings)
@@ -54,6 +60,20 @@ class Sender:
             for chunk in self.downlink.chunks(request):
                 pull.add(chunk, 0.0)
         return pull.content()
+
+
+def test_a_job_in_memory_keeps_its_replicas_in_memory():
+    store = MemoryStore()
+    for number in range(2):
+        store.add_version(number, to_bytes(version_of(number)), round_number=number)
+    downlink = Downlink(store, settings_of(down_codec="int8"))
+    downlink.holds("d", sha256(store.version(0)).hexdigest())
+    download = downlink.offer("d", 1, **CHUNKS)
+    again = Downlink(store, settings_of(down_codec="int8")).replica(1, download.adapter_sha256)
+    assert sha256(to_bytes(again)).hexdigest() == download.adapter_sha256
+    downlink.close(5)
+    with pytest.raises(WireError, match="does not stand for version 1"):
+        downlink.replica(1, download.adapter_sha256)
 
 
 def test_who_says_nothing_gets_the_whole(tmp_path):
@@ -116,7 +136,7 @@ def test_an_adapter_that_is_not_known_is_no_ground_for_a_difference(tmp_path, he
 
 def test_what_the_codec_cannot_hold_goes_whole(tmp_path, caplog):
     sender = Sender(tmp_path, down_codec="fp16")
-    sender.ledger.add_version(3, to_bytes({**first_adapter(), "b": np.array(1e6, np.float32)}))
+    sender.add(3, {**first_adapter(), "b": np.array(1e6, np.float32)})
     sender.downlink.holds("d", sender.digest(0))
     assert sender.to("d", 3).down_codec == "full"
     assert "65504" in caplog.text
@@ -161,7 +181,7 @@ def test_a_version_that_the_codec_cannot_tell_from_the_one_before_still_stands_f
     for number, step in ((3, 1e-8), (4, 2e-8)):
         near_zero = np.abs(replica["w"]) < 0.01
         moved = np.where(near_zero, replica["w"] + np.float32(step), replica["w"])
-        sender.ledger.add_version(number, to_bytes({**replica, "w": moved}))
+        sender.add(number, {**replica, "w": moved})
         download = sender.to("d", number)
         assert not download.is_exact
         sender.downlink.worked_from("d", number)
@@ -200,11 +220,15 @@ def test_an_unknown_down_codec_or_no_ratio_is_refused(tmp_path, codec, error):
         Sender(tmp_path, down_codec=codec)
 
 
+def task_from(version, settings):
+    return Task("t", "d", "train", version + 1, version, 0, settings.work)
+
+
 def test_an_update_from_a_replica_moves_the_version_as_far_as_the_replica(tmp_path):
     settings = settings_of(down_codec="topk", down_ratio=0.01, codec="int8")
     ledger = Ledger(tmp_path, settings)
-    ledger.add_version(0, to_bytes(first_adapter()))
-    ledger.add_version(1, to_bytes(version_of(1)))
+    ledger.add_version(0, to_bytes(first_adapter()), round_number=0)
+    ledger.add_version(1, to_bytes(version_of(1)), round_number=1)
     versions = Versions(ledger, settings, first_adapter())
     versions.downlink.holds("d", sha256(ledger.version(0)).hexdigest())
     digest = versions.downlink.offer("d", 1, **CHUNKS).adapter_sha256
@@ -213,8 +237,8 @@ def test_an_update_from_a_replica_moves_the_version_as_far_as_the_replica(tmp_pa
     assert far > 0.01, "topk left much behind"
     moved = {"w": replica["w"] + np.where(np.arange(3000) % 2, np.float32(0.001), 0)}
     update = pack(make_codec("int8"), moved, replica, reference_sha256=digest)
-    versions.add(update.payload, 7)
-    versions.close(2)
+    versions.add(task_from(1, settings), update.payload, 7)
+    versions.close(2, 2)
     expected = version_of(1)["w"] + np.where(np.arange(3000) % 2, 0.001, 0)
     np.testing.assert_allclose(load(ledger.version(2))["w"], expected, atol=1e-5)
 
@@ -224,13 +248,12 @@ def test_an_update_from_what_nobody_was_offered_is_refused(tmp_path):
     versions = Versions(Ledger(tmp_path, settings), settings, first_adapter())
     stray = pack(make_codec("fp32"), first_adapter(), first_adapter(), reference_sha256="f" * 64)
     with pytest.raises(WireError, match="adapter 'ffffffffffff', which does not stand for version 0"):
-        versions.add(stray.payload, 7)
+        versions.add(task_from(0, settings), stray.payload, 7)
 
 
 def test_evaluations_are_of_the_version_and_not_of_a_replica(tmp_path):
     done = world(tmp_path, down_codec="topk", down_ratio=0.05, evaluate=True).run()
-    rows = done.aggregator.ledger.rows()
-    for row in rows:
+    for row in rows(done.aggregator.ledger):
         exact = workbench_of(9).evaluate(None, load(done.aggregator.version(row.round)))
         assert row.loss == exact.loss
 
@@ -242,7 +265,7 @@ def test_only_replicas_of_the_last_versions_are_kept(tmp_path):
 
 
 def down_bytes(done):
-    return [row.bytes_down for row in done.aggregator.ledger.rows()]
+    return [row.bytes_down for row in rows(done.aggregator.ledger)]
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -285,7 +308,7 @@ def test_updates_from_replicas_are_folded_again_after_a_restart(tmp_path):
     running = world(tmp_path / "killed", numbers=(0, 1), down_codec="int8")
     running.run(until=lambda: running.aggregator.service.federation.version == 1)
     running.devices[1].kill()
-    running.run(until=lambda: (2, "device-0") in running.aggregator.ledger.past().accepted)
+    running.run(until=lambda: "train-2-device-0" in running.aggregator.ledger.past().accepted)
     running.aggregator.kill()
     running.aggregator.start(running.now)
     running.devices[1].start()

@@ -1,4 +1,5 @@
 import logging
+from math import inf
 
 import msgspec
 import numpy as np
@@ -7,7 +8,9 @@ from fleet import ARTIFACT, JOB, Aggregator, first_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetune.broker.configurators import CONFIGURATORS, Configurator
 from fleetune.broker.job import Patience
+from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
@@ -15,6 +18,7 @@ from fleetune.device_runtime.contracts.wire import (
     Chunk,
     Finished,
     Hello,
+    LocalWork,
     Offer,
     Report,
     Request,
@@ -86,9 +90,158 @@ def test_a_good_update_is_durable_before_it_is_acknowledged(tmp_path):
     assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
     stranger.aggregator.kill()
     again = stranger.aggregator.start(2.0)
-    assert again.ledger.past().accepted.keys() == {(1, "device-0")}
+    assert again.ledger.past().accepted.keys() == {"train-1-device-0"}
     assert [v.accepted for v in stranger.deliver(good_payload())] == [True], "the same update again"
-    assert len(list(again.ledger.accepted(1))) == 1
+    assert len(list(again.ledger.accepted())) == 1
+
+
+def test_the_verdict_leaves_after_the_ledger_has_the_update(tmp_path):
+    stranger = Stranger(tmp_path, clients=2, min_clients=1)
+    kept = []
+
+    def watched(topic, payload):
+        if isinstance(decode(payload), Verdict):
+            kept.append("train-1-device-0" in stranger.aggregator.ledger.past().accepted)
+        return (payload,)
+
+    stranger.server.disturb = watched
+    stranger.hello()
+    stranger.say(Hello(device_id="other", artifact=ARTIFACT, num_samples=5), name="other")
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+    assert kept == [True]
+
+
+def test_an_offer_leaves_after_the_ledger_has_its_task(tmp_path):
+    stranger = Stranger(tmp_path)
+    kept = []
+
+    def watched(topic, payload):
+        if isinstance(offer := decode(payload), Offer):
+            kept.append([(t.task_id, t.work) for t in stranger.aggregator.ledger.past().tasks])
+            assert kept[-1] == [(offer.task_id, offer.work)]
+        return (payload,)
+
+    stranger.server.disturb = watched
+    stranger.hello()
+    assert len(kept) == 1
+
+
+class Choosy:
+    """A configurator whose choice, and codec, changes with every one of its lives."""
+
+    def __init__(self):
+        self.lives, self.learned = 0, []
+
+    def make(self):
+        self.lives += 1
+        codec, steps = ("int8", "fp32")[self.lives % 2], 10 * self.lives
+
+        def choose(state, candidate):
+            return LocalWork(steps=steps + candidate.position, codec=codec, seed=candidate.round)
+
+        def learn(state, outcome):
+            self.learned.append((self.lives, outcome))
+            return state
+
+        return Configurator(lambda settings: None, choose, learn)
+
+
+@pytest.fixture
+def choosy(monkeypatch):
+    choosy = Choosy()
+    monkeypatch.setitem(CONFIGURATORS, "choosy", choosy.make)
+    return choosy
+
+
+def test_a_restart_offers_the_very_work_that_was_offered_before(tmp_path, choosy):
+    stranger = Stranger(tmp_path, configurator="choosy", rounds=2)
+    stranger.hello()
+    (offer,) = stranger.heard(Offer)
+    assert (offer.work.steps, offer.work.codec) == (10, "fp32")
+    stranger.aggregator.kill()
+    stranger.aggregator.start(2.0)
+    stranger.hello()
+    (again,) = stranger.heard(Offer)
+    assert (again.task_id, again.work) == (offer.task_id, offer.work)
+    assert (
+        "its codec is 'int8'; 'fp32' was asked for"
+        in stranger.deliver(good_payload(), codec="int8")[0].reason
+    )
+    stranger.say(stranger.ready(good_payload(), task_id=offer.task_id, stats={"loss": 0.5}))
+    (verdict,) = stranger.deliver(good_payload(), task_id=offer.task_id, stats={"loss": 0.5})
+    assert (verdict.accepted, verdict.task_id) == (True, offer.task_id)
+    stranger.hello()
+    (later,) = stranger.heard(Offer)
+    assert (later.task_id, later.work.steps, later.work.codec) == ("train-2-device-0", 20, "int8")
+    assert choosy.learned == [(2, Outcome("device-0", offer.work, {"loss": 0.5}))]
+
+
+def test_a_restart_learns_again_what_was_learned(tmp_path, choosy):
+    stranger = Stranger(tmp_path, configurator="choosy", rounds=2)
+    stranger.hello()
+    (offer,) = stranger.heard(Offer)
+    stranger.deliver(good_payload(), stats={"loss": 0.5})
+    stranger.aggregator.kill()
+    stranger.aggregator.start(2.0)
+    outcome = Outcome("device-0", offer.work, {"loss": 0.5})
+    assert choosy.learned == [(1, outcome), (2, outcome)]
+
+
+def test_an_update_is_held_to_the_codec_that_was_offered_to_its_device(tmp_path, choosy):
+    choosy.lives = 1
+    stranger = Stranger(tmp_path, configurator="choosy")
+    stranger.hello()
+    assert stranger.heard(Offer)[0].work.codec == "int8"
+    assert "'int8' was asked for" in stranger.deliver(good_payload())[0].reason
+    adapter = first_adapter()
+    packed = encode_update("int8", {n: v + np.float32(1) for n, v in adapter.items()}, adapter)
+    assert [v.accepted for v in stranger.deliver(packed, codec="int8")] == [True]
+
+
+def test_a_device_that_names_no_task_is_understood(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    (verdict,) = stranger.deliver(good_payload(), task_id="")
+    assert (verdict.accepted, verdict.task_id) == (True, "train-1-device-0")
+
+
+def test_an_update_of_another_task_is_refused(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    (verdict,) = stranger.deliver(good_payload(), task_id="../x")
+    assert (verdict.accepted, verdict.task_id) == (False, "../x")
+    assert verdict.reason == "it answers task '../x'; this device's is 'train-1-device-0'"
+
+
+def test_the_service_says_when_it_is_due(tmp_path):
+    stranger = Stranger(tmp_path, patience=Patience(deadline_s=100))
+    service = stranger.aggregator.service
+    assert service.due_at(1.0) == 1.0, "its status is not announced yet"
+    service.tick(1.0)
+    assert service.due_at(1.0) == inf
+    stranger.hello()
+    assert service.due_at(1.0) == 101.0
+    stranger.say(stranger.ready(good_payload()))
+    assert service.due_at(1.0) == 6.0, "chunks asked for may be lost"
+    stranger.heard(Request)
+    service.tick(5.9)
+    assert stranger.heard(Request) == []
+    service.tick(6.0)
+    assert stranger.heard(Request)
+    stranger.server.restart()
+    assert service.due_at(7.0) == 7.0
+
+
+def test_a_tick_more_changes_nothing(tmp_path):
+    stranger = Stranger(tmp_path, rounds=2)
+    stranger.hello()
+    stranger.deliver(good_payload())
+    stranger.heard(Offer)
+    before = stranger.aggregator.service.snapshot(), stranger.aggregator.ledger.past()
+    for _ in range(3):
+        stranger.aggregator.service.tick(stranger.now)
+    assert (stranger.aggregator.service.snapshot(), stranger.aggregator.ledger.past()) == before
+    assert stranger.heard(object) == []
 
 
 def nan_payload():

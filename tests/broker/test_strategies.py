@@ -11,6 +11,7 @@ from fleetune.broker.strategies import (
     STRATEGIES,
     VALUE_MAX,
     WEIGHT_MAX,
+    Update,
     add_to_sums,
     fedavg,
     fedavgm,
@@ -26,7 +27,8 @@ BELIEVED = st.floats(min_value=-VALUE_MAX, max_value=VALUE_MAX, width=32)
 def combine(strategy, updates, *, reference=REFERENCE, state=None):
     sums = strategy.init(reference)
     for values, weight in updates:
-        sums = strategy.add(sums, {n: np.asarray(v, np.float64) for n, v in values.items()}, weight)
+        values = {n: np.asarray(v, np.float64) for n, v in values.items()}
+        sums = strategy.add(sums, Update(values, reference, weight))
     return strategy.finish(sums, reference, state or {})
 
 

@@ -9,7 +9,7 @@ from fleetune.device_runtime.arrays import to_bytes
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_wire_gives_what_one_process_gives_to_the_bit(tmp_path, strategy):
-    done = world(tmp_path, strategy=strategy).run()
+    done = world(tmp_path, strategy=strategy, in_memory=True).run()
     for version in (1, 2, 3):
         expected = in_process(FOUR, rounds=version, settings=settings_of(strategy=strategy))
         assert done.aggregator.version(version) == expected
@@ -17,7 +17,7 @@ def test_the_wire_gives_what_one_process_gives_to_the_bit(tmp_path, strategy):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_whatever_the_order_of_arrival(tmp_path, seed):
-    done = world(tmp_path, seed=seed).run()
+    done = world(tmp_path, seed=seed, in_memory=True).run()
     assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
 
 

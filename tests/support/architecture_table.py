@@ -2,9 +2,10 @@
 
 import os
 import re
-from pathlib import Path
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "architectures.md"
+from paths import ROOT
+
+PAGE = ROOT / "docs" / "architectures.md"
 NOT_MEASURED = "not measured"
 WRITE = "FLEETUNE_WRITE_DOCS"
 _HEADER = (

@@ -1,4 +1,7 @@
-"""A federation of pretended devices in one process: real agents, service, ledger and outboxes over a loopback."""
+"""A federation of pretended devices in one process: real agents, service, ledger and outboxes over a loopback.
+
+The clock is pretended: it stands while anyone has something to do, and jumps to the next time that anyone has.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,16 +10,22 @@ import numpy as np
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.ledger import Ledger
+from fleetune.broker.memory_store import MemoryStore
 from fleetune.broker.service import Service, topics, will
-from fleetune.broker.strategies import STRATEGIES
+from fleetune.broker.strategies import STRATEGIES, Update
 from fleetune.device_runtime.agent.agent import Agent
+from fleetune.device_runtime.agent.files import DiskFiles, MemoryFiles
+from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
-from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.outbox import MemoryOutbox
+from fleetune.device_runtime.agent.outbox_file import OutboxFile
+from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork, decode
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.loopback import Loopback
+from fleetune.device_runtime.network.turns import Turns
 
 JOB = "job"
 ARTIFACT = "a" * 64
@@ -107,39 +116,51 @@ def workbench_of(number, *, made=None, size=3000, wrap=None):
 
 
 class Device:
-    """A device that can be killed (its memory is gone, its folder stays) and started again."""
+    """A device that can be killed (its memory is gone, what it keeps stays) and started again.
 
-    def __init__(self, server: Loopback, folder: Path, number: int, **options):
+    It keeps its things in ``folder``, or without one in memory.
+    """
+
+    def __init__(self, server: Loopback, folder: Path | None, number: int, **options):
         self.name = options.pop("name", f"device-{number}")
         self.identity = Identity(
             self.name, JOB, options.pop("artifact", ARTIFACT), options.pop("role", "train")
         )
-        self.folder, self.server, self.number = folder / self.name, server, number
+        self.folder, self.server, self.number = folder and folder / self.name, server, number
         self.size = options.pop("size", 3000)
         self.workbench = options.pop("workbench", None) or workbench_of(number, size=self.size)
-        self.options = options
+        self.adapter = options.pop("adapter", None) or FirstAdapter.of(first_adapter(self.size))
+        self.gate = options.pop("gate", None)
+        self.options = {"checkpoint_every": 2, **options}
         self.events = []
-        self.agent = None
+        self.agent = self.turns = None
+        self.files = DiskFiles(self.folder) if folder else MemoryFiles()
+        self.outbox = None if folder else MemoryOutbox()
 
     def start(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.outbox = Outbox(self.folder / "outbox.sqlite")
+        if self.folder:
+            self.outbox = OutboxFile(self.folder / "outbox.sqlite")
         self.link = self.server.connect(self.identity.topics, will=self.identity.will)
-        self.agent = Agent(
+        home = Home(
             self.link,
             self.outbox,
-            self.workbench,
-            identity=self.identity,
-            folder=self.folder,
-            adapter=first_adapter(self.size),
+            StateFolder(self.files),
+            self.identity,
+            self.adapter,
             on_event=self.events.append,
-            **{"checkpoint_every": 2, **self.options},
+            **self.options,
         )
+        self.agent = Agent(home, self.workbench, gate=self.gate)
+        if self.turns:
+            self.turns.join(self.link, self.agent)
         return self
 
     def kill(self):
+        if self.turns:
+            self.turns.leave(self.link)
         self.link.kill()
-        self.outbox.close()
+        if self.folder:
+            self.outbox.close()
         self.agent = None
 
     def kinds(self):
@@ -155,17 +176,20 @@ def settings_of(**changes):
 class Aggregator:
     """An aggregator that can be killed and started again from its ledger."""
 
-    def __init__(self, server: Loopback, folder: Path, *, size=3000, patience=None, **changes):
+    def __init__(
+        self, server: Loopback, folder: Path, *, size=3000, patience=None, in_memory=False, **changes
+    ):
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
         self.rows, self.starts = [], 0
-        self.service = None
+        self.service = self.turns = None
+        self.memory = MemoryStore() if in_memory else None
 
     def start(self, now=0.0):
         self.starts += 1
         session = f"session-{self.starts}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger(self.folder, self.settings)
+        self.ledger = Ledger(self.folder, self.settings) if self.memory is None else self.memory
         self.link = self.server.connect(topics(JOB), will=will(JOB, session))
         self.service = Service(
             self.link,
@@ -177,11 +201,16 @@ class Aggregator:
             now=now,
             on_row=self.rows.append,
         )
+        if self.turns:
+            self.turns.join(self.link, self)
         return self
 
     def kill(self):
+        if self.turns:
+            self.turns.leave(self.link)
         self.link.kill()
-        self.ledger.close()
+        if self.memory is None:
+            self.ledger.close()
         self.service = None
 
     def poll(self, now):
@@ -189,25 +218,32 @@ class Aggregator:
             self.service.take(*message, now)
         self.service.tick(now)
 
+    def due_at(self, now):
+        return self.service.due_at(now)
+
     def version(self, number):
         return self.ledger.version(number)
 
 
 class World:
-    """Everyone takes turns, in an order that ``rng`` shuffles, under one pretended clock."""
+    """Whoever has something to do takes turns, in an order that ``seed`` shuffles, under one pretended clock."""
 
     def __init__(self, server, aggregator, devices, *, seed=0):
         self.server, self.aggregator, self.devices = server, aggregator, list(devices)
-        self.rng, self.now = np.random.default_rng(seed), 0.0
+        rng = np.random.default_rng(seed)
+        self.turns = Turns(server, order=lambda links: [links[i] for i in rng.permutation(len(links))])
+        self.turns.join(aggregator.link, aggregator)
+        for device in self.devices:
+            self.turns.join(device.link, device.agent)
+        for member in (aggregator, *self.devices):
+            member.turns = self.turns
+
+    @property
+    def now(self):
+        return self.turns.now
 
     def turn(self):
-        self.now += 0.5
-        if self.aggregator.service:
-            self.aggregator.poll(self.now)
-        for i in self.rng.permutation(len(self.devices)):
-            device = self.devices[i]
-            if device.agent and not device.agent.finished:
-                device.agent.poll(self.now)
+        self.turns.turn()
 
     def run(self, *, until=None, turns=4000):
         until = until or (lambda: self.aggregator.service and self.aggregator.service.finished)
@@ -250,7 +286,7 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
                 for n, v in training.adapter.items()
                 if v.tobytes() != adapter[n].tobytes()
             }
-            sums = strategy.add(sums, values, len(training.points[0]))
+            sums = strategy.add(sums, Update(values, adapter, len(training.points[0])))
         adapter, state = strategy.finish(sums, adapter, state)
     return to_bytes(adapter)
 

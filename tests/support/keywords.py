@@ -1,20 +1,20 @@
 """KWT-1, an audio keyword transformer of 12 post-norm blocks, as a plain module with its published weights, and its features."""
 
 import wave
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from paths import SHARED
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear
 
 from fleetune.device_runtime.contracts.manifest import Input
 from fleetune.exporters.model.program import Program
 
-MODEL = Path(__file__).resolve().parents[3] / "shared" / "models" / "kwt1"
+MODEL = SHARED / "models" / "kwt1"
 FRAMES, FEATURES, LAYERS, RANK = 98, 40, 12, 4
 LABELS = ("_silence_", "_unknown_", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 Weights = dict[str, NDArray[np.float32]]

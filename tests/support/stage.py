@@ -24,8 +24,8 @@ from fleetune.device_runtime.rules.rules import Network, Reading, Rules, Tempera
 NAME = "device-3"
 
 
-class Aggregator:
-    """Speaks to one agent by hand."""
+class Prompter:
+    """An aggregator's end of the wire, spoken to one agent by hand."""
 
     def __init__(self, server):
         self.link = server.connect([device_topic(JOB, NAME, "up"), device_topic(JOB, NAME, "status")])
@@ -59,7 +59,7 @@ class Stage:
 
     def __init__(self, tmp_path, **options):
         self.server = Loopback()
-        self.aggregator = Aggregator(self.server)
+        self.aggregator = Prompter(self.server)
         self.device = Device(self.server, tmp_path, 3, **options).start()
         self.now = 0.0
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
+from paths import SHARED
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-MODEL = Path(__file__).resolve().parents[3] / "shared" / "models" / "stories260K"
+MODEL = SHARED / "models" / "stories260K"
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import children
 import pytest
 from typer.testing import CliRunner
 
@@ -149,7 +150,7 @@ def test_a_module_of_ours_that_is_missing_is_not_hidden(stand_in):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_command_cleanly(number, code):
     """The embedded server runs until it is told to stop; `finally` blocks run either way."""
-    with subprocess.Popen(
+    with children.start(
         [sys.executable, "-c", _WAITING],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import children
 import pytest
 from servers import free_port, wait_for_port
 
@@ -73,7 +74,7 @@ def test_the_command_ends_on_a_signal(number):
         "-c",
         f"from fleetune.broker.servers.embedded import serve; serve(port={port})",
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with children.start(command, stderr=subprocess.PIPE, text=True) as process:
         wait_for_port(port, process)
         process.send_signal(number)
         assert process.wait(20) == 0

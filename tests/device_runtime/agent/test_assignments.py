@@ -3,11 +3,21 @@ import logging
 import msgspec
 import numpy as np
 import pytest
-from fleet import STEPS, first_adapter, workbench_of
+from fleet import JOB, STEPS, first_adapter, workbench_of
 from stage import Stage, locally, shifted
 
+from fleetune.device_runtime.agent.assignments import key_of_0_1
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import Decline, LocalWork, Request, UpdateReady
+from fleetune.device_runtime.contracts.wire import (
+    Decline,
+    LocalWork,
+    Offer,
+    PolicySpec,
+    Request,
+    TransferManifest,
+    UpdateReady,
+    Verdict,
+)
 from fleetune.device_runtime.errors import ConfigError
 
 
@@ -145,3 +155,62 @@ def test_work_that_cannot_be_done_is_declined_once(tmp_path):
     stage.poll(3)
     (declined,) = stage.aggregator.heard(Decline)
     assert (declined.round, declined.reason) == (1, "step 0: the loss is nan; try a lower learning rate")
+
+
+def test_two_tasks_of_one_round_are_two_things_to_deliver(stage):
+    work = LocalWork(steps=STEPS, seed=1)
+    first = stage.trained(1, task_id="t-a", work=work)
+    stage.aggregator.offer(1, task_id="t-b", work=work)
+    stage.until("trained")
+    stage.poll(2)
+    assert first.payload.sha256 in {e.digest for e in stage.device.outbox.pending()}, (
+        "equal work, equal bytes"
+    )
+    assert [e.task_id for e in stage.device.outbox.pending()] == ["t-a", "t-b"]
+    stage.aggregator.verdict(first)
+    stage.poll()
+    assert [e.task_id for e in stage.device.outbox.pending()] == ["t-b"]
+
+
+def test_a_verdict_that_names_no_task_is_on_its_round(stage):
+    update = stage.trained(1, task_id="t-a")
+    stage.aggregator.say(Verdict(job=JOB, round=1, digest=update.payload.sha256, accepted=True))
+    stage.poll()
+    assert stage.device.kinds()[-1] == "accepted"
+
+
+def test_an_update_that_0_1_made_is_delivered_and_not_made_again(stage):
+    update = stage.trained(1, task_id="train-1-device-3")
+    stage.aggregator.heard()
+    box, offer = stage.device.outbox, Offer(
+        job=JOB, round=1, version=0, role="train", work=LocalWork(steps=STEPS, seed=1),
+        adapter=stage.aggregator.outgoing.manifest, deadline_s=0.0,
+    )  # fmt: skip
+    (entry,) = box.pending()
+    old = {n: v for n, v in msgspec.msgpack.decode(entry.header).items() if n != "task_id"}
+    box.acknowledge(JOB, entry.task_id, entry.digest)
+    box.put(entry._replace(task_id="round-1", header=msgspec.msgpack.encode(old)))
+    box.forget(f"made/{JOB}/train-1-device-3")
+    box.remember(f"made/{JOB}/1", key_of_0_1(offer).encode())
+    stage.device.kill()
+    stage.device.start()
+    for _ in range(2):
+        stage.aggregator.say(offer)
+        stage.poll(3)
+    (announced,) = {u.payload.sha256: u for u in stage.aggregator.heard(UpdateReady)}.values()
+    assert announced.payload == update.payload
+    stage.aggregator.verdict(announced)
+    stage.poll()
+    stage.aggregator.say(offer)
+    stage.poll(3)
+    assert stage.device.kinds().count("trained") == 1
+    assert stage.device.outbox.pending() == []
+
+
+def test_the_key_of_0_1_is_that_of_0_1():
+    manifest = TransferManifest(size_bytes=1, chunk_bytes=1, chunk_digests=bytes(8), sha256="e" * 64)
+    offer = Offer(
+        job="j", round=2, version=1, role="train", adapter=manifest, deadline_s=0.0,
+        work=LocalWork(policy=PolicySpec(name="exact-k", drop=0.5), steps=3, seed=9, codec="int8", rounds_before=1),
+    )  # fmt: skip
+    assert key_of_0_1(offer) == "558b44cb015eb578"

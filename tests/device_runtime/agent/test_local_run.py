@@ -69,6 +69,7 @@ class Resting:
 
     def __init__(self, training):
         self.adapter, self.history, self.step_index, self.done = training.adapter, [], 0, True
+        self.restore = training.restore
 
 
 def test_what_is_owed_of_a_layer_that_did_not_train_is_sent_too(tmp_path):
@@ -91,6 +92,7 @@ def test_what_a_device_of_0_1_0_owed_is_sent_after_the_upgrade(stage):
     owed = locally(1)["w"].astype(np.float64) - decode_update(stage.pull(first), first_adapter())["w"]
     stage.aggregator.verdict(first)
     stage.poll()
+    stage.device.outbox.remember("made/job/1", b"as 0.1.0 keeps it, by round")
     stage.device.kill()
     (new,) = stage.device.folder.glob("memory-*")
     old = {name.removeprefix("residual/"): value for name, value in load_arrays(new).items()}

@@ -1,9 +1,10 @@
+from math import inf
 from types import SimpleNamespace
 
 import pytest
 
 from fleetune.device_runtime.commands import device
-from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.errors import TransportError
 
 
@@ -13,30 +14,35 @@ class Link:
     address = SimpleNamespace(shown="mqtt://here")
 
     def __init__(self, clock):
-        self.clock = clock
+        self.clock, self.waits = clock, []
 
     def receive(self, timeout_s):
+        assert timeout_s > 0
+        self.waits.append(timeout_s)
         self.clock.now += timeout_s
 
 
 class Agent:
-    """Is paused until a time, and finished at another; it never has anything to do at once."""
+    """Is paused until a time, and finished at another; has something to do at ``due`` times only."""
 
     heard_at = 0.0
 
-    def __init__(self, clock, *, paused_until, finished_at):
+    def __init__(self, clock, *, paused_until=0.0, finished_at, due=()):
         self.clock, self.paused_until, self.finished_at = clock, paused_until, finished_at
+        self.due, self.polled = sorted({*due, paused_until, finished_at}), []
+        self.is_paused = False
 
     @property
     def finished(self):
         return self.clock.now >= self.finished_at
 
-    @property
-    def is_paused(self):
-        return self.clock.now < self.paused_until
-
     def poll(self, now):
+        self.polled.append(now)
+        self.is_paused = now < self.paused_until
         return False
+
+    def due_at(self, now):
+        return next((time for time in self.due if time > now), inf)
 
 
 @pytest.fixture
@@ -46,16 +52,40 @@ def clock(monkeypatch):
     return pretended
 
 
-def live(clock, **times):
-    device._live(Agent(clock, **times), Link(clock), service=Service({}), idle_limit_s=10)
+def live(clock, *, idle_limit_s=10, **times):
+    agent = Agent(clock, **times)
+    device._live(agent, Link(clock), notifier=Notifier({}), idle_limit_s=idle_limit_s)
+    return agent
 
 
 def test_a_pause_is_not_idleness(clock):
     live(clock, paused_until=100, finished_at=109)
-    assert clock.now == pytest.approx(109, abs=0.2)
+    assert clock.now == 109
 
 
 def test_idleness_is_counted_from_the_end_of_a_pause(clock):
     with pytest.raises(TransportError, match="mqtt://here: no word of an aggregator for 10 s"):
         live(clock, paused_until=100, finished_at=200)
-    assert clock.now == pytest.approx(110, abs=0.5)
+    assert clock.now == 110
+
+
+def test_it_sleeps_until_something_is_due_and_no_longer(clock):
+    agent = live(clock, finished_at=70, due=[0.5, 30.0], idle_limit_s=0)
+    assert agent.polled == [0.0, 0.5, 30.0]
+
+
+def test_what_is_due_at_once_waits_for_no_message(clock):
+    agent = Agent(clock, finished_at=1)
+    agent.due_at = lambda now: now if len(agent.polled) < 3 else 1.0
+    link = Link(clock)
+    device._live(agent, link, notifier=Notifier({}), idle_limit_s=0)
+    assert (len(agent.polled), link.waits) == (3, [1.0])
+
+
+def test_systemd_is_fed_while_nothing_is_due(clock, monkeypatch):
+    said = []
+    monkeypatch.setattr("fleetune.device_runtime.commands.systemd._send", lambda _, words: said.append(words))
+    watched = {"NOTIFY_SOCKET": "/there", "WATCHDOG_USEC": "2000000"}
+    notifier = Notifier(watched, clock=lambda: clock.now)
+    device._live(Agent(clock, finished_at=3), Link(clock), notifier=notifier, idle_limit_s=0)
+    assert said == ["WATCHDOG=1"] * 6

@@ -2,7 +2,7 @@ import pytest
 
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.commands.device_report import Tally
-from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
@@ -18,12 +18,12 @@ def report_of():
     """Tell a tally of events; returns its report, what was passed on, and the last status."""
 
     def tell(*events):
-        passed, service = [], Service({})
-        tally = Tally(passed.append, service)
+        passed, notifier = [], Notifier({})
+        tally = Tally(passed.append, notifier)
         for event in events:
             tally(event)
         gate, link = Gate(Rules(), Reading), Loopback().connect([])
-        return tally.report("kitchen", link=link, gate=gate, reason="over"), passed, service.status
+        return tally.report("kitchen", link=link, gate=gate, reason="over"), passed, notifier.status
 
     return tell
 

@@ -4,12 +4,13 @@ import os
 import secrets
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from types import SimpleNamespace
 
 import pytest
 
 from fleetune.device_runtime.commands.device import device
-from fleetune.device_runtime.commands.systemd import Service
+from fleetune.device_runtime.commands.systemd import Notifier
 
 WATCHED = {"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}  # beats every 0.5 s
 
@@ -52,19 +53,19 @@ def clock():
     return SimpleNamespace(now=0.0)
 
 
-def service_of(systemd, clock, **environment):
-    return Service({"NOTIFY_SOCKET": systemd.address, **environment}, clock=lambda: clock.now)
+def notifier_of(systemd, clock, **environment):
+    return Notifier({"NOTIFY_SOCKET": systemd.address, **environment}, clock=lambda: clock.now)
 
 
 def test_a_life(systemd, clock):
-    service = service_of(systemd, clock, **WATCHED)
-    service.status = "waiting"
-    service.ready()
-    service.beat()
-    service.status = "round 1:\nstep 2"
+    notifier = notifier_of(systemd, clock, **WATCHED)
+    notifier.status = "waiting"
+    notifier.ready()
+    notifier.beat()
+    notifier.status = "round 1:\nstep 2"
     clock.now = 1.0
-    service.beat()
-    service.stopping()
+    notifier.beat()
+    notifier.stopping()
     assert systemd.heard() == [
         ["READY=1", "STATUS=waiting"],
         ["WATCHDOG=1"],
@@ -74,9 +75,9 @@ def test_a_life(systemd, clock):
 
 
 def test_the_watchdog_is_fed_four_times_in_its_interval_however_often_it_is_asked(systemd, clock):
-    service = service_of(systemd, clock, **WATCHED)
+    notifier = notifier_of(systemd, clock, **WATCHED)
     for _ in range(2000):  # 2 s
-        service.beat()
+        notifier.beat()
         clock.now += 0.001
     assert systemd.heard() == [["WATCHDOG=1"]] * 4
 
@@ -87,39 +88,53 @@ def test_the_watchdog_is_fed_four_times_in_its_interval_however_often_it_is_aske
     ids=["none", "of another process", "nonsense"],
 )
 def test_without_a_watchdog_of_its_own_it_tells_only_news(systemd, clock, environment):
-    service = service_of(systemd, clock, **environment)
-    service.status = "round 1"
+    notifier = notifier_of(systemd, clock, **environment)
+    notifier.status = "round 1"
     for clock.now in range(5):
-        service.beat()
+        notifier.beat()
     assert systemd.heard() == [["STATUS=round 1"]]
+
+
+def test_it_is_due_when_it_has_something_to_say(systemd, clock):
+    notifier = notifier_of(systemd, clock)
+    assert notifier.due_at == inf, "no watchdog, no news"
+    notifier.status = "round 1"
+    assert notifier.due_at <= clock.now
+    notifier.beat()
+    assert notifier.due_at == inf
+    notifier.status = "round 2"
+    assert notifier.due_at == 1.0, "one word a second"
+    watched = notifier_of(systemd, clock, **WATCHED)
+    watched.beat()
+    assert (watched.due_at, Notifier({}).due_at) == (0.5, inf)
 
 
 def test_without_systemd_it_opens_no_socket(monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("a socket was opened"))
-    service = Service({})
-    service.status = "round 1"
-    service.ready()
-    service.beat()
-    service.stopping()
+    notifier = Notifier({})
+    notifier.status = "round 1"
+    notifier.ready()
+    notifier.beat()
+    notifier.stopping()
 
 
 def test_a_systemd_that_does_not_read_stops_nothing_and_hears_the_status_later(systemd, clock):
-    service = service_of(systemd, clock, **WATCHED)
+    notifier = notifier_of(systemd, clock, **WATCHED)
     for clock.now in range(10_000):
-        service.status = f"step {clock.now}"
-        service.beat()
+        notifier.status = f"step {clock.now}"
+        notifier.beat()
     assert len(systemd.heard()) < 10_000
     clock.now += 1
-    service.beat()
-    assert systemd.heard() == [["WATCHDOG=1", f"STATUS={service.status}"]]
+    notifier.beat()
+    assert systemd.heard() == [["WATCHDOG=1", f"STATUS={notifier.status}"]]
 
 
 def test_a_socket_that_is_gone_is_warned_of_once(systemd, clock, caplog):
-    service = service_of(systemd, clock, **WATCHED)
+    notifier = notifier_of(systemd, clock, **WATCHED)
     systemd.close()
-    service.ready()
+    notifier.ready()
     clock.now = 1.0
-    service.beat()
+    notifier.beat()
     assert [r.getMessage()[:20] for r in caplog.records] == ["no word to systemd: "]
 
 

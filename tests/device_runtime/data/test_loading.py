@@ -1,12 +1,12 @@
 import contextlib
 import gzip
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import SHARED
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -17,7 +17,7 @@ from fleetune.device_runtime.data.records import LabelledText, read_records
 from fleetune.device_runtime.data.samples import Dense, Ragged, make_dataset
 from fleetune.device_runtime.errors import ConfigError, DataError
 
-BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
+BANKING = SHARED / "data" / "banking77"
 LINES = [
     {"text": "hello world", "label": 1},
     {"text": "hi", "label": "mad", "ignored": [1]},

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import children
 import pytest
 from servers import Mosquitto, free_port
 
@@ -77,6 +78,33 @@ def test_a_restarted_server_is_found_again(mosquitto, how):
         assert take(link, 1) == [("x", b"sent afterwards")]
 
 
+def test_a_reconnection_ends_the_wait_for_a_message(mosquitto):
+    with Link(mosquitto.url, client_id="a", topics=["x"]) as link:
+        mosquitto.kill()
+        until(lambda: not link.connected)
+        received = []
+        waiting = threading.Thread(target=lambda: received.append(link.receive(300)), daemon=True)
+        waiting.start()
+        mosquitto.start()
+        waiting.join(30)
+        assert (received, link.connections) == ([None], 2)
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_small_messages_do_not_wait_for_each_other(mosquitto, version):
+    with Link(f"{mosquitto.url}?version={version}", client_id="a", topics=["x"]) as link:
+        assert sends_at_once(link)
+        mosquitto.kill()
+        mosquitto.start()
+        until(lambda: link.connections == 2)
+        assert sends_at_once(link), "after a reconnection too"
+
+
+def sends_at_once(link: Link) -> bool:
+    with socket.socket(fileno=os.dup(link._client._paho.socket().fileno())) as same:
+        return same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
 def test_a_restarted_embedded_server_is_found_again():
     with EmbeddedServer() as server:
         link = Link(server.url, client_id="a", topics=["x"])
@@ -101,7 +129,7 @@ time.sleep(60)
 def test_the_will_is_published_when_the_process_is_killed(mqtt_url):
     with Link(mqtt_url, client_id="watcher", topics=["status"]) as watcher:
         command = [sys.executable, "-c", DIES, mqtt_url]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with children.start(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "open\n"
             process.send_signal(signal.SIGKILL)
         assert take(watcher, 1) == [("status", b"gone")]
@@ -255,6 +283,7 @@ def test_a_websocket_carries_the_same(start_mosquitto):
         Link(f"ws://127.0.0.1:{port}", client_id="a", topics=["down"]) as a,
         Link(server.url, client_id="b", topics=["up"]) as b,
     ):
+        assert sends_at_once(a)
         for _ in range(20):
             a.publish("up", content)
         assert take(b, 20) == [("up", content)] * 20
@@ -296,6 +325,7 @@ def test_tls_trusts_the_authority_named_and_no_other(certificate, start_mosquitt
     server = start_mosquitto("allow_anonymous true", f"certfile {pem}", f"keyfile {key}")
     url = f"mqtts://localhost:{server.port}"
     with Link(url, client_id="a", topics=["x"], ca_file=str(pem)) as link:
+        assert sends_at_once(link)
         link.publish("x", b"secret")
         assert take(link, 1) == [("x", b"secret")]
     with pytest.raises(TransportError, match=r"certificate is not trusted: self.signed"):

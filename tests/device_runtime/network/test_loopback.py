@@ -1,3 +1,5 @@
+import sys
+
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.loopback import Loopback
@@ -17,6 +19,62 @@ def test_the_last_retained_message_greets_a_newcomer():
     for payload in (b"old", b"new"):
         server.connect([]).publish("status", payload, retain=True)
     assert drain(server.connect(["status"])) == [("status", b"new")]
+
+
+def test_a_newcomer_with_a_wildcard_gets_each_retained_message_once():
+    server = Loopback()
+    for name in ("a", "b"):
+        server.connect([]).publish(f"{name}/status", name.encode(), retain=True)
+    late = server.connect(["+/status", "a/+"])
+    assert sorted(drain(late)) == [("a/status", b"a"), ("b/status", b"b")]
+    server.connect([]).publish("a/status", b"new", retain=True)
+    assert drain(late) == [("a/status", b"new")], "two filters match, one message comes"
+
+
+def test_who_left_gets_nothing_more():
+    server = Loopback()
+    links = [server.connect(["t"]) for _ in range(3)]
+    links[0].close()
+    links[1].kill()
+    server.connect([]).publish("t", b"late")
+    assert [drain(link) for link in links] == [[], [], [("t", b"late")]]
+
+
+def calls(action):
+    """Functions called, an amount of work that is the same every time."""
+    counted = []
+    sys.setprofile(lambda frame, event, argument: counted.append(event))
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return len(counted)
+
+
+def test_a_message_costs_what_it_reaches_however_many_are_here():
+    def cost(count):
+        server = Loopback()
+        for i in range(count):
+            server.connect([f"job/{i}/down", "job/status"], will=(f"job/{i}/status", b"gone"))
+        up, sender = server.connect(["job/+/up"]), server.connect(["job/5/down"])
+        found = [
+            calls(lambda topic=topic: sender.publish(topic, b"x")) for topic in ("job/7/down", "job/7/up")
+        ]
+        return [*found, calls(lambda: server.connect(["job/7/status"])), calls(up.close)]
+
+    assert cost(2000) == cost(20)
+
+
+def test_news_are_told_once_of_arrivals_messages_and_reconnections():
+    server = Loopback()
+    one, other = server.connect(["t"]), server.connect(["u"])
+    assert server.take_news() == [one, other]
+    other.publish("t", b"x")
+    other.publish("t", b"y")
+    assert (server.take_news(), server.take_news()) == ([one], [])
+    server.restart()
+    other.close()
+    assert server.take_news() == [one]
 
 
 def test_the_will_of_a_killed_link_is_sent_and_that_of_a_closed_one_is_not():

@@ -4,18 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import children
 import msgspec
 import pytest
+from paths import ROOT
 from pretended import PretendedSystem
 
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.rules import gate as pause
 from fleetune.device_runtime.rules.gate import Gate, be_nice, open_gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
-from fleetune.device_runtime.rules import gate as pause
-
-ROOT = Path(__file__).parents[2]
 
 
 class Clock:
@@ -257,7 +256,7 @@ def paused_run(word_artifact, word_file, tmp_path):
     words += ["--rules", str(tmp_path / "rules.toml"), "--steps", "6", "--seq-len", "16", "--threads", "1"]
     command = [sys.executable, "-c", "from fleetune.toolkit.cli import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
+    with children.start(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:

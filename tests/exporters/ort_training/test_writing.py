@@ -12,6 +12,7 @@ import plain_models
 import pytest
 import torch
 import transformers
+from paths import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
 from pretrained import MINILM, shared_data
 from safetensors import safe_open
@@ -35,7 +36,6 @@ from fleetune.exporters.writing import Description
 from fleetune.toolkit.export import export
 from fleetune.toolkit.programs import describe, program_of
 
-ROOT = Path(__file__).resolve().parents[2]
 ORT_PYTHON = ROOT / ".venv-ort" / "bin" / "python"
 WORKER = ROOT / "tests" / "support" / "ort_training_worker.py"
 DESCRIPTION = Description("tiny", "Tiny", "sequence-classification", tuple("abcde"), {})

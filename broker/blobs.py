@@ -1,0 +1,63 @@
+"""The files of a ledger: adapters, strategy states and payloads, written whole and synced, checked when read."""
+
+from hashlib import sha256
+from pathlib import Path
+
+from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.errors import StateError
+
+
+class Blobs:
+    """Files below one folder, by the names that the ledger's rows give them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folders; OSError if that cannot be."""
+        self._versions, self._updates = folder / "versions", folder / "updates"
+        for part in (self._versions, self._updates):
+            part.mkdir(parents=True, exist_ok=True)
+            for left in part.glob(".*.part"):
+                left.unlink()  # by a process that was killed while it wrote
+
+    def write_version(self, version: int, content: bytes, state: bytes) -> None:
+        """Write an adapter and the strategy's state after it, if there is one; OSError if they cannot be written."""
+        write_atomically(self._version(version), content)
+        if state:
+            write_atomically(self._state(version), state)
+
+    def version(self, version: int, digest: str | None) -> bytes:
+        """Read an adapter; StateError if it is not what was written."""
+        return _read_checked(self._version(version), digest)
+
+    def state(self, version: int, digest: str) -> bytes:
+        """Read the strategy's state after a version; StateError if it is not what was written."""
+        return _read_checked(self._state(version), digest)
+
+    def write_payload(self, name: str, payload: bytes) -> None:
+        """Write the payload of an update; OSError if it cannot be written."""
+        write_atomically(self._updates / name, payload)
+
+    def payload(self, name: str, digest: str) -> bytes:
+        """Read the payload of an update; StateError if it is not what was written."""
+        return _read_checked(self._updates / name, digest)
+
+    def sweep(self) -> None:
+        """Delete all payloads."""
+        for path in self._updates.glob("*.bin"):
+            path.unlink()
+
+    def _version(self, version: int) -> Path:
+        return self._versions / f"{version:05d}.safetensors"
+
+    def _state(self, version: int) -> Path:
+        return self._versions / f"{version:05d}.state.safetensors"
+
+
+def _read_checked(path: Path, digest: str | None) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
+    found = sha256(content).hexdigest()
+    if found != digest:
+        raise StateError(f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}")
+    return content

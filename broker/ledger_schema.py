@@ -1,0 +1,155 @@
+"""The tables of a ledger, and how a database of an earlier format becomes one of this."""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from fleetune.broker.job import Settings, differences
+from fleetune.broker.tasks import Task
+from fleetune.device_runtime.contracts.wire import LocalWork, default_task_id
+from fleetune.device_runtime.errors import ConfigError, StateError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 2
+TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work"
+"""Columns of ``tasks JOIN works ON tasks.work = works.number`` that :func:`task_of` takes."""
+_SCHEMA = """
+CREATE TABLE job (format INTEGER, settings TEXT, finished REAL);
+CREATE TABLE costs (round INTEGER PRIMARY KEY, bytes_down INTEGER, bytes_up INTEGER, bytes_sent INTEGER,
+                    bytes_received INTEGER, seconds REAL);
+"""
+_SCHEMA_2 = """
+CREATE TABLE versions (version INTEGER PRIMARY KEY, round INTEGER NOT NULL, sha256 TEXT NOT NULL, state TEXT NOT NULL);
+CREATE TABLE tasks (task_id TEXT PRIMARY KEY, round INTEGER NOT NULL, position INTEGER NOT NULL, device TEXT NOT NULL,
+                    version INTEGER NOT NULL, seed INTEGER NOT NULL, work INTEGER NOT NULL REFERENCES works,
+                    UNIQUE (round, position));
+CREATE TABLE works (number INTEGER PRIMARY KEY, work TEXT UNIQUE NOT NULL);
+CREATE TABLE updates (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, digest TEXT NOT NULL,
+                      num_samples INTEGER NOT NULL, stats TEXT NOT NULL, file TEXT NOT NULL, made INTEGER);
+CREATE INDEX updates_by_version ON updates (made);
+CREATE TABLE evaluations (version INTEGER, device TEXT, task_id TEXT NOT NULL, loss REAL, accuracy REAL, num_samples INTEGER,
+                          PRIMARY KEY (version, device));
+"""
+_FORMAT_1_AWAY = (
+    "ALTER TABLE versions RENAME TO old_versions",
+    "ALTER TABLE updates RENAME TO old_updates",
+    "ALTER TABLE evaluations RENAME TO old_evaluations",
+)
+_FORMAT_1_OVER = (
+    "INSERT INTO versions SELECT version, version, sha256, memory FROM old_versions",
+    """INSERT INTO updates SELECT NULL, 'train-' || round || '-' || device, digest, num_samples, stats_of(loss),
+       printf('%05d-%s.bin', round, device), CASE WHEN round <= (SELECT max(version) FROM versions) THEN round END
+       FROM old_updates ORDER BY round, rowid""",
+    """INSERT INTO evaluations SELECT version, device, 'evaluate-' || version || '-' || device, loss, accuracy, num_samples
+       FROM old_evaluations""",
+    "DROP TABLE old_versions",
+    "DROP TABLE old_updates",
+    "DROP TABLE old_evaluations",
+    "DROP TABLE asked",
+    "UPDATE job SET format = 2",
+)
+
+
+def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
+    """Make the tables of a new ledger, or check those of an old one, after bringing them to this format.
+
+    Raises:
+        ConfigError: it is another job's.
+        StateError: it is of a format that this version does not read, or its settings are damaged.
+    """
+    text = msgspec.json.encode(settings).decode()
+    if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        sql.executescript(f"BEGIN; {_SCHEMA} {_SCHEMA_2} COMMIT;")
+    with sql:
+        sql.execute("INSERT INTO job SELECT ?, ?, NULL WHERE NOT EXISTS (SELECT * FROM job)", (FORMAT, text))
+    found, theirs = sql.execute("SELECT format, settings FROM job").fetchone()
+    if found not in (1, FORMAT):
+        raise StateError(
+            f"{path}: format {found}; this version reads 1 and {FORMAT}: use the fleetune that wrote it"
+        )
+    kept = _parse(theirs, path)
+    if changed := differences(settings, kept):
+        advice = "give the same settings to resume it, or another folder"
+        raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
+    if found == 1:
+        _upgrade(sql, kept, path)
+
+
+def add_tasks(sql: sqlite3.Connection, tasks: Iterable[Task]) -> None:
+    """Insert tasks; works that differ in their seeds alone are kept once. The caller commits."""
+    for task in tasks:
+        work = msgspec.json.encode(msgspec.structs.replace(task.work, seed=0)).decode()
+        sql.execute("INSERT OR IGNORE INTO works VALUES (NULL, ?)", (work,))
+        row = (task.task_id, task.round, task.position, task.device_id, task.version, task.work.seed, work)
+        sql.execute("INSERT INTO tasks SELECT ?, ?, ?, ?, ?, ?, number FROM works WHERE work = ?", row)
+
+
+def task_of(
+    task_id: str, number: int, position: int, device: str, version: int, seed: int, work: str
+) -> Task:
+    """Return the task of the columns :data:`TASK`; its role is to train: evaluations are not recorded before they are offered."""
+    return Task(
+        task_id=task_id,
+        device_id=device,
+        role="train",
+        round=number,
+        version=version,
+        position=position,
+        work=parse_work(work, seed),
+    )
+
+
+def parse_work(text: str, seed: int) -> LocalWork:
+    """Read a recorded work; StateError if it is damaged."""
+    try:
+        return msgspec.structs.replace(msgspec.json.decode(text, type=LocalWork), seed=seed)
+    except msgspec.MsgspecError as exc:
+        raise StateError(f"a recorded task cannot be read: {exc}") from exc
+
+
+def _parse(text: str, path: Path) -> Settings:
+    try:
+        return msgspec.json.decode(text, type=Settings)
+    except msgspec.MsgspecError as exc:
+        raise StateError(f"{path}: settings cannot be read: {exc}") from exc
+
+
+def _upgrade(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
+    """Bring format 1, of release 0.1.0, to this one, in one transaction."""
+    for old in (path.parent / "versions").glob("*.memory.safetensors"):
+        old.rename(old.with_name(old.name.replace(".memory.", ".state.")))
+    with sql:
+        sql.execute("BEGIN IMMEDIATE")
+        asked = sql.execute("SELECT round, position, device FROM asked ORDER BY round, position").fetchall()
+        for statement in (*_FORMAT_1_AWAY, *_SCHEMA_2.split(";")[:-1]):
+            sql.execute(statement)
+        add_tasks(sql, (_task_of_1(settings, *row) for row in asked))
+        sql.create_function("stats_of", 1, lambda loss: "{}" if loss is None else json.dumps({"loss": loss}))
+        for statement in _FORMAT_1_OVER:
+            sql.execute(statement)
+    log.warning(
+        "%s: format 1 brought to %d; an open round goes on with the devices and seeds that it has, "
+        "later rounds draw theirs anew and not as release 0.1.0 would have",
+        path,
+        FORMAT,
+    )
+
+
+def _task_of_1(settings: Settings, number: int, position: int, device: str) -> Task:
+    """The task that release 0.1.0 gave a device; its seed is that release's, whatever is drawn today."""
+    seed = settings.seed + (number - 1) * 2**20 + position
+    work = msgspec.structs.replace(settings.work, seed=seed, rounds_before=number - 1)
+    return Task(
+        task_id=default_task_id("train", number, device),
+        device_id=device,
+        role="train",
+        round=number,
+        version=number - 1,
+        position=position,
+        work=work,
+    )

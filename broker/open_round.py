@@ -1,0 +1,54 @@
+"""The open round: who was asked what, and where each device stands."""
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+
+from fleetune.broker.tasks import Task
+
+
+class Standing(Enum):
+    """Where a device stands in the open round."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+
+
+class OpenRound:
+    """One round from its opening to its closing; every question but ``of`` takes the same time however many devices there are."""
+
+    def __init__(self, number: int, deadline: float) -> None:
+        self.number, self.deadline = number, deadline
+        self.extensions = 0
+        self.tasks: dict[str, Task] = {}
+        """By device, in the order of their positions."""
+        self.refusals: dict[bytes, str] = {}
+        """Why an update, known by all of its announcement, was refused."""
+        self._standing: dict[str, Standing] = {}
+        self._counts: Counter[Standing] = Counter()
+
+    def add(self, tasks: Iterable[Task]) -> None:
+        """Ask devices."""
+        for task in tasks:
+            self.tasks[task.device_id] = task
+            self.stand(task.device_id, Standing.PENDING)
+
+    def stand(self, device_id: str, standing: Standing) -> None:
+        """Note where a device stands from now on."""
+        if before := self._standing.get(device_id):
+            self._counts[before] -= 1
+        self._standing[device_id] = standing
+        self._counts[standing] += 1
+
+    def standing(self, device_id: str) -> Standing | None:
+        """Where a device stands; None if it was not asked."""
+        return self._standing.get(device_id)
+
+    def count(self, standing: Standing) -> int:
+        """How many devices stand there."""
+        return self._counts[standing]
+
+    def of(self, standing: Standing) -> tuple[str, ...]:
+        """Which devices stand there, in the order of their positions."""
+        return tuple(d for d, s in self._standing.items() if s is standing)

@@ -1,0 +1,82 @@
+"""Selections: which of the devices here are asked; and the roster that they are drawn from."""
+
+from collections.abc import Callable, Container, Sequence
+
+import numpy as np
+
+from fleetune.device_runtime.tables import Table
+
+Draw = Callable[[int], Sequence[int]]
+"""n -> a permutation of range(n)"""
+Selection = Callable[[Sequence[str], Container[str], int, Draw], tuple[str, ...]]
+"""(present devices, those of them that are paused, how many at most, draw) -> devices to ask, in the order of ``present``"""
+
+
+def uniform(present: Sequence[str], paused: Container[str], limit: int, draw: Draw) -> tuple[str, ...]:
+    """Draw ``limit`` devices, each as likely as another; paused ones only where the others are too few."""
+    order = sorted(draw(len(present)), key=lambda i: present[i] in paused)
+    return tuple(present[i] for i in sorted(order[:limit]))
+
+
+SELECTIONS: Table[Selection] = Table("selection", {"uniform": uniform})
+
+
+def seeded(seed: int, number: int) -> Draw:
+    """Return the draws of the selection number ``number`` of a job."""
+    rng = np.random.default_rng([seed, number])
+    return lambda count: [int(i) for i in rng.permutation(count)]
+
+
+class Roster:
+    """The devices here that train: who they are, who is paused, and who has not been asked in the open round."""
+
+    def __init__(self, select: Selection) -> None:
+        self.paused: dict[str, str] = {}
+        """Why a device's own rules keep it from working, by device, be it here or not."""
+        self._select = select
+        self._present: set[str] = set()
+        self._free: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def __contains__(self, device_id: object) -> bool:
+        return device_id in self._present
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Devices here."""
+        return tuple(sorted(self._present))
+
+    @property
+    def has_free(self) -> bool:
+        """Whether any device here has not been asked."""
+        return bool(self._free)
+
+    def arrive(self, device_id: str, *, is_asked: bool) -> None:
+        """A device is here, or still here; ``is_asked``: it belongs to the open round."""
+        self._present.add(device_id)
+        if not is_asked:
+            self._free.add(device_id)
+
+    def leave(self, device_id: str) -> None:
+        """A device is gone."""
+        self._present.discard(device_id)
+        self._free.discard(device_id)
+
+    def pause(self, device_id: str, reason: str) -> None:
+        """Note why a device does not work now; empty if it does."""
+        if reason:
+            self.paused[device_id] = reason
+        else:
+            self.paused.pop(device_id, None)
+
+    def take(self, limit: int, draw: Draw) -> tuple[str, ...]:
+        """Select at most ``limit`` of the free devices; they are free no more."""
+        chosen = self._select(sorted(self._free), self.paused, limit, draw)
+        self._free.difference_update(chosen)
+        return chosen
+
+    def release(self) -> None:
+        """The round is closed: everyone here may be asked again."""
+        self._free = set(self._present)

@@ -1,0 +1,118 @@
+"""An outbox on disk, in SQLite: survives SIGKILL and loss of power at any moment."""
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from fleetune.device_runtime.agent.outbox import Entry
+from fleetune.device_runtime.errors import StateError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS deliveries (
+    job TEXT NOT NULL, task_id TEXT NOT NULL, digest TEXT NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL,
+    PRIMARY KEY (job, task_id, digest)
+);
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+"""
+_FROM_0_1 = """
+BEGIN IMMEDIATE;
+INSERT OR IGNORE INTO deliveries SELECT job, 'round-' || round, digest, header, payload FROM entries ORDER BY rowid;
+DROP TABLE entries;
+COMMIT;
+"""
+
+
+class OutboxFile:
+    """A SQLite file. Every change is on disk when its method returns; one thread, one process at a time."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open or make the file.
+
+        Raises:
+            StateError: it cannot be opened or is damaged.
+        """
+        self._path = Path(path)
+        with self._told():
+            self._database = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
+        try:
+            with self._told():
+                self._prepare()
+        except StateError:
+            self._database.close()
+            raise
+
+    def put(self, entry: Entry, *, facts: Mapping[str, bytes] | None = None) -> None:
+        """Add an entry, and remember ``facts`` in the same transaction; an entry that is there already stays."""
+        with self._told(), self._transaction():
+            self._database.execute("INSERT OR IGNORE INTO deliveries VALUES (?, ?, ?, ?, ?)", entry)
+            self._remember(facts or {})
+
+    def pending(self) -> list[Entry]:
+        """Return the entries not acknowledged, in the order in which they were put."""
+        with self._told():
+            rows = self._database.execute(
+                "SELECT job, task_id, digest, header, payload FROM deliveries ORDER BY rowid"
+            )
+            return [Entry(*row) for row in rows]
+
+    def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
+        """Forget an entry; False if there is none."""
+        where = "DELETE FROM deliveries WHERE job = ? AND task_id = ? AND digest = ?"
+        with self._told():
+            return self._database.execute(where, (job, task_id, digest)).rowcount > 0
+
+    def remember(self, key: str, value: bytes) -> None:
+        """Keep a small fact, such as the device's id or its current offer; replaces what was there."""
+        with self._told(), self._transaction():
+            self._remember({key: value})
+
+    def recall(self, key: str) -> bytes | None:
+        """Return the fact, or None."""
+        with self._told():
+            row = self._database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+            return None if row is None else bytes(row[0])
+
+    def forget(self, key: str) -> None:
+        """Drop a fact, if it is there."""
+        with self._told():
+            self._database.execute("DELETE FROM facts WHERE key = ?", (key,))
+
+    def close(self) -> None:
+        """Close the file; nothing is lost without it."""
+        self._database.close()
+
+    def __enter__(self) -> "OutboxFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(_SCHEMA)
+        verdict = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise StateError(f"{self._path}: damaged: {verdict}; move it away to start afresh")
+        if self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone():
+            self._database.executescript(_FROM_0_1)
+
+    def _remember(self, facts: Mapping[str, bytes]) -> None:
+        self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            yield
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as exc:
+            raise StateError(f"{self._path}: the device's state cannot be used: {exc}") from exc
