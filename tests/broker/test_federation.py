@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
-import children
 import numpy as np
 import plain_models
 import pytest
@@ -19,11 +18,11 @@ import torch
 from paths import ROOT
 from pretended import PretendedSystem
 from safetensors.numpy import load
-from servers import free_port
+from servers import Mosquitto, free_port
 
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.strategies import fedavg
-from fleetune.device_runtime.agent.outbox_file import OutboxFile
+from fleetune.broker.strategies import Update, fedavg
+from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.artifact import open_artifact
@@ -64,6 +63,13 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def mosquitto(tmp_path):
+    server = Mosquitto(tmp_path).start()
+    yield server
+    server.stop()
+
+
 class Fleet:
     """Processes of one federation, each of which can be killed and started again."""
 
@@ -101,7 +107,9 @@ class Fleet:
         )
         log = (self.root / f"{name}.log").open("ab")
         command = [sys.executable, "-c", code, json.dumps(options)]
-        self.processes[name] = children.start(command, stdout=subprocess.PIPE, stderr=log, env=_environment())
+        self.processes[name] = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, env=_environment()
+        )
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -174,7 +182,7 @@ def expected(artifact, data):
                 while not trainer.done:
                     trainer.step()
                 values = {n: v.astype(np.float64) for n, v in trainer.adapter.items()}
-                state = fedavg().add(state, values, dataset.num_samples)
+                state = fedavg().add(state, Update(values, adapter, dataset.num_samples))
             adapter, _ = fedavg().finish(state, adapter, {})
             versions.append(adapter)
     return versions
@@ -270,7 +278,7 @@ def test_a_device_that_pauses_in_its_round_stays_in_it(fleet, mosquitto, expecte
         fleet.device(name, **({"rules": rules} if name == "d" else {}))
     paused = DeviceStatus(device_id="d", online=True, paused="temperature 90.0 C is above 70 C")
     wait_for_status(mosquitto.url, "d", paused)
-    fleet.wait_for("run/updates/00001-a.bin", "run/updates/00001-b.bin", "run/updates/00001-c.bin")
+    fleet.wait_for("run/updates/train-1-a.bin", "run/updates/train-1-b.bin", "run/updates/train-1-c.bin")
     fleet.wait_for_log("d", "round 1: offer")
     assert not list(fleet.root.glob("run/updates/*-d.bin"))
     assert not list(fleet.root.glob("run/versions/00001*"))
@@ -299,7 +307,7 @@ def test_sigterm_ends_a_paused_device_at_once_and_it_says_goodbye(artifact, data
         str(tmp_path / "device.toml"),
     ]
     command = [sys.executable, "-c", "from fleetune.toolkit.cli import main; main()", *words]
-    with children.start(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
     ) as process:
         try:
@@ -351,11 +359,11 @@ def test_a_device_that_hears_nothing_stops_when_asked_to(artifact, data, tmp_pat
     options = {"mqtt": mosquitto.url, "job": "plain", "state": tmp_path / "state"}
     with pytest.raises(TransportError, match=r"no word of an aggregator for 0\.2 s"):
         device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
-    with OutboxFile(tmp_path / "state" / "outbox.sqlite") as outbox:
+    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
         made = outbox.recall("device_id")
     with pytest.raises(TransportError, match="no word"):
         device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
-    with OutboxFile(tmp_path / "state" / "outbox.sqlite") as outbox:
+    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
         assert outbox.recall("device_id") == made, "its name is made once and kept"
 
 

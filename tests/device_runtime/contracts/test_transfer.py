@@ -184,7 +184,7 @@ def test_a_pull_asks_again_after_a_stall_with_half_the_window_and_more_patience(
     assert indices(outgoing, one.due(5.0)) == [0, 1]
     assert one.due(14.9) is None
     assert indices(outgoing, one.due(15.0)) == [0]
-    assert one.idle_s(15.0) == 15.0
+    assert one.progress_at == 0.0
 
 
 def test_a_slow_link_is_not_taken_for_a_dead_one():
@@ -198,7 +198,7 @@ def test_a_slow_link_is_not_taken_for_a_dead_one():
             queue, sent = queue + again, sent + len(again)
         one.add(all_chunks(outgoing)[queue.pop(0)], now)
     assert sent <= 12 + 2  # two chunks were asked for twice, before the pace was known
-    assert one.idle_s(now) == 0
+    assert one.progress_at == now
 
 
 def test_a_reconnection_asks_at_once():
