@@ -22,7 +22,6 @@ from fleetune.device_runtime.agent.files import MemoryFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
-from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
@@ -94,7 +93,7 @@ def agent_of(number: int, server: Loopback, adapter: FirstAdapter) -> tuple[Loop
     """Make an agent that keeps everything in memory."""
     identity = Identity(f"device-{number:05d}", JOB, ARTIFACT)
     link = server.connect(identity.topics, will=identity.will)
-    home = Home(link, MemoryOutbox(), StateFolder(MemoryFiles()), identity, adapter, checkpoint_every=0)
+    home = Home(link, MemoryOutbox(), MemoryFiles(), identity, adapter, checkpoint_every=0)
     return link, Agent(home, Workbench(Training, None, num_samples=10))
 
 

@@ -5,6 +5,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.files import Files
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.state_folder import StateFolder
@@ -42,10 +43,15 @@ class Home(NamedTuple):
     link: Connection
     """Open, subscribed to ``identity.topics``, with ``identity.will``."""
     outbox: Outbox
-    state: StateFolder
+    files: Files
     identity: Identity
     adapter: FirstAdapter
     checkpoint_every: int = 20
     """Steps between two checkpoints; 0 for none but at a pause."""
     on_event: Callable[[Event], object] = _ignore
     """Told of everything that happens."""
+
+    @property
+    def state(self) -> StateFolder:
+        """Adapter, checkpoints and residuals among ``files``."""
+        return StateFolder(self.files)

@@ -17,7 +17,6 @@ from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
-from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arguments import picked
 from fleetune.device_runtime.arrays import Arrays
@@ -124,7 +123,7 @@ def device(
         home = Home(
             link,
             outbox,
-            StateFolder(DiskFiles(folder)),
+            DiskFiles(folder),
             identity,
             FirstAdapter.of(artifact.adapter()),
             checkpoint_every=checkpoint_every,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+import children
 import numpy as np
 import plain_models
 import pytest
@@ -18,11 +19,11 @@ import torch
 from paths import ROOT
 from pretended import PretendedSystem
 from safetensors.numpy import load
-from servers import Mosquitto, free_port
+from servers import free_port
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.strategies import Update, fedavg
-from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.artifact import open_artifact
@@ -63,13 +64,6 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def mosquitto(tmp_path):
-    server = Mosquitto(tmp_path).start()
-    yield server
-    server.stop()
-
-
 class Fleet:
     """Processes of one federation, each of which can be killed and started again."""
 
@@ -107,9 +101,7 @@ class Fleet:
         )
         log = (self.root / f"{name}.log").open("ab")
         command = [sys.executable, "-c", code, json.dumps(options)]
-        self.processes[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, env=_environment()
-        )
+        self.processes[name] = children.start(command, stdout=subprocess.PIPE, stderr=log, env=_environment())
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -307,7 +299,7 @@ def test_sigterm_ends_a_paused_device_at_once_and_it_says_goodbye(artifact, data
         str(tmp_path / "device.toml"),
     ]
     command = [sys.executable, "-c", "from fleetune.toolkit.cli import main; main()", *words]
-    with subprocess.Popen(
+    with children.start(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
     ) as process:
         try:
@@ -359,11 +351,11 @@ def test_a_device_that_hears_nothing_stops_when_asked_to(artifact, data, tmp_pat
     options = {"mqtt": mosquitto.url, "job": "plain", "state": tmp_path / "state"}
     with pytest.raises(TransportError, match=r"no word of an aggregator for 0\.2 s"):
         device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
-    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
+    with OutboxFile(tmp_path / "state" / "outbox.sqlite") as outbox:
         made = outbox.recall("device_id")
     with pytest.raises(TransportError, match="no word"):
         device(artifact, data=data / "a.npz", idle_limit_s=0.2, **options)
-    with Outbox(tmp_path / "state" / "outbox.sqlite") as outbox:
+    with OutboxFile(tmp_path / "state" / "outbox.sqlite") as outbox:
         assert outbox.recall("device_id") == made, "its name is made once and kept"
 
 

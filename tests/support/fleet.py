@@ -19,7 +19,6 @@ from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
-from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork, decode
@@ -144,7 +143,7 @@ class Device:
         home = Home(
             self.link,
             self.outbox,
-            StateFolder(self.files),
+            self.files,
             self.identity,
             self.adapter,
             on_event=self.events.append,

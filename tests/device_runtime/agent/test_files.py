@@ -81,3 +81,9 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "state").rmdir()
     with pytest.raises(StateError, match="state: cannot be written: No such file"):
         files.write("a", b"x")
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_start(tmp_path):
+    for name in (".a.part", ".work-x.4242.part"):  # the second as 0.1.0 named them
+        (tmp_path / name).write_bytes(b"half")
+    assert DiskFiles(tmp_path).names() == []
