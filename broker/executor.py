@@ -55,6 +55,12 @@ class Executor:
         self._meter.turn_to(number, now)
 
     def _offer(self, task: Task, deadline_s: float) -> None:
+        download = self._versions.downlink.offer(
+            task.device_id,
+            task.version,
+            chunk_bytes=self._outbound.chunk_bytes,
+            exactly=task.role == "evaluate",
+        )
         offer = Offer(
             job=self._settings.job,
             task_id=task.task_id,
@@ -62,8 +68,8 @@ class Executor:
             version=task.version,
             role=task.role,
             work=task.work,
-            adapter=self._versions.offer(task.version, chunk_bytes=self._outbound.chunk_bytes),
             deadline_s=deadline_s,
+            **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)
 

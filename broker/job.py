@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import FULL, LocalWork
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option
@@ -22,6 +22,16 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, Option("updates a round needs at its deadline; 0 for all of --clients", at_least=0)
     ] = 0
     strategy: Annotated[str, Option("how updates are combined", table="strategy")] = "fedavg"
+    down_codec: Annotated[
+        str,
+        Option(
+            "how a version is packed for a device that holds an earlier one", table="codec", choices=(FULL,)
+        ),
+    ] = FULL
+    down_ratio: Annotated[
+        float,
+        Option("topk: share of the elements that is sent down; 0 for all others", at_least=0),
+    ] = 0.0
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     selection: Annotated[str, Option("which of the devices here are asked", table="selection")] = "uniform"
     configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (

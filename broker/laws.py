@@ -6,7 +6,9 @@ from fleetune.broker.configurators import CONFIGURATORS
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.selection import SELECTIONS
 from fleetune.broker.strategies import STRATEGIES
-from fleetune.device_runtime.contracts.wire import check_name
+from fleetune.device_runtime.contracts.codecs import make_codec
+from fleetune.device_runtime.contracts.wire import FULL, check_name
+from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.options import problems, refuse
 
@@ -34,4 +36,17 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
     yield from found
     if not 1 <= settings.min_clients <= settings.clients:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
+    if not found:
+        yield from _down_problems(settings)
     yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)
+
+
+def _down_problems(settings: Settings) -> Iterator[str]:
+    if settings.down_codec == FULL:
+        if settings.down_ratio:
+            yield f"down_ratio {settings.down_ratio:g}: {FULL!r} has none"
+        return
+    try:
+        make_codec(settings.down_codec, settings.down_ratio)
+    except ConfigError as exc:
+        yield str(exc)

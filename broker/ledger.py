@@ -22,6 +22,7 @@ from fleetune.broker.blobs import Blobs
 from fleetune.broker.costs import add_cost, total_cost
 from fleetune.broker.job import Settings
 from fleetune.broker.ledger_schema import TASK, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.replicas import Replicas
 from fleetune.broker.store import Accepted, Cost, Figures, Past, finite
 from fleetune.broker.tasks import Outcome, Task
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
@@ -46,6 +47,8 @@ class Ledger:
         """
         self.folder = folder
         self._blobs = Blobs(folder)
+        self.replicas = Replicas(folder / "replicas")
+        """Adapters that devices have in place of versions."""
         self._give_back = weakref.finalize(self, os.close, _locked(folder))
         try:
             self._sql = _opened(folder / FILE, settings)

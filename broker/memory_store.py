@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
+from fleetune.broker.replicas import Replicas
 from fleetune.broker.store import Accepted, Cost, Figures, Past, finite
 from fleetune.broker.tasks import Outcome, Task
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
@@ -12,6 +13,7 @@ from fleetune.device_runtime.errors import StateError, WireError
 
 class _Version(NamedTuple):
     content: bytes
+    digest: str
     state: bytes
     round: int
     updates: tuple[UpdateReady, ...]
@@ -22,6 +24,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.finished = False
+        self.replicas = Replicas()
         self._versions: list[_Version] = []
         self._tasks: dict[str, Task] = {}
         self._open: list[Task] = []
@@ -74,7 +77,7 @@ class MemoryStore:
     def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
         """Keep an adapter and the strategy's state after it; the accepted updates are in it."""
         updates = tuple(self._updates[task_id] for task_id in self._payloads)
-        self._versions.append(_Version(content, state, round_number, updates))
+        self._versions.append(_Version(content, sha256(content).hexdigest(), state, round_number, updates))
         self._payloads.clear()
         self._open.clear()
 
@@ -84,7 +87,7 @@ class MemoryStore:
 
     def version_with(self, digest: str) -> int | None:
         """The newest version whose adapter file has this SHA-256; None if there is none."""
-        digests = [sha256(version.content).hexdigest() for version in self._versions]
+        digests = [version.digest for version in self._versions]
         return len(digests) - 1 - digests[::-1].index(digest) if digest in digests else None
 
     def strategy_state(self, version: int) -> bytes:

@@ -204,6 +204,7 @@ class Service:
             )
             self._known.add(hello.device_id)
         self._pulls.restart(hello.device_id, now)
+        self._versions.downlink.holds(hello.device_id, hello.holds)
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
@@ -217,11 +218,12 @@ class Service:
             self._do(self.federation.offline(status.device_id, now), now)
 
     def _serve(self, device_id: str, request: Request) -> None:
-        for chunk in self._versions.chunks(request):
+        for chunk in self._versions.downlink.chunks(request):
             self._meter.count(down=len(chunk.data))
             self._outbound.tell(device_id, chunk)
 
     def _announced(self, update: UpdateReady, now: float) -> None:
+        self._versions.downlink.worked_from(update.device_id, update.version)
         task = self._judged(update)
         if task is None:
             return
@@ -266,6 +268,7 @@ class Service:
         self._do(self.federation.refused(update, reason, now), now)
 
     def _reported(self, report: Report, now: float) -> None:
+        self._versions.downlink.worked_from(report.device_id, report.version)
         reason = self.federation.evaluations.judge(report, self.federation.version)
         verdict = Verdict(
             job=report.job, task_id=report.task_id, round=report.round, accepted=not reason, reason=reason

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 import numpy as np
 
+from fleetune.broker.replicas import Replicas
 from fleetune.broker.tasks import Outcome, Task
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 
@@ -80,6 +81,10 @@ class Store(Protocol):
     @property
     def newest(self) -> int:
         """The newest version; -1 before the first."""
+
+    @property
+    def replicas(self) -> Replicas:
+        """Adapters that devices have in place of versions."""
 
     def past(self) -> Past:
         """Where the job stands."""

@@ -47,14 +47,14 @@ class Update(NamedTuple):
 
 
 class Strategy(NamedTuple):
-    """How a round's updates become the next version; ``add`` may reuse the state's arrays."""
+    """How a round's updates become the next version; ``add`` may reuse the sums' arrays."""
 
     init: Callable[[Arrays], Sums]
-    """(reference) -> state"""
+    """(reference) -> sums"""
     add: Callable[[Sums, Update], Sums]
     """(sums, update) -> sums; WireError, and nothing added, if implausible"""
     finish: Callable[[Sums, Arrays, Arrays], tuple[Arrays, Arrays]]
-    """(state, reference, memory) -> (new version, float32; memory); memory crosses rounds, empty at first"""
+    """(sums, reference, state) -> (new version, float32; state); the state crosses rounds, empty at first"""
 
 
 def fedavg() -> Strategy:
@@ -66,12 +66,12 @@ def fedavg() -> Strategy:
     Source: McMahan et al., arXiv 1602.05629, algorithm 1.
     """
 
-    def finish(state: Sums, reference: Arrays, memory: Arrays) -> tuple[Arrays, Arrays]:
+    def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
         new = {
-            n: _mean(state, n).astype(np.float32) if state.weights[n] else r.copy()
+            n: _mean(sums, n).astype(np.float32) if sums.weights[n] else r.copy()
             for n, r in reference.items()
         }
-        return new, memory
+        return new, state
 
     return Strategy(init_sums, add_values, finish)
 
@@ -82,13 +82,13 @@ def fedavgm(*, momentum: float = 0.9) -> Strategy:
     Source: Hsu et al., arXiv 1909.06335, section 4.
     """
 
-    def finish(state: Sums, reference: Arrays, memory: Arrays) -> tuple[Arrays, Arrays]:
+    def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
         new: Arrays = {}
         kept: Arrays = {}
         for name, value in reference.items():
             start = np.asarray(value, np.float64)
-            delta = _mean(state, name) - start if state.weights[name] else np.zeros(start.shape)
-            speed = momentum * np.asarray(memory.get(name, 0.0), np.float64) + delta
+            delta = _mean(sums, name) - start if sums.weights[name] else np.zeros(start.shape)
+            speed = momentum * np.asarray(state.get(name, 0.0), np.float64) + delta
             new[name] = (start + speed).astype(np.float32)
             kept[name] = speed
         return new, kept
@@ -106,35 +106,35 @@ def add_values(sums: Sums, update: Update) -> Sums:
     return add_to_sums(sums, update.values, update.weight)
 
 
-def add_to_sums(state: Sums, values: Values, weight: int) -> Sums:
+def add_to_sums(sums: Sums, values: Values, weight: int) -> Sums:
     """Add ``weight * values`` exactly (float32 values; others rounded once to float64), in place.
 
     Raises:
         WireError: a tensor, shape, weight or magnitude that cannot be right; nothing has been added then.
     """
-    problems = list(_problems(state, values, weight))
+    problems = list(_problems(sums, values, weight))
     if problems:
         raise WireError("implausible update: " + "; ".join(problems))
     for name, value in values.items():
-        _add_limbs(state.limbs[name], np.asarray(value, np.float64) * weight)
-        state.weights[name] += weight
-    return state
+        _add_limbs(sums.limbs[name], np.asarray(value, np.float64) * weight)
+        sums.weights[name] += weight
+    return sums
 
 
 STRATEGIES: Table[Callable[[], Strategy]] = Table("strategy", {"fedavg": fedavg, "fedavgm": fedavgm})
 
 
-def _problems(state: Sums, values: Values, weight: int) -> Iterator[str]:
+def _problems(sums: Sums, values: Values, weight: int) -> Iterator[str]:
     if not 0 < weight <= WEIGHT_MAX:
         yield f"{weight} samples (expected 1 to {WEIGHT_MAX})"
     for name, value in values.items():
-        if name not in state.limbs:
+        if name not in sums.limbs:
             yield f"{name}: unknown tensor"
-        elif value.shape != state.limbs[name][0].shape:
-            yield f"{name}: shape {list(value.shape)}, expected {list(state.limbs[name][0].shape)}"
+        elif value.shape != sums.limbs[name][0].shape:
+            yield f"{name}: shape {list(value.shape)}, expected {list(sums.limbs[name][0].shape)}"
         elif not np.all(np.abs(value) <= VALUE_MAX):
             yield f"{name}: a value that is not finite or beyond {VALUE_MAX:.0f}"
-        elif state.weights[name] + weight > TOTAL_WEIGHT_MAX:
+        elif sums.weights[name] + weight > TOTAL_WEIGHT_MAX:
             yield f"{name}: more than {TOTAL_WEIGHT_MAX} samples in one round"
 
 
@@ -161,8 +161,8 @@ def _split(value: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
             return
 
 
-def _mean(state: Sums, name: str) -> NDArray[np.float64]:
+def _mean(sums: Sums, name: str) -> NDArray[np.float64]:
     total = np.zeros((), np.float64)
-    for limb in reversed(state.limbs[name]):
+    for limb in reversed(sums.limbs[name]):
         total = total * 2.0**-_LIMB_BITS + limb
-    return np.asarray(total / state.weights[name])
+    return np.asarray(total / sums.weights[name])

@@ -1,24 +1,20 @@
-"""The adapter's versions: the newest, what the open round adds to it, and those ready to be served."""
+"""The adapter's versions: the newest, and what the open round adds to it."""
 
 import logging
-from collections.abc import Iterator
 
+import numpy as np
 from safetensors.numpy import load
 
+from fleetune.broker.downlink import Downlink
 from fleetune.broker.job import Settings
 from fleetune.broker.store import Store
-from fleetune.broker.strategies import STRATEGIES, Update
+from fleetune.broker.strategies import STRATEGIES, Update, Values
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, to_bytes
-from fleetune.device_runtime.contracts.codecs import decode_update, update_bytes_max
-from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import Chunk, Request, TransferManifest
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
 
 log = logging.getLogger(__name__)
 
-_SHELF = 3
-"""Versions ready to be served at once; evaluating devices may be some behind."""
 _REFERENCES = 4
 """Versions held decoded, for updates to be decoded against."""
 
@@ -39,7 +35,8 @@ class Versions:
         self._strategy = STRATEGIES[settings.strategy]()
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
-        self._shelf: dict[int, Outgoing] = {}
+        self.downlink = Downlink(store, settings)
+        """What devices are sent of them."""
         self._fold()
 
     def reference(self, version: int) -> Arrays:
@@ -52,7 +49,7 @@ class Versions:
 
     def update_bytes_max(self, task: Task) -> int:
         """Largest payload that the update of a task can have."""
-        return update_bytes_max(task.work.codec, self.reference(task.version))
+        return update_bytes_max(_codec_of(task), self.reference(task.version))
 
     def add(self, task: Task, content: bytes, num_samples: int) -> None:
         """Add the payload of a task's update to what makes the next version.
@@ -61,8 +58,9 @@ class Versions:
             WireError: it is malformed or implausible; it is left out.
         """
         reference = self.reference(task.version)
-        values = decode_update(content, reference, codec=task.work.codec)
-        update = Update(values, reference, num_samples, staleness=self.newest - task.version)
+        update = Update(
+            self._decoded(task, content), reference, num_samples, staleness=self.newest - task.version
+        )
         self._sums = self._strategy.add(self._sums, update)
 
     def close(self, round_number: int, version: int) -> None:
@@ -74,26 +72,23 @@ class Versions:
         )
         self.newest, self._references[version] = version, new
         self._sums = self._strategy.init(new)
+        self.downlink.close(version)
 
-    def offer(self, version: int, *, chunk_bytes: int) -> TransferManifest:
-        """Have a version ready to be served, in chunks of this size."""
-        found = self._shelf.pop(version, None)
-        if found is None or found.manifest.chunk_bytes != chunk_bytes:
-            found = Outgoing(self._store.version(version), chunk_bytes=chunk_bytes)
-        self._shelf[version] = found
-        while len(self._shelf) > _SHELF:
-            del self._shelf[next(iter(self._shelf))]
-        return found.manifest
-
-    def chunks(self, request: Request) -> Iterator[Chunk]:
-        """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
-        found = next((o for o in self._shelf.values() if o.manifest.sha256 == request.sha256), None)
-        if found is None:
-            raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
-        return found.chunks(request)
+    def _decoded(self, task: Task, content: bytes) -> Values:
+        """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
+        codec, reference, named = _codec_of(task), self.reference(task.version), reference_of(content)
+        if not named:
+            return unpack(codec, content, reference).values
+        replica = self.downlink.replica(task.version, named)
+        values = unpack(codec, content, replica).values
+        return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
 
     def _fold(self) -> None:
         """Add what was accepted in an earlier life and is in no version yet."""
         for task, num_samples, payload in self._store.accepted():
             self.add(task, payload, num_samples)
             log.info("round %d: the update of %s is at hand", task.round, task.device_id)
+
+
+def _codec_of(task: Task) -> Codec:
+    return make_codec(task.work.codec, task.work.codec_ratio)

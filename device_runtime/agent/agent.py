@@ -112,7 +112,17 @@ class Agent:
     def _greet(self, now: float) -> None:
         work = self._assignments
         is_waiting = work.is_idle or work.is_fetching
-        if self._presence.greet(now, version=work.version, is_waiting=is_waiting, paused=self._gate.text):
+        if work.must_greet:
+            work.must_greet = False
+            self._presence.rush()
+        told = self._presence.greet(
+            now,
+            version=work.version,
+            holds=work.reference,
+            is_waiting=is_waiting,
+            paused=self._gate.text,
+        )
+        if told:
             self._deliveries.rush()
             work.restart(now)
 

@@ -7,13 +7,13 @@ from math import inf
 
 import msgspec
 
+from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha256
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
-from fleetune.device_runtime.agent.state_folder import parse_adapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 DEADLINE_GRACE_S = 5.0
 """A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
-_ADAPTER_SLACK_BYTES = 64 * 1024
 _WORK_OF_0_1 = (
     "policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "rounds_before",
 )  # fmt: skip
@@ -65,9 +64,20 @@ class Assignments:
         """Of the adapter last worked from; -1 for none."""
         self.newest_round = -1
         """Of the offers taken in this session; -1 for none."""
+        self.must_greet = False
+        """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
+        self._adapters = HeldAdapters(home.state, home.adapter)
+        self._memory = CodecMemory(home.state.files, job=home.identity.job, artifact=home.identity.artifact)
+        self._memory.adopt(self._has_made_round, like=home.adapter.arrays)
         self._current: _Assignment | None = None
         self._done: set[str] = set()
+        self._asked_again: set[str] = set()
+
+    @property
+    def reference(self) -> str:
+        """SHA-256 of the adapter file that the next one may be a difference from; empty for none."""
+        return self._adapters.reference
 
     @property
     def is_idle(self) -> bool:
@@ -146,9 +156,13 @@ class Assignments:
         if not current.pull.done:
             return False
         try:
-            content = current.pull.content()
+            content = self._adapters.open(current.offer, current.pull.content())
         except WireError as exc:
             self.decline(exc)
+            return False
+        if content is None:
+            self._current = None
+            self._ask_again(current.key)
             return False
         self._start(current, content)
         return True
@@ -164,7 +178,7 @@ class Assignments:
             self.decline(exc)
             return False
         if product:
-            self._hand_over(product, current.key)
+            self._hand_over(product, current)
         return not product
 
     def checkpoint(self) -> None:
@@ -200,7 +214,7 @@ class Assignments:
         if made:
             self._done.add(made.decode())
         if isinstance(header, UpdateReady):
-            self._home.state.settle(verdict.round, accepted=verdict.accepted)
+            self._memory.settle(verdict.round, accepted=verdict.accepted)
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)
         kind = "accepted" if verdict.accepted else "refused"
@@ -212,47 +226,52 @@ class Assignments:
 
     def _begin(self, assignment: _Assignment, now: float) -> None:
         offer = assignment.offer
+        content = self._adapters.find(wanted_sha256(offer))
+        if content is None and self._adapters.lacks_reference(offer):
+            self._ask_again(assignment.key)
+            return
         self.newest_round = offer.round
         if offer.task_id == self._default_task_id(offer):
             self._home.state.rename_checkpoint(key_of_0_1(offer), assignment.key)
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
-        content = self._held(offer.adapter.sha256)
         if content is not None:
             self._start(assignment, content)
             return
-        size_bytes_max = len(self._home.adapter.content) + _ADAPTER_SLACK_BYTES
         try:
+            size_bytes_max = self._adapters.size_bytes_max(offer)
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
-        except WireError as exc:
+        except (WireError, ConfigError) as exc:
             self.decline(exc)
 
-    def _held(self, digest: str) -> bytes | None:
-        original = self._home.adapter
-        return original.content if original.digest == digest else self._home.state.adapter(digest)
+    def _ask_again(self, key: str) -> None:
+        """Say hello, once for an offer: it tells what is here, and the aggregator offers again."""
+        self.must_greet = self.must_greet or key not in self._asked_again
+        self._asked_again.add(key)
 
     def _start(self, assignment: _Assignment, content: bytes) -> None:
         try:
-            reference = self._reference(content)
+            reference = self._adapters.arrays(content)
         except WireError as exc:
             self.decline(exc)
             return
         assignment.pull = None
         self.version = assignment.offer.version
-        if content is not self._home.adapter.content:
-            self._home.state.keep_adapter(content)
+        self._adapters.keep(content)
         assignment.run = LocalRun(
-            assignment.offer, reference, home=self._home, workbench=self._workbench, key=assignment.key
+            assignment.offer,
+            reference,
+            home=self._home,
+            memory=self._memory,
+            workbench=self._workbench,
+            key=assignment.key,
         )
 
-    def _reference(self, content: bytes) -> Arrays:
-        original = self._home.adapter
-        return original.arrays if content is original.content else parse_adapter(content, original.arrays)
-
-    def _hand_over(self, product: Product, key: str) -> None:
+    def _hand_over(self, product: Product, assignment: _Assignment) -> None:
         header, payload, event = product
-        self._deliveries.put(header, payload, facts={self._made_key(task_id_of(header)): key.encode()})
+        made = {self._made_key(assignment.offer.task_id): assignment.key.encode()}
+        self._deliveries.put(header, payload, facts=made)
         self._let_go()
         self._home.on_event(event)
 
@@ -269,6 +288,10 @@ class Assignments:
                 self._home.outbox.remember(self._made_key(offer.task_id), made := key.encode())
         return made == key.encode()
 
+    def _has_made_round(self, number: int) -> bool:
+        """Whether release 0.1.0 made the update of a round of this job here."""
+        return self._home.outbox.recall(self._made_key(str(number))) is not None
+
     def _default_task_id(self, offer: Offer) -> str:
         return default_task_id(offer.role, offer.round, self._home.identity.device_id)
 
@@ -282,14 +305,14 @@ def _deadline(offer: Offer, now: float) -> float:
 
 def _key(offer: Offer) -> str:
     """Of all that decides what comes of an offer."""
-    same = (offer.job, offer.task_id, offer.version, offer.role, offer.work, offer.adapter.sha256)
+    same = (offer.job, offer.task_id, offer.version, offer.role, offer.work, wanted_sha256(offer))
     return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
 
 
 def key_of_0_1(offer: Offer) -> str:
     """Key that release 0.1.0 gave an offer: by its round, and by the fields that work had then."""
     work = {name: _told(getattr(offer.work, name)) for name in _WORK_OF_0_1}
-    same = (offer.job, offer.round, offer.version, offer.role, work, offer.adapter.sha256)
+    same = (offer.job, offer.round, offer.version, offer.role, work, wanted_sha256(offer))
     return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
 
 

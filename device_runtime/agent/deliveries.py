@@ -1,6 +1,6 @@
 """What a device owes the aggregator: announced until there is a verdict, served in chunks, kept in the outbox."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -12,6 +12,7 @@ from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
     Report,
     Request,
+    TransferManifest,
     UpdateReady,
     Verdict,
     decode,
@@ -51,14 +52,22 @@ class Deliveries:
         """Whether something of this task waits for its verdict."""
         return any(task_id_of(p.header) == task_id for p in self._parcels)
 
-    def put(self, header: UpdateReady | Report, payload: bytes = b"", *, facts: Mapping[str, bytes]) -> None:
-        """Keep on disk, together with ``facts``, to be announced next."""
-        digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
-        entry = Entry(
-            job=header.job, task_id=task_id_of(header), digest=digest, header=encode(header), payload=payload
-        )
-        self._outbox.put(entry, facts=facts)
-        self._parcels.append(_Parcel(entry, header))
+    def put(
+        self,
+        header: Report | Callable[[TransferManifest], UpdateReady],
+        payload: bytes = b"",
+        *,
+        facts: Mapping[str, bytes],
+    ) -> None:
+        """Keep on disk, together with ``facts``, to be announced next; the header of an update is made with its manifest."""
+        if isinstance(header, Report):
+            parcel = _Parcel(_entry(header, b""), header)
+        else:
+            outgoing = Outgoing(payload, chunk_bytes=self._link.chunk_bytes)
+            update = header(outgoing.manifest)
+            parcel = _Parcel(_entry(update, payload), update, outgoing=outgoing)
+        self._outbox.put(parcel.entry, facts=facts)
+        self._parcels.append(parcel)
 
     @property
     def due_at(self) -> float:
@@ -122,6 +131,13 @@ class Deliveries:
 def _is_about(verdict: Verdict, header: UpdateReady | Report) -> bool:
     """Compare the task, or the round with an aggregator that names none."""
     return task_id_of(header) == verdict.task_id if verdict.task_id else header.round == verdict.round
+
+
+def _entry(header: UpdateReady | Report, payload: bytes) -> Entry:
+    digest = header.payload.sha256 if isinstance(header, UpdateReady) else ""
+    return Entry(
+        job=header.job, task_id=task_id_of(header), digest=digest, header=encode(header), payload=payload
+    )
 
 
 def _header(entry: Entry) -> UpdateReady | Report:

@@ -2,17 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.codecs import encode_with_feedback
-from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import Offer, Report, UpdateReady
+from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
+from fleetune.device_runtime.contracts.codecs.codec import of_kind
+from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
+from fleetune.device_runtime.contracts.wire import Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.tables import Table
 
@@ -24,7 +28,8 @@ _LOSSES_TOLD = 20
 class Product(NamedTuple):
     """What a run gives."""
 
-    header: UpdateReady | Report
+    header: Report | Callable[[TransferManifest], UpdateReady]
+    """A report, or what announces an update once its payload has a manifest."""
     payload: bytes
     """Of an update; empty for a report."""
     event: Event
@@ -34,7 +39,14 @@ class LocalRun:
     """One offer at work; a run that was killed goes on from its last checkpoint."""
 
     def __init__(
-        self, offer: Offer, reference: Arrays, *, home: Home, workbench: Workbench, key: str
+        self,
+        offer: Offer,
+        reference: Arrays,
+        *,
+        home: Home,
+        memory: CodecMemory,
+        workbench: Workbench,
+        key: str,
     ) -> None:
         """Prepare; the first step starts or restores.
 
@@ -42,11 +54,12 @@ class LocalRun:
             offer: what to do.
             reference: the adapter that it names, float32 by tensor name; not written to.
             home: the device's.
+            memory: of its codec.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
         """
         self._offer, self._reference, self._workbench = offer, reference, workbench
-        self._home, self._key = home, key
+        self._home, self._memory, self._key = home, memory, key
         self._training: Training | None = None
 
     def step(self) -> Product | None:
@@ -88,12 +101,18 @@ class LocalRun:
         return self._workbench.start(self._offer.work, _copied(self._reference))
 
     def _pack(self, training: Training) -> Product:
-        offer, residual = self._offer, self._home.state.residual(self._offer.round)
-        values = _changed(training.adapter, self._reference, owed=residual)
-        payload, left = encode_with_feedback(offer.work.codec, values, self._reference, residual)
+        offer, memory = self._offer, self._memory.before(self._offer.round)
+        packed = pack(
+            with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
+            _changed(training.adapter, self._reference, owed=of_kind(RESIDUAL, memory)),
+            self._reference,
+            memory=memory,
+            reference_sha256="" if offer.is_exact else wanted_sha256(offer),
+        )
         losses = [step.loss for step in training.history[-_LOSSES_TOLD:]]
         stats = {"loss": float(np.mean(losses))} if losses else {}
-        update = UpdateReady(
+        header = partial(
+            UpdateReady,
             device_id=self._home.identity.device_id,
             job=offer.job,
             task_id=offer.task_id,
@@ -101,12 +120,12 @@ class LocalRun:
             version=offer.version,
             codec=offer.work.codec,
             num_samples=self._workbench.num_samples,
-            payload=Outgoing(payload).manifest,
             stats=stats,
         )
-        # Before the update is put: a crash in between packs again from the last checkpoint, with the same residual.
-        self._home.state.keep_residual(offer.round, left)
-        return Product(update, payload, Event("trained", offer.round, {**stats, "size_bytes": len(payload)}))
+        # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
+        self._memory.keep(offer.round, packed.memory)
+        event = Event("trained", offer.round, {**stats, "size_bytes": len(packed.payload)})
+        return Product(lambda manifest: header(payload=manifest), packed.payload, event)
 
     def _evaluate(self) -> Product:
         offer = self._offer

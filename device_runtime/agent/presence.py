@@ -29,12 +29,17 @@ class Presence:
         topic, _ = self._identity.will
         send(self._link, topic, self._identity.status(online=True, paused=paused), retain=True)
 
-    def greet(self, now: float, *, version: int, is_waiting: bool, paused: str) -> bool:
+    def rush(self) -> None:
+        """Say hello at the next opportunity."""
+        self._must_greet = True
+
+    def greet(self, now: float, *, version: int, holds: str, is_waiting: bool, paused: str) -> bool:
         """Say hello if it is time to; True if so: whatever is on its way may be lost.
 
         Args:
             now: the time.
             version: of the adapter that it holds; -1 for none.
+            holds: SHA-256 of the adapter file that differences may be taken from; empty for none.
             is_waiting: whether only a message gives it work.
             paused: as of :meth:`tell_status`.
         """
@@ -53,6 +58,7 @@ class Presence:
             role=identity.role,
             num_samples=self._num_samples,
             version=version,
+            holds=holds,
         )
         send(self._link, identity.up, encode(hello))
         return True

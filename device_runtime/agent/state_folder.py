@@ -1,4 +1,4 @@
-"""What a device keeps between starts: an adapter version, checkpoints of local work, what its codec still owes."""
+"""What a device keeps between starts: an adapter version, checkpoints of local work."""
 
 import re
 from hashlib import sha256
@@ -7,87 +7,57 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from fleetune.device_runtime.agent.files import Files, PathUser
-from fleetune.device_runtime.arrays import Arrays, to_bytes
-from fleetune.device_runtime.errors import ArtifactError, WireError
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.errors import WireError
 
 _ADAPTER = "adapter.safetensors"
 _CHECKPOINT = re.compile(r"work-(.+)\.safetensors")
-_RESIDUAL = re.compile(r"residual-(\d+)\.safetensors")
 
 
 class StateFolder:
     """One device's files."""
 
     def __init__(self, files: Files) -> None:
-        self._files = files
+        self.files = files
+        """Where all of it is."""
 
     def adapter(self, digest: str) -> bytes | None:
         """Content of the adapter file with this SHA-256, if it is the one kept."""
-        content = self._files.read(_ADAPTER)
+        content = self.files.read(_ADAPTER)
         return content if content and sha256(content).hexdigest() == digest else None
+
+    def newest_adapter(self) -> bytes:
+        """Content of the adapter file kept, whichever it is; empty if there is none."""
+        return self.files.read(_ADAPTER) or b""
 
     def keep_adapter(self, content: bytes) -> None:
         """Keep an adapter in place of the one before; StateError if it cannot be written."""
-        self._files.write(_ADAPTER, content)
+        self.files.write(_ADAPTER, content)
 
     def keep_checkpoint(self, key: str, save: PathUser) -> None:
         """Let ``save`` write a checkpoint of the work ``key``; StateError if it cannot be written."""
-        self._files.save(_checkpoint_name(key), save)
+        self.files.save(_checkpoint_name(key), save)
 
     def restore(self, key: str, load: PathUser) -> bool:
         """Let ``load`` read the checkpoint of the work ``key``; False if there is none. What ``load`` raises passes."""
-        return self._files.load(_checkpoint_name(key), load)
+        return self.files.load(_checkpoint_name(key), load)
 
     def rename_checkpoint(self, old: str, key: str) -> None:
         """Keep a checkpoint of the work ``old``, if there is one, as one of the work ``key``."""
-        content = self._files.read(_checkpoint_name(old))
+        content = self.files.read(_checkpoint_name(old))
         if content is not None:
-            self._files.write(_checkpoint_name(key), content)
-            self._files.delete(_checkpoint_name(old))
+            self.files.write(_checkpoint_name(key), content)
+            self.files.delete(_checkpoint_name(old))
 
     def forget_checkpoints(self, *, but: str = "") -> None:
         """Delete the checkpoints of all work but ``but``."""
-        for name in self._files.names():
+        for name in self.files.names():
             if (found := _CHECKPOINT.fullmatch(name)) and found[1] != but:
-                self._files.delete(name)
-
-    def residual(self, round_number: int) -> Arrays:
-        """What the updates before this round did not convey; ArtifactError if that is no safetensors file."""
-        earlier = [number for number in self._residuals() if number < round_number]
-        return self._load(_residual_name(earlier[-1])) if earlier else {}
-
-    def keep_residual(self, round_number: int, residual: Arrays) -> None:
-        """Keep what the update of this round does not convey; earlier ones stay until it is settled."""
-        if residual:
-            self._files.write(_residual_name(round_number), to_bytes(residual))
-        else:
-            self._files.delete(_residual_name(round_number))
-
-    def settle(self, round_number: int, *, accepted: bool) -> None:
-        """The update was taken, or not: then its own residual is void, else those before it are.
-
-        Later rounds belong to an earlier run of the job and go in both cases.
-        """
-        for number in self._residuals():
-            if number > round_number or (number < round_number) == accepted:
-                self._files.delete(_residual_name(number))
-
-    def _residuals(self) -> list[int]:
-        return sorted(int(found[1]) for name in self._files.names() if (found := _RESIDUAL.fullmatch(name)))
-
-    def _load(self, name: str) -> Arrays:
-        try:
-            return dict(load(self._files.read(name) or b""))
-        except SafetensorError as exc:
-            raise ArtifactError(f"{name}: cannot be read as safetensors: {exc}") from exc
+                self.files.delete(name)
 
 
 def _checkpoint_name(key: str) -> str:
     return f"work-{key}.safetensors"
-
-
-def _residual_name(round_number: int) -> str:
-    return f"residual-{round_number:06d}.safetensors"
 
 
 def parse_adapter(content: bytes, like: Arrays) -> Arrays:

@@ -30,6 +30,8 @@ REASON_CHARS_MAX = 500
 """So much of a reason is sent."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
+FULL = "full"
+"""The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -97,6 +99,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     seq_len: Annotated[int, Option("longest sequence, in tokens", at_least=1)] = 128
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     codec: Annotated[str, Option("how updates are packed", table="codec")] = "fp32"
+    codec_ratio: Annotated[
+        float, Option("topk: share of the elements that is sent up; 0 for all others", at_least=0)
+    ] = 0.0
     rounds_before: Annotated[
         int,
         Option(
@@ -117,6 +122,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     num_samples: int = 0
     version: int = -1
     """Adapter version the device holds, -1 for none."""
+    holds: str = ""
+    """SHA-256 of the adapter file that differences may be taken from; empty: every adapter is to be sent whole."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
@@ -131,6 +138,17 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     role: str
     work: LocalWork
     adapter: TransferManifest
+    """What travels: the adapter file, or its difference from ``reference``."""
+    adapter_sha256: str = ""
+    """Of the adapter file that the device starts from, once ``adapter`` is decoded; empty: as ``adapter`` has it."""
+    down_codec: str = FULL
+    """How ``adapter`` is packed."""
+    down_ratio: float = 0.0
+    """Share of the elements that ``topk`` sends; 0 for all other codecs."""
+    reference: str = ""
+    """SHA-256 of the adapter file that ``adapter`` is a difference from; empty: from none."""
+    is_exact: bool = True
+    """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     deadline_s: float
     """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
 

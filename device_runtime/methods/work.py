@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from fleetune.device_runtime.contracts.codecs import CODECS
+from fleetune.device_runtime.contracts.codecs import CODECS, make_codec
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import DECAYS, OPTIMIZERS, make_optimizer
@@ -31,10 +31,11 @@ def check_work(work: LocalWork, num_layers: int) -> None:
 
 
 def _refusals(work: LocalWork, num_layers: int) -> Iterator[str]:
-    """What policy and optimizer have against values that keep to their own laws each."""
+    """What policy, optimizer and codec have against values that keep to their own laws each."""
     for make in (
         lambda: make_policy(work.policy, num_layers),
         lambda: make_optimizer(work.optimizer, total_steps=1),
+        lambda: make_codec(work.codec, work.codec_ratio),
     ):
         try:
             make()

@@ -41,6 +41,33 @@ def test_settings_are_checked_together():
         check_settings(job(job="a/b"), Patience(), num_layers=4)
 
 
+OLD = """{"job":"j","artifact":"%s","rounds":2,"clients":2,"min_clients":1,"strategy":"fedavg","work":{"policy":
+{"name":"full","drop":0.0,"shape":"uniform","period":0},"optimizer":{"name":"adamw","lr":0.002,"weight_decay":0.0,
+"warmup_steps":0,"decay":"constant","clip_norm":0.0},"steps":4,"epochs":1,"batch_size":16,"seq_len":128,"seed":0,
+"codec":"int8","rounds_before":0},"seed":0,"evaluate_every":1}"""
+
+
+def test_the_settings_of_a_job_of_0_1_0_are_those_of_today():
+    found = msgspec.json.decode(OLD % ("a" * 64), type=Settings)
+    assert differences(job(min_clients=1, work=LocalWork(codec="int8", steps=4)), found) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"work": LocalWork(codec="zip")}, "no codec 'zip'"),
+        ({"work": LocalWork(codec="topk")}, "codec 'topk': its ratio is above 0"),
+        ({"work": LocalWork(codec="int8", codec_ratio=0.1)}, "codec 'int8' sends all elements"),
+        ({"down_codec": "zip"}, "no codec 'zip'"),
+        ({"down_codec": "topk"}, "codec 'topk': its ratio is above 0"),
+        ({"down_ratio": 0.5}, "down_ratio 0.5: 'full' has none"),
+    ],
+)
+def test_a_codec_that_cannot_be_is_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        check_settings(job(**changes), Patience(), num_layers=4)
+
+
 def test_every_device_of_every_round_has_a_seed_of_its_own():
     seeds = [device_work(job(seed=5), round_number=r, position=p).seed for r in (1, 2, 3) for p in range(50)]
     assert seeds[0] == 5

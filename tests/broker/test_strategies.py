@@ -1,5 +1,6 @@
 from fractions import Fraction
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,12 +24,12 @@ TINY = float(np.finfo(np.float32).smallest_subnormal)
 BELIEVED = st.floats(min_value=-VALUE_MAX, max_value=VALUE_MAX, width=32)
 
 
-def combine(strategy, updates, *, reference=REFERENCE, memory=None):
-    state = strategy.init(reference)
+def combine(strategy, updates, *, reference=REFERENCE, state=None):
+    sums = strategy.init(reference)
     for values, weight in updates:
         values = {n: np.asarray(v, np.float64) for n, v in values.items()}
-        state = strategy.add(state, Update(values, reference, weight))
-    return strategy.finish(state, reference, memory or {})
+        sums = strategy.add(sums, Update(values, reference, weight))
+    return strategy.finish(sums, reference, state or {})
 
 
 def random_updates(num, *, scale=1.0):
@@ -52,9 +53,9 @@ def assert_same_bits(left, right):
 def test_law_order_free_to_the_bit(name):
     updates = random_updates(4, scale=10.0)
     results = [combine(STRATEGIES[name](), order) for order in permutations(updates)]
-    for new, memory in results[1:]:
+    for new, state in results[1:]:
         assert_same_bits(new, results[0][0])
-        assert_same_bits(memory, results[0][1])
+        assert_same_bits(state, results[0][1])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -104,9 +105,9 @@ def test_a_tensor_is_averaged_over_the_updates_that_hold_it():
 def test_momentum_by_hand():
     reference = {"w": np.array([1.0], np.float32)}
     strategy = fedavgm(momentum=0.5)
-    first, memory = combine(strategy, [({"w": [3.0]}, 1)], reference=reference)
-    second, memory = combine(strategy, [({"w": [4.0]}, 1)], reference=first, memory=memory)
-    assert (first["w"].item(), second["w"].item(), memory["w"].item()) == (3.0, 5.0, 2.0)
+    first, state = combine(strategy, [({"w": [3.0]}, 1)], reference=reference)
+    second, state = combine(strategy, [({"w": [4.0]}, 1)], reference=first, state=state)
+    assert (first["w"].item(), second["w"].item(), state["w"].item()) == (3.0, 5.0, 2.0)
 
 
 @given(st.lists(BELIEVED, min_size=1, max_size=8), st.integers(1, WEIGHT_MAX))
@@ -189,6 +190,11 @@ def test_an_implausible_update_adds_nothing(values, weight, said):
         add_to_sums(state, values, weight)
     assert not any(limb.any() for limbs in state.limbs.values() for limb in limbs)
     assert not any(state.weights.values())
+
+
+def test_every_strategy_is_told_of_in_the_docs():
+    told = (Path(__file__).parents[2] / "docs" / "operate.md").read_text()
+    assert [name for name in STRATEGIES if f"`{name}`" not in told] == []
 
 
 def test_unknown_strategy_lists_what_there_is():

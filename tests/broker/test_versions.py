@@ -36,7 +36,7 @@ def test_a_lossy_codec_comes_close_and_feeds_back(tmp_path, codec):
     found, wanted = load(done.aggregator.version(3)), load(exact)
     np.testing.assert_allclose(found["w"], wanted["w"], atol=1e-4)
     assert found["w"].tobytes() != wanted["w"].tobytes()
-    assert list((done.devices[0].folder).glob("residual-*")), "what was not conveyed is kept"
+    assert list((done.devices[0].folder).glob("memory-*")), "what was not conveyed is kept"
 
 
 def test_lost_doubled_and_damaged_messages_change_nothing(tmp_path):

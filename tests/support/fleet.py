@@ -276,9 +276,9 @@ def world(folder, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, **chang
 def in_process(numbers, *, rounds, settings, size=3000, drop=()):
     """The same rounds computed directly: no wire, no codec, no order; ``drop`` = (round, number) that took no part."""
     adapter, strategy = first_adapter(size), STRATEGIES[settings.strategy]()
-    memory = {}
+    state = {}
     for number in range(1, rounds + 1):
-        state = strategy.init(adapter)
+        sums = strategy.init(adapter)
         for position, device in enumerate(numbers):
             if (number, device) in drop:
                 continue
@@ -294,8 +294,8 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
                 for n, v in training.adapter.items()
                 if v.tobytes() != adapter[n].tobytes()
             }
-            state = strategy.add(state, Update(values, adapter, len(training.points[0])))
-        adapter, memory = strategy.finish(state, adapter, memory)
+            sums = strategy.add(sums, Update(values, adapter, len(training.points[0])))
+        adapter, state = strategy.finish(sums, adapter, state)
     return to_bytes(adapter)
 
 

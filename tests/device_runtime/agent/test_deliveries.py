@@ -1,4 +1,19 @@
+from fleetune.device_runtime.agent import deliveries
+from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import UpdateReady
+
+
+def test_a_payload_is_hashed_once_on_its_way(stage, monkeypatch):
+    hashed = []
+
+    def spy(content, **how):
+        hashed.append(len(content))
+        return Outgoing(content, **how)
+
+    monkeypatch.setattr(deliveries, "Outgoing", spy)
+    update = stage.trained()
+    assert stage.pull(update)
+    assert hashed == [update.payload.size_bytes]
 
 
 def test_an_update_is_announced_until_there_is_a_verdict(stage):

@@ -4,6 +4,7 @@ import pytest
 from fleet import STEPS, first_adapter, workbench_of
 from stage import Stage, locally
 
+from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import LocalWork, Report, UpdateReady
 
@@ -55,11 +56,71 @@ def test_what_a_lossy_codec_owes_is_added_next_time(stage):
     first = stage.trained(1, work=work)
     sent = decode_update(stage.pull(first), first_adapter())["w"]
     owed = locally(1)["w"].astype(np.float64) - sent
+    assert owed.any(), "int8 conveys it all: the codec of the offer is not used"
     stage.aggregator.verdict(first)
     stage.poll()
     second = stage.trained(2, work=msgspec.structs.replace(work, codec="fp32"))
     conveyed = decode_update(stage.pull(second), first_adapter())["w"]
     np.testing.assert_array_equal(conveyed, (locally(1)["w"] + owed).astype(np.float32))
+
+
+class Resting:
+    """A training that touches nothing: every layer is dropped in every step."""
+
+    def __init__(self, training):
+        self.adapter, self.history, self.step_index, self.done = training.adapter, [], 0, True
+        self.restore = training.restore
+
+
+def test_what_is_owed_of_a_layer_that_did_not_train_is_sent_too(tmp_path):
+    trains = [True, False]
+    stage = Stage(tmp_path, workbench=workbench_of(3, wrap=lambda t: t if trains.pop(0) else Resting(t)))
+    work = LocalWork(steps=STEPS, seed=1, codec="int8")
+    first = stage.trained(1, work=work)
+    owed = locally(1)["w"] - decode_update(stage.pull(first), first_adapter())["w"]
+    stage.aggregator.verdict(first)
+    stage.poll()
+    second = stage.trained(2, work=msgspec.structs.replace(work, codec="fp32"))
+    conveyed = decode_update(stage.pull(second), first_adapter())
+    assert conveyed.keys() == {"w", "b"}
+    np.testing.assert_array_equal(conveyed["w"], (first_adapter()["w"] + owed).astype(np.float32))
+
+
+def test_what_a_device_of_0_1_0_owed_is_sent_after_the_upgrade(stage):
+    work = LocalWork(steps=STEPS, seed=1, codec="int8")
+    first = stage.trained(1, work=work)
+    owed = locally(1)["w"].astype(np.float64) - decode_update(stage.pull(first), first_adapter())["w"]
+    stage.aggregator.verdict(first)
+    stage.poll()
+    stage.device.outbox.remember("made/job/1", b"as 0.1.0 keeps it, by round")
+    stage.device.kill()
+    (new,) = stage.device.folder.glob("memory-*")
+    old = {name.removeprefix("residual/"): value for name, value in load_arrays(new).items()}
+    save_arrays(stage.device.folder / "residual-000001.safetensors", old)
+    new.unlink()
+    stage.device.start()
+    second = stage.trained(2, work=msgspec.structs.replace(work, codec="fp32"))
+    conveyed = decode_update(stage.pull(second), first_adapter())["w"]
+    np.testing.assert_array_equal(conveyed, (locally(1)["w"] + owed).astype(np.float32))
+
+
+def test_topk_sends_the_share_that_the_offer_says_and_owes_the_rest(stage):
+    work = LocalWork(steps=STEPS, seed=1, codec="topk", codec_ratio=0.01)
+    first = stage.trained(1, work=work)
+    moved = decode_update(stage.pull(first), first_adapter())["w"] - first_adapter()["w"]
+    assert 0 < np.count_nonzero(moved) <= 31
+    stage.aggregator.verdict(first)
+    stage.poll()
+    rest = LocalWork(steps=STEPS, seed=1, codec="fp32")
+    conveyed = decode_update(stage.pull(stage.trained(2, work=rest)), first_adapter())["w"]
+    all_of_it = 2 * np.float64(locally(1)["w"]) - first_adapter()["w"]
+    np.testing.assert_allclose(conveyed + moved, all_of_it, atol=1e-6)
+
+
+def test_a_codec_that_is_not_known_is_declined(stage):
+    stage.aggregator.offer(1, work=LocalWork(steps=1, codec="topk"))
+    stage.until("declined")
+    assert stage.device.events[-1].text == "codec 'topk': its ratio is above 0 and at most 1, got 0"
 
 
 def test_what_a_refused_update_owed_is_forgotten(stage):

@@ -1,6 +1,9 @@
-from fleet import ARTIFACT
+from hashlib import sha256
+
+from fleet import ARTIFACT, first_adapter
 from stage import NAME
 
+from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.wire import DeviceStatus, Hello
 
 
@@ -8,7 +11,8 @@ def test_it_says_hello_and_that_it_is_online(stage):
     stage.poll(3)
     status, hello = stage.aggregator.heard()
     assert status == DeviceStatus(device_id=NAME, online=True)
-    assert hello == Hello(device_id=NAME, artifact=ARTIFACT, num_samples=8)
+    holds = sha256(to_bytes(first_adapter())).hexdigest()
+    assert hello == Hello(device_id=NAME, artifact=ARTIFACT, num_samples=8, holds=holds)
 
 
 def test_its_will_says_that_it_is_gone(stage):

@@ -1,0 +1,91 @@
+"""The adapters that a device has at hand, and the one that an offer means, made from what was sent."""
+
+import logging
+from hashlib import sha256
+
+from fleetune.device_runtime.agent.home import FirstAdapter
+from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.codecs import make_codec, update_bytes_max
+from fleetune.device_runtime.contracts.deltas import apply_delta
+from fleetune.device_runtime.contracts.wire import FULL, Offer
+from fleetune.device_runtime.errors import WireError
+
+log = logging.getLogger(__name__)
+
+_SLACK_BYTES = 64 * 1024
+
+
+class HeldAdapters:
+    """The artifact's own adapter, and the one worked from last."""
+
+    def __init__(self, state: StateFolder, original: FirstAdapter) -> None:
+        """Prepare; ``original`` is version 0."""
+        self._state, self._original = state, original
+        newest = state.newest_adapter()
+        self._newest_sha256 = sha256(newest).hexdigest() if newest else original.digest
+        self._wants_whole = False
+
+    @property
+    def reference(self) -> str:
+        """SHA-256 of the adapter file that differences may be taken from; empty if they have failed before."""
+        return "" if self._wants_whole else self._newest_sha256
+
+    def find(self, digest: str) -> bytes | None:
+        """Adapter file with this SHA-256, if it is at hand."""
+        return self._original.content if digest == self._original.digest else self._state.adapter(digest)
+
+    def lacks_reference(self, offer: Offer) -> bool:
+        """Whether an offer's adapter is a difference from one that is not here, or not trusted to be the same."""
+        return bool(offer.reference) and (self._wants_whole or self.find(offer.reference) is None)
+
+    def keep(self, content: bytes) -> None:
+        """Keep what is worked from; StateError if it cannot be written."""
+        is_original = content is self._original.content
+        self._newest_sha256 = self._original.digest if is_original else sha256(content).hexdigest()
+        if not is_original:
+            self._state.keep_adapter(content)
+
+    def arrays(self, content: bytes) -> Arrays:
+        """Tensors of an adapter file, float32 by name; WireError if they are not this artifact's."""
+        original = self._original
+        return original.arrays if content is original.content else parse_adapter(content, original.arrays)
+
+    def size_bytes_max(self, offer: Offer) -> int:
+        """Largest size of what is sent with an offer; ConfigError for an unknown codec."""
+        if offer.down_codec == FULL:
+            return len(self._original.content) + _SLACK_BYTES
+        return update_bytes_max(make_codec(offer.down_codec, offer.down_ratio), self._original.arrays)
+
+    def open(self, offer: Offer, payload: bytes) -> bytes | None:
+        """Make the adapter file that an offer means from what was sent; None if only the whole will do from now on.
+
+        Raises:
+            WireError: what was sent whole is not what the offer means.
+        """
+        wanted = wanted_sha256(offer)
+        if offer.down_codec == FULL:
+            if sha256(payload).hexdigest() != wanted:
+                raise WireError(f"adapter: SHA-256 of what was sent is not {wanted[:64]!r}")
+            return payload
+        try:
+            content = self._applied(offer, payload)
+            if sha256(content).hexdigest() == wanted:
+                return content
+            reason: object = "it decodes to another adapter than the aggregator's"
+        except WireError as exc:
+            reason = exc
+        log.warning("version %d: asking for the whole adapter: %s", offer.version, reason)
+        self._wants_whole = True
+        return None
+
+    def _applied(self, offer: Offer, payload: bytes) -> bytes:
+        held = self.find(offer.reference)
+        if held is None:
+            raise WireError(f"adapter {offer.reference[:12]!r} is not held any more")
+        return apply_delta(make_codec(offer.down_codec, offer.down_ratio), payload, self.arrays(held))
+
+
+def wanted_sha256(offer: Offer) -> str:
+    """SHA-256 of the adapter file that an offer is to be worked from."""
+    return offer.adapter_sha256 or offer.adapter.sha256

@@ -1,0 +1,190 @@
+"""How tensors are packed: a codec is pure functions over a set of tensors, a payload is msgpack around its parts.
+
+The receiver holds the reference (the adapter that the values start from), so a codec may send a difference.
+Equal values give equal bytes. Adding a codec is its functions, one line in ``CODECS``, one line in the laws test
+and one in docs/protocol.md.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.contracts.codecs.casts import fp16, fp32
+from fleetune.device_runtime.contracts.codecs.codec import (
+    Codec,
+    Decoded,
+    Doubles,
+    Memory,
+    Shapes,
+    check_tensors,
+    floats,
+)
+from fleetune.device_runtime.contracts.codecs.feedback import with_feedback
+from fleetune.device_runtime.contracts.codecs.frame import Frame, check_shapes, frame_bytes_max, read, write
+from fleetune.device_runtime.contracts.codecs.int8 import int8
+from fleetune.device_runtime.contracts.codecs.topk import topk
+from fleetune.device_runtime.contracts.codecs.xor import xor
+from fleetune.device_runtime.errors import ConfigError, WireError, choices, one_line
+from fleetune.device_runtime.tables import Table
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Packed",
+    "decode_update",
+    "encode_update",
+    "make_codec",
+    "pack",
+    "reference_of",
+    "unpack",
+    "update_bytes_max",
+    "with_feedback",
+]
+
+
+class Packed(NamedTuple):
+    """A payload, and what its sender knows of it."""
+
+    payload: bytes
+    conveyed: dict[str, Doubles]
+    """To the bit what the receiver will have."""
+    memory: Arrays
+    """The sender's, for next time."""
+
+
+def make_codec(name: str, ratio: float = 0.0) -> Codec:
+    """Make the codec ``name``.
+
+    Args:
+        name: a name in ``CODECS``.
+        ratio: share of the elements that travel; 0 for codecs that send all.
+
+    Raises:
+        UnknownName: no such codec.
+        ConfigError: a ratio that the codec does not have, or none where it needs one.
+    """
+    return CODECS[name](ratio)
+
+
+def pack(
+    codec: Codec,
+    values: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    *,
+    memory: Memory | None = None,
+    reference_sha256: str = "",
+) -> Packed:
+    """Pack tensors for a receiver that holds ``reference``.
+
+    Args:
+        codec: what to pack with.
+        values: float32 tensors by name; any subset of the reference's.
+        reference: float32 tensors by name.
+        memory: what this function returned last time; none at first.
+        reference_sha256: names the reference in the payload, where it is not the version named around it.
+
+    Raises:
+        WireError: a tensor, or its memory, unknown to the reference, of another shape or not finite (all listed).
+    """
+    check_tensors(values, reference)
+    wanted = {name: floats(values[name]) for name in sorted(values)}
+    held = {name: floats(value) for name, value in reference.items()}
+    coded = codec.encode(wanted, held, memory or {})
+    payload = write(Frame(codec.name, reference_sha256, coded.parts), _shapes(wanted))
+    return Packed(payload, coded.conveyed, coded.memory)
+
+
+def unpack(
+    codec: Codec, payload: bytes, reference: Mapping[str, Array], *, memory: Memory | None = None
+) -> Decoded:
+    """Unpack what :func:`pack` made.
+
+    Args:
+        codec: the codec agreed on.
+        payload: what came.
+        reference: float32 tensors by name, the same as the sender's.
+        memory: what this function returned last time; none at first.
+
+    Returns:
+        Float64 tensors by name, a subset of the reference's, all finite; and the memory for next time.
+
+    Raises:
+        WireError: malformed, another version or codec, an unknown or repeated tensor, a wrong shape or size, NaN or
+            infinity.
+    """
+    _check_size(payload, reference, [codec])
+    frame, shapes = read(payload)
+    if frame.codec != codec.name:
+        raise WireError(f"update in codec {one_line(frame.codec)!r}; expected {codec.name}")
+    return _unpacked(codec, frame, shapes, reference, memory or {})
+
+
+def encode_update(
+    codec: str, values: Mapping[str, Array], reference: Mapping[str, Array], *, ratio: float = 1.0
+) -> bytes:
+    """Pack tensors without memory, by the name of the codec; errors as :func:`make_codec` and :func:`pack`."""
+    return pack(make_codec(codec, ratio), values, reference).payload
+
+
+def decode_update(
+    payload: bytes, reference: Mapping[str, Array], *, codec: str | None = None
+) -> dict[str, Doubles]:
+    """Unpack without memory what is in codec ``codec``, or in any for None; WireError as :func:`unpack`."""
+    expected = [codec] if codec else sorted(CODECS)
+    _check_size(payload, reference, [make_codec(name, 1.0) for name in expected])
+    frame, shapes = read(payload)
+    if frame.codec not in expected:
+        raise WireError(f"update in codec {one_line(frame.codec)!r}; expected {choices(expected)}")
+    return _unpacked(make_codec(frame.codec, 1.0), frame, shapes, reference, {}).values
+
+
+def reference_of(payload: bytes) -> str:
+    """SHA-256 of the adapter file that a payload names as its reference; empty if it names none, WireError if malformed."""
+    return read(payload)[0].reference
+
+
+def update_bytes_max(codec: Codec, reference: Mapping[str, Array]) -> int:
+    """Length that no payload of ``reference``'s tensors in ``codec`` exceeds: what to accept, at most."""
+    shapes = _shapes(reference)
+    return frame_bytes_max(shapes) + codec.size_bytes_max(shapes)
+
+
+def _unpacked(
+    codec: Codec, frame: Frame, shapes: Shapes, reference: Mapping[str, Array], memory: Memory
+) -> Decoded:
+    check_shapes(shapes, reference)
+    held = {name: floats(value) for name, value in reference.items()}
+    decoded = codec.decode(frame.parts, held, memory)
+    for name, value in decoded.values.items():
+        if not np.isfinite(value).all():
+            raise WireError(f"{name}: NaN or infinity")
+    return decoded
+
+
+def _check_size(payload: bytes, reference: Mapping[str, Array], codecs: list[Codec]) -> None:
+    largest = max(update_bytes_max(codec, reference) for codec in codecs)
+    if len(payload) > largest:
+        raise WireError(f"update of {len(payload)} bytes; these tensors take at most {largest}")
+
+
+def _shapes(tensors: Mapping[str, Array]) -> Shapes:
+    return {name: value.shape for name, value in tensors.items()}
+
+
+def _whole(codec: Codec) -> Callable[[float], Codec]:
+    """A codec that sends every element: its ratio is 1, or is left open."""
+
+    def make(ratio: float) -> Codec:
+        if ratio not in (0.0, 1.0):
+            raise ConfigError(f"codec {codec.name!r} sends all elements and has no ratio, got {ratio:g}")
+        return codec
+
+    return make
+
+
+CODECS: Table[Callable[[float], Codec]] = Table(
+    "codec",
+    {"fp32": _whole(fp32), "fp16": _whole(fp16), "int8": _whole(int8), "topk": topk, "xor": _whole(xor)},
+)

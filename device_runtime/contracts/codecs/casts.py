@@ -1,0 +1,42 @@
+"""``fp32`` sends the values themselves, ``fp16`` differences in half precision; neither has memory."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.contracts.codecs.codec import Doubles, difference, tensorwise
+from fleetune.device_runtime.errors import WireError
+
+
+def _fp32_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
+    return value.tobytes(), np.asarray(value, np.float64)
+
+
+def _fp32_decode(part: bytes, reference: Floats) -> Doubles:
+    return _numbers(part, "<f4", reference, codec="fp32")
+
+
+def _fp16_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
+    with np.errstate(over="ignore"):
+        halves = difference(value, reference).astype("<f2")
+    if not np.isfinite(halves).all():
+        raise WireError("cannot pack: a difference beyond 65504 does not fit fp16")
+    return halves.tobytes(), np.asarray(reference + halves.astype(np.float64))
+
+
+def _fp16_decode(part: bytes, reference: Floats) -> Doubles:
+    return np.asarray(reference + _numbers(part, "<f2", reference, codec="fp16"))
+
+
+def _numbers(part: bytes, dtype: str, reference: Floats, *, codec: str) -> Doubles:
+    expected = np.dtype(dtype).itemsize * reference.size
+    if len(part) != expected:
+        raise WireError(f"{len(part)} bytes of {codec}, expected {expected}")
+    numbers: NDArray[Any] = np.frombuffer(part, dtype)
+    return numbers.astype(np.float64).reshape(reference.shape)
+
+
+fp32 = tensorwise("fp32", encode=_fp32_encode, decode=_fp32_decode, size_bytes_max=lambda count: 4 * count)
+fp16 = tensorwise("fp16", encode=_fp16_encode, decode=_fp16_decode, size_bytes_max=lambda count: 2 * count)

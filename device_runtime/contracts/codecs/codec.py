@@ -1,0 +1,130 @@
+"""A codec: pure functions between a set of tensors and bytes, with named memory on either side."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.device_runtime.arrays import Array, Arrays, Floats
+from fleetune.device_runtime.errors import WireError
+
+Doubles = NDArray[np.float64]
+Tensors = Mapping[str, Floats]
+"""By name, float32, finite."""
+Memory = Mapping[str, Array]
+"""What one side keeps from payload to payload, flat: ``kind/tensor`` -> array; empty at first, safetensors can hold it."""
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Encoded(NamedTuple):
+    """What a sender has of a set of tensors."""
+
+    parts: dict[str, bytes]
+    """What travels, by tensor; the frame adds names and shapes."""
+    conveyed: dict[str, Doubles]
+    """To the bit what ``decode`` gives the receiver."""
+    memory: Arrays
+    """The sender's, for next time."""
+
+
+class Decoded(NamedTuple):
+    """What a receiver has of a payload."""
+
+    values: dict[str, Doubles]
+    memory: Arrays
+    """The receiver's, for next time."""
+
+
+class Codec(NamedTuple):
+    """One way to send a set of tensors; both sides hold the same reference, of the same shapes."""
+
+    name: str
+    encode: Callable[[Tensors, Tensors, Memory], Encoded]
+    """(values, reference, memory) -> Encoded. ``values`` are any subset of the reference's tensors; equal arguments
+    give equal bytes. WireError for values that it cannot hold."""
+    decode: Callable[[Mapping[str, bytes], Tensors, Memory], Decoded]
+    """(parts, reference, memory) -> Decoded, float64, of the reference's shapes; WireError if it cannot be."""
+    size_bytes_max: Callable[[Shapes], int]
+    """Length that the parts of tensors of these shapes, or of fewer, never exceed together."""
+    sender: tuple[str, ...] = ()
+    """Kinds of memory that ``encode`` keeps."""
+    receiver: tuple[str, ...] = ()
+    """Kinds of memory that ``decode`` keeps."""
+
+
+def tensorwise(
+    name: str,
+    *,
+    encode: Callable[[Floats, Floats], tuple[bytes, Doubles]],
+    decode: Callable[[bytes, Floats], Doubles],
+    size_bytes_max: Callable[[int], int],
+) -> Codec:
+    """Make a codec that knows one tensor at a time, and no memory.
+
+    Args:
+        name: of the codec.
+        encode: (value, reference) -> (part, what it conveys).
+        decode: (part, reference) -> value, of the reference's shape.
+        size_bytes_max: number of elements -> length that no part exceeds.
+    """
+
+    def encode_all(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        pairs = {n: encode(value, reference[n]) for n, value in values.items()}
+        parts = {n: part for n, (part, _) in pairs.items()}
+        return Encoded(parts, {n: conveyed for n, (_, conveyed) in pairs.items()}, {})
+
+    def decode_all(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
+        return Decoded({n: _named(n, decode, part, reference[n]) for n, part in parts.items()}, {})
+
+    def bound(shapes: Shapes) -> int:
+        return sum(size_bytes_max(count_of(shape)) for shape in shapes.values())
+
+    return Codec(name, encode_all, decode_all, bound)
+
+
+def floats(value: Array) -> Floats:
+    """Float32, little-endian; what is beyond its range becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(value, dtype="<f4", order="C")
+
+
+def difference(value: Floats, reference: Floats) -> Doubles:
+    """``value - reference``, exact in float64 but for its rounding."""
+    return np.asarray(np.float64(value) - np.float64(reference))
+
+
+def count_of(shape: tuple[int, ...]) -> int:
+    """Elements of a tensor of this shape."""
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def of_kind(kind: str, memory: Memory) -> Arrays:
+    """Arrays of one kind of memory, by tensor."""
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): value for name, value in memory.items() if name.startswith(prefix)}
+
+
+def as_kind(kind: str, arrays: Mapping[str, Array]) -> Arrays:
+    """Arrays by tensor as one kind of memory."""
+    return {f"{kind}/{name}": np.asarray(value) for name, value in arrays.items()}
+
+
+def check_tensors(values: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
+    """Raise WireError that lists every tensor unknown to the reference, of another shape or not finite."""
+    problems = [f"{name}: not in the reference" for name in sorted(values.keys() - reference.keys())]
+    for name in sorted(values.keys() & reference.keys()):
+        value, held = values[name], reference[name]
+        if value.shape != held.shape:
+            problems.append(f"{name}: shape {list(value.shape)}, the reference has {list(held.shape)}")
+        elif not (np.isfinite(value).all() and np.isfinite(held).all()):
+            problems.append(f"{name}: not finite")
+    if problems:
+        raise WireError("cannot pack: " + "; ".join(problems))
+
+
+def _named(name: str, decode: Callable[[bytes, Floats], Doubles], part: bytes, reference: Floats) -> Doubles:
+    try:
+        return decode(part, reference)
+    except WireError as exc:
+        raise WireError(f"{name}: {exc}") from exc

@@ -1,0 +1,132 @@
+"""``topk``: the largest differences of all tensors together, in half precision; all others are as in the reference.
+
+Which elements travel is a bitmap or a list of indices, whichever is shorter for a tensor.
+
+Source: Aji and Heafield, Sparse Communication for Distributed Gradient Descent, arXiv 1704.05021 (global threshold).
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.device_runtime.arrays import Floats, Indices
+from fleetune.device_runtime.contracts.codecs.codec import (
+    Codec,
+    Decoded,
+    Doubles,
+    Encoded,
+    Memory,
+    Shapes,
+    Tensors,
+    count_of,
+    difference,
+)
+from fleetune.device_runtime.errors import ConfigError, WireError
+
+_BITMAP, _INDICES = b"\x00", b"\x01"
+_INDEX, _HALF = np.dtype("<u4"), np.dtype("<f2")
+
+
+def topk(ratio: float) -> Codec:
+    """Send the share ``ratio`` of all elements, at least one; equal magnitudes go by name and place.
+
+    Raises:
+        ConfigError: ``ratio`` is not above 0 and at most 1.
+    """
+    if not 0 < ratio <= 1:
+        raise ConfigError(f"codec 'topk': its ratio is above 0 and at most 1, got {ratio:g}")
+
+    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        differences = {n: difference(values[n], reference[n]).reshape(-1) for n in sorted(values)}
+        chosen = _largest(differences, ratio)
+        halves = {n: _halves(differences[n][at]) for n, at in chosen.items()}
+        parts = {n: _part(at, halves[n], values[n].size) for n, at in chosen.items()}
+        return Encoded(parts, {n: _moved(reference[n], at, halves[n]) for n, at in chosen.items()}, {})
+
+    def bound(shapes: Shapes) -> int:
+        counts = [count_of(shape) for shape in shapes.values()]
+        places = min(
+            sum(_bitmap_bytes(count) for count in counts), _INDEX.itemsize * _num(ratio, sum(counts))
+        )
+        return len(counts) + places + _HALF.itemsize * _num(ratio, sum(counts))
+
+    return Codec("topk", encode, _decode, bound)
+
+
+def _largest(differences: Mapping[str, Doubles], ratio: float) -> dict[str, Indices]:
+    """Places of the largest magnitudes of all tensors, by tensor, ascending; zeros never travel."""
+    flat = np.abs(np.concatenate([np.zeros(0), *differences.values()]))
+    allowed = _num(ratio, flat.size)
+    if allowed < flat.size:
+        least = np.partition(flat, flat.size - allowed)[flat.size - allowed]
+        taken = flat > least
+        ties = np.flatnonzero(flat == least)[: allowed - np.count_nonzero(taken)]
+        taken[ties] = True
+    else:
+        taken = np.ones(flat.size, bool)
+    ends = np.cumsum([d.size for d in differences.values()])[:-1]
+    pieces = np.split(taken & (flat > 0), ends) if differences else []
+    return {n: np.flatnonzero(piece) for n, piece in zip(differences, pieces, strict=True)}
+
+
+def _halves(chosen: Doubles) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        halves = chosen.astype(_HALF)
+    if not np.isfinite(halves).all():
+        raise WireError("cannot pack: a difference beyond 65504 does not fit topk")
+    return halves
+
+
+def _part(at: Indices, halves: NDArray[np.float16], count: int) -> bytes:
+    if _INDEX.itemsize * at.size < _bitmap_bytes(count):
+        return _INDICES + at.astype(_INDEX).tobytes() + halves.tobytes()
+    mask = np.zeros(count, bool)
+    mask[at] = True
+    return _BITMAP + np.packbits(mask, bitorder="little").tobytes() + halves.tobytes()
+
+
+def _decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
+    return Decoded({n: _value(n, part, reference[n]) for n, part in parts.items()}, {})
+
+
+def _value(name: str, part: bytes, reference: Floats) -> Doubles:
+    kind, body = part[:1], part[1:]
+    if kind not in (_BITMAP, _INDICES):
+        raise WireError(f"{name}: topk: neither a bitmap nor indices")
+    at = _read_bitmap(body, reference.size) if kind == _BITMAP else _read_indices(body, reference.size)
+    if at is None or len(body) < _HALF.itemsize * at.size:
+        raise WireError(
+            f"{name}: topk: {len(part)} bytes do not say which of {reference.size} elements travel"
+        )
+    return _moved(reference, at, np.frombuffer(body[len(body) - _HALF.itemsize * at.size :], _HALF))
+
+
+def _read_indices(body: bytes, count: int) -> Indices | None:
+    num, rest = divmod(len(body), _INDEX.itemsize + _HALF.itemsize)
+    at = np.frombuffer(body, _INDEX, count=num).astype(np.int64)
+    is_good = not rest and (np.diff(at) > 0).all() and (at < count).all()
+    return at if is_good else None
+
+
+def _read_bitmap(body: bytes, count: int) -> Indices | None:
+    size = _bitmap_bytes(count)
+    bits = np.unpackbits(np.frombuffer(body[:size], np.uint8), bitorder="little")
+    at = np.flatnonzero(bits)
+    is_good = len(body) == size + _HALF.itemsize * at.size and (at < count).all()
+    return at if is_good else None
+
+
+def _moved(reference: Floats, at: Indices, halves: NDArray[np.float16]) -> Doubles:
+    value = np.array(reference, np.float64).reshape(-1)
+    value[at] += halves.astype(np.float64)
+    return value.reshape(reference.shape)
+
+
+def _num(ratio: float, count: int) -> int:
+    return min(count, max(1, math.ceil(ratio * count)))
+
+
+def _bitmap_bytes(count: int) -> int:
+    return (count + 7) // 8
