@@ -68,7 +68,7 @@ class Assignments:
         """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
         self._adapters = HeldAdapters(home.state, home.adapter)
-        self._memory = CodecMemory(home.state.files, job=home.identity.job, artifact=home.identity.artifact)
+        self._memory = CodecMemory(home.files, job=home.identity.job, artifact=home.identity.artifact)
         self._memory.adopt(self._has_made_round, like=home.adapter.arrays)
         self._current: _Assignment | None = None
         self._done: set[str] = set()

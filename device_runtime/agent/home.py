@@ -53,5 +53,5 @@ class Home(NamedTuple):
 
     @property
     def state(self) -> StateFolder:
-        """Adapter, checkpoints and residuals among ``files``."""
+        """Adapter and checkpoints among ``files``."""
         return StateFolder(self.files)

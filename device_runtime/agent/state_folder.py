@@ -18,42 +18,41 @@ class StateFolder:
     """One device's files."""
 
     def __init__(self, files: Files) -> None:
-        self.files = files
-        """Where all of it is."""
+        self._files = files
 
     def adapter(self, digest: str) -> bytes | None:
         """Content of the adapter file with this SHA-256, if it is the one kept."""
-        content = self.files.read(_ADAPTER)
+        content = self._files.read(_ADAPTER)
         return content if content and sha256(content).hexdigest() == digest else None
 
     def newest_adapter(self) -> bytes:
         """Content of the adapter file kept, whichever it is; empty if there is none."""
-        return self.files.read(_ADAPTER) or b""
+        return self._files.read(_ADAPTER) or b""
 
     def keep_adapter(self, content: bytes) -> None:
         """Keep an adapter in place of the one before; StateError if it cannot be written."""
-        self.files.write(_ADAPTER, content)
+        self._files.write(_ADAPTER, content)
 
     def keep_checkpoint(self, key: str, save: PathUser) -> None:
         """Let ``save`` write a checkpoint of the work ``key``; StateError if it cannot be written."""
-        self.files.save(_checkpoint_name(key), save)
+        self._files.save(_checkpoint_name(key), save)
 
     def restore(self, key: str, load: PathUser) -> bool:
         """Let ``load`` read the checkpoint of the work ``key``; False if there is none. What ``load`` raises passes."""
-        return self.files.load(_checkpoint_name(key), load)
+        return self._files.load(_checkpoint_name(key), load)
 
     def rename_checkpoint(self, old: str, key: str) -> None:
         """Keep a checkpoint of the work ``old``, if there is one, as one of the work ``key``."""
-        content = self.files.read(_checkpoint_name(old))
+        content = self._files.read(_checkpoint_name(old))
         if content is not None:
-            self.files.write(_checkpoint_name(key), content)
-            self.files.delete(_checkpoint_name(old))
+            self._files.write(_checkpoint_name(key), content)
+            self._files.delete(_checkpoint_name(old))
 
     def forget_checkpoints(self, *, but: str = "") -> None:
         """Delete the checkpoints of all work but ``but``."""
-        for name in self.files.names():
+        for name in self._files.names():
             if (found := _CHECKPOINT.fullmatch(name)) and found[1] != but:
-                self.files.delete(name)
+                self._files.delete(name)
 
 
 def _checkpoint_name(key: str) -> str:
