@@ -17,6 +17,7 @@ import numpy as np
 from fleetune.device_runtime.contracts import wire
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
+from fleetune.device_runtime.options import Field, fields_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "data" / "wire"
@@ -29,12 +30,11 @@ PARTS = (wire.TransferManifest, wire.LocalWork, wire.PolicySpec, wire.OptimizerS
 
 def filled(kind: type[msgspec.Struct]) -> Any:
     """A struct with every field set, none to its default; the same at every call."""
-    fields = msgspec.structs.fields(kind)
-    values = {f.name: _value(f, place) for place, f in enumerate(fields)}
+    values = {f.name: _value(f, place) for place, f in enumerate(fields_of(kind))}
     return kind(**values | ({"v": wire.VERSION} if "v" in values else {}))
 
 
-def _value(field: msgspec.structs.FieldInfo, place: int) -> Any:
+def _value(field: Field, place: int) -> Any:
     if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
         return filled(field.type)
     if field.type is bool:
@@ -122,8 +122,10 @@ def _table(kind: type[msgspec.Struct], meanings: dict[str, tuple[str, str]]) -> 
     tag = kind.__struct_config__.tag
     title = f"`{tag}`: {kind.__name__}" if tag else f"{kind.__name__}, inside others"
     lines = [f"\n### {title}\n", "| field | type | if absent | meaning |", "|---|---|---|---|"]
+    helps = {field.name: field.option.help for field in fields_of(kind)}
     for field in msgspec.structs.fields(kind):
         type_name, meaning = meanings[field.name]
+        meaning = meaning or helps[field.name]
         lines.append(f"| `{field.name}` | {type_name} | {_default(field)} | {meaning} |")
     return "\n".join(lines)
 
@@ -146,7 +148,14 @@ def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, tuple[str, str]]]:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             said = following.value.value if _is_text(following) else ""  # type: ignore[union-attr]
             plain = re.sub(r":\w+:`(\w+)`", r"``\1``", " ".join(said.split()))
-            yield statement.target.id, (ast.unparse(statement.annotation), plain)
+            yield statement.target.id, (ast.unparse(_bare(statement.annotation)), plain)
+
+
+def _bare(annotation: ast.expr) -> ast.expr:
+    """The type without an Option."""
+    if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
+        return annotation.slice.elts[0] if ast.unparse(annotation.value) == "Annotated" else annotation
+    return annotation
 
 
 def _is_text(statement: ast.stmt | None) -> bool:
