@@ -241,7 +241,7 @@ def test_wrong_work_and_wrong_adapters_are_refused(make_trainer, linear_stack, m
         make_trainer(work(epochs=0))
     with pytest.raises(
         ConfigError,
-        match=r"steps must be at least 0, got -1; seed must be at least 0, got -2; rounds_before must be .*, got -3",
+        match=r"steps must be at least 0, got -1; seed must be at least 0 .*, got -2; rounds_before must be .*, got -3",
     ):
         make_trainer(work(steps=-1, seed=-2, rounds_before=-3))
     with pytest.raises(ConfigError, match=r"seed must be .* below 9007199254740992, got"):
