@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.broker.actions import Action, Assign, Close, Enrol
 from fleetune.broker.job import Patience, Settings
-from fleetune.broker.memory_store import MemoryStore
-from fleetune.broker.rounds import Federation
-from fleetune.broker.service import Service
+from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
+from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.service.service import Service
+from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing

@@ -12,9 +12,9 @@ from safetensors.numpy import load
 
 from fleetune.broker.job import Job, Patience, Settings, settings_of
 from fleetune.broker.laws import check_settings
-from fleetune.broker.ledger import Ledger
-from fleetune.broker.rows import Row, rows
-from fleetune.broker.service import Service, topics, will
+from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.rows import Row, rows
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.run_file import plain, write_run

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator
 
-from fleetune.broker.configurators import CONFIGURATORS
 from fleetune.broker.job import Patience, Settings
-from fleetune.broker.selection import SELECTIONS
-from fleetune.broker.strategies import STRATEGIES
+from fleetune.broker.methods.configurators import CONFIGURATORS
+from fleetune.broker.methods.selection import SELECTIONS
+from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.wire import FULL, check_name
 from fleetune.device_runtime.errors import ConfigError

@@ -14,13 +14,14 @@ import plain_models
 import pytest
 import torch
 from flat import aggregate, train
+from paths import ROOT
 from pretrained import MINILM, minilm_artifact
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 
-ARM = Path(__file__).parent.parent / ".venv-arm"
+ARM = ROOT / ".venv-arm"
 PACKAGES = ("device_runtime", "broker", "exporters", "toolkit")
 CPUS = {"cortex-a72": "Raspberry Pi 4", "cortex-a76": "Raspberry Pi 5"}
 """The second has dot products of int8, the first has not: onnxruntime takes other kernels."""

@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import children
 import pytest
+from paths import ROOT
 from pretrained import minilm_artifact
 
-ROOT = Path(__file__).parent.parent
 BIN = ROOT / ".venv-device" / "bin"
 
 pytestmark = [

@@ -2,11 +2,11 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from paths import ROOT
 from peft import PeftModel
 from pretrained import MINILM
 
@@ -14,7 +14,7 @@ import fleetune
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 
-PAGE = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+PAGE = (ROOT / "docs" / "cli.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 

@@ -86,8 +86,8 @@ BAD_IMPORTS = {
     "device_runtime/engine/chain.py": "from fleetune.device_runtime.training.trainer import Trainer",
     "device_runtime/agent/agent.py": "from fleetune.device_runtime.engine.stack import Stack",
     "device_runtime/rules/rules.py": "from fleetune.device_runtime.contracts.wire import Hello",
-    "broker/service.py": "from fleetune.device_runtime.agent.agent import Agent",
-    "broker/rounds.py": "from fleetune.device_runtime.training.budget import fit",
+    "broker/service/service.py": "from fleetune.device_runtime.agent.agent import Agent",
+    "broker/rounds/federation.py": "from fleetune.device_runtime.training.budget import fit",
     "exporters/writing.py": "from fleetune.device_runtime.engine.lanes import Lanes",
 }
 """Each would run, and each goes through a wall."""

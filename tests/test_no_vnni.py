@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from architectures import SEQUENCE, export_tiny
+from paths import ROOT
 from pretrained import MINILM
 
 from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.toolkit.export import export
 
-ROOT = Path(__file__).parent.parent
 QEMU = shutil.which("qemu-x86_64")
 PROCESSOR = "Haswell"
 LIMIT_S = 1500

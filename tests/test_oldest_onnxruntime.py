@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from architectures import CAUSAL, IMAGE, SEQUENCE, export_tiny
+from paths import ROOT
 
-BIN = Path(__file__).parent.parent / ".venv-oldest" / "bin"
+BIN = ROOT / ".venv-oldest" / "bin"
 CASES = [
     ("bert", SEQUENCE),
     ("deberta-v2", SEQUENCE),

@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.rules.rules_file import load_rules
 from fleetune.toolkit.commands.federation import device as command
 from fleetune.toolkit.configuration import resolve
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 UNIT = DOCS / "fleetune-device.service"
 EXPOSURE_MAX = 20
 """Of 100, as ``systemd-analyze security --threshold`` counts."""

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.broker.job import Patience, Settings
-from fleetune.broker.memory_store import MemoryStore
-from fleetune.broker.service import Service, topics, will
+from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.files import MemoryFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home

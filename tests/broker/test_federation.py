@@ -23,7 +23,7 @@ from safetensors.numpy import load
 from servers import free_port
 
 from fleetune.broker.job import device_seed
-from fleetune.broker.strategies import Update, fedavg
+from fleetune.broker.methods.strategies import Update, fedavg
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact

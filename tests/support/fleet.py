@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.broker.job import Patience, Settings, device_seed
-from fleetune.broker.ledger import Ledger
-from fleetune.broker.memory_store import MemoryStore
-from fleetune.broker.service import Service, topics, will
-from fleetune.broker.strategies import STRATEGIES, Update
+from fleetune.broker.methods.strategies import STRATEGIES, Update
+from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home

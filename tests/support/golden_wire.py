@@ -13,13 +13,13 @@ from typing import Any, get_args
 
 import msgspec
 import numpy as np
+from paths import ROOT
 
 from fleetune.device_runtime.contracts import wire
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
 from fleetune.device_runtime.options import Field, fields_of
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "tests" / "data" / "wire"
 PAGE = ROOT / "docs" / "protocol.md"
 BEGIN = "<!-- fields: written by tests/support/golden_wire.py -->"

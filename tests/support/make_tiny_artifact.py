@@ -6,6 +6,7 @@ Usage, from the checkout: ``python tests/support/make_tiny_artifact.py``. It nee
 from pathlib import Path
 
 import torch
+from paths import DATA
 from plain_models import Classifier, program
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -14,7 +15,7 @@ from words import GROUPS
 
 from fleetune.exporters.writing import Description, write_artifact
 
-FOLDER = Path(__file__).parents[1] / "data" / "tiny_artifact"
+FOLDER = DATA / "tiny_artifact"
 
 
 def make(out: Path) -> None:

@@ -2,10 +2,10 @@
 
 from hashlib import sha256
 
-from fleetune.broker.actions import Assign, Enrol
 from fleetune.broker.job import Patience, Settings, device_work
-from fleetune.broker.rounds import Federation
-from fleetune.broker.store import Past
+from fleetune.broker.rounds.actions import Assign, Enrol
+from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.wire import (
     Decline,

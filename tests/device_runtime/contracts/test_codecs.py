@@ -1,13 +1,13 @@
 """Laws that every codec obeys, the bytes of 0.1.0, and decoders that survive anything."""
 
 import json
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import DATA, ROOT
 from safetensors.numpy import load
 
 from fleetune.device_runtime.arrays import to_bytes
@@ -34,7 +34,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "topk": (0.1, 1.0),
     "xor": (0.0, 0.0),
 }
-OLD = json.loads((Path(__file__).parents[2] / "data" / "codecs_0_1_0.json").read_text())
+OLD = json.loads((DATA / "codecs_0_1_0.json").read_text())
 SHAPES = [(), (0,), (1,), (3, 0, 2), (255,), (256,), (257,), (7, 100)]
 each_codec = pytest.mark.parametrize("name", sorted(CODECS))
 
@@ -55,7 +55,7 @@ def same_bits(left, right):
 
 def test_every_codec_has_its_line_here_and_in_the_docs():
     assert BOUNDS.keys() == CODECS.keys()
-    told = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
+    told = (ROOT / "docs" / "protocol.md").read_text()
     assert [name for name in CODECS if f"\n| `{name}` |" not in told] == []
 
 

@@ -157,7 +157,10 @@ def test_wrong_choices_are_refused_with_the_right_ones():
 @pytest.mark.parametrize("name", ["successive", "cyclic"])
 @pytest.mark.parametrize(
     ("period", "said"),
-    [(0, "stays on a group of layers for a period of at least 1 step, got 0"), (-1, "period must be at least 0, got -1")],
+    [
+        (0, "stays on a group of layers for a period of at least 1 step, got 0"),
+        (-1, "period must be at least 0, got -1"),
+    ],
 )
 def test_a_group_is_trained_for_one_step_at_least(name, period, said):
     with pytest.raises(ConfigError, match=f"'{name}':? {said}"):

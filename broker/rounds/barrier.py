@@ -1,0 +1,196 @@
+"""The synchronous scheduler: a round opens for a number of devices, and closes when each has answered or its time is over.
+
+A round starts from the newest version and closes into the next.
+"""
+
+import logging
+from collections.abc import Iterable
+from math import inf
+
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate
+from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
+from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
+from fleetune.broker.rounds.admission import identity
+from fleetune.broker.rounds.open_round import OpenRound, Standing
+from fleetune.broker.store.store import Past
+from fleetune.broker.tasks import Outcome, Task, listed
+from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, UpdateReady, default_task_id
+from fleetune.device_runtime.errors import TransportError
+
+log = logging.getLogger(__name__)
+
+
+class Barrier:
+    """Who is asked what in which round, and when it closes. No event takes longer for more devices, but opening and closing."""
+
+    def __init__(
+        self, settings: Settings, patience: Patience, *, now: float, past: Past, outcomes: Iterable[Outcome]
+    ) -> None:
+        """Begin, or resume from ``past`` with the ``outcomes`` of all accepted updates, in their order."""
+        self.version, self.closed = past.version, past.closed
+        self.since = now
+        """When the last round was closed, or this began."""
+        self.roster = Roster(SELECTIONS[settings.selection])
+        self._settings, self._patience, self._gathered = settings, patience, False
+        self._configurator = CONFIGURATORS[settings.configurator]()
+        self._learned = self._configurator.init(settings)
+        for outcome in outcomes:
+            self._learned = self._configurator.learn(self._learned, outcome)
+        self.open_round = self._restored(past, now) if past.tasks else None
+        """The round that is open, if one is."""
+
+    @property
+    def round(self) -> int:
+        """Number of the open round, or of the last one closed."""
+        return self.open_round.number if self.open_round else self.closed
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all rounds are closed."""
+        return self.closed >= self._settings.rounds
+
+    def task(self, device_id: str) -> Task | None:
+        """What a device was asked to do in the open round, if it was."""
+        return self.open_round.tasks.get(device_id) if self.open_round else None
+
+    def task_of(self, update: UpdateReady) -> Task | None:
+        """The task of the open round that an update answers, if there is one."""
+        task = self.task(update.device_id)
+        return task if task and task.task_id == update.task_id else None
+
+    def arrive(self, device_id: str, now: float) -> list[Action]:
+        """A device is here, or still here: offer again what it still owes."""
+        self.roster.arrive(device_id, is_asked=self.task(device_id) is not None)
+        if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
+            return [*self._offers(self.open_round, (device_id,), now)]
+        return []
+
+    def accepted(self, update: UpdateReady) -> None:
+        """An update is good, and durable."""
+        if self.open_round and (task := self.task_of(update)):
+            self.open_round.stand(task.device_id, Standing.ACCEPTED)
+            outcome = Outcome(task.device_id, task.work, update.stats)
+            self._learned = self._configurator.learn(self._learned, outcome)
+
+    def refused(self, update: UpdateReady, reason: str) -> None:
+        """An update is bad: the round goes on without it, but a better one is welcome."""
+        if self.open_round and self.task_of(update):
+            self.open_round.stand(update.device_id, Standing.REFUSED)
+            self.open_round.refusals[identity(update)] = reason[:REASON_CHARS_MAX]
+
+    def declined(self, device_id: str, task_id: str) -> None:
+        """A device cannot do its task: the round goes on without it."""
+        task, open_round = self.task(device_id), self.open_round
+        is_owed = open_round and open_round.standing(device_id) is Standing.PENDING
+        if open_round and is_owed and task and task.task_id == task_id:
+            open_round.stand(device_id, Standing.REFUSED)
+
+    def advance(self, now: float) -> list[Action]:
+        """Do what the events so far call for."""
+        actions: list[Action] = []
+        if self.open_round:
+            actions += self._ask_more(self.open_round, now)
+            actions += self._close_if_complete(self.open_round, now)
+        if not self.open_round and not self.is_done:
+            actions += self._open(now)
+        return actions
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed.
+
+        Raises:
+            TransportError: the round has been extended too often.
+        """
+        late = self.open_round if self.open_round and self.open_round.deadline <= now else None
+        return [*(self._end_of_time(late, now) if late else ()), *self.advance(now)]
+
+    def due_at(self) -> float:
+        """Time at which ``tick`` has something to do, if nothing happens before; inf for never."""
+        if self.open_round:
+            return self.open_round.deadline
+        is_enough = not self._gathered and len(self.roster) >= self._settings.min_clients
+        return self.since + self._gather_s if is_enough and not self.is_done else inf
+
+    @property
+    def _gather_s(self) -> float:
+        return self._patience.gather_s or inf
+
+    def _restored(self, past: Past, now: float) -> OpenRound:
+        restored = OpenRound(past.tasks[0].round, self._deadline(now))
+        restored.add(past.tasks)
+        for task in past.tasks:
+            if task.task_id in past.accepted:
+                restored.stand(task.device_id, Standing.ACCEPTED)
+        return restored
+
+    def _deadline(self, now: float) -> float:
+        return now + (self._patience.deadline_s or inf)
+
+    def _open(self, now: float) -> list[Action]:
+        settings = self._settings
+        is_late = self._gathered or now >= self.since + self._gather_s
+        if len(self.roster) < (settings.min_clients if is_late else settings.clients):
+            return []
+        self._gathered = True
+        self.open_round = OpenRound(self.closed + 1, self._deadline(now))
+        return self._ask(self.open_round, now)
+
+    def _ask_more(self, open_round: OpenRound, now: float) -> list[Action]:
+        enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
+        return [] if enough or open_round.count(Standing.PENDING) else self._ask(open_round, now)
+
+    def _ask(self, open_round: OpenRound, now: float) -> list[Action]:
+        """Ask as many as are lacking of those here who were not asked in this round."""
+        lacking = self._settings.clients - open_round.count(Standing.ACCEPTED)
+        first = len(open_round.tasks)
+        draw = seeded(self._settings.seed, round_number=open_round.number, asked=first)
+        devices = self.roster.take(lacking, draw)
+        if not devices:
+            return []
+        tasks = tuple(self._task(open_round.number, first + i, device) for i, device in enumerate(devices))
+        open_round.add(tasks)
+        return [Enrol(tasks), *self._offers(open_round, devices, now)]
+
+    def _task(self, number: int, position: int, device: str) -> Task:
+        work = self._configurator.choose(self._learned, Candidate(device, number, position))
+        return Task(
+            task_id=default_task_id("train", number, device),
+            device_id=device,
+            role="train",
+            round=number,
+            version=self.version,
+            position=position,
+            work=work,
+        )
+
+    def _offers(self, open_round: OpenRound, devices: Iterable[str], now: float) -> list[Assign]:
+        left_s = max(open_round.deadline - now, 0.0) if self._patience.deadline_s else 0.0
+        return [Assign(open_round.tasks[device], left_s) for device in devices]
+
+    def _close_if_complete(self, open_round: OpenRound, now: float) -> list[Action]:
+        is_enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
+        is_complete = is_enough and not open_round.count(Standing.PENDING)
+        return self._close(open_round, now) if is_complete else []
+
+    def _close(self, open_round: OpenRound, now: float) -> list[Action]:
+        self.open_round = None
+        self.closed, self.version, self.since = open_round.number, self.version + 1, now
+        self.roster.release()
+        return [Close(self.closed, self.version, tuple(sorted(open_round.of(Standing.ACCEPTED))))]
+
+    def _end_of_time(self, open_round: OpenRound, now: float) -> list[Action]:
+        num_accepted, wanted = open_round.count(Standing.ACCEPTED), self._settings.min_clients
+        late = open_round.of(Standing.PENDING)
+        if num_accepted >= wanted:
+            log.warning("round %d closes at its deadline without %s", open_round.number, listed(late))
+            return self._close(open_round, now)
+        have = f"round {open_round.number}: {num_accepted} of at least {wanted} updates at its deadline"
+        if open_round.extensions >= self._patience.extensions_max:
+            raise TransportError(
+                f"{have}, after {open_round.extensions} extensions; the same command resumes the job"
+            )
+        open_round.extensions += 1
+        open_round.deadline = self._deadline(now)
+        log.warning("%s: extended by %g s", have, self._patience.deadline_s)
+        return [*self._offers(open_round, late, now), *self._ask(open_round, now)]

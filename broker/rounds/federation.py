@@ -1,0 +1,182 @@
+"""A federation as a state machine: events in, each with its time, actions out; no socket, no clock, no disk.
+
+Actions are to be carried out in order, durably, before the next event: what they leave is what a restart gives back as
+:class:`fleetune.broker.store.store.Past`.
+"""
+
+import logging
+from collections.abc import Iterable
+from math import inf
+
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.rounds.actions import Action, Dismiss, Finish
+from fleetune.broker.rounds.admission import refusal
+from fleetune.broker.rounds.barrier import Barrier
+from fleetune.broker.rounds.evaluations import Evaluations
+from fleetune.broker.store.store import Past
+from fleetune.broker.tasks import Outcome, Task, listed
+from fleetune.device_runtime.contracts.wire import (
+    REASON_CHARS_MAX,
+    ROLES,
+    Decline,
+    Hello,
+    Report,
+    UpdateReady,
+    Verdict,
+    default_task_id,
+)
+from fleetune.device_runtime.errors import WireError
+
+log = logging.getLogger(__name__)
+
+
+class Federation:
+    """One job: its rounds, its evaluations and its end. A method that takes ``now`` returns the actions that its event causes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        patience: Patience,
+        *,
+        now: float,
+        past: Past | None = None,
+        outcomes: Iterable[Outcome] = (),
+    ) -> None:
+        """Begin, or resume from ``past`` with the ``outcomes`` of all accepted updates, in their order."""
+        past = past or Past()
+        self.settings, self.finished = settings, past.finished
+        self.rounds = Barrier(settings, patience, now=now, past=past, outcomes=outcomes)
+        self.evaluations = Evaluations(settings, past.reported)
+        self.evaluations.advance(past.version, is_last=self.rounds.is_done)
+        self._accepted = dict(past.accepted)
+        self._evaluation_s, self._reported_at = patience.evaluation_s or inf, now
+
+    @property
+    def round(self) -> int:
+        """Number of the open round, or of the last one closed."""
+        return self.rounds.round
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self.rounds.version
+
+    def hello(self, hello: Hello, now: float) -> list[Action]:
+        """A device is here, or still here.
+
+        Raises:
+            WireError: the role is neither train nor evaluate.
+        """
+        device = hello.device_id
+        if hello.role not in ROLES:
+            raise WireError(f"device {device!r}: role {hello.role!r}; expected {' or '.join(ROLES)}")
+        if reason := self._unfit(hello):
+            return [Dismiss(device, reason)]
+        if self.finished:
+            return [Dismiss(device, "the job is finished", is_error=False)]
+        if hello.role == "train":
+            again = self.rounds.arrive(device, now)
+        else:
+            again = [*self.evaluations.hello(device)]
+        return [*again, *self._advance(now)]
+
+    def offline(self, device_id: str, now: float) -> list[Action]:
+        """A device is gone; its place in the round stays until the deadline."""
+        self.rounds.roster.leave(device_id)
+        self.evaluations.offline(device_id)
+        return self._advance(now)
+
+    def paused(self, device_id: str, reason: str) -> None:
+        """Note why a device's own rules keep it from working, empty if they do not: while they do, others are asked before it."""
+        self.rounds.roster.pause(device_id, reason)
+
+    def judge(self, update: UpdateReady) -> Verdict | Task:
+        """Answer an announced update at once, or return its task if its payload has to be seen; ``task_id`` is filled in."""
+        if self._accepted.get(update.task_id) == update.payload.sha256:
+            return verdict_on(update)
+        reason = refusal(update, self.rounds.open_round, self._accepted, newest_round=self.round)
+        task = self.rounds.task_of(update)
+        return verdict_on(update, reason or "it answers no task") if reason or task is None else task
+
+    def accepted(self, update: UpdateReady, now: float) -> list[Action]:
+        """The payload of an update that ``judge`` passed is good, and durable."""
+        self._accepted[update.task_id] = update.payload.sha256
+        self.rounds.accepted(update)
+        return self._advance(now)
+
+    def refused(self, update: UpdateReady, reason: str, now: float) -> list[Action]:
+        """The payload of an update that ``judge`` passed is bad: the round goes on without it."""
+        self.rounds.refused(update, reason)
+        return self._advance(now)
+
+    def declined(self, decline: Decline, now: float) -> list[Action]:
+        """A device cannot do what it was asked to do: nobody waits for it."""
+        device, number, named = decline.device_id, decline.round, decline.task_id
+        again = self.evaluations.declined(device, named or default_task_id("evaluate", number, device))
+        self.rounds.declined(device, named or default_task_id("train", number, device))
+        return [*again, *self._advance(now)]
+
+    def reported(self, report: Report, now: float) -> list[Action]:
+        """A report that ``evaluations.judge`` passed is durable."""
+        self._reported_at = now
+        return [*self.evaluations.reported(report), *self._advance(now)]
+
+    def report_refused(self, report: Report, now: float) -> list[Action]:
+        """A report that ``evaluations.judge`` did not pass: nobody waits for another on its version."""
+        again = self.evaluations.declined(report.device_id, report.task_id)
+        return [*again, *self._advance(now)]
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed.
+
+        Raises:
+            TransportError: the round has been extended too often.
+        """
+        return self._conclude(self.rounds.tick(now), now)
+
+    def due_at(self) -> float:
+        """Time at which ``tick`` has something to do, if nothing happens before; inf for never."""
+        if not self.rounds.is_done:
+            return self.rounds.due_at()
+        is_waiting = not self.finished and self.evaluations.num_silent(self.version)
+        return self._patient_until if is_waiting else inf
+
+    @property
+    def _patient_until(self) -> float:
+        return max(self.rounds.since, self._reported_at) + self._evaluation_s
+
+    def _unfit(self, hello: Hello) -> str:
+        if hello.artifact != self.settings.artifact:
+            return f"its artifact is {hello.artifact[:12]}, this job's is {self.settings.artifact[:12]}"
+        return "it has no samples" if hello.num_samples < 1 else ""
+
+    def _advance(self, now: float) -> list[Action]:
+        return self._conclude(self.rounds.advance(now), now)
+
+    def _conclude(self, actions: list[Action], now: float) -> list[Action]:
+        offers = self.evaluations.advance(self.version, is_last=self.rounds.is_done)
+        return [*actions, *offers, *self._finish(now)]
+
+    def _finish(self, now: float) -> list[Action]:
+        if self.finished or not self.rounds.is_done:
+            return []
+        if self.evaluations.num_silent(self.version):
+            if now < self._patient_until:
+                return []
+            silent = self.evaluations.silent(self.version)
+            log.warning("finished without the last evaluation of %s", listed(silent))
+        self.finished = True
+        here = tuple(sorted({*self.rounds.roster.present, *self.evaluations.present}))
+        return [Finish(f"{self.rounds.closed} rounds are done", here)]
+
+
+def verdict_on(update: UpdateReady, reason: str = "") -> Verdict:
+    """The answer to an update: refused for ``reason``, or accepted without one."""
+    return Verdict(
+        job=update.job,
+        task_id=update.task_id,
+        round=update.round,
+        digest=update.payload.sha256,
+        accepted=not reason,
+        reason=reason[:REASON_CHARS_MAX],
+    )

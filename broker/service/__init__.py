@@ -1,0 +1,1 @@
+"""The aggregator at work: messages in, actions carried out, messages out."""

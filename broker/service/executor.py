@@ -1,0 +1,95 @@
+"""Carries out what a federation decides: on disk first, then on the wire."""
+
+import logging
+from collections.abc import Iterable
+
+from fleetune.broker.job import Settings
+from fleetune.broker.rounds.actions import Action, Assign, Close, Dismiss, Enrol, Finish
+from fleetune.broker.service.meter import Meter
+from fleetune.broker.service.outbound import Outbound
+from fleetune.broker.service.reporter import Reporter
+from fleetune.broker.service.versions import Versions
+from fleetune.broker.store.store import AFTERWARDS, Store
+from fleetune.broker.tasks import Task, listed
+from fleetune.device_runtime.contracts.wire import Finished, Offer
+
+log = logging.getLogger(__name__)
+
+
+class Executor:
+    """The hands of one job."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        versions: Versions,
+        *,
+        meter: Meter,
+        outbound: Outbound,
+        reporter: Reporter,
+    ) -> None:
+        """Prepare; all parts are of the same job."""
+        self._settings, self._store, self._versions = settings, store, versions
+        self._meter, self._outbound, self._reporter = meter, outbound, reporter
+
+    def carry_out(self, actions: Iterable[Action], now: float) -> None:
+        """Carry out actions in order; StateError if the store cannot be read or written."""
+        for action in actions:
+            match action:
+                case Assign():
+                    self._offer(action.task, action.deadline_s)
+                case Enrol():
+                    self._enrol(action.tasks, now)
+                case Close():
+                    self._close(action, now)
+                case Dismiss():
+                    self._dismiss(action)
+                case Finish():
+                    self._finish(action, now)
+
+    def _enrol(self, tasks: tuple[Task, ...], now: float) -> None:
+        number = tasks[0].round
+        log.info("round %d: asking %s", number, listed([task.device_id for task in tasks]))
+        self._store.enrol(tasks)
+        self._meter.turn_to(number, now)
+
+    def _offer(self, task: Task, deadline_s: float) -> None:
+        download = self._versions.downlink.offer(
+            task.device_id,
+            task.version,
+            chunk_bytes=self._outbound.chunk_bytes,
+            exactly=task.role == "evaluate",
+        )
+        offer = Offer(
+            job=self._settings.job,
+            task_id=task.task_id,
+            round=task.round,
+            version=task.version,
+            role=task.role,
+            work=task.work,
+            deadline_s=deadline_s,
+            **download._asdict(),
+        )
+        self._outbound.tell(task.device_id, offer)
+
+    def _close(self, close: Close, now: float) -> None:
+        self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
+        self._versions.close(close.round, close.version)
+        log.info("round %d: closed with %s", close.round, listed(close.devices))
+        self._reporter.tell()
+        self._outbound.announce()
+
+    def _dismiss(self, dismiss: Dismiss) -> None:
+        log.warning("device %s dismissed: %s", dismiss.device_id, dismiss.reason)
+        finished = Finished(job=self._settings.job, reason=dismiss.reason, is_error=dismiss.is_error)
+        self._outbound.tell(dismiss.device_id, finished)
+
+    def _finish(self, finish: Finish, now: float) -> None:
+        self._meter.spend(now)
+        self._store.finish()
+        self._reporter.tell()
+        for device_id in finish.devices:
+            self._outbound.tell(device_id, Finished(job=self._settings.job, reason=finish.reason))
+        self._outbound.announce()
+        log.info("finished: %s", finish.reason)

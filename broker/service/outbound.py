@@ -1,0 +1,41 @@
+"""What an aggregator says: messages to devices, and its own retained status."""
+
+from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.store.store import Store
+from fleetune.device_runtime.contracts.wire import (
+    AggregatorStatus,
+    Message,
+    aggregator_topic,
+    device_topic,
+    encode,
+)
+from fleetune.device_runtime.network.connection import Connection, send
+
+
+class Outbound:
+    """The mouth of one job; what is lost is asked for again, or announced again."""
+
+    def __init__(self, link: Connection, store: Store, federation: Federation, *, session: str) -> None:
+        self._link, self._store, self._federation, self._session = link, store, federation, session
+        self._job = federation.settings.job
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Largest chunk payload that fits a message here."""
+        return self._link.chunk_bytes
+
+    def tell(self, device_id: str, message: Message) -> None:
+        """Send a device a message."""
+        send(self._link, device_topic(self._job, device_id, "down"), encode(message))
+
+    def announce(self, *, online: bool = True) -> None:
+        """Publish the aggregator's status, retained; the job is over once its store says so."""
+        status = AggregatorStatus(
+            job=self._job,
+            session=self._session,
+            online=online,
+            round=self._federation.round,
+            version=self._federation.version,
+            finished=self._store.finished,
+        )
+        send(self._link, aggregator_topic(self._job), encode(status), retain=True)

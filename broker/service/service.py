@@ -1,0 +1,298 @@
+"""The aggregator at work: messages in, messages out, in one thread; a bad message costs one line in the log."""
+
+import logging
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from fleetune.broker.job import Patience, Settings
+from fleetune.broker.rounds.actions import Action
+from fleetune.broker.rounds.federation import Federation, verdict_on
+from fleetune.broker.service.executor import Executor
+from fleetune.broker.service.meter import Meter
+from fleetune.broker.service.outbound import Outbound
+from fleetune.broker.service.pulls import Pulls, Upload
+from fleetune.broker.service.reporter import Reporter
+from fleetune.broker.service.versions import Versions
+from fleetune.broker.service.views import JobView, view_of
+from fleetune.broker.store.rows import Row
+from fleetune.broker.store.store import AFTERWARDS, Past, Store
+from fleetune.broker.tasks import Task
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.wire import (
+    REASON_CHARS_MAX,
+    AggregatorStatus,
+    Chunk,
+    Decline,
+    DeviceStatus,
+    Hello,
+    Message,
+    Report,
+    Request,
+    UpdateReady,
+    Verdict,
+    aggregator_topic,
+    check_name,
+    decode,
+    device_topic,
+    encode,
+    task_id_of,
+)
+from fleetune.device_runtime.errors import ConfigError, WireError, one_line
+from fleetune.device_runtime.network.connection import Connection
+
+log = logging.getLogger(__name__)
+
+
+def topics(job: str) -> list[str]:
+    """What an aggregator subscribes to."""
+    return [device_topic(job, "+", "up"), device_topic(job, "+", "status")]
+
+
+def will(job: str, session: str) -> tuple[str, bytes]:
+    """Last will of an aggregator: (topic, payload), to be retained."""
+    status = AggregatorStatus(job=job, session=session, online=False, round=0, version=0)
+    return aggregator_topic(job), encode(status)
+
+
+class Service:
+    """One job over one connection. Call ``take`` for every message, and ``tick`` when it is due."""
+
+    def __init__(
+        self,
+        link: Connection,
+        store: Store,
+        settings: Settings,
+        *,
+        patience: Patience,
+        adapter: Arrays,
+        session: str,
+        now: float,
+        on_row: Callable[[Row], object] | None = None,
+    ) -> None:
+        """Begin or resume.
+
+        Args:
+            link: open, subscribed to ``topics(job)``.
+            store: the job's.
+            settings: the job's.
+            patience: how long to wait for what.
+            adapter: version 0, float32 by tensor name.
+            session: another one at every start.
+            now: the time, seconds of any monotonic clock, the same as everywhere after.
+            on_row: told of every round once, in order: when it is closed and the evaluating devices here have
+                reported; after a restart from the first on.
+
+        Raises:
+            StateError: the store is damaged.
+        """
+        self._versions = Versions(store, settings, adapter)
+        past = store.past()
+        self.federation = Federation(settings, patience, now=now, past=past, outcomes=store.outcomes())
+        self._link, self._store, self._job = link, store, settings.job
+        self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
+        self._outbound = Outbound(link, store, self.federation, session=session)
+        self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
+        self._executor = Executor(
+            settings,
+            store,
+            self._versions,
+            meter=self._meter,
+            outbound=self._outbound,
+            reporter=self._reporter,
+        )
+        self._pulls = Pulls()
+        self._known: set[str] = set()
+        self._connections = -1
+        self._closed = past.closed
+        log.info(
+            "job %s, artifact %s: %d of %d rounds done",
+            settings.job,
+            settings.artifact[:12],
+            past.closed,
+            settings.rounds,
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job is over, and the store says so."""
+        return self._store.finished
+
+    def take(self, topic: str, payload: bytes, now: float) -> None:
+        """Take a message; a bad one is dropped with one line in the log."""
+        try:
+            device_id = _sender(topic)
+            self._dispatch(device_id, decode(payload), now)
+        except WireError as exc:
+            log.warning("dropped a message on %s: %s", topic, exc)
+        self._pump(now)
+
+    def tick(self, now: float) -> None:
+        """Do what is due; more often does no harm.
+
+        Raises:
+            TransportError: a round has been extended too often.
+        """
+        if self._link.connections != self._connections:
+            self._connections = self._link.connections
+            self._outbound.announce()
+        self._do(self.federation.tick(now), now)
+        self._pump(now)
+
+    def due_at(self, now: float) -> float:
+        """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
+        if self._link.connections != self._connections:
+            return now
+        return max(min(self.federation.due_at(), self._pulls.due_at()), now)
+
+    def snapshot(self) -> JobView:
+        """Return the job as it stands, for a page."""
+        return view_of(self.federation, self._store)
+
+    def stop(self, now: float) -> None:
+        """Say goodbye: what was spent is kept, and the status says offline."""
+        self._meter.spend(now)
+        self._outbound.announce(online=False)
+
+    def _do(self, actions: Iterable[Action], now: float) -> None:
+        closed = self.federation.rounds.closed
+        self._executor.carry_out(actions, now)
+        if closed != self._closed:
+            self._closed = closed
+            self._drop_late()
+        self._reporter.tell()
+
+    def _drop_late(self) -> None:
+        is_wanted = self.federation.rounds.task_of
+        for late in self._pulls.drop(lambda update: is_wanted(update) is not None):
+            self._outbound.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
+
+    def _dispatch(self, device_id: str, message: Message, now: float) -> None:
+        named = getattr(message, "device_id", device_id)
+        if named != device_id:
+            raise WireError(f"it names device {named[:64]!r}")
+        job = getattr(message, "job", self._job)
+        if job != self._job:
+            raise WireError(f"it names job {job[:64]!r}; this is {self._job!r}")
+        match message:
+            case Chunk():
+                self._meter.count(up=len(message.data))
+                self._pulls.add(device_id, message, now)
+            case Request():
+                self._serve(device_id, message)
+            case UpdateReady():
+                self._announced(msgspec.structs.replace(message, task_id=task_id_of(message)), now)
+            case Report():
+                self._reported(msgspec.structs.replace(message, task_id=task_id_of(message)), now)
+            case Hello():
+                self._hello(message, now)
+            case DeviceStatus():
+                self._status(message, now)
+            case Decline():
+                log.warning("round %d: %s declined: %s", message.round, device_id, message.reason)
+                self._do(self.federation.declined(message, now), now)
+            case _:
+                raise WireError(f"an aggregator takes no {type(message).__name__}")
+
+    def _hello(self, hello: Hello, now: float) -> None:
+        if hello.device_id not in self._known:
+            log.info(
+                "device %s is here to %s, with %d samples",
+                hello.device_id,
+                hello.role[:64],
+                hello.num_samples,
+            )
+            self._known.add(hello.device_id)
+        self._pulls.restart(hello.device_id, now)
+        self._versions.downlink.holds(hello.device_id, hello.holds)
+        self._do(self.federation.hello(hello, now), now)
+
+    def _status(self, status: DeviceStatus, now: float) -> None:
+        reason = one_line(status.paused)[:REASON_CHARS_MAX]
+        self.federation.paused(status.device_id, reason if status.online else "")
+        if reason:
+            log.info("device %s pauses: %s", status.device_id, reason)
+        if not status.online and status.device_id in self._known:
+            log.info("device %s is gone", status.device_id)
+            self._known.discard(status.device_id)
+            self._do(self.federation.offline(status.device_id, now), now)
+
+    def _serve(self, device_id: str, request: Request) -> None:
+        for chunk in self._versions.downlink.chunks(request):
+            self._meter.count(down=len(chunk.data))
+            self._outbound.tell(device_id, chunk)
+
+    def _announced(self, update: UpdateReady, now: float) -> None:
+        self._versions.downlink.worked_from(update.device_id, update.version)
+        task = self._judged(update)
+        if task is None:
+            return
+        try:
+            self._pulls.begin(update, now, size_bytes_max=self._versions.update_bytes_max(task))
+        except WireError as exc:
+            self._refuse(update, str(exc), now)
+
+    def _judged(self, update: UpdateReady) -> Task | None:
+        """Return the task of an update whose payload has to be seen; any other is answered."""
+        judged = self.federation.judge(update)
+        if isinstance(judged, Task):
+            return judged
+        self._outbound.tell(update.device_id, judged)
+        return None
+
+    def _pump(self, now: float) -> None:
+        for upload in self._pulls.finished(now):
+            self._received(upload, now)
+        for device_id, request in self._pulls.due(now):
+            self._outbound.tell(device_id, request)
+
+    def _received(self, upload: Upload, now: float) -> None:
+        update, pull = upload
+        task = self._judged(update)
+        if task is None:
+            return
+        try:
+            content = pull.content()
+            self._versions.add(task, content, update.num_samples)
+        except WireError as exc:
+            self._refuse(update, str(exc), now)
+            return
+        self._store.accept(update, content)
+        self._meter.spend(now)
+        self._outbound.tell(update.device_id, verdict_on(update))
+        self._do(self.federation.accepted(update, now), now)
+
+    def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
+        log.warning("round %d: update of %s refused: %s", update.round, update.device_id, reason)
+        self._outbound.tell(update.device_id, verdict_on(update, reason))
+        self._do(self.federation.refused(update, reason, now), now)
+
+    def _reported(self, report: Report, now: float) -> None:
+        self._versions.downlink.worked_from(report.device_id, report.version)
+        reason = self.federation.evaluations.judge(report, self.federation.version)
+        verdict = Verdict(
+            job=report.job, task_id=report.task_id, round=report.round, accepted=not reason, reason=reason
+        )
+        if reason:
+            self._outbound.tell(report.device_id, verdict)
+            log.warning("report of %s refused: %s", report.device_id, reason)
+            self._do(self.federation.report_refused(report, now), now)
+            return
+        self._store.report(report)
+        self._outbound.tell(report.device_id, verdict)
+        self._do(self.federation.reported(report, now), now)
+
+
+def _bucket(past: Past, settings: Settings) -> int:
+    """Round, 0 before the first, or AFTERWARDS, that costs are charged to from now on."""
+    if past.closed == settings.rounds:
+        return AFTERWARDS
+    return past.closed + 1 if past.closed or past.tasks else 0
+
+
+def _sender(topic: str) -> str:
+    parts = topic.split("/")
+    try:
+        return check_name("device", parts[-2] if len(parts) > 1 else "")
+    except ConfigError as exc:
+        raise WireError(str(exc)) from exc

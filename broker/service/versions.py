@@ -1,0 +1,94 @@
+"""The adapter's versions: the newest, and what the open round adds to it."""
+
+import logging
+
+import numpy as np
+from safetensors.numpy import load
+
+from fleetune.broker.job import Settings
+from fleetune.broker.methods.strategies import STRATEGIES, Update, Values
+from fleetune.broker.service.downlink import Downlink
+from fleetune.broker.store.store import Store
+from fleetune.broker.tasks import Task
+from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+
+log = logging.getLogger(__name__)
+
+_REFERENCES = 4
+"""Versions held decoded, for updates to be decoded against."""
+
+
+class Versions:
+    """Every version is in the store; this holds a few in memory, and the sums that make the next."""
+
+    def __init__(self, store: Store, settings: Settings, adapter: Arrays) -> None:
+        """Begin with ``adapter`` as version 0, float32 by tensor name, or resume with what the store holds.
+
+        Raises:
+            StateError: the store is damaged.
+        """
+        if store.newest < 0:
+            store.add_version(0, to_bytes(adapter), round_number=0)
+        self.newest = store.newest
+        self._store = store
+        self._strategy = STRATEGIES[settings.strategy]()
+        self._references: dict[int, Arrays] = {}
+        self._sums = self._strategy.init(self.reference(self.newest))
+        self.downlink = Downlink(store, settings)
+        """What devices are sent of them."""
+        self._fold()
+
+    def reference(self, version: int) -> Arrays:
+        """Tensors of any version, float32 by name, not to be written; StateError if the store has it no more."""
+        found = self._references.pop(version, None)
+        self._references[version] = load(self._store.version(version)) if found is None else found
+        while len(self._references) > _REFERENCES:
+            del self._references[next(iter(self._references))]
+        return self._references[version]
+
+    def update_bytes_max(self, task: Task) -> int:
+        """Largest payload that the update of a task can have."""
+        return update_bytes_max(_codec_of(task), self.reference(task.version))
+
+    def add(self, task: Task, content: bytes, num_samples: int) -> None:
+        """Add the payload of a task's update to what makes the next version.
+
+        Raises:
+            WireError: it is malformed or implausible; it is left out.
+        """
+        reference = self.reference(task.version)
+        update = Update(
+            self._decoded(task, content), reference, num_samples, staleness=self.newest - task.version
+        )
+        self._sums = self._strategy.add(self._sums, update)
+
+    def close(self, round_number: int, version: int) -> None:
+        """Combine the updates added since the newest version into ``version``, made by a round."""
+        reference, state = self.reference(self.newest), self._store.strategy_state(self.newest)
+        new, kept = self._strategy.finish(self._sums, reference, load(state) if state else {})
+        self._store.add_version(
+            version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
+        )
+        self.newest, self._references[version] = version, new
+        self._sums = self._strategy.init(new)
+        self.downlink.close(version)
+
+    def _decoded(self, task: Task, content: bytes) -> Values:
+        """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
+        codec, reference, named = _codec_of(task), self.reference(task.version), reference_of(content)
+        if not named:
+            return unpack(codec, content, reference).values
+        replica = self.downlink.replica(task.version, named)
+        values = unpack(codec, content, replica).values
+        return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
+
+    def _fold(self) -> None:
+        """Add what was accepted in an earlier life and is in no version yet."""
+        for task, num_samples, payload in self._store.accepted():
+            self.add(task, payload, num_samples)
+            log.info("round %d: the update of %s is at hand", task.round, task.device_id)
+
+
+def _codec_of(task: Task) -> Codec:
+    return make_codec(task.work.codec, task.work.codec_ratio)

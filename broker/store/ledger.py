@@ -1,0 +1,245 @@
+"""The aggregator's memory on disk: SQLite and files, so that what was acknowledged survives a SIGKILL.
+
+A file is written whole and synced before the row that names it, so a row never names what is not there. Others may read the
+database while an aggregator works: ``sqlite3.connect("file:OUT/ledger.sqlite?mode=ro", uri=True)``.
+"""
+
+import fcntl
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from fleetune.broker.job import Settings
+from fleetune.broker.store.blobs import Blobs
+from fleetune.broker.store.costs import add_cost, total_cost
+from fleetune.broker.store.ledger_schema import TASK, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.store.replicas import Replicas
+from fleetune.broker.store.store import Accepted, Cost, Figures, Past, finite
+from fleetune.broker.tasks import Outcome, Task
+from fleetune.device_runtime.contracts.wire import Report, UpdateReady
+from fleetune.device_runtime.errors import ConfigError, StateError, WireError
+
+FILE = "ledger.sqlite"
+_LOCK = "ledger.lock"
+_TASKS = "tasks JOIN works ON tasks.work = works.number"
+_WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
+
+
+class Ledger:
+    """The :class:`fleetune.broker.store.store.Store` of one job in one folder; one aggregator at a time."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        """Open or begin; a ledger of format 1 is brought to this format.
+
+        Raises:
+            ConfigError: the folder is another job's, or another aggregator's at this moment.
+            StateError: the ledger is damaged, or of another format.
+            OSError: the folder cannot be written.
+        """
+        self.folder = folder
+        self._blobs = Blobs(folder)
+        self.replicas = Replicas(folder / "replicas")
+        """Adapters that devices have in place of versions."""
+        self._give_back = weakref.finalize(self, os.close, _locked(folder))
+        try:
+            self._sql = _opened(folder / FILE, settings)
+        except BaseException:
+            self._give_back()
+            raise
+        self.finished = self._one("SELECT finished IS NOT NULL FROM job") == 1
+        """Whether the job is over."""
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder back."""
+        self._sql.close()
+        self._give_back()
+
+    @property
+    def newest(self) -> int:
+        """The newest version; -1 before the first."""
+        newest: int = self._one("SELECT coalesce(max(version), -1) FROM versions")
+        return newest
+
+    def past(self) -> Past:
+        """Where the job stands."""
+        closed = self._one("SELECT coalesce(max(round), 0) FROM versions")
+        tasks = self._sql.execute(
+            f"SELECT {TASK} FROM {_TASKS} WHERE round > ? ORDER BY round, position", (closed,)
+        )
+        updates = self._sql.execute("SELECT task_id, digest FROM updates")
+        reports = self._sql.execute("SELECT version, device FROM evaluations")
+        return Past(
+            version=max(self.newest, 0),
+            closed=closed,
+            tasks=tuple(task_of(*row) for row in tasks),
+            accepted=dict(updates.fetchall()),
+            reported=frozenset(reports.fetchall()),
+            finished=self.finished,
+        )
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every accepted update of the job, in the order in which they were accepted."""
+        query = f"SELECT device, seed, works.work, stats FROM {_WITH_TASKS} ORDER BY updates.number"
+        for device, seed, work, stats in self._sql.execute(query):
+            yield Outcome(device, parse_work(work, seed), _stats(stats))
+
+    def enrol(self, tasks: Iterable[Task]) -> None:
+        """Keep tasks; once this returns they may be offered."""
+        with self._durably():
+            add_tasks(self._sql, tasks)
+
+    def accept(self, update: UpdateReady, payload: bytes) -> None:
+        """Keep the update of a task; once this returns it may be acknowledged.
+
+        Raises:
+            WireError: the task was not enrolled, or has an update.
+        """
+        task_id, name = update.task_id, f"{update.task_id}.bin"
+        if not self._one("SELECT count(*) FROM tasks WHERE task_id = ?", task_id):
+            raise WireError(f"task {task_id!r} was not enrolled")
+        if self._one("SELECT count(*) FROM updates WHERE task_id = ?", task_id):
+            raise WireError(f"task {task_id!r} has an update already")
+        stats = msgspec.json.encode(finite(update.stats)).decode()
+        row = (task_id, update.payload.sha256, update.num_samples, stats, name)
+        with self._durably():
+            self._blobs.write_payload(name, payload)
+            self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL)", row)
+
+    def accepted(self) -> Iterator[Accepted]:
+        """Updates that are in no version yet, one payload in memory at a time."""
+        query = f"""SELECT digest, num_samples, file, {TASK} FROM {_WITH_TASKS}
+                    WHERE made IS NULL ORDER BY updates.number"""
+        for digest, num_samples, name, *task in self._sql.execute(query).fetchall():
+            yield Accepted(task_of(*task), num_samples, self._blobs.payload(name, digest))
+
+    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+        """Keep an adapter and the strategy's state after it; the accepted updates are in it, and the round is closed."""
+        digests = (sha256(content).hexdigest(), sha256(state).hexdigest() if state else "")
+        with self._durably():
+            self._blobs.write_version(version, content, state)
+            self._sql.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, round_number, *digests))
+            self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
+        self._blobs.sweep()
+
+    def version(self, version: int) -> bytes:
+        """Content of the adapter file of a version; StateError if it is not what was written."""
+        return self._blobs.version(
+            version, self._one("SELECT sha256 FROM versions WHERE version = ?", version)
+        )
+
+    def version_with(self, digest: str) -> int | None:
+        """The newest version whose adapter file has this SHA-256; None if there is none."""
+        found: int | None = self._one("SELECT max(version) FROM versions WHERE sha256 = ?", digest)
+        return found
+
+    def strategy_state(self, version: int) -> bytes:
+        """The strategy's state after a version; empty if it has none."""
+        digest = self._one("SELECT state FROM versions WHERE version = ?", version)
+        return self._blobs.state(version, digest) if digest else b""
+
+    def report(self, report: Report) -> bool:
+        """Keep an evaluation; False if there was one already."""
+        row = (
+            report.version,
+            report.device_id,
+            report.task_id,
+            report.loss,
+            report.accuracy,
+            report.num_samples,
+        )
+        with self._durably():
+            added = self._sql.execute("INSERT OR IGNORE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)", row)
+        return added.rowcount == 1
+
+    def figures(self, version: int) -> Figures:
+        """What was told about a version."""
+        trained = self._sql.execute(
+            "SELECT stats, num_samples FROM updates WHERE made = ? ORDER BY number", (version,)
+        )
+        evaluated = self._sql.execute(
+            "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid", (version,)
+        )
+        number = self._one("SELECT round FROM versions WHERE version = ?", version)
+        losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
+        return Figures(number, losses, evaluated.fetchall())
+
+    def spend(self, round_number: int, cost: Cost) -> None:
+        """Add to what a round, or AFTERWARDS, has cost."""
+        with self._durably():
+            add_cost(self._sql, round_number, cost)
+
+    def cost(self, round_number: int | None = None) -> Cost:
+        """What a round has cost, or the whole job."""
+        return total_cost(self._sql, round_number)
+
+    def finish(self) -> None:
+        """Keep that the job is over."""
+        with self._durably():
+            self._sql.execute("UPDATE job SET finished = coalesce(finished, ?)", (time.time(),))
+        self.finished = True
+
+    @contextmanager
+    def _durably(self) -> Iterator[None]:
+        try:
+            with self._sql:
+                yield
+        except (sqlite3.Error, OSError) as exc:
+            raise StateError(f"{self.folder}: cannot write the ledger: {exc}") from exc
+
+    def _one(self, query: str, *values: object) -> Any:
+        found = self._sql.execute(query, values).fetchone()
+        return found[0] if found else None
+
+
+def _stats(text: str) -> dict[str, float]:
+    return msgspec.json.decode(text, type=dict[str, float])
+
+
+def _locked(folder: Path) -> int:
+    """Take the folder for this process, and return the handle that holds it; it goes with whatever ends the process."""
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(handle)
+        raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
+    return handle
+
+
+def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
+    try:
+        sql = sqlite3.connect(path, timeout=5.0)
+    except sqlite3.Error as exc:
+        raise StateError(f"{path}: cannot be opened: {exc}") from exc
+    try:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            sql.execute(f"PRAGMA {pragma}")
+        prepare(sql, settings, path)
+    except sqlite3.DatabaseError as exc:
+        sql.close()
+        if "locked" in str(exc):
+            raise ConfigError(
+                f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
+            ) from exc
+        raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc
+    except BaseException:
+        sql.close()
+        raise
+    return sql

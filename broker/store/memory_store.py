@@ -1,0 +1,128 @@
+"""A job's memory for simulations: nothing is written, and all of it is gone with the process."""
+
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+from typing import NamedTuple
+
+from fleetune.broker.store.replicas import Replicas
+from fleetune.broker.store.store import Accepted, Cost, Figures, Past, finite
+from fleetune.broker.tasks import Outcome, Task
+from fleetune.device_runtime.contracts.wire import Report, UpdateReady
+from fleetune.device_runtime.errors import StateError, WireError
+
+
+class _Version(NamedTuple):
+    content: bytes
+    digest: str
+    state: bytes
+    round: int
+    updates: tuple[UpdateReady, ...]
+
+
+class MemoryStore:
+    """A :class:`fleetune.broker.store.store.Store` in dictionaries; payloads are forgotten once they are in a version."""
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.replicas = Replicas()
+        self._versions: list[_Version] = []
+        self._tasks: dict[str, Task] = {}
+        self._open: list[Task] = []
+        self._updates: dict[str, UpdateReady] = {}
+        self._payloads: dict[str, bytes] = {}
+        self._reports: dict[int, dict[str, Report]] = {}
+        self._costs: dict[int, Cost] = {}
+
+    @property
+    def newest(self) -> int:
+        """The newest version; -1 before the first."""
+        return len(self._versions) - 1
+
+    def past(self) -> Past:
+        """Where the job stands."""
+        return Past(
+            version=max(self.newest, 0),
+            closed=self._versions[-1].round if self._versions else 0,
+            tasks=tuple(self._open),
+            accepted={task_id: update.payload.sha256 for task_id, update in self._updates.items()},
+            reported=frozenset((v, device) for v, reports in self._reports.items() for device in reports),
+            finished=self.finished,
+        )
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every accepted update of the job, in the order in which they were accepted."""
+        for task_id, update in self._updates.items():
+            yield Outcome(update.device_id, self._tasks[task_id].work, finite(update.stats))
+
+    def enrol(self, tasks: Iterable[Task]) -> None:
+        """Keep tasks."""
+        for task in tasks:
+            self._tasks[task.task_id] = task
+            self._open.append(task)
+
+    def accept(self, update: UpdateReady, payload: bytes) -> None:
+        """Keep the update of a task; WireError if the task was not enrolled, or has one."""
+        if update.task_id not in self._tasks:
+            raise WireError(f"task {update.task_id!r} was not enrolled")
+        if update.task_id in self._updates:
+            raise WireError(f"task {update.task_id!r} has an update already")
+        self._updates[update.task_id] = update
+        self._payloads[update.task_id] = payload
+
+    def accepted(self) -> Iterator[Accepted]:
+        """Updates that are in no version yet."""
+        for task_id, payload in self._payloads.items():
+            yield Accepted(self._tasks[task_id], self._updates[task_id].num_samples, payload)
+
+    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+        """Keep an adapter and the strategy's state after it; the accepted updates are in it."""
+        updates = tuple(self._updates[task_id] for task_id in self._payloads)
+        self._versions.append(_Version(content, sha256(content).hexdigest(), state, round_number, updates))
+        self._payloads.clear()
+        self._open.clear()
+
+    def version(self, version: int) -> bytes:
+        """Content of the adapter file of a version; StateError if there is none."""
+        return self._version(version).content
+
+    def version_with(self, digest: str) -> int | None:
+        """The newest version whose adapter file has this SHA-256; None if there is none."""
+        digests = [version.digest for version in self._versions]
+        return len(digests) - 1 - digests[::-1].index(digest) if digest in digests else None
+
+    def strategy_state(self, version: int) -> bytes:
+        """The strategy's state after a version; empty if it has none."""
+        return self._version(version).state
+
+    def report(self, report: Report) -> bool:
+        """Keep an evaluation; False if there was one already."""
+        reports = self._reports.setdefault(report.version, {})
+        return reports.setdefault(report.device_id, report) is report
+
+    def figures(self, version: int) -> Figures:
+        """What was told about a version."""
+        made, reports = self._version(version), self._reports.get(version, {}).values()
+        return Figures(
+            made.round,
+            [(finite(u.stats).get("loss"), u.num_samples) for u in made.updates],
+            [(r.loss, r.accuracy, r.num_samples) for r in reports],
+        )
+
+    def spend(self, round_number: int, cost: Cost) -> None:
+        """Add to what a round, or AFTERWARDS, has cost."""
+        self._costs[round_number] = self._costs.get(round_number, Cost()) + cost
+
+    def cost(self, round_number: int | None = None) -> Cost:
+        """What a round has cost, or the whole job."""
+        if round_number is not None:
+            return self._costs.get(round_number, Cost())
+        return sum(self._costs.values(), start=Cost())
+
+    def finish(self) -> None:
+        """Keep that the job is over."""
+        self.finished = True
+
+    def _version(self, version: int) -> _Version:
+        if not 0 <= version <= self.newest:
+            raise StateError(f"version {version} was never made; the newest is {self.newest}")
+        return self._versions[version]

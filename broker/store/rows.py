@@ -1,0 +1,52 @@
+"""Rows: what is known of each round, told from what a store keeps."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from fleetune.broker.store.store import Store
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a round; round 0 is the time before the first, with the adapter as exported.
+
+    ``loss`` and ``accuracy`` are those of the version that the round made, over the evaluating devices by
+    their samples; None until one has reported. ``bytes_down`` and ``bytes_up`` are as in ``Cost``.
+    """
+
+    round: int
+    devices: int
+    loss: float | None = None
+    accuracy: float | None = None
+    train_loss: float | None = None
+    """Mean of the devices' last local losses, by their samples."""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+
+
+def rows(store: Store) -> list[Row]:
+    """One row for each version, 0 first."""
+    return [row(store, version) for version in range(store.newest + 1)]
+
+
+def row(store: Store, version: int) -> Row:
+    """What is known of the round that made a version."""
+    figures = store.figures(version)
+    cost = store.cost(figures.round)
+    return Row(
+        round=figures.round,
+        devices=len(figures.trained),
+        loss=_mean((loss, n) for loss, _, n in figures.evaluated),
+        accuracy=_mean((accuracy, n) for _, accuracy, n in figures.evaluated),
+        train_loss=_mean((loss, n) for loss, n in figures.trained if loss is not None),
+        bytes_down=cost.bytes_down,
+        bytes_up=cost.bytes_up,
+        seconds=cost.seconds,
+    )
+
+
+def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:
+    pairs = list(weighted)
+    total = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / total if total else None

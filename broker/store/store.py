@@ -1,0 +1,129 @@
+"""What an aggregator needs of whatever remembers its job: on disk (``ledger``), or in memory (``memory_store``)."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from fleetune.broker.store.replicas import Replicas
+from fleetune.broker.tasks import Outcome, Task
+from fleetune.device_runtime.contracts.wire import Report, UpdateReady
+
+AFTERWARDS = -1
+"""Stands for a round where the time after the last one is meant."""
+
+
+class Past(NamedTuple):
+    """What a federation remembers across restarts."""
+
+    version: int = 0
+    """The newest."""
+    closed: int = 0
+    """Rounds closed."""
+    tasks: tuple[Task, ...] = ()
+    """Of the open round, by position; empty if none is open."""
+    accepted: Mapping[str, str] = {}
+    """Digest of the accepted update by task."""
+    reported: frozenset[tuple[int, str]] = frozenset()
+    """Evaluations at hand: (version, device)."""
+    finished: bool = False
+
+
+class Accepted(NamedTuple):
+    """An accepted update that is in no version yet."""
+
+    task: Task
+    num_samples: int
+    payload: bytes
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What something has cost."""
+
+    bytes_down: int = 0
+    """Payload of the chunks sent to devices, repetitions included."""
+    bytes_up: int = 0
+    """Payload of the chunks received from devices, repetitions included."""
+    bytes_sent: int = 0
+    """What the aggregator's link sent: all messages, with their topics."""
+    bytes_received: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return Cost(**dict(zip(self.__struct_fields__, (a + b for a, b in pairs), strict=True)))
+
+
+def finite(stats: Mapping[str, float]) -> dict[str, float]:
+    """Statistics that a store keeps: a device may send any number."""
+    return {name: value for name, value in stats.items() if np.isfinite(value)}
+
+
+class Figures(NamedTuple):
+    """What was told about one version."""
+
+    round: int
+    """That made it; 0 for version 0."""
+    trained: Sequence[tuple[float | None, int]]
+    """(last local loss, samples) of each update that went into it."""
+    evaluated: Sequence[tuple[float, float, int]]
+    """(loss, accuracy, samples) of each report on it."""
+
+
+class Store(Protocol):
+    """The memory of one job. What a method has kept is durable when it returns; StateError if it cannot be kept or read."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``finish`` was called."""
+
+    @property
+    def newest(self) -> int:
+        """The newest version; -1 before the first."""
+
+    @property
+    def replicas(self) -> Replicas:
+        """Adapters that devices have in place of versions."""
+
+    def past(self) -> Past:
+        """Where the job stands."""
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every accepted update of the job, in the order in which they were accepted."""
+
+    def enrol(self, tasks: Iterable[Task]) -> None:
+        """Keep tasks, before they are offered."""
+
+    def accept(self, update: UpdateReady, payload: bytes) -> None:
+        """Keep the update of a task; WireError if the task was not enrolled, or has one."""
+
+    def accepted(self) -> Iterator[Accepted]:
+        """Updates that are in no version yet, one payload in memory at a time."""
+
+    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+        """Keep an adapter and the strategy's state after it: the accepted updates are in it, and the round is closed."""
+
+    def version(self, version: int) -> bytes:
+        """Content of the adapter file of a version."""
+
+    def version_with(self, digest: str) -> int | None:
+        """The newest version whose adapter file has this SHA-256; None if there is none."""
+
+    def strategy_state(self, version: int) -> bytes:
+        """The strategy's state after a version; empty if it has none."""
+
+    def report(self, report: Report) -> bool:
+        """Keep an evaluation; False if there was one already."""
+
+    def figures(self, version: int) -> Figures:
+        """What was told about a version."""
+
+    def spend(self, round_number: int, cost: Cost) -> None:
+        """Add to what a round, or AFTERWARDS, has cost."""
+
+    def cost(self, round_number: int | None = None) -> Cost:
+        """What a round has cost, or the whole job."""
+
+    def finish(self) -> None:
+        """Keep that the job is over."""

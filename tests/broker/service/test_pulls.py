@@ -1,0 +1,110 @@
+from math import inf
+
+import pytest
+
+from fleetune.broker.service.pulls import IDLE_S, Pulls
+from fleetune.device_runtime.contracts.transfer import Outgoing
+from fleetune.device_runtime.contracts.wire import UpdateReady
+from fleetune.device_runtime.errors import WireError
+
+
+def payload_of(number):
+    return b"%04d" % number * 300
+
+
+def ready(number, *, device="d", payload=None):
+    manifest = Outgoing(payload_of(number) if payload is None else payload, chunk_bytes=500).manifest
+    return UpdateReady(
+        device_id=device,
+        job="j",
+        task_id=f"t{number}",
+        round=1,
+        version=0,
+        codec="fp32",
+        num_samples=1,
+        payload=manifest,
+    )
+
+
+def filled(num, *, limit=2):
+    pulls = Pulls(limit=limit)
+    for number in range(num):
+        pulls.begin(ready(number, device=f"d{number}"), 0.0, size_bytes_max=2000)
+    return pulls
+
+
+def serve(pulls, device, request, number, now=1.0):
+    for chunk in Outgoing(payload_of(number), chunk_bytes=500).chunks(request):
+        pulls.add(device, chunk, now)
+
+
+def test_a_bounded_number_is_pulled_and_the_next_follows():
+    pulls = filled(3)
+    first = dict(pulls.due(0.0))
+    assert first.keys() == {"d0", "d1"}
+    serve(pulls, "d0", first["d0"], 0)
+    (done,) = pulls.finished(1.0)
+    assert (done.update.task_id, done.pull.content()) == ("t0", payload_of(0))
+    assert dict(pulls.due(1.0)).keys() == {"d2"}
+
+
+def test_two_tasks_of_one_device_are_pulled_side_by_side():
+    pulls = Pulls()
+    for number in (0, 1):
+        pulls.begin(ready(number), 0.0, size_bytes_max=2000)
+    for number, (device, request) in enumerate(list(pulls.due(0.0))):
+        serve(pulls, device, request, number)
+    assert [(u.update.task_id, u.pull.content()) for u in pulls.finished(1.0)] == [
+        ("t0", payload_of(0)),
+        ("t1", payload_of(1)),
+    ]
+
+
+def test_chunks_of_another_device_are_ignored():
+    pulls = filled(1)
+    ((_, request),) = pulls.due(0.0)
+    serve(pulls, "d9", request, 0)
+    assert pulls.finished(1.0) == []
+
+
+def test_an_announcement_again_goes_on_and_another_payload_starts_afresh():
+    pulls = filled(1)
+    list(pulls.due(0.0))
+    pulls.begin(ready(0, device="d0"), 1.0, size_bytes_max=2000)
+    assert list(pulls.due(1.0)) == []
+    pulls.begin(ready(0, device="d0", payload=b"other"), 1.0, size_bytes_max=2000)
+    assert len(list(pulls.due(1.0))) == 1
+
+
+def test_an_oversized_payload_is_refused_before_anything_else():
+    with pytest.raises(WireError, match="1200 bytes"):
+        Pulls().begin(ready(0), 0.0, size_bytes_max=1199)
+
+
+def test_one_that_is_stuck_makes_room_and_says_when():
+    pulls = filled(2, limit=1)
+    list(pulls.due(0.0))
+    for _ in range(10):
+        due = pulls.due_at()
+        asked = dict(pulls.due(due))
+        if "d1" in asked:
+            break
+    assert due == IDLE_S
+
+
+def test_it_is_due_when_a_chunk_may_be_lost_and_not_without_uploads():
+    pulls = filled(1)
+    assert Pulls().due_at() == inf
+    assert pulls.due_at() == -inf
+    list(pulls.due(3.0))
+    assert pulls.due_at() == 8.0
+    assert list(pulls.due(7.9)) == []
+    assert list(pulls.due(8.0))
+
+
+def test_what_is_not_wanted_is_dropped_waiting_or_not():
+    pulls = filled(3)
+    late = pulls.drop(lambda update: update.task_id == "t1")
+    assert [update.task_id for update in late] == ["t0", "t2"]
+    assert dict(pulls.due(1.0)).keys() == {"d1"}
+    assert pulls.drop(lambda update: True) == []

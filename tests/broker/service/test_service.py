@@ -1,0 +1,433 @@
+import logging
+from math import inf
+
+import msgspec
+import numpy as np
+import pytest
+from fleet import ARTIFACT, JOB, Aggregator, first_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleetune.broker.job import Patience
+from fleetune.broker.methods.configurators import CONFIGURATORS, Configurator
+from fleetune.broker.tasks import Outcome
+from fleetune.device_runtime.contracts.codecs import encode_update
+from fleetune.device_runtime.contracts.transfer import Outgoing
+from fleetune.device_runtime.contracts.wire import (
+    AggregatorStatus,
+    Chunk,
+    Finished,
+    Hello,
+    LocalWork,
+    Offer,
+    Report,
+    Request,
+    UpdateReady,
+    Verdict,
+    aggregator_topic,
+    decode,
+    device_topic,
+    encode,
+)
+from fleetune.device_runtime.network.loopback import Loopback
+
+
+class Stranger:
+    """Speaks to a service by hand."""
+
+    def __init__(self, tmp_path, name="device-0", **changes):
+        self.server = Loopback()
+        changes = {"clients": 1, "min_clients": 1, "rounds": 1, **changes}
+        self.aggregator = Aggregator(self.server, tmp_path, **changes).start()
+        self.name = name
+        self.link = self.server.connect([device_topic(JOB, name, "down"), aggregator_topic(JOB)])
+        self.now = 1.0
+
+    def say(self, message, *, name=None):
+        self.say_raw(encode(message), name=name)
+
+    def say_raw(self, payload, *, name=None):
+        self.link.publish(device_topic(JOB, name or self.name, "up"), payload)
+        self.aggregator.poll(self.now)
+
+    def heard(self, kind):
+        messages = []
+        while (found := self.link.receive(0)) is not None:
+            messages.append(decode(found[1]))
+        return [m for m in messages if isinstance(m, kind)]
+
+    def hello(self, **changes):
+        self.say(Hello(**{"device_id": self.name, "artifact": ARTIFACT, "num_samples": 5, **changes}))
+
+    def ready(self, payload, **changes):
+        manifest = Outgoing(payload).manifest
+        fields = {"device_id": self.name, "job": JOB, "round": 1, "version": 0, "codec": "fp32"}
+        return UpdateReady(**{**fields, "num_samples": 5, "payload": manifest, **changes})
+
+    def deliver(self, payload, **changes):
+        """Announce, serve every request for this payload (garbled announcements cause others), and return the verdicts."""
+        self.say(self.ready(payload, **changes))
+        outgoing, verdicts = Outgoing(payload), []
+        while found := self.heard((Request, Verdict)):
+            verdicts += [m for m in found if isinstance(m, Verdict)]
+            ours = outgoing.manifest.sha256
+            for request in [m for m in found if isinstance(m, Request) and m.sha256 == ours]:
+                for chunk in outgoing.chunks(request):
+                    self.say(chunk)
+        return verdicts
+
+
+def good_payload():
+    adapter = first_adapter()
+    return encode_update("fp32", {n: v + np.float32(1) for n, v in adapter.items()}, adapter)
+
+
+def test_a_good_update_is_durable_before_it_is_acknowledged(tmp_path):
+    stranger = Stranger(tmp_path, clients=2, min_clients=1)
+    other = Hello(device_id="other", artifact=ARTIFACT, num_samples=5)
+    stranger.hello()
+    stranger.say(other, name="other")
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+    stranger.aggregator.kill()
+    again = stranger.aggregator.start(2.0)
+    assert again.ledger.past().accepted.keys() == {"train-1-device-0"}
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True], "the same update again"
+    assert len(list(again.ledger.accepted())) == 1
+
+
+def test_the_verdict_leaves_after_the_ledger_has_the_update(tmp_path):
+    stranger = Stranger(tmp_path, clients=2, min_clients=1)
+    kept = []
+
+    def watched(topic, payload):
+        if isinstance(decode(payload), Verdict):
+            kept.append("train-1-device-0" in stranger.aggregator.ledger.past().accepted)
+        return (payload,)
+
+    stranger.server.disturb = watched
+    stranger.hello()
+    stranger.say(Hello(device_id="other", artifact=ARTIFACT, num_samples=5), name="other")
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+    assert kept == [True]
+
+
+def test_an_offer_leaves_after_the_ledger_has_its_task(tmp_path):
+    stranger = Stranger(tmp_path)
+    kept = []
+
+    def watched(topic, payload):
+        if isinstance(offer := decode(payload), Offer):
+            kept.append([(t.task_id, t.work) for t in stranger.aggregator.ledger.past().tasks])
+            assert kept[-1] == [(offer.task_id, offer.work)]
+        return (payload,)
+
+    stranger.server.disturb = watched
+    stranger.hello()
+    assert len(kept) == 1
+
+
+class Choosy:
+    """A configurator whose choice, and codec, changes with every one of its lives."""
+
+    def __init__(self):
+        self.lives, self.learned = 0, []
+
+    def make(self):
+        self.lives += 1
+        codec, steps = ("int8", "fp32")[self.lives % 2], 10 * self.lives
+
+        def choose(state, candidate):
+            return LocalWork(steps=steps + candidate.position, codec=codec, seed=candidate.round)
+
+        def learn(state, outcome):
+            self.learned.append((self.lives, outcome))
+            return state
+
+        return Configurator(lambda settings: None, choose, learn)
+
+
+@pytest.fixture
+def choosy(monkeypatch):
+    choosy = Choosy()
+    monkeypatch.setitem(CONFIGURATORS, "choosy", choosy.make)
+    return choosy
+
+
+def test_a_restart_offers_the_very_work_that_was_offered_before(tmp_path, choosy):
+    stranger = Stranger(tmp_path, configurator="choosy", rounds=2)
+    stranger.hello()
+    (offer,) = stranger.heard(Offer)
+    assert (offer.work.steps, offer.work.codec) == (10, "fp32")
+    stranger.aggregator.kill()
+    stranger.aggregator.start(2.0)
+    stranger.hello()
+    (again,) = stranger.heard(Offer)
+    assert (again.task_id, again.work) == (offer.task_id, offer.work)
+    assert (
+        "its codec is 'int8'; 'fp32' was asked for"
+        in stranger.deliver(good_payload(), codec="int8")[0].reason
+    )
+    stranger.say(stranger.ready(good_payload(), task_id=offer.task_id, stats={"loss": 0.5}))
+    (verdict,) = stranger.deliver(good_payload(), task_id=offer.task_id, stats={"loss": 0.5})
+    assert (verdict.accepted, verdict.task_id) == (True, offer.task_id)
+    stranger.hello()
+    (later,) = stranger.heard(Offer)
+    assert (later.task_id, later.work.steps, later.work.codec) == ("train-2-device-0", 20, "int8")
+    assert choosy.learned == [(2, Outcome("device-0", offer.work, {"loss": 0.5}))]
+
+
+def test_a_restart_learns_again_what_was_learned(tmp_path, choosy):
+    stranger = Stranger(tmp_path, configurator="choosy", rounds=2)
+    stranger.hello()
+    (offer,) = stranger.heard(Offer)
+    stranger.deliver(good_payload(), stats={"loss": 0.5})
+    stranger.aggregator.kill()
+    stranger.aggregator.start(2.0)
+    outcome = Outcome("device-0", offer.work, {"loss": 0.5})
+    assert choosy.learned == [(1, outcome), (2, outcome)]
+
+
+def test_an_update_is_held_to_the_codec_that_was_offered_to_its_device(tmp_path, choosy):
+    choosy.lives = 1
+    stranger = Stranger(tmp_path, configurator="choosy")
+    stranger.hello()
+    assert stranger.heard(Offer)[0].work.codec == "int8"
+    assert "'int8' was asked for" in stranger.deliver(good_payload())[0].reason
+    adapter = first_adapter()
+    packed = encode_update("int8", {n: v + np.float32(1) for n, v in adapter.items()}, adapter)
+    assert [v.accepted for v in stranger.deliver(packed, codec="int8")] == [True]
+
+
+def test_a_device_that_names_no_task_is_understood(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    (verdict,) = stranger.deliver(good_payload(), task_id="")
+    assert (verdict.accepted, verdict.task_id) == (True, "train-1-device-0")
+
+
+def test_an_update_of_another_task_is_refused(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    (verdict,) = stranger.deliver(good_payload(), task_id="../x")
+    assert (verdict.accepted, verdict.task_id) == (False, "../x")
+    assert verdict.reason == "it answers task '../x'; this device's is 'train-1-device-0'"
+
+
+def test_the_service_says_when_it_is_due(tmp_path):
+    stranger = Stranger(tmp_path, patience=Patience(deadline_s=100))
+    service = stranger.aggregator.service
+    assert service.due_at(1.0) == 1.0, "its status is not announced yet"
+    service.tick(1.0)
+    assert service.due_at(1.0) == inf
+    stranger.hello()
+    assert service.due_at(1.0) == 101.0
+    stranger.say(stranger.ready(good_payload()))
+    assert service.due_at(1.0) == 6.0, "chunks asked for may be lost"
+    stranger.heard(Request)
+    service.tick(5.9)
+    assert stranger.heard(Request) == []
+    service.tick(6.0)
+    assert stranger.heard(Request)
+    stranger.server.restart()
+    assert service.due_at(7.0) == 7.0
+
+
+def test_a_tick_more_changes_nothing(tmp_path):
+    stranger = Stranger(tmp_path, rounds=2)
+    stranger.hello()
+    stranger.deliver(good_payload())
+    stranger.heard(Offer)
+    before = stranger.aggregator.service.snapshot(), stranger.aggregator.ledger.past()
+    for _ in range(3):
+        stranger.aggregator.service.tick(stranger.now)
+    assert (stranger.aggregator.service.snapshot(), stranger.aggregator.ledger.past()) == before
+    assert stranger.heard(object) == []
+
+
+def nan_payload():
+    packed = bytearray(good_payload())
+    at = packed.rindex(np.float32(first_adapter()["w"][0] + np.float32(1)).tobytes())
+    packed[at : at + 4] = np.float32(np.nan).tobytes()
+    return bytes(packed)
+
+
+def huge_payload():
+    adapter = first_adapter()
+    return encode_update("fp32", {"w": np.full_like(adapter["w"], 1e30)}, adapter)
+
+
+def misshapen_payload():
+    adapter = {"w": np.zeros(7, np.float32)}
+    return encode_update("fp32", adapter, adapter)
+
+
+def foreign_payload():
+    adapter = {"x": np.zeros(7, np.float32)}
+    return encode_update("fp32", adapter, adapter)
+
+
+@pytest.mark.parametrize(
+    ("payload", "changes", "said"),
+    [
+        (nan_payload(), {}, "w: NaN or infinity"),
+        (huge_payload(), {}, "implausible update: w:"),
+        (misshapen_payload(), {}, "w: shape [7], expected [3000]"),
+        (foreign_payload(), {}, "'x': unknown tensor"),
+        (b"garbage", {}, "malformed update"),
+        (b"", {}, "malformed update"),
+        (bytes(100_000), {}, "transfer refused: 100000 bytes"),
+        (good_payload(), {"num_samples": 0}, "0 samples"),
+        (good_payload(), {"num_samples": 2**40}, "samples"),
+        (good_payload(), {"codec": "int8"}, "its codec is 'int8'"),
+        (good_payload(), {"version": 3}, "it starts from version 3"),
+        (good_payload(), {"round": 2}, "round 2 is unknown"),
+        (good_payload(), {"round": -1}, "round -1 is unknown"),
+    ],
+)
+def test_a_bad_update_is_refused_with_its_reason(tmp_path, payload, changes, said):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    verdicts = stranger.deliver(payload, **changes)
+    assert [v.accepted for v in verdicts] == [False]
+    assert said in verdicts[0].reason
+    assert stranger.aggregator.ledger.past().accepted == {}
+
+
+def test_a_wrong_codec_inside_the_payload_is_refused(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    adapter = first_adapter()
+    assert "codec" in stranger.deliver(encode_update("int8", adapter, adapter))[0].reason
+
+
+def test_a_device_that_was_never_asked_is_refused(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.say(Hello(device_id="asked", artifact=ARTIFACT, num_samples=5), name="asked")
+    assert stranger.deliver(good_payload())[0].reason == "device 'device-0' was not asked in round 1"
+
+
+def test_a_late_update_is_refused(tmp_path):
+    stranger = Stranger(tmp_path, clients=2, min_clients=1, patience=Patience(deadline_s=10), rounds=2)
+    stranger.hello()
+    stranger.say(Hello(device_id="late", artifact=ARTIFACT, num_samples=5), name="late")
+    stranger.deliver(good_payload())
+    stranger.now = 50.0
+    stranger.aggregator.poll(stranger.now)
+    stranger.name = "late"
+    late = stranger.server.connect([device_topic(JOB, "late", "down")])
+    stranger.link = late
+    assert stranger.deliver(good_payload())[0].reason == "round 1 is closed"
+
+
+def test_a_pull_cut_off_by_the_deadline_is_answered(tmp_path):
+    stranger = Stranger(tmp_path, clients=2, min_clients=1, patience=Patience(deadline_s=10), rounds=2)
+    stranger.hello()
+    stranger.say(Hello(device_id="late", artifact=ARTIFACT, num_samples=5), name="late")
+    stranger.deliver(good_payload())
+    late = stranger.server.connect([device_topic(JOB, "late", "down")])
+    stranger.say(stranger.ready(good_payload(), device_id="late"), name="late")
+    stranger.now = 50.0
+    stranger.aggregator.poll(stranger.now)
+    stranger.link = late
+    assert [v.reason for v in stranger.heard(Verdict)] == ["round 1 is closed"]
+
+
+def test_a_foreign_device_is_sent_home_with_the_reason(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello(artifact="f" * 64)
+    (finished,) = stranger.heard(Finished)
+    assert finished.is_error
+    assert finished.reason == "its artifact is ffffffffffff, this job's is aaaaaaaaaaaa"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Hello(device_id="someone-else", artifact=ARTIFACT),
+        Hello(device_id="device-0", artifact=ARTIFACT, role="spectate", num_samples=1),
+        Verdict(job=JOB, round=1, accepted=True),
+        Finished(job=JOB),
+        Finished(job="another"),
+        AggregatorStatus(job=JOB, session="x", online=True, round=1, version=1),
+        Request(sha256="0" * 64, missing=b"\xff"),
+        Request(sha256="", missing=b"", limit=-5),
+        Chunk(sha256="0" * 64, index=0, data=b"x"),
+    ],
+)
+def test_a_message_out_of_place_changes_nothing(tmp_path, message, caplog):
+    stranger = Stranger(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        stranger.say(message)
+    assert isinstance(message, Chunk) or "dropped a message on" in caplog.text
+    stranger.hello()
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+
+
+@pytest.mark.parametrize("bitmap", [b"", b"\xff" * 1000])
+def test_a_request_with_a_strange_bitmap_is_dropped(tmp_path, bitmap):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    (offer,) = stranger.heard(Offer)
+    stranger.say(Request(sha256=offer.adapter.sha256, missing=bitmap, limit=2**31))
+    assert stranger.heard(Chunk) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"index": 99}, {"index": -1}, {"data": b"short"}, {"data": b"x" * 100_000}]
+)
+def test_a_damaged_chunk_is_dropped_and_asked_for_again(tmp_path, change):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    payload = good_payload()
+    stranger.say(stranger.ready(payload))
+    (request,) = stranger.heard(Request)
+    (chunk,) = Outgoing(payload).chunks(request)
+    stranger.say(msgspec.structs.replace(chunk, **change))
+    stranger.now += 60
+    stranger.aggregator.poll(stranger.now)
+    assert stranger.heard(Request), "asked again"
+    stranger.say(chunk)
+    assert [v.accepted for v in stranger.heard(Verdict)] == [True]
+
+
+@pytest.mark.parametrize("topic", ["fleetune/v1/job/device/../up", "x", "", "fleetune/v1/job/device/%00/up"])
+def test_a_strange_topic_is_dropped(tmp_path, topic):
+    stranger = Stranger(tmp_path)
+    stranger.aggregator.service.take(topic, encode(Hello(device_id="..", artifact=ARTIFACT)), 1.0)
+
+
+def test_no_garbage_stops_the_service(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    seeds = [
+        encode(stranger.ready(good_payload())),
+        encode(Hello(device_id="device-0", artifact=ARTIFACT, num_samples=1)),
+        encode(
+            Report(device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=0.5, num_samples=1)
+        ),
+        encode(Request(sha256="0" * 64, missing=b"\xff")),
+        encode(Chunk(sha256="0" * 64, index=0, data=b"x")),
+    ]
+
+    @given(st.sampled_from(seeds), st.integers(0, 400), st.binary(min_size=1, max_size=4), st.booleans())
+    @settings(max_examples=300, deadline=None)
+    def throw(seed, at, junk, cut):
+        at = at % len(seed)
+        stranger.say_raw(seed[:at] + junk + (b"" if cut else seed[at + len(junk) :]))
+
+    throw()
+    stranger.say_raw(b"\xff" * 200_000)
+    assert stranger.deliver(good_payload())[-1].accepted
+
+
+def test_the_status_is_retained_and_small(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    stranger.deliver(good_payload())
+    late = stranger.server.connect([aggregator_topic(JOB)])
+    _, payload = late.receive(0)
+    status = decode(payload)
+    assert (status.finished, status.version, status.session) == (True, 1, "session-1")
+    assert len(payload) < 200
+    stranger.aggregator.kill()
+    assert not decode(late.receive(0)[1]).online, "the will says so"
