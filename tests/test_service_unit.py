@@ -13,6 +13,7 @@ from paths import ROOT
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.rules.rules_file import load_rules
 from fleetune.toolkit.commands.federation import device as command
+from fleetune.toolkit.commands.options import DEVICE
 from fleetune.toolkit.configuration import resolve
 
 DOCS = ROOT / "docs"
@@ -69,6 +70,6 @@ def test_the_configuration_that_the_page_shows_is_taken(unit, tmp_path):
     path = tmp_path / "device.toml"
     path.write_text(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1])
     options = dict.fromkeys(list(inspect.signature(command).parameters)[1:])
-    arguments = resolve(device, options, config=path, table="device")
+    arguments = resolve(device, options, config=path, table="device", parts=DEVICE)
     assert arguments["state"] == Path("/var/lib") / unit["Service"]["StateDirectory"]
     assert load_rules(arguments["rules"]).temperature.max_c == 75

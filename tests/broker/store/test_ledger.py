@@ -7,6 +7,7 @@ from pathlib import Path
 
 import children
 import pytest
+from paths import ROOT
 from rounds_by_hand import job, task, update_of
 
 from fleetune.broker.job import Settings
@@ -156,8 +157,14 @@ sys.stdin.read()
 
 
 def test_what_was_acknowledged_survives_a_sigkill(tmp_path):
-    here = Path(__file__).parent
-    command = [sys.executable, "-c", _CHILD, str(tmp_path), str(here), str(here.parent / "support")]
+    command = [
+        sys.executable,
+        "-c",
+        _CHILD,
+        str(tmp_path),
+        str(Path(__file__).parent),
+        str(ROOT / "tests/support"),
+    ]
     with children.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout.readline() == b"acknowledged\n"
         os.kill(child.pid, signal.SIGKILL)
