@@ -18,11 +18,12 @@ from fleetune.device_runtime.engine.processor import int8_path
 from fleetune.device_runtime.errors import ArtifactError
 
 LIMIT = 1e-4
-INT8_LIMIT = 8e-2
+INT8_LIMIT = 5e-2
 """Of relative L2 error, against torch with the same int8 arithmetic, one layer at a time.
 
 Two right implementations differ where a value lies on the border of two steps and rounds the other way: mostly 2e-6, and up to
-3e-2 where that befalls the one token of two that answers. A scale that is off by a tenth gives 0.12 and more.
+3e-2 where that befalls the one token of two that answers, with VNNI and without. The scales of one matrix a tenth too large
+give 0.062 to 0.22 (MiniLM), products that saturate 0.22 and more.
 """
 
 

@@ -17,7 +17,7 @@ _WORDS = re.compile(r"^(?:flags|Features)[ \t]*:(.*)$", re.MULTILINE)
 
 
 def int8_path(root: Path | str = "/") -> str:
-    """Name the best int8 instructions that ``proc/cpuinfo`` below ``root`` lists; ``other`` if it lists none, or is missing."""
+    """Name the best instructions for int8 listed in ``proc/cpuinfo`` below ``root``; ``other`` if none, or no such file."""
     try:
         found = _WORDS.search((Path(root) / "proc/cpuinfo").read_text(errors="replace"))
     except OSError:

@@ -51,7 +51,7 @@ def test_the_device_repeats_the_rounded_step(stored: tuple[str, Path, Program]) 
     base_dtype, folder, _ = stored
     report = selfcheck(folder)
     assert report.ok
-    assert report.limit == {"fp16": 1e-4, "int8": 8e-2}[base_dtype]
+    assert report.limit == {"fp16": 1e-4, "int8": 5e-2}[base_dtype]
     assert report.max_relative_error < {"fp16": 1e-5, "int8": 1e-3}[base_dtype]
     assert open_artifact(folder).manifest.base_dtype == base_dtype
 
