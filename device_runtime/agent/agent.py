@@ -79,7 +79,8 @@ class Agent:
         if self.finished:
             return inf
         work = self._assignments
-        greeting = self._presence.due_at(is_waiting=work.is_idle or work.is_fetching)
+        is_waiting = work.is_idle or work.is_fetching
+        greeting = now if work.must_greet else self._presence.due_at(is_waiting=is_waiting)
         transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
         return min(self._gate.due_at, greeting, transfer, self._work_due_at(now))
 

@@ -96,6 +96,15 @@ def test_who_lacks_what_it_builds_on_says_once_what_it_has(stage):
     assert "declined" not in stage.device.kinds()
 
 
+def test_who_lacks_what_it_builds_on_is_due_at_once(stage):
+    stage.poll()
+    stranger = {n: v + np.float32(1) for n, v in first_adapter().items()}
+    agent, link = stage.device.agent, stage.device.link
+    stage.aggregator.say(Difference(stage, held=stranger).offer)
+    agent.take(*link.receive(0), stage.now)
+    assert agent.due_at(stage.now) <= stage.now
+
+
 def corrupt(sent):
     return {"adapter_sha256": "0" * 64}
 
