@@ -160,6 +160,8 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) 
         notifier.beat()
         was_paused = agent.is_paused
         has_more = agent.poll(time.monotonic())
+        if agent.finished:
+            return
         now = time.monotonic()
         if has_more or was_paused or agent.is_paused:
             busy_at = now

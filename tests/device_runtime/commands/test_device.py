@@ -89,3 +89,10 @@ def test_systemd_is_fed_while_nothing_is_due(clock, monkeypatch):
     notifier = Notifier(watched, clock=lambda: clock.now)
     device._live(Agent(clock, finished_at=3), Link(clock), notifier=notifier, idle_limit_s=0)
     assert said == ["WATCHDOG=1"] * 6
+
+
+def test_a_device_that_hears_in_a_poll_that_the_job_is_over_leaves_at_once(clock):
+    link, agent = Link(clock), Agent(clock, finished_at=inf)
+    agent.poll = lambda now: setattr(agent, "finished_at", now)
+    device._live(agent, link, notifier=Notifier({}), idle_limit_s=0)
+    assert link.waits == []
