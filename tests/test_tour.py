@@ -40,11 +40,8 @@ def test_one_device_trains_alone_and_knows_what_it_learned(word_artifact, tmp_pa
         data=data,
         eval=write_lines(tmp_path / "others.csv", seed=9),
         out=tmp_path / "run",
-        epochs=6,
-        batch_size=8,
-        seq_len=16,
-        lr=0.02,
-        threads=1,
+        work=LocalWork(optimizer=OptimizerSpec(lr=0.02), epochs=6, batch_size=8, seq_len=16),
+        resources=Resources(threads=1),
     )
     assert report.accuracy > 0.9
     assert answers(word_artifact, tmp_path / "run" / "adapter") == ["a", "b", "c"]

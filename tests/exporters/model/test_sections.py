@@ -112,7 +112,7 @@ def tagged(*, mixed: bool) -> Program:
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
 
     made = program(Tagger(mixed=mixed))
-    inputs = (*made.inputs[:2], Input("labels", "int64", ("batch", "seq")))
+    inputs = (*made.inputs[:2], Input("labels", "int64", ("batch", "seq"), role="labels"))
 
     def make_batch(batch: int, seq: int) -> dict[str, Tensor]:
         arrays = made.make_batch(batch, seq)
