@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from math import log
 from typing import Any
 
-from fleetune.toolkit.figures import table
-
-from fleetune.toolkit.benchmark import run_worker
+from benchmarks.measuring.figures import table
+from benchmarks.measuring.processes import run_worker
 
 COUNTS = (10, 100, 1000)
 REPEATS = 3

@@ -1,11 +1,28 @@
 """The benchmarks' own machinery, on what is small: the figures themselves are measured, not tested."""
 
+import ast
+from importlib import import_module
+
 import pytest
 from pretrained import minilm_artifact
 
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.tables import Table
-from fleetune.toolkit.benchmark import bench, load
+from fleetune.toolkit.benchmark import FOLDER, bench, load
+
+
+def imported(path):
+    """(module, name) of all that a file takes from us."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("fleetune.", "benchmarks.")):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_of_ours_is_there(path):
+    load("measuring")
+    for module, name in imported(path):
+        assert hasattr(import_module(module), name), f"{module} has no {name}"
 
 
 def test_what_is_asked_for_wrongly_is_named():
