@@ -3,10 +3,8 @@
 import os
 import sys
 
-if sys.path and sys.path[0] in (
-    "",
-    os.getcwd(),
-):  # put there by -m: the user's folder, not a place of libraries
+# -m puts the current folder first: the user's, not a place of libraries.
+if sys.path and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 
 from fleetune.toolkit.cli import main

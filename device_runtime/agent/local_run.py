@@ -1,7 +1,7 @@
 """The work of one offer, a step at a time: training with its checkpoints, or an evaluation; gives what is to be delivered."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -109,8 +109,7 @@ class LocalRun:
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
-        losses = [step.loss for step in training.history[-_LOSSES_TOLD:]]
-        stats = {"loss": float(np.mean(losses))} if losses else {}
+        stats = _stats(training.history)
         header = partial(
             UpdateReady,
             device_id=self._home.identity.device_id,
@@ -124,7 +123,8 @@ class LocalRun:
         )
         # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
         self._memory.keep(offer.round, packed.memory)
-        event = Event("trained", offer.round, {**stats, "size_bytes": len(packed.payload)})
+        told = {name: stats[name] for name in ("loss",) if name in stats}
+        event = Event("trained", offer.round, {**told, "size_bytes": len(packed.payload)})
         return Product(lambda manifest: header(payload=manifest), packed.payload, event)
 
     def _evaluate(self) -> Product:
@@ -142,6 +142,19 @@ class LocalRun:
         )
         figures = {"loss": measured.loss, "accuracy": measured.accuracy}
         return Product(report, b"", Event("evaluated", offer.round, figures))
+
+
+def _stats(steps: Sequence[Stepped]) -> dict[str, float]:
+    """What whoever chooses a device's next work may learn from this one; empty without a step."""
+    if not steps:
+        return {}
+    first, last = steps[:_LOSSES_TOLD], steps[-_LOSSES_TOLD:]
+    return {
+        "loss": float(np.mean([step.loss for step in last])),
+        "loss_first": float(np.mean([step.loss for step in first])),
+        "active_layers": float(np.mean([step.active_layers for step in steps])),
+        "seconds": float(sum(step.seconds for step in steps)),
+    }
 
 
 def _figures(step: Stepped, step_index: int) -> dict[str, float]:

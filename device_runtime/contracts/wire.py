@@ -167,6 +167,7 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     num_samples: int
     payload: TransferManifest
     stats: dict[str, float] = {}
+    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers``: mean; ``seconds``: of all steps."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

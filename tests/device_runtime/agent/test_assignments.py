@@ -24,6 +24,7 @@ from fleetune.device_runtime.errors import ConfigError
 def test_it_trains_what_is_offered_and_delivers_it(stage):
     update = stage.trained()
     assert (update.round, update.version, update.codec, update.num_samples) == (1, 0, "fp32", 8)
+    assert update.stats.keys() == {"loss", "loss_first", "active_layers", "seconds"}
     assert update.stats["loss"] > 0
     values = decode_update(stage.pull(update), first_adapter())
     expected = locally(1)

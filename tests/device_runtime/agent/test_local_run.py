@@ -1,9 +1,10 @@
 import msgspec
 import numpy as np
 import pytest
-from fleet import STEPS, first_adapter, workbench_of
+from fleet import STEPS, Step, first_adapter, workbench_of
 from stage import Stage, locally
 
+from fleetune.device_runtime.agent import local_run
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import LocalWork, Report, UpdateReady
@@ -147,3 +148,14 @@ def test_an_evaluating_device_reports_until_there_is_a_verdict(tmp_path):
     stage.now += 100
     stage.poll(2)
     assert stage.aggregator.heard(Report) == []
+
+
+def test_what_an_update_tells_of_its_run():
+    steps = [Step(loss=float(30 - i), active_layers=1 + i % 2, seconds=0.5) for i in range(30)]
+    assert local_run._stats(steps) == {
+        "loss": sum(range(1, 21)) / 20,
+        "loss_first": sum(range(11, 31)) / 20,
+        "active_layers": 1.5,
+        "seconds": 15.0,
+    }
+    assert local_run._stats([]) == {}
