@@ -1,1 +1,1 @@
-"""Steps over data: policies, optimizers, checkpoints, evaluation, and fitting a run to the machine. Knows no network."""
+"""Steps over data: trainer, checkpoints, evaluation, and fitting a run to the machine. Knows no network."""
