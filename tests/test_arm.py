@@ -206,7 +206,7 @@ def test_streamed_weights_give_the_same_bits(flags, train_there, minilm):
 def test_a_frozen_prefix_runs_once_an_example(minilm, data, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(data.read_text().splitlines(keepends=True)[:4]))
-    words = ["--policy", "suffix", "--drop", 0.5, "--prefix-cache-mb", 10, "--epochs", 3, *FLAGS_SGD]
+    words = ["--policy", "suffix", "--drop", 0.5, "--hidden-cache-mb", 10, "--epochs", 3, *FLAGS_SGD]
     words += ["--batch-size", 2, "--seq-len", 8, "--threads", 1, "--out", tmp_path / "there", "--json"]
     *_, report, found = finished(start("-c", COUNTING, "train", minilm, "--data", few, *words)).splitlines()
     there = json.loads(report)
