@@ -47,11 +47,6 @@ class Roster:
         """Devices here."""
         return tuple(sorted(self._present))
 
-    @property
-    def has_free(self) -> bool:
-        """Whether any device here has not been asked."""
-        return bool(self._free)
-
     def arrive(self, device_id: str, *, is_asked: bool) -> None:
         """A device is here, or still here; ``is_asked``: it belongs to the open round."""
         self._present.add(device_id)
