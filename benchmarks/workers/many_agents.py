@@ -18,12 +18,12 @@ from fleetune.broker.job import Patience, Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.agent.agent import Agent
-from fleetune.device_runtime.agent.files import MemoryFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.files import MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
 from fleetune.device_runtime.network.turns import Turns
 

@@ -9,10 +9,10 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from fleetune.device_runtime.agent.files import Files
 from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs.codec import as_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
+from fleetune.device_runtime.files import Files
 
 log = logging.getLogger(__name__)
 

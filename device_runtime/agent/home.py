@@ -5,11 +5,11 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.agent.files import Files
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.files import Files
 from fleetune.device_runtime.network.connection import Connection
 
 

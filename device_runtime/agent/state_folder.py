@@ -6,9 +6,9 @@ from hashlib import sha256
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from fleetune.device_runtime.agent.files import Files, PathUser
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.files import Files, PathUser
 
 _ADAPTER = "adapter.safetensors"
 _CHECKPOINT = re.compile(r"work-(.+)\.safetensors")

@@ -12,7 +12,6 @@ from typing import Any
 
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import Event
-from fleetune.device_runtime.agent.files import DiskFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Duty, Identity
 from fleetune.device_runtime.agent.outbox import Outbox
@@ -27,6 +26,7 @@ from fleetune.device_runtime.contracts.wire import LocalWork, check_name
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, StateError, TransportError
+from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.link import Link, Will

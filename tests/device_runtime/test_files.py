@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from fleetune.device_runtime.agent.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.files import DiskFiles, MemoryFiles
 
 
 @pytest.fixture(params=["disk", "memory"])

@@ -14,7 +14,6 @@ from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.agent.agent import Agent
-from fleetune.device_runtime.agent.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
@@ -23,6 +22,7 @@ from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork, decode
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.network.turns import Turns
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.agent.codec_memory import CodecMemory
-from fleetune.device_runtime.agent.files import DiskFiles
 from fleetune.device_runtime.arrays import save_arrays
+from fleetune.device_runtime.files import DiskFiles
 
 LIKE = {"w": np.zeros(3, np.float32)}
 

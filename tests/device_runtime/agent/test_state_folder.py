@@ -2,9 +2,9 @@ from hashlib import sha256
 
 import pytest
 
-from fleetune.device_runtime.agent.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.files import DiskFiles, MemoryFiles
 
 
 @pytest.fixture(params=["disk", "memory"])
