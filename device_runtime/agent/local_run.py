@@ -123,8 +123,8 @@ class LocalRun:
         )
         # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
         self._memory.keep(offer.round, packed.memory)
-        told = {name: stats[name] for name in ("loss",) if name in stats}
-        event = Event("trained", offer.round, {**told, "size_bytes": len(packed.payload)})
+        loss = {"loss": stats["loss"]} if stats else {}
+        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
         return Product(lambda manifest: header(payload=manifest), packed.payload, event)
 
     def _evaluate(self) -> Product:
