@@ -262,6 +262,20 @@ class World:
         raise AssertionError(f"nothing after {turns} turns: {[d.kinds()[-3:] for d in self.devices]}")
 
 
+def roughly(seed):
+    """A server that loses, doubles and damages messages, a twelfth each; statuses come through."""
+    rng = np.random.default_rng(seed)
+
+    def disturb(topic, payload):
+        if topic.endswith("status"):
+            return (payload,)
+        fate = rng.integers(12)
+        damaged = payload[:-1] + bytes([payload[-1] ^ 1])
+        return {0: (), 1: (payload, payload), 2: (damaged,)}.get(int(fate), (payload,))
+
+    return disturb
+
+
 def world(folder, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, **changes):
     """A job and its devices, ready to take turns."""
     server = Loopback(disturb=disturb)
