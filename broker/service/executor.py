@@ -7,7 +7,6 @@ from fleetune.broker.job import Settings
 from fleetune.broker.rounds.actions import Action, Assign, Close, Dismiss, Enrol, Finish
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
-from fleetune.broker.service.reporter import Reporter
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
 from fleetune.broker.tasks import Task, listed
@@ -27,11 +26,10 @@ class Executor:
         *,
         meter: Meter,
         outbound: Outbound,
-        reporter: Reporter,
     ) -> None:
         """Prepare; all parts are of the same job."""
         self._settings, self._store, self._versions = settings, store, versions
-        self._meter, self._outbound, self._reporter = meter, outbound, reporter
+        self._meter, self._outbound = meter, outbound
 
     def carry_out(self, actions: Iterable[Action], now: float) -> None:
         """Carry out actions in order; StateError if the store cannot be read or written."""
@@ -77,7 +75,6 @@ class Executor:
         self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
         self._versions.close(close.round, close.version)
         log.info("round %d: closed with %s", close.round, listed(close.devices))
-        self._reporter.tell()
         self._outbound.announce()
 
     def _dismiss(self, dismiss: Dismiss) -> None:
@@ -88,7 +85,6 @@ class Executor:
     def _finish(self, finish: Finish, now: float) -> None:
         self._meter.spend(now)
         self._store.finish()
-        self._reporter.tell()
         for device_id in finish.devices:
             self._outbound.tell(device_id, Finished(job=self._settings.job, reason=finish.reason))
         self._outbound.announce()

@@ -93,14 +93,7 @@ class Service:
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session)
         self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
-        self._executor = Executor(
-            settings,
-            store,
-            self._versions,
-            meter=self._meter,
-            outbound=self._outbound,
-            reporter=self._reporter,
-        )
+        self._executor = Executor(settings, store, self._versions, meter=self._meter, outbound=self._outbound)
         self._pulls = Pulls()
         self._known: set[str] = set()
         self._connections = -1
