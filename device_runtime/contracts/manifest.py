@@ -108,6 +108,8 @@ class Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pad: float = 0
     role: Literal["", "labels"] = ""
     """``labels``: what the model is to answer; prediction does without."""
+    below: int = 0
+    """Ids run from 0 to this, exclusive; 0 where there is no such limit."""
 
     def __str__(self) -> str:
         """Dtype and shape, for a message."""
@@ -129,6 +131,8 @@ class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     pad_id: int
     max_length: int
+    truncation_side: Literal["left", "right"] = "right"
+    """At which end a text that is too long loses tokens."""
 
 
 class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +143,8 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where a backend has any."""
+    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where the model's
+    positions or a backend set any."""
 
     format: int
     name: str
