@@ -77,6 +77,21 @@ def _federate(folder):
         aggregate(folder / "artifact", mqtt=server.url, job=job, work=LocalWork(steps=2), out=folder / "federation")
 
 
+def _save_model(folder):
+    """A model of two layers with a tokenizer of words, and a LoRA of it."""
+    import peft
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=32, num_labels=2, **sizes))
+    model.save_pretrained(folder / "model")
+    shutil.copy(folder / "artifact" / "tokenizer.json", folder / "model")
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"), **names).save_pretrained(folder / "model")
+    learning = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
+    learning.save_pretrained(folder / "adapter")
+
+
 def problem_of(ended: Ended) -> str:
     """What a user must not see; empty if there is none."""
     lines = ended.err.strip().splitlines()
@@ -135,9 +150,7 @@ def test_many_tries_are_told_in_plain_words(world, tmp_path):
 
 @pytest.mark.slow
 def test_tries_of_what_needs_torch_are_told_in_plain_words(world, tmp_path):
-    from made_models import make_model
-
-    make_model(world)
+    _save_model(world)
     problems = try_all(numbers(TORCH), WITH_TORCH, world, tmp_path, EXPORT)
     assert not problems, "\n".join([*problems[:10], f"{len(problems)} in all"])
 

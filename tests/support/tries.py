@@ -38,7 +38,7 @@ LINES = {
 WITH_TORCH = {
     "export": "export model --task sequence-classification --labels labels.txt --out new",
     "export adapter": "export model --task sequence-classification --labels labels.txt --adapter adapter --out new",
-    "merge full": "merge run --full --model model --out new",
+    "merge full": "merge adapter --full --model model --labels labels.txt --out new",
     "demo": "demo --data words.csv --out new --rounds 1 --devices 1",
 }
 _OPTIONS = {
