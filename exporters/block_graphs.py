@@ -50,8 +50,8 @@ def write_block_graphs(
     """Export ``program`` into the folder ``out``, which is replaced if it is an artifact already.
 
     Raises:
-        ExportError: no blocks, a trainable tensor that cannot learn, a loss that is no mean, logits that ask for labels, an operator
-            without translation, or a folder in the way.
+        ExportError: no blocks, a trainable tensor that cannot learn, a loss that is no mean, logits that ask for labels, an
+            operator without translation, or a folder in the way.
     """
     sizes = traced_sizes(program)
     blocks = _find_blocks(program, sizes, on_progress)

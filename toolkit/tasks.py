@@ -18,8 +18,8 @@ LABELLED, NEXT = Targets(shift=0, ignored=IGNORED), Targets(shift=1, ignored=IGN
 class Task(NamedTuple):
     """``auto_class`` is a class of transformers, ``peft_type`` a TaskType of peft (empty: none fits).
 
-    ``counted`` are the labels that the loss is a mean over. ``token_loss`` is its sum over any tokens, for tasks with more classes
-    than their logits should ever be held whole.
+    ``counted`` are the labels that the loss is a mean over. ``token_loss`` is its sum over any tokens, for tasks with more
+    classes than their logits should ever be held whole.
     """
 
     auto_class: str

@@ -67,7 +67,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How labels, (batch, seq) or (batch,), become targets: moved ``shift`` places to the left; ``ignored`` counts for nothing."""
+    """How labels (batch, seq) or (batch,) become targets: moved ``shift`` places to the left; ``ignored`` counts for nothing."""
 
     shift: int
     ignored: int
@@ -145,8 +145,10 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where the model's
-    positions or a backend set any."""
+    """Everything a device needs to know before it reads a weight.
+
+    ``bounds``: largest batch and seq, where the model's positions or a backend set any.
+    """
 
     format: int
     name: str

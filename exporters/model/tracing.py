@@ -85,7 +85,9 @@ def _check_sizes(
         extents = node.meta["val"].shape if is_data else ()
         fixed = [e for e in extents if isinstance(e, int) and e in sizes]
         if fixed:
-            raise ExportError(f"{what}: the trace fixed the {_NAMES[sizes.index(fixed[0])]} size of {node.name}")
+            raise ExportError(
+                f"{what}: the trace fixed the {_NAMES[sizes.index(fixed[0])]} size of {node.name}"
+            )
 
 
 def _dim(which: int, bounds: tuple[int, int] | None) -> Any:
