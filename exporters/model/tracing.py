@@ -82,12 +82,12 @@ def _check_sizes(
     """Refuse a trace that took one of the sizes for a constant: other batches would silently get wrong numbers."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for node, is_data in zip(inputs, data, strict=True):
-        extents = node.meta["val"].shape if is_data else ()
-        fixed = [e for e in extents if isinstance(e, int) and e in sizes]
-        if fixed:
-            raise ExportError(
-                f"{what}: the trace fixed the {_NAMES[sizes.index(fixed[0])]} size of {node.name}"
-            )
+        extents = (
+            list(map(str, node.meta["val"].shape)) if is_data else []
+        )  # a symbol that became a number is one here
+        for name, size in zip(_NAMES, sizes, strict=True):
+            if str(size) in extents:
+                raise ExportError(f"{what}: the trace fixed the {name} size of its input {node.name}")
 
 
 def _dim(which: int, bounds: tuple[int, int] | None) -> Any:
