@@ -9,6 +9,7 @@ import msgspec
 
 from fleetune.device_runtime.contracts.artifact import GOLDEN
 from fleetune.device_runtime.contracts.manifest import Graph, Kind, Layer, Manifest, Port, Section
+from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.assembly import Description, Structure, assemble, new_folder
 from fleetune.exporters.model.anatomy import Anatomy, Call, find_anatomy, stream
 from fleetune.exporters.model.golden import chained_plans, record_golden, single_plans
@@ -49,12 +50,14 @@ def write_block_graphs(
     """Export ``program`` into the folder ``out``, which is replaced if it is an artifact already.
 
     Raises:
-        ExportError: no blocks, a trainable tensor that cannot learn, an operator without translation, or a folder in the way.
+        ExportError: no blocks, a trainable tensor that cannot learn, a loss that is no mean, logits that ask for labels, an
+            operator without translation, or a folder in the way.
     """
     sizes = traced_sizes(program)
     blocks = _find_blocks(program, sizes, on_progress)
     functions = functions_of(program, blocks.anatomy, blocks.kinds, sizes=sizes)
     graphs = convert_all(converters, functions, sizes=sizes, base_dtype=base_dtype)
+    _check_predict(graphs.head, program)
     with new_folder(out) as folder:
         on_progress("writing weights and graphs")
         written = write_graphs(folder, functions, graphs, suffix=converters.suffix)
@@ -70,7 +73,12 @@ def write_block_graphs(
             prelude=Section(written.prelude.graphs, table.indices(slots.prelude)),
             kinds=tuple(Kind(kind.graphs) for kind in written.kinds),
             layers=_layers(blocks, table, slots.layers),
-            head=Section(written.head.graphs, table.indices(slots.head), functions.head.targets),
+            head=Section(
+                written.head.graphs,
+                table.indices(slots.head),
+                functions.head.targets,
+                program.counted or "rows",
+            ),
             tensors=table.rows,
             hidden_size=stream(blocks.anatomy.calls[0].output).shape[-1],
         )
@@ -104,6 +112,15 @@ def write_graphs(
         for name, files, function in zip(names, graphs, functions, strict=True)
     )
     return Sections(first, kinds, last)
+
+
+def _check_predict(head: GraphFiles, program: Program) -> None:
+    """Prediction has all of a batch but its labels."""
+    ports = [port for purpose, graph in head.items() for port in graph.inputs if purpose == "predict"]
+    if program.label_name in [program.inputs[port.index].name for port in ports if port.role == "batch"]:
+        raise ExportError(
+            f"head (predict): the logits ask for {program.label_name}, which prediction does not have"
+        )
 
 
 def _find_blocks(program: Program, sizes: tuple[int, int], on_progress: Callable[[str], None]) -> _Blocks:

@@ -27,8 +27,8 @@ def write_artifact(
 
     Raises:
         ConfigError: no such backend or storage of frozen weights.
-        ExportError: no blocks, a trainable tensor that cannot learn, an operator without translation, a storage that the
-            backend does not take, or a folder in the way.
+        ExportError: no blocks, a trainable tensor that cannot learn, a loss that is no mean, an operator without translation, a
+            storage that the backend does not take, or a folder in the way.
     """
     chosen = BACKENDS[backend]
     check_base_dtype(base_dtype, backend=backend, taken=chosen.base_dtypes)

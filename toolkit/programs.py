@@ -61,6 +61,7 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
         inputs=loaded.inputs,
         names=adapter_names(model),
         shapes=frozenset(numbers),
+        counted=chosen.counted,
         token_loss=chosen.token_loss,
     )
 

@@ -9,16 +9,17 @@ from torch.nn.functional import cross_entropy
 
 from fleetune.device_runtime.contracts.manifest import Targets
 from fleetune.device_runtime.tables import Table
-from fleetune.exporters.model.program import TokenLoss
 
 IGNORED = -100
 """A label of this value counts for nothing."""
+LABELLED, NEXT = Targets(shift=0, ignored=IGNORED), Targets(shift=1, ignored=IGNORED)
 
 
 class Task(NamedTuple):
     """``auto_class`` is a class of transformers, ``peft_type`` a TaskType of peft (empty: none fits).
 
-    ``token_loss`` is the loss token by token, for tasks with more classes than their logits should ever be held whole.
+    ``counted`` are the labels that the loss is a mean over. ``token_loss`` is its sum over any tokens, for tasks with more
+    classes than their logits should ever be held whole.
     """
 
     auto_class: str
@@ -26,7 +27,8 @@ class Task(NamedTuple):
     loss: Callable[[Tensor, Tensor], Tensor]
     labels_shape: tuple[int | str, ...]
     has_classes: bool = True
-    token_loss: TokenLoss | None = None
+    counted: Targets = LABELLED
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def draw_labels(
         self, shape: Sequence[int], *, num_classes: int, vocabulary: int, generator: torch.Generator
@@ -37,7 +39,7 @@ class Task(NamedTuple):
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy; logits (batch, classes), labels (batch,)."""
+    """Mean cross entropy over the labelled rows; logits (batch, classes), labels (batch,)."""
     return cross_entropy(logits, labels)
 
 
@@ -77,7 +79,8 @@ TASKS = Table(
             next_token_loss,
             ("batch", "seq"),
             has_classes=False,
-            token_loss=TokenLoss(_masked_sum, Targets(shift=1, ignored=IGNORED)),
+            counted=NEXT,
+            token_loss=_masked_sum,
         ),
         "image-classification": Task("AutoModelForImageClassification", "", classification_loss, ("batch",)),
     },

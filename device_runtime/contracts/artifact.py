@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, load_arrays, sha256_of
-from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Tensor
+from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Targets, Tensor
 from fleetune.device_runtime.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -22,6 +22,8 @@ GOLDEN = "golden.safetensors"
 NOISE_STEP = 2.0**-11
 """What one unit of a golden step's ``noise.*`` (int8) stands for; exact in float32, so every machine adds the same."""
 _MANIFEST_BYTES_MAX = 64 * 1024**2
+_COUNTED_BEFORE = {"causal-lm": Targets(shift=1, ignored=-100)}
+"""What a loss was a mean over by its task, where the manifest does not say; all other tasks: every label but -100."""
 
 
 class _FormatOnly(msgspec.Struct):
@@ -133,8 +135,8 @@ def _parse(content: bytes, folder: Path) -> Manifest:
                 f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune"
             )
         if found < FORMAT:
-            return _upgraded(msgspec.json.decode(content), folder)
-        return msgspec.json.decode(content, type=Manifest)
+            return _counting(_upgraded(msgspec.json.decode(content), folder))
+        return _counting(msgspec.json.decode(content, type=Manifest))
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
 
@@ -157,6 +159,14 @@ def _upgraded(found: dict[str, Any], folder: Path) -> Manifest:
         for row in manifest.inputs
     )
     return msgspec.structs.replace(manifest, inputs=inputs)
+
+
+def _counting(manifest: Manifest) -> Manifest:
+    """With what its loss is a mean over, which manifests did not always say."""
+    if manifest.head.counted:
+        return manifest
+    counted = _COUNTED_BEFORE.get(manifest.task, Targets(shift=0, ignored=-100))
+    return msgspec.structs.replace(manifest, head=msgspec.structs.replace(manifest.head, counted=counted))
 
 
 def _path_problems(manifest: Manifest) -> Iterable[str]:

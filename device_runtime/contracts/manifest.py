@@ -67,7 +67,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Targets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How labels (batch, seq) become each token's target: moved ``shift`` places to the left; ``ignored`` counts for nothing."""
+    """How labels (batch, seq) or (batch,) become targets: moved ``shift`` places to the left; ``ignored`` counts for nothing."""
 
     shift: int
     ignored: int
@@ -77,12 +77,14 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The prelude or the head: its graphs by purpose, and the tensor of each weight slot.
 
     A head with ``targets`` works token by token: its graphs take any tokens (1, rows) with their targets in the place of the
-    labels, and its loss is a sum, so that it can be run over a few rows at a time.
+    labels, and its loss is a sum, so that it can be run over a few rows at a time. ``counted`` says what the loss of any batch
+    is a mean over: its rows, or the labels that have a target. Manifests of before leave it empty; ``artifact`` fills it in.
     """
 
     graphs: dict[str, Graph]
     tensors: tuple[int, ...] = ()
     targets: Targets | None = None
+    counted: Targets | Literal["rows", ""] = ""
 
 
 class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,8 +145,10 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where the model's
-    positions or a backend set any."""
+    """Everything a device needs to know before it reads a weight.
+
+    ``bounds``: largest batch and seq, where the model's positions or a backend set any.
+    """
 
     format: int
     name: str
@@ -181,6 +185,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def features(self) -> tuple[Input, ...]:
         """The inputs that are no labels."""
         return tuple(row for row in self.inputs if row.role != "labels")
+
+    @property
+    def counted(self) -> Targets | None:
+        """Which labels a mean loss is taken over; None where it is one over rows."""
+        found = self.head.counted
+        return found if isinstance(found, Targets) else None
+
+    @property
+    def learning(self) -> frozenset[int]:
+        """The layers that have something to train."""
+        trainable = {i for i, row in enumerate(self.tensors) if row.trainable}
+        return frozenset(i for i, layer in enumerate(self.layers) if trainable.intersection(layer.tensors))
 
     @property
     def label_index(self) -> int:

@@ -1,6 +1,6 @@
 """A layer plan says what each layer does in one step; its route, which layers run there, and which back."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -40,6 +40,13 @@ def active_layers(plan: LayerPlan) -> tuple[int, ...]:
 def trained_layers(plan: LayerPlan) -> tuple[int, ...]:
     """Indices of the layers whose adapters get gradients, lowest first."""
     return tuple(i for i, mode in enumerate(plan) if mode is Mode.TRAIN)
+
+
+def learnable(plan: LayerPlan, learning: Collection[int]) -> LayerPlan:
+    """``plan`` with those layers frozen that have nothing to train; ``learning`` are the others, as of a manifest."""
+    return tuple(
+        Mode.FORWARD if mode is Mode.TRAIN and i not in learning else mode for i, mode in enumerate(plan)
+    )
 
 
 class Route(NamedTuple):

@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 class Mean:
-    """The mean of parts; a part weighs as many rows, or target tokens, as its own mean was taken over."""
+    """The mean of parts; a part weighs as much as its own mean was taken over: see :func:`share_of`."""
 
     def __init__(self, total: int) -> None:
         """``total`` is the sum of what will be added."""
@@ -44,12 +44,12 @@ class Mean:
         self._grads: Arrays = {}
 
     def add(self, part: StepResult, share: int) -> None:
-        """Take a part in; one part alone comes out to the bit as it went in."""
+        """Take a part in; one part alone comes out to the bit as it went in, one of no share adds nothing but its logits."""
         weight = share / self._total
-        self._loss += weight * part.loss
+        self._loss += weight * part.loss if share else 0.0
         self._logits += [] if part.logits is None else [part.logits]
         for name, grad in part.grads.items():
-            scaled = grad if weight == 1 else np.multiply(grad, np.float32(weight))
+            scaled = _weighed(grad, weight)
             self._grads[name] = np.add(self._grads[name], scaled) if name in self._grads else scaled
 
     def result(self) -> StepResult:
@@ -106,9 +106,16 @@ def num_tokens(batch: Arrays, inputs: Sequence[Input]) -> int:
     return max((batch[row.name].shape[row.shape.index(_SEQ)] for row in rows), default=0)
 
 
-def share_of(labels: Array, targets: Targets | None) -> int:
-    """What the mean loss is taken over: rows of ``labels``, or tokens that have a target."""
-    return len(labels) if targets is None else int((shifted(labels, targets) != targets.ignored).sum())
+def share_of(labels: Array, counted: Targets | None) -> int:
+    """How many a mean loss is taken over: rows of ``labels``, or those of them that have a target."""
+    return len(labels) if counted is None else int((shifted(labels, counted) != counted.ignored).sum())
+
+
+def _weighed(grad: Array, weight: float) -> Array:
+    """``grad`` times ``weight``; at 0 a zero, for the mean over no label at all may be NaN."""
+    if weight == 0:
+        return np.zeros_like(grad)
+    return grad if weight == 1 else np.multiply(grad, np.float32(weight))
 
 
 def _cut(place: slice, length: int) -> list[slice]:

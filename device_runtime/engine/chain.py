@@ -102,8 +102,18 @@ class Chain:
         scope["hidden", 0] = self._value(choose(self._loader.array_of(scope["hidden", 0])))
         head = self._manifest.head
         graph = head.graphs["predict"]
+        if self._labels in {(port.role, port.index) for port in graph.inputs}:
+            scope[self._labels] = self._value(self._blank_labels(batch))
         ends = self._run(graph, {**scope, **weights.of(head.tensors, graph)})
         return self._loader.array_of(ends["logits", 0])  # (B, C) or (B, S, C)
+
+    def _blank_labels(self, batch: Arrays) -> Array:
+        """Zeros in the place of labels: graphs of 0.1.0 ask them for their size, though for nothing else."""
+        sizes: dict[str, int] = {}
+        for row in self._manifest.features:
+            row.fits(batch[row.name], sizes)
+        labels = self._manifest.inputs[self._manifest.label_index]
+        return np.zeros([sizes[n] if isinstance(n, str) else n for n in labels.shape], labels.dtype)
 
     def _climbed(self, batch: Arrays, weights: StepWeights) -> _Pass:
         """Prelude and every layer, frozen."""

@@ -8,7 +8,7 @@ import numpy as np
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Layer, Manifest, Port, Tensor, extent
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
-from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, route
+from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, learnable, route
 from fleetune.device_runtime.errors import ConfigError
 
 BARE_BYTES = 54_000_000
@@ -66,7 +66,7 @@ def footprint(
         )
     rows = min(batch_size, memory.micro_batch or batch_size)
     sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
-    way = route(plan, memory)
+    way = route(learnable(plan, m.learning), memory)
     active, rerun, saving = ([m.layers[i] for i in some] for some in (way.layers, way.rerun, way.saved))
     tape = len(way.back) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
     prelude, layers, head = _weights(m, active, sizes, streamed=memory.streamed)

@@ -11,7 +11,7 @@ from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import LayerPlan, Route, route
+from fleetune.device_runtime.contracts.plans import LayerPlan, Route, learnable, route
 from fleetune.device_runtime.engine.batches import (
     Mean,
     Part,
@@ -89,7 +89,7 @@ class Stack:
         if len(plan) != manifest.num_layers:
             raise ConfigError(f"plan of {len(plan)} layers; the model has {manifest.num_layers}")
         rows = self._checked(batch, rows)
-        way, weights = route(plan, rows.memory), self._weights(adapter, rows)
+        way, weights = route(learnable(plan, manifest.learning), rows.memory), self._weights(adapter, rows)
         stored = hidden(self._below(way, adapter)) if hidden and way.below and way.back else None
 
         def train(chain: Chain, part: Part) -> tuple[StepResult, int]:
@@ -175,7 +175,7 @@ class Stack:
 
     def _share(self, batch: Arrays) -> int:
         manifest = self.artifact.manifest
-        return share_of(batch[manifest.label_name], manifest.head.targets)
+        return share_of(batch[manifest.label_name], manifest.counted)
 
     def _below(self, way: Route, adapter: Arrays) -> Mapping[str, Array]:
         """What makes the hidden stream below the lowest trained layer, beside the base: layers and their adapters."""

@@ -82,9 +82,9 @@ def run_tokens(
 
 
 def shifted(labels: Array, targets: Targets) -> Array:
-    """Labels moved ``targets.shift`` places to the left, so that each token's own target stands at its place."""
+    """Labels, (batch, seq) or (batch,), moved ``targets.shift`` places to the left: each token's own target at its place."""
     moved = np.full_like(labels, targets.ignored)
-    moved[:, : labels.shape[1] - targets.shift] = labels[:, targets.shift :]
+    moved[..., : labels.shape[-1] - targets.shift] = labels[..., targets.shift :]
     return moved
 
 

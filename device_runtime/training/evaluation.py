@@ -6,13 +6,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Indices
+from fleetune.device_runtime.contracts.manifest import Targets
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.data.samples import IGNORED, Dataset
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.engine.batches import share_of
 from fleetune.device_runtime.engine.engine import Engine
+from fleetune.device_runtime.engine.token_head import shifted
 
 
 class Evaluation(NamedTuple):
-    """Mean loss and share of right answers over the labels that count; ``num_samples`` rows."""
+    """Mean loss and share of right answers over the labels that count, however batched; ``num_samples`` rows."""
 
     loss: float
     accuracy: float
@@ -40,21 +43,23 @@ def evaluate(
     """
     manifest = engine.artifact.manifest
     rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens, memory)
-    shifted = manifest.task == "causal-lm"
-    loss, num_right, num_judged = 0.0, 0, 0
+    loss, shares, num_right, num_judged = 0.0, 0, 0, 0
     for indices in dataset.ordered_batches(batch_size):
         before_batch()
         batch = dataset.rows(indices)
         batch_loss, answers = engine.evaluate(batch, adapter, rows=rows)
-        right, judged = _count(answers, batch[manifest.label_name].astype(np.int64), shifted=shifted)
-        loss += batch_loss * judged
+        labels = batch[manifest.label_name].astype(np.int64)
+        share = share_of(labels, manifest.counted)
+        right, judged = _count(answers, labels, manifest.counted)
+        loss, shares = loss + batch_loss * share, shares + share
         num_right, num_judged = num_right + right, num_judged + judged
-    return Evaluation(loss / max(1, num_judged), num_right / max(1, num_judged), dataset.num_samples)
+    return Evaluation(loss / max(1, shares), num_right / max(1, num_judged), dataset.num_samples)
 
 
-def _count(answers: Indices, labels: Indices, *, shifted: bool) -> tuple[int, int]:
+def _count(answers: Indices, labels: Indices, counted: Targets | None) -> tuple[int, int]:
     """How many labels are answered right, and how many count; both (batch, …)."""
-    if shifted:
-        answers, labels = answers[:, :-1], labels[:, 1:]
-    judged = labels != IGNORED
-    return int((answers == labels)[judged].sum()), int(judged.sum())
+    if counted is None:
+        return int((answers == labels).sum()), labels.size
+    targets = shifted(labels, counted)
+    judged = targets != counted.ignored
+    return int((answers == targets)[judged].sum()), int(judged.sum())

@@ -114,20 +114,22 @@ def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype
     traced = Traced(section, sizes, base_dtype=base_dtype)
     inputs, y = traced.entering(), traced.leaving("hidden")
     gradients = traced.leaving("d_hidden", "d_weight")
-    own = traced.leaving("d_weight") or gradients
+    own = traced.leaving("d_weight")
     extents = {symbol: NOMINAL[name] for symbol, name in traced.symbols.items()}
     gradient = next(i.node for i in inputs if i.role == "d_hidden")
     kept = saved_values(traced.program.graph, gradient, extents=extents)
     saved = [NodeRole(n, "saved", i) for i, n in enumerate(kept)]
     every = [*inputs, *saved]
-    return {
+    found = {
         "forward": traced.graph("forward", inputs, y),
         "forward_save": traced.graph("forward_save", inputs, [*y, *saved]),
         "backward": traced.graph("backward", every, gradients),
         "backward_recompute": traced.graph("backward_recompute", inputs, gradients),
-        "backward_lowest": traced.graph("backward_lowest", every, own),
-        "backward_lowest_recompute": traced.graph("backward_lowest_recompute", inputs, own),
     }
+    if own:
+        found["backward_lowest"] = traced.graph("backward_lowest", every, own)
+        found["backward_lowest_recompute"] = traced.graph("backward_lowest_recompute", inputs, own)
+    return found
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:

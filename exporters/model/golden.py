@@ -61,9 +61,12 @@ def torch_step(
     with torch.enable_grad(), without(anatomy, dropped):
         logits = program.logits(batch)
         loss = program.loss(logits, batch[program.label_name])
-        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        learns = bool(parameters) and loss.requires_grad  # not if the only layer that learns is dropped
+        grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True) if learns else ()
     found = {
-        f"grad.{program.names.get(n, n)}": g for n, g in zip(parameters, grads, strict=True) if g is not None
+        f"grad.{program.names.get(n, n)}": g
+        for n, g in zip(parameters, grads, strict=learns)
+        if g is not None
     }
     return {"loss": loss.detach(), "logits": logits.detach(), **found}
 

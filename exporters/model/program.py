@@ -1,21 +1,15 @@
 """What an exporter is given: a plain module, how to read its output, and one example batch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fleetune.device_runtime.contracts.manifest import Input, Targets
 from fleetune.device_runtime.errors import ExportError
-
-
-@dataclass(frozen=True)
-class TokenLoss:
-    """A loss that is a mean over tokens: ``sum`` takes (logits, targets) of any tokens to the sum of their losses."""
-
-    sum: Callable[[Tensor, Tensor], Tensor]
-    targets: Targets
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,9 @@ class Program:
         inputs: one row per array of a batch, in manifest terms; the role of one of them is ``labels``.
         names: parameter or buffer name in ``module`` -> tensor name in the artifact.
         shapes: dimensions that no traced size may equal, beside those of the parameters.
-        token_loss: the same loss token by token, if it is one; a head that works token by token is then run in chunks.
+        counted: which labels ``loss`` is a mean over; None for one over rows.
+        token_loss: (logits, targets) of any tokens -> the sum of their losses, if ``loss`` is the mean of that over ``counted``;
+            a head that works token by token is then run in chunks.
     """
 
     module: nn.Module
@@ -40,7 +36,8 @@ class Program:
     inputs: tuple[Input, ...]
     names: dict[str, str]
     shapes: frozenset[int] = field(default_factory=frozenset)
-    token_loss: TokenLoss | None = None
+    counted: Targets | None = None
+    token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits of a batch; its labels, if any, are not looked at."""
@@ -63,6 +60,38 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 def trainable_names(module: nn.Module) -> list[str]:
     """Names of the parameters that learn, in registration order."""
     return [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def check_mean(program: Program, logits: Tensor, labels: Tensor) -> None:
+    """Refuse a loss that is not the mean its program says, row by row: devices take it over parts and put these together.
+
+    Args:
+        program: whose ``loss`` and ``counted`` are compared.
+        logits: (batch, …, classes).
+        labels: as in a batch, of two rows or more.
+
+    Raises:
+        ExportError: names both numbers.
+    """
+    with torch.no_grad():
+        whole = float(program.loss(logits, labels))
+        parts = [
+            (_share(labels[i : i + 1], program.counted), program.loss(logits[i : i + 1], labels[i : i + 1]))
+            for i in range(len(labels))
+        ]
+    mean = sum(share * float(loss) for share, loss in parts if share) / max(1, sum(s for s, _ in parts))
+    if not math.isclose(whole, mean, rel_tol=1e-4, abs_tol=1e-6):
+        over = "rows" if program.counted is None else f"labels other than {program.counted.ignored}"
+        raise ExportError(
+            f"loss: {whole:.6g} of a batch, {mean:.6g} as the mean of its rows over {over}; "
+            "devices split batches, so a loss must be a plain mean: say over what in Program.counted"
+        )
+
+
+def _share(labels: Tensor, counted: Targets | None) -> int:
+    if counted is None:
+        return len(labels)
+    return int((labels[..., counted.shift :] != counted.ignored).sum())
 
 
 def traced_sizes(program: Program) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from fleetune.device_runtime.contracts.manifest import Role, Targets
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import Anatomy, Call, replaced, stream
-from fleetune.exporters.model.program import Program, tensors_of, trainable_names
+from fleetune.exporters.model.program import Program, check_mean, tensors_of, trainable_names
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Secti
     """
     batch = program.make_batch(*sizes)
     chunked = program.token_loss if _is_token_wise(program, anatomy, batch) else None
-    loss_of = chunked.sum if chunked else program.loss
+    loss_of = chunked or program.loss
     inputs = _batch_arguments(program, batch)
     weights = _weights(program)
     trained = _head_trainables(program, anatomy, batch)
@@ -121,7 +121,7 @@ def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Secti
     slots = tuple(w.name for w in weights)
     results: list[tuple[Role, int]] = [("loss", 0), ("logits", 0), ("d_hidden", 0)]
     results += [("d_weight", i) for i, name in enumerate(slots) if name in trained]
-    targets = chunked.targets if chunked else None
+    targets = program.counted if chunked else None
     return SectionFunction("head", function, (hidden, *inputs, *weights), tuple(results), slots, targets)
 
 
@@ -196,7 +196,7 @@ def _learning(value: Tensor, weight: Argument, trained: set[str]) -> Tensor:
 def _is_token_wise(program: Program, anatomy: Anatomy, batch: dict[str, Tensor]) -> bool:
     """Whether logits depend on their own token's hidden state alone: not on another's, nor on what the batch says."""
     hidden = stream(anatomy.calls[-1].output).detach()
-    if program.token_loss is None or hidden.ndim != 3:
+    if program.token_loss is None or program.counted is None or hidden.ndim != 3:
         return False
     changed, place = hidden.clone(), hidden.shape[1] // 2
     changed[:, place] = hidden[:, place].flip(-1) + 1
@@ -223,7 +223,9 @@ def _head_trainables(program: Program, anatomy: Anatomy, batch: dict[str, Tensor
     names = [n for n in trainable_names(program.module) if id(parameters[n]) not in inside]
     start = stream(anatomy.calls[-1].output).detach().requires_grad_(True)
     with torch.enable_grad(), replaced(anatomy, [lambda _leaves: start] * len(anatomy.calls)):
-        loss = program.loss(program.logits(batch), batch[program.label_name])
+        logits, labels = program.logits(batch), batch[program.label_name]
+        loss = program.loss(logits, labels)
+    check_mean(program, logits, labels)
     grads = torch.autograd.grad(loss, [start, *(parameters[n] for n in names)], allow_unused=True)[1:]
     stray = [n for n, g in zip(names, grads, strict=True) if g is None]
     if stray:

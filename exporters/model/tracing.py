@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fleetune.device_runtime.errors import ExportError
 
 Traceable = Callable[..., Sequence[Tensor]]
+_NAMES = ("batch", "seq")
 _LOUD = (
     "torch.export",
     "torch.fx",
@@ -67,11 +68,26 @@ def trace(
                 decomposition_table={**core_aten_decompositions(), **decompositions},
                 _allow_non_fake_inputs=True,
             )(*arguments)
+            _check_sizes(graph, data, what=what, sizes=sizes)
             return torch.export.export(_Held(graph), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
     except ExportError:
         raise
     except Exception as exc:
         raise ExportError(f"{what}: tracing stopped at {_place(exc)}: {_first_line(exc)}") from exc
+
+
+def _check_sizes(
+    graph: torch.fx.GraphModule, data: Sequence[bool], *, what: str, sizes: tuple[int, int]
+) -> None:
+    """Refuse a trace that took one of the sizes for a constant: other batches would silently get wrong numbers."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, is_data in zip(inputs, data, strict=True):
+        extents = (
+            list(map(str, node.meta["val"].shape)) if is_data else []
+        )  # a symbol that became a number is one here
+        for name, size in zip(_NAMES, sizes, strict=True):
+            if str(size) in extents:
+                raise ExportError(f"{what}: the trace fixed the {name} size of its input {node.name}")
 
 
 def _dim(which: int, bounds: tuple[int, int] | None) -> Any:

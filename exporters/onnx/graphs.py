@@ -33,7 +33,7 @@ def prelude_graphs(
 
 
 def head_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32") -> GraphFiles:
-    """``train``: everything; ``predict``: logits alone, without labels."""
+    """``train``: everything; ``predict``: logits alone, from whatever they ask for."""
     model, roles = _stored(section, sizes=sizes, base_dtype=_outside_blocks(base_dtype))
     inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
     logits = [o for o in outputs if roles[_name(o)][0] == "logits"]
@@ -47,7 +47,8 @@ def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype
     """The joint graph cut into what a device runs.
 
     ``forward``, ``forward_save``, ``backward`` (from what was saved) and ``backward_recompute`` (from the block's input); for
-    the lowest trained layer ``backward_lowest`` and ``backward_lowest_recompute``, which make no gradient of the input.
+    the lowest trained layer ``backward_lowest`` and ``backward_lowest_recompute``, which make no gradient of the input. A block
+    with nothing to train is never that layer, and has neither.
     """
     model, roles = _stored(section, sizes=sizes, base_dtype=base_dtype)
     graph, inputs, outputs = model.graph, list(model.graph.inputs), list(model.graph.outputs)
@@ -56,14 +57,16 @@ def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype
     own = [o for o in gradients if roles[_name(o)][0] == "d_weight"]
     saved = saved_values(graph, roles, sizes=NOMINAL)
     every = {**roles, **{_name(v): ("saved", i) for i, v in enumerate(saved)}}
-    return {
+    found = {
         "forward": _extract(graph, inputs, y, roles),
         "forward_save": _extract(graph, inputs, [*y, *saved], every),
         "backward": _extract(graph, [*inputs, *saved], gradients, every),
         "backward_recompute": _extract(graph, inputs, gradients, roles),
-        "backward_lowest": _extract(graph, [*inputs, *saved], own, every),
-        "backward_lowest_recompute": _extract(graph, inputs, own, roles),
     }
+    if own:
+        found["backward_lowest"] = _extract(graph, [*inputs, *saved], own, every)
+        found["backward_lowest_recompute"] = _extract(graph, inputs, own, roles)
+    return found
 
 
 def convert(section: SectionFunction, *, sizes: tuple[int, int]) -> tuple[ir.Model, Named]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 
 from fleetune.device_runtime.contracts.artifact import GOLDEN
 from fleetune.device_runtime.contracts.manifest import Kind, Layer, Manifest, Section
@@ -23,7 +24,13 @@ from fleetune.exporters.assembly import Description, Structure, assemble, new_fo
 from fleetune.exporters.model.anatomy import Anatomy, find_anatomy, stream
 from fleetune.exporters.model.golden import record_golden
 from fleetune.exporters.model.kinds import group_kinds
-from fleetune.exporters.model.program import Program, tensors_of, traced_sizes, trainable_names
+from fleetune.exporters.model.program import (
+    Program,
+    check_mean,
+    tensors_of,
+    traced_sizes,
+    trainable_names,
+)
 from fleetune.exporters.model.quantize import check_base_dtype
 from fleetune.exporters.ort_training.graphs import DepthGraph, depth_graph
 from fleetune.exporters.tensor_table import Slots, TensorTable, write_tensors
@@ -57,6 +64,7 @@ def write_ort_training(
     on_progress("finding the blocks")
     anatomy = find_anatomy(program, batch=sizes[0], seq=sizes[1])
     _check_alike(anatomy)
+    _check_loss(program, sizes)
     graphs = _traced(program, anatomy, _checked_depths(depths, len(anatomy.calls)), on_progress)
     places = _Places(program, anatomy, graphs)
     with new_folder(out) as folder:
@@ -132,7 +140,7 @@ def _structure(program: Program, anatomy: Anatomy, table: TensorTable, places: _
         prelude=Section({}),
         kinds=(Kind({}),),
         layers=tuple(Layer(0, table.indices(names), ()) for names in places.layers),
-        head=Section({}, table.indices(places.outside)),
+        head=Section({}, table.indices(places.outside), counted=program.counted or "rows"),
         tensors=table.rows,
         hidden_size=stream(anatomy.calls[0].output).shape[-1],
     )
@@ -191,6 +199,12 @@ def _checked_depths(depths: Sequence[int] | None, num_layers: int) -> list[int]:
     if wrong:
         raise ExportError(f"depths {', '.join(wrong)}: the model has 1 to {num_layers} layers")
     return chosen if chosen[-1] == num_layers else [*chosen, num_layers]
+
+
+def _check_loss(program: Program, sizes: tuple[int, int]) -> None:
+    batch = program.make_batch(*sizes)
+    with torch.no_grad():
+        check_mean(program, program.logits(batch), batch[program.label_name])
 
 
 def _check_alike(anatomy: Anatomy) -> None:

@@ -9,18 +9,21 @@ from architectures import (
     CAUSAL,
     IMAGE,
     SEQUENCE,
+    TOKEN,
     errors_at_sizes,
     export_folder,
     export_tiny,
     save_tiny,
     torch_program,
 )
+from hugging_face import errors_against_peft
 
-from fleetune.device_runtime.commands.selfcheck import LIMIT, selfcheck
-from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.arrays import load_arrays
+from fleetune.device_runtime.commands.selfcheck import LIMIT, recorded_adapter, selfcheck
+from fleetune.device_runtime.contracts.artifact import GOLDEN, open_artifact
 from fleetune.device_runtime.errors import ExportError
 
-FAST = [("qwen2", CAUSAL), ("vit", IMAGE)]
+FAST = [("qwen2", CAUSAL), ("vit", IMAGE), ("llama", SEQUENCE), ("bert", TOKEN)]
 EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]
 EXECUTORCH += [(name, CAUSAL) for name in ("qwen3", "gemma3", "smollm3", "phi", "mixtral")]
 EXECUTORCH += [(name, SEQUENCE) for name in ("roberta", "distilbert", "albert", "deberta-v2", "modernbert")]
@@ -35,6 +38,9 @@ def outcome_of(key: Key, folder: Path) -> str:
     except ExportError as refusal:
         return f"refused: {refusal}".replace("|", "/").replace(f"{folder / 'model'}: ", "")
     errors = errors_at_sizes(artifact, torch_program(folder / "model", task))
+    opened = open_artifact(artifact, verify=False)
+    adapter = recorded_adapter(opened, load_arrays(artifact / GOLDEN))
+    errors |= errors_against_peft(opened, adapter, folder / "model")
     return f"{max(selfcheck(artifact).max_relative_error, *errors.values()):.1e}"
 
 

@@ -8,7 +8,8 @@ import torch
 from plain_models import Classifier, program
 
 from fleetune.device_runtime.contracts.artifact import GOLDEN, open_artifact
-from fleetune.device_runtime.contracts.manifest import Manifest, Port
+from fleetune.device_runtime.contracts.manifest import Manifest, Port, Targets
+from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.assembly import Description
 from fleetune.exporters.block_graphs import write_block_graphs
 from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles, smallest_bounds
@@ -104,6 +105,27 @@ def test_a_converter_that_refuses_leaves_nothing(tmp_path: Path) -> None:
             converters=Converters(refuse, refuse, refuse, ""),
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_logits_that_ask_for_the_labels_are_refused_by_name(tmp_path: Path) -> None:
+    def convert(section: SectionFunction, **_: object) -> GraphFiles:
+        labels = Port(name="batch_2", role="batch", dtype="int64", shape=("batch",), index=2)
+        return {"predict": GraphFile(b"", (labels,), ())}
+
+    made = program(Classifier((1.0,)))
+    with pytest.raises(ExportError, match=r"head \(predict\): the logits ask for labels, which prediction"):
+        write_block_graphs(
+            made,
+            DESCRIPTION,
+            tmp_path / "a",
+            backend="fake",
+            converters=Converters(convert, convert, convert, ""),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_loss_is_a_mean_over_is_written_down(tmp_path: Path) -> None:
+    assert write(tmp_path / "a").counted == Targets(shift=0, ignored=-100)
 
 
 def test_the_golden_step_is_of_the_weights_as_they_are_stored(tmp_path: Path) -> None:

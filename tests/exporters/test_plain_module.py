@@ -1,16 +1,18 @@
 """Any module with a list of blocks exports: here two small transformers that no library knows."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from plain_models import Block, Classifier, export
 from torch import Tensor, nn
 
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import Mode, dropping, full
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ExportError
@@ -67,6 +69,36 @@ def test_frozen_layers_pass_the_gradient_on_but_get_none(classifier: tuple[Path,
     assert sorted({n.split(".")[1] for n in some if n.startswith("blocks")}) == ["1", "3"]
     assert all(np.array_equal(some[n], everything[n]) for n in some)
     assert none.keys() == {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize(("learning", "head"), [((0, 2), False), ((), True)])
+def test_a_layer_without_anything_to_train_is_run_and_trains_nothing(
+    tmp_path: Path, learning: tuple[int, ...], head: bool
+) -> None:
+    """The plans leave the first, the last, both and neither of those that learn."""
+    torch.manual_seed(0)
+    module = Classifier((0.25, 0.25, 0.25))
+    module.head.requires_grad_(head)
+    for i, block in enumerate(module.blocks):
+        block.down.requires_grad_(i in learning)
+        block.up.requires_grad_(i in learning)
+    made = export(module, tmp_path / "artifact")
+    assert selfcheck(tmp_path / "artifact").ok
+    artifact, data = open_artifact(tmp_path / "artifact"), made.make_batch(4, 9)
+    assert artifact.manifest.learning == set(learning)
+    anatomy = find_anatomy(made, batch=3, seq=7)
+    for memory in (SAVE_ALL, RECOMPUTE, MemoryPlan(micro_batch=1, streamed=True)):
+        with open_engine(artifact, memory=memory, threads=1) as stack:
+            for plan in itertools.product(Mode, repeat=3):
+                dropped = [i for i, mode in enumerate(plan) if mode is Mode.DROP]
+                expected = torch_step(made, anatomy, data, dropped=dropped)
+                result = stack.step(arrays(data), plan, artifact.adapter())
+                assert relative_error(np.float32(result.loss), expected["loss"].numpy()) < 1e-5
+                trained = {f"blocks.{i}." for i in learning if plan[i] is Mode.TRAIN}
+                trained |= {"head.weight", "head.bias"} if head else set()
+                assert {n for n in artifact.adapter() if n.startswith(tuple(trained))} == result.grads.keys()
+                for name, grad in result.grads.items():
+                    assert relative_error(grad, expected[f"grad.{name}"].numpy()) < 2e-5, (plan, name)
 
 
 def test_a_dropped_layer_is_not_read(

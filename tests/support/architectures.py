@@ -50,11 +50,13 @@ _WIDTHS: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 64,
 }
-_TEXT = {**_WIDTHS, "vocab_size": 128, "max_position_embeddings": 128, "pad_token_id": 0}
+_PAD = 3
+"""Not what anything falls back to."""
+_TEXT = {**_WIDTHS, "vocab_size": 128, "max_position_embeddings": 128, "pad_token_id": _PAD}
 _GROUPED = {**_TEXT, "num_key_value_heads": 2}
 _IMAGE = {**_WIDTHS, "image_size": 16, "patch_size": 4}
 _ALTERNATING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
-_GPT = {"vocab_size": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_GPT = {"vocab_size": 128, "pad_token_id": _PAD, "bos_token_id": 1, "eos_token_id": 2}
 
 NAMED: dict[str, Architecture] = {
     "llama": Architecture("LlamaConfig", {**_GROUPED, "tie_word_embeddings": True}, DECODER),

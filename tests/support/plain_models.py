@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu
 
-from fleetune.device_runtime.contracts.manifest import Input
+from fleetune.device_runtime.contracts.manifest import Input, Targets
 from fleetune.exporters.model.program import Program
 from fleetune.exporters.writing import Description, write_artifact
 
@@ -59,7 +59,10 @@ def program(module: nn.Module) -> Program:
 
     rows = [Input(n, "int64", ("batch", "seq")) for n in ("input_ids", "attention_mask")]
     inputs = (*rows, Input("labels", "int64", ("batch",), role="labels"))
-    return Program(module.eval(), lambda output: output, cross_entropy, make_batch, inputs, {})
+    counted = Targets(shift=0, ignored=-100)
+    return Program(
+        module.eval(), lambda output: output, cross_entropy, make_batch, inputs, {}, counted=counted
+    )
 
 
 def export(module: nn.Module, out: Path) -> Program:

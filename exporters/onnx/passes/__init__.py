@@ -15,7 +15,7 @@ from fleetune.device_runtime.tables import Table
 from fleetune.exporters.onnx.passes.frozen import are_float32, are_read_by_standard_operators
 from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
 from fleetune.exporters.onnx.passes.scaled_products import scaled_products
-from fleetune.exporters.onnx.passes.shapes import gradient_shapes
+from fleetune.exporters.onnx.passes.shapes import early_shapes
 from fleetune.exporters.onnx.passes.storage import fp16_storage, int8_storage
 
 Condition = Callable[[ir.Model], bool]
@@ -63,7 +63,7 @@ PASSES = Table(
     "pass",
     {
         "tidy": Pass(tidy),
-        "gradient_shapes": Pass(gradient_shapes),
+        "early_shapes": Pass(early_shapes),
         "half_of_erf": Pass(half_of_erf),
         "folded_gauss": Pass(folded_gauss),
         "gelu_from_slope": Pass(gelu_from_slope),
@@ -92,7 +92,7 @@ def apply(name: str, model: ir.Model) -> bool:
 
 def simplify(model: ir.Model) -> bool:
     """What holds for any runtime; ends with metadata and names of the source cleared."""
-    changed = _repeat(("gradient_shapes", "half_of_erf", "folded_gauss"), model)
+    changed = _repeat(("early_shapes", "half_of_erf", "folded_gauss"), model)
     common.ClearMetadataAndDocStringPass()(model)
     return changed
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST, check_adapter, open_artifact
-from fleetune.device_runtime.contracts.manifest import FORMAT
+from fleetune.device_runtime.contracts.manifest import FORMAT, Targets
 from fleetune.device_runtime.errors import ArtifactError
 
 Change = Callable[[dict[str, Any]], None]
@@ -142,6 +142,26 @@ def test_an_artifact_of_format_1_knows_its_labels_by_their_name(copy: Path) -> N
     manifest = open_artifact(copy).manifest
     assert manifest.inputs == expected
     assert manifest.label_name == "labels"
+
+
+@pytest.mark.parametrize("format", [1, 2])
+@pytest.mark.parametrize(
+    ("task", "shift"), [("token-classification", 0), ("causal-lm", 1), ("image-classification", 0)]
+)
+def test_an_artifact_of_before_counts_what_its_task_did(
+    copy: Path, task: str, shift: int, format: int
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest.update(task=task, format=format)
+        del manifest["head"]["counted"]
+
+    edit(copy, change)
+    assert open_artifact(copy).manifest.counted == Targets(shift, ignored=-100)
+
+
+def test_an_artifact_that_says_what_it_counts_is_believed(copy: Path) -> None:
+    edit(copy, lambda m: m["head"].update(counted="rows"))
+    assert open_artifact(copy).manifest.counted is None
 
 
 @pytest.mark.parametrize("roles", [("", ""), ("labels", "labels")])

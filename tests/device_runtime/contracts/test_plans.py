@@ -3,7 +3,7 @@
 import pytest
 
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
-from fleetune.device_runtime.contracts.plans import Mode, Route, dropping, full, route
+from fleetune.device_runtime.contracts.plans import Mode, Route, dropping, full, learnable, route
 
 D, F, T = Mode.DROP, Mode.FORWARD, Mode.TRAIN
 
@@ -31,3 +31,9 @@ def test_the_way_back_goes_through_frozen_layers_above_a_trained_one() -> None:
     assert way.back == (2, 3, 4)
     assert way.rerun == (2, 3)
     assert way.saved == (4,)
+
+
+def test_a_layer_with_nothing_to_train_runs_frozen_and_stays_dropped() -> None:
+    assert learnable((T, T, F, D, T), {1, 2, 3}) == (F, T, F, D, F)
+    assert route(learnable(full(3), {2})).lowest == 2  # no backward below
+    assert route(learnable(full(3), ())).back == ()

@@ -94,7 +94,28 @@ def test_one_part_alone_stays_what_it_is() -> None:
     assert mean.result() == (0.1, None, {"w": grad})
 
 
-def test_a_share_is_rows_or_the_tokens_that_have_a_target() -> None:
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_part_without_share_adds_nothing_but_its_logits(order) -> None:
+    """The mean over no label is NaN, and so is its gradient."""
+    parts = [(StepResult(2.0, np.ones((1, 5)), {"w": np.full(2, 4, np.float32)}), 3)]
+    parts += [(StepResult(np.nan, np.zeros((2, 5)), {"w": np.full(2, np.nan, np.float32)}), 0)]
+    mean = Mean(3)
+    for i in order:
+        mean.add(*parts[i])
+    found = mean.result()
+    assert (found.loss, found.grads["w"].tolist(), len(found.logits)) == (2.0, [4, 4], 3)
+
+
+def test_nothing_but_parts_without_share_is_a_loss_and_a_gradient_of_0() -> None:
+    mean = Mean(0)
+    mean.add(StepResult(np.nan, None, {"w": np.full(2, np.nan, np.float32)}), 0)
+    assert (mean.result().loss, mean.result().grads["w"].tolist()) == (0.0, [0, 0])
+
+
+def test_a_share_is_rows_or_the_labels_that_have_a_target() -> None:
     assert share_of(np.array([1, 2, 3]), None) == 3
+    assert share_of(np.array([1, -100, 3]), Targets(shift=0, ignored=-100)) == 2
     labels = np.array([[5, 6, -100, -100], [5, 6, 7, 8]])
+    assert share_of(labels, None) == 2
+    assert share_of(labels, Targets(shift=0, ignored=-100)) == 2 + 4
     assert share_of(labels, Targets(shift=1, ignored=-100)) == 1 + 3

@@ -1,13 +1,16 @@
 """Which graphs a step runs, in which order, and that what comes out is the slope of the loss."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from tiny import draw_batch, noisy_adapter
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.manifest import Port
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import Mode, dropping, full, route
 from fleetune.device_runtime.engine.chain import Chain
@@ -124,6 +127,31 @@ def test_rows_that_are_stored_skip_the_layers_below(bench, tmp_path):
         every = bench.step(plan, hidden=cache.of(np.array([0, 1, 2]), {}))
         assert bench.blocks == ["forward_save"] * 2 + ["backward", "backward_lowest"]
     assert every.loss == some.loss == pytest.approx(plain.loss, abs=1e-3)
+
+
+def test_a_graph_of_before_that_asks_labels_for_their_size_gets_zeros(word_artifact):
+    artifact = open_artifact(word_artifact)
+    graph, labels = artifact.manifest.head.graphs["predict"], Port("labels", "batch", "int64", ("batch",), 2)
+    head = replace(artifact.manifest.head, graphs={"predict": replace(graph, inputs=(*graph.inputs, labels))})
+    older = dataclasses.replace(artifact, manifest=replace(artifact.manifest, head=head))
+    real, given = onnx_loader(1, "cpu"), []
+
+    def opened(path, threads):
+        graph = real.open(path, threads)
+        run = graph.run
+        graph.run = lambda feeds, wanted: (given.append(feeds.pop("labels", None)), run(feeds, wanted))[1]
+        return graph
+
+    batch = draw_batch(artifact.manifest, 3, 6)
+    del batch["labels"]
+    weights = FrozenWeights(older, real.value_of).of_step(noisy_adapter(older), streamed=False)
+    answers = Chain(older, real._replace(open=opened), threads=1).predict(
+        batch, weights, lambda hidden: hidden
+    )
+    assert np.array_equal(real.array_of(given[-1]), np.zeros(3, np.int64))
+    assert np.array_equal(
+        answers, Chain(artifact, real, threads=1).predict(batch, weights, lambda hidden: hidden)
+    )
 
 
 def test_a_graph_is_opened_once_and_only_when_it_is_needed(word_artifact):

@@ -75,6 +75,52 @@ def test_lanes_make_the_step_that_one_would(artifact, adapter, rows, memory):
         np.testing.assert_allclose(lanes.grads[name], grad, rtol=1e-4, atol=2e-6, err_msg=name)
 
 
+LABELLED = {
+    "a row each": [1, -100, 2, 3, -100, 1, -100],
+    "none in the second lane": [3, 1, 2, 4, -100, -100, -100],
+}
+
+
+@pytest.mark.parametrize("labels", LABELLED.values(), ids=LABELLED)
+@pytest.mark.parametrize(
+    "rows", [Rows(2), Rows(1, MemoryPlan(1)), Rows(2, MemoryPlan(3)), Rows(2, MemoryPlan(1))]
+)
+def test_parts_weigh_by_their_labels_that_count(artifact, adapter, labels, rows):
+    """The right value is the step on the labelled rows alone; a part without any must not make it NaN."""
+    batch = draw_batch(artifact.manifest, 7, 16) | {"labels": np.array(labels)}
+    some = {name: array[batch["labels"] != -100] for name, array in batch.items()}
+    with open_engine(artifact, threads=2) as engine:
+        found, expected = (
+            engine.step(batch, PLAN, adapter, rows=rows),
+            engine.step(some, PLAN, adapter, rows=Rows(1)),
+        )
+        assert engine.evaluate(batch, adapter, rows=rows)[0] == pytest.approx(expected.loss, rel=1e-5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    for name, grad in expected.grads.items():
+        np.testing.assert_allclose(found.grads[name], grad, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("rows", [Rows(1), Rows(2, MemoryPlan(1))])
+def test_a_batch_without_a_label_teaches_nothing(artifact, adapter, rows):
+    batch = draw_batch(artifact.manifest, 3, 8) | {"labels": np.full(3, -100)}
+    with open_engine(artifact, threads=2) as engine:
+        step = engine.step(batch, PLAN, adapter, rows=rows)
+        assert engine.evaluate(batch, adapter, rows=rows)[0] == 0
+    assert (step.loss, step.grads.keys()) == (0, adapter.keys())
+    assert not any(grad.any() for grad in step.grads.values())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_an_evaluation_is_one_mean_whatever_its_batches(artifact, adapter, batch_size):
+    data = draw_data(artifact.manifest, 12, 8)
+    data.columns["labels"].values[2:9] = -100
+    with open_engine(artifact, threads=1) as engine:
+        whole = engine.step(data.rows(np.arange(12)), PLAN, adapter)
+        found = evaluate(engine, data, adapter, batch_size=batch_size)
+    right = (whole.logits.argmax(-1) == data.labels)[data.labels != -100]
+    assert found == (pytest.approx(whole.loss, rel=1e-5), pytest.approx(right.mean()), 12)
+
+
 @pytest.mark.parametrize("sizes", [(8, 64), (1, 64), (8, 20), (3, 64)])
 def test_what_was_run_before_changes_no_bit(artifact, adapter, sizes):
     """Also where it opened the graphs the other way: on lanes, or with kernels that share the threads."""

@@ -2,11 +2,15 @@
 
 import dataclasses
 
+import pytest
 import torch
 from plain_models import WIDTH, Classifier, program
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from fleetune.exporters.model.program import tensors_of, traced_sizes, trainable_names
+from fleetune.device_runtime.contracts.manifest import Targets
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.program import Program, check_mean, tensors_of, traced_sizes, trainable_names
 
 
 def test_traced_sizes_are_no_dimension_of_the_model() -> None:
@@ -35,3 +39,49 @@ def test_logits_do_not_see_the_labels() -> None:
     other = {**batch, "labels": batch["labels"] + 1}
     assert torch.equal(made.logits(batch), made.logits(other))
     assert made.module.embed.weight.shape[1] == WIDTH
+
+
+LOGITS = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([[1, 2, 3, 0, 1, 2], [3, 2, -100, -100, -100, -100], [-100] * 6])
+LABELLED, NEXT = Targets(shift=0, ignored=-100), Targets(shift=1, ignored=-100)
+
+
+def over_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def over_next(logits: Tensor, labels: Tensor) -> Tensor:
+    return over_labels(logits[:, :-1], labels[:, 1:])
+
+
+def over_rows(logits: Tensor, labels: Tensor) -> Tensor:
+    losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+    return losses.mean()
+
+
+def summed(logits: Tensor, labels: Tensor) -> Tensor:
+    return over_labels(logits, labels) * (labels != -100).sum()
+
+
+def losing(loss: object, counted: Targets | None) -> Program:
+    return dataclasses.replace(program(Classifier((1.0,))), loss=loss, counted=counted)
+
+
+@pytest.mark.parametrize(
+    ("loss", "counted"), [(over_labels, LABELLED), (over_next, NEXT), (over_rows, None)], ids=str
+)
+def test_a_loss_that_is_the_mean_it_says_passes(loss: object, counted: Targets | None) -> None:
+    check_mean(losing(loss, counted), LOGITS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("loss", "counted", "over"),
+    [
+        (over_labels, None, "rows"),
+        (over_next, LABELLED, "labels other than -100"),
+        (summed, LABELLED, "labels"),
+    ],
+)
+def test_a_loss_that_is_another_is_refused(loss: object, counted: Targets | None, over: str) -> None:
+    with pytest.raises(ExportError, match=rf"loss: .* as the mean of its rows over {over}"):
+        check_mean(losing(loss, counted), LOGITS[:2], LABELS[:2])

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from fleetune.device_runtime.contracts.manifest import Input, Targets
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import Anatomy, find_anatomy, stream
-from fleetune.exporters.model.program import Program, TokenLoss
+from fleetune.exporters.model.program import Program
 from fleetune.exporters.model.sections import SectionFunction, block, functions_of, head, prelude
 
 SIZES = (3, 7)
@@ -118,15 +118,15 @@ def tagged(*, mixed: bool) -> Program:
         arrays = made.make_batch(batch, seq)
         return {**arrays, "labels": arrays["input_ids"]}
 
-    tokens = TokenLoss(total, Targets(shift=1, ignored=-100))
-    return dataclasses.replace(made, loss=loss, inputs=inputs, make_batch=make_batch, token_loss=tokens)
+    how = {"loss": loss, "counted": Targets(shift=0, ignored=-100), "token_loss": total}
+    return dataclasses.replace(made, inputs=inputs, make_batch=make_batch, **how)
 
 
 def test_a_head_that_works_token_by_token_sums_its_loss() -> None:
     made = tagged(mixed=False)
     anatomy = find_anatomy(made, batch=3, seq=7)
     section = head(made, anatomy, sizes=SIZES)
-    assert section.targets == Targets(shift=1, ignored=-100)
+    assert section.targets == Targets(shift=0, ignored=-100)
     torch.testing.assert_close(outputs(section)["loss", 0], made.loss(*logits_and_labels(made)) * 21)
 
 

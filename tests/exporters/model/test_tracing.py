@@ -41,6 +41,16 @@ def test_a_weight_keeps_its_sizes_though_they_look_like_a_batch() -> None:
     assert list(shapes[1]) == [4, 3]
 
 
+def test_a_size_that_became_a_constant_is_refused() -> None:
+    """Tensor indexing asks for a plain number; at other sizes the program would give another token's values."""
+
+    def last(x: Tensor) -> tuple[Tensor]:
+        return (x[torch.arange(x.shape[0]), x.shape[1] - 1],)
+
+    with pytest.raises(ExportError, match="it: the trace fixed the seq size of its input x_1"):
+        trace(last, [torch.randn(3, 37, 4)], what="it", sizes=SIZES, data=[True])
+
+
 def test_bounds_are_kept() -> None:
     program = trace(
         lambda x: (x * 2,), [torch.randn(3, 37)], what="it", sizes=SIZES, data=[True], bounds=(8, 64)

@@ -157,6 +157,25 @@ def test_predicting_needs_no_labels() -> None:
     assert [port.role for port in graphs["predict"].outputs] == ["logits"]
 
 
+def test_a_size_that_only_the_labels_were_asked_for_is_read_off_the_hidden_stream() -> None:
+    """As decoders do that pick one token of each row: logits[arange(batch), …]."""
+    arguments = (
+        Argument("hidden", 0, torch.randn(3, 37, 4)),
+        Argument("batch", 2, torch.zeros(3, 37, dtype=torch.int64), "labels"),
+    )
+
+    def function(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = x.sum(1) / labels.shape[1] * torch.arange(labels.shape[0])[:, None]
+        return (logits.sum() * labels).sum(), logits
+
+    section = SectionFunction("head", function, arguments, (("loss", 0), ("logits", 0)), ())
+    graph = head_graphs(section, sizes=SIZES)["predict"]
+    assert [port.role for port in graph.inputs] == ["hidden"]
+    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+    found = run(graph, {("hidden", 0): x})["logits", 0]
+    np.testing.assert_allclose(found, x.mean(1) * np.arange(2)[:, None], rtol=1e-5)
+
+
 def test_outputs_that_are_one_value_or_an_input_get_values_of_their_own() -> None:
     hidden = (Argument("hidden", 0, torch.randn(3, 37, 4)),)
     results = (("hidden", 0), ("side", 0), ("side", 1))

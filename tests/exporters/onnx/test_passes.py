@@ -50,11 +50,15 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("(float[B,8] x) => (float[B,8] y) <float[B,8] t> { y = Exp(x)  t = Neg(x) }"),
     ],
-    "gradient_shapes": [
+    "early_shapes": [
         Case(
             """(float[B,S,8] hidden_0, float[B,S,8] d_hidden_0) => (int64[3] n, float[B,S,8] dx)
             { n = Shape(d_hidden_0)  dx = Mul(d_hidden_0, hidden_0) }"""
-        )
+        ),
+        Case(
+            """(float[B,S,8] hidden_0, int64[S,B] turned) => (int64[1] n, int64[1] m, int64[S,B] y)
+            { n = Shape<start=1, end=2>(turned)  m = Shape<start=0, end=1>(turned)  y = Neg(turned) }"""
+        ),
     ],
     "half_of_erf": [Case(GELU)],
     "folded_gauss": [Case(GELU)],
