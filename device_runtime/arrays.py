@@ -78,7 +78,7 @@ def parse_arrays(content: bytes) -> Arrays:
         ArtifactError: not a safetensors file, or a tensor of a dtype that is not read (all listed).
     """
     try:
-        rows = dict(deserialize(content))
+        rows: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError, OverflowError) as exc:
         raise ArtifactError(f"not a safetensors file: {exc}") from exc
     foreign = [f"{n} is {row['dtype']}" for n, row in sorted(rows.items()) if not _is_read(row["dtype"])]

@@ -74,12 +74,12 @@ def _layer_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
-    sections = {"prelude": manifest.prelude, "head": manifest.head}
-    for where, section in sections.items():
+    for where, section in (("prelude", manifest.prelude), ("head", manifest.head)):
         if (used := _slots_used(section)) > len(section.tensors):
             yield f"{where}: {len(section.tensors)} tensors, its graphs take {used}"
-    kinds = {f"kind {i}": kind for i, kind in enumerate(manifest.kinds)}
-    for where, part in {**sections, **kinds}.items():
+    parts: dict[str, Section | Kind] = {"prelude": manifest.prelude, "head": manifest.head}
+    parts |= {f"kind {i}": kind for i, kind in enumerate(manifest.kinds)}
+    for where, part in parts.items():
         if where != "head" and "forward" not in part.graphs and manifest.backend != _WHOLE_MODELS:
             yield f"{where}: no forward graph"
         for purpose, graph in part.graphs.items():
