@@ -2,67 +2,82 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Encoding, Tokenizer
 
 _PIECE = 1024
 """Texts tokenised at a time: encodings weigh far more than their ids."""
 NO_WORD = -1
 
 
+class Engine(NamedTuple):
+    """A tokenizer, and where it cuts texts that are too long."""
+
+    tokenizer: "Tokenizer"
+    max_length: int
+    """In tokens, special ones included."""
+    side: Literal["left", "right"]
+
+    def token_of(self, token_id: int) -> str:
+        """The token as the vocabulary spells it."""
+        return self.tokenizer.id_to_token(token_id) or ""
+
+
 class Encoded(NamedTuple):
     """Ragged rows, one after the other.
 
     ``ids`` int32, ``types`` uint8 (which text of a pair) and ``words`` int32 (index of the word, -1 for special tokens)
-    have one entry a token; ``lengths`` int64 (num_texts,) counts each row's tokens.
+    have one entry a token; ``lengths`` int64 (num_texts,) counts each row's tokens, ``uncut`` those it had before it was cut.
     """
 
     ids: NDArray[np.int32]
     types: NDArray[np.uint8]
     words: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    uncut: NDArray[np.int64]
 
 
-def load_tokenizer(path: Path, *, max_length: int) -> "Engine":
+def load_tokenizer(path: Path, *, max_length: int, side: Literal["left", "right"] = "right") -> Engine:
     """Read a tokenizer file, to cut at ``max_length`` tokens (special ones included) and never to pad.
+
+    ``side`` is the end at which a text loses tokens; the longer text of a pair loses first, as in transformers.
 
     Raises:
         ConfigError: ``max_length`` leaves no room for text, or the ``tokenizers`` library is not installed.
         ArtifactError: the file is missing or is no tokenizer.
     """
     try:
-        from tokenizers import Tokenizer as Engine
+        from tokenizers import Tokenizer
     except ImportError as exc:
         raise ConfigError("text needs the `tokenizers` library: pip install 'fleetune[device]'") from exc
     try:
-        engine = Engine.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower
         raise ArtifactError(f"{path}: cannot be read as a tokenizer: {exc}") from exc
-    num_special = engine.num_special_tokens_to_add(True)
+    num_special = tokenizer.num_special_tokens_to_add(True)
     if max_length <= num_special:
         raise ConfigError(
             f"sequence length {max_length} leaves no room for text beside {num_special} special tokens"
         )
-    engine.no_padding()
-    engine.enable_truncation(max_length)
-    return engine
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return Engine(tokenizer, max_length, side)
 
 
-def encode_texts(engine: "Engine", texts: Sequence[str], pairs: Sequence[str]) -> Encoded:
+def encode_texts(engine: Engine, texts: Sequence[str], pairs: Sequence[str]) -> Encoded:
     """Token ids of each text, or of each (text, pair) where the pair is not empty."""
     inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
     return _encode(engine, inputs, pretokenized=False)
 
 
-def encode_words(engine: "Engine", sentences: Sequence[Sequence[str]]) -> Encoded:
+def encode_words(engine: Engine, sentences: Sequence[Sequence[str]]) -> Encoded:
     """Token ids of sentences that are cut into words already; ``words`` says which word a token is of."""
     return _encode(engine, [list(words) for words in sentences], pretokenized=True)
 
@@ -77,19 +92,41 @@ def first_tokens(encoded: Encoded) -> NDArray[np.bool_]:
     return first
 
 
-def _encode(engine: "Engine", inputs: Sequence[object], *, pretokenized: bool) -> Encoded:
+def _encode(engine: Engine, inputs: Sequence[Any], *, pretokenized: bool) -> Encoded:
     pieces = []
     for start in range(0, len(inputs), _PIECE):
-        batch = engine.encode_batch(list(inputs[start : start + _PIECE]), is_pretokenized=pretokenized)
-        pieces.append(_flatten(batch))
+        some = list(inputs[start : start + _PIECE])
+        try:
+            whole = engine.tokenizer.encode_batch(some, is_pretokenized=pretokenized)
+            cut = _cut(engine, some, whole, pretokenized=pretokenized)
+        except Exception as exc:  # the library raises nothing narrower
+            raise DataError(f"text that the tokenizer cannot take: {exc}") from exc
+        pieces.append(_flatten(cut, [len(e) for e in whole]))
     return Encoded(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
 
-def _flatten(encodings: "Sequence[Encoding]") -> Encoded:
+def _cut(
+    engine: Engine, inputs: Sequence[Any], whole: "list[Encoding]", *, pretokenized: bool
+) -> "list[Encoding]":
+    """Encode again, cut, what is too long."""
+    long = [i for i, encoding in enumerate(whole) if len(encoding) > engine.max_length]
+    if not long:
+        return whole
+    engine.tokenizer.enable_truncation(engine.max_length, direction=engine.side)
+    try:
+        cut = engine.tokenizer.encode_batch([inputs[i] for i in long], is_pretokenized=pretokenized)
+    finally:
+        engine.tokenizer.no_truncation()
+    short = dict(zip(long, cut, strict=True))
+    return [short.get(i, encoding) for i, encoding in enumerate(whole)]
+
+
+def _flatten(encodings: "Sequence[Encoding]", uncut: Sequence[int]) -> Encoded:
     words = [NO_WORD if word is None else word for e in encodings for word in e.word_ids]
     return Encoded(
         np.array([i for e in encodings for i in e.ids], np.int32),
         np.array([t for e in encodings for t in e.type_ids], np.uint8),
         np.array(words, np.int32),
         np.array([len(e) for e in encodings], np.int64),
+        np.array(uncut, np.int64),
     )
