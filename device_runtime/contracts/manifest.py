@@ -143,8 +143,10 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything a device needs to know before it reads a weight. ``bounds``: largest batch and seq, where the model's
-    positions or a backend set any."""
+    """Everything a device needs to know before it reads a weight.
+
+    ``bounds``: largest batch and seq, where the model's positions or a backend set any.
+    """
 
     format: int
     name: str

@@ -63,14 +63,27 @@ def _slots(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _layer_problems(manifest: Manifest) -> Iterator[str]:
-    sides = [p.index for g in manifest.prelude.graphs.values() for p in g.outputs if p.role == "side"]
     for i, layer in enumerate(manifest.layers):
         if not 0 <= layer.kind < len(manifest.kinds):
             yield f"layer {i}: kind {layer.kind} of {len(manifest.kinds)}"
-        elif (used := _slots_used(manifest.kinds[layer.kind])) > len(layer.tensors):
+            continue
+        kind = manifest.kinds[layer.kind]
+        if (used := _slots_used(kind)) > len(layer.tensors):
             yield f"layer {i}: {len(layer.tensors)} tensors, its graphs take {used}"
-        if foreign := sorted(set(layer.sides) - set(sides)):
-            yield f"layer {i}: no side {foreign[0]} comes out of the prelude"
+        if (used := _slots_used(kind, ("side",))) > len(layer.sides):
+            yield f"layer {i}: {len(layer.sides)} sides, its graphs take {used}"
+    yield from _side_problems(manifest)
+
+
+def _side_problems(manifest: Manifest) -> Iterator[str]:
+    """Of what flows beside the hidden stream, from the prelude to layers and head."""
+    given = {p.index for g in manifest.prelude.graphs.values() for p in g.outputs if p.role == "side"}
+    taken = {f"layer {i}": set(layer.sides) for i, layer in enumerate(manifest.layers)}
+    heads = manifest.head.graphs.values()
+    taken["head"] = {p.index for graph in heads for p in graph.inputs if p.role == "side"}
+    for where, sides in taken.items():
+        if lost := sorted(sides - given):
+            yield f"{where}: no side {lost[0]} comes out of the prelude"
 
 
 def _graph_problems(manifest: Manifest) -> Iterator[str]:
@@ -96,10 +109,10 @@ def _port_problems(graph: Graph, num_inputs: int) -> Iterator[str]:
             yield f"{port.name}: index {port.index} leads nowhere"
 
 
-def _slots_used(part: Section | Kind) -> int:
-    """One more than the highest weight slot that its graphs name."""
+def _slots_used(part: Section | Kind, roles: tuple[str, ...] = ("weight", "d_weight")) -> int:
+    """One more than the highest slot that its graphs name."""
     ports = (port for graph in part.graphs.values() for port in _ports(graph))
-    return max((port.index + 1 for port in ports if port.role in ("weight", "d_weight")), default=0)
+    return max((port.index + 1 for port in ports if port.role in roles), default=0)
 
 
 def _ports(graph: Graph) -> Iterable[Port]:

@@ -156,7 +156,7 @@ class Trainer:
         _, full = self._optimizer.update(idle, first, self.adapter)
         tensors = {name.partition("/")[2] for name in found.keys() - first.keys()}
         wanted = {n: a for n, a in full.items() if n in first or n.partition("/")[2] in tensors}
-        counts = [name for name, array in found.items() if array.dtype.kind == "i" and (array < 0).any()]
+        counts = [n for n, array in found.items() if array.dtype.kind == "i" and np.less(array, 0).any()]
         return layout_problems(found, wanted) or [f"{name}: negative" for name in counts]
 
     def _draws(self) -> Draws:

@@ -1,6 +1,7 @@
-"""Whatever is on the disk: a reader gives what it promises, or one of our errors. FLEETUNE_FUZZ=1 draws other damage each time."""
+"""Whatever is on the disk: a reader gives what it promises, or one of our errors."""
 
 import contextlib
+import copy
 import json
 import random
 import shutil
@@ -25,8 +26,8 @@ from fleetune.device_runtime.training.trainer import Trainer
 few = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 seeds = st.integers(0, 2**32 - 1)
 STRANGE = (
-    None, True, -1, 0, 1, 3.5, 2**31, 2**63 - 1, 2**63, -(2**64), 1e308, "", "job", "V9", "S", "float16", "int8", "batch", "labels",
-    "\0", "\ud800", "../x", "x" * 300, [], {}, [0, 2**63], [2**62, 2**62], [-1], [[]],
+    None, True, -1, 0, 1, 3.5, 2**31, 2**63 - 1, 2**63, -(2**64), 1e308, "", "job", "V9", "S", "float16", "int8",
+    "batch", "labels", "\0", "\ud800", "../x", "x" * 300, [], {}, [0, 2**63], [2**62, 2**62], [-1], [[]],
 )  # fmt: skip
 
 
@@ -79,9 +80,9 @@ def changed(tree, draw):
         if kind == 0:
             del at[key]
         elif kind == 1 and isinstance(at, list):
-            at.append(at[key])
+            at.append(copy.deepcopy(at[key]))
         else:
-            at[key] = draw.choice(STRANGE)
+            at[key] = copy.deepcopy(draw.choice(STRANGE))
         return tree
 
 
@@ -97,9 +98,9 @@ def strange_array(draw, array):
 @given(seeds)
 def test_a_damaged_manifest(artifact, folder, seed):
     draw = random.Random(seed)
-    copy = folder / "artifact"
-    if not copy.exists():
-        shutil.copytree(artifact.folder, copy)
+    twin = folder / "artifact"
+    if not twin.exists():
+        shutil.copytree(artifact.folder, twin)
     whole = (artifact.folder / MANIFEST).read_bytes()
     if draw.random() < 0.2:
         content = damaged(whole, draw)
@@ -108,9 +109,9 @@ def test_a_damaged_manifest(artifact, folder, seed):
         for _ in range(draw.randint(1, 3)):
             tree = changed(tree, draw)
         content = json.dumps(tree).encode()
-    (copy / MANIFEST).write_bytes(content)
+    (twin / MANIFEST).write_bytes(content)
     with ours():
-        found = open_artifact(copy, verify=False)
+        found = open_artifact(twin, verify=False)
         for tensor in found.manifest.tensors:
             if tensor.file == "base":
                 found.base(tensor)
@@ -121,7 +122,10 @@ def test_a_damaged_manifest(artifact, folder, seed):
 @given(seeds)
 def test_a_damaged_data_file_of_lines(artifact, folder, seed):
     draw = random.Random(seed)
-    rows = [{"text": "turn on", "label": draw.choice((0, "a", "1", 1.0, True, None, 9, "01", 10**30, []))} for _ in range(3)]
+    rows = [
+        {"text": "turn on", "label": draw.choice((0, "a", "1", 1.0, True, None, 9, "01", 10**30, []))}
+        for _ in range(3)
+    ]
     rows = [changed(row, draw) if draw.random() < 0.3 else row for row in rows]
     lines = "".join(json.dumps(row) + draw.choice(("\n", "\r\n", "\n\n")) for row in rows)
     cells = "text,label\n" + "".join(f'"turn, on",{draw.choice(("a", "0", " b", "1.0", ""))}\n' for _ in rows)
@@ -149,7 +153,9 @@ def test_a_damaged_npz(artifact, folder, seed):
     (np.savez_compressed if draw.random() < 0.5 else np.savez)(path, **arrays)
     if draw.random() < 0.2:
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(draw.choice(("readme", "x.npy")), damaged(b"\x93NUMPY\x01\x00v\x00{'descr'", draw))
+            archive.writestr(
+                draw.choice(("readme", "x.npy")), damaged(b"\x93NUMPY\x01\x00v\x00{'descr'", draw)
+            )
     elif draw.random() < 0.7:
         path.write_bytes(damaged(path.read_bytes(), draw))
     with ours():
@@ -246,7 +252,9 @@ def test_a_damaged_checkpoint(trainer_of, folder, seed):
 def test_what_is_not_damaged_is_read(artifact, folder, trainer_of):
     """The tests above would pass if nothing could be read at all."""
     (folder / "a.jsonl").write_text('{"text": "turn on", "label": "b"}\n')
-    assert load_dataset(folder / "a.jsonl", artifact.manifest, artifact.folder, seq_len=16).labels.tolist() == [1]
+    assert load_dataset(
+        folder / "a.jsonl", artifact.manifest, artifact.folder, seq_len=16
+    ).labels.tolist() == [1]
     save_peft(folder / "peft", artifact.manifest, artifact.adapter())
     assert load_peft(folder / "peft", artifact.manifest).keys() == artifact.adapter().keys()
     trainer, again = trainer_of(), trainer_of()

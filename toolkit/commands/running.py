@@ -148,7 +148,7 @@ def _one_line_errors(command: str, *, verbose: bool = False) -> Iterator[None]:
         fail("interrupted", code=EXIT_INTERRUPTED)
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - the last resort: one line for the user, the place for who asks
         _fail_unexpectedly(exc, verbose=verbose)
     finally:
         signal.signal(signal.SIGTERM, previous)
