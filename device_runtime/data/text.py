@@ -25,6 +25,10 @@ class Engine(NamedTuple):
     """In tokens, special ones included."""
     side: Literal["left", "right"]
 
+    def cut(self) -> None:
+        """Have what it encodes cut from now on."""
+        self.tokenizer.enable_truncation(self.max_length, direction=self.side)
+
     def token_of(self, token_id: int) -> str:
         """The token as the vocabulary spells it."""
         return self.tokenizer.id_to_token(token_id) or ""
@@ -67,8 +71,9 @@ def load_tokenizer(path: Path, *, max_length: int, side: Literal["left", "right"
             f"sequence length {max_length} leaves no room for text beside {num_special} special tokens"
         )
     tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return Engine(tokenizer, max_length, side)
+    engine = Engine(tokenizer, max_length, side)
+    engine.cut()
+    return engine
 
 
 def encode_texts(engine: Engine, texts: Sequence[str], pairs: Sequence[str]) -> Encoded:
@@ -97,36 +102,36 @@ def _encode(engine: Engine, inputs: Sequence[Any], *, pretokenized: bool) -> Enc
     for start in range(0, len(inputs), _PIECE):
         some = list(inputs[start : start + _PIECE])
         try:
-            whole = engine.tokenizer.encode_batch(some, is_pretokenized=pretokenized)
-            cut = _cut(engine, some, whole, pretokenized=pretokenized)
+            encodings = engine.tokenizer.encode_batch(some, is_pretokenized=pretokenized)
+            pieces.append(_flatten(encodings, _uncut(engine, some, encodings)))
         except Exception as exc:  # the library raises nothing narrower
             raise DataError(f"text that the tokenizer cannot take: {exc}") from exc
-        pieces.append(_flatten(cut, [len(e) for e in whole]))
     return Encoded(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
 
-def _cut(
-    engine: Engine, inputs: Sequence[Any], whole: "list[Encoding]", *, pretokenized: bool
-) -> "list[Encoding]":
-    """Encode again, cut, what is too long."""
-    long = [i for i, encoding in enumerate(whole) if len(encoding) > engine.max_length]
-    if not long:
-        return whole
-    engine.tokenizer.enable_truncation(engine.max_length, direction=engine.side)
-    try:
-        cut = engine.tokenizer.encode_batch([inputs[i] for i in long], is_pretokenized=pretokenized)
-    finally:
+def _uncut(engine: Engine, inputs: Sequence[Any], encodings: "Sequence[Encoding]") -> NDArray[np.int64]:
+    """Tokens of each row before it was cut; what is cut off one text comes in pieces with special tokens of their own."""
+    num_special = engine.tokenizer.num_special_tokens_to_add(False)
+    pieces = [encoding.overflowing for encoding in encodings]
+    lengths = [
+        len(encoding) + sum(len(piece) - num_special for piece in rest)
+        for encoding, rest in zip(encodings, pieces, strict=True)
+    ]
+    pairs = [i for i, rest in enumerate(pieces) if rest and isinstance(inputs[i], tuple)]
+    found = np.array(lengths, np.int64)
+    if pairs:  # the pieces of one text come with each of the other's
         engine.tokenizer.no_truncation()
-    short = dict(zip(long, cut, strict=True))
-    return [short.get(i, encoding) for i, encoding in enumerate(whole)]
+        found[pairs] = [len(e) for e in engine.tokenizer.encode_batch([inputs[i] for i in pairs])]
+        engine.cut()
+    return found
 
 
-def _flatten(encodings: "Sequence[Encoding]", uncut: Sequence[int]) -> Encoded:
+def _flatten(encodings: "Sequence[Encoding]", uncut: NDArray[np.int64]) -> Encoded:
     words = [NO_WORD if word is None else word for e in encodings for word in e.word_ids]
     return Encoded(
         np.array([i for e in encodings for i in e.ids], np.int32),
         np.array([t for e in encodings for t in e.type_ids], np.uint8),
         np.array(words, np.int32),
         np.array([len(e) for e in encodings], np.int64),
-        np.array(uncut, np.int64),
+        uncut,
     )

@@ -27,7 +27,8 @@ from fleetune.device_runtime.tables import Table
 Value = Any
 """An onnxruntime OrtValue."""
 
-_QUIET = 3
+_QUIET = 4
+"""Fatal only: an error of a run is raised, and told as ours."""
 _NO_ROW = "out of data bounds"
 """In what onnxruntime says of an id that a table has no row for."""
 _NO_MEMORY = ("Failed to allocate memory", "bad_alloc")

@@ -69,7 +69,7 @@ def feeds_of(graph, ids):
     }
 
 
-def test_an_id_that_the_model_has_no_row_for_is_a_matter_of_the_data(word_artifact):
+def test_an_id_that_the_model_has_no_row_for_is_a_matter_of_the_data(word_artifact, capfd):
     """As an artifact of before has it, which does not say how many ids there are."""
     prelude, graph = opened(word_artifact, "prelude")
     ids = np.array([[1, 64]])
@@ -79,6 +79,7 @@ def test_an_id_that_the_model_has_no_row_for_is_a_matter_of_the_data(word_artifa
         prelude.run(feeds_of(graph, ids), [graph.outputs[0].name])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+    assert capfd.readouterr().err == "", "onnxruntime has a log of its own"
 
 
 def test_what_onnxruntime_refuses_is_one_line_of_ours(word_artifact):
