@@ -8,7 +8,7 @@ import msgspec
 from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
 from fleetune.device_runtime.contracts.artifact import check_adapter, fit_adapter
 from fleetune.device_runtime.contracts.manifest import Manifest
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, StateError
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -35,10 +35,17 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Arrays]:
 
 
 def write_peft(folder: Path, config: dict[str, Any], arrays: Arrays) -> None:
-    """Write a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
-    save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+    """Write a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent.
+
+    Raises:
+        StateError: the disk is full, say.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
+        save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+    except OSError as exc:
+        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:

@@ -90,7 +90,7 @@ def open_artifact(folder: Path | str, *, verify: bool = True) -> Artifact:
     base_bytes = manifest.files[BASE].size_bytes if BASE in manifest.files else 0
     problems = [*_path_problems(manifest), *table_problems(manifest, base_bytes=base_bytes)]
     if not problems:
-        problems = list(_file_problems(folder, manifest, verify=verify))
+        problems = _all_file_problems(folder, manifest, verify=verify)
     if problems:
         raise ArtifactError(f"{folder}: " + "; ".join(problems))
     return Artifact(folder, manifest, hashlib.sha256(content).hexdigest(), _mapped(folder / BASE))
@@ -142,10 +142,12 @@ def _read_manifest(folder: Path) -> bytes:
         if path.stat().st_size > _MANIFEST_BYTES_MAX:
             raise ArtifactError(f"{path}: larger than {_MANIFEST_BYTES_MAX} bytes")
         return path.read_bytes()
-    except OSError as exc:
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise ArtifactError(
             f"{folder}: no artifact here (no {MANIFEST}); make one with `fleetune export`"
         ) from exc
+    except (OSError, ValueError) as exc:
+        raise ArtifactError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _parse(content: bytes, folder: Path) -> Manifest:
@@ -204,6 +206,15 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
         used.add(manifest.tokenizer.file)
     for name in sorted(used - manifest.files.keys()):
         yield f"{name!r} is used but has no digest"
+
+
+def _all_file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> list[str]:
+    try:
+        return list(_file_problems(folder, manifest, verify=verify))
+    except OSError as exc:
+        return [f"{exc.filename}: {exc.strerror}"]
+    except ValueError as exc:  # a NUL, or half a character, in a name
+        return [f"a file name that no file can have: {exc}"]
 
 
 def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterable[str]:

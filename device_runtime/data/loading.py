@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array
@@ -57,7 +58,8 @@ def load_dataset(
     if path.suffix == ".npz":
         return load_npz(path, manifest, seq_len=seq_len, length_max=_length_max(manifest), labelled=labelled)
     task = _text_task(manifest, path)
-    records = list(read_records(path, task.labelled if labelled else task.plain))
+    kind: type[msgspec.Struct] = task.labelled if labelled else task.plain
+    records = list(read_records(path, kind))
     return _tokenise(records, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
 
 

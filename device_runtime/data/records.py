@@ -53,7 +53,7 @@ class LabelledTokens(Tokens, frozen=True, kw_only=True):
     labels: list[Label]
 
 
-R = TypeVar("R", Text, LabelledText, Tokens, LabelledTokens)
+R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Source(NamedTuple):

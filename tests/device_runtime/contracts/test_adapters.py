@@ -6,7 +6,7 @@ import pytest
 
 from fleetune.device_runtime.arrays import save_arrays
 from fleetune.device_runtime.contracts.adapters import load_peft, read_peft, save_peft, write_peft
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, StateError
 
 
 @pytest.fixture
@@ -122,3 +122,9 @@ def test_configuration_and_tensors_come_back_as_they_were_written(tmp_path, arra
     assert found == config
     assert tensors.keys() == arrays.keys()
     assert all(np.array_equal(tensors[name], arrays[name]) for name in arrays)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, arrays):
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(StateError, match=r"taken: cannot be written: "):
+        write_peft(tmp_path / "taken", {}, arrays)

@@ -152,6 +152,22 @@ def test_what_leads_nowhere_is_refused_before_it_is_read(copy: Path, change: Cha
         open_artifact(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("x" * 300, "File name too long"), ("a\0b", "a file name|missing")]
+)
+def test_a_name_that_no_file_can_have(copy: Path, name: str, message: str) -> None:
+    edit(copy, lambda m: m["files"].update({name: {"sha256": "", "size_bytes": 0}}))
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(copy)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_one_that_is_missing(copy: Path) -> None:
+    (copy / MANIFEST).unlink()
+    (copy / MANIFEST).mkdir()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: Is a directory"):
+        open_artifact(copy)
+
+
 def test_a_file_of_weights_without_a_byte(copy: Path) -> None:
     def change(manifest: dict[str, Any]) -> None:
         manifest["files"][BASE] = {"sha256": hashlib.sha256().hexdigest(), "size_bytes": 0}
