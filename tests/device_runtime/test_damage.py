@@ -211,7 +211,7 @@ def trainer_of(artifact, folder):
         yield lambda: Trainer(engine, data, work, artifact.adapter())
 
 
-@few
+@settings(few, max_examples=100)
 @given(seeds)
 def test_a_damaged_checkpoint(trainer_of, folder, seed):
     draw = random.Random(seed)
