@@ -72,7 +72,7 @@ def load_arrays(path: Path) -> Arrays:
 
 
 def parse_arrays(content: bytes) -> Arrays:
-    """Arrays of the bytes of a safetensors file, writable; bfloat16, which numpy lacks, as float32 of the same values.
+    """Arrays of the bytes of a safetensors file by name, in that order, writable; bfloat16 as float32 of the same values.
 
     Raises:
         ArtifactError: not a safetensors file, or a tensor of a dtype that is not read (all listed).
@@ -85,7 +85,7 @@ def parse_arrays(content: bytes) -> Arrays:
     if foreign:
         raise ArtifactError(f"{'; '.join(foreign)}; read are {', '.join([*_DTYPES, _BFLOAT16])}")
     try:
-        return {name: _array(row) for name, row in rows.items()}
+        return {name: _array(row) for name, row in sorted(rows.items())}
     except (ValueError, OverflowError) as exc:
         raise ArtifactError(f"a shape that no array can have: {exc}") from exc
 

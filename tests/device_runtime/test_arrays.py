@@ -90,3 +90,9 @@ def test_what_is_read_can_be_written_to():
     found = arrays.parse_arrays(arrays.to_bytes({"a": np.zeros(3, np.float32)}))["a"]
     found += 1
     assert found.tolist() == [1, 1, 1]
+
+
+def test_arrays_come_in_the_order_of_their_names():
+    names = [f"t{i:02}" for i in range(40)]
+    content = arrays.to_bytes({name: np.zeros(1 + i % 3) for i, name in enumerate(names)})
+    assert all(list(arrays.parse_arrays(content)) == names for _ in range(5))
