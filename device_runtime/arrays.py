@@ -4,11 +4,12 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from fleetune.device_runtime.errors import ArtifactError
 
@@ -16,6 +17,11 @@ Array = NDArray[np.generic]
 Arrays = dict[str, Array]
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
+_DTYPES = {
+    "BOOL": "?", "I8": "i1", "U8": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8",
+    "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+_BFLOAT16 = "BF16"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -27,9 +33,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except OSError:
+    except OSError as exc:
         part.unlink(missing_ok=True)
-        raise
+        raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
     _sync_folder(path.parent)
 
 
@@ -52,15 +58,48 @@ def save_arrays(path: Path, arrays: Mapping[str, Array], *, metadata: dict[str, 
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Read a safetensors file into memory.
+    """Read a safetensors file into memory, as :func:`parse_arrays`.
 
     Raises:
-        ArtifactError: missing, truncated or not a safetensors file.
+        ArtifactError: missing, truncated, not a safetensors file, or of a dtype that is not read.
     """
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as exc:
+        return parse_arrays(path.read_bytes())
+    except OSError as exc:
+        raise ArtifactError(f"{path}: cannot be read as safetensors: {exc.strerror or exc}") from exc
+    except ArtifactError as exc:
         raise ArtifactError(f"{path}: cannot be read as safetensors: {exc}") from exc
+
+
+def parse_arrays(content: bytes) -> Arrays:
+    """Arrays of the bytes of a safetensors file by name, in that order, writable; bfloat16 as float32 of the same values.
+
+    Raises:
+        ArtifactError: not a safetensors file, or a tensor of a dtype that is not read (all listed).
+    """
+    try:
+        rows: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
+    except (SafetensorError, ValueError, OverflowError) as exc:
+        raise ArtifactError(f"not a safetensors file: {exc}") from exc
+    foreign = [f"{n} is {row['dtype']}" for n, row in sorted(rows.items()) if not _is_read(row["dtype"])]
+    if foreign:
+        raise ArtifactError(f"{'; '.join(foreign)}; read are {', '.join([*_DTYPES, _BFLOAT16])}")
+    try:
+        return {name: _array(row) for name, row in sorted(rows.items())}
+    except (ValueError, OverflowError) as exc:
+        raise ArtifactError(f"a shape that no array can have: {exc}") from exc
+
+
+def _is_read(dtype: str) -> bool:
+    return dtype in _DTYPES or dtype == _BFLOAT16
+
+
+def _array(row: dict[str, Any]) -> Array:
+    if row["dtype"] == _BFLOAT16:
+        upper = np.frombuffer(row["data"], "<u2").astype(np.uint32) << 16
+        return upper.view(np.float32).reshape(row["shape"])
+    flat: Array = np.frombuffer(row["data"], _DTYPES[row["dtype"]])
+    return flat.reshape(row["shape"])
 
 
 def sha256_of(path: Path) -> str:

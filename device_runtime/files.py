@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -48,12 +48,14 @@ class DiskFiles:
 
     def names(self) -> list[str]:
         """Names of the files here, sorted."""
-        return sorted(path.name for path in self._folder.iterdir() if path.is_file())
+        with self._doing("read"):
+            return sorted(path.name for path in self._folder.iterdir() if path.is_file())
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file, or None if there is none."""
+        """Content of a file, or None if there is none; StateError if it cannot be read."""
         path = self._folder / name
-        return path.read_bytes() if path.is_file() else None
+        with self._doing("read"):
+            return path.read_bytes() if path.is_file() else None
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file, whole and synced."""
@@ -78,12 +80,15 @@ class DiskFiles:
         load(path)
         return True
 
+    def _writing(self) -> AbstractContextManager[None]:
+        return self._doing("written")
+
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _doing(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
-            raise StateError(f"{self._folder}: cannot be written: {exc.strerror or exc}") from exc
+            raise StateError(f"{self._folder}: cannot be {what}: {exc.strerror or exc}") from exc
 
 
 class MemoryFiles:

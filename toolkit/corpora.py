@@ -1,14 +1,11 @@
 """A user's own labelled file as lines by device and a held-out test, for the demo."""
 
-import csv
-import gzip
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from fleetune.device_runtime.data.records import Label, LabelledText, read_records
 from fleetune.device_runtime.errors import DataError
 from fleetune.toolkit.utterances import Corpus, Utterance, by_speaker
 
@@ -18,7 +15,7 @@ _LABEL_CONCENTRATION = 1.0
 
 
 def read_corpus(path: Path, *, num_devices: int, seed: int = 0) -> Corpus:
-    """Read JSON lines (``.jsonl``, ``.jsonl.gz``) or CSV, hold out a fifth, and share the rest out.
+    """Read JSON lines or CSV as devices do, hold out a fifth, and share the rest out.
 
     Lines go to devices by their ``speaker``, ``client`` or ``device`` field if all have one, else by a
     Dirichlet draw per label, so that the devices' labels are skewed.
@@ -42,39 +39,21 @@ def read_corpus(path: Path, *, num_devices: int, seed: int = 0) -> Corpus:
     return Corpus({f"device-{i}": group for i, group in enumerate(groups)}, test)
 
 
+class _Line(LabelledText, frozen=True, kw_only=True):
+    """A labelled text, and perhaps whose it is."""
+
+    speaker: Label | None = None
+    client: Label | None = None
+    device: Label | None = None
+
+
 def _read(path: Path) -> Iterator[Utterance]:
-    for number, row in _rows(path):
-        if (
-            not isinstance(row, dict)
-            or not isinstance(row.get("text"), str)
-            or row.get("label") in (None, "")
-        ):
-            raise DataError(f'{path}:{number}: expected "text" and "label", got {str(row)[:80]}')
-        speaker = next((str(row[field]) for field in SPEAKER_FIELDS if row.get(field) is not None), "")
-        yield Utterance(row["text"], str(row["label"]), speaker)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            if path.suffix == ".csv":
-                yield from enumerate(csv.DictReader(file), start=2)
-                return
-            for number, line in enumerate(file, start=1):
-                yield number, _parse(path, number, line)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as exc:
-        raise DataError(f"{path}: cannot be read: {exc}") from exc
-
-
-def _parse(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as exc:
-        raise DataError(f"{path}:{number}: not a JSON line: {exc}") from exc
+    for source, line in read_records(path, _Line):
+        label = str(line.label).strip()
+        if not label:
+            raise source.error("no label")
+        named = (getattr(line, field) for field in SPEAKER_FIELDS)
+        yield Utterance(line.text, label, next((str(name) for name in named if name is not None), ""))
 
 
 def _group(lines: Sequence[Utterance], num_groups: int) -> list[list[Utterance]]:

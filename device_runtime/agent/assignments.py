@@ -28,7 +28,14 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
     task_id_of,
 )
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, FleetuneError, WireError
+from fleetune.device_runtime.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    FleetuneError,
+    WireError,
+    one_line,
+)
 from fleetune.device_runtime.network.connection import send
 
 log = logging.getLogger(__name__)
@@ -191,8 +198,8 @@ class Assignments:
         if self._current is None:
             return
         offer, identity = self._current.offer, self._home.identity
-        number = offer.round
-        log.error("round %d: declined: %s", number, reason)
+        number, said = offer.round, one_line(" ".join(str(reason).split()), length_max=REASON_CHARS_MAX)
+        log.error("round %d: declined: %s", number, said)
         self._done.add(self._current.key)
         self._let_go()
         decline = Decline(
@@ -200,10 +207,10 @@ class Assignments:
             job=identity.job,
             task_id=offer.task_id,
             round=number,
-            reason=str(reason)[:REASON_CHARS_MAX],
+            reason=said,
         )
         send(self._home.link, identity.up, encode(decline))
-        self._home.on_event(Event("declined", number, text=str(reason)))
+        self._home.on_event(Event("declined", number, text=said))
 
     def settle(self, verdict: Verdict) -> None:
         """Let go of what the verdict is about."""
@@ -212,7 +219,7 @@ class Assignments:
             return
         made = self._home.outbox.recall(self._made_key(task_id_of(header)))
         if made:
-            self._done.add(made.decode())
+            self._done.add(made.decode(errors="replace"))
         if isinstance(header, UpdateReady):
             self._memory.settle(verdict.round, accepted=verdict.accepted)
         if not verdict.accepted:

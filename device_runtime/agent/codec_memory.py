@@ -6,12 +6,11 @@ from collections.abc import Callable
 from hashlib import sha256
 
 import msgspec
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs.codec import as_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
+from fleetune.device_runtime.errors import ArtifactError
 from fleetune.device_runtime.files import Files
 
 log = logging.getLogger(__name__)
@@ -91,8 +90,8 @@ class CodecMemory:
 
 def _parsed(content: bytes) -> Arrays | None:
     try:
-        return dict(load(content))
-    except (SafetensorError, ValueError, KeyError):
+        return parse_arrays(content)
+    except ArtifactError:
         return None
 
 
@@ -100,7 +99,7 @@ def _metadata(content: bytes) -> object:
     """Of a safetensors file: 8 bytes of length, then a JSON header."""
     try:
         header = msgspec.json.decode(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except msgspec.DecodeError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     return header.get("__metadata__") if isinstance(header, dict) else None
 

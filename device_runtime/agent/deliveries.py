@@ -1,7 +1,9 @@
 """What a device owes the aggregator: announced until there is a verdict, served in chunks, kept in the outbox."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from math import inf
 
 import msgspec
@@ -19,8 +21,10 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
     task_id_of,
 )
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.errors import WireError, one_line
 from fleetune.device_runtime.network.connection import send
+
+log = logging.getLogger(__name__)
 
 REPEAT_S = 5.0
 REPEAT_MAX_S = 60.0
@@ -42,8 +46,8 @@ class Deliveries:
 
     def __init__(self, home: Home) -> None:
         self._link, self._outbox, self._topic = home.link, home.outbox, home.identity.up
-        mine = (entry for entry in home.outbox.pending() if entry.job == home.identity.job)
-        self._parcels = [_Parcel(entry, _header(entry)) for entry in mine]
+        mine = [entry for entry in home.outbox.pending() if entry.job == home.identity.job]
+        self._parcels = [parcel for entry in mine if (parcel := self._parcel(entry))]
 
     def __len__(self) -> int:
         return len(self._parcels)
@@ -112,6 +116,15 @@ class Deliveries:
         for parcel in [p for p in self._parcels if task_id_of(p.header) == task_id]:
             self._drop(parcel)
 
+    def _parcel(self, entry: Entry) -> _Parcel | None:
+        """What an entry holds; a damaged one is dropped, so that its work is done again."""
+        try:
+            return _Parcel(entry, _header(entry))
+        except WireError as exc:
+            log.warning("outbox: what %s gave is dropped: %s", one_line(entry.task_id), exc)
+            self._outbox.acknowledge(entry.job, entry.task_id, entry.digest)
+            return None
+
     def _drop(self, parcel: _Parcel) -> None:
         self._outbox.acknowledge(parcel.entry.job, parcel.entry.task_id, parcel.entry.digest)
         self._parcels.remove(parcel)
@@ -141,9 +154,12 @@ def _entry(header: UpdateReady | Report, payload: bytes) -> Entry:
 
 
 def _header(entry: Entry) -> UpdateReady | Report:
+    """The header of an entry; WireError if that, or the payload, is damaged."""
     header = decode(entry.header)
     if not isinstance(header, UpdateReady | Report):
         raise WireError(
             f"outbox: a {type(header).__name__} in {entry.task_id}; expected UpdateReady or Report"
         )
+    if isinstance(header, UpdateReady) and sha256(entry.payload).hexdigest() != entry.digest:
+        raise WireError("SHA-256 of the payload differs")
     return header

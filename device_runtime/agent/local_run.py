@@ -17,7 +17,7 @@ from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feed
 from fleetune.device_runtime.contracts.codecs.codec import of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.wire import Offer, Report, TransferManifest, UpdateReady
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, FleetuneError, StateError
 from fleetune.device_runtime.tables import Table
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,19 @@ class LocalRun:
 
         Raises:
             ConfigError, DataError, ArtifactError, WireError: it cannot be done.
+            StateError: what it needs to keep cannot be written.
         """
-        return _ROLES[self._offer.role](self)
+        try:
+            return _ROLES[self._offer.role](self)
+        except FleetuneError:
+            raise
+        except MemoryError as exc:
+            raise ConfigError(f"not enough memory for this work: {exc}") from exc
+        except Exception as exc:  # a fault of ours in one round is no reason for a device to die
+            log.debug("round %d: unexpected", self._offer.round, exc_info=True)
+            raise ArtifactError(
+                f"unexpected {type(exc).__name__}: {exc}; this is a fault of fleetune"
+            ) from exc
 
     def checkpoint(self) -> None:
         """Keep what is trained so far; StateError if it cannot be written."""
@@ -93,7 +104,7 @@ class LocalRun:
         training = self._workbench.start(self._offer.work, _copied(self._reference))
         try:
             self._home.state.restore(self._key, training.restore)
-        except (ArtifactError, ConfigError) as exc:
+        except (StateError, ArtifactError, ConfigError) as exc:
             log.warning("round %d: starting afresh: %s", self._offer.round, exc)
             self._home.state.forget_checkpoints()
         else:
@@ -130,6 +141,10 @@ class LocalRun:
     def _evaluate(self) -> Product:
         offer = self._offer
         measured = self._workbench.evaluate(offer.work, self._reference)
+        if not np.isfinite(measured.loss):
+            raise ArtifactError(
+                f"the loss is {measured.loss}: NaN in the model's weights, or an adapter that ran away"
+            )
         report = Report(
             device_id=self._home.identity.device_id,
             job=offer.job,

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 from fleetune.device_runtime.agent.outbox import Entry
-from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.errors import StateError, one_line
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deliveries (
@@ -55,7 +56,7 @@ class OutboxFile:
             rows = self._database.execute(
                 "SELECT job, task_id, digest, header, payload FROM deliveries ORDER BY rowid"
             )
-            return [Entry(*row) for row in rows]
+            return [self._entry(row) for row in rows]
 
     def acknowledge(self, job: str, task_id: str, digest: str) -> bool:
         """Forget an entry; False if there is none."""
@@ -72,7 +73,9 @@ class OutboxFile:
         """Return the fact, or None."""
         with self._told():
             row = self._database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
-            return None if row is None else bytes(row[0])
+        if row is not None and not isinstance(row[0], bytes):
+            raise self._damaged(f"{one_line(key)} is no bytes")
+        return None if row is None else row[0]
 
     def forget(self, key: str) -> None:
         """Drop a fact, if it is there."""
@@ -97,9 +100,18 @@ class OutboxFile:
         self._database.executescript(_SCHEMA)
         verdict = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise StateError(f"{self._path}: damaged: {verdict}; move it away to start afresh")
+            raise self._damaged(verdict)
         if self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone():
             self._database.executescript(_FROM_0_1)
+
+    def _entry(self, row: tuple[object, ...]) -> Entry:
+        kinds = str, str, str, bytes, bytes
+        if not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True)):
+            raise self._damaged("a delivery that is none")
+        return Entry(*cast("tuple[str, str, str, bytes, bytes]", row))
+
+    def _damaged(self, problem: str) -> StateError:
+        return StateError(f"{self._path}: damaged: {problem}; move it away to start afresh")
 
     def _remember(self, facts: Mapping[str, bytes]) -> None:
         self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
@@ -114,5 +126,5 @@ class OutboxFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as exc:
+        except (sqlite3.Error, sqlite3.Warning, UnicodeDecodeError, OverflowError) as exc:
             raise StateError(f"{self._path}: the device's state cannot be used: {exc}") from exc

@@ -3,11 +3,8 @@
 import re
 from hashlib import sha256
 
-from safetensors import SafetensorError
-from safetensors.numpy import load
-
-from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.arrays import Arrays, parse_arrays
+from fleetune.device_runtime.errors import ArtifactError, WireError
 from fleetune.device_runtime.files import Files, PathUser
 
 _ADAPTER = "adapter.safetensors"
@@ -66,9 +63,9 @@ def parse_adapter(content: bytes, like: Arrays) -> Arrays:
         WireError: not a safetensors file, or not the names, shapes and dtypes of ``like`` (all differences listed).
     """
     try:
-        arrays: Arrays = dict(load(content))
-    except (SafetensorError, ValueError, KeyError) as exc:
-        raise WireError(f"adapter is not a safetensors file: {exc}") from exc
+        arrays = parse_arrays(content)
+    except ArtifactError as exc:
+        raise WireError(f"adapter cannot be read: {exc}") from exc
     problems = [f"{name}: unexpected" for name in sorted(arrays.keys() - like.keys())]
     problems += [f"{name}: missing" for name in sorted(like.keys() - arrays.keys())]
     for name in sorted(arrays.keys() & like.keys()):

@@ -50,7 +50,7 @@ class Training(Protocol):
         """Write a checkpoint."""
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint; ArtifactError or ConfigError if it is of something else."""
+        """Go on from a checkpoint; StateError if it is damaged, ConfigError if it is of something else."""
 
 
 class Measured(Protocol):

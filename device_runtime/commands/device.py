@@ -150,7 +150,10 @@ class _Desk:
         return self._dataset
 
     def _load(self, seq_len: int) -> Dataset:
-        return load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
+        found = load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
+        if found.cut:
+            log.warning("%s", found.cut)
+        return found
 
 
 def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) -> None:
@@ -202,4 +205,7 @@ def _device_id(outbox: Outbox, given: str | None) -> str:
     if kept is None:
         kept = f"device-{secrets.token_hex(6)}".encode()
         outbox.remember("device_id", kept)
-    return kept.decode()
+    try:
+        return check_name("device", kept.decode())
+    except (ConfigError, UnicodeDecodeError) as exc:
+        raise StateError(f"outbox: the device's id is damaged ({exc}); give it as --id") from exc

@@ -1,5 +1,6 @@
 """``fleetune predict``: the personalised model at work on the device."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from fleetune.device_runtime.data.records import Text, read_records
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
+
+log = logging.getLogger(__name__)
 
 _TASKS = ("sequence-classification", "image-classification")
 
@@ -62,6 +65,8 @@ def predict(
     folder = Path(run) / ADAPTER if run else adapter
     weights = load_peft(Path(folder), artifact.manifest) if folder else artifact.adapter()
     texts, dataset = _read(artifact, text, data)
+    if dataset.cut:
+        log.warning("%s", dataset.cut)
     with open_engine(artifact, threads=threads) as engine:
         logits = _logits(engine, dataset, weights, batch_size=batch_size)
     return list(_named(logits, artifact.manifest.labels, texts))
@@ -94,6 +99,10 @@ def _logits(engine: Engine, dataset: Dataset, weights: Arrays, *, batch_size: in
     batches = dataset.ordered_batches(batch_size)
     rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens)
     results = np.concatenate([engine.predict(dataset.rows(some), weights, rows=rows) for some in batches])
+    if not np.isfinite(results).all():
+        raise ArtifactError(
+            "the model's answers are not finite: NaN in its frozen weights, or an adapter that ran away"
+        )
     logits = np.empty_like(results)
     logits[np.concatenate(batches)] = results
     return logits

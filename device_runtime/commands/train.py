@@ -17,6 +17,7 @@ from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import plain, write_run
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.rules.gate import Gate, Pause, open_gate
@@ -70,7 +71,7 @@ def train(
     adapter: Path | str | None = None,
     rules: Mapping[str, Any] | Path | str | None = None,
     on_step: Callable[[StepReport], object] | None = None,
-    on_note: Callable[[Pause | Fit], object] | None = None,
+    on_note: Callable[[Pause | Fit | Cut], object] | None = None,
 ) -> TrainReport:
     """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
 
@@ -86,7 +87,7 @@ def train(
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
         rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
         on_step: called with each step's report.
-        on_note: called with what a person may want to read: a memory budget's choice, a pause by the rules and its end.
+        on_note: called with what a person may want to read: texts that are cut, a memory budget's choice, a pause and its end.
 
     Raises:
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
@@ -102,6 +103,9 @@ def train(
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
+    for cut in (dataset.cut, held_out.cut if held_out else None):
+        if cut:
+            (on_note or _log)(cut)
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         trainer = machine.trainer(dataset, work, start)
         if machine.fit and on_note:
@@ -132,6 +136,10 @@ def peak_rss_mb() -> float:
     except (OSError, IndexError):
         unit = 1024**2 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _log(cut: Cut) -> None:
+    log.warning("%s", cut)
 
 
 def _make_folder(out: Path) -> Path:
@@ -166,7 +174,7 @@ def _run(
             save()
 
 
-def _telling(on_note: Callable[[Pause | Fit], object] | None) -> Callable[[Pause], object]:
+def _telling(on_note: Callable[[Pause | Fit | Cut], object] | None) -> Callable[[Pause], object]:
     def tell(pause: Pause) -> None:
         log.info("%s", pause)
         if on_note:

@@ -6,33 +6,46 @@ from typing import Any
 import msgspec
 
 from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
-from fleetune.device_runtime.contracts.artifact import check_adapter
+from fleetune.device_runtime.contracts.artifact import check_adapter, fit_adapter
 from fleetune.device_runtime.contracts.manifest import Manifest
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, StateError
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+_PICKLED = "adapter_model.bin"
 _SCALE_KEYS = ("r", "lora_alpha", "use_rslora")
 """What fixes the factor before BA beside the tensors themselves: a difference changes every output and no shape."""
 
 
 def read_peft(folder: Path) -> tuple[dict[str, Any], Arrays]:
-    """Read a PEFT folder: its configuration, and its tensors by name, in memory and writable.
+    """Read a PEFT folder: its configuration, and its tensors by name, in memory and writable; bfloat16 comes as float32.
 
     Raises:
-        ArtifactError: no adapter there, or a file of it that cannot be read.
+        ArtifactError: no adapter there, one that is pickled, or a file of it that cannot be read.
     """
     if not (folder / WEIGHTS).is_file():
+        if (folder / _PICKLED).is_file():
+            raise ArtifactError(
+                f"{folder}: {_PICKLED} is a pickle, which runs what is in it, and is not read; where the adapter is trusted, "
+                f"PEFT makes {WEIGHTS} of it: PeftModel.from_pretrained(model, folder).save_pretrained(new_folder)"
+            )
         raise ArtifactError(f"{folder}: no PEFT adapter here (no {WEIGHTS})")
     arrays = load_arrays(folder / WEIGHTS)
     return _read_config(folder / CONFIG), arrays
 
 
 def write_peft(folder: Path, config: dict[str, Any], arrays: Arrays) -> None:
-    """Write a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
-    save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+    """Write a folder that ``PeftModel.from_pretrained`` loads; each file is whole or absent.
+
+    Raises:
+        StateError: the disk is full, say.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
+        save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
+    except OSError as exc:
+        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
@@ -46,26 +59,25 @@ def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
 
 
 def load_peft(folder: Path, manifest: Manifest) -> Arrays:
-    """Read a PEFT folder whose tensors are the manifest's trainable ones, by name, in memory and writable.
+    """Read a PEFT folder whose tensors are the manifest's trainable ones: float32 by name, writable, of whatever float was saved.
 
     Raises:
-        ArtifactError: no adapter there, or one of other names, shapes, dtypes or scale (all differences listed).
+        ArtifactError: no adapter there, one of other names, shapes or scale (all differences listed), or with NaN in it.
     """
     config, arrays = read_peft(folder)
     if problems := _scale_problems(config, manifest.peft):
         raise ArtifactError(f"{folder / CONFIG}: " + "; ".join(problems))
     try:
-        check_adapter(manifest, arrays)
+        return fit_adapter(manifest, arrays)
     except ArtifactError as exc:
         raise ArtifactError(f"{folder}: {exc}") from exc
-    return arrays
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _scale_problems(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

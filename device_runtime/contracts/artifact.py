@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays, load_arrays, sha256_of
+from fleetune.device_runtime.arrays import Array, Arrays, Floats, load_arrays, sha256_of
 from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Targets, Tensor
+from fleetune.device_runtime.contracts.soundness import table_problems
 from fleetune.device_runtime.errors import ArtifactError
 
 MANIFEST = "manifest.json"
@@ -70,10 +71,8 @@ class Artifact:
             self._mapped.madvise(getattr(mmap, advice), first, end - first)
 
     def adapter(self) -> Arrays:
-        """Version 0 of the trainable tensors, by name, in memory and writable."""
-        arrays = load_arrays(self.folder / ADAPTER)
-        check_adapter(self.manifest, arrays)
-        return {name: np.array(value) for name, value in arrays.items()}
+        """Version 0 of the trainable tensors, by name, in memory and writable; ArtifactError as of :func:`fit_adapter`."""
+        return fit_adapter(self.manifest, load_arrays(self.folder / ADAPTER))
 
 
 def open_artifact(folder: Path | str, *, verify: bool = True) -> Artifact:
@@ -90,14 +89,38 @@ def open_artifact(folder: Path | str, *, verify: bool = True) -> Artifact:
     folder = Path(folder)
     content = _read_manifest(folder)
     manifest = _parse(content, folder)
-    problems = [*_path_problems(manifest), *_table_problems(manifest)]
+    base_bytes = manifest.files[BASE].size_bytes if BASE in manifest.files else 0
+    problems = [*_path_problems(manifest), *table_problems(manifest, base_bytes=base_bytes)]
     if not problems:
-        problems = list(_file_problems(folder, manifest, verify=verify))
+        problems = _all_file_problems(folder, manifest, verify=verify)
     if problems:
         raise ArtifactError(f"{folder}: " + "; ".join(problems))
-    with (folder / BASE).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return Artifact(folder, manifest, hashlib.sha256(content).hexdigest(), mapped)
+    return Artifact(folder, manifest, hashlib.sha256(content).hexdigest(), _mapped(folder / BASE))
+
+
+def fit_adapter(manifest: Manifest, arrays: Arrays) -> Arrays:
+    """Arrays of any float dtype as the trainable tensors, in their dtype, float32.
+
+    Raises:
+        ArtifactError: they are not exactly the trainable tensors, or hold NaN or infinity (every difference listed).
+    """
+    dtypes = {t.name: np.dtype(t.dtype) for t in manifest.trainable}
+    with np.errstate(over="ignore"):  # found below, with a message
+        fitted = {name: _as_float(array, dtypes.get(name)) for name, array in arrays.items()}
+    check_adapter(manifest, fitted)
+    if bad := [name for name in sorted(fitted) if not _is_finite(fitted[name])]:
+        raise ArtifactError(f"adapter holds NaN or infinity: {', '.join(bad)}")
+    return fitted
+
+
+def _as_float(array: Array, dtype: np.dtype[Any] | None) -> Array:
+    is_float = dtype is not None and dtype.kind == array.dtype.kind == "f"
+    return array.astype(dtype, copy=False) if is_float else array
+
+
+def _is_finite(array: Array) -> bool:
+    floats: Floats = array.astype(np.float32, copy=False)
+    return bool(np.isfinite(floats).all())
 
 
 def check_adapter(manifest: Manifest, arrays: Arrays) -> None:
@@ -121,10 +144,12 @@ def _read_manifest(folder: Path) -> bytes:
         if path.stat().st_size > _MANIFEST_BYTES_MAX:
             raise ArtifactError(f"{path}: larger than {_MANIFEST_BYTES_MAX} bytes")
         return path.read_bytes()
-    except OSError as exc:
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise ArtifactError(
             f"{folder}: no artifact here (no {MANIFEST}); make one with `fleetune export`"
         ) from exc
+    except (OSError, ValueError) as exc:
+        raise ArtifactError(f"{path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _parse(content: bytes, folder: Path) -> Manifest:
@@ -137,7 +162,7 @@ def _parse(content: bytes, folder: Path) -> Manifest:
         if found < FORMAT:
             return _counting(_upgraded(msgspec.json.decode(content), folder))
         return _counting(msgspec.json.decode(content, type=Manifest))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as exc:
         raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
 
 
@@ -169,6 +194,14 @@ def _counting(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, head=msgspec.structs.replace(manifest.head, counted=counted))
 
 
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as exc:
+        raise ArtifactError(f"{path}: cannot be mapped: {exc}") from exc
+
+
 def _path_problems(manifest: Manifest) -> Iterable[str]:
     for name in manifest.files:
         path = PurePosixPath(name)
@@ -185,24 +218,13 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
         yield f"{name!r} is used but has no digest"
 
 
-def _table_problems(manifest: Manifest) -> Iterable[str]:
-    if [row.role for row in manifest.inputs].count("labels") != 1:
-        yield "inputs: expected one whose role is labels"
-    rows, kinds = len(manifest.tensors), len(manifest.kinds)
-    slots = {"prelude": manifest.prelude.tensors, "head": manifest.head.tensors}
-    slots |= {f"layer {i}": layer.tensors for i, layer in enumerate(manifest.layers)}
-    for where, tensors in slots.items():
-        if any(not 0 <= i < rows for i in tensors):
-            yield f"{where}: a tensor index outside the table of {rows}"
-    for i, layer in enumerate(manifest.layers):
-        if not 0 <= layer.kind < kinds:
-            yield f"layer {i}: kind {layer.kind} of {kinds}"
-    size = manifest.files[BASE].size_bytes if BASE in manifest.files else 0
-    for tensor in manifest.tensors:
-        if min(tensor.shape, default=1) < 0 or tensor.offset < 0:
-            yield f"{tensor.name}: negative shape or offset"
-        elif tensor.file == "base" and tensor.offset + tensor.size_bytes > size:
-            yield f"{tensor.name}: ends beyond {BASE} ({size} bytes)"
+def _all_file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> list[str]:
+    try:
+        return list(_file_problems(folder, manifest, verify=verify))
+    except OSError as exc:
+        return [f"{exc.filename}: {exc.strerror}"]
+    except ValueError as exc:  # a NUL, or half a character, in a name
+        return [f"a file name that no file can have: {exc}"]
 
 
 def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterable[str]:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.data.labels import class_reader
 from fleetune.device_runtime.data.npz import load_npz
 from fleetune.device_runtime.data.records import (
     Label,
@@ -18,9 +20,10 @@ from fleetune.device_runtime.data.records import (
     Tokens,
     read_records,
 )
-from fleetune.device_runtime.data.samples import IGNORED, Column, Dataset, Dense, Ragged, make_dataset
+from fleetune.device_runtime.data.samples import IGNORED, Column, Cut, Dataset, Dense, Ragged, make_dataset
 from fleetune.device_runtime.data.text import (
     Encoded,
+    Engine,
     encode_texts,
     encode_words,
     first_tokens,
@@ -39,12 +42,12 @@ def load_dataset(
     """Read a data file for a model.
 
     Args:
-        path: ``.jsonl`` or ``.csv`` (also ``.gz``) with ``text``, ``label`` (a class index or name) and perhaps
+        path: ``.jsonl`` or ``.csv`` (also ``.gz``) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
             ``text_b``; for token classification ``tokens`` and ``labels``; for a causal language model ``text`` alone;
             or ``.npz`` with the model's input arrays and ``labels``.
         manifest: names the inputs, the classes and the tokenizer.
         folder: the artifact's folder, where the tokenizer file is.
-        seq_len: text is cut after so many tokens (and at the tokenizer's own limit).
+        seq_len: text is cut to so many tokens, or to as many as the model takes; arrays are taken whole or refused.
         labelled: False reads the inputs alone.
 
     Raises:
@@ -53,9 +56,10 @@ def load_dataset(
     """
     path = Path(path)
     if path.suffix == ".npz":
-        return load_npz(path, manifest, seq_len=seq_len, labelled=labelled)
+        return load_npz(path, manifest, seq_len=seq_len, length_max=_length_max(manifest), labelled=labelled)
     task = _text_task(manifest, path)
-    records = list(read_records(path, task.labelled if labelled else task.plain))
+    kind: type[msgspec.Struct] = task.labelled if labelled else task.plain
+    records = list(read_records(path, kind))
     return _tokenise(records, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
 
 
@@ -70,7 +74,7 @@ def text_dataset(texts: Sequence[str], manifest: Manifest, folder: Path | str, *
 class _TextTask(NamedTuple):
     plain: type
     labelled: type
-    encode: Callable[[Any, Records], Encoded]
+    encode: Callable[[Engine, Records], Encoded]
     label: Callable[[Records, Encoded, Manifest], Column]
     num_tokens_min: int
 
@@ -87,9 +91,12 @@ def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: in
     task, tokenizer = _text_task(manifest, records[0][0].path), manifest.tokenizer
     if tokenizer is None:
         raise ArtifactError(f"{folder}: no tokenizer in the artifact")
-    engine = load_tokenizer(folder / tokenizer.file, max_length=min(seq_len, tokenizer.max_length))
+    length_max = _length_max(manifest) or seq_len
+    length = min(seq_len, length_max)
+    engine = load_tokenizer(folder / tokenizer.file, max_length=length, side=tokenizer.truncation_side)
     encoded = task.encode(engine, records)
     _check_lengths(records, encoded, task)
+    _check_ids(records, encoded, manifest, engine)
     columns = _columns(encoded, manifest)
     if labelled:
         columns[manifest.label_name] = task.label(records, encoded, manifest)
@@ -99,7 +106,24 @@ def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: in
         seq_len=seq_len,
         num_classes=len(manifest.labels),
         label_name=manifest.label_name if labelled else "",
+        width_max=length,
+        cut=_cut(encoded, source=str(records[0][0].path or "text"), length=length, length_max=length_max),
     )
+
+
+def _length_max(manifest: Manifest) -> int:
+    """The most tokens that tokenizer and model take; 0 where neither says."""
+    tokenizer, positions = manifest.tokenizer, manifest.bounds.get("seq", 0)
+    known = [length for length in (tokenizer.max_length if tokenizer else 0, positions) if length]
+    return min(known, default=0)
+
+
+def _cut(encoded: Encoded, *, source: str, length: int, length_max: int) -> Cut | None:
+    lost = encoded.uncut - encoded.lengths
+    if not lost.any():
+        return None
+    rows, tokens = int((lost > 0).sum()), int(encoded.uncut.sum())
+    return Cut(source, rows, len(lost), int(lost.sum()), tokens, length, length_max)
 
 
 def _check_lengths(records: Records, encoded: Encoded, task: _TextTask) -> None:
@@ -108,26 +132,53 @@ def _check_lengths(records: Records, encoded: Encoded, task: _TextTask) -> None:
             raise source.error(f"{length} tokens, expected at least {task.num_tokens_min}")
 
 
-def _columns(encoded: Encoded, manifest: Manifest) -> dict[str, Column]:
-    made: dict[str, Array] = {
+def _check_ids(records: Records, encoded: Encoded, manifest: Manifest, engine: Engine) -> None:
+    """Refuse what the model's tables have no row for: an added token, or the second text of a pair."""
+    ends = np.cumsum(encoded.lengths)
+    made = _arrays(encoded)
+    for row in manifest.features:
+        if not row.below or row.name not in made:
+            continue
+        values = made[row.name].astype(np.int64)
+        wrong = np.flatnonzero(values >= row.below)
+        if wrong.size:
+            source, _ = records[int(np.searchsorted(ends, wrong[0], side="right"))]
+            raise source.error(_id_problem(row.name, int(values[wrong[0]]), row.below, engine))
+
+
+def _id_problem(name: str, number: int, below: int, engine: Engine) -> str:
+    if name != "input_ids":
+        return f"{name} {number}, the model knows 0 to {below - 1}"
+    return (
+        f"the token {engine.token_of(number)!r} is id {number}, the model knows 0 to {below - 1}; leave it out of the text, "
+        "or give the model a row for it (resize_token_embeddings) and export again"
+    )
+
+
+def _arrays(encoded: Encoded) -> dict[str, Array]:
+    return {
         "input_ids": encoded.ids,
         "attention_mask": np.ones(len(encoded.ids), np.uint8),
         "token_type_ids": encoded.types,
     }
+
+
+def _columns(encoded: Encoded, manifest: Manifest) -> dict[str, Column]:
+    made = _arrays(encoded)
     wanted = manifest.features
     if unknown := [row.name for row in wanted if row.name not in made]:
         raise DataError(f"the model takes {', '.join(unknown)}, which text does not give: bring an .npz file")
     return {row.name: Ragged(made[row.name], encoded.lengths, row.pad, row.dtype) for row in wanted}
 
 
-def _encode_texts(engine: Any, records: Records) -> Encoded:
+def _encode_texts(engine: Engine, records: Records) -> Encoded:
     for source, record in records:
         if not record.text.strip():
             raise source.error("the text is empty")
     return encode_texts(engine, [r.text for _, r in records], [r.text_b for _, r in records])
 
 
-def _encode_words(engine: Any, records: Records) -> Encoded:
+def _encode_words(engine: Engine, records: Records) -> Encoded:
     for source, record in records:
         if not record.tokens:
             raise source.error("no tokens")
@@ -135,7 +186,8 @@ def _encode_words(engine: Any, records: Records) -> Encoded:
 
 
 def _label_classes(records: Records, encoded: Encoded, manifest: Manifest) -> Column:
-    return Dense(np.array([_class_of(r.label, manifest.labels, source) for source, r in records], np.int64))
+    read = class_reader(manifest.labels)
+    return Dense(np.array([read(record.label, source) for source, record in records], np.int64))
 
 
 def _label_next_tokens(records: Records, encoded: Encoded, manifest: Manifest) -> Column:
@@ -145,7 +197,8 @@ def _label_next_tokens(records: Records, encoded: Encoded, manifest: Manifest) -
 
 def _label_words(records: Records, encoded: Encoded, manifest: Manifest) -> Column:
     """Each word's class on its first token, nothing on the others."""
-    classes = [_word_classes(record, manifest, source) for source, record in records]
+    read = class_reader(manifest.labels)
+    classes = [_word_classes(record, read, source) for source, record in records]
     starts = np.cumsum([0, *(len(row) for row in classes)])[:-1]
     of_token = np.repeat(starts, encoded.lengths) + encoded.words
     first = first_tokens(encoded)
@@ -154,23 +207,10 @@ def _label_words(records: Records, encoded: Encoded, manifest: Manifest) -> Colu
     return Ragged(values, encoded.lengths, IGNORED, "int64")
 
 
-def _word_classes(record: LabelledTokens, manifest: Manifest, source: Source) -> list[int]:
+def _word_classes(record: LabelledTokens, read: Callable[[Label, Source], int], source: Source) -> list[int]:
     if len(record.labels) != len(record.tokens):
         raise source.error(f"{len(record.tokens)} tokens but {len(record.labels)} labels")
-    return [_class_of(label, manifest.labels, source) for label in record.labels]
-
-
-def _class_of(label: Label, names: tuple[str, ...], source: Source) -> int:
-    """A label as a class index: a name first, then a number (CSV knows only strings)."""
-    if isinstance(label, str):
-        if label in names:
-            return names.index(label)
-        if not label.isdecimal():
-            shown = ", ".join(names[:10]) + (f", … ({len(names)} in all)" if len(names) > 10 else "")
-            raise source.error(f"no label {label!r}; have: {shown}")
-    if not 0 <= int(label) < len(names):
-        raise source.error(f"label {label} out of range; expected 0 to {len(names) - 1}")
-    return int(label)
+    return [read(label, source) for label in record.labels]
 
 
 _TEXT_TASKS = {

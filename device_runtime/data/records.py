@@ -1,18 +1,31 @@
 """Lines of labelled text on disk: JSON lines and CSV with a header (``.gz`` too), each checked against a struct."""
 
+import codecs
 import csv
 import gzip
+import io
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from fleetune.device_runtime.errors import DataError, choices
+from fleetune.device_runtime.errors import DataError, choices, one_line
 from fleetune.device_runtime.tables import Table
 
-Label = int | str
+Label = bool | int | float | str
+_BYTE_ORDER_MARK = "\ufeff"
+_WIDE = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by how a file of them begins; the mark of UTF-32 begins with that of UTF-16."""
+_OTHER_SEPARATORS = (";", "\t", "|")
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -40,7 +53,7 @@ class LabelledTokens(Tokens, frozen=True, kw_only=True):
     labels: list[Label]
 
 
-R = TypeVar("R", Text, LabelledText, Tokens, LabelledTokens)
+R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Source(NamedTuple):
@@ -56,20 +69,20 @@ class Source(NamedTuple):
 
 
 def read_records(path: Path, kind: type[R]) -> Iterator[tuple[Source, R]]:
-    """Yield every line of a file as ``kind`` with where it stands; unknown fields are skipped.
+    """Yield every line of a file as ``kind`` with where it stands; blank lines and unknown fields are skipped.
+
+    Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark.
 
     Raises:
-        DataError: missing or unreadable file, unknown format, no line at all, an empty or a malformed line.
+        DataError: missing or unreadable file, unknown format, no line at all, or a malformed line.
     """
     parse = _FORMATS[_format_of(path)]
     source = Source(path, 0)
     try:
         with _open(path) as file:
-            for line, fields in parse(file, path):
+            for line, fields in parse(_lines(file, path), path):
                 source = Source(path, line)
-                yield source, msgspec.convert(fields, kind)
-    except msgspec.MsgspecError as exc:
-        raise source.error(str(exc)) from exc
+                yield source, _record(fields, kind, source)
     except (OSError, EOFError, zlib.error) as exc:
         raise DataError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if not source.line:
@@ -84,38 +97,109 @@ def _format_of(path: Path) -> str:
     return suffix
 
 
+def _record(fields: object, kind: type[R], source: Source) -> R:
+    required, optional = _names(kind)
+    if isinstance(fields, dict) and (missing := [name for name in required if name not in fields]):
+        raise source.error(_missing_problem(missing, [str(name) for name in fields], required, optional))
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.MsgspecError as exc:
+        raise source.error(str(exc)) from exc
+
+
+@cache
+def _names(kind: type[R]) -> tuple[list[str], list[str]]:
+    """The fields that a record must have, and those that it may have."""
+    fields = msgspec.structs.fields(kind)
+    return [f.name for f in fields if f.required], [f.name for f in fields if not f.required]
+
+
+def _missing_problem(missing: list[str], have: list[str], required: list[str], optional: list[str]) -> str:
+    may = f" and perhaps {', '.join(optional)}" if optional else ""
+    problem = f"no {', '.join(missing)}; there is {one_line(', '.join(have) or 'nothing')}; expected {', '.join(required)}{may}"
+    used = next((mark for mark in _OTHER_SEPARATORS if len(have) == 1 and mark in have[0]), None)
+    return f"{problem}, separated by ',' and not by {used!r}" if used else problem
+
+
 def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
 
 
-def _jsonl(file: IO[bytes], path: Path) -> Iterator[tuple[int, object]]:
-    for line, content in enumerate(file, 1):
-        source = Source(path, line)
-        if not content.strip():
-            raise source.error("empty line")
+def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
+    """The lines of a file as text, without byte order marks: files that were joined have them inside too."""
+    start = file.read(4)
+    file.seek(0)
+    wide = next((name for mark, name in _WIDE.items() if start.startswith(mark)), None)
+    lines = _utf8_lines(file, path) if wide is None else _wide_lines(file, path, wide)
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise Source(path, number).error(
+                "NUL bytes: a file that was cut off while it was written, or UTF-16 without its mark"
+            )
+        yield line.lstrip(_BYTE_ORDER_MARK)
+
+
+def _utf8_lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
         try:
-            yield line, msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            raise source.error(f"not a JSON object: {exc}") from exc
+            yield line.decode()
+        except UnicodeDecodeError as exc:
+            raise Source(path, number).error(f"not UTF-8, as which the file should be saved: {exc}") from exc
 
 
-def _csv(file: IO[bytes], path: Path) -> Iterator[tuple[int, object]]:
-    reader = csv.reader((line.decode("utf-8-sig") for line in file), strict=True)
+def _wide_lines(file: IO[bytes], path: Path, encoding: str) -> Iterator[str]:
+    num_read = 0
     try:
-        header = next(reader, [])
+        with io.TextIOWrapper(file, encoding, newline="\n") as text:
+            for line in text:
+                num_read += 1
+                yield line
+    except UnicodeError as exc:
+        raise Source(path, num_read + 1).error(f"not {encoding.upper()}, as its mark says: {exc}") from exc
+
+
+def _jsonl(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
+    for number, line in enumerate(lines, 1):
+        content = line.strip()
+        if not content:
+            continue
+        source = Source(path, number)
+        if content.startswith("["):
+            raise source.error("a JSON array; expected an object on each line, as `jq -c '.[]'` makes them")
+        try:
+            yield number, msgspec.json.decode(content)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+            raise source.error(f"not a JSON object on one line: {exc}") from exc
+
+
+def _csv(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
+    csv.field_size_limit(sys.maxsize)  # the module's own 128 KiB are less than a text may have
+    reader = csv.reader(lines, strict=True)
+    header: list[str] = []
+    try:
         for row in reader:
-            _check_row(row, header, source=Source(path, reader.line_num))
-            yield reader.line_num, dict(zip(header, row, strict=True))
-    except (csv.Error, UnicodeDecodeError) as exc:
-        line = reader.line_num + isinstance(exc, UnicodeDecodeError)
-        raise Source(path, line).error(f"not CSV: {exc}") from exc
+            if not any(cell.strip() for cell in row):
+                continue
+            source = Source(path, reader.line_num)
+            if not header:
+                header = _header(row, source)
+                continue
+            if len(row) != len(header):
+                raise source.error(f"{len(row)} columns, the header has {len(header)}: {_shown(header)}")
+            yield source.line, dict(zip(header, row, strict=True))
+    except csv.Error as exc:
+        raise Source(path, reader.line_num).error(f"not CSV: {exc}") from exc
 
 
-def _check_row(row: list[str], header: list[str], *, source: Source) -> None:
-    if not row:
-        raise source.error("empty line")
-    if len(row) != len(header):
-        raise source.error(f"{len(row)} columns, the header has {len(header)}: {', '.join(header)}")
+def _header(row: list[str], source: Source) -> list[str]:
+    header = [name.strip() for name in row]
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        raise source.error(f"two columns are named {one_line(twice[0])}")
+    return header
+
+
+def _shown(header: list[str]) -> str:
+    return one_line(", ".join(header))
 
 
 _FORMATS = Table("data format", {".jsonl": _jsonl, ".csv": _csv})

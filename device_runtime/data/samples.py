@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,12 +50,38 @@ class Dense:
 Column = Ragged | Dense
 
 
+class Cut(NamedTuple):
+    """What is not read of a data set because its texts are too long."""
+
+    source: str
+    """The file."""
+    num_cut: int
+    num_samples: int
+    tokens_lost: int
+    tokens: int
+    """Of all texts, uncut."""
+    length: int
+    """To which texts are cut, in tokens."""
+    length_max: int
+    """That the model takes."""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        more = f"the model takes up to {self.length_max}"
+        limit = more if self.length < self.length_max else "the most that the model takes"
+        share = 100 * self.tokens_lost / self.tokens
+        return (
+            f"{self.source}: {self.num_cut} of {self.num_samples} samples are longer than {self.length} tokens ({limit}) "
+            f"and are cut: {self.tokens_lost} of {self.tokens} tokens ({share:.2g} %) are not read"
+        )
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Samples as columns by input name, labels among them unless the data has none.
 
     ``lengths`` int64 (num_samples,) is each row's own length (1 where rows have one shape); ``digest`` is a SHA-256
-    over everything; ``label_name`` is the column of the labels, empty if there is none.
+    over everything; ``label_name`` is the column of the labels, empty if there is none; ``cut`` is None if all is read.
     """
 
     columns: Mapping[str, Column]
@@ -63,6 +90,12 @@ class Dataset:
     num_classes: int
     digest: str
     label_name: str = ""
+    cut: Cut | None = None
+
+    @property
+    def num_cut(self) -> int:
+        """Number of rows that were too long, and lost tokens."""
+        return self.cut.num_cut if self.cut else 0
 
     @property
     def num_samples(self) -> int:
@@ -136,15 +169,18 @@ def make_dataset(
     seq_len: int,
     num_classes: int,
     label_name: str = "",
+    width_max: int | None = None,
+    cut: Cut | None = None,
 ) -> Dataset:
-    """Put columns together and digest them."""
+    """Put columns together and digest them; rows are padded to ``width_max`` at most, by default ``seq_len``."""
     digest = hashlib.sha256()
     for name in sorted(columns):
         values = columns[name].values
         digest.update(f"{name} {values.dtype} {values.shape} {seq_len}".encode())
         digest.update(np.ascontiguousarray(values).data)
     digest.update(np.ascontiguousarray(lengths).data)
-    return Dataset(columns, lengths, seq_len, num_classes, digest.hexdigest(), label_name)
+    width = seq_len if width_max is None else width_max
+    return Dataset(columns, lengths, width, num_classes, digest.hexdigest(), label_name, cut)
 
 
 def _cut(indices: Indices, batch_size: int) -> list[Indices]:

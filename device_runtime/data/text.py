@@ -2,67 +2,87 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
-    from tokenizers import Tokenizer as Engine
+    from tokenizers import Encoding, Tokenizer
 
 _PIECE = 1024
 """Texts tokenised at a time: encodings weigh far more than their ids."""
 NO_WORD = -1
 
 
+class Engine(NamedTuple):
+    """A tokenizer, and where it cuts texts that are too long."""
+
+    tokenizer: "Tokenizer"
+    max_length: int
+    """In tokens, special ones included."""
+    side: Literal["left", "right"]
+
+    def cut(self) -> None:
+        """Have what it encodes cut from now on."""
+        self.tokenizer.enable_truncation(self.max_length, direction=self.side)
+
+    def token_of(self, token_id: int) -> str:
+        """The token as the vocabulary spells it."""
+        return self.tokenizer.id_to_token(token_id) or ""
+
+
 class Encoded(NamedTuple):
     """Ragged rows, one after the other.
 
     ``ids`` int32, ``types`` uint8 (which text of a pair) and ``words`` int32 (index of the word, -1 for special tokens)
-    have one entry a token; ``lengths`` int64 (num_texts,) counts each row's tokens.
+    have one entry a token; ``lengths`` int64 (num_texts,) counts each row's tokens, ``uncut`` those it had before it was cut.
     """
 
     ids: NDArray[np.int32]
     types: NDArray[np.uint8]
     words: NDArray[np.int32]
     lengths: NDArray[np.int64]
+    uncut: NDArray[np.int64]
 
 
-def load_tokenizer(path: Path, *, max_length: int) -> "Engine":
+def load_tokenizer(path: Path, *, max_length: int, side: Literal["left", "right"] = "right") -> Engine:
     """Read a tokenizer file, to cut at ``max_length`` tokens (special ones included) and never to pad.
+
+    ``side`` is the end at which a text loses tokens; the longer text of a pair loses first, as in transformers.
 
     Raises:
         ConfigError: ``max_length`` leaves no room for text, or the ``tokenizers`` library is not installed.
         ArtifactError: the file is missing or is no tokenizer.
     """
     try:
-        from tokenizers import Tokenizer as Engine
+        from tokenizers import Tokenizer
     except ImportError as exc:
         raise ConfigError("text needs the `tokenizers` library: pip install 'fleetune[device]'") from exc
     try:
-        engine = Engine.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower
         raise ArtifactError(f"{path}: cannot be read as a tokenizer: {exc}") from exc
-    num_special = engine.num_special_tokens_to_add(True)
+    num_special = tokenizer.num_special_tokens_to_add(True)
     if max_length <= num_special:
         raise ConfigError(
             f"sequence length {max_length} leaves no room for text beside {num_special} special tokens"
         )
-    engine.no_padding()
-    engine.enable_truncation(max_length)
+    tokenizer.no_padding()
+    engine = Engine(tokenizer, max_length, side)
+    engine.cut()
     return engine
 
 
-def encode_texts(engine: "Engine", texts: Sequence[str], pairs: Sequence[str]) -> Encoded:
+def encode_texts(engine: Engine, texts: Sequence[str], pairs: Sequence[str]) -> Encoded:
     """Token ids of each text, or of each (text, pair) where the pair is not empty."""
     inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
     return _encode(engine, inputs, pretokenized=False)
 
 
-def encode_words(engine: "Engine", sentences: Sequence[Sequence[str]]) -> Encoded:
+def encode_words(engine: Engine, sentences: Sequence[Sequence[str]]) -> Encoded:
     """Token ids of sentences that are cut into words already; ``words`` says which word a token is of."""
     return _encode(engine, [list(words) for words in sentences], pretokenized=True)
 
@@ -77,19 +97,41 @@ def first_tokens(encoded: Encoded) -> NDArray[np.bool_]:
     return first
 
 
-def _encode(engine: "Engine", inputs: Sequence[object], *, pretokenized: bool) -> Encoded:
+def _encode(engine: Engine, inputs: Sequence[Any], *, pretokenized: bool) -> Encoded:
     pieces = []
     for start in range(0, len(inputs), _PIECE):
-        batch = engine.encode_batch(list(inputs[start : start + _PIECE]), is_pretokenized=pretokenized)
-        pieces.append(_flatten(batch))
+        some = list(inputs[start : start + _PIECE])
+        try:
+            encodings = engine.tokenizer.encode_batch(some, is_pretokenized=pretokenized)
+            pieces.append(_flatten(encodings, _uncut(engine, some, encodings)))
+        except Exception as exc:  # the library raises nothing narrower
+            raise DataError(f"text that the tokenizer cannot take: {exc}") from exc
     return Encoded(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
 
 
-def _flatten(encodings: "Sequence[Encoding]") -> Encoded:
+def _uncut(engine: Engine, inputs: Sequence[Any], encodings: "Sequence[Encoding]") -> NDArray[np.int64]:
+    """Tokens of each row before it was cut; what is cut off one text comes in pieces with special tokens of their own."""
+    num_special = engine.tokenizer.num_special_tokens_to_add(False)
+    pieces = [encoding.overflowing for encoding in encodings]
+    lengths = [
+        len(encoding) + sum(len(piece) - num_special for piece in rest)
+        for encoding, rest in zip(encodings, pieces, strict=True)
+    ]
+    pairs = [i for i, rest in enumerate(pieces) if rest and isinstance(inputs[i], tuple)]
+    found = np.array(lengths, np.int64)
+    if pairs:  # the pieces of one text come with each of the other's
+        engine.tokenizer.no_truncation()
+        found[pairs] = [len(e) for e in engine.tokenizer.encode_batch([inputs[i] for i in pairs])]
+        engine.cut()
+    return found
+
+
+def _flatten(encodings: "Sequence[Encoding]", uncut: NDArray[np.int64]) -> Encoded:
     words = [NO_WORD if word is None else word for e in encodings for word in e.word_ids]
     return Encoded(
         np.array([i for e in encodings for i in e.ids], np.int32),
         np.array([t for e in encodings for t in e.type_ids], np.uint8),
         np.array(words, np.int32),
         np.array([len(e) for e in encodings], np.int64),
+        uncut,
     )

@@ -4,7 +4,8 @@ A value is opaque (``Value``); :func:`value_of` wraps an array without copying i
 file-backed, clean, evictable memory, and :func:`array_of` gives it back.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,25 @@ import numpy as np
 import onnxruntime as ort
 
 from fleetune.device_runtime.arrays import Array
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, choices
+from fleetune.device_runtime.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    FleetuneError,
+    choices,
+    one_line,
+)
 from fleetune.device_runtime.tables import Table
 
 Value = Any
 """An onnxruntime OrtValue."""
 
-_QUIET = 3
+_QUIET = 4
+"""Fatal only: an error of a run is raised, and told as ours."""
+_NO_ROW = "out of data bounds"
+"""In what onnxruntime says of an id that a table has no row for."""
+_NO_MEMORY = ("Failed to allocate memory", "bad_alloc")
+_REASON_MAX = 300
 
 
 class Provider(NamedTuple):
@@ -56,17 +69,24 @@ class OnnxGraph:
             ArtifactError: onnxruntime refuses the file.
         """
         _share_memory()
-        self._device = provider.device
+        self._name, self._device = path.name, provider.device
         try:
             self._session = ort.InferenceSession(str(path), _options(threads), providers=list(provider.names))
         except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
 
     def run(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
-        """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory."""
-        if self._device == "cpu":
-            return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
-        return self.run_bound(feeds, wanted)
+        """Run the whole graph and return the outputs named in ``wanted``, in the provider's memory.
+
+        Raises:
+            DataError: an id in the batch for which the model has no row.
+            ConfigError: there is not enough memory.
+            ArtifactError: onnxruntime refuses anything else: the graph does not take what the manifest says.
+        """
+        with told(self._name):
+            if self._device == "cpu":
+                return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
+            return self.run_bound(feeds, wanted)
 
     def run_bound(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
         """The same by a binding, without which onnxruntime brings every output back to the CPU."""
@@ -77,6 +97,31 @@ class OnnxGraph:
             binding.bind_output(name, self._device)
         self._session.run_with_iobinding(binding)
         return list(binding.get_outputs())
+
+
+@contextmanager
+def told(graph: str) -> Iterator[None]:
+    """Turn what onnxruntime raises while ``graph`` runs into an error of ours, on one line."""
+    try:
+        yield
+    except FleetuneError:
+        raise
+    except Exception as exc:  # its errors have no root of their own
+        raise _error_of(graph, exc) from exc
+
+
+def _error_of(graph: str, exc: Exception) -> FleetuneError:
+    said = str(exc)
+    reason = (
+        f"{graph}: onnxruntime {ort.__version__}: {one_line(' '.join(said.split()), length_max=_REASON_MAX)}"
+    )
+    if _NO_ROW in said:
+        return DataError(f"the data holds an id for which the model has no row; {reason}")
+    if isinstance(exc, MemoryError) or any(sign in said for sign in _NO_MEMORY):
+        return ConfigError(
+            f"not enough memory: take smaller batches or a memory budget (--memory-budget-mb); {reason}"
+        )
+    return ArtifactError(f"the graph does not run; {reason}")
 
 
 def find_provider(name: str) -> Provider:

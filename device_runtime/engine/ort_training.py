@@ -26,7 +26,7 @@ from fleetune.device_runtime.engine.engine import Setup
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.engine.loaders import check_cpu
-from fleetune.device_runtime.engine.onnx_graphs import Value, array_of, check_threads, value_of
+from fleetune.device_runtime.engine.onnx_graphs import Value, array_of, check_threads, told, value_of
 from fleetune.device_runtime.engine.weights import FrozenWeights
 from fleetune.device_runtime.errors import ConfigError
 
@@ -181,7 +181,8 @@ class Module:
         if training:
             self.module.lazy_reset_grad()
         self.module.train(training)
-        loss, logits = self.module(*(feeds[name] for name in self._orders[training]))[:2]
+        with told(self._model.folder):
+            loss, logits = self.module(*(feeds[name] for name in self._orders[training]))[:2]
         return float(np.asarray(array_of(loss)).reshape(())), np.array(array_of(logits))
 
     def gradients(self, engine: OrtTrainingEngine, layers: tuple[int, ...], trained: set[int]) -> Arrays:
@@ -206,7 +207,7 @@ def _options(threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     return options
 

@@ -1,20 +1,25 @@
 """A local run on disk: one safetensors file, written whole or not at all, that a trainer continues from bit for bit."""
 
+import re
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays
+from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
 
 FORMAT = 2
 """2: plans and batches are drawn by counter (``draws``), the optimizer's state is a chain's."""
 _HEADER = "fleetune.checkpoint"
+_SEAL = re.compile(r',"sha256":"([0-9a-f]{64})"\}$')
+"""The end of a header: SHA-256 of what stands before it, and of the arrays. Releases that knew none wrote none."""
 _PARTS = ("adapter", "optimizer", "history")
 
 
@@ -44,7 +49,7 @@ class Checkpoint(NamedTuple):
 class _Header(msgspec.Struct, frozen=True):
     format: int
     origin: Origin
-    step: int
+    step: Annotated[int, msgspec.Meta(ge=0)]
     policy_state: dict[str, Any]
 
 
@@ -56,8 +61,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     header = _Header(FORMAT, checkpoint.origin, checkpoint.step, checkpoint.policy_state)
     arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(checkpoint, part).items()}
+    said = msgspec.json.encode(header).decode()
     try:
-        save_arrays(path, arrays, metadata={_HEADER: msgspec.json.encode(header).decode()})
+        save_arrays(path, arrays, metadata={_HEADER: _sealed(said, arrays)})
     except OSError as exc:
         raise StateError(f"{path}: cannot be written: {exc.strerror or exc}; the one before stays") from exc
 
@@ -66,30 +72,77 @@ def load_checkpoint(path: Path, origin: Origin) -> Checkpoint:
     """Read the checkpoint of the run that ``origin`` describes.
 
     Raises:
-        ArtifactError: the file cannot be read, or is no checkpoint of this version.
+        StateError: the file cannot be read, is damaged, or is no checkpoint of this version.
         ConfigError: the checkpoint is of another run (every difference listed).
     """
-    header = _read_header(path)
+    said = _read_said(path)
+    header = _parse_header(path, said)
     if differences := _differences(header.origin, origin):
         raise ConfigError(
             f"{path}: a checkpoint of another run ({'; '.join(differences)}); "
             "use another output folder, or delete this file to start anew"
         )
-    arrays = load_arrays(path)
+    arrays = _read_arrays(path)
+    if not _is_whole(said, arrays):
+        raise damaged(path, "its checksum differs")
     adapter, optimizer, history = (_part(arrays, part) for part in _PARTS)
     floats = {name: array.astype(np.float64) for name, array in history.items()}
     return Checkpoint(origin, header.step, header.policy_state, adapter, optimizer, floats)
 
 
-def _read_header(path: Path) -> _Header:
+def damaged(path: Path, problem: str) -> StateError:
+    """Say that a checkpoint cannot be continued from, and what to do."""
+    return StateError(f"{path}: a damaged checkpoint: {problem}; delete it to start anew")
+
+
+def layout_problems(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """How arrays differ from those expected, in name, dtype or shape."""
+    problems = [f"{name}: missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name}: unknown" for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(found.keys() & wanted.keys()):
+        have, want = found[name], wanted[name]
+        if have.dtype != want.dtype or have.shape != want.shape:
+            shapes = f"{want.dtype}{list(want.shape)}, got {have.dtype}{list(have.shape)}"
+            problems.append(f"{name}: expected {shapes}")
+    return problems
+
+
+def _sealed(said: str, arrays: Arrays) -> str:
+    """A header with its seal as the last field."""
+    return f'{said[:-1]},"sha256":"{_digest(said, arrays)}"}}'
+
+
+def _is_whole(said: str, arrays: Arrays) -> bool:
+    found = _SEAL.search(said)
+    return found is None or found[1] == _digest(said[: found.start()] + "}", arrays)
+
+
+def _digest(said: str, arrays: Arrays) -> str:
+    return sha256(said.encode() + to_bytes(arrays)).hexdigest()
+
+
+def _read_arrays(path: Path) -> Arrays:
+    try:
+        return load_arrays(path)
+    except ArtifactError as exc:
+        raise damaged(path, str(exc)) from exc
+
+
+def _read_said(path: Path) -> str:
     try:
         with safe_open(path, framework="np") as file:
-            content = (file.metadata() or {}).get(_HEADER, "")
-        header = msgspec.json.decode(content, type=_Header)
-    except (OSError, SafetensorError, msgspec.MsgspecError) as exc:
-        raise ArtifactError(f"{path}: not a checkpoint: {exc}; delete it to start anew") from exc
+            return str((file.metadata() or {}).get(_HEADER, ""))
+    except (OSError, SafetensorError) as exc:
+        raise StateError(f"{path}: not a checkpoint: {exc}; delete it to start anew") from exc
+
+
+def _parse_header(path: Path, said: str) -> _Header:
+    try:
+        header = msgspec.json.decode(said, type=_Header)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise StateError(f"{path}: not a checkpoint: {exc}; delete it to start anew") from exc
     if header.format != FORMAT:
-        raise ArtifactError(
+        raise StateError(
             f"{path}: checkpoint format {header.format}, this version reads {FORMAT}; delete it to start anew"
         )
     return header

@@ -22,7 +22,14 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
 from fleetune.device_runtime.methods.work import check_work
-from fleetune.device_runtime.training.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
+from fleetune.device_runtime.training.checkpoint import (
+    Checkpoint,
+    Origin,
+    damaged,
+    layout_problems,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
 
@@ -122,14 +129,35 @@ class Trainer:
         """Continue from a checkpoint of this very run.
 
         Raises:
-            ArtifactError: not a checkpoint, or a damaged one.
+            StateError: not a checkpoint, or a damaged one; the run stands as it did.
             ConfigError: the checkpoint is of another run (artifact, data, starting adapter or work).
         """
         found = load_checkpoint(path, self._origin)
-        check_adapter(self._engine.artifact.manifest, found.adapter)
+        if problems := self._problems(found):
+            raise damaged(path, "; ".join(problems))
         self.adapter, self._optimizer_state = found.adapter, found.optimizer
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
+
+    def _problems(self, found: Checkpoint) -> list[str]:
+        """Why this run cannot go on from there: names, dtypes, shapes, values, or their number."""
+        if found.step > self.total_steps:
+            return [f"step {found.step} of {self.total_steps}"]
+        steps = {name: np.empty(found.step) for name in self.history.columns()}
+        problems = layout_problems(found.adapter, self.adapter)
+        problems += self._optimizer_problems(found.optimizer)
+        problems += layout_problems(found.history, steps)
+        return problems or [f"{name} is not finite" for name in _not_finite(found.adapter)]
+
+    def _optimizer_problems(self, found: Arrays) -> list[str]:
+        """State of a tensor appears whole with its first gradient, as a step with no gradient at all shows."""
+        first = self._optimizer.init(self.adapter)
+        idle = {name: np.zeros_like(value) for name, value in self.adapter.items()}
+        _, full = self._optimizer.update(idle, first, self.adapter)
+        tensors = {name.partition("/")[2] for name in found.keys() - first.keys()}
+        wanted = {n: a for n, a in full.items() if n in first or n.partition("/")[2] in tensors}
+        counts = [n for n, array in found.items() if array.dtype.kind == "i" and np.less(array, 0).any()]
+        return layout_problems(found, wanted) or [f"{name}: negative" for name in counts]
 
     def _draws(self) -> Draws:
         return Draws(self._work.seed, "plans", self.step_index)
@@ -152,9 +180,10 @@ class Trainer:
             ]
         if wrong:
             lr = self._work.optimizer.lr
-            raise ConfigError(
-                f"step {self.step_index}: {wrong[0]}; try a lower learning rate than {lr}, or clip_norm 1"
-            )
+            advice = f"try a lower learning rate than {lr}, or clip_norm 1"
+            if not self.step_index and not math.isfinite(loss):
+                advice = "nothing is learned yet: there is NaN in the model's weights, or they overflow; export again"
+            raise ConfigError(f"step {self.step_index}: {wrong[0]}; {advice}")
         self.adapter, self._optimizer_state = adapter, state
 
 

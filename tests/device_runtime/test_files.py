@@ -87,3 +87,15 @@ def test_what_a_killed_writer_left_goes_at_the_next_start(tmp_path):
     for name in (".a.part", ".work-x.4242.part"):  # the second as 0.1.0 named them
         (tmp_path / name).write_bytes(b"half")
     assert DiskFiles(tmp_path).names() == []
+
+
+def test_a_disk_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    files = DiskFiles(tmp_path / "state")
+    files.write("a", b"x")
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", fail)
+    with pytest.raises(StateError, match="state: cannot be read: Input/output error"):
+        files.read("a")

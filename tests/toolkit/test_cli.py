@@ -214,6 +214,8 @@ def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in)
         ),
         (ModuleNotFoundError("", name="onnxruntime"), 1, "pip install 'fleetune[device]'"),
         (PermissionError(13, "Permission denied", "/x/y"), 1, "fleetune: /x/y: Permission denied\n"),
+        (OSError(28, "No space left on device", "/x/run.json"), 1, "/x/run.json: No space left on device"),
+        (MemoryError(), 1, "fleetune: train: not enough memory on this machine"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -228,12 +230,29 @@ def test_what_goes_wrong_is_one_line(stand_in, error, code, words):
     assert failed.stderr.count("\n") == 1
 
 
-def test_a_module_of_ours_that_is_missing_is_not_hidden(stand_in):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            ModuleNotFoundError("No module named 'fleetune.toolkit.gone'", name="fleetune.toolkit.gone"),
+            "unexpected ModuleNotFoundError: No module named 'fleetune.toolkit.gone'; this is a fault of fleetune",
+        ),
+        (KeyError(("batch", 2)), "unexpected KeyError: ('batch', 2); this is a fault of fleetune"),
+        (ValueError("two\nlines \x1b[31m"), "unexpected ValueError: two lines ?[31m; this is a fault"),
+        (RuntimeError("x" * 9999), "x…; this is a fault of fleetune"),
+    ],
+)
+def test_a_fault_of_ours_is_one_line_and_its_place_is_told_to_who_asks(stand_in, error, words):
     def train(artifact_dir, *, data: str, out: str, **rest: Any) -> None:
-        raise ModuleNotFoundError("No module named 'fleetune.toolkit.gone'", name="fleetune.toolkit.gone")
+        raise error
 
     stand_in(train)
-    assert isinstance(fleetune("train", "x", "--data", "d", "--out", "o").exception, ModuleNotFoundError)
+    failed = fleetune("train", "x", "--data", "d", "--out", "o")
+    assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
+    assert words in failed.stderr
+    assert len(failed.stderr) < 600
+    told = fleetune("train", "x", "--data", "d", "--out", "o", "--verbose")
+    assert (told.exit_code, "Traceback" in told.stderr, "in train" in told.stderr) == (1, True, True)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -53,14 +53,21 @@ def test_gzip_and_csv_and_numeric_labels(tmp_path):
     assert len(read_corpus(tmp_path / "a.csv", num_devices=2).test) == 8
 
 
+def test_a_file_as_a_spreadsheet_saves_it_says_the_same(tmp_path):
+    plain = read_corpus(write(tmp_path / "a.jsonl", rows(40)), num_devices=2)
+    lines = ["text,label", *(f'"line {i}", {"ab"[i % 2]}' for i in range(40)), "", ","]
+    (tmp_path / "a.csv").write_text("\r\n".join(lines), encoding="utf-16")
+    assert read_corpus(tmp_path / "a.csv", num_devices=2) == plain
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"text": "a", "label": "b"}\nnonsense\n', r"a\.jsonl:2: not a JSON line"),
-        ('{"text": "a", "label": "b"}\n\n', r"a\.jsonl:2: not a JSON line"),
-        ('{"text": "a"}\n', r'a\.jsonl:1: expected "text" and "label"'),
-        ("[1, 2]\n", r"a\.jsonl:1: expected"),
-        ("", "0 lines are too few"),
+        ('{"text": "a", "label": "b"}\nnonsense\n', r"a\.jsonl, line 2: not a JSON object"),
+        ('{"text": "a"}\n', r"a\.jsonl, line 1: no label; there is text; expected text, label and perhaps"),
+        ('{"text": "a", "label": " "}\n', r"a\.jsonl, line 1: no label"),
+        ("[1, 2]\n", r"a\.jsonl, line 1: a JSON array"),
+        ("", "no data line in the file"),
         ('{"text": "a", "label": "b"}\n' * 50, "two labels"),
     ],
 )

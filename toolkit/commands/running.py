@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,7 +14,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fleetune.device_runtime.errors import FleetuneError
+from fleetune.device_runtime.errors import FleetuneError, one_line
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
@@ -75,7 +76,7 @@ def call(
     console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
     _log_to_stderr(verbose=bool(verbose))
     module, _, name = target.partition(":")
-    with _one_line_errors(name), ExitStack() as stack:
+    with _one_line_errors(name, verbose=bool(verbose)), ExitStack() as stack:
         function = getattr(import_module(module), name)
         arguments = resolve(function, given, config=config, table=name, parts=parts or {})
         if watch:
@@ -124,7 +125,8 @@ def _number(value: object) -> object:
 
 
 @contextmanager
-def _one_line_errors(command: str) -> Iterator[None]:
+def _one_line_errors(command: str, *, verbose: bool = False) -> Iterator[None]:
+    """Turn whatever ends a command into one line and an exit code; an error that is not ours is a fault of ours."""
     previous = signal.signal(signal.SIGTERM, _leave)
     try:
         yield
@@ -135,15 +137,28 @@ def _one_line_errors(command: str) -> Iterator[None]:
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing not in EXTRAS:
-            raise
+            _fail_unexpectedly(exc, verbose=verbose)
         extra = "demo" if command == "demo" else EXTRAS[missing]
         fail(f"{command} needs {missing}; run: pip install 'fleetune[{extra}]'")
     except OSError as exc:
         fail(f"{exc.filename or 'system'}: {exc.strerror or exc}")
+    except MemoryError as exc:
+        fail(f"{command}: not enough memory on this machine: {exc or 'smaller batches need less'}")
     except KeyboardInterrupt:
         fail("interrupted", code=EXIT_INTERRUPTED)
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as exc:  # noqa: BLE001 - the last resort: one line for the user, the place for who asks
+        _fail_unexpectedly(exc, verbose=verbose)
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _fail_unexpectedly(exc: Exception, *, verbose: bool) -> NoReturn:
+    if verbose:
+        traceback.print_exception(exc)
+    what = one_line(" ".join(f"{type(exc).__name__}: {exc}".split()), length_max=400)
+    fail(f"unexpected {what}; this is a fault of fleetune" + ("" if verbose else "; --verbose shows where"))
 
 
 def _leave(*_: object) -> NoReturn:

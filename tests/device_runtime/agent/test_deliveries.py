@@ -1,3 +1,5 @@
+import pytest
+
 from fleetune.device_runtime.agent import deliveries
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import UpdateReady
@@ -81,3 +83,16 @@ def test_while_disconnected_it_trains_on_and_announces_later(stage):
     stage.server.restart()
     stage.poll(2)
     assert len(stage.aggregator.heard(UpdateReady)) == 1
+
+
+@pytest.mark.parametrize("column", ["header", "payload"])
+@pytest.mark.parametrize("junk", [b"\xa5\xff\xff\xff\xff\xff", b"", b"\xc1"])
+def test_a_damaged_delivery_is_dropped_and_its_work_done_again(stage, caplog, column, junk):
+    update = stage.trained()
+    stage.device.outbox._database.execute(f"UPDATE deliveries SET {column} = ?", (junk,))
+    stage.device.kill()
+    stage.device.start()
+    assert "what train-1-device-3 gave is dropped" in caplog.text
+    assert stage.device.outbox.pending() == []
+    again = stage.trained()
+    assert again.payload.sha256 == update.payload.sha256

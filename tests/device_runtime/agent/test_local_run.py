@@ -7,7 +7,8 @@ from stage import Stage, locally
 from fleetune.device_runtime.agent import local_run
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import LocalWork, Report, UpdateReady
+from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, Decline, LocalWork, Report, UpdateReady
+from fleetune.device_runtime.errors import DataError, StateError
 
 
 @pytest.mark.parametrize("polls", [1, 2, 3, 4, 5, 6])
@@ -50,6 +51,80 @@ def test_a_damaged_checkpoint_is_started_over(tmp_path, caplog):
     update = stage.trained()
     assert "round 1: starting afresh" in caplog.text
     assert np.array_equal(decode_update(stage.pull(update), first_adapter())["w"], locally(1)["w"])
+
+
+def test_a_checkpoint_whose_content_cannot_be_used_is_started_over(tmp_path, caplog):
+    def wrap(training):
+        def restore(path):
+            raise StateError(f"{path.name}: a damaged checkpoint: its checksum differs")
+
+        training.restore = restore
+        return training
+
+    stage = Stage(tmp_path, workbench=workbench_of(3, wrap=wrap))
+    stage.aggregator.offer()
+    while not list(stage.device.folder.glob("work-*")):
+        stage.poll()
+    stage.device.kill()
+    stage.device.start()
+    update = stage.trained()
+    assert "starting afresh" in caplog.text
+    assert "its checksum differs" in caplog.text
+    assert np.array_equal(decode_update(stage.pull(update), first_adapter())["w"], locally(1)["w"])
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (KeyError(("side", 0)), "unexpected KeyError: ('side', 0); this is a fault of fleetune"),
+        (RuntimeError("two\nlines\x1b[2J" + "x" * 9999), "unexpected RuntimeError: two lines?[2Jxxx"),
+        (MemoryError(), "not enough memory for this work"),
+        (DataError("a.jsonl, line 7: no"), "a.jsonl, line 7: no"),
+    ],
+)
+def test_a_device_that_fails_declines_and_lives(tmp_path, error, reason):
+    fails = [True]
+
+    def wrap(training):
+        def step():
+            raise error
+
+        if fails:
+            fails.pop()
+            training.step = step
+        return training
+
+    stage = Stage(tmp_path, workbench=workbench_of(3, wrap=wrap))
+    stage.aggregator.offer()
+    stage.poll(3)
+    (declined,) = stage.aggregator.heard(Decline)
+    assert declined.reason.startswith(reason)
+    assert declined.reason.isprintable()
+    assert len(declined.reason) <= REASON_CHARS_MAX
+    assert stage.trained(2).round == 2
+
+
+def test_data_that_fails_when_a_round_begins_is_declined(tmp_path):
+    def start(work, adapter):
+        raise OSError(5, "Input/output error")
+
+    stage = Stage(tmp_path, workbench=workbench_of(3)._replace(start=start))
+    stage.aggregator.offer()
+    stage.poll(3)
+    (declined,) = stage.aggregator.heard(Decline)
+    assert "Input/output error" in declined.reason
+
+
+def test_a_loss_that_is_no_number_is_not_reported(tmp_path):
+    bench = workbench_of(3)
+    measured = bench.evaluate(None, first_adapter())._replace(loss=float("nan"))
+    stage = Stage(
+        tmp_path, role="evaluate", workbench=bench._replace(evaluate=lambda work, adapter: measured)
+    )
+    stage.aggregator.offer(1, role="evaluate")
+    stage.until("declined")
+    (declined,) = stage.aggregator.heard(Report, Decline)
+    assert "the loss is nan: NaN in the model's weights" in declined.reason
 
 
 def test_what_a_lossy_codec_owes_is_added_next_time(stage):

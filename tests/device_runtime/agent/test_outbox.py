@@ -154,3 +154,23 @@ def test_an_outbox_of_0_1_is_taken_over_in_its_order(tmp_path):
             assert box.recall("device_id") == b"a"
     with OutboxFile(tmp_path / "box") as box:
         assert box.acknowledge("job", "round-2", "d2")
+
+
+@pytest.mark.parametrize("value", [5, "text", 1.5])
+def test_values_of_another_kind_are_a_clear_error(tmp_path, value):
+    with OutboxFile(tmp_path / "box") as box:
+        box.put(UPDATE, facts={"device_id": b"a"})
+        box._database.execute("UPDATE facts SET value = ?", (value,))
+        box._database.execute("UPDATE deliveries SET header = ?", (value,))
+        with pytest.raises(StateError, match="box: damaged: device_id is no bytes; move it away"):
+            box.recall("device_id")
+        with pytest.raises(StateError, match="box: damaged: a delivery that is none"):
+            box.pending()
+
+
+def test_a_name_that_is_no_text_is_a_clear_error(tmp_path):
+    with OutboxFile(tmp_path / "box") as box:
+        box.put(UPDATE)
+        box._database.execute("UPDATE deliveries SET task_id = CAST(X'FF' AS TEXT)")
+        with pytest.raises(StateError, match="box"):
+            box.pending()

@@ -3,9 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.commands import device
 from fleetune.device_runtime.commands.systemd import Notifier
-from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.errors import StateError, TransportError
 
 
 class Link:
@@ -96,3 +97,12 @@ def test_a_device_that_hears_in_a_poll_that_the_job_is_over_leaves_at_once(clock
     agent.poll = lambda now: setattr(agent, "finished_at", now)
     device._live(agent, link, notifier=Notifier({}), idle_limit_s=0)
     assert link.waits == []
+
+
+@pytest.mark.parametrize("kept", [b"\xff\xfe", b"a/b", b""])
+def test_an_id_that_was_damaged_is_told(kept):
+    outbox = MemoryOutbox()
+    outbox.remember("device_id", kept)
+    with pytest.raises(StateError, match=r"the device's id is damaged .*; give it as --id"):
+        device._device_id(outbox, None)
+    assert device._device_id(outbox, "pi") == "pi"

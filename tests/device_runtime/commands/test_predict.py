@@ -1,8 +1,14 @@
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from flat import train
 
 from fleetune.device_runtime.commands.predict import predict
+from fleetune.device_runtime.contracts.artifact import BASE, MANIFEST
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 
 TEXTS = ["red blue", "dog cow hen cat dog", "drill"]
@@ -47,6 +53,42 @@ def test_arrays_have_no_text(word_artifact, tmp_path):
     found = predict(word_artifact, data=tmp_path / "a.npz")
     assert [p.text for p in found] == [None, None]
     assert found[0].score == pytest.approx(predict(word_artifact, text="red green blue")[0].score, abs=1e-6)
+
+
+@pytest.fixture
+def poisoned(word_artifact, tmp_path):
+    """An artifact with NaN in its embeddings, and digests that fit."""
+    folder = Path(shutil.copytree(word_artifact, tmp_path / "poisoned"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    row = next(row for row in manifest["tensors"] if row["name"] == "embed.weight")
+    content = bytearray((folder / BASE).read_bytes())
+    content[row["offset"] : row["offset"] + 4 * 64 * 16] = np.full(64 * 16, np.nan, np.float32).tobytes()
+    (folder / BASE).write_bytes(content)
+    manifest["files"][BASE]["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+def test_answers_that_are_no_numbers_are_refused(poisoned):
+    with pytest.raises(ArtifactError, match="the model's answers are not finite: NaN in its frozen weights"):
+        predict(poisoned, text="red", threads=1)
+
+
+def test_weights_that_are_no_numbers_are_not_taken_for_a_learning_rate(poisoned, word_file, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"step 0: the loss is nan; nothing is learned yet: there is NaN in"
+    ):
+        train(poisoned, data=word_file, out=tmp_path / "out", steps=2, threads=1)
+
+
+def test_a_text_that_is_cut_is_told(word_artifact, caplog):
+    predict(word_artifact, text=["red " * 50, "dog"], threads=1)
+    assert "text: 1 of 2 samples are longer than 32 tokens (the most that the model takes)" in caplog.text
+
+
+def test_a_text_that_is_no_unicode_is_refused(word_artifact):
+    with pytest.raises(DataError, match="text that the tokenizer cannot take"):
+        predict(word_artifact, text="red \udcff", threads=1)
 
 
 def test_wrong_requests_are_refused(word_artifact, run, tmp_path):

@@ -9,7 +9,7 @@ from pretended import PretendedSystem
 from fleetune.device_runtime.commands.train import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError
 from fleetune.device_runtime.methods.policies import POLICIES
 
 OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
@@ -211,3 +211,33 @@ def test_what_is_wrong_is_said_before_a_step_is_taken(word_artifact, word_file, 
     shutil.copytree(word_artifact, tmp_path / "cut")
     (tmp_path / "cut" / "base.safetensors").write_bytes(b"")
     refused(ArtifactError, "truncated", artifact_dir=tmp_path / "cut")
+
+
+def test_texts_that_are_cut_are_told_once_for_each_file(word_artifact, tmp_path):
+    (tmp_path / "long.csv").write_text(f"text,label\n{'red ' * 30},a\ndog,b\n")
+    (tmp_path / "short.csv").write_text("text,label\ndog,b\n")
+    notes = []
+    run = {
+        "artifact": word_artifact,
+        "out": tmp_path / "run",
+        "steps": 1,
+        "on_note": notes.append,
+        "threads": 1,
+    }
+    train(data=tmp_path / "long.csv", eval=tmp_path / "short.csv", seq_len=8, **run)
+    (told,) = map(str, notes)
+    assert "long.csv: 1 of 2 samples are longer than 8 tokens (the model takes up to 32)" in told
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_out(word_artifact, word_file, tmp_path):
+    run = {"artifact": word_artifact, "data": word_file, "out": tmp_path / "run", "steps": 3, **OPTIONS}
+    with pytest.raises(Killed):
+        train(checkpoint_every=1, on_step=killer(1), **run)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        StateError, match=r"checkpoint\.safetensors: a damaged checkpoint: .*delete it to start anew"
+    ):
+        train(**run)

@@ -110,6 +110,76 @@ def test_a_tensor_beyond_the_file(copy: Path) -> None:
         open_artifact(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["tensors"][0].update(dtype="job"), r"embed\.weight: no dtype 'job'"),
+        (lambda m: m["tensors"][0].update(dtype="V9"), r"embed\.weight: no dtype 'V9'"),
+        (lambda m: m["tensors"][0].update(dtype="S"), r"embed\.weight: no dtype 'S'"),
+        (
+            lambda m: m["tensors"][0].update(shape=[0, 2**63]),
+            r"embed\.weight: .* ends beyond base\.safetensors",
+        ),
+        (lambda m: m["tensors"][0].update(shape=[0, 2**40, 2**40]), r"embed\.weight: .* ends beyond"),
+        (lambda m: m["inputs"][0].update(dtype="O"), "input input_ids: no dtype 'O'"),
+        (lambda m: m["inputs"][0].update(pad=1e300), "input input_ids: pad 1e[+]300"),
+        (lambda m: m["inputs"][0].update(below=-1), "input input_ids: pad 0 or limit -1"),
+        (
+            lambda m: m["kinds"][0]["graphs"]["forward"]["inputs"][0].update(dtype="x"),
+            "kind 0.forward: hidden_0: no dtype",
+        ),
+        (
+            lambda m: m["kinds"][0]["graphs"]["forward"]["inputs"][3].update(index=-1),
+            "weight_1: index -1 leads nowhere",
+        ),
+        (lambda m: m["kinds"][0]["graphs"].pop("forward"), "kind 0: no forward graph"),
+        (
+            lambda m: m["head"]["graphs"]["train"]["inputs"][1].update(index=9),
+            "batch_1: index 9 leads nowhere",
+        ),
+        (lambda m: m["layers"][1].update(tensors=[5]), "layer 1: 1 tensors, its graphs take 6"),
+        (lambda m: m["layers"][1].update(sides=[]), "layer 1: 0 sides, its graphs take 1"),
+        (lambda m: m["layers"][1].update(sides=[3]), "layer 1: no side 3 comes out of the prelude"),
+        (
+            lambda m: m["inputs"].__setitem__(slice(None), [r | {"shape": ["seq"]} for r in m["inputs"]]),
+            "none has a row",
+        ),
+    ],
+)
+def test_what_leads_nowhere_is_refused_before_it_is_read(copy: Path, change: Change, message: str) -> None:
+    edit(copy, change)
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("x" * 300, "File name too long"), ("a\0b", "a file name|missing")]
+)
+def test_a_name_that_no_file_can_have(copy: Path, name: str, message: str) -> None:
+    edit(copy, lambda m: m["files"].update({name: {"sha256": "", "size_bytes": 0}}))
+    with pytest.raises(ArtifactError, match=message):
+        open_artifact(copy)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_one_that_is_missing(copy: Path) -> None:
+    (copy / MANIFEST).unlink()
+    (copy / MANIFEST).mkdir()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: Is a directory"):
+        open_artifact(copy)
+
+
+def test_a_file_of_weights_without_a_byte(copy: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["files"][BASE] = {"sha256": hashlib.sha256().hexdigest(), "size_bytes": 0}
+        for row in manifest["tensors"]:
+            row.update(file="adapter")
+
+    edit(copy, change)
+    (copy / BASE).write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"base\.safetensors: cannot be mapped"):
+        open_artifact(copy)
+
+
 def test_a_slot_outside_the_table(copy: Path) -> None:
     edit(copy, lambda m: m["layers"][2].update(tensors=[100000]))
     with pytest.raises(ArtifactError, match="layer 2: a tensor index outside the table"):

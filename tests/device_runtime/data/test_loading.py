@@ -1,6 +1,7 @@
 import contextlib
 import gzip
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from fleetune.device_runtime.contracts.manifest import Input
+from fleetune.device_runtime.contracts.manifest import Tokenizer as ManifestTokenizer
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
 from fleetune.device_runtime.data.records import LabelledText, read_records
 from fleetune.device_runtime.data.samples import Dense, Ragged, make_dataset
 from fleetune.device_runtime.errors import ConfigError, DataError
 
 BANKING = SHARED / "data" / "banking77"
+HELLO, WORLD, HI = 7592, 2088, 7632
 LINES = [
     {"text": "hello world", "label": 1},
     {"text": "hi", "label": "mad", "ignored": [1]},
@@ -37,6 +40,15 @@ def load(text_folder, make_manifest):
         return load_dataset(path, make_manifest(**changes), text_folder, **{"seq_len": 128, **options})
 
     return load_path
+
+
+def limited(ids, *, types=2):
+    return (
+        Input("input_ids", "int64", ("batch", "seq"), below=ids),
+        Input("attention_mask", "int64", ("batch", "seq"), below=2),
+        Input("token_type_ids", "int64", ("batch", "seq"), below=types),
+        Input("labels", "int64", ("batch",), role="labels"),
+    )
 
 
 def ragged(lengths, seq_len=64):
@@ -98,6 +110,68 @@ def test_texts_are_cut_at_seq_len(load, tmp_path):
     assert load(path, seq_len=24).rows(np.array([0]))["input_ids"].shape == (1, 24)
 
 
+def test_what_is_cut_off_is_told(load, tmp_path):
+    lines = [{"text": "hello " * n, "label": 0} for n in (8, 98, 8)]
+    dataset = load(jsonl(tmp_path / "a.jsonl", lines), seq_len=20)
+    assert dataset.num_cut == 1
+    assert str(dataset.cut).endswith(
+        "a.jsonl: 1 of 3 samples are longer than 20 tokens (the model takes up to 512) and are cut: "
+        "80 of 120 tokens (67 %) are not read"
+    )
+    assert "30 tokens (the most that the model takes)" in str(
+        load(tmp_path / "a.jsonl", bounds={"seq": 30}).cut
+    )
+    assert load(tmp_path / "a.jsonl", seq_len=100).cut is None
+
+
+def test_padding_stays_within_the_models_positions(load, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "hello " * 50, "label": 0}])
+    assert load(path, bounds={"seq": 30}).rows(np.array([0]))["input_ids"].shape == (1, 30)
+    assert load(path, seq_len=64, bounds={"seq": 30}).digest != load(path, seq_len=30).digest
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_text_loses_tokens_at_the_end_that_the_tokenizer_names(load, tmp_path, side):
+    tokenizer = ManifestTokenizer("tokenizer.json", 0, 512, side)
+    lines = [
+        {"text": "hello " * 10 + "world " * 10, "label": 0},
+        {"text": "hi", "text_b": "hello " * 10 + "world " * 10, "label": 0},
+    ]
+    dataset = load(jsonl(tmp_path / "a.jsonl", lines), seq_len=8, tokenizer=tokenizer)
+    kept = WORLD if side == "left" else HELLO
+    assert dataset.rows(np.array([0, 1]))["input_ids"].tolist() == [
+        [101, *[kept] * 6, 102],
+        [101, HI, 102, *[kept] * 4, 102],
+    ]
+
+
+def test_words_lose_their_labels_with_their_tokens_at_the_left(load, tmp_path):
+    lines = [{"tokens": ["hi"] * 10 + ["hello", "world"], "labels": [0] * 10 + [1, 2]}]
+    left = ManifestTokenizer("tokenizer.json", 0, 512, "left")
+    path = jsonl(tmp_path / "a.jsonl", lines)
+    batch = load(path, task="token-classification", seq_len=5, tokenizer=left).rows(np.array([0]))
+    assert batch["input_ids"].tolist() == [[101, HI, HELLO, WORLD, 102]]
+    assert batch["labels"].tolist() == [[-100, 0, 1, 2, -100]]
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named(load, tmp_path):
+    lines = [{"text": "hi", "label": 0}] * 2 + [{"text": "hi world hello", "label": 0}]
+    path = jsonl(tmp_path / "a.jsonl", lines)
+    assert load(path, inputs=limited(HI + 1)).num_samples == 3
+    with pytest.raises(DataError, match=r"line 3: the token 'hello' is id 7592, the model knows 0 to 7591"):
+        load(
+            jsonl(
+                tmp_path / "b.jsonl", [{"text": "world", "label": 0}] * 2 + [{"text": "hello", "label": 0}]
+            ),
+            inputs=limited(HELLO),
+        )
+    with pytest.raises(DataError, match=r"line 1: token_type_ids 1, the model knows 0 to 0"):
+        load(
+            jsonl(tmp_path / "c.jsonl", [{"text": "hi", "text_b": "hi", "label": 0}]),
+            inputs=limited(30522, types=1),
+        )
+
+
 def test_a_language_model_learns_its_own_text(load, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "hello world"}])
     batch = load(path, task="causal-lm").rows(np.array([0]))
@@ -131,25 +205,68 @@ def test_without_labels_only_inputs_are_read(load, tmp_path, text_folder, make_m
     assert text_dataset(["hi", "hello"], make_manifest(), text_folder, seq_len=128).digest == dataset.digest
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_files_as_spreadsheets_save_them_say_the_same(load, tmp_path, encoding, ending):
+    mark = "\ufeff" if encoding.endswith(("le", "be")) else ""
+    plain = jsonl(tmp_path / "a.jsonl", LINES)
+    (tmp_path / "b.jsonl").write_bytes((mark + plain.read_text().replace("\n", ending)).encode(encoding))
+    rows = [
+        "label, text,text_b",
+        "1,hello world,",
+        "",
+        ",,",
+        '"mad ",hi,',
+        "0,hello hello hello,world",
+        "",
+        "",
+    ]
+    (tmp_path / "b.csv").write_bytes((mark + ending.join(rows)).encode(encoding))
+    assert len({load(tmp_path / name).digest for name in ("a.jsonl", "b.jsonl", "b.csv")}) == 1
+
+
+def test_files_that_were_joined_have_marks_inside(load, tmp_path):
+    line = b'\xef\xbb\xbf{"text": "hi", "label": 0}\n'
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n" + line)
+    assert load(tmp_path / "a.jsonl").labels.tolist() == [0, 0]
+
+
+def test_a_broken_wide_file_is_named(load, tmp_path):
+    whole = "text,label\nhi,0\n".encode("utf-16")
+    (tmp_path / "a.csv").write_bytes(whole + b"\x00\xd8")
+    with pytest.raises(DataError, match=r"a\.csv, line \d: not UTF-16, as its mark says"):
+        load(tmp_path / "a.csv")
+
+
+def test_a_long_cell_is_a_text_like_any_other(load, tmp_path):
+    (tmp_path / "a.csv").write_text(f'text,label\n"{"hello " * 30_000}",1\n')
+    jsonl(tmp_path / "a.jsonl", [{"text": "hello " * 30_000, "label": 1}])
+    assert load(tmp_path / "a.csv").digest == load(tmp_path / "a.jsonl").digest
+
+
 # Refusing
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "hi", "label": 0}\n\n', "line 2: empty line"),
-        ('{"text": "hi", "label": 0}\n{"text": "hi", "lab', "line 2: not a JSON object"),
-        ('["hi", 0]\n', "line 1: Expected `object`, got `array`"),
-        ('{"text": "hi"}\n', "line 1: Object missing required field `label`"),
-        ('{"label": 0}\n', "line 1: Object missing required field `text`"),
+        ('{"text": "hi", "label": 0}\n\n{"text": "hi", "lab', "line 3: not a JSON object"),
+        ('["hi", 0]\n', "line 1: a JSON array; expected an object on each line"),
+        ('[\n  {"text": "hi", "label": 0}\n]\n', "line 1: a JSON array; expected an object on each line"),
+        ('{"text": "hi"}\n', "line 1: no label; there is text; expected text, label and perhaps text_b"),
+        ('{"utterance": "hi", "intent": 0}\n', "line 1: no text, label; there is utterance, intent;"),
+        ("{}\n", "line 1: no text, label; there is nothing;"),
+        ('{"text": "hi", "label": 0}\n\0\0\0\0', "line 2: NUL bytes"),
         ('{"text": 5, "label": 0}\n', r"line 1: Expected `str`, got `int` - at `\$.text`"),
-        ('{"text": "hi", "label": 1.5}\n', "line 1: Expected `int | str`, got `float`"),
-        ('{"text": "hi", "label": true}\n', "line 1: Expected `int | str`, got `bool`"),
+        ('{"text": "hi", "label": 1.5}\n', "line 1: label 1.5 is no whole number"),
+        ('{"text": "hi", "label": [1]}\n', "line 1: Expected `bool | int | float | str`, got `array`"),
+        ('{"text": "hi", "label": true}\n', "line 1: no label true; have: sad, glad, mad"),
         ('{"text": "hi", "label": 3}\n', "line 1: label 3 out of range; expected 0 to 2"),
         ('{"text": "hi", "label": -1}\n', "line 1: label -1 out of range; expected 0 to 2"),
         ('{"text": "hi", "label": "bad"}\n', "line 1: no label 'bad'; have: sad, glad, mad"),
         ('{"text": " ", "label": 0}\n', "line 1: the text is empty"),
         ("", "no data line in the file"),
+        ("\n \r\n", "no data line in the file"),
     ],
 )
 def test_a_bad_line_is_named(load, tmp_path, content, message):
@@ -163,9 +280,16 @@ def test_a_bad_line_is_named(load, tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\nhi,0\n\nhi,1\n", "line 3: empty line"),
+        ("text,label\nhi,0\n\nhi,9\n", "line 4: label 9 out of range"),
         ("text,label\nhi,0\nhi\n", "line 3: 1 columns, the header has 2: text, label"),
-        ("words,label\nhi,0\n", "line 2: Object missing required field `text`"),
+        (
+            "words,label\nhi,0\n",
+            "line 2: no text; there is words, label; expected text, label and perhaps text_b$",
+        ),
+        ("text;label\nhi;0\n", "there is text;label; expected .*, separated by ',' and not by ';'$"),
+        ("text\tlabel\nhi\t0\n", r"there is text.label; expected .*, separated by ',' and not by '\\t'$"),
+        ("text,label,label\nhi,0,1\n", "line 1: two columns are named label"),
+        ("text,label\nh\0i,0\n", "line 2: NUL bytes"),
         ('text,label\n"hi,0\n', "line 2: not CSV: unexpected end of data"),
         ("text,label\nhi,9\n", "line 2: label 9 out of range"),
         ("text,label\n", "no data line in the file"),
@@ -183,7 +307,7 @@ def test_bytes_that_are_no_text_are_named(load, tmp_path):
     with pytest.raises(DataError, match=r"a\.jsonl, line 2"):
         load(tmp_path / "a.jsonl")
     (tmp_path / "a.csv").write_bytes(b"text,label\nhi,0\n\xff,0\n")
-    with pytest.raises(DataError, match=r"a\.csv, line 3: not CSV"):
+    with pytest.raises(DataError, match=r"a\.csv, line 3: not UTF-8"):
         load(tmp_path / "a.csv")
 
 
@@ -282,6 +406,112 @@ def test_all_that_is_wrong_with_arrays_is_listed(load_arrays):
         load_arrays(pixel_values=good[:0], labels=np.zeros(0, int))
     with pytest.raises(DataError, match="cannot be read as NPZ"):
         load_arrays(pixel_values=np.array([object()]), labels=np.zeros(1, int))
+
+
+TOKENS = (
+    Input("input_ids", "int64", ("batch", "seq"), below=69),
+    Input("attention_mask", "int64", ("batch", "seq")),
+    Input("labels", "int64", ("batch",), role="labels"),
+)
+
+
+@pytest.fixture
+def load_tokens(load, tmp_path):
+    def load_npz(ids, mask=1, inputs=TOKENS, task="sequence-classification", labels=None, **changes):
+        labels = np.zeros(len(ids), int) if labels is None else labels
+        np.savez(
+            tmp_path / "t.npz",
+            input_ids=ids,
+            attention_mask=np.full(ids.shape, mask, np.int64),
+            labels=labels,
+        )
+        return load(tmp_path / "t.npz", inputs=inputs, task=task, **changes)
+
+    return load_npz
+
+
+def with_value(value, shape=(3, 4)):
+    ids = np.full(shape, 68, np.int64)
+    ids[2, 1] = value
+    return ids
+
+
+def test_ids_outside_the_models_tables_are_refused(load_tokens):
+    assert load_tokens(with_value(0)).num_samples == 3
+    for wrong in (-1, 69):
+        with pytest.raises(
+            DataError,
+            match=rf"t\.npz: input_ids: 1 out of range, the first is {wrong} at \[2, 1\]; expected 0 to 68$",
+        ):
+            load_tokens(with_value(wrong))
+    with pytest.raises(
+        DataError, match=r"attention_mask: 12 out of range, the first is 2 at \[0, 0\]; expected 0 to 1"
+    ):
+        load_tokens(with_value(0), mask=2)
+
+
+def test_where_no_limit_is_known_only_what_is_below_zero_is_refused(load_tokens):
+    inputs = (Input("input_ids", "int64", ("batch", "seq")), *TOKENS[1:])
+    assert load_tokens(with_value(10**6), inputs=inputs).num_samples == 3
+    with pytest.raises(DataError, match=r"the first is -1 .*; expected 0 or more"):
+        load_tokens(with_value(-1), inputs=inputs)
+
+
+def test_rows_longer_than_the_model_are_refused(load_tokens):
+    long = with_value(0, (3, 65))
+    for changes in ({"bounds": {"seq": 64}}, {"tokenizer": ManifestTokenizer("tokenizer.json", 0, 64)}):
+        with pytest.raises(DataError, match=r"t\.npz: 65 tokens a row, the model takes at most 64"):
+            load_tokens(long, **changes)
+    assert load_tokens(long, tokenizer=None).num_samples == 3
+    with pytest.raises(DataError, match="input_ids: nothing in its rows"):
+        load_tokens(long[:, :0])
+
+
+def test_a_next_token_is_one_of_the_models(load_tokens):
+    inputs = (*TOKENS[:2], Input("labels", "int64", ("batch", "seq"), role="labels"))
+    labels = with_value(-100)
+    assert load_tokens(with_value(0), inputs=inputs, labels=labels, task="causal-lm").num_samples == 3
+    with pytest.raises(DataError, match="labels: 1 out of range, the first is 69; expected 0 to 68"):
+        load_tokens(with_value(0), inputs=inputs, labels=with_value(69), task="causal-lm")
+
+
+def npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        (npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (16, 1099511627776)}\n"), "memory"),
+        (npy(b"{'descr': 'x', 'fortran_order': False, 'shape': (1,)}\n"), "cannot be read as NPZ"),
+        (b"not an array", "labels: no array|cannot be read as NPZ"),
+        (b"", "labels: no array|cannot be read as NPZ"),
+    ],
+)
+def test_a_damaged_member_is_one_line(load_arrays, load, tmp_path, member, message):
+    path = tmp_path / "bad.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("labels.npy", member)
+    with pytest.raises(DataError, match=message):
+        load(path)
+
+
+def test_a_compression_that_is_not_known_is_one_line(load, tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, labels=np.zeros(3))
+    content = bytearray(path.read_bytes())
+    for start in (content.find(b"PK\x03\x04") + 8, content.find(b"PK\x01\x02") + 10):
+        content[start] = 97
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read as NPZ: That compression method"):
+        load(path)
+
+
+def test_one_array_without_a_name_is_refused(load, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(DataError, match="one array without a name, not NPZ"):
+        load(tmp_path / "a.npz")
 
 
 def test_token_arrays_may_ignore_positions(load, tmp_path):

@@ -32,6 +32,17 @@ def test_long_texts_are_cut_with_their_end_mark(engine):
     assert encoded.ids[-1] == 102
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_a_row_had_before_it_was_cut_is_counted(text_folder, side):
+    engine = load_tokenizer(text_folder / "tokenizer.json", max_length=16, side=side)
+    texts, pairs = ["hello " * 100, "hi", "hi " * 9, "hi " * 30], ["", "", "hello " * 20, "hello " * 40]
+    encoded = encode_texts(engine, texts, pairs)
+    assert encoded.lengths.tolist() == [16, 3, 16, 16]
+    assert encoded.uncut.tolist() == [102, 3, 32, 73]
+    words = encode_words(engine, [["hello"] * 50, ["hi"]])
+    assert (words.lengths.tolist(), words.uncut.tolist()) == ([16, 3], [52, 3])
+
+
 def test_more_texts_than_a_piece_stay_in_order(engine):
     words = ["hello", "world", "hi"]
     encoded = encode_texts(engine, [words[i % 3] for i in range(2500)], [""] * 2500)

@@ -5,8 +5,15 @@ import pytest
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.engine.backends import open_engine
-from fleetune.device_runtime.engine.onnx_graphs import PROVIDERS, OnnxGraph, array_of, find_provider, value_of
-from fleetune.device_runtime.errors import ConfigError, UnknownName
+from fleetune.device_runtime.engine.onnx_graphs import (
+    PROVIDERS,
+    OnnxGraph,
+    array_of,
+    find_provider,
+    told,
+    value_of,
+)
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, UnknownName
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -43,3 +50,56 @@ def test_a_bound_run_is_the_plain_run(word_artifact) -> None:
     wanted = [port.name for port in graph.outputs]
     plain, bound = opened.run(feeds, wanted), opened.run_bound(feeds, wanted)
     assert all(np.array_equal(array_of(a), array_of(b)) for a, b in zip(plain, bound, strict=True))
+
+
+def opened(word_artifact, section):
+    manifest = open_artifact(word_artifact).manifest
+    graph = getattr(manifest, section).graphs
+    graph = graph.get("forward") or graph["predict"]
+    return OnnxGraph(word_artifact / graph.file, 1), graph
+
+
+def feeds_of(graph, ids):
+    shapes = {"batch": ids.shape[0], "seq": ids.shape[1]}
+    return {
+        p.name: value_of(
+            ids if p.name == "batch_0" else np.ones([shapes.get(str(d), d) for d in p.shape], p.dtype)
+        )
+        for p in graph.inputs
+    }
+
+
+def test_an_id_that_the_model_has_no_row_for_is_a_matter_of_the_data(word_artifact, capfd):
+    """As an artifact of before has it, which does not say how many ids there are."""
+    prelude, graph = opened(word_artifact, "prelude")
+    ids = np.array([[1, 64]])
+    with pytest.raises(
+        DataError, match=r"an id for which the model has no row; prelude.forward.onnx: .*idx=64"
+    ) as caught:
+        prelude.run(feeds_of(graph, ids), [graph.outputs[0].name])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert capfd.readouterr().err == "", "onnxruntime has a log of its own"
+
+
+def test_what_onnxruntime_refuses_is_one_line_of_ours(word_artifact):
+    head, graph = opened(word_artifact, "head")
+    with pytest.raises(
+        ArtifactError, match=r"the graph does not run; head.predict.onnx: onnxruntime .*"
+    ) as caught:
+        head.run({"nonsense": value_of(np.zeros(3))}, [graph.outputs[0].name])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ArtifactError, match="the graph does not run"):
+        head.run({}, ["no such output"])
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        MemoryError(),
+        RuntimeError("AllocateRawInternal Failed to allocate memory for requested buffer of size 9"),
+    ],
+)
+def test_too_little_memory_names_the_way_out(exc):
+    with pytest.raises(ConfigError, match=r"not enough memory: .*--memory-budget-mb"), told("x.onnx"):
+        raise exc

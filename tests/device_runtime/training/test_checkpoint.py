@@ -1,9 +1,12 @@
+import json
+
+import msgspec
 import numpy as np
 import pytest
 
 from fleetune.device_runtime.arrays import save_arrays
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.training.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 
 ORIGIN = Origin("a" * 64, "d" * 64, "s" * 64, LocalWork(optimizer=OptimizerSpec(lr=0.1)))
@@ -46,9 +49,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     save_arrays(tmp_path / "foreign.safetensors", CHECKPOINT.adapter)
     for content in (b"", whole[:100], whole[:-4], (tmp_path / "foreign.safetensors").read_bytes()):
         path.write_bytes(content)
-        with pytest.raises(ArtifactError, match=r"c\.safetensors: .*delete it to start anew"):
+        with pytest.raises(StateError, match=r"c\.safetensors: .*delete it to start anew"):
             load_checkpoint(path, ORIGIN)
-    with pytest.raises(ArtifactError, match="absent"):
+    with pytest.raises(StateError, match="absent"):
         load_checkpoint(tmp_path / "absent", ORIGIN)
 
 
@@ -60,6 +63,29 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path):
     assert changed != content
     path.write_bytes(changed)
     with pytest.raises(
-        ArtifactError, match="checkpoint format 1, this version reads 2; delete it to start anew"
+        StateError, match="checkpoint format 1, this version reads 2; delete it to start anew"
     ):
+        load_checkpoint(path, ORIGIN)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, CHECKPOINT)
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 40, whole.index(b'step\\":3') + 7):
+        content = bytearray(whole)
+        content[place] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(StateError, match="a damaged checkpoint: its checksum differs; delete it"):
+            load_checkpoint(path, ORIGIN)
+
+
+def test_a_checkpoint_of_before_the_checksum_opens(tmp_path):
+    path = tmp_path / "c.safetensors"
+    header = {"format": 2, "origin": msgspec.to_builtins(ORIGIN), "step": 3, "policy_state": {}}
+    arrays = {f"adapter.{name}": array for name, array in CHECKPOINT.adapter.items()}
+    save_arrays(path, arrays, metadata={"fleetune.checkpoint": json.dumps(header)})
+    assert load_checkpoint(path, ORIGIN).step == 3
+    save_arrays(path, arrays, metadata={"fleetune.checkpoint": json.dumps(header | {"step": -1})})
+    with pytest.raises(StateError, match=r"not a checkpoint: .* at `\$\.step`; delete it"):
         load_checkpoint(path, ORIGIN)
