@@ -1,6 +1,7 @@
 """A model is loaded, or refused in one line that says what is wrong with it."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import transformers
 
 from fleetune.device_runtime.errors import ExportError
-from fleetune.toolkit.models import licence_of, load_model, quiet, told_shortly
+from fleetune.toolkit.hearing import listening, told_shortly
+from fleetune.toolkit.models import licence_of, load_model
 
 SEQUENCE, CAUSAL = "sequence-classification", "causal-lm"
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
@@ -77,8 +79,20 @@ def test_a_refusal_of_our_own_stays_as_it_is() -> None:
         raise ExportError("mine")
 
 
-def test_reports_are_heard_again_afterwards() -> None:
-    before = transformers.logging.get_verbosity()
-    with quiet():
-        assert transformers.logging.get_verbosity() == logging.ERROR
-    assert transformers.logging.get_verbosity() == before
+def test_what_is_logged_or_warned_of_becomes_a_line_once_and_goes_nowhere_else() -> None:
+    told: list[str] = []
+    root = logging.getLogger("transformers")
+    before = root.handlers, root.propagate, root.level
+    logger = logging.getLogger("transformers.modeling_utils")
+    with listening(told.append):
+        logger.warning("first line\nand second")
+        logger.info("of no concern")
+        assert len(root.handlers) == 1
+        assert root.handlers is not before[0]
+        assert not root.propagate
+        warnings.warn("twice", UserWarning, stacklevel=1)
+        warnings.warn("twice", UserWarning, stacklevel=1)
+        warnings.warn("of our code", FutureWarning, stacklevel=1)
+        warnings.warn("Found missing adapter keys while loading", UserWarning, stacklevel=1)
+    assert told == ["first line and second", "twice"]
+    assert (root.handlers, root.propagate, root.level) == before
