@@ -53,6 +53,7 @@ def export(
     max_length: int | None = None,
     seed: int = 0,
     on_progress: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Export ``model`` as a training artifact.
 
@@ -73,7 +74,8 @@ def export(
         base_dtype: storage of the frozen weights: fp32, fp16 (computed in fp32) or int8 (the blocks' matrices, computed as int8).
         max_length: longest sequence in tokens; at most the model's.
         seed: of fresh LoRA and a fresh head.
-        on_progress: called with a line at each stage, and with each note.
+        on_progress: called with a line at each stage.
+        on_note: called with each note of the report as it comes up; by default they are logged as warnings.
 
     Raises:
         ConfigError: an unknown task or backend, or labels that are missing or doubled.
@@ -81,7 +83,7 @@ def export(
     """
     say = on_progress or log.info
     started = time.monotonic()
-    source, notes = str(model), _Notes(say)
+    source, notes = str(model), _Notes(on_note or log.warning)
     check_source(source)
     _check_settings(labels, num_labels, lora_r=lora_r, max_length=max_length)
     # From here on torch is loaded: a slip of the pen is told before that.
@@ -154,7 +156,7 @@ class _Notes:
 
     def tell(self, note: str) -> None:
         self.lines.append(note)
-        self._say(f"note: {note}")
+        self._say(note)
 
 
 def _check_settings(

@@ -1,5 +1,6 @@
 """Commands of the workstation: export, inspect, selfcheck, merge."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,7 +67,7 @@ def export(
     """Make a training artifact of a model."""
     call(
         "fleetune.toolkit.export:export",
-        locals(),
+        locals() | {"on_note": _warn},
         argument="model",
         watch=Watch("on_progress", live.messages),
         show=_show_export,
@@ -130,8 +131,12 @@ def _show_selfcheck(console: Console, report: Any) -> None:
     console.print(f"{verdict}: {len(report.tensors)} tensors, {largest}", markup=False)
 
 
+def _warn(note: str) -> None:
+    sys.stderr.write(f"fleetune: note: {note}\n")
+
+
 def _show_export(console: Console, report: Any) -> None:
-    """Show the report's fields; its notes were said when they came up."""
+    """Show the report's fields; its notes were told when they came up."""
     show_fields(
         console, {name: getattr(report, name) for name in report.__struct_fields__ if name != "notes"}
     )
