@@ -132,7 +132,8 @@ def _check_file(tokenizer: Any, engine: Engine) -> None:
         wanted, got = tokenizer(sample, verbose=False)["input_ids"], engine.encode(sample).ids
         if wanted != got:
             raise ExportError(
-                f"of {sample!r} transformers makes the tokens {wanted}, the tokenizer.json that devices read {got}: "
+                f"of {sample!r} transformers makes the tokens {wanted[:_SHOWN]}…, the tokenizer.json that devices read "
+                f"{got[:_SHOWN]}…: "
                 f"{type(tokenizer).__name__} does something of its own (split_special_tokens?)"
             )
 
