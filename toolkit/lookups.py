@@ -20,11 +20,12 @@ class Lookups(NamedTuple):
     """What bounds a model's inputs.
 
     ``rows`` are those of the smallest table that an input's ids look up, by input name; ``positions`` are the most tokens that
-    there are rows for in a table of positions, None where there is no such table.
+    there are rows for in a table of positions, None where there is no such table; ``classes`` is the width of the logits.
     """
 
     rows: dict[str, int]
     positions: int | None
+    classes: int
 
 
 class _Lookup(NamedTuple):
@@ -46,7 +47,7 @@ def look_up(model: Any, names: list[str]) -> Lookups:
         f"{type(model.get_base_model()).__name__} does not run on {_BATCH} rows of {_SHORT} tokens"
     ):
         short, long = (_recorded(model, _batch(model, names, seq)) for seq in (_SHORT, _LONG))
-    batch, seen = short
+    batch, seen, classes = short
     rows = {name: _rows_of(batch[name], seen) for name in names}
     if not rows.get("input_ids"):
         rows["input_ids"] = len(model.get_input_embeddings().weight)
@@ -55,7 +56,7 @@ def look_up(model: Any, names: list[str]) -> Lookups:
         for one, two in zip(seen, long[1], strict=True)
         if _is_by_position(one.ids) and int(two.ids.max()) == int(one.ids.max()) + 1
     ]
-    return Lookups({name: count for name, count in rows.items() if count}, _positions(model, limits))
+    return Lookups({name: count for name, count in rows.items() if count}, _positions(model, limits), classes)
 
 
 def sees_ahead(model: Any, names: list[str]) -> bool:
@@ -81,10 +82,10 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _recorded(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[_Lookup]]:
+def _recorded(model: Any, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[_Lookup], int]:
     with torch.no_grad(), _Recorder() as recorder:
-        model(**batch)
-    return batch, recorder.seen
+        logits = model(**batch).logits
+    return batch, recorder.seen, logits.shape[-1]
 
 
 def _batch(model: Any, names: list[str], seq: int) -> dict[str, Tensor]:

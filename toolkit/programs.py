@@ -55,9 +55,11 @@ def describe(
     """
     model.eval()
     names = _input_names(model, tokenizer)
-    seen = look_up(model, names) if names else Lookups({}, None)
-    if names and not TASKS[task].has_classes:
+    seen = look_up(model, names) if names else Lookups({}, None, 0)
+    limits = dict(seen.rows)
+    if not TASKS[task].has_classes:
         _refuse_looking_ahead(model, names, source)
+        limits[_LABELS] = seen.classes
     text = None if tokenizer is None else _checked_tokenizer(tokenizer, seen, task, tell)
     pad_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     return LoadedModel(
@@ -67,7 +69,7 @@ def describe(
         pad_id,
         longest(seen.positions, model.config, tokenizer, asked=max_length, tell=tell),
         _peft_config(model, source),
-        _inputs(model, names, TASKS[task], pads={"input_ids": pad_id}, rows=seen.rows),
+        _inputs(model, names, TASKS[task], pads={"input_ids": pad_id}, limits=limits),
         seen.positions,
         getattr(tokenizer, "truncation_side", "right"),
     )
@@ -137,14 +139,15 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
 
 
 def _inputs(
-    model: Any, names: list[str], task: Task, *, pads: Mapping[str, int], rows: Mapping[str, int]
+    model: Any, names: list[str], task: Task, *, pads: Mapping[str, int], limits: Mapping[str, int]
 ) -> tuple[Input, ...]:
-    data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0), below=rows.get(n, 0)) for n in names]
+    data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0), below=limits.get(n, 0)) for n in names]
     if not names:
         size = model.config.image_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         data = [Input("pixel_values", "float32", ("batch", model.config.num_channels, height, width))]
-    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels"))
+    below = limits.get(_LABELS, 0)
+    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels", below=below))
 
 
 def _checked_tokenizer(tokenizer: Any, seen: Lookups, task: str, tell: Tell) -> bytes:

@@ -49,7 +49,7 @@ def test_as_many_positions_as_torch_takes(config: Any, positions: int | None) ->
     config.pad_token_id = 0 if config.pad_token_id is None else config.pad_token_id
     model = learning(kind, config)
     seen = look_up(model, NAMES)
-    assert seen == ({"input_ids": 30}, positions)
+    assert seen == ({"input_ids": 30}, positions, 2)
     for length in (12,) if positions is None else (positions,):
         assert model(input_ids=torch.full((1, length), 5)).logits.isfinite().all()
     if positions is not None:

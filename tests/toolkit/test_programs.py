@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from fleetune.exporters.model.program import traced_sizes
 from fleetune.toolkit.lora import attach_lora
 from fleetune.toolkit.programs import LoadedModel, describe, draw_batch, program_of
 from fleetune.toolkit.tasks import IGNORED, TASKS
@@ -87,3 +88,21 @@ def test_names_are_those_under_which_peft_saves() -> None:
 
 def test_numbers_of_the_configuration_are_no_traced_sizes() -> None:
     assert {8, 50, 12} <= program_of(loaded(SEQUENCE), task=SEQUENCE).shapes
+
+
+@pytest.mark.parametrize(
+    ("task", "below"),
+    [
+        (SEQUENCE, {"input_ids": 50, "attention_mask": 0, "labels": 0}),
+        (CAUSAL, {"input_ids": 50, "attention_mask": 0, "labels": 50}),
+        (IMAGE, {"pixel_values": 0, "labels": 0}),
+    ],
+)
+def test_ids_and_a_language_models_targets_have_a_limit(task: str, below: dict[str, int]) -> None:
+    assert {row.name: row.below for row in loaded(task).inputs} == below
+
+
+def test_a_model_of_few_positions_is_traced_within_them() -> None:
+    made = program_of(loaded(SEQUENCE), task=SEQUENCE)
+    assert made.longest == 12
+    assert traced_sizes(made)[1] <= 12
