@@ -50,6 +50,16 @@ class Structure(NamedTuple):
     hidden_size: int
 
 
+def check_place(out: Path) -> None:
+    """Refuse to write an artifact over what is none.
+
+    Raises:
+        ExportError: ``out`` exists and is no artifact.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out}: exists and is not an artifact; choose another --out")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when all went well.
@@ -57,8 +67,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ExportError: ``out`` exists and is no artifact.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out}: exists and is not an artifact; choose another --out")
+    check_place(out)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

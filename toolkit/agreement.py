@@ -84,8 +84,8 @@ def check_vocabulary(tokenizer: Any, rows: int, *, tell: Tell) -> None:
         return
     some = [repr(one_line(token, length_max=40)) for token in sorted(beyond, key=beyond.__getitem__)]
     listed = ", ".join(some[:_SHOWN]) + (", …" if len(some) > _SHOWN else "")
-    what = f"{len(some)} tokens of the tokenizer have no row in the embedding, which has {rows}: {listed}"
-    if any(i >= rows for i in tokenizer.backend_tokenizer.encode("").ids):
+    what = f"the embedding has {rows} rows, none for {len(some)} of the tokenizer's tokens: {listed}"
+    if any(i >= rows for i in tokenizer("")["input_ids"]):
         raise ExportError(
             f"{what}; every text gets one: take the model's own tokenizer, or resize_token_embeddings"
         )
@@ -109,7 +109,7 @@ def tokenizer_file(tokenizer: Any, *, into_words: bool, tell: Tell) -> bytes:
 def end_of_text(tokenizer: Any, *, tell: Tell) -> None:
     """Tell that texts do not end in the token that ends a text: a language model learns from it when to stop."""
     end = tokenizer.eos_token
-    if end is not None and tokenizer.eos_token_id not in tokenizer.backend_tokenizer.encode("a").ids:
+    if end is not None and tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
         tell(
             f"end of text: the tokenizer adds none; where the model is to learn when to stop, end texts with {end}"
         )

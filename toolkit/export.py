@@ -9,8 +9,9 @@ import msgspec
 
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.exporters.assembly import Description, check_place
 from fleetune.toolkit.labels import choose_labels, read_labels
-from fleetune.toolkit.sources import check_source, config_of
+from fleetune.toolkit.sources import check_adapter_source, check_source, config_of
 
 __all__ = ["ExportReport", "export", "read_labels"]
 log = logging.getLogger(__name__)
@@ -85,11 +86,16 @@ def export(
     started = time.monotonic()
     source, notes = str(model), _Notes(on_note or log.warning)
     check_source(source)
-    _check_settings(labels, num_labels, lora_r=lora_r, max_length=max_length)
+    if adapter is not None:
+        check_adapter_source(str(adapter))
+    check_place(Path(out))
+    _check_numbers(lora_r=lora_r, lora_alpha=lora_alpha, max_length=max_length)
+    if labels is not None:
+        read_labels(labels, num_labels)
     # From here on torch is loaded: a slip of the pen is told before that.
     from fleetune.exporters.backends import BACKENDS
     from fleetune.exporters.model.quantize import check_base_dtype
-    from fleetune.exporters.writing import Description, write_artifact
+    from fleetune.exporters.writing import write_artifact
     from fleetune.toolkit.lora import attach_lora, continue_adapter
     from fleetune.toolkit.models import licence_of, load_checkpoint
     from fleetune.toolkit.programs import describe, program_of
@@ -159,15 +165,10 @@ class _Notes:
         self._say(note)
 
 
-def _check_settings(
-    labels: Sequence[str] | str | Path | None, num_labels: int | None, *, lora_r: int, max_length: int | None
-) -> None:
-    if lora_r < 1:
-        raise ConfigError(f"--lora-r {lora_r}: expected 1 or more")
-    if max_length is not None and max_length < 1:
-        raise ConfigError(f"--max-length {max_length}: expected 1 or more")
-    if labels is not None:
-        read_labels(labels, num_labels)
+def _check_numbers(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
 
 def _classes(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fleetune.device_runtime.errors import ExportError, choices
 from fleetune.toolkit.hearing import Tell, listening, told_shortly
+from fleetune.toolkit.sources import check_adapter_source
 from fleetune.toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def parse_targets(given: str | Sequence[str] | None) -> str | list[str]:
     A string is a list of names where all between its commas are names: letters, digits, ``_`` and ``.``.
     """
     if isinstance(given, str):
-        parts = [part.strip() for part in given.split(",")]
+        parts = [part.strip() for part in given.split(",") if part.strip()]
         if given != ALL_LINEAR and all(map(_NAME.fullmatch, parts)):
             return parts
         return given
@@ -78,8 +79,8 @@ def load_adapter(model: Any, folder: str, *, tell: Tell = log.info) -> Any:
     Raises:
         ExportError: not a LoRA adapter of PEFT, or one of another model: its tensors are other than those that learn.
     """
+    check_adapter_source(folder)
     with told_shortly(f"{folder}: not a PEFT adapter for this model"), listening(tell):
-        _check_folder(Path(folder))
         config = peft.PeftConfig.from_pretrained(folder)
         if config.peft_type != peft.PeftType.LORA:
             raise ExportError(f"{folder}: an adapter of type {config.peft_type}; only LoRA can be trained on")
@@ -131,15 +132,6 @@ def _modules_of(parameters: Sequence[str], *, beside: Sequence[str]) -> list[str
     """Modules that hold the parameters, without those inside a module that is trained whole anyway."""
     modules = dict.fromkeys(name.rpartition(".")[0] for name in parameters)
     return [m for m in modules if not any(part.endswith(head) for part in m.split(".") for head in beside)]
-
-
-def _check_folder(folder: Path) -> None:
-    """An adapter that was saved under a name lies in a folder of that name."""
-    if not folder.is_dir() or (folder / "adapter_config.json").is_file():
-        return
-    inside = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
-    hint = f"; there is one in {inside[0]}" if inside else ""
-    raise ExportError(f"{folder}: no PEFT adapter here (no adapter_config.json){hint}")
 
 
 def _check_complete(learning: Any, folder: str, given: dict[str, Tensor]) -> None:

@@ -114,12 +114,15 @@ def _refuse_encoder_decoder(config: Any, source: str) -> None:
 def _tokenizer(source: str, tell: Tell) -> Any:
     """The fast tokenizer beside the model, or None where there is none: its data are then arrays of ids.
 
-    Without files transformers makes one up that knows special tokens alone; it is none.
+    Without files transformers makes one up that knows little but special tokens; it is none.
 
     Raises:
         ExportError: a folder with files of a tokenizer that are none.
     """
     files = ", ".join(tokenizer_files(source))
+    if not files and Path(source).is_dir():
+        tell("tokenizer: none beside the model; data are NPZ files of ids")
+        return None
     try:
         found = transformers.AutoTokenizer.from_pretrained(source)
         if found.is_fast and len(found) > len(found.all_special_tokens):
@@ -129,7 +132,7 @@ def _tokenizer(source: str, tell: Tell) -> Any:
         reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
     if files:
         raise ExportError(f"{source}: its tokenizer cannot be read: {reason}; mend or remove {files}")
-    tell("tokenizer: none beside the model; data are NPZ files of ids")
+    tell(f"tokenizer: none ({reason}); data are NPZ files of ids")
     return None
 
 
@@ -144,8 +147,8 @@ def _fresh(model: Any, loaded: Mapping[str, Any], *, source: str, has_head: bool
     lost = sorted(n for n in missing if has_head or (n.startswith(body) and ".pooler." not in n))
     if lost:
         raise ExportError(
-            f"{source}: {len(lost)} weights of {type(model).__name__} are not in the checkpoint, or have another shape there, "
-            f"and would be random: {_some(lost)}"
+            f"{source}: of the weights of {type(model).__name__} {len(lost)} would be random, being not in the checkpoint or of "
+            f"another shape there: {_some(lost)}"
         )
     return tuple(name for name, _ in model.named_parameters() if name in missing)
 

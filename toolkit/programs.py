@@ -15,7 +15,7 @@ from fleetune.device_runtime.contracts.manifest import Input
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.program import Program
 from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, tokenizer_file
-from fleetune.toolkit.hearing import Tell
+from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.tasks import IGNORED, TASKS, Task
@@ -134,8 +134,9 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
     accepted = inspect.signature(model.get_base_model().forward).parameters
     if "pixel_values" in accepted:
         return []
-    given = tokenizer.model_input_names if tokenizer is not None else ["input_ids", "attention_mask"]
-    return [name for name in given if name in accepted]
+    given = tokenizer.model_input_names if tokenizer is not None else []
+    # without its mask a padded row would be read as if the padding were text, whatever the tokenizer lists
+    return [name for name in dict.fromkeys(["input_ids", *given, "attention_mask"]) if name in accepted]
 
 
 def _inputs(
@@ -151,10 +152,11 @@ def _inputs(
 
 
 def _checked_tokenizer(tokenizer: Any, seen: Lookups, task: str, tell: Tell) -> bytes:
-    check_vocabulary(tokenizer, seen.rows["input_ids"], tell=tell)
-    if not TASKS[task].has_classes:
-        end_of_text(tokenizer, tell=tell)
-    return tokenizer_file(tokenizer, into_words=task == "token-classification", tell=tell)
+    with told_shortly("its tokenizer"):
+        check_vocabulary(tokenizer, seen.rows["input_ids"], tell=tell)
+        if not TASKS[task].has_classes:
+            end_of_text(tokenizer, tell=tell)
+        return tokenizer_file(tokenizer, into_words=task == "token-classification", tell=tell)
 
 
 def _refuse_looking_ahead(model: Any, names: list[str], source: str) -> None:

@@ -53,6 +53,22 @@ def config_of(source: str) -> dict[str, Any]:
     return found
 
 
+def check_adapter_source(source: str) -> None:
+    """A path must be a folder with an ``adapter_config.json``; anything else is taken for a hub id.
+
+    Raises:
+        ExportError: no such folder, or no adapter in it; one that was saved under a name lies in a folder of that name.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+            raise ExportError(f"{source}: no such folder; an adapter is a local folder or a hub id")
+    elif not (folder / _ADAPTER).is_file():
+        inside = sorted(path.parent for path in folder.glob(f"*/{_ADAPTER}"))
+        hint = f"; there is one in {inside[0]}" if inside else ""
+        raise ExportError(f"{source}: no PEFT adapter here (no {_ADAPTER}){hint}")
+
+
 def tokenizer_files(source: str) -> list[str]:
     """Names of the files of a tokenizer in a folder; none for a hub id."""
     return [name for name in _TOKENIZER_FILES if (Path(source) / name).is_file()]

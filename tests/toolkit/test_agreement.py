@@ -77,12 +77,12 @@ def test_tokens_without_a_row_are_counted_and_named() -> None:
     assert notes == []
     check_vocabulary(tokenizer, NUM_TOKENS, tell=notes.append)
     assert len(notes) == 1
-    assert f"2 tokens of the tokenizer have no row in the embedding, which has {NUM_TOKENS}" in notes[0]
+    assert f"the embedding has {NUM_TOKENS} rows, none for 2 of the tokenizer's tokens" in notes[0]
     assert "'<device>', '<time>'" in notes[0]
 
 
 def test_a_tokenizer_whose_every_text_has_a_token_without_a_row_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"13 tokens .*every text gets one"):
+    with pytest.raises(ExportError, match=r"none for 13 of the tokenizer's tokens: .*every text gets one"):
         check_vocabulary(word_tokenizer(), 2, tell=print)
 
 

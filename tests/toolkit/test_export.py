@@ -302,6 +302,9 @@ def test_a_pooler_that_the_checkpoint_lacks_is_in_the_adapter(tmp_path: Path) ->
         "MODEL, task='sequence-classification', labels=['a', 'a']",
         "MODEL, task='causal-lm', lora_r=0",
         "MODEL, task='causal-lm', max_length=0",
+        "MODEL, task='causal-lm', lora_alpha=0",
+        "MODEL, task='causal-lm', adapter='/no/such/adapter'",
+        "MODEL, task='causal-lm', adapter=MODEL",
     ],
 )
 def test_a_slip_is_told_before_torch_is_loaded(arguments: str, tiny: Path, tmp_path: Path) -> None:

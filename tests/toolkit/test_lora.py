@@ -116,7 +116,8 @@ ENCODER = "bert.encoder.layer"
     [
         (None, []),
         ("query", ["query"]),
-        ("query, value", ["query", "value"]),
+        ("query, value,", ["query", "value"]),
+        ("", []),
         ("attention.self.query,h.0", ["attention.self.query", "h.0"]),
         (("query", "value"), ["query", "value"]),
         ("all-linear", "all-linear"),

@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_tokenizers import word_tokenizer
+from tokenizers import models
 
+from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.program import traced_sizes
 from fleetune.toolkit.lora import attach_lora
 from fleetune.toolkit.programs import LoadedModel, describe, draw_batch, program_of
@@ -106,3 +109,26 @@ def test_a_model_of_few_positions_is_traced_within_them() -> None:
     made = program_of(loaded(SEQUENCE), task=SEQUENCE)
     assert made.longest == 12
     assert traced_sizes(made)[1] <= 12
+
+
+def test_padding_is_masked_whatever_the_tokenizer_lists() -> None:
+    torch.manual_seed(0)
+    plain = transformers.BertForSequenceClassification(config_of(SEQUENCE))
+    learning = attach_lora(plain, task=SEQUENCE, r=2, alpha=4, target_modules=None)
+    tokenizer = word_tokenizer(model_input_names=["input_ids"])
+    made = describe(learning, tokenizer, task=SEQUENCE, source="tiny")
+    assert [row.name for row in made.inputs] == ["input_ids", "attention_mask", "labels"]
+
+
+def test_a_tokenizer_that_knows_no_unknown_word_is_refused() -> None:
+    learning = attach_lora(
+        transformers.BertForSequenceClassification(config_of(SEQUENCE)),
+        task=SEQUENCE,
+        r=2,
+        alpha=4,
+        target_modules=None,
+    )
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.model = models.WordLevel({"[CLS]": 2, "[SEP]": 3, "lamp": 8})
+    with pytest.raises(ExportError, match="its tokenizer: .*Missing .*token from the vocabulary"):
+        describe(learning, tokenizer, task=SEQUENCE, source="tiny")
