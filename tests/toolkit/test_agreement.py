@@ -23,6 +23,7 @@ def llama(**settings: Any) -> Any:
         ({"pad_token_id": 0}, {"pad_token": "[PAD]"}, 0, None),
         ({"pad_token_id": 4}, {"pad_token": "[PAD]"}, 4, "token 4, the model's; the tokenizer's is 0"),
         ({}, {"pad_token": "[SEP]"}, 3, None),
+        ({"pad_token_id": 5, "eos_token_id": 6}, {"eos_token": "[SEP]"}, 5, "the tokenizer's is 0"),
         ({}, {"pad_token": None, "eos_token": "[MASK]"}, 4, "token 4, the tokenizer's end of text"),
         ({"eos_token_id": [7, 8]}, {"pad_token": None}, 7, "token 7, the model's end of text"),
         ({"pad_token_id": -1}, {"pad_token": "[PAD]"}, 0, "token 0, the tokenizer's; the model's is -1"),

@@ -308,3 +308,18 @@ def test_a_head_in_the_adapter_makes_up_for_none_in_the_checkpoint(saved: Path) 
     content = load_file(saved / WEIGHTS)["base_model.model.classifier.weight"]
     assert learning.get_parameter("base_model.model.classifier.modules_to_save.default.weight").equal(content)
     assert notes == []
+
+
+def test_a_tensor_that_peft_does_not_take_over_is_refused(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = peft.PeftModel.from_pretrained
+
+    def losing(*args: Any, **settings: Any) -> Any:
+        learning = load(*args, **settings)
+        next(p for n, p in learning.named_parameters() if "lora_B" in n).data.zero_()
+        return learning
+
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", losing)
+    with pytest.raises(ExportError, match=r"layer\.0\..*lora_B\.weight was not taken over"):
+        load_adapter(bert(), str(saved))
