@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -32,6 +32,9 @@ class Description:
     tokenizer: bytes | None = None
     pad_id: int = 0
     max_length: int = 512
+    truncation_side: Literal["left", "right"] = "right"
+    positions: int | None = None
+    """The most tokens that the model has positions for."""
     licences: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,6 +50,16 @@ class Structure(NamedTuple):
     hidden_size: int
 
 
+def check_place(out: Path) -> None:
+    """Refuse to write an artifact over what is none.
+
+    Raises:
+        ExportError: ``out`` exists and is no artifact.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out}: exists and is not an artifact; choose another --out")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when all went well.
@@ -54,8 +67,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         ExportError: ``out`` exists and is no artifact.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out}: exists and is not an artifact; choose another --out")
+    check_place(out)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -90,7 +102,7 @@ def assemble(
         peft=description.peft,
         base_dtype=base_dtype,
         tokenizer=tokenizer,
-        bounds=dict(bounds),
+        bounds=_with_positions(bounds, description.positions),
         licences=description.licences,
         versions={name: version(name) for name in _PACKAGES},
     )
@@ -110,4 +122,12 @@ def _write_tokenizer(folder: Path, description: Description) -> manifest.Tokeniz
     if description.tokenizer is None:
         return None
     (folder / TOKENIZER).write_bytes(description.tokenizer)
-    return manifest.Tokenizer(TOKENIZER, description.pad_id, description.max_length)
+    return manifest.Tokenizer(
+        TOKENIZER, description.pad_id, description.max_length, description.truncation_side
+    )
+
+
+def _with_positions(bounds: Mapping[str, int], positions: int | None) -> dict[str, int]:
+    if positions is None:
+        return dict(bounds)
+    return {**bounds, "seq": min(positions, bounds.get("seq", positions))}

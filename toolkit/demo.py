@@ -129,7 +129,9 @@ def _export(folder: Path, labels: list[str], seed: int, say: Event) -> Path:
     from fleetune.toolkit.models import packaged_model
 
     say("exporting all-MiniLM-L6-v2 with LoRA (the only step that needs torch)")
-    report = export(packaged_model(), task="sequence-classification", out=folder, labels=labels, seed=seed)
+    report = export(
+        packaged_model(), task="sequence-classification", out=folder, labels=labels, seed=seed, on_note=say
+    )
     sizes = f"{size(report.base_bytes)} frozen, {size(report.adapter_bytes)} trained"
     say(f"artifact: {report.num_layers} layers, {sizes}")
     return folder

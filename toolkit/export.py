@@ -1,6 +1,5 @@
 """``fleetune export``: a Hugging Face model with LoRA becomes a training artifact."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -10,19 +9,19 @@ import msgspec
 
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.exporters.backends import BACKENDS
-from fleetune.exporters.model.quantize import check_base_dtype
-from fleetune.exporters.writing import Description, write_artifact
-from fleetune.toolkit.lora import attach_lora, load_adapter
-from fleetune.toolkit.models import licence_of, load_model
-from fleetune.toolkit.programs import describe, program_of
-from fleetune.toolkit.tasks import TASKS
+from fleetune.exporters.assembly import Description, check_place
+from fleetune.toolkit.labels import choose_labels, read_labels
+from fleetune.toolkit.sources import check_adapter_source, check_source, config_of
 
+__all__ = ["ExportReport", "export", "read_labels"]
 log = logging.getLogger(__name__)
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was written, and how large it is."""
+    """What was written, and how large it is.
+
+    ``notes`` say what holds where model, tokenizer, adapter and settings differ, and what Hugging Face warned of, a line each.
+    """
 
     out: str
     name: str
@@ -34,6 +33,7 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     adapter_bytes: int
     graph_bytes: int
     seconds: float
+    notes: list[str] = []
 
 
 def export(
@@ -46,7 +46,7 @@ def export(
     adapter: str | Path | None = None,
     lora_r: int = 8,
     lora_alpha: int = 16,
-    target_modules: Sequence[str] | None = None,
+    target_modules: str | Sequence[str] | None = None,
     use_rslora: bool = False,
     use_dora: bool = False,
     backend: str = "onnx",
@@ -54,6 +54,7 @@ def export(
     max_length: int | None = None,
     seed: int = 0,
     on_progress: Callable[[str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> ExportReport:
     """Export ``model`` as a training artifact.
 
@@ -61,12 +62,13 @@ def export(
         model: a local folder or a hub id.
         task: sequence-classification, token-classification, causal-lm or image-classification.
         out: the artifact's folder; an artifact already there is replaced.
-        num_labels: how many classes; or name them with ``labels``.
+        num_labels: how many classes; or name them with ``labels``. With neither, the classes that the checkpoint names.
         labels: class names, or a file of them: a JSON list, or one a line.
         adapter: an existing PEFT adapter to go on from, instead of fresh LoRA.
         lora_r: rank of fresh LoRA.
         lora_alpha: its scale is ``lora_alpha / lora_r``.
-        target_modules: names of the linears that get LoRA; None = peft's choice for the architecture.
+        target_modules: names of the linears that get LoRA (a list, or ``a,b``), ``all-linear``, or a regular expression that
+            whole module names match; None = peft's choice for the architecture.
         use_rslora: scale fresh LoRA by ``lora_alpha / sqrt(lora_r)`` (rsLoRA, arXiv 2312.03732).
         use_dora: learn each row's magnitude beside its direction (DoRA, arXiv 2402.09353).
         backend: which runtime the graphs are for.
@@ -74,6 +76,7 @@ def export(
         max_length: longest sequence in tokens; at most the model's.
         seed: of fresh LoRA and a fresh head.
         on_progress: called with a line at each stage.
+        on_note: called with each note of the report as it comes up; by default they are logged as warnings.
 
     Raises:
         ConfigError: an unknown task or backend, or labels that are missing or doubled.
@@ -81,28 +84,53 @@ def export(
     """
     say = on_progress or log.info
     started = time.monotonic()
-    chosen = TASKS[task]
-    check_base_dtype(base_dtype, backend=backend, taken=BACKENDS[backend].base_dtypes)
-    if lora_r < 1:
-        raise ConfigError(f"--lora-r {lora_r}: expected 1 or more")
-    names = read_labels(labels, num_labels) if chosen.has_classes else []
-    say(f"loading {model}")
-    plain, tokenizer = load_model(str(model), task=task, labels=names, seed=seed)
+    source, notes = str(model), _Notes(on_note or log.warning)
+    check_source(source)
     if adapter is not None:
-        learning = load_adapter(plain, str(adapter))
+        check_adapter_source(str(adapter))
+    check_place(Path(out))
+    _check_numbers(lora_r=lora_r, lora_alpha=lora_alpha, max_length=max_length)
+    if labels is not None:
+        read_labels(labels, num_labels)
+    # From here on torch is loaded: a slip of the pen is told before that.
+    from fleetune.exporters.backends import BACKENDS
+    from fleetune.exporters.model.quantize import check_base_dtype
+    from fleetune.exporters.writing import write_artifact
+    from fleetune.toolkit.lora import attach_lora, continue_adapter
+    from fleetune.toolkit.models import licence_of, load_checkpoint
+    from fleetune.toolkit.programs import describe, program_of
+    from fleetune.toolkit.tasks import TASKS
+
+    has_classes = TASKS[task].has_classes
+    check_base_dtype(base_dtype, backend=backend, taken=BACKENDS[backend].base_dtypes)
+    names = _classes(labels, num_labels, source=source, has_classes=has_classes, tell=notes.tell)
+    say(f"loading {source}")
+    checkpoint = load_checkpoint(source, task=task, labels=names, seed=seed, tell=notes.tell)
+    if adapter is not None:
+        learning = continue_adapter(
+            checkpoint.model,
+            str(adapter),
+            fresh=checkpoint.fresh,
+            has_classes=has_classes,
+            tell=notes.tell,
+        )
     else:
         learning = attach_lora(
-            plain,
+            checkpoint.model,
             task=task,
             r=lora_r,
             alpha=lora_alpha,
             target_modules=target_modules,
             use_rslora=use_rslora,
             use_dora=use_dora,
+            fresh=checkpoint.fresh,
+            tell=notes.tell,
         )
-    loaded = describe(learning, tokenizer, task=task, source=str(model), max_length=max_length)
+    loaded = describe(
+        learning, checkpoint.tokenizer, task=task, source=source, max_length=max_length, tell=notes.tell
+    )
     description = Description(
-        name=Path(str(model)).name or str(model),
+        name=Path(source).name or source,
         architecture=loaded.architecture,
         task=task,
         labels=tuple(names),
@@ -110,7 +138,9 @@ def export(
         tokenizer=loaded.tokenizer,
         pad_id=loaded.pad_id,
         max_length=loaded.max_length,
-        licences={"model": licence_of(str(model))},
+        truncation_side=loaded.truncation_side,
+        positions=loaded.positions,
+        licences={"model": licence_of(source)},
     )
     manifest = write_artifact(
         program_of(loaded, task=task),
@@ -120,44 +150,43 @@ def export(
         base_dtype=base_dtype,
         on_progress=say,
     )
-    return _report(manifest, Path(out), time.monotonic() - started)
+    return _report(manifest, Path(out), time.monotonic() - started, notes.lines)
 
 
-def read_labels(labels: Sequence[str] | str | Path | None, num_labels: int | None) -> list[str]:
-    """Class names from a list, a file or a count.
+class _Notes:
+    """What is told in the course of an export."""
 
-    Raises:
-        ConfigError: neither given, both but different, doubled names, fewer than two, or an unreadable file.
-    """
-    if labels is None and num_labels is None:
-        raise ConfigError("give --num-labels N or --labels FILE")
-    if labels is None:
-        names = [f"label_{i}" for i in range(num_labels or 0)]
-    else:
-        names = _from_file(Path(labels)) if isinstance(labels, (str, Path)) else [str(n) for n in labels]
-    if num_labels is not None and len(names) != num_labels:
-        raise ConfigError(f"--num-labels {num_labels}, but {len(names)} labels are named")
-    if len(names) < 2 or len(set(names)) != len(names):
-        raise ConfigError(
-            f"{len(names)} labels, {len(set(names))} of them distinct: expected two or more, each once"
-        )
-    return names
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.lines: list[str] = []
+        self._say = say
+
+    def tell(self, note: str) -> None:
+        self.lines.append(note)
+        self._say(note)
 
 
-def _from_file(path: Path) -> list[str]:
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: labels cannot be read: {exc}") from exc
-    if not text.lstrip().startswith("["):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        return [str(name) for name in json.loads(text)]
-    except ValueError as exc:
-        raise ConfigError(f"{path}: neither a JSON list nor one label a line: {exc}") from exc
+def _check_numbers(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
 
 
-def _report(manifest: Manifest, out: Path, seconds: float) -> ExportReport:
+def _classes(
+    labels: Sequence[str] | str | Path | None,
+    num_labels: int | None,
+    *,
+    source: str,
+    has_classes: bool,
+    tell: Callable[[str], None],
+) -> list[str]:
+    if has_classes:
+        return choose_labels(labels, num_labels, config=config_of(source), tell=tell)
+    if labels is not None or num_labels is not None:
+        tell("labels: the task has none; --labels and --num-labels are not used")
+    return []
+
+
+def _report(manifest: Manifest, out: Path, seconds: float, notes: list[str]) -> ExportReport:
     size = {name: digest.size_bytes for name, digest in manifest.files.items()}
     return ExportReport(
         out=str(out),
@@ -170,4 +199,5 @@ def _report(manifest: Manifest, out: Path, seconds: float) -> ExportReport:
         adapter_bytes=size["adapter.safetensors"],
         graph_bytes=sum(n for name, n in size.items() if name.startswith("graphs/")),
         seconds=round(seconds, 2),
+        notes=notes,
     )

@@ -1,53 +1,72 @@
 """Loads a Hugging Face model from a folder or a hub id, and says in one line why it cannot."""
 
-import contextlib
 import logging
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 
 from fleetune.device_runtime.errors import ExportError
+from fleetune.toolkit.agreement import padding
 from fleetune.toolkit.experts import DENSE
+from fleetune.toolkit.hearing import Tell, listening, told_shortly
+from fleetune.toolkit.labels import compare_labels
+from fleetune.toolkit.sources import check_source, tokenizer_files
 from fleetune.toolkit.tasks import TASKS
 
+log = logging.getLogger(__name__)
+_SHOWN = 3
 
-def load_model(source: str, *, task: str, labels: Sequence[str], seed: int = 0) -> tuple[Any, Any]:
-    """The model and its tokenizer (None if it has none), in float32 with eager attention.
+
+class Checkpoint(NamedTuple):
+    """A model in float32 with eager attention, and its tokenizer (None if it has none).
+
+    ``fresh`` are the parameters that the files do not hold, or hold for other classes: they are drawn from the seed.
+    """
+
+    model: Any
+    tokenizer: Any
+    fresh: tuple[str, ...]
+
+
+def load_model(
+    source: str, *, task: str, labels: Sequence[str], seed: int = 0, tell: Tell = log.info
+) -> tuple[Any, Any]:
+    """The model and the tokenizer of :func:`load_checkpoint`."""
+    return load_checkpoint(source, task=task, labels=labels, seed=seed, tell=tell)[:2]
+
+
+def load_checkpoint(
+    source: str, *, task: str, labels: Sequence[str], seed: int = 0, tell: Tell = log.info
+) -> Checkpoint:
+    """Read model and tokenizer from a folder or the hub; what is decided or left out is told.
 
     Raises:
-        ExportError: no such folder or hub id, no model in it, or one that does not do this task.
+        ExportError: no such folder or hub id, no model in it, one that does not do this task, weights that are missing
+            outside of the head or not finite, or a tokenizer that cannot be read.
     """
-    chosen = TASKS[task]
-    _check_source(source)
+    check_source(source)
     torch.manual_seed(seed)
-    with told_shortly(f"{source}: not a model for {task}"), quiet():
+    with told_shortly(f"{source}: not a model for {task}"), listening(tell):
         config = transformers.AutoConfig.from_pretrained(source)
         _refuse_encoder_decoder(config, source)
-        settings: dict[str, Any] = {
-            "attn_implementation": "eager",
-            "experts_implementation": DENSE,
-            "dtype": torch.float32,
-        }
-        if chosen.has_classes:
-            settings |= {
-                "num_labels": len(labels),
-                "id2label": dict(enumerate(labels)),
-                "label2id": {name: i for i, name in enumerate(labels)},
-                "ignore_mismatched_sizes": True,
-            }
-        tokenizer = _tokenizer(source)
-        if getattr(config, "pad_token_id", None) is None and tokenizer is not None:
-            settings["pad_token_id"] = (
-                tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-            )
-        model = getattr(transformers, chosen.auto_class).from_pretrained(source, **settings)
+        tokenizer = _tokenizer(source, tell) if task != "image-classification" else None
+        settings = _settings(config, task, labels)
+        pad = padding(config, tokenizer, tell=tell)
+        if pad != getattr(config, "pad_token_id", pad):
+            settings["pad_token_id"] = pad
+        kind = getattr(transformers, TASKS[task].auto_class)
+        model, loaded = kind.from_pretrained(source, output_loading_info=True, **settings)
     model.config.use_cache = False
-    return model, tokenizer
+    fresh = _fresh(model, loaded, source=source, has_head=not TASKS[task].has_classes)
+    _check_finite(model, source)
+    _tell_of_weights(model, loaded, fresh, tell)
+    if TASKS[task].has_classes:
+        _tell_of_classes(config, labels, loaded, fresh, tell)
+    return Checkpoint(model, tokenizer, fresh)
 
 
 def packaged_model() -> Path:
@@ -68,30 +87,20 @@ def licence_of(source: str) -> str:
     return found[1] if found else "not stated"
 
 
-@contextlib.contextmanager
-def told_shortly(what: str) -> Iterator[None]:
-    """Hugging Face's many errors as one line of ours."""
-    try:
-        yield
-    except ExportError:
-        raise
-    except Exception as exc:
-        lines = [line for line in str(exc).strip().splitlines() if line.strip()] or [type(exc).__name__]
-        raise ExportError(f"{what}: {lines[0]}") from exc
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Loading reports missing heads and shows bars; an export expects both."""
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(before)
+def _settings(config: Any, task: str, labels: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "attn_implementation": "eager",
+        "experts_implementation": DENSE,
+        "dtype": torch.float32,
+    }
+    if TASKS[task].has_classes:
+        found |= {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: i for i, name in enumerate(labels)},
+            "ignore_mismatched_sizes": True,
+        }
+    return found
 
 
 def _refuse_encoder_decoder(config: Any, source: str) -> None:
@@ -102,25 +111,82 @@ def _refuse_encoder_decoder(config: Any, source: str) -> None:
         )
 
 
-def _check_source(source: str) -> None:
-    """A path must be a folder with a ``config.json``; anything else is taken for a hub id."""
-    path = Path(source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ExportError(f"{source}: no model here (no config.json)")
-    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise ExportError(f"{source}: no such folder; MODEL is a local folder or a hub id such as org/name")
+def _tokenizer(source: str, tell: Tell) -> Any:
+    """The fast tokenizer beside the model, or None where there is none: its data are then arrays of ids.
 
+    Without files transformers makes one up that knows little but special tokens; it is none.
 
-def _tokenizer(source: str) -> Any:
-    """The fast tokenizer beside the model, or None: its data are then arrays of ids.
-
-    Without files transformers makes one up that knows special tokens alone; it is none.
+    Raises:
+        ExportError: a folder with files of a tokenizer that are none.
     """
+    files = ", ".join(tokenizer_files(source))
+    if not files and Path(source).is_dir():
+        tell("tokenizer: none beside the model; data are NPZ files of ids")
+        return None
     try:
         found = transformers.AutoTokenizer.from_pretrained(source)
-    except Exception:  # noqa: BLE001 - a folder without tokenizer fails in many ways, and each means the same
-        return None
-    if not getattr(found, "is_fast", False) or len(found) <= len(found.all_special_tokens):
-        return None
-    return found
+        if found.is_fast and len(found) > len(found.all_special_tokens):
+            return found
+        reason = f"{type(found).__name__} is not of the tokenizers library, or has no vocabulary"
+    except Exception as exc:  # noqa: BLE001 - a folder without tokenizer fails in many ways, and each means the same
+        reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
+    if files:
+        raise ExportError(f"{source}: its tokenizer cannot be read: {reason}; mend or remove {files}")
+    tell(f"tokenizer: none ({reason}); data are NPZ files of ids")
+    return None
+
+
+def _fresh(model: Any, loaded: Mapping[str, Any], *, source: str, has_head: bool) -> tuple[str, ...]:
+    """Parameters that the checkpoint lacks; a head for classes may be, and a pooler, which belongs to it.
+
+    Raises:
+        ExportError: others are missing, or a head that is not for classes (``has_head``).
+    """
+    missing = {*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])}
+    body = f"{model.base_model_prefix}."
+    lost = sorted(n for n in missing if has_head or (n.startswith(body) and ".pooler." not in n))
+    if lost:
+        raise ExportError(
+            f"{source}: of the weights of {type(model).__name__} {len(lost)} would be random, being not in the checkpoint or of "
+            f"another shape there: {_some(lost)}"
+        )
+    return tuple(name for name, _ in model.named_parameters() if name in missing)
+
+
+def _check_finite(model: Any, source: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ExportError(f"{source}: {name} holds NaN or infinity")
+
+
+def _tell_of_weights(model: Any, loaded: Mapping[str, Any], fresh: Sequence[str], tell: Tell) -> None:
+    """What is drawn anew, and what of the checkpoint's body is left out; heads of other tasks are nothing to tell of."""
+    if fresh:
+        tell(f"weights: not in the checkpoint, so drawn from the seed: {', '.join(fresh)}")
+    prefix = f"{model.base_model_prefix}."
+    parts = {name for name, _ in model.base_model.named_children()}
+    left_out = sorted(
+        n for n in loaded["unexpected_keys"] if n.removeprefix(prefix).partition(".")[0] in parts
+    )
+    if left_out:
+        tell(
+            f"weights: {len(left_out)} of the checkpoint have no place in this model: {_some(left_out)}; is config.json right?"
+        )
+
+
+def _tell_of_classes(
+    config: Any, labels: Sequence[str], loaded: Mapping[str, Any], fresh: Sequence[str], tell: Tell
+) -> None:
+    if loaded["mismatched_keys"]:
+        tell(
+            f"head: the checkpoint's is for {config.num_labels} classes, {len(labels)} are asked for: a new one"
+        )
+    elif not fresh:
+        compare_labels(labels, {"id2label": config.id2label}, tell=tell)
+    problem = getattr(config, "problem_type", None)
+    if problem not in (None, "single_label_classification"):
+        tell(f"head: the checkpoint's is for {problem}; here each row is of exactly one class")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

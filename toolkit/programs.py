@@ -2,24 +2,31 @@
 
 import inspect
 import json
+import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fleetune.device_runtime.contracts.manifest import Input
+from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.program import Program
+from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, tokenizer_file
+from fleetune.toolkit.hearing import Tell, told_shortly
+from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.tasks import IGNORED, TASKS, Task
 
+log = logging.getLogger(__name__)
 _FIRST_ORDINARY_ID = 5
 _LABELS = "labels"
 
 
 class LoadedModel(NamedTuple):
-    """A PEFT model ready to be exported, with what its data need."""
+    """A PEFT model ready to be exported, with what its data need; ``positions`` as in :class:`Lookups`."""
 
     model: Any
     architecture: str
@@ -28,24 +35,43 @@ class LoadedModel(NamedTuple):
     max_length: int
     peft_config: dict[str, Any]
     inputs: tuple[Input, ...]
+    positions: int | None = None
+    truncation_side: Literal["left", "right"] = "right"
 
 
 def describe(
-    model: Any, tokenizer: Any, *, task: str, source: str, max_length: int | None = None
+    model: Any,
+    tokenizer: Any,
+    *,
+    task: str,
+    source: str,
+    max_length: int | None = None,
+    tell: Tell = log.info,
 ) -> LoadedModel:
-    """What an export needs to know of a PEFT model."""
-    config = model.config
-    longest = _longest(config, tokenizer)
-    text = None if tokenizer is None else tokenizer.backend_tokenizer.to_str().encode()
-    pad_id = tokenizer.pad_token_id if tokenizer is not None else getattr(config, "pad_token_id", None)
+    """What an export needs to know of a PEFT model; where model and tokenizer differ, what holds is told.
+
+    Raises:
+        ExportError: model and tokenizer do not go together, or a language model that looks ahead.
+    """
+    model.eval()
+    names = _input_names(model, tokenizer)
+    seen = look_up(model, names) if names else Lookups({}, None, 0)
+    limits = dict(seen.rows)
+    if not TASKS[task].has_classes:
+        _refuse_looking_ahead(model, names, source)
+        limits[_LABELS] = seen.classes
+    text = None if tokenizer is None else _checked_tokenizer(tokenizer, seen, task, tell)
+    pad_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     return LoadedModel(
-        model.eval(),
+        model,
         type(model.get_base_model()).__name__,
         text,
-        pad_id or 0,
-        min(max_length or longest, longest),
+        pad_id,
+        longest(seen.positions, model.config, tokenizer, asked=max_length, tell=tell),
         _peft_config(model, source),
-        _inputs(model, tokenizer, TASKS[task], pad_id or 0),
+        _inputs(model, names, TASKS[task], pads={"input_ids": pad_id}, limits=limits),
+        seen.positions,
+        getattr(tokenizer, "truncation_side", "right"),
     )
 
 
@@ -63,6 +89,7 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
         shapes=frozenset(numbers),
         counted=chosen.counted,
         token_loss=chosen.token_loss,
+        longest=loaded.positions,
     )
 
 
@@ -88,7 +115,7 @@ def _draw(
         num_classes, vocabulary = getattr(config, "num_labels", 2), getattr(config, "vocab_size", 0)
         return task.draw_labels(shape, num_classes=num_classes, vocabulary=vocabulary, generator=generator)
     if row.name == "input_ids":
-        return torch.randint(_FIRST_ORDINARY_ID, config.vocab_size, shape, generator=generator)
+        return torch.randint(min(_FIRST_ORDINARY_ID, row.below - 1), row.below, shape, generator=generator)
     if row.name == "attention_mask":
         return _mask(shape)
     if row.dtype == "float32":
@@ -103,27 +130,43 @@ def _mask(shape: list[int]) -> Tensor:
     return mask
 
 
-def _inputs(model: Any, tokenizer: Any, task: Task, pad_id: int) -> tuple[Input, ...]:
-    config = model.config
-    base = model.get_base_model()
-    if "pixel_values" in inspect.signature(base.forward).parameters:
-        size = config.image_size
+def _input_names(model: Any, tokenizer: Any) -> list[str]:
+    """Inputs (batch, seq) of a model that reads text; none of one that reads images."""
+    accepted = inspect.signature(model.get_base_model().forward).parameters
+    if "pixel_values" in accepted:
+        return []
+    given = tokenizer.model_input_names if tokenizer is not None else []
+    # without its mask a padded row would be read as if the padding were text, whatever the tokenizer lists
+    return [name for name in dict.fromkeys(["input_ids", *given, "attention_mask"]) if name in accepted]
+
+
+def _inputs(
+    model: Any, names: list[str], task: Task, *, pads: Mapping[str, int], limits: Mapping[str, int]
+) -> tuple[Input, ...]:
+    data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0), below=limits.get(n, 0)) for n in names]
+    if not names:
+        size = model.config.image_size
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        data = [Input("pixel_values", "float32", ("batch", config.num_channels, height, width))]
-    else:
-        accepted = inspect.signature(base.forward).parameters
-        given = tokenizer.model_input_names if tokenizer is not None else ["input_ids", "attention_mask"]
-        pads = {"input_ids": pad_id}
-        data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0)) for n in given if n in accepted]
-    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels"))
+        data = [Input("pixel_values", "float32", ("batch", model.config.num_channels, height, width))]
+    below = limits.get(_LABELS, 0)
+    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels", below=below))
 
 
-def _longest(config: Any, tokenizer: Any) -> int:
-    """The longest sequence that both the position table and the tokenizer allow."""
-    limits = [getattr(config, "max_position_embeddings", None) or 1 << 20]
-    if tokenizer is not None:
-        limits.append(tokenizer.model_max_length)
-    return int(min(limits))
+def _checked_tokenizer(tokenizer: Any, seen: Lookups, task: str, tell: Tell) -> bytes:
+    with told_shortly("its tokenizer"):
+        check_vocabulary(tokenizer, seen.rows["input_ids"], tell=tell)
+        if not TASKS[task].has_classes:
+            end_of_text(tokenizer, tell=tell)
+        return tokenizer_file(tokenizer, into_words=task == "token-classification", tell=tell)
+
+
+def _refuse_looking_ahead(model: Any, names: list[str], source: str) -> None:
+    if sees_ahead(model, names):
+        raise ExportError(
+            f"{source}: {type(model.get_base_model()).__name__} is an encoder: each token sees those after it, which a "
+            "language model is to guess; choose a decoder or another task (of a BERT that was trained as a decoder: set "
+            "is_decoder in config.json)"
+        )
 
 
 def _peft_config(model: Any, source: str) -> dict[str, Any]:

@@ -37,9 +37,12 @@ def record_golden(
     batch: int = 2,
     seq: int = 24,
 ) -> None:
-    """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans."""
+    """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans.
+
+    A model of fewer positions than ``seq`` gets as many tokens as it has.
+    """
     torch.manual_seed(0)
-    arrays = program.make_batch(batch, seq)
+    arrays = program.make_batch(batch, min(seq, program.longest or seq))
     plans = plans_of(len(anatomy.calls))
     tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
     with _perturbed(program) as noise:

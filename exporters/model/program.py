@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from fleetune.device_runtime.contracts.manifest import Input, Targets
 from fleetune.device_runtime.errors import ExportError
 
+_TRACED_SEQ = (37, 41, 43, 47, 53, 59, 29, 31, 23, 19, 17, 13, 11, 7, 15, 14, 10, 9, 6, 5)
+"""Lengths to trace at, best first; the shorter ones are for models of few positions."""
+
 
 @dataclass(frozen=True)
 class Program:
@@ -27,6 +30,7 @@ class Program:
         counted: which labels ``loss`` is a mean over; None for one over rows.
         token_loss: (logits, targets) of any tokens -> the sum of their losses, if ``loss`` is the mean of that over ``counted``;
             a head that works token by token is then run in chunks.
+        longest: the most tokens that the module has positions for; None where it has no table of them.
     """
 
     module: nn.Module
@@ -38,6 +42,7 @@ class Program:
     shapes: frozenset[int] = field(default_factory=frozenset)
     counted: Targets | None = None
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    longest: int | None = None
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits of a batch; its labels, if any, are not looked at."""
@@ -95,10 +100,17 @@ def _share(labels: Tensor, counted: Targets | None) -> int:
 
 
 def traced_sizes(program: Program) -> tuple[int, int]:
-    """A batch and a sequence size that coincide with no dimension of the model, so that symbols stay apart."""
+    """A batch and a sequence size that coincide with no dimension of the model, so that symbols stay apart.
+
+    Raises:
+        ExportError: the model has positions for too few tokens.
+    """
     taken = set(program.shapes)
     for tensor in tensors_of(program.module).values():
         taken.update(tensor.shape)
     batch = next(n for n in (3, 5, 7, 11, 13, 17, 19) if n not in taken)
-    seq = next(n for n in (37, 41, 43, 47, 53, 59, 29, 31, 23) if n not in taken and n != batch)
+    longest = max(_TRACED_SEQ) if program.longest is None else program.longest
+    fitting = (n for n in _TRACED_SEQ if n <= longest and n not in taken and n != batch)
+    if (seq := next(fitting, None)) is None:
+        raise ExportError(f"positions for {longest} tokens are too few to trace a model of these sizes")
     return batch, seq

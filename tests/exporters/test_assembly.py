@@ -1,5 +1,6 @@
 """A folder appears whole or not at all, and its manifest lists every file that lies in it."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -66,3 +67,22 @@ def test_a_tokenizer_lies_beside_and_has_a_digest(tmp_path: Path) -> None:
     assert made.tokenizer == Tokenizer("tokenizer.json", 3, 7)
     assert made.files["tokenizer.json"].size_bytes == 2
     assert (tmp_path / "tokenizer.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "positions", "seq"),
+    [({}, 12, 12), ({"seq": 9}, 12, 9), ({"seq": 99}, 12, 12), ({"seq": 9}, None, 9)],
+)
+def test_the_smaller_of_the_backends_and_the_models_lengths_holds(
+    bounds: dict[str, int], positions: int | None, seq: int, tmp_path: Path
+) -> None:
+    description = dataclasses.replace(DESCRIPTION, positions=positions)
+    assert assemble(tmp_path, description, STRUCTURE, backend="onnx", bounds=bounds).bounds == {"seq": seq}
+
+
+def test_the_side_that_a_tokenizer_cuts_is_kept(tmp_path: Path) -> None:
+    description = dataclasses.replace(
+        DESCRIPTION, tokenizer=b"{}", pad_id=7, max_length=5, truncation_side="left"
+    )
+    made = assemble(tmp_path, description, STRUCTURE, backend="onnx")
+    assert made.tokenizer == Tokenizer("tokenizer.json", 7, 5, "left")

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ import torch
 import transformers
 from peft import PeftModel
 from pretrained import MINILM
+from tiny_tokenizers import NUM_TOKENS, byte_tokenizer, word_tokenizer
 
 from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, ExportError
+from fleetune.toolkit.configuration import resolve
 from fleetune.toolkit.export import export, read_labels
 
 TASK = "sequence-classification"
@@ -195,3 +199,136 @@ def test_labels_from_files(tmp_path: Path) -> None:
 def test_labels_that_cannot_be(labels: list[str], count: int | None, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_labels(labels, count)
+
+
+WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def tagger_of_few_positions(folder: Path) -> Any:
+    """A RoBERTa for words: 20 positions of which padding takes two, a byte-level BPE that cuts at the left."""
+    tokenizer = byte_tokenizer(truncation_side="left", pad_token="!", model_max_length=20)
+    tokenizer.add_tokens(["<device>"])
+    tokenizer.save_pretrained(folder)
+    config = transformers.RobertaConfig(
+        vocab_size=len(tokenizer) - 1, max_position_embeddings=20, pad_token_id=1, num_labels=3, **WIDTHS
+    )
+    torch.manual_seed(0)
+    transformers.RobertaForTokenClassification(config).save_pretrained(folder)
+    return tokenizer
+
+
+def test_the_manifest_holds_what_was_decided_and_the_report_why(tmp_path: Path) -> None:
+    tokenizer, notes = tagger_of_few_positions(tmp_path / "model"), []
+    report = export(
+        tmp_path / "model",
+        task="token-classification",
+        num_labels=3,
+        out=tmp_path / "artifact",
+        max_length=19,
+        target_modules=r".*\.(query|value)",
+        on_note=notes.append,
+    )
+    assert [note.partition(":")[0] for note in notes] == [
+        "padding",
+        "vocabulary",
+        "words",
+        "length",
+        "length",
+    ]
+    assert report.notes == notes
+    manifest = open_artifact(tmp_path / "artifact").manifest
+    ids = next(row for row in manifest.inputs if row.name == "input_ids")
+    assert (ids.pad, ids.below) == (1, len(tokenizer) - 1)
+    assert manifest.bounds == {"seq": 18}
+    assert manifest.tokenizer is not None
+    assert (manifest.tokenizer.pad_id, manifest.tokenizer.max_length) == (1, 18)
+    assert manifest.tokenizer.truncation_side == "left"
+    assert manifest.peft["target_modules"] == r".*\.(query|value)"
+    assert selfcheck(tmp_path / "artifact").ok
+
+
+def test_a_decoders_classes_do_not_depend_on_the_padding(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=16, num_labels=3
+    )
+    config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    plain = transformers.GPT2ForSequenceClassification(config).eval()
+    plain.save_pretrained(tmp_path / "model")
+    export(tmp_path / "model", task=TASK, num_labels=3, out=tmp_path / "artifact", on_note=lambda _: None)
+    artifact = open_artifact(tmp_path / "artifact")
+    pad = {row.name: row.pad for row in artifact.manifest.inputs}["input_ids"]
+    rows = [[7, 9, 11], [5], list(range(20, 36))]
+    batch = {name: np.zeros((3, 16), np.int64) for name in ("input_ids", "attention_mask", "labels")}
+    batch["labels"] = np.arange(3)
+    for i, row in enumerate(rows):
+        batch["input_ids"][i] = np.pad(row, (0, 16 - len(row)), constant_values=int(pad))
+        batch["attention_mask"][i, : len(row)] = 1
+    with open_engine(artifact) as stack, torch.no_grad():
+        step = stack.step(batch, dropping(2, ()), artifact.adapter(), keep_logits=True)
+        alone = [plain(input_ids=torch.tensor([row])).logits[0].numpy() for row in rows]
+    np.testing.assert_allclose(step.logits, alone, atol=1e-5)
+
+
+def test_an_encoder_is_no_language_model(tiny: Path, tmp_path: Path) -> None:
+    source = tmp_path / "bert"
+    transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=40, **WIDTHS)).save_pretrained(source)
+    with pytest.raises(ExportError, match="BertLMHeadModel is an encoder: each token sees those after it"):
+        export(source, task="causal-lm", out=tmp_path / "out", on_note=lambda _: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_in_the_adapter(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=NUM_TOKENS, max_position_embeddings=16, **WIDTHS)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    notes: list[str] = []
+    export(tmp_path / "model", task=TASK, labels=["a", "b"], out=tmp_path / "artifact", on_note=notes.append)
+    assert "drawn from the seed: bert.pooler.dense.weight" in notes[0]
+    names = {t.name for t in open_artifact(tmp_path / "artifact").manifest.trainable}
+    assert {f"base_model.model.{n}.weight" for n in ("bert.pooler.dense", "classifier")} <= names
+    assert selfcheck(tmp_path / "artifact").ok
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "'/no/such/model', task='sequence-classification', num_labels=2",
+        "'.', task='sequence-classification', num_labels=2",
+        "MODEL, task='sequence-classification', labels='/no/such/labels'",
+        "MODEL, task='sequence-classification', labels=['a', 'a']",
+        "MODEL, task='causal-lm', lora_r=0",
+        "MODEL, task='causal-lm', max_length=0",
+        "MODEL, task='causal-lm', lora_alpha=0",
+        "MODEL, task='causal-lm', adapter='/no/such/adapter'",
+        "MODEL, task='causal-lm', adapter=MODEL",
+    ],
+)
+def test_a_slip_is_told_before_torch_is_loaded(arguments: str, tiny: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom fleetune import export\nfrom fleetune.device_runtime.errors import FleetuneError\n"
+        f"try:\n    export({arguments.replace('MODEL', repr(str(tiny)))}, out='out')\n"
+        "except FleetuneError:\n    print({'torch', 'transformers'} & sys.modules.keys())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("toml", "targets"),
+    [
+        ("'all-linear'", "all-linear"),
+        ("'.*query'", ".*query"),
+        ('["query", "value"]', ["query", "value"]),
+    ],
+)
+def test_targets_in_a_file(toml: str, targets: object, tmp_path: Path) -> None:
+    (tmp_path / "export.toml").write_text(f"[export]\ntarget-modules = {toml}\n")
+    flags = {"target_modules": None, "task": TASK, "out": tmp_path}
+    made = resolve(export, flags | {"model": "m"}, config=tmp_path / "export.toml", table="export")
+    assert made["target_modules"] == targets

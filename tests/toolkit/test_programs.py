@@ -5,7 +5,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tiny_tokenizers import word_tokenizer
+from tokenizers import models
 
+from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.program import traced_sizes
 from fleetune.toolkit.lora import attach_lora
 from fleetune.toolkit.programs import LoadedModel, describe, draw_batch, program_of
 from fleetune.toolkit.tasks import IGNORED, TASKS
@@ -87,3 +91,44 @@ def test_names_are_those_under_which_peft_saves() -> None:
 
 def test_numbers_of_the_configuration_are_no_traced_sizes() -> None:
     assert {8, 50, 12} <= program_of(loaded(SEQUENCE), task=SEQUENCE).shapes
+
+
+@pytest.mark.parametrize(
+    ("task", "below"),
+    [
+        (SEQUENCE, {"input_ids": 50, "attention_mask": 0, "labels": 0}),
+        (CAUSAL, {"input_ids": 50, "attention_mask": 0, "labels": 50}),
+        (IMAGE, {"pixel_values": 0, "labels": 0}),
+    ],
+)
+def test_ids_and_a_language_models_targets_have_a_limit(task: str, below: dict[str, int]) -> None:
+    assert {row.name: row.below for row in loaded(task).inputs} == below
+
+
+def test_a_model_of_few_positions_is_traced_within_them() -> None:
+    made = program_of(loaded(SEQUENCE), task=SEQUENCE)
+    assert made.longest == 12
+    assert traced_sizes(made)[1] <= 12
+
+
+def test_padding_is_masked_whatever_the_tokenizer_lists() -> None:
+    torch.manual_seed(0)
+    plain = transformers.BertForSequenceClassification(config_of(SEQUENCE))
+    learning = attach_lora(plain, task=SEQUENCE, r=2, alpha=4, target_modules=None)
+    tokenizer = word_tokenizer(model_input_names=["input_ids"])
+    made = describe(learning, tokenizer, task=SEQUENCE, source="tiny")
+    assert [row.name for row in made.inputs] == ["input_ids", "attention_mask", "labels"]
+
+
+def test_a_tokenizer_that_knows_no_unknown_word_is_refused() -> None:
+    learning = attach_lora(
+        transformers.BertForSequenceClassification(config_of(SEQUENCE)),
+        task=SEQUENCE,
+        r=2,
+        alpha=4,
+        target_modules=None,
+    )
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.model = models.WordLevel({"[CLS]": 2, "[SEP]": 3, "lamp": 8})
+    with pytest.raises(ExportError, match="its tokenizer: .*Missing .*token from the vocabulary"):
+        describe(learning, tokenizer, task=SEQUENCE, source="tiny")

@@ -1,5 +1,6 @@
 """Commands of the workstation: export, inspect, selfcheck, merge."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,12 +37,15 @@ def export(
     ] = None,
     out: Out = None,
     num_labels: Annotated[int | None, shown("number of labels, for a new head")] = None,
-    labels: Annotated[Path | None, shown("file with one label name a line", metavar="FILE")] = None,
+    labels: Annotated[
+        Path | None, shown("file with one label name a line", "the checkpoint's own", metavar="FILE")
+    ] = None,
     adapter: StartAdapter = None,
     lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
     lora_alpha: Annotated[int | None, shown("scale of a new LoRA", "16")] = None,
     target_modules: Annotated[
-        str | None, shown("modules that get a LoRA, as a,b", "peft's own choice")
+        str | None,
+        shown("modules that get a LoRA: a,b or all-linear or a regular expression", "peft's own choice"),
     ] = None,
     use_rslora: Annotated[
         bool | None,
@@ -61,8 +65,13 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Make a training artifact of a model."""
-    flags = locals() | {"target_modules": target_modules.split(",") if target_modules else None}
-    call("fleetune.toolkit.export:export", flags, argument="model", watch=Watch("on_progress", live.messages))
+    call(
+        "fleetune.toolkit.export:export",
+        locals() | {"on_note": _warn},
+        argument="model",
+        watch=Watch("on_progress", live.messages),
+        show=_show_export,
+    )
 
 
 def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose = False) -> None:
@@ -120,6 +129,17 @@ def _show_selfcheck(console: Console, report: Any) -> None:
     console.print(f"int8 products of this processor: {report.int8_path}", markup=False)
     largest = f"largest relative error {report.max_relative_error:.2e} (limit {report.limit:.0e})"
     console.print(f"{verdict}: {len(report.tensors)} tensors, {largest}", markup=False)
+
+
+def _warn(note: str) -> None:
+    sys.stderr.write(f"fleetune: note: {note}\n")
+
+
+def _show_export(console: Console, report: Any) -> None:
+    """Show the report's fields; its notes were told when they came up."""
+    show_fields(
+        console, {name: getattr(report, name) for name in report.__struct_fields__ if name != "notes"}
+    )
 
 
 def _show_path(console: Console, path: Path) -> None:

@@ -22,6 +22,18 @@ def test_traced_sizes_are_no_dimension_of_the_model() -> None:
     assert traced_sizes(made) == (7, 41)  # 5 is the number of classes
 
 
+@pytest.mark.parametrize(("longest", "seq"), [(37, 37), (36, 29), (20, 19), (16, 13), (8, 7), (6, 6)])
+def test_a_model_of_few_positions_is_traced_within_them(longest: int, seq: int) -> None:
+    made = dataclasses.replace(program(Classifier((1.0,))), longest=longest)
+    assert traced_sizes(made) == (3, seq)
+
+
+def test_too_few_positions_to_tell_sizes_apart_are_refused() -> None:
+    made = dataclasses.replace(program(Classifier((1.0,))), longest=5)  # 5 is the number of classes
+    with pytest.raises(ExportError, match="positions for 5 tokens are too few"):
+        traced_sizes(made)
+
+
 def test_a_tied_tensor_has_one_name_and_buffers_count() -> None:
     module = nn.Module()
     module.first = nn.Linear(2, 2, bias=False)

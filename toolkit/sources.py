@@ -1,0 +1,85 @@
+"""Where a model is read from: a folder or a hub id. Loads neither torch nor transformers, so that a slip is told at once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fleetune.device_runtime.errors import ExportError
+
+CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def check_source(source: str) -> None:
+    """A path must be a folder with a ``config.json``; anything else is taken for a hub id.
+
+    Raises:
+        ExportError: no such folder, no model in it, or an adapter in the place of a model.
+    """
+    path = Path(source)
+    if path.is_dir():
+        _check_folder(path)
+    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise ExportError(f"{source}: no such folder; MODEL is a local folder or a hub id such as org/name")
+
+
+def config_of(source: str) -> dict[str, Any]:
+    """What the ``config.json`` of a folder says; empty for a hub id.
+
+    Raises:
+        ExportError: a file that is no JSON object.
+    """
+    path = Path(source) / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as exc:
+        raise ExportError(f"{path}: cannot be read: {exc}") from exc
+    if not isinstance(found, dict):
+        raise ExportError(f"{path}: expected a JSON object")
+    return found
+
+
+def check_adapter_source(source: str) -> None:
+    """A path must be a folder with an ``adapter_config.json``; anything else is taken for a hub id.
+
+    Raises:
+        ExportError: no such folder, or no adapter in it; one that was saved under a name lies in a folder of that name.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+            raise ExportError(f"{source}: no such folder; an adapter is a local folder or a hub id")
+    elif not (folder / _ADAPTER).is_file():
+        inside = sorted(path.parent for path in folder.glob(f"*/{_ADAPTER}"))
+        hint = f"; there is one in {inside[0]}" if inside else ""
+        raise ExportError(f"{source}: no PEFT adapter here (no {_ADAPTER}){hint}")
+
+
+def tokenizer_files(source: str) -> list[str]:
+    """Names of the files of a tokenizer in a folder; none for a hub id."""
+    return [name for name in _TOKENIZER_FILES if (Path(source) / name).is_file()]
+
+
+def _check_folder(path: Path) -> None:
+    is_adapter = (path / _ADAPTER).is_file()
+    if not (path / CONFIG).is_file():
+        hint = f": an adapter; give its base as MODEL, and --adapter {path}" if is_adapter else ""
+        raise ExportError(f"{path}: no model here (no {CONFIG}){hint}")
+    if is_adapter:
+        raise ExportError(
+            f"{path}: a model and an adapter in one folder ({_ADAPTER}); keep the adapter in a folder of its own"
+        )
