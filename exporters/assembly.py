@@ -32,6 +32,7 @@ class Description:
     tokenizer: bytes | None = None
     pad_id: int = 0
     max_length: int = 512
+    origin: manifest.Origin = field(default_factory=manifest.Origin)
     licences: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,6 +91,7 @@ def assemble(
         peft=description.peft,
         base_dtype=base_dtype,
         tokenizer=tokenizer,
+        origin=description.origin,
         bounds=dict(bounds),
         licences=description.licences,
         versions={name: version(name) for name in _PACKAGES},

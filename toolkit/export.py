@@ -13,8 +13,9 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.exporters.backends import BACKENDS
 from fleetune.exporters.model.quantize import check_base_dtype
 from fleetune.exporters.writing import Description, write_artifact
-from fleetune.toolkit.lora import attach_lora, load_adapter
+from fleetune.toolkit.lora import adapter_names, attach_lora, load_adapter
 from fleetune.toolkit.models import licence_of, load_model
+from fleetune.toolkit.origin import origin_of, parameter_digests
 from fleetune.toolkit.programs import describe, program_of
 from fleetune.toolkit.tasks import TASKS
 
@@ -88,6 +89,7 @@ def export(
     names = read_labels(labels, num_labels) if chosen.has_classes else []
     say(f"loading {model}")
     plain, tokenizer = load_model(str(model), task=task, labels=names, seed=seed)
+    digests = parameter_digests(plain)
     if adapter is not None:
         learning = load_adapter(plain, str(adapter))
     else:
@@ -110,6 +112,7 @@ def export(
         tokenizer=loaded.tokenizer,
         pad_id=loaded.pad_id,
         max_length=loaded.max_length,
+        origin=origin_of(str(model), digests, adapter_names(learning).values(), seed=seed),
         licences={"model": licence_of(str(model))},
     )
     manifest = write_artifact(
