@@ -1,7 +1,8 @@
 """Merges a PEFT model, and proves that the merged one is what model and adapter are together."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,28 +14,41 @@ from fleetune.toolkit.models import told_shortly
 from fleetune.toolkit.origin import parameter_digests, some
 
 TOLERANCE = 1e-4
-"""Largest difference between logits before and after, over the largest logit."""
+"""Largest difference between an output before and after, over its largest value."""
 _ROWS, _TOKENS = 3, 16
+
+
+class _Call(NamedTuple):
+    """Of a module: what it was given, and what it made of it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
 
 
 def merge_exactly(learning: Any, say: Callable[[str], None]) -> Any:
     """Merge a PEFT model in float32.
 
     Raises:
-        ExportError: the merged model answers otherwise, or something without an adapter has changed.
+        ExportError: the merged model, or one module of it, answers otherwise, or something without an adapter has changed.
     """
     learning.eval()
     rows = _rows(learning)
-    expected, before = _logits(learning, rows), parameter_digests(learning.get_base_model())
-    changing = _changing(learning)
+    before, changing = parameter_digests(learning.get_base_model()), _changing(learning)
+    with _watched(learning) as calls:
+        expected = _logits(learning, rows)
     _unshare(learning, say)
     with told_shortly("the adapter cannot be merged into its model"):
         merged = learning.merge_and_unload().eval()
+    _separate(merged)
     _check_untouched(before, parameter_digests(merged), changing)
-    error = float((_logits(merged, rows) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not error <= TOLERANCE:  # NaN is none
+    errors = {
+        name: _error(_output(merged.get_submodule(name), call), call.output) for name, call in calls.items()
+    }
+    errors["logits"] = _error(_logits(merged, rows), expected)
+    if wrong := [f"{name} by {error:.1e}" for name, error in errors.items() if not error <= TOLERANCE]:
         raise ExportError(
-            f"the merged model does not answer as model and adapter do: logits differ by {error:.1e} of the largest; "
+            f"the merged model does not answer as model and adapter do: {some(wrong)} of its largest value; "
             "use the adapter as it is"
         )
     return merged
@@ -45,6 +59,11 @@ def _changing(learning: Any) -> tuple[str, ...]:
     model, kinds = learning.get_base_model(), (BaseTunerLayer, AuxiliaryTrainingWrapper)
     modules = [f"{name}." for name, module in model.named_modules() if isinstance(module, kinds)]
     return (*modules, *(name for name, p in model.named_parameters() if p.requires_grad))
+
+
+def _lora_layers(learning: Any) -> list[tuple[str, Any]]:
+    modules = learning.get_base_model().named_modules()
+    return [(name, m) for name, m in modules if isinstance(m, BaseTunerLayer) and hasattr(m, "lora_A")]
 
 
 def _check_untouched(before: dict[str, str], after: dict[str, str], changing: tuple[str, ...]) -> None:
@@ -58,13 +77,55 @@ def _unshare(learning: Any, say: Callable[[str], None]) -> None:
     users: dict[int, int] = {}
     for _, parameter in learning.named_parameters(remove_duplicate=False):
         users[id(parameter)] = users.get(id(parameter), 0) + 1
-    for name, module in learning.get_base_model().named_modules():
-        if not (isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A")):
-            continue
+    for name, module in _lora_layers(learning):
         base = module.get_base_layer()
         if users.get(id(getattr(base, "weight", None)), 0) > 1:
             base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
             say(f"note: {name} shared its weights with another module; in the merged model each has its own")
+
+
+def _separate(merged: Any) -> None:
+    """Give layers that a configuration repeats weights of their own; what transformers itself ties stays tied."""
+    tied, seen = set(getattr(merged, "all_tied_weights_keys", None) or ()), set()
+    for name, parameter in [*merged.named_parameters(remove_duplicate=False)]:
+        if id(parameter) in seen and name not in tied:
+            module, _, own = name.rpartition(".")
+            own_copy = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            setattr(merged.get_submodule(module), own, own_copy)
+        seen.add(id(parameter))
+
+
+@contextmanager
+def _watched(learning: Any) -> Iterator[dict[str, _Call]]:
+    """Keep the last call of each module with an adapter."""
+    calls: dict[str, _Call] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if isinstance(output, Tensor):
+                calls[name] = _Call(args, kwargs, output)
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name), with_kwargs=True) for name, module in _lora_layers(learning)
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _output(module: nn.Module, call: _Call) -> Tensor:
+    found: Tensor = module(*call.args, **call.kwargs)
+    return found
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, over the largest value."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
 def _rows(learning: Any) -> list[dict[str, Tensor]]:

@@ -241,8 +241,9 @@ def _attach(plain: Any, adapter: Adapter) -> Any:
     with told_shortly(what):
         learning = peft.PeftModel.from_pretrained(plain, str(adapter.folder), is_trainable=True)
         result = peft.set_peft_model_state_dict(learning, adapter.tensors)
+        saves = peft.get_peft_model_state_dict(learning, save_embedding_layers=False)
     learns = {name for name, parameter in learning.named_parameters() if parameter.requires_grad}
-    problems = [f"{name}: not in the model" for name in result.unexpected_keys]
+    problems = [f"{name}: not in the model" for name in result.unexpected_keys if name not in saves]
     problems += [f"{name}: missing" for name in sorted(learns & set(result.missing_keys))]
     if problems:
         raise ExportError(f"{what}: {some(problems)}")
