@@ -87,9 +87,12 @@ def merge(
 
     Raises:
         ArtifactError: no adapter there, or one that is damaged (all problems listed).
-        ConfigError: no such version or task, or an ``out`` with files in it that are not a merge's.
+        ConfigError: no such version or task, an ``out`` with files in it that are not a merge's, or what only a merged
+            model has without ``full``.
         ExportError: the original model is not to be had, is another one, or cannot be merged exactly.
     """
+    if not full and (model, labels, task) != (None, None, None):
+        raise ConfigError("--model, --labels and --task are for a merged model; give --full as well")
     given = _open(Path(run), version, artifact)
     if problems := [*_problems(given)]:
         raise ArtifactError(f"{given.where}: {some(problems, by='; ')}")
@@ -145,7 +148,7 @@ def _open_folder(folder: Path) -> Given:
     provenance, run = read_provenance(folder), folder.parent
     if not provenance.labels:
         provenance = msgspec.structs.replace(provenance, labels=labels_of_run(run))
-    ours = (folder / PROVENANCE).is_file() or (folder.name == ADAPTER and (run / RUN).is_file())
+    ours = bool(provenance.tensors) or (folder.name == ADAPTER and (run / RUN).is_file())
     return Given(folder, config, arrays, provenance, ours=ours, folder=folder)
 
 

@@ -21,8 +21,8 @@ from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests, som
 from fleetune.toolkit.stored_dtypes import cast_as_stored
 from fleetune.toolkit.tasks import TASKS
 
-_KNOWN = ("tie_word_embeddings", "save_embedding_layers")
-"""In PEFT's warnings of what merge_exactly sees to, or of how adapters are saved."""
+_KNOWN = ("tie_word_embeddings", "save_embedding_layers", "fan_in_fan_out")
+"""In PEFT's warnings of what merge_exactly proves right, or of how adapters are saved."""
 
 Say = Callable[[str], None]
 
@@ -227,10 +227,9 @@ def _check_model(model: Any, drawn: list[str], exported: str, source: str, adapt
 
 
 def _pad_id(config: Any, tokenizer: Any) -> int | None:
-    """The model's padding token; where it has none the tokenizer's or its end of text, as for an export."""
-    own: int | None = getattr(config, "pad_token_id", None)
-    if own is not None or tokenizer is None:
-        return own
+    """For a model without padding token the tokenizer's, or its end of text, as for an export."""
+    if getattr(config, "pad_token_id", None) is not None or tokenizer is None:
+        return None
     pad_id: int | None = tokenizer.pad_token_id
     return pad_id if pad_id is not None else tokenizer.eos_token_id
 

@@ -6,22 +6,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import noisy_adapter
 from torch import Tensor
 
+from fleetune.device_runtime.contracts.adapters import read_peft, save_peft, write_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Origin
-from fleetune.device_runtime.contracts.provenance import Provenance, read_provenance, write_provenance
+from fleetune.device_runtime.contracts.provenance import (
+    Provenance,
+    adapter_card,
+    read_provenance,
+    write_provenance,
+)
+from fleetune.device_runtime.data.samples import Dense, make_dataset
+from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
 from fleetune.toolkit import exact_merge
+from fleetune.toolkit.export import export
 from fleetune.toolkit.merge import merge
 from fleetune.toolkit.origin import frozen_digest, parameter_digests
+from fleetune.toolkit.programs import describe
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-SIZES |= {"vocab_size": 50, "max_position_embeddings": 20}
+SIZES |= {"vocab_size": 50, "max_position_embeddings": 64}
 IDS = torch.tensor([[5, 9, 14, 30, 7, 3]])
 NAMES = ["no", "yes", "maybe"]
 
@@ -73,6 +87,7 @@ def reload(folder: Path, auto: str) -> Any:
 
 
 CLASSIFIER, WRITER = "AutoModelForSequenceClassification", "AutoModelForCausalLM"
+TAGGER, VIEWER = "AutoModelForTokenClassification", "AutoModelForImageClassification"
 FORMS = {
     "plain": {"target_modules": ["query", "value"]},
     "lora_bias": {"target_modules": ["query"], "lora_bias": True},
@@ -364,3 +379,130 @@ def test_a_model_that_is_gone_is_named(tuned: Callable[..., Path], tmp_path: Pat
     with pytest.raises(ExportError, match="nowhere"):
         merge(tuned(tmp_path / "run"), out=tmp_path / "merged", full=True, model=tmp_path / "nowhere")
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT that was trained as a language model, and its artifact, exported under a relative name."""
+    home = tmp_path_factory.mktemp("home")
+    save(home / "minibert", "AutoModelForMaskedLM", transformers.BertConfig(**SIZES))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        export("minibert", task="sequence-classification", labels=NAMES, out="artifact", seed=3, lora_r=4)
+    artifact = open_artifact(home / "artifact")
+    save_peft(home / "run" / "adapter", artifact.manifest, noisy_adapter(artifact))
+    return home
+
+
+def test_an_exported_model_is_found_again_or_asked_for(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked the hub")
+    )
+    with pytest.raises(
+        ExportError, match=r"^\./minibert: the model was this folder, which is not here; give --model$"
+    ):
+        merge(exported / "run", out="merged", full=True)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.chdir(exported)
+    home = merge(exported / "run", out=tmp_path / "home", full=True)
+    away = merge(exported / "run", out=tmp_path / "away", full=True, model=exported / "minibert")
+    assert (home / "model.safetensors").read_bytes() == (away / "model.safetensors").read_bytes()
+    config = json.loads((home / "config.json").read_text())
+    assert config["id2label"] == {"0": "no", "1": "yes", "2": "maybe"}
+    assert config["label2id"] == {"no": 0, "yes": 1, "maybe": 2}
+    assert str(exported) not in (away / "README.md").read_text() + (away / "fleetune.json").read_text()
+
+
+def test_a_merged_model_answers_as_the_device_does(exported: Path, tmp_path: Path) -> None:
+    """With the layer that its checkpoint lacks, drawn from the seed of the export."""
+    out = merge(exported / "run", out=tmp_path / "out", full=True, model=exported / "minibert")
+    artifact = open_artifact(exported / "artifact")
+    ids = IDS.numpy()
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    dataset = make_dataset(
+        {n: Dense(batch[n]) for n in (row.name for row in artifact.manifest.features)},
+        np.array([ids.shape[1]]),
+        seq_len=ids.shape[1],
+        num_classes=3,
+        label_name="labels",
+    )
+    _, weights = read_peft(exported / "run" / "adapter")
+    with open_engine(artifact, threads=1) as engine:
+        found = engine.predict(dataset.rows(np.array([0])), weights, rows=engine.rows(1, ids.shape[1]))
+    torch.testing.assert_close(torch.from_numpy(found), says(reload(out, CLASSIFIER)), atol=1e-5, rtol=1e-4)
+
+
+def test_peft_loads_the_folder_by_the_lines_of_its_card(
+    exported: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning = peft.PeftModel.from_pretrained(reload(bert, CLASSIFIER), tuned_folder(bert, tmp_path))
+    known = Provenance(
+        task="sequence-classification",
+        architecture="BertForSequenceClassification",
+        labels=tuple(NAMES),
+        model=str(bert),
+    )
+    write_provenance(tmp_path / "adapter", known, card=adapter_card(known))
+    monkeypatch.chdir(tmp_path / "adapter")
+    spoken: dict[str, Any] = {}
+    lines = (tmp_path / "adapter" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(lines, spoken)
+    torch.testing.assert_close(says(spoken["model"]), says(learning), atol=0, rtol=0)
+    assert spoken["model"].config.id2label == dict(enumerate(NAMES))
+    auto = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "adapter", num_labels=3)
+    torch.testing.assert_close(says(auto), says(learning), atol=0, rtol=0)
+    card = (exported / "run" / "adapter" / "README.md").read_text()
+    assert 'labels = ["no","yes","maybe"]' in card
+
+
+def tuned_folder(model: Path, folder: Path) -> Path:
+    adapt(model, folder / "adapter", CLASSIFIER, task_type="SEQ_CLS", target_modules=["query"])
+    return folder / "adapter"
+
+
+def test_an_image_model_keeps_its_task_and_its_processor(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(**SIZES, image_size=8, patch_size=4, num_labels=3)
+    model = save(tmp_path / "model", VIEWER, config)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(model)
+    adapt_settings = {"target_modules": "all-linear", "modules_to_save": ["classifier"]}
+    learning = peft.get_peft_model(reload(model, VIEWER), peft.LoraConfig(r=4, **adapt_settings))
+    with torch.no_grad():
+        for parameter in learning.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1 if parameter.requires_grad else 0)
+    loaded = describe(learning, None, task="image-classification", source=str(model))
+    arrays = {n: p.numpy() for n, p in peft.get_peft_model_state_dict(learning).items()}
+    write_peft(tmp_path / "run" / "adapter", loaded.peft_config, arrays)
+    known = Provenance(task="image-classification", labels=tuple(NAMES))
+    write_provenance(tmp_path / "run" / "adapter", known, card="")
+    pixels = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        auto = peft.AutoPeftModel.from_pretrained(tmp_path / "run" / "adapter", num_labels=3).eval()
+        merged = reload(
+            merge(tmp_path / "run", out=tmp_path / "out", full=True), "AutoModelForImageClassification"
+        )
+        torch.testing.assert_close(merged.eval()(pixels).logits, auto(pixels).logits, atol=1e-5, rtol=1e-4)
+    assert merged.config.id2label == dict(enumerate(NAMES))
+    assert transformers.AutoImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 8
+
+
+def test_a_tagger_keeps_its_tokenizer(tmp_path: Path) -> None:
+    config = transformers.BertConfig(num_labels=3, **SIZES)
+    model = save(tmp_path / "model", TAGGER, config)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "on": 1, "off": 2}, "[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(model)
+    settings = {"task_type": "TOKEN_CLS", "target_modules": ["query", "dense"]}
+    expected = adapt(model, tmp_path / "adapter", TAGGER, **settings)
+    out = merge(tmp_path / "adapter", out=tmp_path / "out", full=True)
+    torch.testing.assert_close(says(reload(out, TAGGER)), expected, atol=1e-5, rtol=1e-4)
+    assert transformers.AutoTokenizer.from_pretrained(out)("off on")["input_ids"] == [2, 1]
+
+
+def test_options_of_a_merged_model_need_full(tuned: Callable[..., Path], tmp_path: Path) -> None:
+    for more in ({"labels": NAMES}, {"task": "causal-lm"}, {"model": tmp_path}):
+        with pytest.raises(ConfigError, match="give --full as well"):
+            merge(tuned(tmp_path / next(iter(more))), out=tmp_path / "out", **more)
