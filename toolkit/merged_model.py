@@ -197,8 +197,9 @@ def _load(
     settings: dict[str, Any] = {
         "dtype": torch.float32,
         "attn_implementation": "eager",
-        "pad_token_id": pad_id,
     }
+    if pad_id is not None:
+        settings["pad_token_id"] = pad_id
     if names:
         settings |= {
             "id2label": dict(enumerate(names)),
