@@ -127,20 +127,24 @@ def _open(run: Path, version: int | None, artifact: Path | str | None) -> Given:
     has_adapter = (inner / ADAPTER / CONFIG).is_file()
     if version is None and (has_adapter or not (inner / LEDGER).is_file()):
         given = _open_folder(find_adapter(run))
-        return given if artifact is None else given._replace(provenance=_of_artifact(artifact))
+        if artifact is None:
+            return given
+        return given._replace(provenance=provenance_of(open_artifact(artifact, verify=False).manifest))
+    kept = read_version(inner, version)
     if artifact is None and not has_adapter:
-        found = read_version(inner, version).version
-        raise ConfigError(f"{inner}: has version {found} and no {ADAPTER}/ yet; give --artifact as well")
-    content = read_version(inner, version).content
+        raise ConfigError(
+            f"{inner}: has version {kept.version} and no {ADAPTER}/ yet; give --artifact as well"
+        )
+    arrays = _parse(kept.content, inner)
     if artifact is None:
         beside = _open_folder(inner / ADAPTER)
-        known = beside.provenance
-        if not known.tensors:
-            known = msgspec.structs.replace(known, tensors={n: a.shape for n, a in beside.arrays.items()})
-        config = beside.config
-    else:
-        known, config = _of_artifact(artifact), open_artifact(artifact, verify=False).manifest.peft
-    return Given(inner, config, _parse(content, inner), known, ours=True, folder=None)
+        shapes = {name: array.shape for name, array in beside.arrays.items()}
+        known = msgspec.structs.replace(beside.provenance, tensors=beside.provenance.tensors or shapes)
+        return Given(inner, beside.config, arrays, known, ours=True, folder=None)
+    opened = open_artifact(artifact, verify=False)
+    if opened.digest != kept.artifact:
+        raise ConfigError(f"{artifact}: not the artifact of the job in {inner}")
+    return Given(inner, opened.manifest.peft, arrays, provenance_of(opened.manifest), ours=True, folder=None)
 
 
 def _open_folder(folder: Path) -> Given:
@@ -150,10 +154,6 @@ def _open_folder(folder: Path) -> Given:
         provenance = msgspec.structs.replace(provenance, labels=labels_of_run(run))
     ours = bool(provenance.tensors) or (folder.name == ADAPTER and (run / RUN).is_file())
     return Given(folder, config, arrays, provenance, ours=ours, folder=folder)
-
-
-def _of_artifact(artifact: Path | str) -> Provenance:
-    return provenance_of(open_artifact(artifact, verify=False).manifest)
 
 
 def _parse(content: bytes, where: Path) -> Arrays:

@@ -1,5 +1,6 @@
 """Versions of a job's adapter, read beside an aggregator that may be at work, or after one that was stopped."""
 
+import json
 import sqlite3
 from contextlib import closing
 from hashlib import sha256
@@ -12,10 +13,11 @@ LEDGER = "ledger.sqlite"
 
 
 class Kept(NamedTuple):
-    """A version and the content of its adapter file."""
+    """A version, the content of its adapter file, and the digest of the artifact that the job is about."""
 
     version: int
     content: bytes
+    artifact: str
 
 
 def read_version(folder: Path, version: int | None = None) -> Kept:
@@ -25,7 +27,7 @@ def read_version(folder: Path, version: int | None = None) -> Kept:
         ConfigError: no job is here, or it has no such version (those that there are, are named).
         StateError: ledger or file is damaged.
     """
-    digests = _digests(folder / LEDGER)
+    digests, artifact = _ledger(folder / LEDGER)
     if not digests:
         raise ConfigError(f"{folder}: its aggregator has made no version yet")
     wanted = max(digests) if version is None else version
@@ -38,15 +40,16 @@ def read_version(folder: Path, version: int | None = None) -> Kept:
         raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
     if sha256(content).hexdigest() != digests[wanted]:
         raise StateError(f"{path}: its SHA-256 is not what the ledger says: damaged, or replaced")
-    return Kept(wanted, content)
+    return Kept(wanted, content, artifact)
 
 
-def _digests(path: Path) -> dict[int, str]:
-    """SHA-256 of each version's file; ledgers of formats 1 and 2 say it alike."""
+def _ledger(path: Path) -> tuple[dict[int, str], str]:
+    """SHA-256 of each version's file, and of the artifact; ledgers of formats 1 and 2 say both alike."""
     if not path.is_file():
         raise ConfigError(f"{path.parent}: no job of an aggregator here (no {LEDGER}), so no versions")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as sql:
-            return dict(sql.execute("SELECT version, sha256 FROM versions"))
-    except sqlite3.Error as exc:
+            (settings,) = sql.execute("SELECT settings FROM job").fetchone()
+            return dict(sql.execute("SELECT version, sha256 FROM versions")), json.loads(settings)["artifact"]
+    except (sqlite3.Error, TypeError, ValueError, KeyError) as exc:
         raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc

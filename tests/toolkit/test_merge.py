@@ -1,19 +1,22 @@
 """Out of a run as a PEFT folder: no torch, no rules of PEFT's; what a merge never overwrites."""
 
 import json
-import sqlite3
-from hashlib import sha256
+import shutil
 
+import msgspec
 import numpy as np
 import pytest
+from rounds_by_hand import job
 
 from fleetune.broker.store.kept_versions import read_version
+from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.arrays import load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Origin
 from fleetune.device_runtime.contracts.provenance import read_provenance
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, StateError
+from fleetune.toolkit import origin
 from fleetune.toolkit.merge import merge
 from fleetune.toolkit.origin import find_model, recorded_name
 
@@ -178,16 +181,13 @@ def test_the_adapter_of_another_run_is_no_earlier_merge(tmp_path, word_artifact)
 @pytest.fixture
 def federated(tmp_path, word_artifact):
     """An aggregator's folder after two rounds of more, without an adapter: what a stopped one of 0.1.0 leaves."""
-    run, adapter = tmp_path / "run", open_artifact(word_artifact).adapter()
-    (run / "versions").mkdir(parents=True)
-    with sqlite3.connect(run / "ledger.sqlite") as sql:
-        sql.execute("CREATE TABLE versions (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL)")
+    artifact = open_artifact(word_artifact)
+    settings = msgspec.structs.replace(job(), artifact=artifact.digest)
+    with Ledger(tmp_path / "run", settings) as ledger:
         for version in range(3):
-            content = to_bytes({n: a + np.float32(version) for n, a in adapter.items()})
-            (run / "versions" / f"{version:05d}.safetensors").write_bytes(content)
-            sql.execute("INSERT INTO versions VALUES (?, ?)", (version, sha256(content).hexdigest()))
-    sql.close()
-    return run
+            moved = {n: a + np.float32(version) for n, a in artifact.adapter().items()}
+            ledger.add_version(version, to_bytes(moved), round_number=version)
+    return tmp_path / "run"
 
 
 def test_a_version_of_a_stopped_federation_comes_out(tmp_path, federated, word_artifact):
@@ -197,6 +197,10 @@ def test_a_version_of_a_stopped_federation_comes_out(tmp_path, federated, word_a
         found = load_arrays(out / "adapter_model.safetensors")
         assert all(np.array_equal(found[n], a + np.float32(wanted)) for n, a in artifact.adapter().items())
         assert read_provenance(out).labels == tuple("abcde")
+    other = shutil.copytree(word_artifact, tmp_path / "other")
+    (other / "manifest.json").write_bytes((other / "manifest.json").read_bytes() + b"\n")
+    with pytest.raises(ConfigError, match="not the artifact of the job"):
+        merge(federated, out=tmp_path / "out", artifact=other)
     with pytest.raises(ConfigError, match="has version 2 and no adapter/ yet; give --artifact"):
         merge(federated, out=tmp_path / "out")
 
@@ -239,18 +243,30 @@ def test_a_folder_is_recorded_so_that_it_is_no_hub_id(tmp_path, monkeypatch):
     assert recorded_name(str(tmp_path / "minilm")) == str(tmp_path / "minilm")
 
 
-def test_a_folder_that_is_gone_is_never_looked_for_on_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for recorded, kind, ours in (
+@pytest.mark.parametrize(
+    ("recorded", "kind", "ours"),
+    [
         ("./minilm", "folder", True),
         ("/gone/minilm", "", False),
         ("minilm", "folder", True),
         ("models/minilm", "folder", True),
-        ("minilm", "", False),
-        ("models/minilm", "", True),
-    ):
-        with pytest.raises(ExportError, match=f"{recorded}: .*give --model"):
-            find_model(None, recorded, Origin(kind), ours=ours)
+    ],
+)
+def test_a_folder_that_is_gone_is_never_looked_for_on_the_hub(monkeypatch, recorded, kind, ours):
+    monkeypatch.setattr(origin, "_is_cached", lambda name: True)
+    with pytest.raises(ExportError, match=f"{recorded}: the model was this folder, .*give --model"):
+        find_model(None, recorded, Origin(kind), ours=ours)
+
+
+def test_the_hub_is_asked_for_what_is_known_to_be_there(monkeypatch):
+    monkeypatch.setattr(origin, "_is_cached", lambda name: False)
+    for recorded, ours in (("minilm", False), ("models/minilm", True)):
+        with pytest.raises(
+            ExportError, match=f"{recorded}: .*nothing says that it is a hub id; give --model"
+        ):
+            find_model(None, recorded, Origin(), ours=ours)
+    monkeypatch.setattr(origin, "_is_cached", lambda name: True)
+    assert find_model(None, "gpt2", Origin(), ours=False) == ("gpt2", False)
     assert find_model(None, "gpt2", Origin("hub"), ours=True) == ("gpt2", True)
     assert find_model(None, "org/name", Origin(), ours=False) == ("org/name", True)
     assert find_model("org/name", "", Origin("folder"), ours=True) == ("org/name", True)
