@@ -500,6 +500,7 @@ def test_a_tagger_keeps_its_tokenizer(tmp_path: Path) -> None:
     out = merge(tmp_path / "adapter", out=tmp_path / "out", full=True)
     torch.testing.assert_close(says(reload(out, TAGGER)), expected, atol=1e-5, rtol=1e-4)
     assert transformers.AutoTokenizer.from_pretrained(out)("off on")["input_ids"] == [2, 1]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
 
 
 def test_options_of_a_merged_model_need_full(tuned: Callable[..., Path], tmp_path: Path) -> None:
