@@ -35,6 +35,7 @@ class Description:
     truncation_side: Literal["left", "right"] = "right"
     positions: int | None = None
     """The most tokens that the model has positions for."""
+    origin: manifest.Origin = field(default_factory=manifest.Origin)
     licences: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,6 +103,7 @@ def assemble(
         peft=description.peft,
         base_dtype=base_dtype,
         tokenizer=tokenizer,
+        origin=description.origin,
         bounds=_with_positions(bounds, description.positions),
         licences=description.licences,
         versions={name: version(name) for name in _PACKAGES},

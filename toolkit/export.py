@@ -96,8 +96,9 @@ def export(
     from fleetune.exporters.backends import BACKENDS
     from fleetune.exporters.model.quantize import check_base_dtype
     from fleetune.exporters.writing import write_artifact
-    from fleetune.toolkit.lora import attach_lora, continue_adapter
+    from fleetune.toolkit.lora import adapter_names, attach_lora, continue_adapter
     from fleetune.toolkit.models import licence_of, load_checkpoint
+    from fleetune.toolkit.origin import origin_of, parameter_digests
     from fleetune.toolkit.programs import describe, program_of
     from fleetune.toolkit.tasks import TASKS
 
@@ -106,6 +107,7 @@ def export(
     names = _classes(labels, num_labels, source=source, has_classes=has_classes, tell=notes.tell)
     say(f"loading {source}")
     checkpoint = load_checkpoint(source, task=task, labels=names, seed=seed, tell=notes.tell)
+    digests = parameter_digests(checkpoint.model)
     if adapter is not None:
         learning = continue_adapter(
             checkpoint.model,
@@ -140,6 +142,7 @@ def export(
         max_length=loaded.max_length,
         truncation_side=loaded.truncation_side,
         positions=loaded.positions,
+        origin=origin_of(source, digests, adapter_names(learning).values(), seed=seed),
         licences={"model": licence_of(source)},
     )
     manifest = write_artifact(

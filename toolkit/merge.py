@@ -1,21 +1,60 @@
-"""Out of a run: a PEFT adapter folder that Hugging Face PEFT loads, or a whole merged model."""
+"""``fleetune merge``, out of a run: a PEFT adapter folder that Hugging Face PEFT loads, or a whole merged model."""
 
-import re
-from collections.abc import Iterable, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
+from fleetune.broker.store.kept_versions import LEDGER, read_version
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.adapters import CONFIG, read_peft, write_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.provenance import (
+    CARD,
+    PROVENANCE,
+    Provenance,
+    adapter_card,
+    provenance_of,
+    read_provenance,
+    write_provenance,
+)
+from fleetune.device_runtime.contracts.run_file import ADAPTER, RUN, find_adapter, run_folder
 from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.toolkit.origin import find_model, some
 
-_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_MAGNITUDE = ".lora_magnitude_vector"
-_HEAD_LINEARS = ("", ".out_proj")
-"""Where a classification head of transformers keeps its last linear."""
+log = logging.getLogger(__name__)
+
+_SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
+_BESIDE = (
+    "*token*.json",
+    "*token*.model",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.*",
+    "*processor_config.json",
+    CARD,
+)
+"""What others may have put beside an adapter, and PEFT or transformers read."""
+
+
+class Given(NamedTuple):
+    """An adapter in hand. ``folder`` is where PEFT finds it, None for a version out of a ledger."""
+
+    where: Path
+    config: dict[str, Any]
+    arrays: Arrays
+    provenance: Provenance
+    ours: bool
+    folder: Path | None
 
 
 def merge(
@@ -25,142 +64,206 @@ def merge(
     full: bool = False,
     model: str | Path | None = None,
     labels: Sequence[str] | Path | None = None,
+    task: str | None = None,
+    version: int | None = None,
+    artifact: Path | str | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write the adapter of ``run`` to ``out`` as a PEFT folder or, with ``full``, merged into its model.
 
+    Merging is done in float32; the model is saved in its checkpoint's dtype. What has no adapter stays as it is, to the
+    bit, and the merged model answers as model and adapter do, or nothing is written.
+
     Args:
-        run: a folder made by train, aggregate or demo, or a PEFT adapter folder.
-        out: folder to write; may exist.
+        run: a folder made by train, aggregate or demo, also while it works, or a PEFT adapter folder.
+        out: folder to write: a new one, an empty one, or what an earlier merge wrote.
         full: load the original model with torch, merge, and save it with its tokenizer.
         model: the original model, if it is no longer where ``adapter_config.json`` says.
-        labels: names of the classes, or a file of them as for export, to be kept in the merged model.
+        labels: names of the classes, or a file of them as for export, in place of those that the run knows.
+        task: as for export, where neither the run nor its model says what the model is for.
+        version: of an aggregator's run, in place of its last.
+        artifact: of an aggregator's run that has no adapter yet, or to compare any adapter with.
+        on_progress: called with a line at each stage.
 
     Raises:
         ArtifactError: no adapter there, or one that is damaged (all problems listed).
-        ExportError: the original model is not to be had.
+        ConfigError: no such version or task, an ``out`` with files in it that are not a merge's, or what only a merged
+            model has without ``full``.
+        ExportError: the original model is not to be had, is another one, or cannot be merged exactly.
     """
-    folder, out = _adapter_folder(Path(run)), Path(out)
-    config, arrays = read_peft(folder)
-    if problems := [*_problems(config, arrays)]:
-        raise ArtifactError(f"{folder}: " + "; ".join(problems))
-    if full:
-        _save_merged(folder, config, arrays, model=model, labels=labels, out=out)
-    else:
-        write_peft(out, config, arrays)
+    if not full and (model, labels, task) != (None, None, None):
+        raise ConfigError("--model, --labels and --task are for a merged model; give --full as well")
+    given = _open(Path(run), version, artifact)
+    if problems := [*_problems(given)]:
+        raise ArtifactError(f"{given.where}: {some(problems, by='; ')}")
+    say, out = on_progress or log.info, Path(out)
+    _refuse_overlap(out, Path(run), given.where, run_folder(Path(run)) / ADAPTER)
+    if not full:
+        with _new_folder(out) as part:
+            _write_adapter(part, given)
+        return out
+    recorded = str(given.config.get("base_model_name_or_path") or "")
+    source = find_model(model, recorded, given.provenance.origin, ours=given.ours)
+    _refuse_overlap(out, Path(source[0]))
+    from fleetune.toolkit.merged_model import Source, write_merged
+
+    with _new_folder(out) as part, TemporaryDirectory() as spare:
+        if given.folder is None:
+            write_peft(Path(spare), given.config, given.arrays)
+        write_merged(
+            part,
+            given.folder or Path(spare),
+            given.provenance,
+            source=Source(*source),
+            labels=labels,
+            task=task,
+            say=say,
+        )
     return out
 
 
-def _adapter_folder(run: Path) -> Path:
-    for folder in (run / "adapter", run / "run" / "adapter", run):
-        if (folder / CONFIG).is_file():
-            return folder
-    raise ArtifactError(
-        f"{run}: no adapter here (no adapter/{CONFIG}); give the --out folder of train, aggregate or demo"
-    )
+def _open(run: Path, version: int | None, artifact: Path | str | None) -> Given:
+    inner = run_folder(run)
+    has_adapter = (inner / ADAPTER / CONFIG).is_file()
+    if version is None and (has_adapter or not (inner / LEDGER).is_file()):
+        given = _open_folder(find_adapter(run))
+        if artifact is None:
+            return given
+        return given._replace(provenance=provenance_of(open_artifact(artifact, verify=False).manifest))
+    kept = read_version(inner, version)
+    if artifact is None and not has_adapter:
+        raise ConfigError(
+            f"{inner}: has version {kept.version} and no {ADAPTER}/ yet; give --artifact as well"
+        )
+    arrays = _parse(kept.content, inner)
+    if artifact is None:
+        beside = _open_folder(inner / ADAPTER)
+        shapes = {name: array.shape for name, array in beside.arrays.items()}
+        known = msgspec.structs.replace(beside.provenance, tensors=beside.provenance.tensors or shapes)
+        return Given(inner, beside.config, arrays, known, ours=True, folder=None)
+    opened = open_artifact(artifact, verify=False)
+    if opened.digest != kept.artifact:
+        raise ConfigError(f"{artifact}: not the artifact of the job in {inner}")
+    return Given(inner, opened.manifest.peft, arrays, provenance_of(opened.manifest), ours=True, folder=None)
 
 
-def _problems(config: dict[str, Any], arrays: Arrays) -> Iterable[str]:
-    """What in the tensors contradicts the configuration."""
+def _open_folder(folder: Path) -> Given:
+    config, arrays = read_peft(folder)
+    provenance, run = read_provenance(folder), folder.parent
+    if not provenance.labels:
+        provenance = msgspec.structs.replace(provenance, labels=labels_of_run(run))
+    ours = bool(provenance.tensors) or (folder.name == ADAPTER and (run / RUN).is_file())
+    return Given(folder, config, arrays, provenance, ours=ours, folder=folder)
+
+
+def _parse(content: bytes, where: Path) -> Arrays:
+    try:
+        return dict(load(content))
+    except SafetensorError as exc:
+        raise ArtifactError(f"{where}: cannot be read as safetensors: {exc}") from exc
+
+
+def _problems(given: Given) -> Iterator[str]:
+    """What in the tensors contradicts what is known of them: what was exported or, for others' adapters, little."""
+    config, arrays = given.config, given.arrays
     if config.get("peft_type") != "LORA":
         yield f"{CONFIG}: expected a LoRA configuration, got {str(config)[:80]}"
         return
-    sides: dict[str, set[str]] = {}
-    for name, value in sorted(arrays.items()):
-        if not np.isfinite(value).all():
-            yield f"{name}: holds NaN or infinity"
-        if not (found := _LORA.fullmatch(name)):
-            if not (_is_saved_whole(name, config) or (name.endswith(_MAGNITUDE) and config.get("use_dora"))):
-                yield f"{name}: neither LoRA nor in modules_to_save"
-            continue
-        sides.setdefault(found["module"], set()).add(found["side"])
-        rank = _rank(found["module"], config)
-        if value.ndim == 2 and value.shape[found["side"] == "B"] != rank:
-            yield f"{name}: shape {list(value.shape)} does not fit rank {rank}"
-        if not _is_target(found["module"], config):
-            yield f"{name}: {found['module']} is not among target_modules"
-    if not sides:
-        yield "no LoRA tensors"
+    if not arrays:
+        yield "no tensors"
     yield from (
-        f"{module}: lora_A without lora_B or the reverse" for module, pair in sides.items() if len(pair) < 2
+        f"{name}: holds NaN or infinity"
+        for name, value in sorted(arrays.items())
+        if not np.isfinite(value).all()
     )
+    if given.provenance.tensors:
+        yield from _differences(arrays, given.provenance.tensors)
+    else:
+        yield from _unpaired(arrays)
 
 
-def _rank(module: str, config: dict[str, Any]) -> Any:
-    """The rank of a module: that of the first pattern which fits the end of its name, as peft matches them."""
-    patterns = config.get("rank_pattern") or {}
-    fits = (rank for pattern, rank in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(fits, config.get("r"))
+def _differences(arrays: Arrays, wanted: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    yield from (f"{name}: not in the artifact" for name in sorted(arrays.keys() - wanted))
+    yield from (f"{name}: missing" for name in sorted(wanted.keys() - arrays))
+    for name in sorted(wanted.keys() & arrays):
+        if arrays[name].shape != wanted[name]:
+            yield f"{name}: expected shape {list(wanted[name])}, got {list(arrays[name].shape)}"
 
 
-def _is_target(module: str, config: dict[str, Any]) -> bool:
-    targets = config.get("target_modules") or []
-    if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)
+def _unpaired(arrays: Arrays) -> Iterator[str]:
+    for first, second in _SIDES.items():
+        modules = {n.removesuffix(s) for n in arrays for s in (first, second) if n.endswith(s)}
+        for module in sorted(modules):
+            a, b = arrays.get(module + first), arrays.get(module + second)
+            if a is None or b is None:
+                yield f"{module}: {first} without {second} or the reverse"
+            elif a.ndim == b.ndim == 2 and a.shape[0] != b.shape[1]:
+                yield f"{module}: shapes {list(a.shape)} and {list(b.shape)} do not fit each other"
 
 
-def _is_saved_whole(name: str, config: dict[str, Any]) -> bool:
-    return any(f".{module}." in name for module in config.get("modules_to_save") or [])
+def _write_adapter(part: Path, given: Given) -> None:
+    write_peft(part, given.config, given.arrays)
+    write_provenance(part, given.provenance, card=adapter_card(_named(given)))
+    for path in _beside(given.folder):
+        shutil.copyfile(path, part / path.name)
 
 
-def _save_merged(
-    folder: Path,
-    config: dict[str, Any],
-    arrays: Arrays,
-    *,
-    model: str | Path | None,
-    labels: Sequence[str] | Path | None,
-    out: Path,
-) -> None:
-    from fleetune.toolkit.lora import load_adapter
-    from fleetune.toolkit.models import load_model
-    from fleetune.toolkit.tasks import TASKS
-
-    source = str(model or config.get("base_model_name_or_path") or "")
-    if not source:
-        raise ConfigError(f"{folder / CONFIG} does not name its model; give --model")
-    task = _task(folder, config)
-    names = _class_names(folder, config, arrays, labels) if TASKS[task].has_classes else []
-    plain, tokenizer = load_model(source, task=task, labels=names)
-    merged = load_adapter(plain, str(folder)).merge_and_unload()
-    merged.save_pretrained(str(out))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(out))
+def _named(given: Given) -> Provenance:
+    recorded = str(given.config.get("base_model_name_or_path") or "")
+    return msgspec.structs.replace(given.provenance, model=recorded)
 
 
-def _task(folder: Path, config: dict[str, Any]) -> str:
-    from fleetune.toolkit.tasks import TASKS
-
-    wanted = config.get("task_type") or ""
-    found = [name for name, task in TASKS.items() if task.peft_type == wanted]
-    if not found:
-        raise ArtifactError(f"{folder / CONFIG}: task type {wanted!r} is none of ours: {', '.join(TASKS)}")
-    return found[0]
+def _beside(folder: Path | None) -> Iterable[Path]:
+    found = [path for pattern in _BESIDE for path in folder.glob(pattern)] if folder else []
+    return [path for path in found if path.is_file()]
 
 
-def _class_names(
-    folder: Path, config: dict[str, Any], arrays: Arrays, labels: Sequence[str] | Path | None
-) -> list[str]:
-    """As given, else those of the run's artifact, else numbered."""
-    from fleetune.toolkit.export import read_labels
-
-    num_classes = _num_classes(folder, config, arrays)
-    names = labels_of_run(folder.parent) if labels is None else ()
-    if names and len(names) != num_classes:
-        raise ArtifactError(f"{folder}: a head of {num_classes} classes, but its run was about {len(names)}")
-    return read_labels(labels or names or None, num_classes)
+def _refuse_overlap(out: Path, *read: Path) -> None:
+    """Refuse to write over, or around, what is read."""
+    target = out.resolve()
+    for path in read:
+        if path.exists() and (target == path.resolve() or target in path.resolve().parents):
+            raise ConfigError(f"{out}: holds what is merged, {path}; choose another --out")
 
 
-def _num_classes(folder: Path, config: dict[str, Any], arrays: Arrays) -> int:
-    """Rows of the matrix that makes logits: a module that is saved whole, or the last linear inside one."""
-    heads = [
-        f"base_model.model.{module}{linear}.weight"
-        for module in config.get("modules_to_save") or []
-        for linear in _HEAD_LINEARS
-    ]
-    for name in heads:
-        if name in arrays and arrays[name].ndim == 2:
-            return int(arrays[name].shape[0])
-    raise ArtifactError(
-        f"{folder}: no head that says how many classes there are; looked for {', '.join(heads)}"
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place when all went well.
+
+    Raises:
+        ConfigError: ``out`` is no folder, or holds what is not a merge's.
+        ExportError: it cannot be written.
+    """
+    target = out.resolve()
+    _check_replaceable(out)
+    part = target.with_name(f".{target.name}.part")
+    new = [parent for parent in part.parents if not parent.exists()]
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        _check_replaceable(out, made={path.name for path in part.iterdir()})
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    except OSError as exc:
+        raise ExportError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        for parent in new:
+            with suppress(OSError):  # not empty: the new folder is in it
+                parent.rmdir()
+
+
+def _check_replaceable(out: Path, *, made: set[str] | None = None) -> None:
+    """An earlier merge may be replaced, where nothing else is in the folder; ``made``: the names that are to be there."""
+    if not out.exists():
+        return
+    if out.name == ADAPTER and any((out.parent / name).exists() for name in (RUN, LEDGER)):
+        raise ConfigError(f"{out}: is the adapter of a run; choose another --out")
+    found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
+    if not found or (PROVENANCE in found and (made is None or found <= made)):
+        return
+    others = sorted(found - (made or set())) if PROVENANCE in found else sorted(found)
+    raise ConfigError(
+        f"{out}: exists and is not an earlier merge ({', '.join(others[:3])}); choose another --out"
     )

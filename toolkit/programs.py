@@ -18,6 +18,7 @@ from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, t
 from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
 from fleetune.toolkit.lora import adapter_names
+from fleetune.toolkit.origin import recorded_name
 from fleetune.toolkit.tasks import IGNORED, TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,10 @@ def _peft_config(model: Any, source: str) -> dict[str, Any]:
     """The adapter's configuration just as PEFT writes it; what was a set is sorted, so that two exports are one artifact."""
     with tempfile.TemporaryDirectory() as folder:
         config = model.peft_config["default"]
-        config.base_model_name_or_path = source
+        config.base_model_name_or_path = recorded_name(source)
+        if config.task_type is None:
+            base = type(model.get_base_model())
+            config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         config.save_pretrained(folder)
         found: dict[str, Any] = json.loads((Path(folder) / "adapter_config.json").read_text())
     sets = [name for name, value in vars(config).items() if isinstance(value, set)]

@@ -8,6 +8,7 @@ import msgspec
 from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, write_atomically
 from fleetune.device_runtime.contracts.artifact import check_adapter, fit_adapter
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.provenance import adapter_card, provenance_of, write_provenance
 from fleetune.device_runtime.errors import ArtifactError, StateError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -49,13 +50,15 @@ def write_peft(folder: Path, config: dict[str, Any], arrays: Arrays) -> None:
 
 
 def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
-    """Write an artifact's adapter as a PEFT folder.
+    """Write an artifact's adapter as a PEFT folder, with its provenance and a model card.
 
     Raises:
         ArtifactError: ``arrays`` are not exactly the manifest's trainable tensors.
     """
     check_adapter(manifest, arrays)
     write_peft(folder, manifest.peft, arrays)
+    provenance = provenance_of(manifest)
+    write_provenance(folder, provenance, card=adapter_card(provenance))
 
 
 def load_peft(folder: Path, manifest: Manifest) -> Arrays:

@@ -137,6 +137,16 @@ class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At which end a text that is too long loses tokens."""
 
 
+class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The model that was exported, beside its name in ``peft``; empty where nobody knows."""
+
+    kind: Literal["", "folder", "hub"] = ""
+    sha256: str = ""
+    """Of its frozen parameters in float32, in whatever order: a model with others is not the one."""
+    seed: int = 0
+    """That drew what its checkpoint lacks."""
+
+
 class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a file must be: its SHA-256 in hexadecimal and its size."""
 
@@ -167,6 +177,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     peft: dict[str, Any]
     base_dtype: str = "fp32"
     tokenizer: Tokenizer | None = None
+    origin: Origin = Origin()
     bounds: dict[str, int] = {}
     licences: dict[str, str] = {}
     versions: dict[str, str] = {}

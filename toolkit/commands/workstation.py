@@ -112,13 +112,26 @@ def merge(
         str | None, shown("original model, if not where it was at export", metavar="MODEL")
     ] = None,
     labels: Annotated[
-        Path | None, shown("label names for the merged model, as for export", metavar="FILE")
+        Path | None, shown("label names for the merged model, as for export", "the run's", metavar="FILE")
+    ] = None,
+    task: Annotated[
+        str | None, shown("as for export, if neither run nor model says it", metavar="NAME")
+    ] = None,
+    version: Annotated[int | None, shown("of an aggregator's run", "the last", metavar="N")] = None,
+    artifact: Annotated[
+        Path | None, shown("of the run, if it has no adapter yet; else to compare with", metavar="DIR")
     ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Take a run's adapter or merged model out."""
-    call("fleetune.toolkit.merge:merge", locals(), argument="run", show=_show_path)
+    call(
+        "fleetune.toolkit.merge:merge",
+        locals(),
+        argument="run",
+        watch=Watch("on_progress", live.messages),
+        show=_show_path,
+    )
 
 
 def _show_selfcheck(console: Console, report: Any) -> None:

@@ -26,7 +26,8 @@ def test_a_folder_comes_back_to_the_bit(tmp_path, manifest, arrays):
     assert found.keys() == arrays.keys()
     assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
     assert json.loads((folder / "adapter_config.json").read_text()) == manifest.peft
-    assert sorted(p.name for p in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "fleetune.json"]
+    assert sorted(p.name for p in folder.iterdir()) == names
     found["head.w"] += 1  # writable
 
 

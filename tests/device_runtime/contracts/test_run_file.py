@@ -1,7 +1,10 @@
 from pathlib import Path
 
-from fleetune.device_runtime.contracts.run_file import plain
+import pytest
+
+from fleetune.device_runtime.contracts.run_file import find_adapter, plain
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.errors import ArtifactError
 
 
 def test_arguments_become_plain_and_structs_stay_nested():
@@ -11,3 +14,13 @@ def test_arguments_become_plain_and_structs_stay_nested():
     assert (found["out"], found["rules"], found["eval"]) == ("run", {"file": "a"}, None)
     assert (found["work"]["steps"], found["work"]["optimizer"]["lr"]) == (3, 1.0)
     assert "on_step" not in found
+
+
+@pytest.mark.parametrize("inner", ["adapter", "run/adapter", "."])
+def test_the_adapter_of_every_kind_of_run_is_found(tmp_path, inner):
+    with pytest.raises(ArtifactError, match="no adapter here"):
+        find_adapter(tmp_path / "home")
+    folder = tmp_path / "home" / inner
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    assert find_adapter(tmp_path / "home") == folder

@@ -1,0 +1,55 @@
+"""Versions of a job's adapter, read beside an aggregator that may be at work, or after one that was stopped."""
+
+import json
+import sqlite3
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from fleetune.device_runtime.errors import ConfigError, StateError
+
+LEDGER = "ledger.sqlite"
+
+
+class Kept(NamedTuple):
+    """A version, the content of its adapter file, and the digest of the artifact that the job is about."""
+
+    version: int
+    content: bytes
+    artifact: str
+
+
+def read_version(folder: Path, version: int | None = None) -> Kept:
+    """Read a version of the job in ``folder``, the newest by default; writes and locks nothing.
+
+    Raises:
+        ConfigError: no job is here, or it has no such version (those that there are, are named).
+        StateError: ledger or file is damaged.
+    """
+    digests, artifact = _ledger(folder / LEDGER)
+    if not digests:
+        raise ConfigError(f"{folder}: its aggregator has made no version yet")
+    wanted = max(digests) if version is None else version
+    if wanted not in digests:
+        raise ConfigError(f"{folder}: no version {wanted}; there are {min(digests)} to {max(digests)}")
+    path = folder / "versions" / f"{wanted:05d}.safetensors"
+    try:
+        content = path.read_bytes()
+    except OSError as exc:
+        raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
+    if sha256(content).hexdigest() != digests[wanted]:
+        raise StateError(f"{path}: its SHA-256 is not what the ledger says: damaged, or replaced")
+    return Kept(wanted, content, artifact)
+
+
+def _ledger(path: Path) -> tuple[dict[int, str], str]:
+    """SHA-256 of each version's file, and of the artifact; ledgers of formats 1 and 2 say both alike."""
+    if not path.is_file():
+        raise ConfigError(f"{path.parent}: no job of an aggregator here (no {LEDGER}), so no versions")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as sql:
+            (settings,) = sql.execute("SELECT settings FROM job").fetchone()
+            return dict(sql.execute("SELECT version, sha256 FROM versions")), json.loads(settings)["artifact"]
+    except (sqlite3.Error, TypeError, ValueError, KeyError) as exc:
+        raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc

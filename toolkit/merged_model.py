@@ -1,0 +1,284 @@
+"""Writes a model with an adapter merged in, having found out what the model is and that it is the right one."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import peft
+import torch
+import transformers
+
+from fleetune.device_runtime.contracts.provenance import Provenance, merged_card, write_provenance
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, choices
+from fleetune.toolkit.exact_merge import merge_exactly
+from fleetune.toolkit.export import read_labels
+from fleetune.toolkit.models import licence_of, told_shortly
+from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests, some
+from fleetune.toolkit.stored_dtypes import cast_as_stored
+from fleetune.toolkit.tasks import TASKS
+
+_KNOWN = ("tie_word_embeddings", "save_embedding_layers", "fan_in_fan_out")
+"""In PEFT's warnings of what merge_exactly proves right, or of how adapters are saved."""
+
+Say = Callable[[str], None]
+
+
+class Source(NamedTuple):
+    """Where the original model is: a folder, or a hub id that is looked for in the cache or, if it may, on the hub."""
+
+    name: str
+    may_ask_hub: bool
+
+    def read(self, kind: str, **settings: Any) -> Any:
+        """Whatever ``kind``, a class of transformers, makes of it."""
+        found = getattr(transformers, kind)
+        return found.from_pretrained(self.name, local_files_only=not self.may_ask_hub, **settings)
+
+
+class Adapter(NamedTuple):
+    """A PEFT folder as PEFT reads it."""
+
+    folder: Path
+    config: Any
+    tensors: dict[str, torch.Tensor]
+
+
+def write_merged(
+    out: Path,
+    folder: Path,
+    provenance: Provenance,
+    *,
+    source: Source,
+    labels: Sequence[str] | Path | None,
+    task: str | None,
+    say: Say,
+) -> None:
+    """Merge the PEFT folder into the model at ``source`` and save it, with its tokenizer, into ``out``.
+
+    Raises:
+        ConfigError: no such task, or none can be told.
+        ArtifactError: the adapter is of other classes than its labels.
+        ExportError: no such model, another than the adapter's, or a merged model that differs from the two.
+    """
+    with torch.random.fork_rng(devices=[]), _notes(say):
+        say(f"loading {source.name}")
+        with told_shortly(f"{source.name}: no model to merge into"):
+            config = source.read("AutoConfig")
+        adapter = _read(folder)
+        chosen = _task(task, provenance, adapter, config)
+        names = _class_names(labels, provenance, adapter, config, chosen)
+        tokenizer = _reader(source, "AutoTokenizer")
+        plain = _load(source, chosen, names, provenance, adapter, pad_id=_pad_id(config, tokenizer))
+        say("merging")
+        merged = merge_exactly(_attach(plain, adapter), say)
+        cast_as_stored(merged, source.name, config)
+        say("writing")
+        _save(merged, [tokenizer, _reader(source, "AutoImageProcessor")], out)
+        say("reading back what was written")
+        _check_saved(parameter_digests(merged), out, chosen)
+    told = msgspec.structs.replace(
+        provenance,
+        task=chosen,
+        labels=tuple(names),
+        architecture=type(merged).__name__,
+        model=Path(source.name).name if Path(source.name).is_dir() else source.name,
+        licence=provenance.licence or licence_of(source.name),
+        tensors={},
+    )
+    write_provenance(out, told, card=merged_card(told))
+
+
+@contextlib.contextmanager
+def _notes(say: Say) -> Iterator[None]:
+    """What PEFT and transformers warn of is told, once each, but for what is seen to here; no bars, no reports."""
+    log = transformers.logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+    messages = [str(w.message).strip() for w in caught if issubclass(w.category, UserWarning)]
+    for line in dict.fromkeys(m.splitlines()[0] for m in messages if not any(known in m for known in _KNOWN)):
+        say(f"note: {line}")
+
+
+def _read(folder: Path) -> Adapter:
+    with told_shortly(f"{folder}: not a PEFT adapter"):
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        return Adapter(folder, config, peft.load_peft_weights(str(folder), device="cpu"))
+
+
+def _task(given: str | None, provenance: Provenance, adapter: Adapter, config: Any) -> str:
+    """What is asked for, else what the run was for, what PEFT's file says, or what the model's own file says."""
+    if wanted := given or provenance.task:
+        TASKS[wanted]  # an unknown one raises, and names those that there are
+        return wanted
+    if kind := adapter.config.task_type:
+        found = [name for name, task in TASKS.items() if task.peft_type == kind]
+    else:
+        made = {(adapter.config.auto_mapping or {}).get("base_model_class")} - {None} or {
+            *(config.architectures or ())
+        }
+        found = [name for name in TASKS if _class_for(name, config) in made]
+    if len(found) != 1:
+        told = (
+            f"task type {kind!r} is none of ours"
+            if kind
+            else "neither the adapter nor its model says what for"
+        )
+        raise ConfigError(f"{adapter.folder}: {told}; give --task: {choices(TASKS)}")
+    return found[0]
+
+
+def _class_for(task: str, config: Any) -> str:
+    """Name of the class that transformers has for this task and model; empty if it has none."""
+    mapping = getattr(transformers, TASKS[task].auto_class)._model_mapping
+    return mapping[type(config)].__name__ if type(config) in mapping else ""
+
+
+def _class_names(
+    given: Sequence[str] | Path | None, provenance: Provenance, adapter: Adapter, config: Any, task: str
+) -> list[str]:
+    """As given, else those of the run, else the model's own if it has as many, else numbered; none without classes."""
+    if not TASKS[task].has_classes:
+        return []
+    num_classes = _num_classes(adapter, config, task)
+    names = list(provenance.labels)
+    if given is not None:
+        return read_labels(given, num_classes)
+    if names and len(names) != num_classes:
+        raise ArtifactError(
+            f"{adapter.folder}: a head of {num_classes} classes, but its run was about {len(names)}"
+        )
+    if not names and config.num_labels == num_classes:
+        return [config.id2label[i] for i in range(num_classes)]
+    return names or read_labels(None, num_classes)
+
+
+def _num_classes(adapter: Adapter, config: Any, task: str) -> int:
+    """Rows of a tensor of the adapter whose size in the model follows the number of classes; without one, the model's own."""
+    few, many = (_shapes(config, task, num_classes) for num_classes in (5, 7))
+    heads = [n for n, shape in few.items() if shape != many[n] and WHOLE + n in adapter.tensors]
+    return int(adapter.tensors[WHOLE + heads[0]].shape[0] if heads else config.num_labels)
+
+
+def _shapes(config: Any, task: str, num_classes: int) -> dict[str, torch.Size]:
+    sized = copy.deepcopy(config)
+    sized.num_labels = num_classes
+    with torch.device("meta"), told_shortly(f"{type(config).__name__}: not a model for {task}"):
+        model = getattr(transformers, TASKS[task].auto_class).from_config(sized)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def _load(
+    source: Source,
+    task: str,
+    names: Sequence[str],
+    provenance: Provenance,
+    adapter: Adapter,
+    *,
+    pad_id: int | None,
+) -> Any:
+    """The model in float32, as export loaded it: what its checkpoint lacks is drawn from the same seed.
+
+    Raises:
+        ExportError: not the model that was exported, or one that lacks what the adapter does not bring.
+    """
+    settings: dict[str, Any] = {
+        "dtype": torch.float32,
+        "attn_implementation": "eager",
+    }
+    if pad_id is not None:
+        settings["pad_token_id"] = pad_id
+    if names:
+        settings |= {
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+            "ignore_mismatched_sizes": True,
+        }
+    torch.manual_seed(provenance.origin.seed)
+    with told_shortly(f"{source.name}: not a model for {task}"):
+        model, info = source.read(TASKS[task].auto_class, output_loading_info=True, **settings)
+    drawn = {*info["missing_keys"], *(row[0] for row in info["mismatched_keys"])}
+    drawn -= {name.removeprefix(WHOLE) for name in adapter.tensors}
+    _check_model(model, sorted(drawn), provenance.origin.sha256, source.name, adapter)
+    return model
+
+
+def _check_model(model: Any, drawn: list[str], exported: str, source: str, adapter: Adapter) -> None:
+    if exported and frozen_digest(parameter_digests(model), adapter.tensors) != exported:
+        lacking = f" (its checkpoint lacks {some(drawn)})" if drawn else ""
+        raise ExportError(
+            f"{source}: not the model that was exported: its weights differ{lacking}; give --model"
+        )
+    if drawn and not exported:
+        raise ExportError(
+            f"{source}: has no {some(drawn)}, nor has the adapter: drawn at random when the adapter was trained, and lost"
+        )
+
+
+def _pad_id(config: Any, tokenizer: Any) -> int | None:
+    """For a model without padding token the tokenizer's, or its end of text, as for an export."""
+    if getattr(config, "pad_token_id", None) is not None or tokenizer is None:
+        return None
+    pad_id: int | None = tokenizer.pad_token_id
+    return pad_id if pad_id is not None else tokenizer.eos_token_id
+
+
+def _attach(plain: Any, adapter: Adapter) -> Any:
+    """The model with its adapter; ExportError where PEFT only warns: a tensor without place, a place without tensor."""
+    what = f"{adapter.folder}: not a PEFT adapter for this model"
+    with told_shortly(what):
+        learning = peft.PeftModel.from_pretrained(plain, str(adapter.folder), is_trainable=True)
+        result = peft.set_peft_model_state_dict(learning, adapter.tensors)
+        saves = peft.get_peft_model_state_dict(learning, save_embedding_layers=False)
+    learns = {name for name, parameter in learning.named_parameters() if parameter.requires_grad}
+    problems = [f"{name}: not in the model" for name in result.unexpected_keys if name not in saves]
+    problems += [f"{name}: missing" for name in sorted(learns & set(result.missing_keys))]
+    if problems:
+        raise ExportError(f"{what}: {some(problems)}")
+    return learning
+
+
+def _reader(source: Source, kind: str) -> Any:
+    """Tokenizer or image processor of the model; None without one, or where transformers makes up an empty one."""
+    try:
+        found = source.read(kind)
+    except Exception:  # noqa: BLE001 - a folder without one fails in many ways, and each means the same
+        return None
+    tokens = getattr(found, "all_special_tokens", None)
+    return None if tokens is not None and len(found) <= len(tokens) else found
+
+
+def _save(merged: Any, readers: Sequence[Any], out: Path) -> None:
+    """Write model and readers; weights, which safetensors lets their owner alone read, get the mode of the other files."""
+    with told_shortly(f"{out.name}: cannot be written"):
+        for part in (merged, *readers):
+            if part is not None:
+                part.save_pretrained(str(out))
+        usual = (out / "config.json").stat().st_mode
+        for path in out.glob("*.safetensors"):
+            path.chmod(usual)
+
+
+def _check_saved(wanted: dict[str, str], out: Path, task: str) -> None:
+    """Read the model back as anyone will; ExportError unless it is the same to the bit."""
+    with told_shortly("the merged model cannot be read back"):
+        model, info = Source(str(out), may_ask_hub=False).read(
+            TASKS[task].auto_class, output_loading_info=True, dtype=torch.float32
+        )
+    found = parameter_digests(model)
+    wrong = {*info["missing_keys"], *info["unexpected_keys"]}
+    wrong |= {name for name in wanted.keys() | found.keys() if found.get(name) != wanted.get(name)}
+    if wrong:
+        raise ExportError(f"the merged model does not come back as it was written: {some(sorted(wrong))}")
