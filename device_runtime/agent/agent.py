@@ -44,6 +44,7 @@ class Agent:
         self.is_unwanted = False
         """Whether it may stop because the aggregator cannot use it."""
         self._link, self._identity, self._on_event = home.link, home.identity, home.on_event
+        home.outbox.claim(home.identity.job, home.identity.artifact)
         self._presence = Presence(home, num_samples=workbench.num_samples)
         self._deliveries = Deliveries(home)
         self._assignments = Assignments(home, workbench, self._deliveries)

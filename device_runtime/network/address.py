@@ -83,7 +83,12 @@ def parse_url(url: str) -> Address:
         return _parsed(url.strip())
     except ValueError:
         # What urlsplit says of a password with a slash, or unquote of one with %ff, would show it.
-        raise ConfigError(f"MQTT address: {_FORM}") from None
+        raise ConfigError(f"MQTT address: {_FORM}{_strange_scheme(url)}") from None
+
+
+def _strange_scheme(url: str) -> str:
+    scheme = re.match(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*)://", url)
+    return f"; got {scheme[1]}://" if scheme and scheme[1].lower() not in _PORTS else ""
 
 
 def _parsed(url: str) -> Address:

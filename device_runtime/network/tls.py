@@ -1,5 +1,6 @@
 """TLS of a connection: what is trusted, what is shown, and what a handshake that fails means."""
 
+import contextlib
 import os
 import socket
 import ssl
@@ -13,7 +14,7 @@ KEY_PASSWORD = "FLEETUNE_MQTT_KEY_PASSWORD"
 _TIMEOUT_S = 5.0
 _LISTEN_S = 2.0
 _ASKED = "it asks for a client certificate: give --cert and --key"
-_NO_TLS = "it speaks no TLS on this port; without TLS the address begins with mqtt:// or ws://"
+_NO_TLS = "it seems to speak no TLS on this port; without TLS the address begins with mqtt:// or ws://"
 _OF_OURS = (
     "BAD_CERTIFICATE", "CERTIFICATE_EXPIRED", "CERTIFICATE_REVOKED", "CERTIFICATE_UNKNOWN", "DECRYPT_ERROR",
     "UNKNOWN_CA", "UNSUPPORTED_CERTIFICATE", "ACCESS_DENIED",
@@ -61,7 +62,7 @@ def speaks_tls(address: Address) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        _shake_hands(address, context)
+        _shake_hands(address, context, listen_s=0)
     except ssl.SSLError as exc:
         return "ALERT" in (exc.reason or "")
     except OSError:
@@ -72,9 +73,11 @@ def speaks_tls(address: Address) -> bool:
 def trouble(address: Address, context: ssl.SSLContext) -> str:
     """Why the handshake of a server that hangs up fails; empty if that is not the reason, or cannot be known."""
     try:
-        _shake_hands(address, context)
+        _shake_hands(address, context, listen_s=_LISTEN_S)
     except ssl.SSLError as exc:
         return explain(exc)
+    except ConnectionResetError:
+        return _NO_TLS
     except OSError:
         return ""
     return ""
@@ -102,14 +105,15 @@ def is_final(words: str) -> bool:
     return words == _ASKED or words.startswith(("its certificate", "it does not take"))
 
 
-def _shake_hands(address: Address, context: ssl.SSLContext) -> None:
+def _shake_hands(address: Address, context: ssl.SSLContext, *, listen_s: float) -> None:
     """Raise what TLS says; with TLS 1.3 a server judges a client's certificate only after the client's handshake."""
     with (
         socket.create_connection((address.host, address.port), _TIMEOUT_S) as plain,
         context.wrap_socket(plain, server_hostname=address.host) as wrapped,
     ):
-        wrapped.settimeout(_LISTEN_S)
-        wrapped.recv(1)
+        wrapped.settimeout(listen_s)
+        with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
+            wrapped.recv(1)
 
 
 def _check_readable(path: str) -> None:
