@@ -11,6 +11,7 @@ from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.adapters import CONFIG, read_peft, write_peft
 from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.files import give_usual_modes
 
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _MAGNITUDE = ".lora_magnitude_vector"
@@ -126,6 +127,7 @@ def _save_merged(
     merged.save_pretrained(str(out))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(out))
+    give_usual_modes(out)
 
 
 def _task(folder: Path, config: dict[str, Any]) -> str:

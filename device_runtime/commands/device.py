@@ -189,7 +189,7 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, silence: Silence, idl
 def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
     folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what it owes may give its data away
     except OSError as exc:
         raise StateError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
     return folder

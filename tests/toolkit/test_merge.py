@@ -117,6 +117,7 @@ def test_the_merged_model_says_what_model_and_adapter_said(tuned, tmp_path):
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     torch.testing.assert_close(merged(ids).logits, expected, atol=1e-5, rtol=1e-5)
     assert merged.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert {path.stat().st_mode & 0o044 for path in out.iterdir()} == {0o044}, "others may read it"
 
 
 @pytest.mark.parametrize(

@@ -147,3 +147,10 @@ def test_a_denied_device_is_told_which_name_would_do():
     )
     assert "give --id kitchen, or log in as 'device-1'" in device._party(identity, "kitchen").denied
     assert "--id" not in device._party(Identity("kitchen", "home", "a" * 64), "kitchen").denied
+
+
+def test_a_state_folder_that_is_made_is_its_owners_alone_and_one_that_is_there_stays(tmp_path):
+    made = device._state_folder(tmp_path / "state", job="home", device_id=None)
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o750)
+    assert device._state_folder(made, job="home", device_id=None).stat().st_mode & 0o777 == 0o750
