@@ -146,7 +146,7 @@ def test_who_is_not_let_in_is_told_why_at_once(serve, code, said):
 def test_what_may_pass_is_waited_for(serve, code, said):
     server = serve(connack=code)
     with pytest.raises(TransportError, match=f"no MQTT server answers: {said}"):
-        Link(server.url, client_id="a", topics=["x"]).open(1)
+        Link(server.url, client_id="a", topics=["x"]).open(4)
     assert server.num_connections > 1
 
 
