@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from fleetune.broker.store.rows import Row, rows
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.run_file import plain, write_run
-from fleetune.device_runtime.contracts.wire import LocalWork
-from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.contracts.wire import AggregatorStatus, LocalWork, decode
+from fleetune.device_runtime.errors import StateError, WireError
 from fleetune.device_runtime.network.address import Reach, parse_url
+from fleetune.device_runtime.network.client import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 
@@ -94,6 +96,9 @@ def aggregate(
         topics=topics(job.job),
         will=Will(*will(job.job, session)),
         ca_file=reach.ca_file or None,
+        cert=reach.cert or None,
+        key=reach.key or None,
+        party=_party(job.job, session),
     )
     with _open_ledger(Path(out), settings) as ledger:
         link.open(reach.timeout_s)
@@ -115,6 +120,23 @@ def aggregate(
             return _conclude(ledger, artifact, arguments)
         except OSError as exc:
             raise StateError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def _party(job: str, session: str) -> Party:
+    return Party(
+        denied=f"the aggregator's user must be let read and write fleetune/v1/{job}/#",
+        taken=f"another aggregator works on job {job!r}; stop one of them, or give each its own --job",
+        is_other=partial(_is_of_another, session=session),
+    )
+
+
+def _is_of_another(payload: bytes, *, session: str) -> bool:
+    """Whether a status under the aggregator's topic says that another process is online there."""
+    try:
+        status = decode(payload)
+    except WireError:
+        return False
+    return isinstance(status, AggregatorStatus) and status.online and status.session != session
 
 
 def _open_ledger(out: Path, settings: Settings) -> Ledger:

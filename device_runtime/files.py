@@ -1,5 +1,6 @@
 """A few small named files that survive: in a folder, or in memory for a simulation."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,6 +12,15 @@ from fleetune.device_runtime.errors import StateError
 
 PathUser = Callable[[Path], object]
 """Writes, or reads, the file at a path."""
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give a folder's files the mode that new files get here; libraries make some that only their owner may read."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
 
 
 class Files(Protocol):

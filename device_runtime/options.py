@@ -33,6 +33,8 @@ class Option(NamedTuple):
     off: str = ""
     """Flag that says False; ``no-FLAG`` without it."""
     metavar: str | None = None
+    alias: str = ""
+    """Second name of the flag on the command line; configuration files have the first only."""
 
 
 class Field(NamedTuple):

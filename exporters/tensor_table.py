@@ -7,9 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts import manifest
 from fleetune.device_runtime.contracts.artifact import ADAPTER, BASE
 from fleetune.exporters.model.program import Program, tensors_of, trainable_names
@@ -114,7 +115,8 @@ def _write_trained(
     learning = {
         names[n]: (tensors[n].detach().contiguous(), at) for n, at in layer_of.items() if n in trained
     }
-    save_file({name: tensor for name, (tensor, _) in learning.items()}, folder / ADAPTER)
+    # save_file would make a file that only its owner may read, whatever the umask.
+    write_atomically(folder / ADAPTER, save({name: tensor for name, (tensor, _) in learning.items()}))
     offsets = _offsets(folder / ADAPTER)
     for name, (tensor, layer) in learning.items():
         yield _row(name, tensor, offsets[name], layer, trainable=True)

@@ -1,5 +1,6 @@
 """Progress as people read it: moving bars and tables on a terminal, plain lines elsewhere."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,18 @@ Callback = Callable[[Any], None]
 def messages(console: Console) -> Iterator[Callback]:
     """Print each message on a line of its own."""
     yield lambda message: console.print(str(message), markup=False)
+
+
+@contextmanager
+def dated(console: Console) -> Iterator[Callback]:
+    """Print each message on a line of its own after the time, which systemd's journal adds by itself."""
+    has_dates = "JOURNAL_STREAM" in os.environ
+
+    def show(message: Any) -> None:
+        now = "" if has_dates else time.strftime("%Y-%m-%d %H:%M:%S ")
+        console.print(f"{now}{message}", markup=False)
+
+    yield show
 
 
 @contextmanager

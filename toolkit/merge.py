@@ -29,6 +29,7 @@ from fleetune.device_runtime.contracts.provenance import (
 from fleetune.device_runtime.contracts.run_file import ADAPTER, RUN, find_adapter, run_folder
 from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.device_runtime.files import give_usual_modes
 from fleetune.toolkit.origin import find_model, some
 
 log = logging.getLogger(__name__)
@@ -242,6 +243,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        give_usual_modes(part)
         _check_replaceable(out, made={path.name for path in part.iterdir()})
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)

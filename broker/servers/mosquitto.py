@@ -1,13 +1,20 @@
 """A Mosquitto configuration for operators: logins, a device sees only its own topics, limits, persistence."""
 
+import logging
+import os
+import pwd
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 CONFIGURATION = "mosquitto.conf"
 ACL = "fleetune.acl"
+_DATA = "data"
 
 _LIMITS = """\
 # A packet larger than this has its sender disconnected; fleetune sends at most 128 kB and asks the server first.
@@ -19,15 +26,25 @@ max_inflight_messages 20
 max_keepalive 600
 set_tcp_nodelay true
 """
+_MOSQUITTO = "mosquitto"
+"""Whom Mosquitto becomes, unless told otherwise, when root starts it."""
 _ACL = """\
-# A device logs in with its device id as user name and may use its own topics only.
+# A device's user name is its device id, and it may use its own topics only.
 pattern readwrite fleetune/v1/+/device/%u/#
-pattern read fleetune/v1/+/aggregator/status
+
+user {aggregator}
+topic readwrite fleetune/v1/#
 """
+_STATUS = "read fleetune/v1/+/aggregator/status"
+_OF_USERS = "\n# Every device of the password file; after adding one, write this file anew.\n"
+_OF_ALL = "\n# Whoever has a certificate; Mosquitto remarks that no user name is in it.\npattern {status}\n"
 
 
 class Tls(NamedTuple):
-    """PEM files of the server; with ``client_ca`` every client must show a certificate of that authority."""
+    """PEM files of the server; with ``client_ca`` every client must show a certificate of that authority.
+
+    Without a password file the name in the certificate (CN) is the client's user name then.
+    """
 
     certificate: Path
     key: Path
@@ -52,13 +69,15 @@ def write_configuration(
         folder: where to write; made if need be.
         port: of the MQTT listener.
         host: address to listen on; default is every address with logins, this machine only without.
-        password_file: made with ``mosquitto_passwd``; one user per device, named like its device id. None: no logins, no ACL.
+        password_file: made with ``mosquitto_passwd``; one user per device, named like its device id. None: no logins, and
+            no ACL unless clients show certificates.
         aggregator: user name that may use every fleetune topic.
         tls: of every listener; None is plain.
         websockets_port: of a second listener, for networks that let only web traffic through. Mosquitto 2.0 with
             libwebsockets before 4.2 (Debian 12 has it) sends packets beyond 4 kB there slowly, about 50 kB/s.
         persistence: keep retained and queued messages on disk, saved every minute.
-        user: whom Mosquitto becomes when root starts it; default is its own, ``mosquitto``.
+        user: whom Mosquitto becomes when root starts it; default is who calls this, and Mosquitto's own, ``mosquitto``,
+            if that is root. The folder for persistence is made theirs; files that they cannot read are warned of.
 
     Returns:
         Path of the configuration.
@@ -75,20 +94,24 @@ def write_configuration(
         raise ConfigError("Mosquitto configuration: " + "; ".join(problems))
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    address = host or ("" if password_file else "127.0.0.1")
+    has_names = bool(password_file or (tls and tls.client_ca))
+    address = host or ("" if has_names else "127.0.0.1")
+    is_root = os.geteuid() == 0
+    user = user or ("" if is_root or not has_names else pwd.getpwuid(os.geteuid()).pw_name)
     blocks = [
         "# Written by fleetune; see mosquitto.conf(5).\n",
         f"user {user}\n" if user else "",
-        _login(folder, password_file),
+        _login(folder, password_file, has_names=has_names),
         _LIMITS,
         _persistence(folder) if persistence else "",
-        _listener(port, address, tls),
-        _websockets(websockets_port, address, tls) if websockets_port else "",
+        _listener(port, address, tls, has_passwords=bool(password_file)),
+        _websockets(websockets_port, address, tls, has_passwords=bool(password_file)),
     ]
-    if password_file:
-        acl = f"{_ACL}\nuser {aggregator}\ntopic readwrite fleetune/v1/#\n"
-        write_atomically(folder / ACL, acl.encode())
+    if has_names:
+        write_atomically(folder / ACL, _acl(password_file, aggregator).encode())
     write_atomically(folder / CONFIGURATION, "\n".join(filter(None, blocks)).encode())
+    if is_root:
+        _hand_over(folder, user or _MOSQUITTO, [Path(f) for f in files if f])
     return folder / CONFIGURATION
 
 
@@ -98,25 +121,69 @@ def _port_problems(port: int, websockets_port: int | None) -> list[str]:
     return problems if len(set(ports)) == len(ports) else [*problems, f"port {port} is used twice"]
 
 
-def _login(folder: Path, password_file: Path | str | None) -> str:
-    if password_file is None:
+def _login(folder: Path, password_file: Path | str | None, *, has_names: bool) -> str:
+    if not has_names:
         return "# No logins: for trials on this machine.\nallow_anonymous true\n"
-    return f"allow_anonymous false\npassword_file {Path(password_file).resolve()}\nacl_file {folder / ACL}\n"
+    passwords = f"password_file {Path(password_file).resolve()}\n" if password_file else ""
+    return f"allow_anonymous false\n{passwords}acl_file {folder / ACL}\n"
+
+
+def _acl(password_file: Path | str | None, aggregator: str) -> str:
+    text = _ACL.format(aggregator=aggregator)
+    if password_file is None:
+        return text + _OF_ALL.format(status=_STATUS)
+    # A pattern without a user name in it would do for all of them, and Mosquitto would warn of it at every start.
+    users = [line.partition(":")[0] for line in Path(password_file).read_text("utf-8").splitlines()]
+    if aggregator not in users:
+        log.warning("%s: no user %r, who is the aggregator", password_file, aggregator)
+    devices = [name for name in users if name and not name.startswith("#") and name != aggregator]
+    return text + _OF_USERS + "".join(f"user {name}\ntopic {_STATUS}\n" for name in devices)
+
+
+def _hand_over(folder: Path, user: str, files: Iterable[Path]) -> None:
+    """Give ``user`` the folder for persistence, and warn of what root has written or named that they cannot read."""
+    try:
+        found = pwd.getpwnam(user)
+    except KeyError:
+        return  # the configuration is for another machine
+    data = folder / _DATA
+    for path in [data, *data.glob("*")] if data.is_dir() else []:
+        os.chown(path, found.pw_uid, found.pw_gid)
+    groups = {*os.getgrouplist(user, found.pw_gid)}
+    for path in [*files, folder / CONFIGURATION]:
+        if closed := _closed_to(found.pw_uid, groups, path.resolve()):
+            log.warning(
+                "%s: user %r, whom Mosquitto becomes when root starts it, cannot read %s; chown %s: %s",
+                path, user, closed, user, closed,
+            )  # fmt: skip
+
+
+def _closed_to(uid: int, groups: set[int], path: Path) -> Path | None:
+    """The file, or the folder above it, that keeps a user from reading it."""
+    for place in [*reversed(path.parents), path]:
+        status = place.stat()
+        shift = 6 if status.st_uid == uid else 3 if status.st_gid in groups else 0
+        needed = 4 if place == path else 1
+        if uid != 0 and not (status.st_mode >> shift) & needed:
+            return place
+    return None
 
 
 def _persistence(folder: Path) -> str:
-    data = folder / "data"
+    data = folder / _DATA
     data.mkdir(exist_ok=True)
     return f"persistence true\npersistence_location {data}/\nautosave_interval 60\npersistent_client_expiration 1d\n"
 
 
-def _websockets(port: int, address: str, tls: Tls | None) -> str:
+def _websockets(port: int | None, address: str, tls: Tls | None, *, has_passwords: bool) -> str:
+    if port is None:
+        return ""
     # https://github.com/eclipse-mosquitto/mosquitto/issues/2252
     warning = "# Mosquitto 2.0 with libwebsockets before 4.2 is slow here.\n"
-    return warning + _listener(port, address, tls) + "protocol websockets\n"
+    return warning + _listener(port, address, tls, has_passwords=has_passwords) + "protocol websockets\n"
 
 
-def _listener(port: int, address: str, tls: Tls | None) -> str:
+def _listener(port: int, address: str, tls: Tls | None, *, has_passwords: bool) -> str:
     lines = [f"listener {port} {address}".rstrip()]
     if tls:
         lines += [
@@ -126,4 +193,5 @@ def _listener(port: int, address: str, tls: Tls | None) -> str:
         ]
     if tls and tls.client_ca:
         lines += [f"cafile {tls.client_ca.resolve()}", "require_certificate true"]
+        lines += [] if has_passwords else ["use_identity_as_username true"]
     return "\n".join(lines) + "\n"

@@ -13,8 +13,11 @@ class Blobs:
     def __init__(self, folder: Path) -> None:
         """Make the folders; OSError if that cannot be."""
         self._versions, self._updates = folder / "versions", folder / "updates"
-        for part in (self._versions, self._updates):
-            part.mkdir(parents=True, exist_ok=True)
+        for part, mode in (
+            (self._versions, 0o777),
+            (self._updates, 0o700),
+        ):  # what devices send is nobody else's
+            part.mkdir(mode=mode, parents=True, exist_ok=True)
             for left in part.glob(".*.part"):
                 left.unlink()  # by a process that was killed while it wrote
 

@@ -5,7 +5,7 @@ from math import inf
 
 from fleetune.device_runtime.agent.assignments import Assignments
 from fleetune.device_runtime.agent.deliveries import Deliveries
-from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.events import NO_ROUND, Event
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.presence import Presence
 from fleetune.device_runtime.agent.trainer_port import Workbench
@@ -44,6 +44,7 @@ class Agent:
         self.is_unwanted = False
         """Whether it may stop because the aggregator cannot use it."""
         self._link, self._identity, self._on_event = home.link, home.identity, home.on_event
+        home.outbox.claim(home.identity.job, home.identity.artifact)
         self._presence = Presence(home, num_samples=workbench.num_samples)
         self._deliveries = Deliveries(home)
         self._assignments = Assignments(home, workbench, self._deliveries)
@@ -54,6 +55,11 @@ class Agent:
     def heard_at(self) -> float:
         """When the last message came."""
         return self._presence.heard_at
+
+    @property
+    def has_status(self) -> bool:
+        """Whether the aggregator's status was heard in this life."""
+        return self._presence.is_met
 
     @property
     def is_paused(self) -> bool:
@@ -157,8 +163,11 @@ class Agent:
             self._finish("the job is over", is_unwanted=False)
         elif status.finished:
             log.info("job %s was finished before this device came; waiting for another", self._identity.job)
-        elif status.online and self._presence.meet(status.session):
+        elif not status.online:
+            self._on_event(Event("aggregator", NO_ROUND, text="away; waiting for it"))
+        elif self._presence.meet(status.session):
             self._assignments.renew()
+            self._on_event(Event("aggregator", NO_ROUND, text="here"))
 
     def _work(self, now: float) -> bool:
         work, is_shut = self._assignments, bool(self._gate.reasons)

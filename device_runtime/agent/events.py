@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+NO_ROUND = -1
+
 
 class Event(NamedTuple):
     """Something that a person may want to see.
 
-    ``kind`` is offer, step, paused, resumed, trained, evaluated, accepted, refused, declined or finished; the rest
-    depends on it.
+    ``kind`` is connected, aggregator, offer, restored, step, paused, resumed, trained, evaluated, accepted, refused,
+    declined or finished; the rest depends on it, and ``round`` is ``NO_ROUND`` for what belongs to none.
     """
 
     kind: str
@@ -19,7 +21,8 @@ class Event(NamedTuple):
     def __str__(self) -> str:
         values = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in self.values.items())
         kind = "" if self.kind in self.values else self.kind  # "step 12, ..." says that it is a step
-        return f"round {self.round}: " + ": ".join(filter(None, (kind, values, self.text)))
+        of = "" if self.round == NO_ROUND else f"round {self.round}"
+        return ": ".join(filter(None, (of, kind, values, self.text)))
 
 
 def _shown(value: float) -> str:

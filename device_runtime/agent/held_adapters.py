@@ -23,7 +23,8 @@ class HeldAdapters:
         """Prepare; ``original`` is version 0."""
         self._state, self._original = state, original
         newest = state.newest_adapter()
-        self._newest_sha256 = sha256(newest).hexdigest() if newest else original.digest
+        is_ours = _fits(newest, original.arrays)  # that of a job with another artifact may lie there
+        self._newest_sha256 = sha256(newest).hexdigest() if is_ours else original.digest
         self._wants_whole = False
 
     @property
@@ -84,6 +85,13 @@ class HeldAdapters:
         if held is None:
             raise WireError(f"adapter {offer.reference[:12]!r} is not held any more")
         return apply_delta(make_codec(offer.down_codec, offer.down_ratio), payload, self.arrays(held))
+
+
+def _fits(content: bytes, like: Arrays) -> bool:
+    try:
+        return bool(parse_adapter(content, like))
+    except WireError:
+        return False
 
 
 def wanted_sha256(offer: Offer) -> str:

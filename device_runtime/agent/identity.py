@@ -4,8 +4,15 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import ROLES, DeviceStatus, aggregator_topic, device_topic, encode
-from fleetune.device_runtime.errors import one_line
+from fleetune.device_runtime.contracts.wire import (
+    ROLES,
+    DeviceStatus,
+    aggregator_topic,
+    decode,
+    device_topic,
+    encode,
+)
+from fleetune.device_runtime.errors import WireError, one_line
 from fleetune.device_runtime.options import Option
 
 
@@ -27,6 +34,8 @@ class Identity(NamedTuple):
     artifact: str
     """SHA-256 of the artifact's manifest."""
     role: str = "train"
+    session: str = ""
+    """Of this start of its process; empty where nobody else can be connected as this device."""
 
     @property
     def topics(self) -> list[str]:
@@ -45,4 +54,15 @@ class Identity(NamedTuple):
 
     def status(self, *, online: bool, paused: str = "") -> bytes:
         """An encoded DeviceStatus."""
-        return encode(DeviceStatus(device_id=self.device_id, online=online, paused=one_line(paused)))
+        status = DeviceStatus(
+            device_id=self.device_id, online=online, paused=one_line(paused), session=self.session
+        )
+        return encode(status)
+
+    def is_of_namesake(self, payload: bytes) -> bool:
+        """Whether a status under this device's topic says that another process is online as this device."""
+        try:
+            status = decode(payload)
+        except WireError:
+            return False
+        return isinstance(status, DeviceStatus) and status.online and status.session != self.session

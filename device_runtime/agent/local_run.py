@@ -108,6 +108,8 @@ class LocalRun:
             log.warning("round %d: starting afresh: %s", self._offer.round, exc)
             self._home.state.forget_checkpoints()
         else:
+            if training.step_index:
+                self._home.on_event(Event("restored", self._offer.round, {"step": training.step_index}))
             return training
         return self._workbench.start(self._offer.work, _copied(self._reference))
 

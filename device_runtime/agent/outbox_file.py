@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import cast
 
-from fleetune.device_runtime.agent.outbox import Entry
+from fleetune.device_runtime.agent.outbox import Entry, artifact_key, aside, renamed
 from fleetune.device_runtime.errors import StateError, one_line
 
 _SCHEMA = """
@@ -43,6 +43,15 @@ class OutboxFile:
         except StateError:
             self._database.close()
             raise
+
+    def claim(self, job: str, artifact: str) -> None:
+        """Set aside what is of another artifact, and bring back what is of this one, in one transaction."""
+        kept = (self.recall(artifact_key(job)) or artifact.encode()).decode()
+        with self._told(), self._transaction():
+            if kept != artifact:
+                self._rename(job, aside(job, kept))
+                self._rename(aside(job, artifact), job)
+            self._remember({artifact_key(job): artifact.encode()})
 
     def put(self, entry: Entry, *, facts: Mapping[str, bytes] | None = None) -> None:
         """Add an entry, and remember ``facts`` in the same transaction; an entry that is there already stays."""
@@ -112,6 +121,13 @@ class OutboxFile:
 
     def _damaged(self, problem: str) -> StateError:
         return StateError(f"{self._path}: damaged: {problem}; move it away to start afresh")
+
+
+    def _rename(self, old: str, new: str) -> None:
+        self._database.execute("UPDATE deliveries SET job = ? WHERE job = ?", (new, old))
+        keys = [key for (key,) in self._database.execute("SELECT key FROM facts")]
+        pairs = [(renamed(key, old, new), key) for key in keys if renamed(key, old, new) != key]
+        self._database.executemany("UPDATE facts SET key = ? WHERE key = ?", pairs)
 
     def _remember(self, facts: Mapping[str, bytes]) -> None:
         self._database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())

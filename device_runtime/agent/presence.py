@@ -84,6 +84,11 @@ class Presence:
         return True
 
     @property
+    def is_met(self) -> bool:
+        """Whether an aggregator of this job was heard in this life."""
+        return bool(self._session)
+
+    @property
     def has_met(self) -> bool:
         """Whether an aggregator of this job was ever heard, in an earlier life too."""
         return bool(self._session or self._outbox.recall(self._session_key))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.device_runtime.agent.agent import Agent
-from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.agent.events import NO_ROUND, Event
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Duty, Identity
 from fleetune.device_runtime.agent.outbox import Outbox
@@ -19,15 +19,17 @@ from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
+from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, check_name
+from fleetune.device_runtime.contracts.wire import LocalWork, check_name, is_name
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, StateError, TransportError
 from fleetune.device_runtime.files import DiskFiles
-from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.network.address import Reach, parse_url
+from fleetune.device_runtime.network.client import Party
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
@@ -65,14 +67,14 @@ def device(
         data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`. They never leave the device.
         mqtt: URL of the MQTT server.
         job: name of the job, as the aggregator has it.
-        id: name of this device; by default made once and kept in ``state``.
+        id: name of this device; by default the MQTT user name, or one made up, kept in ``state``.
         state: folder that survives restarts; by default ``~/.fleetune/JOB/ID`` (or ``device`` without an ID).
         duty: whether it trains or evaluates, and how it goes about it.
         resources: threads, memory and disk that its work may use.
         reach: how the MQTT server is reached.
         rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
             steps and stays online; a round that ends before the pause does is declined.
-        on_event: told of offers, results and verdicts.
+        on_event: told of offers, results and verdicts, and every few seconds of a step.
 
     Raises:
         ConfigError: an argument is wrong, or the aggregator cannot use this device.
@@ -93,13 +95,20 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         desk = _Desk(artifact, Path(data), machine, notifier)
-        identity = Identity(_device_id(outbox, id), job, artifact.digest, duty.role)
+        login = parse_url(mqtt).username
+        identity = Identity(
+            _device_id(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
+        )
+        party = _party(identity, login)
         link = Link(
             mqtt,
             client_id=f"fleetune-{job}-{identity.device_id}",
             topics=identity.topics,
             will=Will(*identity.will),
             ca_file=reach.ca_file or None,
+            cert=reach.cert or None,
+            key=reach.key or None,
+            party=party,
         )
         tally = Tally(on_event, notifier)
         home = Home(
@@ -113,10 +122,12 @@ def device(
         )
         agent = Agent(home, desk.workbench(), gate=gate)
         link.open(reach.timeout_s)
+        tally(Event("connected", NO_ROUND, text=_whereabouts(link, identity)))
         notifier.status = f"job {job}: waiting for the aggregator"
         notifier.ready()
+        silence = Silence(link.address.shown, job=job, advice=party.denied)
         try:
-            _live(agent, link, notifier=notifier, idle_limit_s=duty.idle_limit_s)
+            _live(agent, link, notifier=notifier, silence=silence, idle_limit_s=duty.idle_limit_s)
         finally:
             notifier.stopping()
             send(link, *identity.will, retain=True)
@@ -156,9 +167,10 @@ class _Desk:
         return found
 
 
-def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) -> None:
+def _live(agent: Agent, link: Link, *, notifier: Notifier, silence: Silence, idle_limit_s: float) -> None:
     """Poll the agent whenever something is due, and sleep in between until a message comes."""
     busy_at = time.monotonic()
+    silence.begin(busy_at)
     while not agent.finished:
         notifier.beat()
         was_paused = agent.is_paused
@@ -170,8 +182,9 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) 
             busy_at = now
         idle_at = max(busy_at, agent.heard_at) + (idle_limit_s or math.inf)
         if now >= idle_at:
-            raise TransportError(f"{link.address.shown}: no word of an aggregator for {idle_limit_s:g} s")
-        due_at = min(agent.due_at(now), notifier.due_at, idle_at)
+            raise TransportError(silence.text(f"for {idle_limit_s:g} s"))
+        silence.check(agent, now)
+        due_at = min(agent.due_at(now), notifier.due_at, silence.due_at, idle_at)
         if due_at > now and (message := link.receive(min(due_at - now, _SLEEP_MAX_S))):
             agent.take(*message, time.monotonic())
 
@@ -179,7 +192,7 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) 
 def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
     folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what it owes may give its data away
     except OSError as exc:
         raise StateError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
     return folder
@@ -198,14 +211,38 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _device_id(outbox: Outbox, given: str | None) -> str:
+def _device_id(outbox: Outbox, given: str | None, login: str | None) -> str:
+    """The name given, or kept; else the user name, which servers that separate devices expect, or one made up."""
     if given:
         return check_name("device", given)
     kept = outbox.recall("device_id")
     if kept is None:
-        kept = f"device-{secrets.token_hex(6)}".encode()
-        outbox.remember("device_id", kept)
+        made = login if login and is_name(login) else f"device-{secrets.token_hex(6)}"
+        outbox.remember("device_id", kept := made.encode())
     try:
         return check_name("device", kept.decode())
     except (ConfigError, UnicodeDecodeError) as exc:
         raise StateError(f"outbox: the device's id is damaged ({exc}); give it as --id") from exc
+
+
+def _whereabouts(link: Link, identity: Identity) -> str:
+    return (
+        f"{link.address.shown} as {identity.device_id!r} in job {identity.job!r}; waiting for the aggregator"
+    )
+
+
+def _party(identity: Identity, login: str | None) -> Party:
+    name, topics = identity.device_id, f"{identity.up.rpartition('/')[0]}/#"
+    who = f"user {login!r}" if login else "this client"
+    cure = (
+        f"; under fleetune's own a device's id is its user name: give --id {login}, or log in as {name!r}"
+        if login and login != name
+        else f"; the name in its certificate must be its id, {name!r}, if it has one"
+        if not login
+        else ""
+    )
+    return Party(
+        denied=f"the server's access list (ACL) must let {who} read and write {topics}{cure}",
+        taken=f"another device named {name!r} uses this id; give each its own --id",
+        is_other=identity.is_of_namesake,
+    )

@@ -16,6 +16,9 @@ from fleetune.device_runtime.rules.gate import Gate
 
 log = logging.getLogger(__name__)
 
+_STEP_EVERY_S = 5.0
+"""A person who reads along hears of a step so often."""
+
 
 class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a device did since its process started."""
@@ -51,17 +54,20 @@ class Tally:
         self._kinds: Counter[str] = Counter()
         self._active: list[float] = []
         self._seconds: list[float] = []
+        self._told_at = self._started
 
     def __call__(self, event: Event) -> None:
-        """Count an event; a step is counted only, the others are logged and passed on."""
+        """Count an event, log it and pass it on; of steps one every few seconds is."""
         self._kinds[event.kind] += 1
         self._notifier.status = str(event)
-        if event.kind != "step":
+        if event.kind == "step":
+            self._active.append(event.values["active_layers"])
+            self._seconds.append(event.values["seconds"])
+        now = time.monotonic()
+        if event.kind != "step" or now - self._told_at >= _STEP_EVERY_S:
+            self._told_at = now
             log.info("%s", event)
             self._on_event(event)
-            return
-        self._active.append(event.values["active_layers"])
-        self._seconds.append(event.values["seconds"])
 
     def report(self, device_id: str, *, link: Connection, gate: Gate, reason: str) -> DeviceReport:
         """What it came to until now."""

@@ -244,6 +244,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status
     online: bool
     paused: str = ""
     """Why its own rules forbid it to work now; empty if they do not. It hears and answers all the same."""
+    session: str = ""
+    """Another with every start: a device that finds a status of another session under its own topic has a namesake."""
 
 
 class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregator_status"):
@@ -315,11 +317,16 @@ def task_id_of(message: UpdateReady | Report) -> str:
 
 def check_name(kind: str, name: str) -> str:
     """Return ``name`` if it may stand in a topic (letters, digits, ``._-``, at most 64), else raise ConfigError."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(
             f"{kind} {name!r}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
         )
     return name
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` may stand in a topic, as :func:`check_name` has it."""
+    return _NAME.fullmatch(text) is not None
 
 
 def device_topic(job: str, device_id: str, leaf: str) -> str:

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import ConfigError, TransportError
-from fleetune.device_runtime.network.address import parse_url
-from fleetune.device_runtime.network.client import HEADER_BYTES, Client, Hooks
+from fleetune.device_runtime.network.address import Address, parse_url
+from fleetune.device_runtime.network.client import HEADER_BYTES, NOBODY, Client, Hooks, Party
+from fleetune.device_runtime.network.tls import make_context
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Link:
         topics: Sequence[str],
         will: Will | None = None,
         ca_file: str | None = None,
+        cert: str | None = None,
+        key: str | None = None,
+        party: Party = NOBODY,
         keepalive_s: int = 30,
         queue_size: int = 2048,
     ) -> None:
@@ -67,23 +71,29 @@ class Link:
             topics: filters to subscribe to, at every connection.
             will: what to say when this side vanishes.
             ca_file: PEM file of the authorities to trust instead of the system's.
+            cert: PEM file of the certificate to show to a server that asks for one.
+            key: PEM file of its private key, if that is another file.
+            party: what to say when the server denies something, or somebody else has this client id.
             keepalive_s: after one and a half times that in silence the server takes this side for dead.
             queue_size: messages received and not yet taken.
 
         Raises:
-            ConfigError: a URL or a ``ca_file`` that cannot be used.
+            ConfigError: a URL, ``ca_file``, ``cert`` or ``key`` that cannot be used.
         """
         self.address = parse_url(url)
         self.client_id = client_id
         self._hooks = Hooks(
             topics=tuple(topics),
             will=will,
-            tls=_tls(ca_file) if self.address.is_tls else None,
+            tls=_tls(self.address, ca_file=ca_file, cert=cert, key=key),
             keepalive_s=keepalive_s,
             on_message=self._take_in,
             on_ready=self._be_ready,
             on_ack=self._free_place,
+            on_failure=self._fail,
+            party=party,
         )
+        self._failure = ""
         self._received: queue.Queue[tuple[str, bytes] | None] = queue.Queue(queue_size)
         self._acknowledged = threading.Condition()
         self._num_queued = 0
@@ -114,8 +124,9 @@ class Link:
 
         Raises:
             TransportError: larger than the server takes; or ``QUEUED_MAX`` messages wait and the server has not
-                acknowledged one for ``PATIENCE_S``; or the link is not open.
+                acknowledged one for ``PATIENCE_S``; or the link is not open, or is of no more use.
         """
+        self._check_use()
         if self._client is None:
             raise TransportError(f"{self.address.shown}: the link is not open")
         self._check_size(topic, payload)
@@ -128,11 +139,18 @@ class Link:
         self.bytes_sent += len(payload)
 
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
-        """Return the next (topic, payload), or None: after ``timeout_s`` without one, or at a reconnection."""
+        """Return the next (topic, payload), or None: after ``timeout_s`` without one, or at a reconnection.
+
+        Raises:
+            TransportError: the server refuses this side for good, or somebody else has its client id.
+        """
+        self._check_use()
         try:
-            return self._received.get(timeout=timeout_s) if timeout_s > 0 else self._received.get_nowait()
+            message = self._received.get(timeout=timeout_s) if timeout_s > 0 else self._received.get_nowait()
         except queue.Empty:
-            return None
+            message = None
+        self._check_use()
+        return message
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the server has acknowledged everything published; False if it has not in time."""
@@ -167,6 +185,19 @@ class Link:
             if not may_be_version:
                 break
         return reason
+
+    def _check_use(self) -> None:
+        if self._failure:
+            raise TransportError(self._failure)
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._wake()
+
+    def _wake(self) -> None:
+        """End the wait for a message."""
+        with contextlib.suppress(queue.Full):  # whoever has so much to read needs no waking
+            self._received.put_nowait(None)
 
     def _check_size(self, topic: str, payload: bytes) -> None:
         if 0 < self._packet_bytes_max < len(payload) + len(topic.encode()) + 16:
@@ -203,12 +234,16 @@ class Link:
         self.chunk_bytes = min(CHUNK_BYTES, (packet_bytes_max or MESSAGE_BYTES_MAX) - HEADER_BYTES)
         self.connections += 1
         if self.connections > 1:
-            with contextlib.suppress(queue.Full):  # whoever has so much to read needs no waking
-                self._received.put_nowait(None)
+            self._wake()
 
 
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(f"{ca_file}: cannot be read as PEM certificates: {exc}") from exc
+def _tls(
+    address: Address, *, ca_file: str | None, cert: str | None, key: str | None
+) -> ssl.SSLContext | None:
+    if address.is_tls:
+        return make_context(ca_file=ca_file, cert=cert, key=key)
+    if cert or key:
+        raise ConfigError(f"{address.shown}: a certificate is shown over TLS only; use mqtts:// or wss://")
+    if ca_file:
+        log.warning("%s: not encrypted, so --ca-file is of no use; mqtts:// is", address.shown)
+    return None

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.artifact import NOISE_STEP
 from fleetune.exporters.model.anatomy import Anatomy, Call, StandIn, replaced
 from fleetune.exporters.model.program import Program, trainable_names
@@ -53,7 +54,9 @@ def record_golden(
                 for name, value in torch_step(program, anatomy, arrays, dropped=dropped).items()
             }
     metadata = {"plans": json.dumps(plans)}  # of two entries, safetensors would write either first
-    save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata=metadata)
+    # save_file would make a file that only its owner may read, whatever the umask.
+    content = save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata)
+    write_atomically(path, content)
 
 
 def torch_step(

@@ -6,7 +6,7 @@ import pytest
 
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.errors import StateError
-from fleetune.device_runtime.files import DiskFiles, MemoryFiles
+from fleetune.device_runtime.files import DiskFiles, MemoryFiles, give_usual_modes
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -99,3 +99,15 @@ def test_a_disk_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.read_bytes", fail)
     with pytest.raises(StateError, match="state: cannot be read: Input/output error"):
         files.read("a")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_that_a_library_closed_get_the_mode_of_any_other(tmp_path, umask, mode):
+    (tmp_path / "closed").touch(mode=0o600)
+    before = os.umask(umask)
+    try:
+        give_usual_modes(tmp_path)
+        assert os.umask(umask) == umask, "it is left as it was"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "closed").stat().st_mode & 0o777 == mode

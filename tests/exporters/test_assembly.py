@@ -11,6 +11,7 @@ from fleetune.device_runtime.contracts.artifact import MANIFEST
 from fleetune.device_runtime.contracts.manifest import Kind, Manifest, Section, Tokenizer
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.assembly import Description, Structure, assemble, new_folder
+from fleetune.exporters.model.program import Program
 
 STRUCTURE = Structure((), Section({}), (Kind({}),), (), Section({}), (), 16)
 DESCRIPTION = Description("name", "Arch", "task", ("a", "b"), {"r": 4}, licences={"model": "mit"})
@@ -86,3 +87,14 @@ def test_the_side_that_a_tokenizer_cuts_is_kept(tmp_path: Path) -> None:
     )
     made = assemble(tmp_path, description, STRUCTURE, backend="onnx")
     assert made.tokenizer == Tokenizer("tokenizer.json", 7, 5, "left")
+
+
+def test_every_file_may_be_read_by_whom_the_umask_lets(
+    classifier: tuple[Path, Program], tmp_path: Path
+) -> None:
+    """A service of another user reads what was copied; safetensors makes files for their owner alone."""
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    modes = {path.name: path.stat().st_mode for path in classifier[0].rglob("*") if path.is_file()}
+    assert {name for name, mode in modes.items() if mode != usual} == set()
+    assert {"adapter.safetensors", "golden.safetensors"} <= modes.keys()

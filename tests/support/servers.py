@@ -62,6 +62,10 @@ class Mosquitto:
             raise AssertionError(f"{exc}: {self._log.read_text()}") from exc
         return self
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
     def kill(self) -> None:
         self._end("kill")
 

@@ -34,7 +34,10 @@ def device(
     data: Data = None,
     mqtt: Mqtt = None,
     job: JobName = None,
-    id: Annotated[str | None, shown("name of this device", "made once and kept in the state folder")] = None,
+    id: Annotated[
+        str | None,
+        shown("name of this device", "the MQTT user name, or one made up; kept in the state folder"),
+    ] = None,
     state: Annotated[Path | None, shown("folder that survives restarts", metavar="DIR")] = None,
     rules: Rules = None,
     config: Config = None,
@@ -51,7 +54,7 @@ def device(
         locals(),
         argument="artifact_dir",
         parts=DEVICE,
-        watch=Watch("on_event", live.messages),
+        watch=Watch("on_event", live.dated),
     )
 
 

@@ -5,7 +5,7 @@ Options default to None, so that what was given can be told from what was not: t
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -62,10 +62,10 @@ def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:
     return give
 
 
-def shown(text: str, default: str | None = None, **extra: Any) -> Any:
-    """An option that ``--help`` explains as ``text`` with ``default``."""
+def shown(text: str, default: str | None = None, *, names: Sequence[str] = (), **extra: Any) -> Any:
+    """An option that ``--help`` explains as ``text`` with ``default``; ``names`` if it has more than its own."""
     suffix = f" [default: {default}]" if default is not None else ""
-    return typer.Option(help=text + suffix, show_default=False, **extra)
+    return typer.Option(*names, help=text + suffix, show_default=False, **extra)
 
 
 def _parameter(flag: Flag) -> inspect.Parameter:
@@ -82,7 +82,8 @@ def _option(flag: Flag) -> Any:
     if flag.type is bool:
         return typer.Option(f"--{dashed}/--{option.off or 'no-' + dashed}", help=text, show_default=False)
     default = None if flag.default in (msgspec.NODEFAULT, "") else str(flag.default)
-    return shown(text, default, metavar=metavar)
+    names = [f"--{dashed}", f"--{option.alias}"] if option.alias else []
+    return shown(text, default, names=names, metavar=metavar)
 
 
 def _listed(names: list[str]) -> str:
@@ -109,7 +110,11 @@ Rules = Annotated[
 ]
 Mqtt = Annotated[
     str | None,
-    shown("MQTT server: mqtt://, mqtts://, ws:// or wss://[user:password@]host[:port]", metavar="URL"),
+    shown(
+        "MQTT server: mqtt://, mqtts://, ws:// or wss://host[:port]; its login is in the environment, "
+        "FLEETUNE_MQTT_USERNAME and FLEETUNE_MQTT_PASSWORD, or user:password@ before the host",
+        metavar="URL",
+    ),
 ]
 JobName = Annotated[
     str | None, shown("name of the federation; all devices and the aggregator say the same", metavar="NAME")

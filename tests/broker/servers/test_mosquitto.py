@@ -1,9 +1,14 @@
 """The configuration for operators, in a real Mosquitto: logins, a device's own topics only, both listeners."""
 
 import getpass
+import os
+import pwd
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
+from certificates import Authority
 from servers import free_port
 
 from fleetune.broker.servers.mosquitto import Tls, write_configuration
@@ -41,11 +46,9 @@ def login(server, name: str, topics: list[str], **options) -> Link:
     return Link(url, client_id=name, topics=topics, **options)
 
 
-def test_a_device_reaches_its_own_topics_and_no_others(server, caplog):
+def test_a_device_reaches_its_own_topics_and_no_others(server):
     everything = login(server, "aggregator", ["fleetune/v1/job/device/+/up"])
     with everything, login(server, "dev-a", [DOWN_A]) as a, login(server, "dev-b", ["fleetune/v1/#"]) as b:
-        a.publish(UP_B, b"forged")
-        a.publish(aggregator_topic("job"), b"forged", retain=True)
         a.publish(UP_A, b"from a")
         b.publish(UP_B, b"from b")
         heard = sorted(everything.receive(10) for _ in range(2))
@@ -55,7 +58,15 @@ def test_a_device_reaches_its_own_topics_and_no_others(server, caplog):
         assert a.receive(10) == (DOWN_A, b"to a")
         assert [b.receive(10), b.receive(10)] == [(UP_B, b"from b"), (aggregator_topic("job"), b"status")]
         assert (b.receive(0.1), everything.receive(0)) == (None, None)  # b listened to everything
-    assert "refuses a message of dev-a: Not authorized" in caplog.text
+        a.publish(UP_B, b"forged")
+        b.publish(aggregator_topic("job"), b"forged", retain=True)
+        for link, name in ((a, "dev-a"), (b, "dev-b")):
+            with pytest.raises(TransportError, match=f"refuses a message of {name}: Not authorized"):
+                link.receive(10)
+        assert everything.receive(0.1) is None
+    with login(server, "dev-a", [aggregator_topic("job")]) as late:
+        assert late.receive(10) == (aggregator_topic("job"), b"status"), "not the forged one"
+    assert "ACL pattern" not in server.log
 
 
 def test_a_device_may_have_a_will_of_its_own(server):
@@ -114,3 +125,64 @@ def test_everything_wrong_is_listed(tmp_path):
         )
     with pytest.raises(ConfigError, match="port 1883 is used twice"):
         write_configuration(tmp_path, websockets_port=1883)
+
+
+def test_the_name_in_a_certificate_is_the_login_where_there_are_no_passwords(tmp_path, start_mosquitto):
+    authority, port = Authority(tmp_path / "ca"), free_port()
+    tls = Tls(*map(Path, authority.sign("server", alternatives="IP:127.0.0.1")), Path(authority.cert))
+    path = write_configuration(
+        tmp_path / "conf", port=port, host="127.0.0.1", tls=tls, user=getpass.getuser()
+    )
+    start_mosquitto(configuration=path, port=port)
+    links = {
+        name: Link(
+            f"mqtts://127.0.0.1:{port}", client_id=name, topics=topics, ca_file=authority.cert, cert=cert, key=key
+        )
+        for name, topics in (("aggregator", ["fleetune/v1/job/device/+/up"]), ("dev-a", [aggregator_topic("job")]))
+        for cert, key in [authority.sign(name)]
+    }  # fmt: skip
+    with links["aggregator"] as everything, links["dev-a"] as a:
+        everything.publish(aggregator_topic("job"), b"status")
+        assert a.receive(10) == (aggregator_topic("job"), b"status")
+        a.publish(UP_A, b"from a")
+        assert everything.receive(10) == (UP_A, b"from a")
+        a.publish(UP_B, b"forged")
+        with pytest.raises(TransportError, match="Not authorized"):
+            a.receive(10)
+        assert everything.receive(0.1) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start Mosquitto as another user")
+def test_mosquitto_started_by_root_can_write_its_folder_and_what_it_cannot_read_is_told(
+    passwords, caplog, start_mosquitto
+):
+    try:
+        mosquitto = pwd.getpwnam("mosquitto")
+    except KeyError:
+        pytest.skip("no user mosquitto here")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        (root / "passwords").write_bytes(passwords.read_bytes())
+        (root / "passwords").chmod(0o600)
+        port = free_port()
+        options = {"port": port, "host": "127.0.0.1", "password_file": root / "passwords"}
+        path = write_configuration(root / "conf", **options)
+        assert f"chown mosquitto: {root / 'passwords'}" in caplog.text
+        os.chown(root / "passwords", mosquitto.pw_uid, mosquitto.pw_gid)
+        caplog.clear()
+        assert write_configuration(root / "conf", **options) == path
+        assert caplog.text == ""
+        server = start_mosquitto(configuration=path, port=port)
+        with login(server, "aggregator", []) as link:
+            link.publish(aggregator_topic("job"), b"round 3", retain=True)
+        server.stop()
+        assert (root / "conf" / "data" / "mosquitto.db").stat().st_uid == mosquitto.pw_uid
+        assert "rror" not in server.log
+        assert "arning" not in server.log
+
+
+def test_an_aggregator_without_a_login_is_told(tmp_path, passwords, caplog):
+    write_configuration(tmp_path / "conf", password_file=passwords, aggregator="boss", user=getpass.getuser())
+    assert "passwords: no user 'boss', who is the aggregator" in caplog.text
+    assert "user aggregator\ntopic read " in (tmp_path / "conf" / "fleetune.acl").read_text()

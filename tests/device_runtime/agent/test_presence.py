@@ -46,8 +46,20 @@ def test_a_new_session_is_greeted_in_the_middle_of_training(stage):
     stage.poll(2)
     stage.aggregator.offer()
     stage.poll(2)
-    assert stage.device.kinds() == ["offer"]
+    assert stage.device.kinds() == ["aggregator", "offer"]
     stage.aggregator.heard()
     stage.aggregator.status("two")
     stage.poll(2)
     assert len(stage.aggregator.heard(Hello)) == 1
+
+
+def test_the_aggregator_is_told_of_when_it_goes_and_when_it_is_here_again(stage):
+    stage.aggregator.status("one")
+    stage.poll(2)
+    assert stage.device.agent.has_status
+    stage.aggregator.status("one", online=False)
+    stage.poll(2)
+    stage.aggregator.status("two")
+    stage.poll(2)
+    said = ["aggregator: here", "aggregator: away; waiting for it", "aggregator: here"]
+    assert [str(event) for event in stage.device.events] == said

@@ -3,8 +3,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.commands import device
+from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.errors import StateError, TransportError
 
@@ -26,7 +28,7 @@ class Link:
 class Agent:
     """Is paused until a time, and finished at another; has something to do at ``due`` times only."""
 
-    heard_at = 0.0
+    heard_at, has_status = 0.0, True
 
     def __init__(self, clock, *, paused_until=0.0, finished_at, due=()):
         self.clock, self.paused_until, self.finished_at = clock, paused_until, finished_at
@@ -53,9 +55,14 @@ def clock(monkeypatch):
     return pretended
 
 
+def run(agent, link, *, notifier=None, idle_limit_s=0):
+    silence = Silence("mqtt://here", job="home", advice="let kitchen in")
+    device._live(agent, link, notifier=notifier or Notifier({}), silence=silence, idle_limit_s=idle_limit_s)
+
+
 def live(clock, *, idle_limit_s=10, **times):
     agent = Agent(clock, **times)
-    device._live(agent, Link(clock), notifier=Notifier({}), idle_limit_s=idle_limit_s)
+    run(agent, Link(clock), idle_limit_s=idle_limit_s)
     return agent
 
 
@@ -79,7 +86,7 @@ def test_what_is_due_at_once_waits_for_no_message(clock):
     agent = Agent(clock, finished_at=1)
     agent.due_at = lambda now: now if len(agent.polled) < 3 else 1.0
     link = Link(clock)
-    device._live(agent, link, notifier=Notifier({}), idle_limit_s=0)
+    run(agent, link)
     assert (len(agent.polled), link.waits) == (3, [1.0])
 
 
@@ -88,14 +95,14 @@ def test_systemd_is_fed_while_nothing_is_due(clock, monkeypatch):
     monkeypatch.setattr("fleetune.device_runtime.commands.systemd._send", lambda _, words: said.append(words))
     watched = {"NOTIFY_SOCKET": "/there", "WATCHDOG_USEC": "2000000"}
     notifier = Notifier(watched, clock=lambda: clock.now)
-    device._live(Agent(clock, finished_at=3), Link(clock), notifier=notifier, idle_limit_s=0)
+    run(Agent(clock, finished_at=3), Link(clock), notifier=notifier)
     assert said == ["WATCHDOG=1"] * 6
 
 
 def test_a_device_that_hears_in_a_poll_that_the_job_is_over_leaves_at_once(clock):
     link, agent = Link(clock), Agent(clock, finished_at=inf)
     agent.poll = lambda now: setattr(agent, "finished_at", now)
-    device._live(agent, link, notifier=Notifier({}), idle_limit_s=0)
+    run(agent, link)
     assert link.waits == []
 
 
@@ -106,3 +113,53 @@ def test_an_id_that_was_damaged_is_told(kept):
     with pytest.raises(StateError, match=r"the device's id is damaged .*; give it as --id"):
         device._device_id(outbox, None)
     assert device._device_id(outbox, "pi") == "pi"
+
+
+@pytest.mark.parametrize(
+    ("heard_at", "has_status", "said"),
+    [
+        (0.0, False, "no word of an aggregator yet: is one at work on job 'home' at this server? If so, let kitchen in"),
+        (1.0, False, "messages come and no status of the aggregator: may this device read fleetune/v1/home/aggregator/status?"),
+        (1.0, True, None),
+    ],
+)  # fmt: skip
+def test_a_device_that_hears_nothing_says_so_after_half_a_minute_and_every_ten(
+    clock, caplog, heard_at, has_status, said
+):
+    agent = Agent(clock, finished_at=700)
+    agent.heard_at, agent.has_status = heard_at, has_status
+    run(agent, Link(clock))
+    assert caplog.messages == ([f"mqtt://here: {said}"] * 2 if said else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "login", "wanted"),
+    [
+        ("pi", "kitchen", "pi"),
+        (None, "kitchen", "kitchen"),
+        (None, "a b", "device-"),
+        (None, None, "device-"),
+    ],
+)
+def test_a_device_is_called_as_it_logs_in_unless_it_has_a_name(given, login, wanted):
+    outbox = MemoryOutbox()
+    made = device._device_id(outbox, given, login)
+    assert made.startswith(wanted)
+    assert given or device._device_id(outbox, None, "another") == made, "kept"
+
+
+def test_a_denied_device_is_told_which_name_would_do():
+    identity = Identity("device-1", "home", "a" * 64)
+    assert (
+        "user 'kitchen' read and write fleetune/v1/home/device/device-1/#"
+        in device._party(identity, "kitchen").denied
+    )
+    assert "give --id kitchen, or log in as 'device-1'" in device._party(identity, "kitchen").denied
+    assert "--id" not in device._party(Identity("kitchen", "home", "a" * 64), "kitchen").denied
+
+
+def test_a_state_folder_that_is_made_is_its_owners_alone_and_one_that_is_there_stays(tmp_path):
+    made = device._state_folder(tmp_path / "state", job="home", device_id=None)
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o750)
+    assert device._state_folder(made, job="home", device_id=None).stat().st_mode & 0o777 == 0o750

@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.commands import device_report
 from fleetune.device_runtime.commands.device_report import Tally
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.network.loopback import Loopback
@@ -37,10 +40,21 @@ def test_a_training_device_counts_steps_rounds_and_refusals(report_of):
     assert (report.steps, report.rounds, report.refused, report.evaluations) == (3, 2, 2, 0)
     assert (report.step_ms_median, report.mean_active_layers) == (200.0, 4.0)
     assert (report.device_id, report.reason) == ("kitchen", "over")
-    assert passed == others, "steps are not for people"
+    assert passed == others, "steps of the first seconds are not for people"
     assert status == "round 1: declined"
 
 
 def test_an_evaluating_device_has_no_rounds(report_of):
     report, _, _ = report_of(Event("evaluated", 1), Event("accepted", 1))
     assert (report.evaluations, report.rounds, report.steps, report.step_ms_median) == (1, 0, 0, None)
+
+
+def test_a_person_hears_of_a_step_every_few_seconds(monkeypatch):
+    pretended = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(device_report.time, "monotonic", lambda: pretended.now)
+    passed = []
+    tally = Tally(passed.append, Notifier({}))
+    for number in range(1, 40):
+        pretended.now = number / 2
+        tally(step(number, active_layers=6, seconds=0.5))
+    assert [event.values["step"] for event in passed] == [10, 20, 30]

@@ -1,0 +1,60 @@
+"""What interruptions of a connection tell: that the server is away, or that somebody else holds this side's client id."""
+
+from math import inf
+
+SHORT_S = 15.0
+SMALL_BYTES = 20_000
+"""A connection that moved more was no victim of another client's: links that cut after so much move on with every one."""
+AWAY_S = 5.0
+LOOK_S, LOOK_MAX_S = 3.0, 20.0
+
+
+class Outage:
+    """How long there has been no connection, and when to say so: after 5 s, 50 s, 500 s."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._tell_at = inf
+
+    def lasts(self, now: float) -> float:
+        """There is no connection; seconds of that if it is time to say so, else 0."""
+        if self._since is None:
+            self._since, self._tell_at = now, now + AWAY_S
+        if now < self._tell_at:
+            return 0.0
+        lasted_s = now - self._since
+        self._tell_at = self._since + 10 * max(lasted_s, AWAY_S)
+        return lasted_s
+
+    def ends(self, now: float) -> float:
+        """There is a connection; seconds that there was none, if that was said, else 0."""
+        since, self._since = self._since, None
+        if since is None or self._tell_at <= since + AWAY_S:
+            return 0.0
+        return now - since
+
+
+class Evictions:
+    """Connections in a row that the server ended soon, with little done: what another client with the same id does to one.
+
+    A server that ends them for other reasons looks the same from here, so that somebody has to look for the other client.
+    """
+
+    def __init__(self) -> None:
+        self.num_in_row = 0
+
+    def look_s(self, *, lasted_s: float, moved_bytes: int, is_told: bool) -> float:
+        """A connection was ended by the other side; seconds to look now for another holder of the id, mostly 0.
+
+        Args:
+            lasted_s: how long it stood.
+            moved_bytes: what arrived on it, either way.
+            is_told: whether the server said that another client took over.
+        """
+        if not is_told and (lasted_s >= SHORT_S or moved_bytes >= SMALL_BYTES):
+            self.num_in_row = 0
+            return 0.0
+        self.num_in_row += 1
+        number = self.num_in_row
+        is_due = number & (number - 1) == 0 and (is_told or number > 1)
+        return min(max(LOOK_S, 1.5 * number), LOOK_MAX_S) if is_due else 0.0

@@ -1,0 +1,152 @@
+"""TLS of a connection: what is trusted, what is shown, and what a handshake that fails means."""
+
+import contextlib
+import os
+import socket
+import ssl
+from pathlib import Path
+
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.network.address import Address
+
+KEY_PASSWORD = "FLEETUNE_MQTT_KEY_PASSWORD"
+
+_TIMEOUT_S = 5.0
+_LISTEN_S = 2.0
+_ASKED = "it asks for a client certificate: give --cert and --key"
+_NO_TLS = "it seems to speak no TLS on this port; without TLS the address begins with mqtt:// or ws://"
+_OF_OURS = (
+    "BAD_CERTIFICATE", "CERTIFICATE_EXPIRED", "CERTIFICATE_REVOKED", "CERTIFICATE_UNKNOWN", "DECRYPT_ERROR",
+    "UNKNOWN_CA", "UNSUPPORTED_CERTIFICATE", "ACCESS_DENIED",
+)  # fmt: skip
+_OF_NO_TLS = (
+    "WRONG_VERSION_NUMBER",
+    "RECORD_LAYER_FAILURE",
+    "HTTP_REQUEST",
+    "UNEXPECTED_EOF",
+    "PACKET_LENGTH",
+)
+_ADVICE = {
+    "local issuer": "the authority that signed it is given with --ca-file FILE",
+    "self": "an authority of your own is given with --ca-file FILE",
+    "mismatch": "address the server by a name that stands in its certificate",
+    "not valid for": "address the server by a name that stands in its certificate",
+    "expired": "renew it, unless this machine's clock is wrong",
+    "not yet valid": "is this machine's clock right?",
+}
+
+
+def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
+    """Trust ``ca_file``, or the system's authorities without it; show ``cert`` to a server that asks.
+
+    A key that is encrypted is opened with ``FLEETUNE_MQTT_KEY_PASSWORD``.
+
+    Raises:
+        ConfigError: a file that cannot be read, a key without its certificate or not its own, or an encrypted one.
+    """
+    if key and not cert:
+        raise ConfigError(f"--key {key}: give its certificate, --cert FILE")
+    for path in filter(None, (ca_file, cert, key)):
+        _check_readable(path)
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(f"{ca_file}: cannot be read as PEM certificates: {exc}") from exc
+    if cert:
+        _show(context, cert, key)
+    return context
+
+
+def speaks_tls(address: Address) -> bool:
+    """Whether something on this port answers a TLS handshake, with whatever certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        _shake_hands(address, context, listen_s=0)
+    except ssl.SSLError as exc:
+        return "ALERT" in (exc.reason or "")
+    except OSError:
+        return False
+    return True
+
+
+def trouble(address: Address, context: ssl.SSLContext) -> str:
+    """Why the handshake of a server that hangs up fails; empty if that is not the reason, or cannot be known."""
+    try:
+        _shake_hands(address, context, listen_s=_LISTEN_S)
+    except ssl.SSLError as exc:
+        return explain(exc)
+    except ConnectionResetError:
+        return _NO_TLS
+    except OSError:
+        return ""
+    return ""
+
+
+def explain(exc: ssl.SSLError) -> str:
+    """Plain words for a failed handshake."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        words = exc.verify_message.rstrip(".")
+        advice = next((text for part, text in _ADVICE.items() if part in words), "")
+        return f"its certificate is not trusted: {words}" + (f"; {advice}" if advice else "")
+    reason = exc.reason or str(exc)
+    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        return _ASKED
+    if any(name in reason for name in _OF_NO_TLS) or isinstance(exc, ssl.SSLEOFError):
+        return _NO_TLS
+    plain = reason.lower().replace("_", " ")
+    if "ALERT" in reason and any(name in reason for name in _OF_OURS):
+        return f"it does not take the client certificate of --cert: {plain}"
+    return f"the TLS handshake fails: {plain}"
+
+
+def is_final(words: str) -> bool:
+    """Whether what :func:`explain` said will not pass by itself."""
+    return words == _ASKED or words.startswith(("its certificate", "it does not take"))
+
+
+def _shake_hands(address: Address, context: ssl.SSLContext, *, listen_s: float) -> None:
+    """Raise what TLS says; with TLS 1.3 a server judges a client's certificate only after the client's handshake."""
+    with (
+        socket.create_connection((address.host, address.port), _TIMEOUT_S) as plain,
+        context.wrap_socket(plain, server_hostname=address.host) as wrapped,
+    ):
+        wrapped.settimeout(listen_s)
+        with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
+            wrapped.recv(1)
+
+
+def _check_readable(path: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read as PEM certificates: {exc.strerror}") from exc
+
+
+def _show(context: ssl.SSLContext, cert: str, key: str | None) -> None:
+    asked: list[bool] = []
+
+    def password() -> str:
+        asked.append(True)
+        return os.environ.get(KEY_PASSWORD, "")
+
+    try:
+        context.load_cert_chain(cert, key, password)
+    except (OSError, ssl.SSLError, ValueError) as exc:
+        where = f"{cert}, {key}" if key else cert
+        raise ConfigError(
+            f"{where}: {_why_not_shown(exc, has_key=bool(key), is_locked=bool(asked))}"
+        ) from exc
+
+
+def _why_not_shown(exc: Exception, *, has_key: bool, is_locked: bool) -> str:
+    reason = getattr(exc, "reason", "") or ""
+    if is_locked:
+        wrong = "is wrong" if os.environ.get(KEY_PASSWORD) else "is not set"
+        return f"the key is encrypted and its password, {KEY_PASSWORD}, {wrong}"
+    if "MISMATCH" in reason:
+        return "the key is not that of the certificate"
+    if not has_key:
+        return "not a PEM certificate with its private key; give the key with --key FILE"
+    return "not a PEM certificate and its private key"
