@@ -78,6 +78,18 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
     if found == 1:
         _upgrade(sql, kept, path)
+    if settings != kept:
+        _be_patient(sql, settings, text)
+
+
+def _be_patient(sql: sqlite3.Connection, settings: Settings, text: str) -> None:
+    """Take other rounds than before: a job that was finished goes on if it has more to do."""
+    with sql:
+        sql.execute("UPDATE job SET settings = ?", (text,))
+        sql.execute(
+            "UPDATE job SET finished = NULL WHERE ? > (SELECT coalesce(max(round), 0) FROM versions)",
+            (settings.rounds,),
+        )
 
 
 def add_tasks(sql: sqlite3.Connection, tasks: Iterable[Task]) -> None:

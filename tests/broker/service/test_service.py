@@ -277,11 +277,10 @@ def foreign_payload():
         (b"", {}, "malformed update"),
         (bytes(100_000), {}, "transfer refused: 100000 bytes"),
         (good_payload(), {"num_samples": 0}, "0 samples"),
-        (good_payload(), {"num_samples": 2**40}, "samples"),
+        (good_payload(), {"num_samples": 2**30}, "1073741824 samples"),
         (good_payload(), {"codec": "int8"}, "its codec is 'int8'"),
         (good_payload(), {"version": 3}, "it starts from version 3"),
         (good_payload(), {"round": 2}, "round 2 is unknown"),
-        (good_payload(), {"round": -1}, "round -1 is unknown"),
     ],
 )
 def test_a_bad_update_is_refused_with_its_reason(tmp_path, payload, changes, said):
