@@ -9,7 +9,6 @@ from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option
 
-
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
 
@@ -20,7 +19,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     job: Annotated[
         str, Option("name of the federation; all devices and the aggregator say the same", metavar="NAME")
     ]
-    rounds: Annotated[int, Option("rounds in all; a later start may ask for more, or fewer", at_least=1, at_most=COUNT_MAX)]
+    rounds: Annotated[
+        int, Option("rounds in all; a later start may ask for more, or fewer", at_least=1, at_most=COUNT_MAX)
+    ]
     clients: Annotated[int, Option("training devices in a round; of more, so many are drawn", at_least=1)]
     min_clients: Annotated[
         int, Option("updates a round needs at its deadline; 0 for all of --clients", at_least=0)

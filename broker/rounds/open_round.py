@@ -6,7 +6,6 @@ from enum import Enum
 
 from fleetune.broker.tasks import Task
 
-
 REFUSALS_MAX = 8
 """Refused updates of one device that are known again in a round."""
 

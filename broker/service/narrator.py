@@ -42,4 +42,8 @@ class Narrator:
         if self._federation.finished or not rounds.is_done:
             return ""
         silent = evaluations.silent(self._federation.version)
-        return f"{rounds.closed} rounds are done; waiting for the evaluation of {listed(silent)}" if silent else ""
+        return (
+            f"{rounds.closed} rounds are done; waiting for the evaluation of {listed(silent)}"
+            if silent
+            else ""
+        )

@@ -282,7 +282,7 @@ class Service:
             return
         except _OURS:
             raise
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
             self._refuse(update, _fault(exc), now)
             return
         self._store.accept(update, content)

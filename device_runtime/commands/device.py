@@ -30,6 +30,7 @@ from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.link import Link, Will
+from fleetune.device_runtime.network.outages import Outages
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.training.evaluation import Evaluation
@@ -156,7 +157,9 @@ class _Desk:
 def _live(agent: Agent, link: Link, *, notifier: Notifier, idle_limit_s: float) -> None:
     """Poll the agent whenever something is due, and sleep in between until a message comes."""
     busy_at = time.monotonic()
+    outages = Outages(link, link.address.shown)
     while not agent.finished:
+        outages.look()
         notifier.beat()
         was_paused = agent.is_paused
         has_more = agent.poll(time.monotonic())

@@ -288,8 +288,8 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status
 class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregator_status"):
     """Retained. ``session`` changes with every start of the aggregator: a device that sees a new one says Hello again.
 
-    Not retained, and with an empty session, it is a knock: an aggregator that wants the job asks whether another is at work on it,
-    which answers with its own status.
+    Not retained, and with an empty session, it is a knock: an aggregator that wants the job asks whether another is at
+    work on it, which answers with its own status.
     """
 
     v: int = VERSION

@@ -155,7 +155,12 @@ def _bounds(annotation: Any) -> Iterator[str]:
         if isinstance(note, msgspec.Meta) and note.max_length is not None:
             yield f"{note.max_length} {unit}"
         if isinstance(note, Option):
-            laws = {"at least": note.at_least, "above": note.above, "below": note.below, "at most": note.at_most}
+            laws = {
+                "at least": note.at_least,
+                "above": note.above,
+                "below": note.below,
+                "at most": note.at_most,
+            }
             yield from (f"{words} {value:.10g}" for words, value in laws.items() if value is not None)
 
 
