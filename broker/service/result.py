@@ -51,8 +51,9 @@ class Result:
         self._kept = (0, 0)
 
     def tell(self, told: Row) -> None:
-        """Take a row that is complete; they come in order, from the first on."""
+        """Take a row that is complete, and keep it; they come in order, from the first on. StateError as ``keep``."""
         self._told.append(told)
+        self.keep()
 
     def keep(self) -> None:
         """Write what is new since the last time; nothing before the first round is closed.

@@ -135,7 +135,7 @@ class Service:
             raise
         except Exception as exc:  # a fault of ours that a stranger found must not end the job of all
             log.error("dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain())
-        self._pump(now)
+        self._go_on(now)
 
     def tick(self, now: float) -> None:
         """Do what is due; more often does no harm.
@@ -147,7 +147,7 @@ class Service:
             self._connections = self._link.connections
             self._outbound.announce()
         self._do(self.federation.tick(now), now)
-        self._pump(now)
+        self._go_on(now)
 
     def due_at(self, now: float) -> float:
         """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
@@ -170,8 +170,6 @@ class Service:
         if closed != self._closed:
             self._closed = closed
             self._drop_late()
-        self._reporter.tell()
-        self._narrator.tell(now)
 
     def _drop_late(self) -> None:
         is_wanted = self.federation.rounds.task_of
@@ -262,6 +260,11 @@ class Service:
             return judged
         self._outbound.tell(update.device_id, judged)
         return None
+
+    def _go_on(self, now: float) -> None:
+        self._pump(now)
+        self._reporter.tell()
+        self._narrator.tell(now)
 
     def _pump(self, now: float) -> None:
         for upload in self._pulls.finished(now):

@@ -12,6 +12,9 @@ class _Standing(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def connections(self) -> int: ...
+
 
 class Outages:
     """One line when a connection is lost, one when it stands again."""
@@ -20,14 +23,21 @@ class Outages:
         """Begin with a connection that stands; ``shown`` is the server's address without a login."""
         self._link, self._shown, self._clock = link, shown, clock
         self._lost_at: float | None = None
+        self._connections = link.connections
 
     def look(self) -> None:
         """Look at the connection; call it now and then."""
-        if self._link.connected == (self._lost_at is None):
-            return
-        if self._lost_at is None:
+        is_other, self._connections = (
+            self._link.connections != self._connections,
+            self._link.connections,
+        )
+        if self._lost_at is None and not self._link.connected:
             self._lost_at = self._clock()
             log.warning("%s: the MQTT server is away; everything goes on when it is back", self._shown)
-            return
-        log.warning("%s: the MQTT server is back after %.0f s", self._shown, self._clock() - self._lost_at)
-        self._lost_at = None
+        elif self._lost_at is not None and self._link.connected:
+            log.warning(
+                "%s: the MQTT server is back after %.0f s", self._shown, self._clock() - self._lost_at
+            )
+            self._lost_at = None
+        elif is_other:
+            log.warning("%s: the MQTT server was away for a moment", self._shown)
