@@ -98,7 +98,7 @@ def test_what_makes_a_job_another_is_still_refused(home):
     kitchen = home.device()
     home.aggregate(rounds=1)
     kitchen.result()
-    with pytest.raises(ConfigError, match=r"holds another job \(clients: 2, was 1\)"):
+    with pytest.raises(ConfigError, match=r"holds another job \(clients: 2, was 1; min"):
         home.aggregate(rounds=2, clients=2)
 
 
