@@ -29,9 +29,7 @@ class Home:
 
     def device(self):
         options = {"data": self.data, "id": "kitchen", "state": self.folder / "kitchen", "threads": 1}
-        return self.pool.submit(
-            device, self.artifact, mqtt=self.url, job="home", idle_limit_s=60, **options
-        )
+        return self.pool.submit(device, self.artifact, mqtt=self.url, job="home", idle_limit_s=60, **options)
 
     def run(self):
         return json.loads((self.out / "run.json").read_text())
