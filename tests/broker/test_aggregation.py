@@ -106,11 +106,13 @@ def test_a_second_aggregator_of_a_job_is_sent_away_and_the_first_goes_on(home, s
     at_work = Event()
     first = home.pool.submit(home.aggregate, rounds=1, on_note=lambda _: at_work.set())
     assert at_work.wait(30)
-    with pytest.raises(ConfigError, match="another aggregator of job 'home' is at work"):
-        home.aggregate(rounds=1, out=home.folder / "other")
-    kitchen = home.device()
-    assert first.result(60).rounds == 1
-    assert kitchen.result().rounds == 1
+    try:
+        with pytest.raises(ConfigError, match="another aggregator of job 'home' is at work"):
+            home.aggregate(rounds=1, out=home.folder / "other", on_note=pytest.fail)
+    finally:
+        kitchen = home.device()
+        assert first.result(60).rounds == 1
+        assert kitchen.result().rounds == 1
 
 
 def test_what_a_killed_aggregator_left_on_the_server_stops_nobody(home, monkeypatch):
@@ -129,6 +131,6 @@ def test_the_folder_of_another_command_is_refused_and_left_as_it_is(home, left):
     (home.out / left).parent.mkdir(parents=True)
     (home.out / left).write_text("mine")
     with pytest.raises(ConfigError, match=rf"{left.split('/')[0]} lie there and no ledger"):
-        home.aggregate()
+        home.aggregate(on_note=pytest.fail)
     assert (home.out / left).read_text() == "mine"
     assert not (home.out / FILE).exists()

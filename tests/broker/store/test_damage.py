@@ -5,9 +5,9 @@ import sqlite3
 
 import numpy as np
 import pytest
-from fleet import Aggregator, Device, World
+from fleet import Aggregator, Device, World, settings_of
 
-from fleetune.broker.store.ledger import FILE
+from fleetune.broker.store.ledger import FILE, Ledger
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.errors import FleetuneError, StateError
 from fleetune.device_runtime.network.loopback import Loopback
@@ -152,3 +152,19 @@ def test_a_ledger_that_a_release_before_spoilt_goes_on(folder, tmp_path):
 
 def test_a_whole_ledger_is_not_refused(folder, tmp_path):
     start(shutil.copytree(folder, tmp_path / "copy"))
+
+
+def test_damage_that_would_be_met_in_the_middle_of_a_job_is_told_at_its_start(folder, tmp_path):
+    """An index of nothing but inserts."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with sqlite3.connect(copy / FILE) as sql:
+        (page,) = sql.execute(
+            "SELECT rootpage FROM sqlite_master WHERE tbl_name = 'works' AND type = 'index'"
+        ).fetchone()
+        (size,) = sql.execute("PRAGMA page_size").fetchone()
+    sql.close()
+    content = bytearray((copy / FILE).read_bytes())
+    content[(page - 1) * size : page * size] = bytes(size)
+    (copy / FILE).write_bytes(bytes(content))
+    with pytest.raises(StateError, match="not a ledger, or damaged"):
+        Ledger(copy, settings_of(**{name: value for name, value in CHANGES.items() if name != "size"}))
