@@ -25,4 +25,4 @@ def test_one_that_fails_ends_it_though_the_others_wait_for_it_for_ever(error):
         raise error
 
     with pytest.raises(type(error)):
-        together(Event().wait, fails, Event().wait)
+        together(lambda: Event().wait(5), fails, lambda: Event().wait(5))
