@@ -164,6 +164,8 @@ class Agent:
             self._deliveries.serve(request, now)
 
     def _heard(self, status: AggregatorStatus) -> None:
+        if self.finished:
+            return
         if status.finished and self._presence.has_met and not self._presence.has_left(status.session):
             self._finish("the job is over", is_unwanted=False, session=status.session)
         elif status.finished:
