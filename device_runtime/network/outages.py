@@ -40,4 +40,4 @@ class Outages:
             )
             self._lost_at = None
         elif is_other:
-            log.warning("%s: the MQTT server was away for a moment", self._shown)
+            log.warning("%s: the MQTT server was away, and is back", self._shown)

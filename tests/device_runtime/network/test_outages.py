@@ -30,4 +30,4 @@ def test_one_that_nobody_saw_is_told_afterwards(caplog):
     link.connections = 2
     outages.look()
     outages.look()
-    assert caplog.text.count("the MQTT server was away for a moment") == 1
+    assert caplog.text.count("the MQTT server was away, and is back") == 1
