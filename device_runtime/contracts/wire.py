@@ -126,7 +126,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     epochs: Annotated[
         int,
         Option(
-            "passes over the data, in a federation in each round, if steps is 0", at_least=0, at_most=COUNT_MAX
+            "passes over the data, in a federation in each round, if steps is 0",
+            at_least=0,
+            at_most=COUNT_MAX,
         ),
     ] = 1
     batch_size: Annotated[int, Option("samples a step", at_least=1, at_most=COUNT_MAX)] = 16

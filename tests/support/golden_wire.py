@@ -89,7 +89,8 @@ def _dialogue() -> Iterator[tuple[str, Any]]:
 
 def _with(kind: type[msgspec.Struct], **values: Any) -> Any:
     """A message with these fields; others that it must have are filled, those that it may have are left out."""
-    must = {f.name: _value(f, i) for i, f in enumerate(fields_of(kind)) if f.default is msgspec.NODEFAULT}
+    required = {f.name for f in msgspec.structs.fields(kind) if f.required}
+    must = {f.name: _value(f, i) for i, f in enumerate(fields_of(kind)) if f.name in required}
     return kind(**must | values)
 
 

@@ -56,7 +56,7 @@ def test_rows_are_lines_below_one_header():
         for row in ROWS:
             show(row)
     assert [line.split() for line in out.getvalue().splitlines()] == [
-        "round 1: 1 of 2 devices here: kitchen; waiting for 1 more".split(),
+        ["round", "1:", "1", "of", "2", "devices", "here:", "kitchen;", "waiting", "for", "1", "more"],
         ["round", "devices", "trained", "loss", "accuracy", "down", "up", "seconds"],
         ["0", "0", "-", "2.0000", "0.100", "0", "B", "0", "B", "-"],
         ["1", "2", "1.5000", "-", "-", "2.0", "kB", "1.5", "MB", "20.0"],
