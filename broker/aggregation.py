@@ -3,26 +3,23 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import msgspec
-from safetensors.numpy import load
 
 from fleetune.broker.job import Job, Patience, Settings, settings_of
 from fleetune.broker.laws import check_settings
+from fleetune.broker.service.result import AggregateReport, Result, check_folder
+from fleetune.broker.service.rivals import has_rival
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.rows import Row, rows
-from fleetune.device_runtime.contracts.adapters import save_peft
-from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
-from fleetune.device_runtime.contracts.run_file import plain, write_run
-from fleetune.device_runtime.contracts.wire import AggregatorStatus, LocalWork, decode
-from fleetune.device_runtime.errors import StateError, WireError
+from fleetune.broker.store.rows import Row
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.run_file import plain
+from fleetune.device_runtime.contracts.wire import AggregatorStatus, LocalWork, aggregator_topic, decode
+from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, WireError
 from fleetune.device_runtime.network.address import Reach, parse_url
-from fleetune.device_runtime.network.client import Party
+from fleetune.device_runtime.network.client import NOBODY, Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 
@@ -31,26 +28,6 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.1
 """A connection that was lost and stands again is noticed within this time."""
 _GOODBYE_S = 15.0
-
-
-class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job came to; every figure counts the restarts in."""
-
-    rounds: int
-    accuracy: float | None
-    """Of the last version, over the evaluating devices; None without one."""
-    loss: float | None
-    bytes_down: int
-    """Payload of all chunks sent to devices (training and evaluating), repetitions included."""
-    bytes_up: int
-    """Payload of all chunks received from devices, repetitions included."""
-    link_bytes_sent: int
-    """Payload of all MQTT messages sent by the aggregator."""
-    link_bytes_received: int
-    wall_s: float
-    adapter: str
-    """PEFT folder."""
-    history: list[Row]
 
 
 def aggregate(
@@ -63,23 +40,27 @@ def aggregate(
     patience: Patience = Patience(),
     reach: Reach = Reach(),
     on_round: Callable[[Row], object] | None = None,
+    on_note: Callable[[str], object] | None = None,
 ) -> AggregateReport:
     """Combine what devices learn, round by round, into a PEFT adapter.
 
-    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience`` and ``reach`` may differ.
+    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach`` and the number of rounds may
+    differ: a job that was finished goes on if more are asked for.
 
     Args:
         artifact_dir: folder made by ``fleetune export``; the devices hold the same.
         mqtt: URL of the MQTT server.
         job: its name, rounds and clients, and how updates are combined.
-        out: folder for ``ledger.sqlite``, ``versions/``, ``adapter/`` and ``run.json``.
+        out: folder for ``ledger.sqlite`` and ``versions/``, and after each round ``adapter/`` and ``run.json``.
         work: what a device does in a round; its seed is made from the job's.
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
         on_round: called with each row of ``history``, in order, when it is complete.
+        on_note: called with a line on what the job waits for, when that changes.
 
     Raises:
-        ConfigError: a setting is wrong (all listed), or ``out`` holds another job.
+        ConfigError: a setting is wrong (all listed), ``out`` holds another job or what another command left, or another
+            aggregator is at work on the job.
         ArtifactError: the artifact is damaged.
         StateError: the ledger is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or a round never gets enough updates.
@@ -89,19 +70,21 @@ def aggregate(
     settings = settings_of(job, artifact=artifact.digest, work=work)
     check(reach)
     check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
-    session = secrets.token_hex(8)
-    link = Link(
-        mqtt,
-        client_id=f"fleetune-aggregator-{job.job}",
-        topics=topics(job.job),
-        will=Will(*will(job.job, session)),
-        ca_file=reach.ca_file or None,
-        cert=reach.cert or None,
-        key=reach.key or None,
-        party=_party(job.job, session),
-    )
+    check_folder(Path(out))
     with _open_ledger(Path(out), settings) as ledger:
-        link.open(reach.timeout_s)
+        result = Result(ledger, artifact, arguments)
+        deadline = time.monotonic() + reach.timeout_s
+        _check_alone(mqtt, job.job, reach)
+        session = secrets.token_hex(8)
+        link = _link(
+            mqtt,
+            reach,
+            f"fleetune-aggregator-{job.job}",
+            topics(job.job),
+            will=Will(*will(job.job, session)),
+            party=_party(job.job, session),
+        )
+        link.open(max(deadline - time.monotonic(), 0.0))
         try:
             service = Service(
                 link,
@@ -111,15 +94,13 @@ def aggregate(
                 adapter=artifact.adapter(),
                 session=session,
                 now=time.monotonic(),
-                on_row=on_round,
+                on_row=_both(result.tell, on_round),
+                on_note=on_note,
             )
-            _serve(service, link)
+            _serve(service, link, result)
         finally:
             link.close()
-        try:
-            return _conclude(ledger, artifact, arguments)
-        except OSError as exc:
-            raise StateError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
+        return result.conclude()
 
 
 def _party(job: str, session: str) -> Party:
@@ -146,10 +127,66 @@ def _open_ledger(out: Path, settings: Settings) -> Ledger:
         raise StateError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
 
 
-def _serve(service: Service, link: Link) -> None:
+def _link(
+    mqtt: str,
+    reach: Reach,
+    client_id: str,
+    topics: Sequence[str],
+    *,
+    will: Will | None = None,
+    party: Party = NOBODY,
+) -> Link:
+    return Link(
+        mqtt,
+        client_id=client_id,
+        topics=topics,
+        will=will,
+        ca_file=reach.ca_file or None,
+        cert=reach.cert or None,
+        key=reach.key or None,
+        party=party,
+    )
+
+
+def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
+    """Ask, under a name of its own, whether an aggregator of the job is there: under the job's it would be thrown off.
+
+    A server that does not let this name in is not asked; whatever else is wrong with it is told when the job connects.
+
+    Raises:
+        ConfigError: one is.
+    """
+    visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [aggregator_topic(job)])
+    try:
+        visitor.open(reach.timeout_s)
+    except TransportError as exc:
+        log.info("nobody was asked for another aggregator: %s", exc)
+        return
+    try:
+        is_taken = has_rival(visitor, job)
+    finally:
+        visitor.close()
+    if is_taken:
+        shown = visitor.address.shown
+        raise ConfigError(
+            f"{shown}: another aggregator of job {job!r} is at work; stop it, or name another --job"
+        )
+
+
+def _both(first: Callable[[Row], object], second: Callable[[Row], object] | None) -> Callable[[Row], object]:
+    def tell(row: Row) -> None:
+        first(row)
+        if second:
+            second(row)
+
+    return tell
+
+
+def _serve(service: Service, link: Link, result: Result) -> None:
     try:
         service.tick(time.monotonic())
         while not service.finished:
+            result.keep()
             if message := link.receive(_POLL_S):
                 service.take(*message, time.monotonic())
             if service.due_at(now := time.monotonic()) <= now:
@@ -165,23 +202,3 @@ def _see_off(service: Service, link: Link) -> None:
     while not (link.connected and link.flush(_POLL_S)) and time.monotonic() < deadline:
         link.receive(_POLL_S)
         service.tick(time.monotonic())
-
-
-def _conclude(ledger: Ledger, artifact: Artifact, arguments: dict[str, Any]) -> AggregateReport:
-    history, cost = rows(ledger), ledger.cost()
-    adapter = ledger.folder / "adapter"
-    save_peft(adapter, artifact.manifest, load(ledger.version(ledger.newest)))
-    report = AggregateReport(
-        rounds=history[-1].round,
-        accuracy=history[-1].accuracy,
-        loss=history[-1].loss,
-        bytes_down=cost.bytes_down,
-        bytes_up=cost.bytes_up,
-        link_bytes_sent=cost.bytes_sent,
-        link_bytes_received=cost.bytes_received,
-        wall_s=cost.seconds,
-        adapter=str(adapter),
-        history=history,
-    )
-    write_run(ledger.folder, artifact, arguments, report)
-    return report

@@ -4,10 +4,13 @@ from typing import Annotated
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import FULL, LocalWork
+from fleetune.device_runtime.contracts.wire import COUNT_MAX, FULL, SECONDS_MAX, LocalWork
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option
+
+PATIENT = ("rounds",)
+"""Settings that are no part of what a job is: a later start may give others."""
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,7 +19,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     job: Annotated[
         str, Option("name of the federation; all devices and the aggregator say the same", metavar="NAME")
     ]
-    rounds: Annotated[int, Option("rounds in all", at_least=1)]
+    rounds: Annotated[
+        int, Option("rounds in all; a later start may ask for more, or fewer", at_least=1, at_most=COUNT_MAX)
+    ]
     clients: Annotated[int, Option("training devices in a round; of more, so many are drawn", at_least=1)]
     min_clients: Annotated[
         int, Option("updates a round needs at its deadline; 0 for all of --clients", at_least=0)
@@ -43,7 +48,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A job of an artifact with its work. The ledger keeps it and refuses to go on with another."""
+    """A job of an artifact with its work. The ledger keeps it and refuses to go on with another, but for what is PATIENT."""
 
     artifact: str
     """SHA-256 of the artifact's manifest."""
@@ -55,7 +60,11 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     deadline_s: Annotated[
         float,
-        Option("seconds after which a round closes, or is extended by as much; 0 for never", at_least=0),
+        Option(
+            "seconds after which a round closes, or is extended by as much; 0 for never",
+            at_least=0,
+            at_most=SECONDS_MAX,
+        ),
     ] = 600.0
     gather_s: Annotated[
         float, Option("seconds the first round waits for all clients, then for min_clients", at_least=0)
@@ -85,9 +94,10 @@ def settings_of(job: Job, *, artifact: str, work: LocalWork) -> Settings:
 
 
 def differences(mine: Settings, theirs: Settings) -> list[str]:
-    """Fields in which two settings differ, as 'clients: 4, was 3'."""
+    """Fields that make of two settings two jobs, as 'clients: 4, was 3'."""
     left, right = (msgspec.to_builtins(s) for s in (mine, theirs))
-    return [f"{name}: {left[name]!r}, was {right[name]!r}" for name in left if left[name] != right[name]]
+    names = [name for name in left if name not in PATIENT and left[name] != right[name]]
+    return [f"{name}: {left[name]!r}, was {right[name]!r}" for name in names]
 
 
 def device_work(settings: Settings, *, round_number: int, position: int) -> LocalWork:

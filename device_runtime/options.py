@@ -27,6 +27,8 @@ class Option(NamedTuple):
     at_least: float | None = None
     above: float | None = None
     below: float | None = None
+    at_most: float | None = None
+    """A limit of formats rather than of sense: it is named only to whom it stops."""
     choices: tuple[str, ...] = ()
     table: str = ""
     """Kind of the table whose names are choices too."""
@@ -106,6 +108,8 @@ def _broken(field: Field, value: object, tables: Tables) -> Iterator[str]:
 
 def _unmet(option: Option, value: float) -> str:
     """The bounds, if one is not kept."""
+    if option.at_most is not None and value > option.at_most:
+        return f"at most {option.at_most:.10g}"
     bounds = (
         ("finite", True, math.isfinite(value)),
         (f"at least {option.at_least}", option.at_least is not None, value >= (option.at_least or 0)),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fleetune.toolkit.demo import demo
     from fleetune.toolkit.export import export
     from fleetune.toolkit.merge import merge
+    from fleetune.toolkit.together import together
 
 __all__ = [
     "Duty",
@@ -46,6 +47,7 @@ __all__ = [
     "merge",
     "predict",
     "selfcheck",
+    "together",
     "train",
 ]
 
@@ -67,6 +69,7 @@ _HOMES = {
     "merge": "fleetune.toolkit.merge",
     "predict": "fleetune.device_runtime.commands.predict",
     "selfcheck": "fleetune.device_runtime.commands.selfcheck",
+    "together": "fleetune.toolkit.together",
     "train": "fleetune.device_runtime.commands.train",
 }
 

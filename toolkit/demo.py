@@ -21,7 +21,7 @@ from fleetune.toolkit.processes import Fleet, fleet
 from fleetune.toolkit.utterances import Corpus, make_corpus, write_lines
 
 if TYPE_CHECKING:
-    from fleetune.broker.aggregation import AggregateReport
+    from fleetune.broker.service.result import AggregateReport
 
 JOB = "demo"
 MARK = "demo.json"
@@ -95,7 +95,16 @@ def demo(
             _start(members, out, name, artifact, server.url)
         report = _aggregate(
             members,
-            partial(aggregate, artifact, mqtt=server.url, job=job, out=out / "run", work=work, on_round=say),
+            partial(
+                aggregate,
+                artifact,
+                mqtt=server.url,
+                job=job,
+                out=out / "run",
+                work=work,
+                on_round=say,
+                on_note=say,
+            ),
         )
         members.wait(_LEAVE_WITHIN_S)
     result = _report(report, members, time.monotonic() - started)

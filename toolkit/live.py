@@ -1,17 +1,20 @@
 """Progress as people read it: moving bars and tables on a terminal, plain lines elsewhere."""
 
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.spinner import Spinner
+from rich.text import Text
 
-COLUMNS = ("round", "devices", "loss", "accuracy", "down", "up", "seconds")
+COLUMNS = ("round", "devices", "trained", "loss", "accuracy", "down", "up", "seconds")
+"""``trained``: mean loss of the devices' last steps; ``loss`` and ``accuracy`` are those of the evaluating devices."""
 _PLAIN_EVERY_S = 5.0
 
 Callback = Callable[[Any], None]
@@ -48,7 +51,7 @@ def steps(console: Console) -> Iterator[Callback]:
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, redirect_stderr=_has_tty()) as progress:
         task = progress.add_task("", total=None)
         yield lambda report: progress.update(
             task,
@@ -60,31 +63,34 @@ def steps(console: Console) -> Iterator[Callback]:
 
 @contextmanager
 def rounds(console: Console) -> Iterator[Callback]:
-    """Follow rounds (rows as in ``AggregateReport.history``): a growing table, or a line a round."""
+    """Follow rounds: rows as in ``AggregateReport.history``, a line each below one header, and lines of text among them.
+
+    On a terminal a line below them moves; whatever else is printed or logged comes above it, and nothing is painted over.
+    """
+    is_first = True
+
+    def show(event: Any) -> None:
+        nonlocal is_first
+        if is_first and not isinstance(event, str):
+            is_first = False
+            console.print(_aligned(COLUMNS), markup=False)
+        console.print(event if isinstance(event, str) else _aligned(cells(event)), markup=False)
+
     if not console.is_terminal:
-        console.print("  ".join(f"{name:>8}" for name in COLUMNS), markup=False)
-        yield lambda row: console.print("  ".join(f"{cell:>8}" for cell in cells(row)), markup=False)
-        return
-    table = Table(*COLUMNS)
-    with Live(table, console=console, refresh_per_second=2):
-        yield lambda row: table.add_row(*cells(row))
-
-
-@contextmanager
-def demo_events(console: Console) -> Iterator[Callback]:
-    """Print lines of text as they come, and follow the rounds below them."""
-    with ExitStack() as stack:
-        follow: list[Callback] = []
-
-        def show(event: Any) -> None:
-            if isinstance(event, str):
-                console.print(event, markup=False)
-                return
-            if not follow:
-                follow.append(stack.enter_context(rounds(console)))
-            follow[0](event)
-
         yield show
+        return
+    moving = Spinner("dots", Text("at work"))
+    with Live(moving, console=console, refresh_per_second=4, transient=True, redirect_stderr=_has_tty()):
+        yield show
+
+
+def _has_tty() -> bool:
+    """Whether what is logged is seen on the terminal: then it goes above what moves there; a file gets it as it is."""
+    return sys.stderr.isatty()
+
+
+def _aligned(words: Iterable[str]) -> str:
+    return "  ".join(f"{word:>8}" for word in words)
 
 
 def cells(row: Any) -> tuple[str, ...]:
@@ -92,11 +98,12 @@ def cells(row: Any) -> tuple[str, ...]:
     return (
         str(row.round),
         str(row.devices),
+        _fixed(row.train_loss, ".4f"),
         _fixed(row.loss, ".4f"),
         _fixed(row.accuracy, ".3f"),
         size(row.bytes_down),
         size(row.bytes_up),
-        _fixed(row.seconds, ".1f"),
+        _fixed(row.seconds if row.round else None, ".1f"),
     )
 
 

@@ -36,7 +36,7 @@ def refusal(
         return f"it starts from version {update.version}; round {number} starts from {task.version}"
     if update.codec != task.work.codec:
         return f"its codec is {update.codec[:_SHOWN_CHARS]!r}; {task.work.codec!r} was asked for"
-    return open_round.refusals.get(identity(update), "")
+    return open_round.refusal(device, identity(update))
 
 
 def identity(update: UpdateReady) -> bytes:

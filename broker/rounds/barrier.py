@@ -37,7 +37,7 @@ class Barrier:
         self._learned = self._configurator.init(settings)
         for outcome in outcomes:
             self._learned = self._configurator.learn(self._learned, outcome)
-        self.open_round = self._restored(past, now) if past.tasks else None
+        self.open_round = self._restored(past, now) if past.tasks and not self.is_done else None
         """The round that is open, if one is."""
 
     @property
@@ -49,6 +49,11 @@ class Barrier:
     def is_done(self) -> bool:
         """Whether all rounds are closed."""
         return self.closed >= self._settings.rounds
+
+    def wanted(self, now: float) -> int:
+        """How many devices have to be here for a round to open."""
+        is_late = self._gathered or now >= self.since + self._gather_s
+        return self._settings.min_clients if is_late else self._settings.clients
 
     def task(self, device_id: str) -> Task | None:
         """What a device was asked to do in the open round, if it was."""
@@ -77,7 +82,7 @@ class Barrier:
         """An update is bad: the round goes on without it, but a better one is welcome."""
         if self.open_round and self.task_of(update):
             self.open_round.stand(update.device_id, Standing.REFUSED)
-            self.open_round.refusals[identity(update)] = reason[:REASON_CHARS_MAX]
+            self.open_round.refuse(update.device_id, identity(update), reason[:REASON_CHARS_MAX])
 
     def declined(self, device_id: str, task_id: str) -> None:
         """A device cannot do its task: the round goes on without it."""
@@ -128,9 +133,7 @@ class Barrier:
         return now + (self._patience.deadline_s or inf)
 
     def _open(self, now: float) -> list[Action]:
-        settings = self._settings
-        is_late = self._gathered or now >= self.since + self._gather_s
-        if len(self.roster) < (settings.min_clients if is_late else settings.clients):
+        if len(self.roster) < self.wanted(now):
             return []
         self._gathered = True
         self.open_round = OpenRound(self.closed + 1, self._deadline(now))

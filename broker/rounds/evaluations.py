@@ -3,12 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable
 
-import numpy as np
-
 from fleetune.broker.job import Settings, device_work
 from fleetune.broker.rounds.actions import Assign
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import Report, default_task_id
+from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, default_task_id
 
 
 class Evaluations:
@@ -86,7 +84,7 @@ class Evaluations:
             return f"version {report.version} is unknown; the newest is {newest}"
         if report.task_id != default_task_id("evaluate", report.version, report.device_id):
             return f"task {report.task_id[:120]!r} is not the evaluation of version {report.version}"
-        if not (np.isfinite(report.loss) and 0 <= report.accuracy <= 1 and report.num_samples > 0):
+        if not (abs(report.loss) <= FIGURE_MAX and 0 <= report.accuracy <= 1 and report.num_samples > 0):
             found = f"loss {report.loss}, accuracy {report.accuracy}, {report.num_samples} samples"
             return f"{found}: not a measurement"
         return ""

@@ -6,6 +6,9 @@ from enum import Enum
 
 from fleetune.broker.tasks import Task
 
+REFUSALS_MAX = 8
+"""Refused updates of one device that are known again in a round."""
+
 
 class Standing(Enum):
     """Where a device stands in the open round."""
@@ -23,8 +26,7 @@ class OpenRound:
         self.extensions = 0
         self.tasks: dict[str, Task] = {}
         """By device, in the order of their positions."""
-        self.refusals: dict[bytes, str] = {}
-        """Why an update, known by all of its announcement, was refused."""
+        self._refusals: dict[str, dict[bytes, str]] = {}
         self._standing: dict[str, Standing] = {}
         self._counts: Counter[Standing] = Counter()
 
@@ -40,6 +42,17 @@ class OpenRound:
             self._counts[before] -= 1
         self._standing[device_id] = standing
         self._counts[standing] += 1
+
+    def refuse(self, device_id: str, identity: bytes, reason: str) -> None:
+        """Remember why an update was refused, known by all of its announcement; of a device the newest few."""
+        refusals = self._refusals.setdefault(device_id, {})
+        refusals[identity] = reason
+        while len(refusals) > REFUSALS_MAX:
+            del refusals[next(iter(refusals))]
+
+    def refusal(self, device_id: str, identity: bytes) -> str:
+        """Why an update was refused; empty if it was not, or that is forgotten: then its payload is seen again."""
+        return self._refusals.get(device_id, {}).get(identity, "")
 
     def standing(self, device_id: str) -> Standing | None:
         """Where a device stands; None if it was not asked."""

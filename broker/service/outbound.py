@@ -18,6 +18,8 @@ class Outbound:
     def __init__(self, link: Connection, store: Store, federation: Federation, *, session: str) -> None:
         self._link, self._store, self._federation, self._session = link, store, federation, session
         self._job = federation.settings.job
+        self.topic = aggregator_topic(self._job)
+        """Of its status."""
 
     @property
     def chunk_bytes(self) -> int:
@@ -38,4 +40,4 @@ class Outbound:
             version=self._federation.version,
             finished=self._store.finished,
         )
-        send(self._link, aggregator_topic(self._job), encode(status), retain=True)
+        send(self._link, self.topic, encode(status), retain=True)

@@ -23,7 +23,9 @@ class Reporter:
     def _is_complete(self, version: int) -> bool:
         if self._store.finished:
             return True
-        # Evaluating devices may come a little later than the others: the first row waits for them for a round.
+        # Evaluating devices may come a little later than the others, after a restart too: a row waits for them for a round.
         federation, reports = self._federation, self._federation.evaluations
-        has_time = federation.version > 0 or (federation.round > 0 and reports.has_reports(version))
-        return has_time and reports.is_complete(version)
+        if version == federation.version:
+            is_first_of_all = version == 0 and not (federation.round and reports.has_reports(version))
+            return not is_first_of_all and not reports.num_silent(version)
+        return reports.is_complete(version)

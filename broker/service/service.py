@@ -10,9 +10,11 @@ from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, verdict_on
 from fleetune.broker.service.executor import Executor
 from fleetune.broker.service.meter import Meter
+from fleetune.broker.service.narrator import Narrator
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.reporter import Reporter
+from fleetune.broker.service.rivals import is_knock
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.service.views import JobView, view_of
 from fleetune.broker.store.rows import Row
@@ -20,7 +22,6 @@ from fleetune.broker.store.store import AFTERWARDS, Past, Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.wire import (
-    REASON_CHARS_MAX,
     AggregatorStatus,
     Chunk,
     Decline,
@@ -38,15 +39,20 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
     task_id_of,
 )
-from fleetune.device_runtime.errors import ConfigError, WireError, one_line
+from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, WireError, one_line
 from fleetune.device_runtime.network.connection import Connection
 
 log = logging.getLogger(__name__)
 
+DEVICES_MAX = 100_000
+"""Names of devices that are taken in one life of a service; it remembers something of each."""
+_OURS = (StateError, TransportError, OSError, MemoryError)
+"""What no message brings about, but our own disk, server or machine: the service stops."""
+
 
 def topics(job: str) -> list[str]:
     """What an aggregator subscribes to."""
-    return [device_topic(job, "+", "up"), device_topic(job, "+", "status")]
+    return [device_topic(job, "+", "up"), device_topic(job, "+", "status"), aggregator_topic(job)]
 
 
 def will(job: str, session: str) -> tuple[str, bytes]:
@@ -69,6 +75,7 @@ class Service:
         session: str,
         now: float,
         on_row: Callable[[Row], object] | None = None,
+        on_note: Callable[[str], object] | None = None,
     ) -> None:
         """Begin or resume.
 
@@ -82,6 +89,7 @@ class Service:
             now: the time, seconds of any monotonic clock, the same as everywhere after.
             on_row: told of every round once, in order: when it is closed and the evaluating devices here have
                 reported; after a restart from the first on.
+            on_note: told in a line what the job waits for, when that changes.
 
         Raises:
             StateError: the store is damaged.
@@ -94,12 +102,14 @@ class Service:
         self._outbound = Outbound(link, store, self.federation, session=session)
         self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
         self._executor = Executor(settings, store, self._versions, meter=self._meter, outbound=self._outbound)
+        self._narrator = Narrator(self.federation, on_note or (lambda _: None))
         self._pulls = Pulls()
         self._known: set[str] = set()
+        self._seen: set[str] = set()
         self._connections = -1
         self._closed = past.closed
         log.info(
-            "job %s, artifact %s: %d of %d rounds done",
+            "job %s, artifact %s: %d rounds done, %d asked for",
             settings.job,
             settings.artifact[:12],
             past.closed,
@@ -112,13 +122,20 @@ class Service:
         return self._store.finished
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
-        """Take a message; a bad one is dropped with one line in the log."""
+        """Take a message; one that is bad, or that anything goes wrong with, is dropped with one line in the log.
+
+        Raises:
+            StateError: the store cannot be read or written.
+        """
         try:
-            device_id = _sender(topic)
-            self._dispatch(device_id, decode(payload), now)
+            self._read(topic, decode(payload), now)
         except WireError as exc:
-            log.warning("dropped a message on %s: %s", topic, exc)
-        self._pump(now)
+            log.warning("dropped a message on %s: %s", one_line(topic), exc)
+        except _OURS:
+            raise
+        except Exception as exc:  # a fault of ours that a stranger found must not end the job of all
+            log.error("dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain())
+        self._go_on(now)
 
     def tick(self, now: float) -> None:
         """Do what is due; more often does no harm.
@@ -130,7 +147,7 @@ class Service:
             self._connections = self._link.connections
             self._outbound.announce()
         self._do(self.federation.tick(now), now)
-        self._pump(now)
+        self._go_on(now)
 
     def due_at(self, now: float) -> float:
         """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
@@ -153,14 +170,20 @@ class Service:
         if closed != self._closed:
             self._closed = closed
             self._drop_late()
-        self._reporter.tell()
 
     def _drop_late(self) -> None:
         is_wanted = self.federation.rounds.task_of
         for late in self._pulls.drop(lambda update: is_wanted(update) is not None):
             self._outbound.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
 
+    def _read(self, topic: str, message: Message, now: float) -> None:
+        if topic != self._outbound.topic:
+            self._dispatch(_sender(topic), message, now)
+        elif isinstance(message, AggregatorStatus) and is_knock(message):
+            self._outbound.announce()
+
     def _dispatch(self, device_id: str, message: Message, now: float) -> None:
+        self._admit(device_id)
         named = getattr(message, "device_id", device_id)
         if named != device_id:
             raise WireError(f"it names device {named[:64]!r}")
@@ -187,12 +210,18 @@ class Service:
             case _:
                 raise WireError(f"an aggregator takes no {type(message).__name__}")
 
+    def _admit(self, device_id: str) -> None:
+        if device_id not in self._seen:
+            if len(self._seen) >= DEVICES_MAX:
+                raise WireError(f"{DEVICES_MAX} devices have been here; no further one is taken")
+            self._seen.add(device_id)
+
     def _hello(self, hello: Hello, now: float) -> None:
         if hello.device_id not in self._known:
             log.info(
                 "device %s is here to %s, with %d samples",
                 hello.device_id,
-                hello.role[:64],
+                hello.role,
                 hello.num_samples,
             )
             self._known.add(hello.device_id)
@@ -201,10 +230,9 @@ class Service:
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
-        reason = one_line(status.paused)[:REASON_CHARS_MAX]
-        self.federation.paused(status.device_id, reason if status.online else "")
-        if reason:
-            log.info("device %s pauses: %s", status.device_id, reason)
+        self.federation.paused(status.device_id, status.paused if status.online else "")
+        if status.paused:
+            log.info("device %s pauses: %s", status.device_id, status.paused)
         if not status.online and status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)
@@ -233,6 +261,11 @@ class Service:
         self._outbound.tell(update.device_id, judged)
         return None
 
+    def _go_on(self, now: float) -> None:
+        self._pump(now)
+        self._reporter.tell()
+        self._narrator.tell(now)
+
     def _pump(self, now: float) -> None:
         for upload in self._pulls.finished(now):
             self._received(upload, now)
@@ -249,6 +282,11 @@ class Service:
             self._versions.add(task, content, update.num_samples)
         except WireError as exc:
             self._refuse(update, str(exc), now)
+            return
+        except _OURS:
+            raise
+        except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
+            self._refuse(update, _fault(exc), now)
             return
         self._store.accept(update, content)
         self._meter.spend(now)
@@ -278,9 +316,18 @@ class Service:
 
 def _bucket(past: Past, settings: Settings) -> int:
     """Round, 0 before the first, or AFTERWARDS, that costs are charged to from now on."""
-    if past.closed == settings.rounds:
+    if past.closed >= settings.rounds:
         return AFTERWARDS
     return past.closed + 1 if past.closed or past.tasks else 0
+
+
+def _fault(exc: Exception) -> str:
+    return one_line(f"{type(exc).__name__}: {exc}")
+
+
+def _may_explain() -> bool:
+    """Whether whoever reads the log wants tracebacks."""
+    return log.isEnabledFor(logging.DEBUG)
 
 
 def _sender(topic: str) -> str:
@@ -288,4 +335,4 @@ def _sender(topic: str) -> str:
     try:
         return check_name("device", parts[-2] if len(parts) > 1 else "")
     except ConfigError as exc:
-        raise WireError(str(exc)) from exc
+        raise WireError(one_line(exc)) from exc

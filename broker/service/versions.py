@@ -12,6 +12,7 @@ from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,12 @@ class Versions:
     def _fold(self) -> None:
         """Add what was accepted in an earlier life and is in no version yet."""
         for task, num_samples, payload in self._store.accepted():
-            self.add(task, payload, num_samples)
+            try:
+                self.add(task, payload, num_samples)
+            except WireError as exc:
+                raise StateError(
+                    f"task {task.task_id!r}: its update in the ledger is damaged: {exc}"
+                ) from exc
             log.info("round %d: the update of %s is at hand", task.round, task.device_id)
 
 

@@ -25,6 +25,6 @@ def add_cost(sql: sqlite3.Connection, round_number: int, cost: Cost) -> None:
 
 
 def total_cost(sql: sqlite3.Connection, round_number: int | None) -> Cost:
-    """What a round has cost, or all of them together."""
+    """What a round has cost, or all of them together; ValidationError if a column is not what was written."""
     found = sql.execute(_SUMS, (round_number,)).fetchone()
-    return Cost(**dict(zip(Cost.__struct_fields__, found, strict=True)))
+    return msgspec.convert(dict(zip(Cost.__struct_fields__, found, strict=True)), Cost)

@@ -21,11 +21,12 @@ import msgspec
 from fleetune.broker.job import Settings
 from fleetune.broker.store.blobs import Blobs
 from fleetune.broker.store.costs import add_cost, total_cost
+from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_tasks, parse_work, prepare, task_of
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import Accepted, Cost, Figures, Past, finite
 from fleetune.broker.tasks import Outcome, Task
-from fleetune.device_runtime.contracts.wire import Report, UpdateReady
+from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 
 FILE = "ledger.sqlite"
@@ -55,7 +56,8 @@ class Ledger:
         except BaseException:
             self._give_back()
             raise
-        self.finished = self._one("SELECT finished IS NOT NULL FROM job") == 1
+        with self._reading():
+            self.finished = self._one("SELECT finished IS NOT NULL FROM job") == 1
         """Whether the job is over."""
 
     def __enter__(self) -> "Ledger":
@@ -74,31 +76,37 @@ class Ledger:
     @property
     def newest(self) -> int:
         """The newest version; -1 before the first."""
-        newest: int = self._one("SELECT coalesce(max(version), -1) FROM versions")
+        with self._reading():
+            newest: int = self._one("SELECT coalesce(max(version), -1) FROM versions")
         return newest
 
     def past(self) -> Past:
         """Where the job stands."""
-        closed = self._one("SELECT coalesce(max(round), 0) FROM versions")
-        tasks = self._sql.execute(
-            f"SELECT {TASK} FROM {_TASKS} WHERE round > ? ORDER BY round, position", (closed,)
-        )
-        updates = self._sql.execute("SELECT task_id, digest FROM updates")
-        reports = self._sql.execute("SELECT version, device FROM evaluations")
-        return Past(
-            version=max(self.newest, 0),
-            closed=closed,
-            tasks=tuple(task_of(*row) for row in tasks),
-            accepted=dict(updates.fetchall()),
-            reported=frozenset(reports.fetchall()),
-            finished=self.finished,
-        )
+        with self._reading():
+            closed = self._one("SELECT coalesce(max(round), 0) FROM versions")
+            tasks = self._sql.execute(
+                f"SELECT {TASK} FROM {_TASKS} WHERE round > ? ORDER BY round, position", (closed,)
+            )
+            updates = self._sql.execute("SELECT task_id, digest FROM updates")
+            reports = self._sql.execute("SELECT version, device FROM evaluations")
+            return Past(
+                version=max(self.newest, 0),
+                closed=closed,
+                tasks=tuple(task_of(row) for row in tasks),
+                accepted=dict(updates.fetchall()),
+                reported=frozenset(reports.fetchall()),
+                finished=self.finished,
+            )
 
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update of the job, in the order in which they were accepted."""
         query = f"SELECT device, seed, works.work, stats FROM {_WITH_TASKS} ORDER BY updates.number"
-        for device, seed, work, stats in self._sql.execute(query):
-            yield Outcome(device, parse_work(work, seed), _stats(stats))
+        with self._reading():
+            found = [
+                Outcome(device, parse_work(work, seed), _stats(stats))
+                for device, seed, work, stats in self._sql.execute(query)
+            ]
+        yield from found
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks; once this returns they may be offered."""
@@ -126,8 +134,13 @@ class Ledger:
         """Updates that are in no version yet, one payload in memory at a time."""
         query = f"""SELECT digest, num_samples, file, {TASK} FROM {_WITH_TASKS}
                     WHERE made IS NULL ORDER BY updates.number"""
-        for digest, num_samples, name, *task in self._sql.execute(query).fetchall():
-            yield Accepted(task_of(*task), num_samples, self._blobs.payload(name, digest))
+        with self._reading():
+            found = [
+                (task_of(task), *msgspec.convert((num_samples, name, digest), _Payload))
+                for digest, num_samples, name, *task in self._sql.execute(query)
+            ]
+        for task, num_samples, name, digest in found:
+            yield Accepted(task, num_samples, self._blobs.payload(name, digest))
 
     def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
         """Keep an adapter and the strategy's state after it; the accepted updates are in it, and the round is closed."""
@@ -140,18 +153,20 @@ class Ledger:
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version; StateError if it is not what was written."""
-        return self._blobs.version(
-            version, self._one("SELECT sha256 FROM versions WHERE version = ?", version)
-        )
+        with self._reading():
+            digest = self._one("SELECT sha256 FROM versions WHERE version = ?", version)
+        return self._blobs.version(version, digest)
 
     def version_with(self, digest: str) -> int | None:
         """The newest version whose adapter file has this SHA-256; None if there is none."""
-        found: int | None = self._one("SELECT max(version) FROM versions WHERE sha256 = ?", digest)
+        with self._reading():
+            found: int | None = self._one("SELECT max(version) FROM versions WHERE sha256 = ?", digest)
         return found
 
     def strategy_state(self, version: int) -> bytes:
         """The strategy's state after a version; empty if it has none."""
-        digest = self._one("SELECT state FROM versions WHERE version = ?", version)
+        with self._reading():
+            digest = self._one("SELECT state FROM versions WHERE version = ?", version)
         return self._blobs.state(version, digest) if digest else b""
 
     def report(self, report: Report) -> bool:
@@ -170,15 +185,17 @@ class Ledger:
 
     def figures(self, version: int) -> Figures:
         """What was told about a version."""
-        trained = self._sql.execute(
-            "SELECT stats, num_samples FROM updates WHERE made = ? ORDER BY number", (version,)
-        )
-        evaluated = self._sql.execute(
-            "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid", (version,)
-        )
-        number = self._one("SELECT round FROM versions WHERE version = ?", version)
-        losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
-        return Figures(number, losses, evaluated.fetchall())
+        with self._reading():
+            trained = self._sql.execute(
+                "SELECT stats, num_samples FROM updates WHERE made = ? ORDER BY number", (version,)
+            )
+            evaluated = self._sql.execute(
+                "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid",
+                (version,),
+            )
+            number = self._one("SELECT round FROM versions WHERE version = ?", version)
+            losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
+            return msgspec.convert((number, losses, evaluated.fetchall()), Figures)
 
     def spend(self, round_number: int, cost: Cost) -> None:
         """Add to what a round, or AFTERWARDS, has cost."""
@@ -187,7 +204,8 @@ class Ledger:
 
     def cost(self, round_number: int | None = None) -> Cost:
         """What a round has cost, or the whole job."""
-        return total_cost(self._sql, round_number)
+        with self._reading():
+            return total_cost(self._sql, round_number)
 
     def finish(self) -> None:
         """Keep that the job is over."""
@@ -203,9 +221,19 @@ class Ledger:
         except (sqlite3.Error, OSError) as exc:
             raise StateError(f"{self.folder}: cannot write the ledger: {exc}") from exc
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGES as exc:
+            raise damaged(self.folder / FILE, exc) from exc
+
     def _one(self, query: str, *values: object) -> Any:
         found = self._sql.execute(query, values).fetchone()
         return found[0] if found else None
+
+
+_Payload = tuple[Count, str, Word]
 
 
 def _stats(text: str) -> dict[str, float]:
@@ -232,13 +260,14 @@ def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
         for pragma in ("journal_mode = WAL", "synchronous = FULL"):
             sql.execute(f"PRAGMA {pragma}")
         prepare(sql, settings, path)
-    except sqlite3.DatabaseError as exc:
+        check_damage(sql)
+    except DAMAGES as exc:
         sql.close()
         if "locked" in str(exc):
             raise ConfigError(
                 f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
             ) from exc
-        raise StateError(f"{path}: not a ledger, or damaged: {exc}") from exc
+        raise damaged(path, exc) from exc
     except BaseException:
         sql.close()
         raise

@@ -5,12 +5,13 @@ import logging
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from fleetune.broker.job import Settings, differences
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import LocalWork, default_task_id
+from fleetune.device_runtime.contracts.wire import Count, LocalWork, TaskId, Word, default_task_id
 from fleetune.device_runtime.errors import ConfigError, StateError
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
 
     Raises:
         ConfigError: it is another job's.
-        StateError: it is of a format that this version does not read, or its settings are damaged.
+        StateError: it is of a format that this version does not read.
+        MsgspecError: its settings are damaged.
     """
     text = msgspec.json.encode(settings).decode()
     if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -72,12 +74,24 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         raise StateError(
             f"{path}: format {found}; this version reads 1 and {FORMAT}: use the fleetune that wrote it"
         )
-    kept = _parse(theirs, path)
+    kept = msgspec.json.decode(theirs, type=Settings)
     if changed := differences(settings, kept):
         advice = "give the same settings to resume it, or another folder"
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
     if found == 1:
         _upgrade(sql, kept, path)
+    if settings != kept:
+        _be_patient(sql, settings, text)
+
+
+def _be_patient(sql: sqlite3.Connection, settings: Settings, text: str) -> None:
+    """Take other rounds than before: a job that was finished goes on if it has more to do."""
+    with sql:
+        sql.execute("UPDATE job SET settings = ?", (text,))
+        sql.execute(
+            "UPDATE job SET finished = NULL WHERE ? > (SELECT coalesce(max(round), 0) FROM versions)",
+            (settings.rounds,),
+        )
 
 
 def add_tasks(sql: sqlite3.Connection, tasks: Iterable[Task]) -> None:
@@ -89,10 +103,16 @@ def add_tasks(sql: sqlite3.Connection, tasks: Iterable[Task]) -> None:
         sql.execute("INSERT INTO tasks SELECT ?, ?, ?, ?, ?, ?, number FROM works WHERE work = ?", row)
 
 
-def task_of(
-    task_id: str, number: int, position: int, device: str, version: int, seed: int, work: str
-) -> Task:
-    """Return the task of the columns :data:`TASK`; its role is to train: evaluations are not recorded before they are offered."""
+_Row = tuple[TaskId, Count, Count, Word, Count, Annotated[int, msgspec.Meta(ge=0)], str]
+
+
+def task_of(row: Iterable[object]) -> Task:
+    """Return the task of the columns :data:`TASK`; its role is to train: evaluations are not recorded before they are offered.
+
+    Raises:
+        MsgspecError: a column is not what was written.
+    """
+    task_id, number, position, device, version, seed, work = msgspec.convert(tuple(row), _Row)
     return Task(
         task_id=task_id,
         device_id=device,
@@ -105,18 +125,8 @@ def task_of(
 
 
 def parse_work(text: str, seed: int) -> LocalWork:
-    """Read a recorded work; StateError if it is damaged."""
-    try:
-        return msgspec.structs.replace(msgspec.json.decode(text, type=LocalWork), seed=seed)
-    except msgspec.MsgspecError as exc:
-        raise StateError(f"a recorded task cannot be read: {exc}") from exc
-
-
-def _parse(text: str, path: Path) -> Settings:
-    try:
-        return msgspec.json.decode(text, type=Settings)
-    except msgspec.MsgspecError as exc:
-        raise StateError(f"{path}: settings cannot be read: {exc}") from exc
+    """Read a recorded work; MsgspecError if it is damaged."""
+    return msgspec.structs.replace(msgspec.json.decode(text, type=LocalWork), seed=seed)
 
 
 def _upgrade(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:

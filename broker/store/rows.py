@@ -23,6 +23,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int = 0
     bytes_up: int = 0
     seconds: float = 0.0
+    """From the round before to the end of this one; 0 of round 0, which does nothing but wait."""
+    waited_s: float = 0.0
+    """Of round 0: how long devices were waited for."""
 
 
 def rows(store: Store) -> list[Row]:
@@ -42,7 +45,8 @@ def row(store: Store, version: int) -> Row:
         train_loss=_mean((loss, n) for loss, n in figures.trained if loss is not None),
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
-        seconds=cost.seconds,
+        seconds=cost.seconds if version else 0.0,
+        waited_s=0.0 if version else cost.seconds,
     )
 
 

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
-import numpy as np
 
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.tasks import Outcome, Task
-from fleetune.device_runtime.contracts.wire import Report, UpdateReady
+from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
 
 AFTERWARDS = -1
 """Stands for a round where the time after the last one is meant."""
@@ -57,7 +56,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
 
 def finite(stats: Mapping[str, float]) -> dict[str, float]:
     """Statistics that a store keeps: a device may send any number."""
-    return {name: value for name, value in stats.items() if np.isfinite(value)}
+    return {name: value for name, value in stats.items() if abs(value) <= FIGURE_MAX}
 
 
 class Figures(NamedTuple):

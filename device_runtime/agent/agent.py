@@ -19,7 +19,7 @@ from fleetune.device_runtime.contracts.wire import (
     Verdict,
     decode,
 )
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.errors import FleetuneError, WireError, one_line
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
 
@@ -91,13 +91,24 @@ class Agent:
         return min(self._gate.due_at, greeting, transfer, self._work_due_at(now))
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
-        """Take a message; a bad one is dropped with one line in the log."""
+        """Take a message; one that is bad, or that anything goes wrong with, is dropped with one line in the log.
+
+        Raises:
+            FleetuneError: not the message is at fault, but the disk or what is on it.
+        """
         if topic not in self._identity.topics:
             return  # amqtt 0.12 was seen to deliver retained statuses to clients that did not ask for them
         try:
             self._dispatch(decode(payload), now)
         except WireError as exc:
             log.warning("dropped a message on %s: %s", topic, exc)
+        except (FleetuneError, OSError, MemoryError):
+            raise
+        except Exception as exc:  # a fault of ours that a stranger found must not end the device
+            is_asked = log.isEnabledFor(logging.DEBUG)
+            log.error(
+                "dropped a message on %s: %s: %s", topic, type(exc).__name__, one_line(exc), exc_info=is_asked
+            )
 
     def _mind_rules(self, now: float) -> None:
         self._gate.is_open(now)
@@ -159,13 +170,15 @@ class Agent:
             self._deliveries.serve(request, now)
 
     def _heard(self, status: AggregatorStatus) -> None:
-        if status.finished and self._presence.has_met:
-            self._finish("the job is over", is_unwanted=False)
+        if self.finished:
+            return
+        if status.finished and self._presence.has_met and not self._presence.has_left(status.session):
+            self._finish("the job is over", is_unwanted=False, session=status.session)
         elif status.finished:
-            log.info("job %s was finished before this device came; waiting for another", self._identity.job)
-        elif not status.online:
+            log.warning("job %s was over before this device started; it waits for more", self._identity.job)
+        elif not status.online and status.session:
             self._on_event(Event("aggregator", NO_ROUND, text="away; waiting for it"))
-        elif self._presence.meet(status.session):
+        elif status.online and self._presence.meet(status.session):
             self._assignments.renew()
             self._on_event(Event("aggregator", NO_ROUND, text="here"))
 
@@ -183,9 +196,11 @@ class Agent:
             return self._assignments.overdue_at
         return now if self._assignments.has_step else inf
 
-    def _finish(self, reason: str, *, is_unwanted: bool) -> None:
+    def _finish(self, reason: str, *, is_unwanted: bool, session: str = "") -> None:
         if self.finished:
             return
+        if not is_unwanted:
+            self._presence.leave(session)
         self.finished, self.is_unwanted = reason, is_unwanted
         self._assignments.stop()
         self._on_event(Event("finished", self._assignments.newest_round, text=reason))

@@ -93,6 +93,16 @@ class Presence:
         """Whether an aggregator of this job was ever heard, in an earlier life too."""
         return bool(self._session or self._outbox.recall(self._session_key))
 
+    def leave(self, session: str = "") -> None:
+        """The job is over in this session of the aggregator, by default in the one met last."""
+        met = session or self._session
+        kept = met.encode() if met else self._outbox.recall(self._session_key)
+        self._outbox.remember(f"left/{self._identity.job}", kept or b"")
+
+    def has_left(self, session: str) -> bool:
+        """Whether this device stopped, in an earlier life, because the job was over in this session: now it waits for more."""
+        return self._outbox.recall(f"left/{self._identity.job}") == session.encode()
+
     @property
     def _session_key(self) -> str:
         return f"session/{self._identity.job}"

@@ -12,9 +12,10 @@ Every message may come twice, late, out of order or never. A transfer is announc
 """
 
 import re
-from typing import Annotated, TypeVar, Union
+from typing import Annotated, NamedTuple, TypeVar, Union, get_args
 
 import msgspec
+from msgspec import Meta
 
 from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, WireError, one_line
@@ -27,28 +28,54 @@ MESSAGE_BYTES_MAX = 128 * 1024
 """A message larger than this is refused before it is decoded."""
 TRANSFER_BYTES_MAX = 4 * 1024**3
 REASON_CHARS_MAX = 500
-"""So much of a reason is sent."""
+"""So much of a reason is sent, and taken."""
+COUNT_MAX = 2**31 - 1
+"""Largest round, version, number of samples or steps: a sum of many still fits an int64 and is exact as float64."""
+SECONDS_MAX = 1e9
+FIGURE_MAX = 1e39
+"""A loss or another statistic is at most this, which no float32 exceeds; a store keeps none beyond it."""
+STATS_MAX = 32
+"""Statistics of one update."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
 FULL = "full"
 """The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ASCII = r"^[ -~]*\Z"
+
+
+class Shown(NamedTuple):
+    """Marks text for people: cut to ``chars_max`` and made printable when it is decoded, not refused."""
+
+    chars_max: int
+
+
+Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
+Held = Annotated[int, Meta(ge=-1, le=COUNT_MAX)]
+"""A version, -1 for none."""
+Word = Annotated[str, Meta(max_length=64, pattern=_ASCII)]
+"""A name or a digest: printable ASCII."""
+TaskId = Annotated[str, Meta(max_length=128, pattern=_ASCII)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
+Text = Annotated[str, Shown(REASON_CHARS_MAX)]
+Stats = Annotated[dict[Word, float], Meta(max_length=STATS_MAX)]
 
 
 class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a transfer holds. ``chunk_digests`` is 8 bytes of SHA-256 per chunk, concatenated; ``sha256`` is of the whole."""
 
-    size_bytes: int
-    chunk_bytes: int
-    chunk_digests: bytes
-    sha256: str
+    size_bytes: Annotated[int, Meta(ge=0, le=TRANSFER_BYTES_MAX)]
+    chunk_bytes: Count
+    chunk_digests: Annotated[bytes, Meta(max_length=64 * 1024)]
+    sha256: Word
 
 
 class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
     """A layer policy by name. ``drop`` is the mean share of layers dropped, or not trained if the policy drops none."""
 
-    name: Annotated[str, Option("which layers train in a step", table="policy")] = "full"
+    name: Annotated[Word, Option("which layers train in a step", table="policy")] = "full"
     drop: Annotated[
         float,
         Option(
@@ -57,12 +84,13 @@ class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
             below=1,
         ),
     ] = 0.0
-    shape: Annotated[str, Option("which layers are dropped more", table="depth shape")] = "uniform"
+    shape: Annotated[Word, Option("which layers are dropped more", table="depth shape")] = "uniform"
     period: Annotated[
         int,
         Option(
             "successive, cyclic: steps on one group of layers, counted through all rounds; 0 for all others",
             at_least=0,
+            at_most=COUNT_MAX,
         ),
     ] = 0
 
@@ -70,13 +98,13 @@ class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How a device descends; in a federation afresh in every round."""
 
-    name: Annotated[str, Option("optimizer", table="optimizer")] = "adamw"
+    name: Annotated[Word, Option("optimizer", table="optimizer")] = "adamw"
     lr: Annotated[float, Option("learning rate at its peak", above=0)] = 2e-3
     weight_decay: Annotated[
         float, Option("weight decay, as torch's optimizer of that name takes it", at_least=0)
     ] = 0.0
-    warmup_steps: Annotated[int, Option("steps of linear warm-up", at_least=0)] = 0
-    decay: Annotated[str, Option("the rate after the warm-up", table="decay")] = "constant"
+    warmup_steps: Annotated[int, Option("steps of linear warm-up", at_least=0, at_most=COUNT_MAX)] = 0
+    decay: Annotated[Word, Option("the rate after the warm-up", table="decay")] = "constant"
     clip_norm: Annotated[
         float, Option("clip the global gradient norm to this; 0 for no clipping", at_least=0)
     ] = 0.0
@@ -91,21 +119,31 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: PolicySpec = PolicySpec()
     optimizer: OptimizerSpec = OptimizerSpec()
-    steps: Annotated[int, Option("steps, in a federation of each round; 0 to count epochs", at_least=0)] = 0
+    steps: Annotated[
+        int,
+        Option("steps, in a federation of each round; 0 to count epochs", at_least=0, at_most=COUNT_MAX),
+    ] = 0
     epochs: Annotated[
-        int, Option("passes over the data, in a federation in each round, if steps is 0", at_least=0)
+        int,
+        Option(
+            "passes over the data, in a federation in each round, if steps is 0",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
     ] = 1
-    batch_size: Annotated[int, Option("samples a step", at_least=1)] = 16
-    seq_len: Annotated[int, Option("longest sequence, in tokens", at_least=1)] = 128
+    batch_size: Annotated[int, Option("samples a step", at_least=1, at_most=COUNT_MAX)] = 16
+    seq_len: Annotated[int, Option("longest sequence, in tokens", at_least=1, at_most=COUNT_MAX)] = 128
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
-    codec: Annotated[str, Option("how updates are packed", table="codec")] = "fp32"
+    codec: Annotated[Word, Option("how updates are packed", table="codec")] = "fp32"
     codec_ratio: Annotated[
         float, Option("topk: share of the elements that is sent up; 0 for all others", at_least=0)
     ] = 0.0
     rounds_before: Annotated[
         int,
         Option(
-            "rounds of the job before this one, as long as this one: a policy counts its steps on", at_least=0
+            "rounds of the job before this one, as long as this one: a policy counts its steps on",
+            at_least=0,
+            at_most=COUNT_MAX,
         ),
     ] = 0
 
@@ -114,15 +152,15 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """A device is here. Sent at start, after every reconnection, and when it has waited long."""
 
     v: int = VERSION
-    device_id: str
-    artifact: str
+    device_id: Word
+    artifact: Word
     """SHA-256 of the device's manifest.json."""
-    role: str = "train"
+    role: Word = "train"
     """One of :data:`ROLES`."""
-    num_samples: int = 0
-    version: int = -1
+    num_samples: Count = 0
+    version: Held = -1
     """Adapter version the device holds, -1 for none."""
-    holds: str = ""
+    holds: Word = ""
     """SHA-256 of the adapter file that differences may be taken from; empty: every adapter is to be sent whole."""
 
 
@@ -130,26 +168,26 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """Work for one device in one round, from adapter ``version``."""
 
     v: int = VERSION
-    job: str
-    task_id: str = ""
+    job: Word
+    task_id: TaskId = ""
     """Which task this is, unique in the job; empty: :func:`default_task_id`, as for all messages that carry one."""
-    round: int
-    version: int
-    role: str
+    round: Count
+    version: Count
+    role: Word
     work: LocalWork
     adapter: TransferManifest
     """What travels: the adapter file, or its difference from ``reference``."""
-    adapter_sha256: str = ""
+    adapter_sha256: Word = ""
     """Of the adapter file that the device starts from, once ``adapter`` is decoded; empty: as ``adapter`` has it."""
-    down_codec: str = FULL
+    down_codec: Word = FULL
     """How ``adapter`` is packed."""
-    down_ratio: float = 0.0
+    down_ratio: Share = 0.0
     """Share of the elements that ``topk`` sends; 0 for all other codecs."""
-    reference: str = ""
+    reference: Word = ""
     """SHA-256 of the adapter file that ``adapter`` is a difference from; empty: from none."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
-    deadline_s: float
+    deadline_s: Seconds
     """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
 
 
@@ -157,63 +195,66 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     """A device has an update to be pulled; repeated until a Verdict on (job, task_id, digest) comes."""
 
     v: int = VERSION
-    device_id: str
-    job: str
-    task_id: str = ""
-    round: int
-    version: int
+    device_id: Word
+    job: Word
+    task_id: TaskId = ""
+    round: Count
+    version: Count
     """Adapter version the update starts from."""
-    codec: str
-    num_samples: int
+    codec: Word
+    num_samples: Count
     payload: TransferManifest
-    stats: dict[str, float] = {}
-    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers``: mean; ``seconds``: of all steps."""
+    stats: Stats = {}
+    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers``: mean; ``seconds``: of all steps.
+    What is not finite, or beyond 1e39, is not kept."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
     """An evaluating device's measurement of an adapter version; repeated until a Verdict comes."""
 
     v: int = VERSION
-    device_id: str
-    job: str
-    task_id: str = ""
-    round: int
-    version: int
+    device_id: Word
+    job: Word
+    task_id: TaskId = ""
+    round: Count
+    version: Count
     loss: float
+    """Finite and at most 1e39, or a verdict refuses it: of a model that went astray it is neither."""
     accuracy: float
-    num_samples: int
+    """0 to 1, or a verdict refuses it."""
+    num_samples: Count
 
 
 class Decline(msgspec.Struct, frozen=True, kw_only=True, tag="decline"):
     """A device cannot do a task; sent once, so that nobody waits for it."""
 
     v: int = VERSION
-    device_id: str
-    job: str
-    task_id: str = ""
-    round: int
-    reason: str
+    device_id: Word
+    job: Word
+    task_id: TaskId = ""
+    round: Count
+    reason: Text
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag="verdict"):
     """The aggregator's durable answer to an update (``digest`` = its sha256) or a report (``digest`` empty)."""
 
     v: int = VERSION
-    job: str
-    task_id: str = ""
-    round: int
-    digest: str = ""
+    job: Word
+    task_id: TaskId = ""
+    round: Count
+    digest: Word = ""
     accepted: bool
-    reason: str = ""
+    reason: Text = ""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """Send me the chunks of transfer ``sha256`` whose bits are set in ``missing`` (bit i of byte i // 8), lowest first."""
 
     v: int = VERSION
-    sha256: str
-    missing: bytes
-    limit: int = 16
+    sha256: Word
+    missing: Annotated[bytes, Meta(max_length=1024)]
+    limit: Count = 16
     """At most this many chunks now."""
 
 
@@ -221,17 +262,17 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
     """One chunk of transfer ``sha256``."""
 
     v: int = VERSION
-    sha256: str
-    index: int
-    data: bytes
+    sha256: Word
+    index: Count
+    data: Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The job is over, or the device is not wanted: it may stop."""
 
     v: int = VERSION
-    job: str
-    reason: str = ""
+    job: Word
+    reason: Text = ""
     is_error: bool = False
     """The device cannot take part as it is."""
 
@@ -240,23 +281,27 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status
     """Retained under the device's status topic; the last will says offline."""
 
     v: int = VERSION
-    device_id: str
+    device_id: Word
     online: bool
-    paused: str = ""
+    paused: Text = ""
     """Why its own rules forbid it to work now; empty if they do not. It hears and answers all the same."""
-    session: str = ""
+    session: Word = ""
     """Another with every start: a device that finds a status of another session under its own topic has a namesake."""
 
 
 class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregator_status"):
-    """Retained. ``session`` changes with every start of the aggregator: a device that sees a new one says Hello again."""
+    """Retained. ``session`` changes with every start of the aggregator: a device that sees a new one says Hello again.
+
+    Not retained, and with an empty session, it is a knock: an aggregator that wants the job asks whether another is at
+    work on it, which answers with its own status.
+    """
 
     v: int = VERSION
-    job: str
-    session: str
+    job: Word
+    session: Word
     online: bool
-    round: int
-    version: int
+    round: Count
+    version: Count
     finished: bool = False
 
 
@@ -275,6 +320,15 @@ Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
 ]
 M = TypeVar("M", bound=Message)
 
+_TEXTS: dict[type, dict[str, int]] = {
+    kind: {
+        field.name: note.chars_max
+        for field in msgspec.structs.fields(kind)
+        for note in get_args(field.type)[1:]
+        if isinstance(note, Shown)
+    }
+    for kind in get_args(Message)
+}
 _encoder = msgspec.msgpack.Encoder()
 _decoder: "msgspec.msgpack.Decoder[Message]" = msgspec.msgpack.Decoder(Message)
 
@@ -285,10 +339,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode(payload: bytes | bytearray | memoryview) -> Message:
-    """Bytes to a message.
+    """Bytes to a message; its text for people is printable, on one line and not endless.
 
     Raises:
-        WireError: too large, malformed, of an unknown type, or of another protocol version.
+        WireError: too large, malformed, out of a field's bounds, of an unknown type, or of another protocol version.
     """
     if len(payload) > MESSAGE_BYTES_MAX:
         raise WireError(f"message of {len(payload)} bytes; at most {MESSAGE_BYTES_MAX} are taken")
@@ -298,7 +352,15 @@ def decode(payload: bytes | bytearray | memoryview) -> Message:
         raise WireError(f"malformed message: {one_line(exc)}") from exc
     if message.v != VERSION:
         raise WireError(f"protocol version {message.v}; this side speaks {VERSION}")
-    return message
+    return _printable(message)
+
+
+def _printable(message: M) -> M:
+    shown = {
+        name: one_line(getattr(message, name), length_max=chars_max)
+        for name, chars_max in _TEXTS[type(message)].items()
+    }
+    return msgspec.structs.replace(message, **shown) if shown else message
 
 
 def default_task_id(role: str, number: int, device_id: str) -> str:

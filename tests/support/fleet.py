@@ -184,8 +184,10 @@ class Aggregator:
         patience=None,
         adapter=None,
         in_memory=False,
+        on_note=None,
         **changes,
     ):
+        self.on_note = on_note
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
         self.adapter = first_adapter(size) if adapter is None else adapter
@@ -208,6 +210,7 @@ class Aggregator:
             session=session,
             now=now,
             on_row=self.rows.append,
+            on_note=self.on_note,
         )
         if self.turns:
             self.turns.join(self.link, self)

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -18,13 +18,14 @@ from paths import ROOT
 from fleetune.device_runtime.contracts import wire
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
-from fleetune.device_runtime.options import Field, fields_of
+from fleetune.device_runtime.options import Field, Option, fields_of
 
 FOLDER = ROOT / "tests" / "data" / "wire"
 PAGE = ROOT / "docs" / "protocol.md"
 BEGIN = "<!-- fields: written by tests/support/golden_wire.py -->"
 END = "<!-- end of fields -->"
 MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(wire.Message)
+_SHARES = ("accuracy", "down_ratio")
 PARTS = (wire.TransferManifest, wire.LocalWork, wire.PolicySpec, wire.OptimizerSpec)
 
 
@@ -41,12 +42,12 @@ def _value(field: Field, place: int) -> Any:
         return field.default is not True
     known = {
         int: 1000 + place,
-        float: place + 0.25,
+        float: place + 0.25 if field.name not in _SHARES else 0.25,
         str: field.name.replace("_", "-"),
         bytes: field.name.encode(),
-        dict[str, float]: {"loss": 0.5},
+        dict: {"loss": 0.5},
     }
-    return known[field.type]
+    return known[get_origin(field.type) or field.type]
 
 
 def messages() -> dict[str, dict[str, Any]]:
@@ -88,7 +89,8 @@ def _dialogue() -> Iterator[tuple[str, Any]]:
 
 def _with(kind: type[msgspec.Struct], **values: Any) -> Any:
     """A message with these fields; others that it must have are filled, those that it may have are left out."""
-    must = {f.name: _value(f, i) for i, f in enumerate(msgspec.structs.fields(kind)) if f.required}
+    required = {f.name for f in msgspec.structs.fields(kind) if f.required}
+    must = {f.name: _value(f, i) for i, f in enumerate(fields_of(kind)) if f.name in required}
     return kind(**must | values)
 
 
@@ -118,16 +120,49 @@ def field_tables() -> str:
     return "\n".join(_table(kind, meanings[kind.__name__]) for kind in (*MESSAGES, *PARTS))
 
 
-def _table(kind: type[msgspec.Struct], meanings: dict[str, tuple[str, str]]) -> str:
+def _table(kind: type[msgspec.Struct], meanings: dict[str, str]) -> str:
     tag = kind.__struct_config__.tag
     title = f"`{tag}`: {kind.__name__}" if tag else f"{kind.__name__}, inside others"
-    lines = [f"\n### {title}\n", "| field | type | if absent | meaning |", "|---|---|---|---|"]
-    helps = {field.name: field.option.help for field in fields_of(kind)}
+    lines = [f"\n### {title}\n", "| field | type | bounds | if absent | meaning |", "|---|---|---|---|---|"]
+    options = {field.name: field.option for field in fields_of(kind)}
     for field in msgspec.structs.fields(kind):
-        type_name, meaning = meanings[field.name]
-        meaning = meaning or helps[field.name]
-        lines.append(f"| `{field.name}` | {type_name} | {_default(field)} | {meaning} |")
+        meaning = meanings[field.name] or options[field.name].help
+        bounds = ", ".join(_bounds(field.type))
+        lines.append(
+            f"| `{field.name}` | {_type_name(field.type)} | {bounds} | {_default(field)} | {meaning} |"
+        )
     return "\n".join(lines)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return f"dict[{', '.join(map(_type_name, get_args(annotation)))}]"
+    return str(annotation.__name__)
+
+
+def _bounds(annotation: Any) -> Iterator[str]:
+    """What a field's value must keep to: by the decoder (Meta), by the law of an option, or by being cut (Shown)."""
+    if get_origin(annotation) is not Annotated:
+        return
+    bare, *notes = get_args(annotation)
+    unit = {str: "characters", bytes: "bytes"}.get(bare, "entries")
+    for note in notes:
+        if isinstance(note, wire.Shown):
+            yield f"cut to {note.chars_max} characters"
+        if isinstance(note, msgspec.Meta) and note.le is not None:
+            yield f"{note.ge} to {note.le:.10g}"
+        if isinstance(note, msgspec.Meta) and note.max_length is not None:
+            yield f"{note.max_length} {unit}"
+        if isinstance(note, Option):
+            laws = {
+                "at least": note.at_least,
+                "above": note.above,
+                "below": note.below,
+                "at most": note.at_most,
+            }
+            yield from (f"{words} {value:.10g}" for words, value in laws.items() if value is not None)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
@@ -137,25 +172,17 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     return "its defaults" if isinstance(default, msgspec.Struct) else f"`{json.dumps(default)}`"
 
 
-def _meanings() -> dict[str, dict[str, tuple[str, str]]]:
-    """Type and meaning of every field, from the source: a field's docstring is the string that follows it."""
+def _meanings() -> dict[str, dict[str, str]]:
+    """Meaning of every field, from the source: a field's docstring is the string that follows it."""
     tree = ast.parse(Path(wire.__file__).read_text())
     return {c.name: dict(_fields(c.body)) for c in tree.body if isinstance(c, ast.ClassDef)}
 
 
-def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, tuple[str, str]]]:
+def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
     for statement, following in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             said = following.value.value if _is_text(following) else ""  # type: ignore[union-attr]
-            plain = re.sub(r":\w+:`(\w+)`", r"``\1``", " ".join(said.split()))
-            yield statement.target.id, (ast.unparse(_bare(statement.annotation)), plain)
-
-
-def _bare(annotation: ast.expr) -> ast.expr:
-    """The type without an Option."""
-    if isinstance(annotation, ast.Subscript) and isinstance(annotation.slice, ast.Tuple):
-        return annotation.slice.elts[0] if ast.unparse(annotation.value) == "Annotated" else annotation
-    return annotation
+            yield statement.target.id, re.sub(r":\w+:`(\w+)`", r"``\1``", " ".join(said.split()))
 
 
 def _is_text(statement: ast.stmt | None) -> bool:

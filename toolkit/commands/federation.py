@@ -78,7 +78,8 @@ def aggregate(
         locals(),
         argument="artifact_dir",
         parts=AGGREGATE,
-        watch=Watch("on_round", live.rounds),
+        watch=Watch("on_round", live.rounds, notes="on_note"),
+        show=_show_aggregate,
     )
 
 
@@ -149,7 +150,7 @@ def demo(
         "fleetune.toolkit.demo:demo",
         locals(),
         parts=DEMO,
-        watch=Watch("on_event", live.demo_events),
+        watch=Watch("on_event", live.rounds),
         show=_show_demo,
     )
 
@@ -193,6 +194,17 @@ def _configure(flags: dict[str, Any]) -> None:
 
 def _show_configuration(console: Console, path: Path) -> None:
     console.print(f"{path}\nmosquitto -c {path}", markup=False)
+
+
+def _show_aggregate(console: Console, report: Any) -> None:
+    measured = {"loss": report.loss, "accuracy": report.accuracy}
+    figures = "".join(f", {name} {value:.4g}" for name, value in measured.items() if value is not None)
+    for line in (
+        f"{report.rounds} rounds in {report.wall_s:.0f} s{figures}",
+        f"{live.size(report.bytes_down)} down and {live.size(report.bytes_up)} up",
+        f"adapter: {report.adapter} (fleetune merge {Path(report.adapter).parent}, or peft.PeftModel.from_pretrained)",
+    ):
+        console.print(line, markup=False)
 
 
 def _show_demo(console: Console, report: Any) -> None:

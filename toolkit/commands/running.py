@@ -173,4 +173,15 @@ def _log_to_stderr(*, verbose: bool) -> None:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    logging.basicConfig(level=level, handlers=[_OnStderr()], format="%(asctime)s %(name)s: %(message)s")
+
+
+class _OnStderr(logging.Handler):
+    """Writes to what is standard error at the time: while something moves on the terminal, that writes above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(self.format(record) + "\n")
+            sys.stderr.flush()
+        except OSError:
+            self.handleError(record)

@@ -2,7 +2,7 @@ import pytest
 from rounds_by_hand import task, update
 
 from fleetune.broker.rounds.admission import identity, refusal
-from fleetune.broker.rounds.open_round import OpenRound, Standing
+from fleetune.broker.rounds.open_round import REFUSALS_MAX, OpenRound, Standing
 
 
 @pytest.fixture
@@ -43,9 +43,19 @@ def test_between_rounds_everything_is_too_late():
 
 
 def test_one_announcement_is_condemned_and_not_the_next(open_round):
-    open_round.refusals[identity(update("a", 2))] = "NaN in w"
+    open_round.refuse("a", identity(update("a", 2)), "NaN in w")
     assert refusal(update("a", 2), open_round, {}, newest_round=2) == "NaN in w"
     assert refusal(update("a", 2, digest="better"), open_round, {}, newest_round=2) == ""
+
+
+def test_refusals_are_remembered_with_a_limit_for_each_device(open_round):
+    """A device that sends garbage for a night takes no memory, and no other device's refusals with it."""
+    open_round.refuse("b", b"b", "NaN in w")
+    for number in range(10 * REFUSALS_MAX):
+        open_round.refuse("a", b"%d" % number, "garbage")
+    known = [number for number in range(10 * REFUSALS_MAX) if open_round.refusal("a", b"%d" % number)]
+    assert known == [*range(9 * REFUSALS_MAX, 10 * REFUSALS_MAX)]
+    assert open_round.refusal("b", b"b") == "NaN in w"
 
 
 def test_an_open_round_counts_as_it_lists(open_round):

@@ -15,6 +15,7 @@ from rounds_by_hand import (
     of,
     opened,
     past,
+    report,
     task,
     update,
 )
@@ -310,3 +311,26 @@ def test_a_finished_job_dismisses_who_comes():
 def test_a_long_reason_is_cut():
     assert len(verdict_on(update("a", 1), "x" * 10_000).reason) == REASON_CHARS_MAX
     assert verdict_on(update("a", 1)).accepted
+
+
+def test_a_job_with_fewer_rounds_than_are_done_ends_at_once_whatever_round_is_open():
+    """Its update would make a version that nobody asked for."""
+    machine = federation(past(3, "a", "b", accepted=[(1, "a"), (2, "a"), (3, "a")]), rounds=2)
+    assert machine.round == 2
+    assert machine.judge(update("b", 3)).reason == "round 3 is unknown; the newest is 2"
+    (end,) = machine.tick(0.0)
+    assert end == Finish("2 rounds are done", ())
+
+
+def test_rounds_that_are_added_go_on_with_the_round_that_was_open():
+    machine = federation(past(3, "a", "b", accepted=[(1, "a"), (2, "a"), (3, "a")]), rounds=4)
+    assert machine.hello(hello("b"), 1.0) == [Assign(task("b", 3, 1), 99.0)]
+    assert give(machine, "b", 3)[0] == Close(3, 3, ("a", "b"))
+
+
+def test_the_reports_of_a_model_that_went_astray_are_refused():
+    machine, _ = opened("a")
+    machine.hello(hello("e", role="evaluate"), 1.0)
+    for figures in ({"loss": 1e300}, {"loss": float("inf")}, {"accuracy": float("nan")}, {"num_samples": 0}):
+        assert machine.evaluations.judge(report("e", 0, **figures), 0).endswith("not a measurement"), figures
+    assert machine.evaluations.judge(report("e", 0, loss=3.4e38), 0) == ""

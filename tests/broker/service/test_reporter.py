@@ -1,4 +1,4 @@
-from rounds_by_hand import federation, give, hello, report, task, update_of
+from rounds_by_hand import federation, give, hello, past, report, task, update_of
 
 from fleetune.broker.service.reporter import Reporter
 from fleetune.broker.store.memory_store import MemoryStore
@@ -7,9 +7,9 @@ from fleetune.broker.store.memory_store import MemoryStore
 class Told:
     """A job by hand whose rows are told into a list."""
 
-    def __init__(self, **changes):
+    def __init__(self, *, past=None, **changes):
         self.machine, self.store, self.rounds = (
-            federation(clients=1, min_clients=1, **changes),
+            federation(past, clients=1, min_clients=1, **changes),
             MemoryStore(),
             [],
         )
@@ -62,4 +62,26 @@ def test_the_end_tells_what_is_left():
     assert told.rounds == []
     told.store.finish()
     told.reporter.tell()
+    assert told.rounds == [0, 1]
+
+
+def test_after_a_restart_a_row_waits_for_who_evaluated_before_and_is_not_here_yet():
+    """Its figures come a moment later, and a row is told once."""
+    told = Told(rounds=3, past=past(2, reported=frozenset({(0, "e")})))
+    told.store.add_version(1, b"one", round_number=1)
+    told.store.report(report("e", 0))
+    told.reporter.tell()
+    assert told.rounds == [0]
+    told.hello("a")
+    assert told.rounds == [0]
+    told.hello("e", role="evaluate")
+    told.report(1)
+    assert told.rounds == [0, 1]
+
+
+def test_a_row_does_not_wait_for_an_evaluating_device_that_is_gone_longer_than_a_round():
+    told = Told(rounds=3, past=past(2, reported=frozenset({(0, "e")})))
+    told.store.add_version(1, b"one", round_number=1)
+    told.hello("a")
+    told.close(2)
     assert told.rounds == [0, 1]

@@ -1,6 +1,7 @@
 import logging
 from math import inf
 
+import golden_wire
 import msgspec
 import numpy as np
 import pytest
@@ -10,12 +11,18 @@ from hypothesis import strategies as st
 
 from fleetune.broker.job import Patience
 from fleetune.broker.methods.configurators import CONFIGURATORS, Configurator
+from fleetune.broker.service import service
+from fleetune.broker.service.rivals import is_knock, knock_of
+from fleetune.broker.store.rows import rows
 from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
+    FIGURE_MAX,
     AggregatorStatus,
     Chunk,
+    Decline,
+    DeviceStatus,
     Finished,
     Hello,
     LocalWork,
@@ -29,6 +36,7 @@ from fleetune.device_runtime.contracts.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.network.loopback import Loopback
 
 
@@ -277,11 +285,10 @@ def foreign_payload():
         (b"", {}, "malformed update"),
         (bytes(100_000), {}, "transfer refused: 100000 bytes"),
         (good_payload(), {"num_samples": 0}, "0 samples"),
-        (good_payload(), {"num_samples": 2**40}, "samples"),
+        (good_payload(), {"num_samples": 2**30}, "1073741824 samples"),
         (good_payload(), {"codec": "int8"}, "its codec is 'int8'"),
         (good_payload(), {"version": 3}, "it starts from version 3"),
         (good_payload(), {"round": 2}, "round 2 is unknown"),
-        (good_payload(), {"round": -1}, "round -1 is unknown"),
     ],
 )
 def test_a_bad_update_is_refused_with_its_reason(tmp_path, payload, changes, said):
@@ -431,3 +438,190 @@ def test_the_status_is_retained_and_small(tmp_path):
     assert len(payload) < 200
     stranger.aggregator.kill()
     assert not decode(late.receive(0)[1]).online, "the will says so"
+
+
+HUGE = (
+    2**31,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    -1,
+    -(2**63),
+    1e300,
+    float("nan"),
+    float("inf"),
+    10**6,
+    None,
+    True,
+)
+STRANGE = (
+    "",
+    "x" * 120_000,
+    "\x1b[2J\n2026 WARNING round 9: closed with a, b, c",
+    b"\xff" * 9,
+    [],
+    {},
+    {"x": 1e308},
+)
+
+
+def test_no_number_and_no_text_of_any_message_stops_the_service(tmp_path, caplog):
+    """Every field of every message, with everything that a login may put there."""
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    stranger.say(Hello(device_id="judge", artifact=ARTIFACT, num_samples=5, role="evaluate"), name="judge")
+    task = {"task_id": "evaluate-0-judge", "device_id": "judge"}
+    for kind in golden_wire.MESSAGES:
+        base = msgspec.msgpack.decode(encode(golden_wire.filled(kind)))
+        base |= {"job": JOB, "round": 0, "version": 0, "loss": 1.0, "accuracy": 0.5, "num_samples": 1, **task}
+        for name in base:
+            for value in (*HUGE, *STRANGE):
+                stranger.say_raw(msgspec.msgpack.encode({**base, name: value}), name="judge")
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert max(len(record.getMessage()) for record in caplog.records) < 900
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+    for found in rows(stranger.aggregator.ledger):
+        assert found.loss is None or found.loss <= FIGURE_MAX
+
+
+@pytest.mark.parametrize("num_samples", [2**63 - 1, 2**64 - 1])
+def test_a_report_of_too_many_samples_spoils_nothing(tmp_path, num_samples, caplog):
+    """107 bytes ended 0.1.0's aggregator, or its ledger for good."""
+    stranger = Stranger(tmp_path)
+    for name in ("device-0", "other"):
+        stranger.say(Hello(device_id=name, artifact=ARTIFACT, num_samples=5, role="evaluate"), name=name)
+    report = Report(
+        device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=1.0, num_samples=num_samples
+    )
+    with caplog.at_level(logging.WARNING):
+        stranger.say(report)
+    assert (
+        "dropped a message on fleetune/v1/job/device/device-0/up: malformed message: Expected `int`"
+        in caplog.text
+    )
+    honest = msgspec.structs.replace(report, device_id="other", num_samples=3, loss=2.0)
+    stranger.say(honest, name="other")
+    assert rows(stranger.aggregator.ledger)[0].loss == 2.0
+
+
+def test_a_measurement_that_went_astray_is_answered(tmp_path):
+    """Without a verdict the device would tell it for ever, and be asked for nothing else."""
+    stranger = Stranger(tmp_path)
+    stranger.hello(role="evaluate")
+    report = Report(device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=1.0, num_samples=3)
+    for changes in ({"loss": float("nan")}, {"loss": 1e300}, {"accuracy": 1.5}, {"num_samples": 0}):
+        stranger.say(msgspec.structs.replace(report, **changes))
+        (verdict,) = stranger.heard(Verdict)
+        assert (verdict.accepted, verdict.reason.endswith("not a measurement")) == (False, True)
+
+
+def test_a_fault_of_ours_costs_the_message_that_found_it_and_no_more(tmp_path, monkeypatch, caplog):
+    stranger = Stranger(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(stranger.aggregator.service.federation, "hello", lambda *_: {}["x"])
+        stranger.hello()
+    assert "dropped a message on fleetune/v1/job/device/device-0/up: KeyError: 'x'" in caplog.text
+    stranger.hello()
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+
+
+def test_an_update_that_a_codec_stumbles_over_is_refused(tmp_path, monkeypatch):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    with monkeypatch.context() as patched:
+        patched.setattr(stranger.aggregator.service._versions, "add", lambda *_: 1 // 0)
+        (verdict,) = stranger.deliver(good_payload())
+    assert (verdict.accepted, verdict.reason) == (
+        False,
+        "ZeroDivisionError: integer division or modulo by zero",
+    )
+
+
+@pytest.mark.parametrize("error", [StateError("the disk is full"), OSError(28, "No space left on device")])
+def test_our_own_disk_stops_the_service(tmp_path, monkeypatch, error):
+    stranger = Stranger(tmp_path)
+    stranger.hello(role="evaluate")
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(stranger.aggregator.ledger, "report", fail)
+    report = Report(device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=1.0, num_samples=3)
+    with pytest.raises(type(error)):
+        stranger.say(report)
+
+
+def test_what_a_callback_raises_is_not_taken_for_a_message(tmp_path, monkeypatch):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    monkeypatch.setattr(stranger.aggregator.service._reporter, "_on_row", lambda _: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        stranger.deliver(good_payload())
+
+
+def test_a_stranger_writes_no_line_into_the_log(tmp_path, caplog):
+    stranger = Stranger(tmp_path)
+    forged = "no\n2026-11-25 round 9: closed with a, b, c\x1b[31m" + "y" * 100_000
+    with caplog.at_level(logging.INFO):
+        stranger.say(Decline(device_id="device-0", job=JOB, round=1, reason=forged))
+        stranger.say(DeviceStatus(device_id="device-0", online=True, paused=forged))
+        stranger.hello(role="x\x1b[31m")
+        stranger.hello(artifact="f\nx")
+        stranger.say(stranger.ready(good_payload(), task_id="\x1b"))
+        stranger.aggregator.service.take("fleetune/v1/job/device/a\nb/up", b"", 1.0)
+    assert "device-0 declined: no?2026-11-25 round 9: closed with a, b, c?[31m" in caplog.text
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert max(len(record.getMessage()) for record in caplog.records) < 700
+
+
+def test_no_more_devices_than_are_remembered(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(service, "DEVICES_MAX", 3)
+    stranger = Stranger(tmp_path, clients=9)
+    for number in range(5):
+        name = f"device-{number}"
+        stranger.say(Hello(device_id=name, artifact=ARTIFACT, num_samples=5), name=name)
+    assert caplog.text.count("3 devices have been here; no further one is taken") == 2
+    assert len(stranger.aggregator.service.snapshot().devices) == 3
+
+
+def test_an_aggregator_that_knocks_is_answered(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.aggregator.poll(1.0)
+    stranger.heard(AggregatorStatus)
+    stranger.link.publish(aggregator_topic(JOB), encode(knock_of(JOB)))
+    stranger.aggregator.poll(1.0)
+    *_, knock, answer = stranger.heard(AggregatorStatus)
+    assert (is_knock(knock), is_knock(answer), answer.session, answer.online) == (
+        True,
+        False,
+        "session-1",
+        True,
+    )
+    stranger.aggregator.poll(1.0)
+    assert stranger.heard(AggregatorStatus) == [], "its own answer is no knock"
+
+
+def test_who_is_waited_for_is_told_when_it_changes(tmp_path, caplog):
+    notes = []
+    with caplog.at_level(logging.INFO):
+        stranger = Stranger(tmp_path, clients=2, min_clients=2, on_note=notes.append)
+        for _ in range(3):
+            stranger.aggregator.poll(1.0)
+        stranger.hello()
+        stranger.hello()
+        stranger.say(Hello(device_id="hall", artifact=ARTIFACT, num_samples=5), name="hall")
+    assert notes == [
+        "round 1: 0 of 2 devices here; waiting for 2 more",
+        "round 1: 1 of 2 devices here: device-0; waiting for 1 more",
+    ]
+    assert notes[1] in caplog.text
+
+
+def test_a_judge_that_is_missing_at_the_end_is_named(tmp_path):
+    notes = []
+    stranger = Stranger(tmp_path, on_note=notes.append)
+    judge = Hello(device_id="judge", artifact=ARTIFACT, num_samples=5, role="evaluate")
+    stranger.say(judge, name="judge")
+    stranger.hello()
+    stranger.deliver(good_payload())
+    assert notes[-1] == "1 rounds are done; waiting for the evaluation of judge"

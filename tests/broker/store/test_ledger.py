@@ -36,10 +36,10 @@ def test_payloads_go_when_their_round_closes(ledger):
 
 def test_another_job_is_refused_with_what_differs(ledger):
     ledger.close()
-    other = Settings(job="j", artifact="b" * 64, rounds=3, clients=2, min_clients=2)
+    other = Settings(job="j", artifact="b" * 64, rounds=2, clients=3, min_clients=2)
     with pytest.raises(ConfigError) as caught:
         Ledger(ledger.folder, other)
-    assert "rounds: 3, was 2" in str(caught.value)
+    assert "clients: 3, was 2" in str(caught.value)
     assert "artifact: 'bbb" in str(caught.value)
 
 
@@ -53,7 +53,7 @@ def test_two_aggregators_do_not_share_a_ledger(ledger):
 def test_a_refused_ledger_is_given_back(ledger):
     ledger.close()
     with pytest.raises(ConfigError):
-        Ledger(ledger.folder, job(rounds=9))
+        Ledger(ledger.folder, job(clients=9))
     Ledger(ledger.folder, SETTINGS).close()
 
 

@@ -14,6 +14,7 @@ import pytest
 from fleet import Aggregator, Device, World, settings_of
 from paths import DATA
 
+from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import FILE, Ledger
 from fleetune.broker.store.rows import rows
 from fleetune.broker.store.store import Cost
@@ -80,6 +81,17 @@ def test_an_old_job_is_finished_to_the_bits_of_the_release_that_began_it(folder)
     slow = Device(server, folder.parent, 1, size=4).start()
     World(server, aggregator, [slow]).run(until=lambda: aggregator.service.federation.version == 2)
     assert aggregator.version(2) == (OLD / "expected-00002.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_an_old_job_takes_other_rounds(folder, rounds):
+    changed = msgspec.structs.replace(SETTINGS, rounds=rounds)
+    with Ledger(folder, changed) as ledger:
+        assert len(ledger.past().tasks) == 2
+    with Ledger(folder, changed) as ledger:
+        assert ledger.past().accepted
+        (text,) = ledger._sql.execute("SELECT settings FROM job").fetchone()
+    assert msgspec.json.decode(text, type=Settings) == changed
 
 
 def test_another_job_is_refused_and_left_as_it_was(folder):

@@ -42,6 +42,44 @@ def test_the_retained_end_of_its_job_stops_it_and_that_of_an_earlier_one_does_no
     assert stage.device.agent.finished == "the job is over"
 
 
+@pytest.mark.parametrize("how", ["by a message", "by the retained status"])
+def test_started_again_after_the_end_it_waits_until_the_job_goes_on(tmp_path, how):
+    stage = Stage(tmp_path)
+    stage.aggregator.status("one")
+    stage.poll(2)
+    if how == "by a message":
+        stage.aggregator.say(Finished(job=JOB, reason="1 rounds are done"))
+    stage.aggregator.status("one", finished=True)
+    stage.poll()
+    assert stage.device.agent.finished
+    stage.device.kill()
+    stage.device.start()
+    stage.poll(2)
+    assert stage.device.agent.finished == ""
+    stage.aggregator.status("two")
+    stage.aggregator.heard()
+    stage.poll(2)
+    assert len(stage.aggregator.heard(Hello)) == 1
+    stage.aggregator.status("two", finished=True)
+    stage.poll()
+    assert stage.device.agent.finished == "the job is over", "of this session it was not told yet"
+
+
+def test_a_fault_of_ours_costs_the_message_that_found_it_and_no_more(stage, monkeypatch, caplog):
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.device.agent._assignments, "settle", lambda _: {}["x"])
+        stage.aggregator.say(Verdict(job=JOB, round=7, digest="none", accepted=True))
+        stage.poll(2)
+    assert "down: KeyError: 'x'" in caplog.text
+    assert stage.trained().round == 1
+
+
+def test_an_aggregator_writes_no_line_into_the_log(stage):
+    stage.aggregator.say(Finished(job=JOB, reason="over\nround 9: accepted\x1b[2J"))
+    stage.poll()
+    assert stage.device.agent.finished == "over?round 9: accepted?[2J"
+
+
 @pytest.mark.parametrize(
     "message",
     [

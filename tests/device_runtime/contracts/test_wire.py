@@ -1,12 +1,16 @@
 """Messages: exact bytes, what a newer sender may add, and a decoder that refuses everything else with one error."""
 
+from typing import get_origin
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.device_runtime.contracts import wire
+from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, WireError
+from fleetune.device_runtime.options import fields_of, problems
 
 TRANSFER = wire.TransferManifest(size_bytes=3, chunk_bytes=2, chunk_digests=bytes(16), sha256="f" * 64)
 MESSAGES = [
@@ -115,6 +119,87 @@ def test_a_stranger_writes_no_line_into_our_log():
         wire.decode(content)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250
+
+
+def _fields(kind, path=()):
+    """Every field of a message, and of the structs inside it, as (path, bare type)."""
+    for field in fields_of(kind):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _fields(field.type, (*path, field.name))
+        elif field.name != "v":
+            yield (*path, field.name), get_origin(field.type) or field.type
+
+
+def _with(message, path, value):
+    """The bytes of a message with another value at a path, as a stranger would write them."""
+    fields = msgspec.msgpack.decode(wire.encode(message))
+    *way, last = path
+    at = fields
+    for name in way:
+        at = at[name]
+    at[last] = value
+    return msgspec.msgpack.encode(fields)
+
+
+EVERY_FIELD = [
+    (message, *found)
+    for message in {type(m): m for m in MESSAGES}.values()
+    for found in _fields(type(message))
+]
+of_type = {
+    kind: [(m, path) for m, path, found in EVERY_FIELD if found is kind] for kind in (int, str, bytes, dict)
+}
+
+
+def _named(value):
+    return ".".join(value) if isinstance(value, tuple) else type(value).__name__
+
+
+@pytest.mark.parametrize(("message", "path"), of_type[int], ids=_named)
+def test_every_number_has_bounds(message, path):
+    """Sums of many have to stay within an int64, wherever they are made."""
+    for value in (2**63 - 1, 2**63, 2**64 - 1, 2**33, -2, -(2**63)):
+        if path == ("work", "seed") and 0 <= value <= SEED_MAX:
+            continue
+        if "work" in path:  # a device declines it with a reason
+            work = wire.decode(_with(message, path, value)).work
+            assert problems(work), path
+            continue
+        with pytest.raises(WireError, match="malformed message: Expected `int`"):
+            wire.decode(_with(message, path, value))
+
+
+@pytest.mark.parametrize(("message", "path"), of_type[str], ids=_named)
+def test_no_text_is_endless_or_moves_a_cursor(message, path):
+    for value in ("x" * 10_000, "a\nWARNING all is lost", "\x1b[2J", "a\u202eb", "\x00", "\u2028"):
+        try:
+            found = wire.decode(_with(message, path, value))
+        except WireError as exc:
+            assert str(exc).isprintable()  # noqa: PT017 (either outcome is right)
+            continue
+        for name in path:
+            found = getattr(found, name)
+        assert path[-1] in ("reason", "paused")
+        assert found.isprintable()
+        assert len(found) <= wire.REASON_CHARS_MAX
+
+
+@pytest.mark.parametrize(("message", "path"), of_type[bytes], ids=_named)
+def test_every_field_of_bytes_has_a_bound(message, path):
+    with pytest.raises(WireError, match="malformed message: Expected `bytes` of length <="):
+        wire.decode(_with(message, path, bytes(wire.CHUNK_BYTES + 1)))
+
+
+@pytest.mark.parametrize("stats", [{f"s{i}": 1.0 for i in range(33)}, {"x" * 65: 1.0}, {"a\n": 1.0}])
+def test_an_update_has_few_statistics_with_short_names(stats):
+    with pytest.raises(WireError, match="malformed message"):
+        wire.decode(_with(MESSAGES[2], ("stats",), stats))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e12])
+def test_a_deadline_is_a_time(value):
+    with pytest.raises(WireError, match="malformed message: Expected `float`"):
+        wire.decode(_with(MESSAGES[1], ("deadline_s",), value))
 
 
 @pytest.mark.parametrize("name", ["a", "device-1", "A.b_c-d", "0" * 64])

@@ -1,0 +1,109 @@
+"""What a job has come to so far, in its folder: a job that is stopped leaves what it learned, the adapter and its history."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.numpy import load
+
+from fleetune.broker.store.ledger import FILE, Ledger
+from fleetune.broker.store.rows import Row, row, rows
+from fleetune.device_runtime.contracts.adapters import save_peft
+from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.run_file import RUN, write_run
+from fleetune.device_runtime.errors import ConfigError, StateError
+
+_ADAPTER = "adapter"
+_FOREIGN = (RUN, _ADAPTER, "checkpoint.safetensors", "manifest.json")
+"""What other commands leave in a folder: ``train`` the first three, ``export`` the last."""
+
+
+class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job came to; every figure counts the restarts in."""
+
+    rounds: int
+    """Done."""
+    finished: bool
+    """Whether they are all; ``run.json`` is written after each of them."""
+    accuracy: float | None
+    """Of the last version, over the evaluating devices; None without one."""
+    loss: float | None
+    bytes_down: int
+    """Payload of all chunks sent to devices (training and evaluating), repetitions included."""
+    bytes_up: int
+    """Payload of all chunks received from devices, repetitions included."""
+    link_bytes_sent: int
+    """Payload of all MQTT messages sent by the aggregator."""
+    link_bytes_received: int
+    wall_s: float
+    adapter: str
+    """PEFT folder."""
+    history: list[Row]
+
+
+class Result:
+    """``adapter/`` for PEFT and ``run.json``, each file whole or as it was before."""
+
+    def __init__(self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any]) -> None:
+        """Prepare; ``arguments`` of the call are for ``run.json``."""
+        self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
+        self._told: list[Row] = []
+        self._kept = (0, 0)
+
+    def tell(self, told: Row) -> None:
+        """Take a row that is complete, and keep it; they come in order, from the first on. StateError as ``keep``."""
+        self._told.append(told)
+        self.keep()
+
+    def keep(self) -> None:
+        """Write what is new since the last time; nothing before the first round is closed.
+
+        Raises:
+            StateError: the folder cannot be written, or the ledger not be read.
+        """
+        newest = self._ledger.newest
+        if newest > 0 and self._kept != (newest, len(self._told)):
+            rest = range(len(self._told), newest + 1)
+            self._write([*self._told, *(row(self._ledger, version) for version in rest)])
+
+    def conclude(self) -> AggregateReport:
+        """Write everything afresh: a report may have come after its row was told. StateError as ``keep``."""
+        return self._write(rows(self._ledger))
+
+    def _write(self, history: list[Row]) -> AggregateReport:
+        newest, folder = len(history) - 1, self._ledger.folder
+        report = _report(self._ledger, history)
+        try:
+            if newest != self._kept[0]:
+                save_peft(folder / _ADAPTER, self._artifact.manifest, load(self._ledger.version(newest)))
+            write_run(folder, self._artifact, self._arguments, report)
+        except OSError as exc:
+            raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+        self._kept = newest, len(self._told)
+        return report
+
+
+def check_folder(out: Path) -> None:
+    """Raise ConfigError if what lies in ``out`` was left there by another command: it would be written over."""
+    found = [name for name in _FOREIGN if (out / name).exists()]
+    if found and not (out / FILE).exists():
+        raise ConfigError(
+            f"{out}: {', '.join(found)} lie there and no ledger of an aggregator: another command's; give another --out"
+        )
+
+
+def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
+    cost, last = ledger.cost(), history[-1]
+    return AggregateReport(
+        rounds=last.round,
+        finished=ledger.finished,
+        accuracy=last.accuracy,
+        loss=last.loss,
+        bytes_down=cost.bytes_down,
+        bytes_up=cost.bytes_up,
+        link_bytes_sent=cost.bytes_sent,
+        link_bytes_received=cost.bytes_received,
+        wall_s=cost.seconds,
+        adapter=str(ledger.folder / _ADAPTER),
+        history=history,
+    )

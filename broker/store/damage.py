@@ -1,0 +1,58 @@
+"""A ledger that was damaged or edited is refused when it is opened, or read, in one line that names it."""
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+
+from fleetune.device_runtime.contracts.wire import Count, Word
+from fleetune.device_runtime.errors import StateError, one_line
+
+DAMAGES = (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, OverflowError)
+"""What comes of reading rows that nobody of us wrote; text that is not UTF-8 is a ValueError."""
+
+_COLUMNS = {
+    "SELECT version, round, sha256, state FROM versions": tuple[Count, Count, Word, Word],
+    "SELECT task_id, device, digest, num_samples, stats, file FROM updates JOIN tasks USING (task_id)": tuple[
+        str, str, Word, Count, str, str
+    ],
+    "SELECT version, device, loss, accuracy, num_samples FROM evaluations": tuple[
+        Count, str, float, float, int
+    ],
+    "SELECT round, bytes_down, bytes_up, bytes_sent, bytes_received, seconds FROM costs": tuple[
+        int, int, int, int, int, float
+    ],
+}
+"""What the rows of each query are made of."""
+_TIES = {
+    "SELECT count(*) FROM versions a JOIN versions b ON b.version = a.version + 1 WHERE b.round < a.round": "rounds go back",
+    "SELECT max(version) - count(*) + 1 FROM versions": "versions are missing",
+    "SELECT count(*) FROM updates WHERE task_id NOT IN (SELECT task_id FROM tasks)": "updates of no task",
+    "SELECT count(*) FROM updates WHERE made NOT IN (SELECT version FROM versions)": "updates of no version",
+    "SELECT count(*) FROM evaluations WHERE version NOT IN (SELECT version FROM versions)": "evaluations of no version",
+    "SELECT count(*) FROM tasks WHERE work NOT IN (SELECT number FROM works)": "tasks without their work",
+    "SELECT count(*) FROM tasks WHERE version NOT IN (SELECT version FROM versions)": "tasks of no version",
+    "SELECT count(DISTINCT round) > 1 FROM tasks WHERE round > (SELECT max(round) FROM versions)": "two rounds are open",
+}
+"""Queries that give 0, or nothing, unless the sentence is true."""
+
+
+def check_damage(sql: sqlite3.Connection) -> None:
+    """Look at every row of a ledger of this format once.
+
+    Raises:
+        ValueError: what is wrong; or another of DAMAGES.
+    """
+    if (found := sql.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+        raise ValueError(found)
+    for query, row in _COLUMNS.items():
+        msgspec.convert(sql.execute(query).fetchall(), list[row])  # type: ignore[valid-type]
+    for query, sentence in _TIES.items():
+        if sql.execute(query).fetchone()[0]:
+            raise ValueError(sentence)
+
+
+def damaged(path: Path, exc: Exception) -> StateError:
+    """Say that a ledger cannot be used, and what to do."""
+    said = one_line(exc)
+    return StateError(f"{path}: not a ledger, or damaged: {said}; put a copy back, or give another --out")
