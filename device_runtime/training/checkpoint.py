@@ -1,5 +1,6 @@
 """A local run on disk: one safetensors file, written whole or not at all, that a trainer continues from bit for bit."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,18 +63,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         raise StateError(f"{path}: cannot be written: {exc.strerror or exc}; the one before stays") from exc
 
 
-def load_checkpoint(path: Path, origin: Origin) -> Checkpoint:
-    """Read the checkpoint of the run that ``origin`` describes.
+def load_checkpoint(path: Path, origin: Origin, *, but_for: Collection[str] = ()) -> Checkpoint:
+    """Read the checkpoint of the run that ``origin`` describes; fields of its work in ``but_for`` may differ.
 
     Raises:
         ArtifactError: the file cannot be read, or is no checkpoint of this version.
         ConfigError: the checkpoint is of another run (every difference listed).
     """
     header = _read_header(path)
-    if differences := _differences(header.origin, origin):
+    if differences := _differences(header.origin, origin, but_for):
         raise ConfigError(
             f"{path}: a checkpoint of another run ({'; '.join(differences)}); "
-            "use another output folder, or delete this file to start anew"
+            "use another output folder, or resume=False (--no-resume) to start anew"
         )
     arrays = load_arrays(path)
     adapter, optimizer, history = (_part(arrays, part) for part in _PARTS)
@@ -95,7 +96,7 @@ def _read_header(path: Path) -> _Header:
     return header
 
 
-def _differences(found: Origin, wanted: Origin) -> list[str]:
+def _differences(found: Origin, wanted: Origin, but_for: Collection[str]) -> list[str]:
     named = [
         (what, a, b)
         for what, a, b in (
@@ -105,7 +106,7 @@ def _differences(found: Origin, wanted: Origin) -> list[str]:
         )
     ]
     theirs, ours = msgspec.to_builtins(found.work), msgspec.to_builtins(wanted.work)
-    named += [(name, theirs[name], ours[name]) for name in ours]
+    named += [(name, theirs[name], ours[name]) for name in ours if name not in but_for]
     return [f"{what}: {a} there, {b} here" for what, a, b in named if a != b]
 
 
