@@ -90,8 +90,8 @@ def train(
 ) -> TrainReport:
     """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
 
-    SIGINT and SIGTERM stop it between two steps, and it saves what it has first. The same arguments go on from there; those of a run
-    that is finished train nothing. More steps go on from its end.
+    SIGINT and SIGTERM stop it between two steps, and it saves what it has first. The same arguments go on from there; those
+    of a run that is finished train nothing. More steps go on from its end.
 
     Args:
         artifact_dir: folder made by ``fleetune export``.

@@ -7,10 +7,14 @@ from typing import Any
 import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.contracts.adapters import CONFIG
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.errors import ArtifactError
 
 RUN = "run.json"
+ADAPTER = "adapter"
+_INNER = "run"
+"""Where a demo has the run of its aggregator."""
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +50,26 @@ def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], repor
         labels=artifact.manifest.labels,
     )
     write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
+
+
+def run_folder(run: Path) -> Path:
+    """Return where train or aggregate wrote: ``run`` itself, or the run inside the folder of a demo."""
+    inner = run / _INNER
+    return inner if inner.is_dir() and not (run / ADAPTER).is_dir() else run
+
+
+def find_adapter(run: Path) -> Path:
+    """Return the PEFT folder of a run of train, aggregate or demo; ``run`` itself, if it is one.
+
+    Raises:
+        ArtifactError: no adapter there.
+    """
+    for folder in (run_folder(run) / ADAPTER, run):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise ArtifactError(
+        f"{run}: no adapter here (no {ADAPTER}/{CONFIG}); give the --out folder of train, aggregate or demo"
+    )
 
 
 def read_labels(folder: Path) -> tuple[str, ...]:

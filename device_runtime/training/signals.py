@@ -29,7 +29,7 @@ def held(on_first: Callable[[], object] = lambda: None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    found = {number: signal.getsignal(number) for number in _HELD}
+    found: dict[int, Any] = {number: signal.getsignal(number) for number in _HELD}
     before = {number: handler for number, kept in found.items() if (handler := _callable(kept))}
     waiting: list[int] = []
 
@@ -47,15 +47,15 @@ def held(on_first: Callable[[], object] = lambda: None) -> Iterator[None]:
     finally:
         for number in before:
             signal.signal(number, found[number])
-    for number in waiting:
-        before[number](number, None)
+    for first in waiting:
+        before[first](first, None)
 
 
 def _callable(handler: Any) -> Handler | None:
     """What is to be called: nothing for a signal that is ignored."""
-    if callable(handler):
-        return handler
-    return _leave if handler is signal.SIG_DFL else None
+    if handler is signal.SIG_DFL:
+        return _leave
+    return handler if callable(handler) else None
 
 
 def _leave(number: int, _: FrameType | None) -> None:

@@ -214,7 +214,7 @@ def test_more_steps_go_on_from_the_end_as_if_they_had_been_asked_for_at_first(
 def test_a_decayed_rate_goes_no_further(word_artifact, word_file, tmp_path):
     options = {**OPTIONS, "data": word_file, "out": tmp_path, "decay": "linear"}
     train(word_artifact, steps=4, **options)
-    with pytest.raises(ConfigError, match="another run .steps: 4 there, 8 here"):
+    with pytest.raises(ConfigError, match=r"another run \(steps: 4 there, 8 here"):
         train(word_artifact, steps=8, **options)
 
 
