@@ -7,7 +7,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 COLUMNS = ("round", "devices", "loss", "accuracy", "down", "up", "seconds")
@@ -23,6 +30,13 @@ def messages(console: Console) -> Iterator[Callback]:
 
 
 @contextmanager
+def remarks(console: Console) -> Iterator[Callback]:
+    """Print each remark on standard error, beside results that something else may read."""
+    aside = Console(stderr=True, highlight=False, soft_wrap=True)
+    yield lambda remark: aside.print(str(remark), markup=False)
+
+
+@contextmanager
 def steps(console: Console) -> Iterator[Callback]:
     """Follow steps (reports with ``step``, ``loss``, ``seconds``): a bar, or a line every few seconds."""
     if not console.is_terminal:
@@ -34,6 +48,8 @@ def steps(console: Console) -> Iterator[Callback]:
         BarColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=None)

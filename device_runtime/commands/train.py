@@ -34,6 +34,7 @@ CACHE = "cache"
 CHECKPOINT = "checkpoint.safetensors"
 LEDGER = "ledger.sqlite"
 """An aggregator's, whose folder is no place for a run."""
+_CHECKPOINT_EVERY_S = 60.0
 
 Note = Callable[[Pause | Fit | str], object]
 
@@ -81,7 +82,6 @@ def train(
     work: LocalWork = LocalWork(),
     resources: Resources = Resources(),
     checkpoint_every: int = 50,
-    checkpoint_every_s: float = 60.0,
     resume: bool = True,
     adapter: Path | str | None = None,
     rules: Mapping[str, Any] | Path | str | None = None,
@@ -100,8 +100,7 @@ def train(
         eval: labelled samples to measure the result on, at full depth.
         work: policy, optimizer, steps, batches and seed; its codec has no say here.
         resources: threads, memory and disk that the run may use.
-        checkpoint_every: steps between checkpoints; 0 for none but the last.
-        checkpoint_every_s: seconds between checkpoints of slower steps; 0 for none.
+        checkpoint_every: steps between checkpoints, of which there is one a minute too; 0 for none but the last.
         resume: False starts anew though there is a checkpoint, or a finished run.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
         rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
@@ -114,7 +113,8 @@ def train(
     """
     arguments = plain(locals())
     note: Note = on_note or (lambda text: None)
-    _check_pace(checkpoint_every, checkpoint_every_s)
+    if checkpoint_every < 0:
+        raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
     gate = open_gate(rules, on_change=_telling(note))
     folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
@@ -133,7 +133,7 @@ def train(
         finish(
             trainer,
             folder / CHECKPOINT,
-            pace=Pace(checkpoint_every, checkpoint_every_s),
+            pace=Pace(checkpoint_every, _CHECKPOINT_EVERY_S if checkpoint_every else 0.0),
             wait=gate.wait,
             on_step=on_step,
             say=note,
@@ -163,12 +163,6 @@ def peak_rss_mb() -> float:
     except (OSError, IndexError):
         unit = 1024**2 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _check_pace(steps: int, seconds: float) -> None:
-    for name, number in (("checkpoint_every", steps), ("checkpoint_every_s", seconds)):
-        if not number >= 0:
-            raise ConfigError(f"{name} must be at least 0, got {number}")
 
 
 def _make_folder(out: Path, *, resume: bool) -> Path:

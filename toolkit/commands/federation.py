@@ -21,12 +21,14 @@ from fleetune.toolkit.commands.options import (
     Rules,
     Seed,
     Verbose,
+    needs,
     shown,
     with_flags,
 )
 from fleetune.toolkit.commands.running import EXIT_USAGE, Watch, call, fail
 
 
+@needs("data", "mqtt", "job")
 @with_flags(DEVICE)
 def device(
     artifact_dir: ArtifactDir,
@@ -55,6 +57,7 @@ def device(
     )
 
 
+@needs("mqtt", "out")
 @with_flags(AGGREGATE)
 def aggregate(
     artifact_dir: ArtifactDir,

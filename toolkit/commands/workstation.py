@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from fleetune.toolkit import live
+from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.commands.options import (
     ArtifactDir,
     Config,
@@ -16,13 +17,15 @@ from fleetune.toolkit.commands.options import (
     StartAdapter,
     Threads,
     Verbose,
+    needs,
     shown,
 )
-from fleetune.toolkit.commands.running import Watch, call, fail, show_fields
+from fleetune.toolkit.commands.running import Watch, call, fail
 
 _WORST = 5
 
 
+@needs("task", "out")
 def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="local folder or hub id of a Hugging Face model")
@@ -89,6 +92,7 @@ def selfcheck(
         fail(f"{artifact_dir}: relative error {report.max_relative_error:.2e} is above {report.limit:.0e}")
 
 
+@needs("out")
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder made by train, aggregate or demo")],
     *,
