@@ -12,6 +12,7 @@ import children
 import msgspec
 import pytest
 from paths import ROOT
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fleetune.broker.laws import TABLES
@@ -19,7 +20,7 @@ from fleetune.device_runtime.commands.train import TrainReport
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
-from fleetune.toolkit.commands import running
+from fleetune.toolkit.commands import federation, running
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 
@@ -327,6 +328,56 @@ def test_a_module_of_ours_that_is_missing_is_not_hidden(stand_in):
     assert isinstance(fleetune("train", "x", "--data", "d", "--out", "o").exception, ModuleNotFoundError)
 
 
+def test_a_library_that_is_missed_later_is_named_before_anything_is_said(monkeypatch):
+    monkeypatch.setattr(running, "find_spec", lambda name: None if name == "amqtt" else name)
+    failed = fleetune("demo")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr == "fleetune: demo needs amqtt; run: pip install 'fleetune[demo]'\n"
+
+
+def test_an_error_calls_a_command_as_its_user_did(stand_in):
+    def serve(**rest: Any) -> None:
+        raise ModuleNotFoundError("", name="amqtt")
+
+    stand_in(serve)
+    assert (
+        fleetune("broker").stderr == "fleetune: broker needs amqtt; run: pip install 'fleetune[embedded]'\n"
+    )
+
+
+def test_what_takes_long_to_start_says_so_first(stand_in):
+    def export(model, *, task: str, out: str, **rest: Any) -> None:
+        raise ConfigError("later")
+
+    stand_in(export)
+    failed = fleetune("export", "m", "--task", "causal-lm", "--out", "o")
+    assert failed.stderr == "starting torch and transformers\nfleetune: later\n"
+
+
+def test_benchmarks_are_listed():
+    shown = " ".join(fleetune("bench", "--help").stdout.split())
+    assert "which figure: agents, backends, base-dtype, budget," in shown
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_demo_ends_with_commands_that_this_shell_finds(monkeypatch, capsys, on_path):
+    monkeypatch.setattr(federation.shutil, "which", lambda name: f"/bin/{name}" if on_path else None)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/fleetune", "demo"])
+    numbers = {
+        "accuracy_before": 0.1,
+        "accuracy": 0.9,
+        "mean_active_layers": 6.0,
+        "device_peak_rss_mb": 100.0,
+    }
+    numbers |= {"bytes_down": 1, "bytes_up": 1, "rounds": 6, "wall_s": 150.0}
+    federation._show_demo(Console(width=200), SimpleNamespace(adapter="demo-run/run/adapter", **numbers))
+    shown, program = capsys.readouterr().out, "fleetune" if on_path else ".venv/bin/fleetune"
+    assert (
+        f'  {program} predict demo-run/artifact --run demo-run --text "turn the kitchen light on"\n' in shown
+    )
+    assert "took at most 104.9 MB" in shown
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_command_cleanly(number, code):
     """The embedded server runs until it is told to stop; `finally` blocks run either way."""
@@ -347,7 +398,7 @@ def test_signals_end_a_command_cleanly(number, code):
 
 _WAITING = """
 import sys, threading, types
-from fleetune.toolkit.commands import running
+from fleetune.toolkit.commands import federation, running
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 def train(artifact_dir, *, data: str, out: str, **rest):

@@ -4,9 +4,10 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -56,6 +57,9 @@ def call(
     parts: Mapping[str, Part] | None = None,
     watch: Watch | None = None,
     show: Show | None = None,
+    command: str = "",
+    opening: str = "",
+    libraries: Sequence[str] = (),
 ) -> Any:
     """Call ``module:function`` with what flags and file say, and show its result.
 
@@ -67,6 +71,9 @@ def call(
         parts: the function's arguments that are structs, made from flags.
         watch: how progress is shown.
         show: how the result is shown on a terminal; by default its fields, one a line.
+        command: what the user called, if it has another name than the function.
+        opening: said on standard error at once, where the first imports take long.
+        libraries: what the function imports only after it has begun; missed at once if it is not installed.
     """
     given = dict(flags)
     given |= given.pop("flags", {})
@@ -75,9 +82,12 @@ def call(
     console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
     _log_to_stderr(verbose=bool(verbose))
     module, _, name = target.partition(":")
-    with _one_line_errors(name), ExitStack() as stack:
+    with _one_line_errors(command or name), ExitStack() as stack:
+        _check_installed(libraries)
+        if opening:
+            sys.stderr.write(f"{opening}\n")
         function = getattr(import_module(module), name)
-        arguments = resolve(function, given, config=config, table=name, parts=parts or {})
+        arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
         if watch:
             arguments[watch.parameter] = stack.enter_context(watch.open(console))
             if watch.notes:
@@ -104,6 +114,12 @@ def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     """Say what is wrong on one line of standard error and leave."""
     sys.stderr.write(f"fleetune: {' '.join(message.split())}\n")
     raise typer.Exit(code)
+
+
+def _check_installed(libraries: Sequence[str]) -> None:
+    for name in libraries:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from fleetune.toolkit.commands.options import (
 from fleetune.toolkit.commands.running import Watch, call, fail
 
 _WORST = 5
+_STARTING = "starting torch and transformers"
 
 
 @needs("task", "out")
@@ -65,7 +66,13 @@ def export(
 ) -> None:
     """Make a training artifact of a model."""
     flags = locals() | {"target_modules": target_modules.split(",") if target_modules else None}
-    call("fleetune.toolkit.export:export", flags, argument="model", watch=Watch("on_progress", live.messages))
+    call(
+        "fleetune.toolkit.export:export",
+        flags,
+        argument="model",
+        watch=Watch("on_progress", live.messages),
+        opening=_STARTING,
+    )
 
 
 def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose = False) -> None:
@@ -113,7 +120,13 @@ def merge(
     verbose: Verbose = False,
 ) -> None:
     """Take a run's adapter or merged model out."""
-    call("fleetune.toolkit.merge:merge", locals(), argument="run", show=_show_path)
+    call(
+        "fleetune.toolkit.merge:merge",
+        locals(),
+        argument="run",
+        show=_show_path,
+        opening=_STARTING if full else "",
+    )
 
 
 def _show_selfcheck(console: Console, report: Any) -> None:
