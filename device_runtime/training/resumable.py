@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fleetune.device_runtime.errors import StateError
-from fleetune.device_runtime.training.signals import held
+from fleetune.device_runtime.training.signals import Held
 from fleetune.device_runtime.training.step_reports import StepReport
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -75,20 +75,23 @@ def finish(
         again: what goes on from there, for who reads that.
         clock: seconds.
     """
-    keeper, is_whole = _Keeper(trainer, path, pace, clock), True
-    try:
-        while not trainer.done:
-            wait(keeper.save)
-            is_whole = False
-            with held(lambda: say("stopping after this step; once more to stop at once")):
+    keeper = _Keeper(trainer, path, pace, clock)
+    with Held(lambda: say("stopping after this step; once more to stop at once"), clock=clock) as held:
+        is_whole = True
+        try:
+            while not trainer.done:
+                with held.released():
+                    wait(keeper.save)
+                is_whole = False
                 report = trainer.step()
                 is_whole = True
-            if on_step:
-                on_step(report)
-            keeper.save_if_due()
-        keeper.save()
-    except (KeyboardInterrupt, SystemExit):
-        if is_whole:
-            is_saved = keeper.save()
-            say(f"stopped at step {trainer.step_index} of {trainer.total_steps}{f'; {again}' * is_saved}")
-        raise
+                if on_step:
+                    on_step(report)
+                keeper.save_if_due()
+                held.deliver()
+            keeper.save()
+        except (KeyboardInterrupt, SystemExit):
+            if is_whole:
+                is_saved = keeper.save()
+                say(f"stopped at step {trainer.step_index} of {trainer.total_steps}{f'; {again}' * is_saved}")
+            raise

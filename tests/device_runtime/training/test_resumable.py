@@ -86,6 +86,7 @@ def test_a_second_signal_in_a_step_saves_nothing_of_it():
     def twice(step):
         if step == 6:
             signal.raise_signal(signal.SIGINT)
+            trainer.now += 1
             signal.raise_signal(signal.SIGINT)
 
     trainer = Counting(twice)
@@ -105,6 +106,26 @@ def test_a_signal_in_a_pause_stops_it_at_once():
     with pytest.raises(KeyboardInterrupt):
         run(trainer, wait=wait)
     assert trainer.saved == [2]
+
+
+def test_a_signal_that_comes_twice_is_one():
+    """As ``timeout`` sends it, to its child and to the whole group: the second one may come while the run is saved."""
+    said, trainer = [], Counting()
+    keep = trainer.save
+
+    def on_step(report):
+        if report.step == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    def save(path):
+        signal.raise_signal(signal.SIGINT)
+        keep(path)
+
+    trainer.save = save
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, on_step=on_step, say=said.append, again="again goes on")
+    assert trainer.saved == [7]
+    assert said[-1] == "stopped at step 7 of 10; again goes on"
 
 
 def test_nobody_is_promised_to_go_on_from_what_was_not_saved():
