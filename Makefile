@@ -7,6 +7,11 @@ SUDO   := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 SOURCES := $(shell find fleetune/ device_runtime broker exporters toolkit -name '*.py')
 export PATH := $(PATH):/usr/sbin
 
+# $(call install,ENVIRONMENT,WHAT): pip, with a line for each package that it fetches; its errors and its exit status are its own.
+install = { $(1)/bin/pip install --progress-bar off --disable-pip-version-check $(2); echo $$? >$(1)/pip.status; } \
+    | awk '/^Collecting / { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'; \
+    read status <$(1)/pip.status; rm $(1)/pip.status; [ $$status = 0 ]
+
 .PHONY: help demo test test-all test-arm check bench device-env oldest-env ort-env arm-env mosquitto clean
 .DELETE_ON_ERROR:
 
@@ -55,8 +60,7 @@ arm-env: $(VENV)-arm/arm.stamp
 ort-env: | $(VENV)-ort/bin/pip
 	@if [ ! -e $(VENV)-ort/ort.stamp ] || [ pyproject.toml -nt $(VENV)-ort/ort.stamp ]; then \
 	    echo "installing ONNX Runtime Training into $(VENV)-ort"; \
-	    if $(VENV)-ort/bin/pip install --quiet --disable-pip-version-check -e . tokenizers torch==2.13.0 \
-	        onnxruntime-training-cpu==1.19.2 "onnx<1.18" "numpy<2.3"; \
+	    if $(call install,$(VENV)-ort,-e . tokenizers torch==2.13.0 onnxruntime-training-cpu==1.19.2 "onnx<1.18" "numpy<2.3"); \
 	    then touch $(VENV)-ort/ort.stamp; \
 	    else echo "ONNX Runtime Training could not be installed: the tests that need it will be skipped"; rm -rf $(VENV)-ort; fi; fi
 
@@ -71,19 +75,19 @@ mosquitto:
 
 $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing fleetune[$*] into $(VENV) (torch included: this takes a while the first time)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@$(call install,$(VENV),-e ".[$*]")
 	@touch $@
 
 $(VENV)-device/device.stamp: pyproject.toml $(SOURCES) | $(VENV)-device/bin/pip
 	@echo "installing fleetune[device] into $(VENV)-device, without torch"
-	$(VENV)-device/bin/pip install --quiet --disable-pip-version-check ".[device]"
+	@$(call install,$(VENV)-device,".[device]")
 	@rm -rf build
 	@if $(VENV)-device/bin/python -c "import torch" 2>/dev/null; then echo "torch came along: wrong"; exit 1; fi
 	@touch $@
 
 $(VENV)-oldest/oldest.stamp: pyproject.toml $(SOURCES) | $(VENV)-oldest/bin/pip
 	@echo "installing fleetune[device] with onnxruntime $(OLDEST_ORT) into $(VENV)-oldest"
-	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check ".[device]" onnxruntime==$(OLDEST_ORT)
+	@$(call install,$(VENV)-oldest,".[device]" onnxruntime==$(OLDEST_ORT))
 	@rm -rf build
 	@touch $@
 

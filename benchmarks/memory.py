@@ -1,6 +1,7 @@
-"""Peak memory of training on a device: by the number of active layers, and beside what `inspect` had estimated.
+"""Peak memory of training on a device: by the number of active layers, and beside the estimate of `footprint`.
 
-MB are 10**6 bytes here, as `inspect` and `--memory-budget-mb` count them.
+MB are 10**6 bytes here, as `inspect` and `--memory-budget-mb` count them. `inspect` adds what the command line, a tokenizer
+and texts take, which the worker here has not.
 """
 
 import tempfile
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 from benchmarks.measuring.figures import chart_of, table
 from benchmarks.measuring.processes import run_worker
 from benchmarks.measuring.subjects import artifact_of, model_of
-from fleetune.device_runtime.commands.inspect import estimate
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
+from fleetune.device_runtime.engine.footprint import footprint
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.tables import Table
 
@@ -102,14 +104,14 @@ def _by_active_layers(artifact: Artifact, threads: int) -> Iterator[dict[str, An
 def _estimated(artifact: Artifact, cases: list[Case], threads: int) -> Iterator[dict[str, Any]]:
     for case in cases:
         measured = _run(artifact, case, threads)["peak_mb"]
-        expected = estimate(
+        found = footprint(
             artifact,
             _plan(case.mode, artifact.manifest.num_layers),
-            name=case.mode,
             batch_size=case.batch,
             seq_len=case.seq,
-            recompute=case.mode.endswith("recompute"),
-        ).peak_mb
+            memory=RECOMPUTE if case.mode.endswith("recompute") else SAVE_ALL,
+        )
+        expected = round(found.peak / 1e6, 1)
         yield {
             "case": f"{case.source} {case.batch} x {case.seq} {case.mode}",
             "estimate_mb": expected,

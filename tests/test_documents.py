@@ -24,14 +24,22 @@ EXPORT = "fleetune export MODEL --task sequence-classification --labels labels.t
 def machine(tmp_path_factory):
     """A machine with a checkout, a model and people's data in its folder."""
     machine = Machine(tmp_path_factory.mktemp("machine"))
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    tracked = (
+        subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+        .stdout.decode()
+        .split("\0")
+    )
     for name in filter(None, tracked):
         (machine.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, machine.folder / name, follow_symlinks=False)
     _save_model(machine.folder / "MODEL")
     (machine.folder / "labels.txt").write_text("on\noff\n")
     for name in ("mine", "held-out"):
-        lines = [{"text": f"turn the {place} light {word}", "label": word} for place in ("hall", "kitchen") for word in ("on", "off") * 8]
+        lines = [
+            {"text": f"turn the {place} light {word}", "label": word}
+            for place in ("hall", "kitchen")
+            for word in ("on", "off") * 8
+        ]
         (machine.folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(ROOT / "docs" / "fleetune-device.service", machine.folder)
     return machine
@@ -88,7 +96,11 @@ class Script:
 
 def _in_background(line: str) -> str:
     """A command that goes on until the job is over is not waited for."""
-    return f"{line.partition(' #')[0]} > $FLEETUNE_MQTT_USERNAME.log 2>&1 &" if line.strip().startswith(ENDLESS) else line
+    return (
+        f"{line.partition(' #')[0]} > $FLEETUNE_MQTT_USERNAME.log 2>&1 &"
+        if line.strip().startswith(ENDLESS)
+        else line
+    )
 
 
 def test_the_three_quick_starts(machine):
@@ -97,7 +109,9 @@ def test_the_three_quick_starts(machine):
     script = Script(machine.make_environment()).section(README, model)
     script.section(OPERATE, "The MQTT server").say("export SSL_CERT_FILE=$PWD/ca.crt")
     script.section(README, boards, user="kitchen")
-    script.say("export HOME=$PWD/hall").section(README, boards, user="hall", only="export device", kitchen="hall", mine="held-out")
+    script.say("export HOME=$PWD/hall").section(
+        README, boards, user="hall", only="export device", kitchen="hall", mine="held-out"
+    )
     script.section(README, fleet, user="aggregator")
     machine.run(str(script))
     assert (machine.folder / "adapter" / "adapter_model.safetensors").is_file()
@@ -106,9 +120,17 @@ def test_the_three_quick_starts(machine):
 
 def test_the_operators_page(machine):
     script = Script(machine.make_environment()).say("pip install --quiet '.[export]'").say(EXPORT)
-    script.section(OPERATE, "The MQTT server").section(OPERATE, "The aggregator").section(OPERATE, "The devices")
+    script.section(OPERATE, "The MQTT server").section(OPERATE, "The aggregator").section(
+        OPERATE, "The devices"
+    )
     script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out")
-    script.section(OPERATE, "The devices", kitchen="judge", state="state_judge", **{"device artifact": "device artifact --role evaluate"})
+    script.section(
+        OPERATE,
+        "The devices",
+        kitchen="judge",
+        state="state_judge",
+        **{"device artifact": "device artifact --role evaluate"},
+    )
     machine.run(str(script))
     run = json.loads((machine.folder / "run" / "run.json").read_text())
     assert run["rounds"] == len(run["history"]) - 1 == 20
@@ -120,6 +142,10 @@ def test_the_board_page(machine):
     script.section(OPERATE, "The MQTT server")
     for heading in ("Install", "First run", "As a service"):
         script.section(BOARD, heading)
-    script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out").section(OPERATE, "The aggregator")
-    machine.run(f"{script}\ntimeout 60 sh -c 'until grep \"job is\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal")
+    script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out").section(
+        OPERATE, "The aggregator"
+    )
+    machine.run(
+        f"{script}\ntimeout 60 sh -c 'until grep \"job is\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal"
+    )
     assert "round 20" in (machine.folder / "journal").read_text()

@@ -27,7 +27,13 @@ from fleetune.device_runtime.data.loading import load_dataset
 
 ONE = os.environ.get("FLEETUNE_TRY")
 FEW, MANY, TORCH = 150, 2000, 150
-RUNTIME = ("fleetune.toolkit.cli", "fleetune.device_runtime.commands.train", "fleetune.broker.aggregation", "tokenizers", "onnxruntime")
+RUNTIME = (
+    "fleetune.toolkit.cli",
+    "fleetune.device_runtime.commands.train",
+    "fleetune.broker.aggregation",
+    "tokenizers",
+    "onnxruntime",
+)
 EXPORT = (*RUNTIME, "torch", "peft", "transformers", "fleetune.toolkit.export", "fleetune.toolkit.merge")
 OURS = "fleetune: "
 UNEXPECTED = "unexpected"
@@ -45,8 +51,12 @@ def world(tmp_path_factory, word_artifact):
     manifest = open_artifact(folder / "artifact").manifest
     data = load_dataset(folder / "words.csv", manifest, folder / "artifact", seq_len=16)
     np.savez(folder / "words.npz", **data.rows(np.arange(20)))
-    (folder / "settings.toml").write_text("[train]\nlr = 0.01\nbatch_size = 4\npolicy = 'suffix'\ndrop = 0.5\n[rules]\nnice = 0\n")
-    (folder / "rules.toml").write_text("nice = 1\nhours = { windows = ['00:00-24:00'] }\nload = { max_share = 1.0 }\n")
+    (folder / "settings.toml").write_text(
+        "[train]\nlr = 0.01\nbatch_size = 4\npolicy = 'suffix'\ndrop = 0.5\n[rules]\nnice = 0\n"
+    )
+    (folder / "rules.toml").write_text(
+        "nice = 1\nhours = { windows = ['00:00-24:00'] }\nload = { max_share = 1.0 }\n"
+    )
     (folder / "logins.txt").write_text("kitchen:$7$101$abc$def\n")
     (folder / "labels.txt").write_text("off\non\n")
     _train(folder)
@@ -66,15 +76,30 @@ def _train(folder):
     seen_steps = []
     with pytest.raises(KeyboardInterrupt):
         longer = LocalWork(steps=6, batch_size=4)
-        train(folder / "artifact", data=folder / "words.csv", out=folder / "stopped", work=longer, checkpoint_every=1, on_step=stop)
+        train(
+            folder / "artifact",
+            data=folder / "words.csv",
+            out=folder / "stopped",
+            work=longer,
+            checkpoint_every=1,
+            on_step=stop,
+        )
 
 
 def _federate(folder):
     with EmbeddedServer() as server, ThreadPoolExecutor() as pool:
-        own = {"data": folder / "words.csv", "mqtt": server.url, "job": "home", "id": "kitchen", "state": folder / "state"}
+        own = {
+            "data": folder / "words.csv",
+            "mqtt": server.url,
+            "job": "home",
+            "id": "kitchen",
+            "state": folder / "state",
+        }
         pool.submit(device, folder / "artifact", **own)
         job = Job("home", rounds=2, clients=1)
-        aggregate(folder / "artifact", mqtt=server.url, job=job, work=LocalWork(steps=2), out=folder / "federation")
+        aggregate(
+            folder / "artifact", mqtt=server.url, job=job, work=LocalWork(steps=2), out=folder / "federation"
+        )
 
 
 def _save_model(folder):
@@ -82,12 +107,22 @@ def _save_model(folder):
     import peft
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 32}
-    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=32, num_labels=2, **sizes))
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 32,
+    }
+    model = transformers.BertForSequenceClassification(
+        transformers.BertConfig(vocab_size=32, num_labels=2, **sizes)
+    )
     model.save_pretrained(folder / "model")
     shutil.copy(folder / "artifact" / "tokenizer.json", folder / "model")
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "model" / "tokenizer.json"), **names).save_pretrained(folder / "model")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "model" / "tokenizer.json"), **names
+    ).save_pretrained(folder / "model")
     learning = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
     learning.save_pretrained(folder / "adapter")
 
@@ -99,7 +134,9 @@ def problem_of(ended: Ended) -> str:
         return "a traceback"
     if ended.code not in (0, 1, 2, 143, -15):
         return f"exit code {ended.code}"
-    if ended.code == 1 and (len([x for x in lines if x.startswith(OURS)]) != 1 or not lines[-1].startswith(OURS)):
+    if ended.code == 1 and (
+        len([x for x in lines if x.startswith(OURS)]) != 1 or not lines[-1].startswith(OURS)
+    ):
         return "not told in one line of ours"
     if ended.code == 1 and UNEXPECTED in lines[-1]:
         return "an error that is none of ours"
@@ -156,7 +193,10 @@ def test_tries_of_what_needs_torch_are_told_in_plain_words(world, tmp_path):
 
 
 def test_what_a_user_must_not_see_is_seen():
-    assert problem_of(Ended(1, "", 'Traceback (most recent call last):\n  File "x"\nKeyError: 1')) == "a traceback"
+    assert (
+        problem_of(Ended(1, "", 'Traceback (most recent call last):\n  File "x"\nKeyError: 1'))
+        == "a traceback"
+    )
     assert problem_of(Ended(-11, "", "")) == "exit code -11"
     assert problem_of(Ended(1, "", "boom")) == "not told in one line of ours"
     assert problem_of(Ended(1, "", "fleetune: unexpected KeyError: 1")) == "an error that is none of ours"

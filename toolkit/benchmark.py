@@ -39,15 +39,15 @@ def bench(
         UnknownName: there is no such figure.
         ConfigError: fleetune is not installed from a source checkout, or this figure cannot be asked for that way.
     """
-    figures = {path.stem.replace("_", "-"): path for path in FOLDER.glob("[a-z]*.py")}
-    if not figures:
+    known = figures()
+    if not known:
         raise ConfigError(
             f"benchmarks are run from a source checkout; there is no {FOLDER.name}/ beside this installation"
         )
     name = name.replace("_", "-")
-    if name not in figures:
-        raise UnknownName(f"no benchmark {name!r}; have: {choices(figures)}")
-    module = load(figures[name].stem)
+    if name not in known:
+        raise UnknownName(f"no benchmark {name!r}; have: {choices(known)}")
+    module = load(known[name].stem)
     asked = {"only": only, "repeats": repeats, "threads": threads}
     found = _measured(name, module.measure, on_progress, {n: v for n, v in asked.items() if v is not None})
     drawn = found.pop("chart", None)
@@ -56,6 +56,11 @@ def bench(
             raise ConfigError(f"benchmark {name} has no chart")
         draw(Path(chart), (module.__doc__ or name).partition("\n")[0], drawn)
     return found
+
+
+def figures() -> dict[str, Path]:
+    """Benchmarks by the name that ``bench`` takes, sorted; none where there is no checkout."""
+    return {path.stem.replace("_", "-"): path for path in sorted(FOLDER.glob("[a-z]*.py"))}
 
 
 def load(name: str) -> ModuleType:

@@ -1,5 +1,6 @@
 """The console script ``fleetune``: one command per function, the chosen one imported when it is called."""
 
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
+from fleetune.toolkit.commands.grouped import Grouped
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
 
 COMMANDS = (
@@ -29,13 +31,15 @@ app = typer.Typer(
     name="fleetune",
     help="Layer-droppable LoRA training on edge devices, federated over MQTT.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": shutil.get_terminal_size().columns,
+    },
 )
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(cls=Grouped)(_command)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from fleetune.device_runtime.errors import ExportError
-from fleetune.toolkit.models import told_shortly
+from fleetune.toolkit.hearing import told_shortly
 from fleetune.toolkit.origin import parameter_digests, some
 
 TOLERANCE = 1e-4

@@ -9,7 +9,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -39,6 +46,13 @@ def dated(console: Console) -> Iterator[Callback]:
 
 
 @contextmanager
+def remarks(console: Console) -> Iterator[Callback]:
+    """Print each remark on standard error, beside results that something else may read."""
+    aside = Console(stderr=True, highlight=False, soft_wrap=True)
+    yield lambda remark: aside.print(str(remark), markup=False)
+
+
+@contextmanager
 def steps(console: Console) -> Iterator[Callback]:
     """Follow steps (reports with ``step``, ``loss``, ``seconds``): a bar, or a line every few seconds."""
     if not console.is_terminal:
@@ -50,6 +64,8 @@ def steps(console: Console) -> Iterator[Callback]:
         BarColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, redirect_stderr=_has_tty()) as progress:
         task = progress.add_task("", total=None)

@@ -122,7 +122,6 @@ class OutboxFile:
     def _damaged(self, problem: str) -> StateError:
         return StateError(f"{self._path}: damaged: {problem}; move it away to start afresh")
 
-
     def _rename(self, old: str, new: str) -> None:
         self._database.execute("UPDATE deliveries SET job = ? WHERE job = ?", (new, old))
         keys = [key for (key,) in self._database.execute("SELECT key FROM facts")]

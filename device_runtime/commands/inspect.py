@@ -9,11 +9,20 @@ from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.manifest import Kind, Manifest, Section
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, dropping
-from fleetune.device_runtime.engine.footprint import count_of, footprint, forward_flop, holds_whole_models
+from fleetune.device_runtime.engine.footprint import (
+    COMMAND_BYTES,
+    count_of,
+    footprint,
+    forward_flop,
+    holds_whole_models,
+)
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """Expected peak of one plan at one batch and sequence size; ``weights`` are the frozen ones that get read."""
+    """Expected peak of one plan at one batch and sequence size, in MB of 10^6 bytes.
+
+    ``half`` is every second layer, and others in other steps: ``weights`` are the frozen ones of all steps.
+    """
 
     plan: str
     active_layers: int
@@ -103,21 +112,22 @@ def inspect(
 def estimate(
     artifact: Artifact, plan: LayerPlan, *, name: str, batch_size: int, seq_len: int, recompute: bool = False
 ) -> Estimate:
-    """Expected peak resident memory of a training process, in MB (10^6 bytes), and GFLOP of one forward.
+    """Expected peak resident memory of ``fleetune train``, in MB (10^6 bytes), and GFLOP of one forward.
 
     Raises:
         ConfigError: the artifact holds whole models, whose memory is not known.
     """
     memory = RECOMPUTE if recompute else SAVE_ALL
     sizes = {"batch_size": batch_size, "seq_len": seq_len}
-    found = footprint(artifact, plan, memory=memory, **sizes)
+    every_layer = range(artifact.manifest.num_layers)
+    found = footprint(artifact, plan, memory=memory, also_read=every_layer, **sizes)
     return Estimate(
         plan=name,
         active_layers=len(active_layers(plan)),
         recompute=recompute,
         saved_mb=round(found.saved / 1e6, 1),
         weights_mb=round(found.weights / 1e6, 1),
-        peak_mb=round(found.peak / 1e6, 1),
+        peak_mb=round((found.peak + COMMAND_BYTES) / 1e6, 1),
         forward_gflop=round(forward_flop(artifact, plan, **sizes) / 1e9, 3),
         **sizes,
     )

@@ -1,16 +1,16 @@
 """``fleetune predict``: the personalised model at work on the device."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.commands.train import ADAPTER
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.run_file import find_adapter, read_seq_len
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
 from fleetune.device_runtime.data.records import Text, read_records
 from fleetune.device_runtime.data.samples import Dataset
@@ -21,6 +21,7 @@ from fleetune.device_runtime.errors import ArtifactError, ConfigError
 log = logging.getLogger(__name__)
 
 _TASKS = ("sequence-classification", "image-classification")
+_UNTRAINED = "no run and no adapter given: these answers are of version 0, which is not trained"
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -40,17 +41,19 @@ def predict(
     adapter: Path | str | None = None,
     batch_size: int = 32,
     threads: int = 0,
+    on_note: Callable[[str], object] | None = None,
 ) -> list[Prediction]:
-    """Classify texts or samples at full depth, in their order.
+    """Classify texts or samples at full depth, in their order, cut where the run cut them (else where the model does).
 
     Args:
         artifact_dir: folder made by ``fleetune export``.
         text: one text or several; or else
         data: a file as for training; labels in it are not looked at.
-        run: folder that ``train`` or ``aggregate`` wrote, whose ``adapter/`` is used; or else
+        run: folder that ``train``, ``aggregate`` or ``demo`` wrote, whose ``adapter/`` is used; or else
         adapter: a PEFT folder. With neither, the artifact's own version 0.
         batch_size: samples at a time.
         threads: for the kernels; 0 for one a core.
+        on_note: called with what a person may want to know of the answers.
 
     Raises:
         ConfigError: both or neither of ``text`` and ``data``, both ``run`` and ``adapter``, or a task without classes.
@@ -60,13 +63,16 @@ def predict(
     artifact = open_artifact(artifact_dir)
     if artifact.manifest.task not in _TASKS:
         raise ConfigError(
-            f"predict works for {' and '.join(_TASKS)}; this artifact is for {artifact.manifest.task}"
+            f"predict works for {' and '.join(_TASKS)}; this artifact is for {artifact.manifest.task}: `train --eval` measures "
+            "it, and `merge --full` writes a model that transformers runs"
         )
-    folder = Path(run) / ADAPTER if run else adapter
-    weights = load_peft(Path(folder), artifact.manifest) if folder else artifact.adapter()
-    texts, dataset = _read(artifact, text, data)
+    folder = _adapter_folder(run, adapter)
+    weights = load_peft(folder, artifact.manifest) if folder else artifact.adapter()
+    if folder is None and on_note:
+        on_note(_UNTRAINED)
+    texts, dataset = _read(artifact, text, data, seq_len=_seq_len(artifact, folder))
     if dataset.cut:
-        log.warning("%s", dataset.cut)
+        (on_note or log.warning)(str(dataset.cut))
     with open_engine(artifact, threads=threads) as engine:
         logits = _logits(engine, dataset, weights, batch_size=batch_size)
     return list(_named(logits, artifact.manifest.labels, texts))
@@ -79,11 +85,22 @@ def _check_choices(**given: object) -> None:
         raise ConfigError("predict takes either a run or an adapter folder, got both")
 
 
+def _adapter_folder(run: Path | str | None, adapter: Path | str | None) -> Path | None:
+    if run is not None:
+        return find_adapter(Path(run))
+    return None if adapter is None else Path(adapter)
+
+
+def _seq_len(artifact: Artifact, folder: Path | None) -> int:
+    """Tokens after which text is cut: as in the run that the adapter is of, else the tokenizer's own limit."""
+    tokenizer = artifact.manifest.tokenizer
+    return (read_seq_len(folder.parent) if folder else 0) or (tokenizer.max_length if tokenizer else 1)
+
+
 def _read(
-    artifact: Artifact, text: str | Sequence[str] | None, data: Path | str | None
+    artifact: Artifact, text: str | Sequence[str] | None, data: Path | str | None, *, seq_len: int
 ) -> tuple[Sequence[str | None], Dataset]:
     manifest, folder = artifact.manifest, artifact.folder
-    seq_len = manifest.tokenizer.max_length if manifest.tokenizer else 1
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
         return texts, text_dataset(texts, manifest, folder, seq_len=seq_len)

@@ -1,4 +1,4 @@
-"""``fleetune train``: one device, no network. A killed run continues when it is started again with the same arguments."""
+"""``fleetune train``: one device, no network. A run that was stopped goes on when it is started again with the same arguments."""
 
 import logging
 import resource
@@ -14,16 +14,17 @@ from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.run_file import plain, write_run
+from fleetune.device_runtime.contracts.run_file import RUN, plain, write_run
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
-from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.rules.gate import Gate, Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
+from fleetune.device_runtime.training.resumable import Pace, finish
 from fleetune.device_runtime.training.step_reports import StepReport
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -32,6 +33,11 @@ log = logging.getLogger(__name__)
 ADAPTER = "adapter"
 CACHE = "cache"
 CHECKPOINT = "checkpoint.safetensors"
+LEDGER = "ledger.sqlite"
+"""An aggregator's, whose folder is no place for a run."""
+_CHECKPOINT_EVERY_S = 60.0
+
+Note = Callable[[Pause | Fit | Cut | str], object]
 
 
 class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +64,16 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """PEFT folder."""
 
 
+class _Measured(msgspec.Struct):
+    peak_rss_mb: float
+    pauses: int
+    paused_s: float
+
+
+class _Recorded(msgspec.Struct):
+    report: _Measured
+
+
 def train(
     artifact_dir: Path | str,
     *,
@@ -71,32 +87,37 @@ def train(
     adapter: Path | str | None = None,
     rules: Mapping[str, Any] | Path | str | None = None,
     on_step: Callable[[StepReport], object] | None = None,
-    on_note: Callable[[Pause | Fit | Cut], object] | None = None,
+    on_note: Note | None = None,
 ) -> TrainReport:
     """Train an artifact's adapter on this machine and write it to ``out`` as a PEFT folder.
+
+    SIGINT and SIGTERM stop it between two steps, and it saves what it has first. The same arguments go on from there; those
+    of a run that is finished train nothing. More steps go on from its end.
 
     Args:
         artifact_dir: folder made by ``fleetune export``.
         data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`.
-        out: folder for ``adapter/``, ``run.json`` and, while it runs, ``checkpoint.safetensors``.
+        out: folder for ``adapter/`` and ``run.json``, replaced at the end, and ``checkpoint.safetensors``.
         eval: labelled samples to measure the result on, at full depth.
         work: policy, optimizer, steps, batches and seed; its codec has no say here.
         resources: threads, memory and disk that the run may use.
-        checkpoint_every: steps between checkpoints; 0 for none.
-        resume: False starts anew though there is a checkpoint.
+        checkpoint_every: steps between checkpoints, of which there is one a minute too; 0 for none but the last.
+        resume: False starts anew though there is a checkpoint, or a finished run.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
         rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
         on_step: called with each step's report.
-        on_note: called with what a person may want to read: texts that are cut, a memory budget's choice, a pause and its end.
+        on_note: called with what a person may want to read: texts that are cut, a memory budget's choice, a pause by the
+            rules and its end, where it goes on from and where it stopped.
 
     Raises:
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
     """
     arguments = plain(locals())
+    note: Note = on_note or _log
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
-    gate = open_gate(rules, on_change=_telling(on_note))
-    folder = _make_folder(Path(out))
+    gate = open_gate(rules, on_change=note)
+    folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
     check_work(work, manifest.num_layers)
@@ -105,14 +126,23 @@ def train(
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
     for cut in (dataset.cut, held_out.cut if held_out else None):
         if cut:
-            (on_note or _log)(cut)
+            note(cut)
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         trainer = machine.trainer(dataset, work, start)
-        if machine.fit and on_note:
-            on_note(machine.fit)
+        if machine.fit:
+            note(machine.fit)
         if resume and (folder / CHECKPOINT).exists():
-            trainer.restore(folder / CHECKPOINT)
-        _run(trainer, folder / CHECKPOINT, checkpoint_every=checkpoint_every, gate=gate, on_step=on_step)
+            _go_on(trainer, folder, note)
+        was_done = trainer.done
+        finish(
+            trainer,
+            folder / CHECKPOINT,
+            pace=Pace(checkpoint_every, _CHECKPOINT_EVERY_S if checkpoint_every else 0.0),
+            wait=gate.wait,
+            on_step=on_step,
+            say=note,
+            again="the same command goes on" if resume else "the same command without --no-resume goes on",
+        )
         evaluation = machine.evaluate(held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
     report = _report(
@@ -123,8 +153,9 @@ def train(
         num_samples=dataset.num_samples,
         adapter=folder / ADAPTER,
     )
+    if was_done:
+        report = _as_measured(report, folder)
     write_run(folder, artifact, arguments, report)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
     return report
 
 
@@ -138,49 +169,40 @@ def peak_rss_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _log(cut: Cut) -> None:
-    log.warning("%s", cut)
+def _log(note: Pause | Fit | Cut | str) -> None:
+    log.log(logging.WARNING if isinstance(note, Cut) else logging.INFO, "%s", note)
 
 
-def _make_folder(out: Path) -> Path:
+def _make_folder(out: Path, *, resume: bool) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"{out}: cannot be the output folder: {exc.strerror}") from exc
+    if (out / LEDGER).exists():
+        raise ConfigError(f"{out}: holds a federation ({LEDGER}); give another output folder")
+    if resume and (out / RUN).exists() and not (out / CHECKPOINT).exists():
+        raise ConfigError(
+            f"{out}: holds a finished run, and no {CHECKPOINT} to go on from; "
+            "give another output folder, or resume=False (--no-resume) to replace it"
+        )
     return out
 
 
-def _run(
-    trainer: Trainer,
-    checkpoint: Path,
-    *,
-    checkpoint_every: int,
-    gate: Gate,
-    on_step: Callable[[StepReport], object] | None,
-) -> None:
-    def save() -> None:
-        if checkpoint_every and trainer.step_index:
-            try:
-                trainer.save(checkpoint)
-            except StateError as exc:
-                log.warning("step %d: no checkpoint: %s", trainer.step_index, exc)
-
-    while not trainer.done:
-        gate.wait(save)
-        report = trainer.step()
-        if on_step:
-            on_step(report)
-        if checkpoint_every and trainer.step_index % checkpoint_every == 0:
-            save()
+def _go_on(trainer: Trainer, folder: Path, note: Note) -> None:
+    trainer.restore(folder / CHECKPOINT, any_length=True)
+    if trainer.done:
+        note(f"{folder}: all {trainer.total_steps} steps were taken before; --no-resume trains anew")
+    else:
+        note(f"goes on from step {trainer.step_index} of {trainer.total_steps}")
 
 
-def _telling(on_note: Callable[[Pause | Fit | Cut], object] | None) -> Callable[[Pause], object]:
-    def tell(pause: Pause) -> None:
-        log.info("%s", pause)
-        if on_note:
-            on_note(pause)
-
-    return tell
+def _as_measured(report: TrainReport, folder: Path) -> TrainReport:
+    """What only the process that took the steps could measure, of the record that it left."""
+    try:
+        kept = msgspec.json.decode((folder / RUN).read_bytes(), type=_Recorded).report
+    except (OSError, msgspec.MsgspecError):
+        return report
+    return msgspec.structs.replace(report, **msgspec.structs.asdict(kept))
 
 
 def _report(

@@ -33,6 +33,20 @@ class _LabelsOnly(msgspec.Struct):
     labels: tuple[str, ...] = ()
 
 
+class _Length(msgspec.Struct, frozen=True):
+    seq_len: int = 0
+
+
+class _Arguments(_Length, frozen=True):
+    """With ``work`` nested, or flat as 0.1.0 had it."""
+
+    work: _Length = _Length()
+
+
+class _ArgumentsOnly(msgspec.Struct):
+    arguments: _Arguments = _Arguments()
+
+
 def plain(arguments: Mapping[str, object]) -> dict[str, Any]:
     """Arguments as JSON has them: structs are objects, paths are text, callbacks (``on_…``) are left out."""
     kept = {name: value for name, value in arguments.items() if not name.startswith("on_")}
@@ -85,3 +99,19 @@ def read_labels(folder: Path) -> tuple[str, ...]:
         return ()
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+
+
+def read_seq_len(folder: Path) -> int:
+    """Longest sequence in tokens that the run in ``folder`` read; 0 if no run was there.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    path = folder / RUN
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_ArgumentsOnly).arguments
+    except FileNotFoundError:
+        return 0
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+    return found.work.seq_len or found.seq_len

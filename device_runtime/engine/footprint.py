@@ -1,6 +1,6 @@
 """What a step takes: the expected peak of resident memory, and the arithmetic of a forward."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ BARE_BYTES = 54_000_000
 """Measured: resident memory of a process that has numpy and onnxruntime imported and nothing else."""
 PROCESS_BYTES = 78_000_000
 """Measured: the same with graphs open and run, without their values."""
+COMMAND_BYTES = 32_000_000
+"""Measured: what ``fleetune train`` holds beside that: command line, tokenizer, and some thousand short texts."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
 _MAPPED_AROUND, _MAPPED_SCATTERED = 2**21, 2**16
@@ -45,6 +47,7 @@ def footprint(
     seq_len: int,
     memory: MemoryPlan = SAVE_ALL,
     lanes: int = 1,
+    also_read: Collection[int] = (),
 ) -> Footprint:
     """Expected peak of a training process.
 
@@ -55,6 +58,7 @@ def footprint(
         seq_len: tokens of a row.
         memory: how they are held.
         lanes: on which the rows run; each may be at another layer, whose streamed weights are resident then.
+        also_read: layers that other steps run; their frozen weights stay resident too, unless they are streamed.
 
     Raises:
         ConfigError: the artifact holds whole models, whose memory is not known.
@@ -69,7 +73,8 @@ def footprint(
     way = route(learnable(plan, m.learning), memory)
     active, rerun, saving = ([m.layers[i] for i in some] for some in (way.layers, way.rerun, way.saved))
     tape = len(way.back) * sizes.hidden + sum(_saved_bytes(m, layer, sizes) for layer in saving)
-    prelude, layers, head = _weights(m, active, sizes, streamed=memory.streamed)
+    read = [m.layers[i] for i in sorted({*way.layers, *also_read})]
+    prelude, layers, head = _weights(m, read, sizes, streamed=memory.streamed)
     whole = prelude + sum(layers) + head
     weights = min(lanes * max(prelude, head, *layers), whole) if memory.streamed else whole
     # onnxruntime's arena gives nothing back: the most of it stands beside the most of the weights, even at another time.
@@ -103,9 +108,9 @@ def count_of(shape: Sequence[int]) -> int:
 
 
 def _weights(
-    m: Manifest, active: Sequence[Layer], sizes: _Sizes, *, streamed: bool
+    m: Manifest, read: Sequence[Layer], sizes: _Sizes, *, streamed: bool
 ) -> tuple[int, list[int], int]:
-    """Frozen bytes that get read: of the prelude, of each active layer, of the head; what is shared counts once.
+    """Frozen bytes that get read: of the prelude, of each layer, of the head; what is shared counts once.
 
     Of an embedding table the rows of the batch's tokens are read, and the kernel maps in what lies around each.
     """
@@ -117,7 +122,7 @@ def _weights(
         seen.update(rows)
         return [m.tensors[i] for i in rows]
 
-    layers = [sum(row.size_bytes for row in fresh(layer.tensors)) for layer in active]
+    layers = [sum(row.size_bytes for row in fresh(layer.tensors)) for layer in read]
     head = sum(row.size_bytes for row in fresh(m.head.tensors))
     tables = fresh(m.prelude.tensors)
     return sum(min(row.size_bytes, places * around) for row in tables), layers, head

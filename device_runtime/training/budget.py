@@ -17,7 +17,7 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
 
 _DRAWS = 256
-"""Plans drawn to find a policy's deepest."""
+"""Plans drawn to find a policy's deepest, and the layers that it ever runs."""
 MARGIN = 1.125
 """Measured peaks were at most 10 % above the estimates (`fleetune bench budget`: BERT, one row at a time)."""
 _SLOW_TOKENS = 40
@@ -79,8 +79,9 @@ def fit(
     extra_mb = max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - BARE_BYTES / 1e6)
     least_mb = float("inf")
     for drop in _drops(work, artifact.manifest.num_layers):
-        plan = _deepest_plan(work, artifact.manifest.num_layers, drop)
-        way = route(plan)
+        plans = _plans(work, artifact.manifest.num_layers, drop)
+        plan, way = max(plans, key=lambda pair: (len(pair[1].layers), len(pair[1].back)))
+        read = {layer for _, way in plans for layer in way.layers}
         for memory in sorted(
             _choices(way, work.batch_size), key=lambda m: _time(m, way, work.batch_size, num_tokens)
         ):
@@ -91,6 +92,7 @@ def fit(
                 seq_len=num_tokens,
                 memory=memory,
                 lanes=count_lanes(memory.micro_batch),
+                also_read=read,
             )
             expected_mb = MARGIN * (found.peak / 1e6 + extra_mb)
             least_mb = min(least_mb, expected_mb)
@@ -138,10 +140,9 @@ def _hint(work: LocalWork) -> str:
     return "" if work.policy.name == "exact-k" else ", or use policy exact-k, which may drop layers to fit"
 
 
-def _deepest_plan(work: LocalWork, num_layers: int, drop: float) -> LayerPlan:
-    """The plan with most active layers, and of these with most on the way back, among the first of a job."""
+def _plans(work: LocalWork, num_layers: int, drop: float) -> list[tuple[LayerPlan, Route]]:
+    """The first of a job."""
     spec = msgspec.structs.replace(work.policy, drop=drop)
     policy, state = make_policy(spec, num_layers), PolicyState()
     plans = (policy(step, Draws(work.seed, "plans", step), state) for step in range(_DRAWS))
-    ways = ((plan, route(plan)) for plan in plans)
-    return max(ways, key=lambda pair: (len(pair[1].layers), len(pair[1].back)))[0]
+    return [(plan, route(plan)) for plan in plans]

@@ -1,7 +1,7 @@
 """A local run on disk: one safetensors file, written whole or not at all, that a trainer continues from bit for bit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -68,8 +68,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         raise StateError(f"{path}: cannot be written: {exc.strerror or exc}; the one before stays") from exc
 
 
-def load_checkpoint(path: Path, origin: Origin) -> Checkpoint:
-    """Read the checkpoint of the run that ``origin`` describes.
+def load_checkpoint(path: Path, origin: Origin, *, but_for: Collection[str] = ()) -> Checkpoint:
+    """Read the checkpoint of the run that ``origin`` describes; fields of its work in ``but_for`` may differ.
 
     Raises:
         StateError: the file cannot be read, is damaged, or is no checkpoint of this version.
@@ -77,10 +77,10 @@ def load_checkpoint(path: Path, origin: Origin) -> Checkpoint:
     """
     said = _read_said(path)
     header = _parse_header(path, said)
-    if differences := _differences(header.origin, origin):
+    if differences := _differences(header.origin, origin, but_for):
         raise ConfigError(
             f"{path}: a checkpoint of another run ({'; '.join(differences)}); "
-            "use another output folder, or delete this file to start anew"
+            "use another output folder, or resume=False (--no-resume) to start anew"
         )
     arrays = _read_arrays(path)
     if not _is_whole(said, arrays):
@@ -148,7 +148,7 @@ def _parse_header(path: Path, said: str) -> _Header:
     return header
 
 
-def _differences(found: Origin, wanted: Origin) -> list[str]:
+def _differences(found: Origin, wanted: Origin, but_for: Collection[str]) -> list[str]:
     named = [
         (what, a, b)
         for what, a, b in (
@@ -158,7 +158,7 @@ def _differences(found: Origin, wanted: Origin) -> list[str]:
         )
     ]
     theirs, ours = msgspec.to_builtins(found.work), msgspec.to_builtins(wanted.work)
-    named += [(name, theirs[name], ours[name]) for name in ours]
+    named += [(name, theirs[name], ours[name]) for name in ours if name not in but_for]
     return [f"{what}: {a} there, {b} here" for what, a, b in named if a != b]
 
 

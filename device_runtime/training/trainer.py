@@ -32,6 +32,8 @@ from fleetune.device_runtime.training.checkpoint import (
 )
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
+_LENGTH = ("steps", "epochs")
+
 
 class Trainer:
     """A run of ``work`` from ``adapter``: a function of its arguments alone, wherever it is interrupted, and whoever else trains.
@@ -125,14 +127,25 @@ class Trainer:
         )
         save_checkpoint(path, checkpoint)
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path, *, any_length: bool = False) -> None:
         """Continue from a checkpoint of this very run.
+
+        Args:
+            path: the file.
+            any_length: take one of a run of more or fewer steps too, if it would have been the same so far: not where the
+                learning rate decays towards the last step.
 
         Raises:
             StateError: not a checkpoint, or a damaged one; the run stands as it did.
-            ConfigError: the checkpoint is of another run (artifact, data, starting adapter or work).
+            ConfigError: the checkpoint is of another run (artifact, data, starting adapter or work), or past this one's end.
         """
-        found = load_checkpoint(path, self._origin)
+        is_free = any_length and self._work.optimizer.decay == "constant"
+        found = load_checkpoint(path, self._origin, but_for=_LENGTH if is_free else ())
+        if found.step > self.total_steps:
+            raise ConfigError(
+                f"{path}: {found.step} steps are taken there, and {self.total_steps} are asked for here; "
+                "use another output folder, or resume=False (--no-resume) to start anew"
+            )
         if problems := self._problems(found):
             raise damaged(path, "; ".join(problems))
         self.adapter, self._optimizer_state = found.adapter, found.optimizer

@@ -9,9 +9,10 @@ import pytest
 import transformers
 from pretrained import minilm_artifact
 
-from fleetune.device_runtime.commands.inspect import estimate
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.engine.footprint import footprint
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.benchmark import FOLDER, load
 
@@ -105,8 +106,8 @@ def test_estimates_are_within_a_fifth_of_the_peak(mode):
     found = run_worker("device_step", folder, *SIZES.values(), 3, 1, mode, threads=1)
     artifact = open_artifact(folder, verify=False)
     plan = dropping(6, range(1, 6, 2) if mode == "half" else ())
-    expected = estimate(artifact, plan, name=mode, recompute=mode == "recompute", **SIZES)
-    assert 0.8 < expected.peak_mb / (found["peak_mb"] * 2**20 / 1e6) < 1.2
+    expected = footprint(artifact, plan, memory=RECOMPUTE if mode == "recompute" else SAVE_ALL, **SIZES)
+    assert 0.8 < expected.peak / (found["peak_mb"] * 2**20) < 1.2
 
 
 def test_torch_runs_as_many_layers_as_it_is_told(tiny_bert):

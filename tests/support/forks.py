@@ -32,7 +32,12 @@ class Forks:
 
     def __init__(self, *modules: str) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-        calm = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+        calm = {
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "200",
+        }
         self._process = children.start(
             [sys.executable, __file__, *modules],
             stdin=subprocess.PIPE,
@@ -50,7 +55,9 @@ class Forks:
 
     def run(self, *words: object, cwd: Path, stop_after_s: float = 60) -> Ended:
         """Run ``fleetune WORDS``; after so many seconds it gets a SIGTERM, and ten later a SIGKILL."""
-        print(json.dumps([list(map(str, words)), str(cwd), stop_after_s]), file=self._process.stdin, flush=True)
+        print(
+            json.dumps([list(map(str, words)), str(cwd), stop_after_s]), file=self._process.stdin, flush=True
+        )
         return Ended(*json.loads(self._process.stdout.readline()))
 
 

@@ -45,9 +45,25 @@ class Machine:
     def run(self, script: str, *, timeout_s: float = 900) -> None:
         """Run a shell script; the first command that fails ends it, and fails the test with what was said."""
         whole = f"set -e\n{_MOUNTS.format(folder=self._all)}\ncd {_HERE}/work\nset -euo pipefail\n{script}\n"
-        command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", whole]
+        command = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "bash",
+            "-c",
+            whole,
+        ]
         done = subprocess.run(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment(), timeout=timeout_s, check=False
+            command,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            timeout=timeout_s,
+            check=False,
         )
         self.output = done.stdout
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
@@ -78,8 +94,12 @@ chmod 1777 /tmp
 
 
 def _environment() -> dict[str, str]:
-    cache = subprocess.run([sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=False)
-    kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "LANG", "HTTP", "http"))}
+    cache = subprocess.run(
+        [sys.executable, "-m", "pip", "cache", "dir"], capture_output=True, text=True, check=False
+    )
+    kept = {
+        name: value for name, value in os.environ.items() if name.startswith(("PIP_", "LANG", "HTTP", "http"))
+    }
     configuration = Path.home() / ".config" / "pip" / "pip.conf"
     own = {"PIP_CONFIG_FILE": str(configuration)} if configuration.is_file() else {}
     path = f"{_HERE}/env/bin:{_HERE}/played:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

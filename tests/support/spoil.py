@@ -90,7 +90,21 @@ def _edit(tree: Any, rng: random.Random) -> None:
 def _edit_lines(path: Path, rng: random.Random) -> None:
     lines = path.read_bytes().splitlines()
     at = rng.randrange(len(lines) + 1)
-    odd = [b"", b"\xff\xfe", b"\x00", b'"', b"a,b,c,d", b"[]", b"{}", b'{"text": 1}', b"[" * 5000, b"=", b"x = [1,", b"[device]", b"\xef\xbb\xbf"]
+    odd = [
+        b"",
+        b"\xff\xfe",
+        b"\x00",
+        b'"',
+        b"a,b,c,d",
+        b"[]",
+        b"{}",
+        b'{"text": 1}',
+        b"[" * 5000,
+        b"=",
+        b"x = [1,",
+        b"[device]",
+        b"\xef\xbb\xbf",
+    ]
     if rng.random() < 0.5:
         lines.insert(at, rng.choice(odd))
     else:
@@ -118,7 +132,23 @@ def _edit_setting(path: Path, rng: random.Random) -> None:
     """Another value behind one ``=``."""
     lines = path.read_text().splitlines()
     at = rng.choice([i for i, line in enumerate(lines) if "=" in line])
-    values = ["-1", "0", "nan", "inf", "9" * 30, '""', '"x"', "[]", "{}", "true", "1979-05-27", "{ a = 1 }", "x", '"\\u0000"', "1e400"]
+    values = [
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "9" * 30,
+        '""',
+        '"x"',
+        "[]",
+        "{}",
+        "true",
+        "1979-05-27",
+        "{ a = 1 }",
+        "x",
+        '"\\u0000"',
+        "1e400",
+    ]
     lines[at] = f"{lines[at].split('=')[0]}= {rng.choice(values)}"
     path.write_text("\n".join(lines) + "\n")
 
@@ -150,7 +180,10 @@ def _edit_header(path: Path, rng: random.Random) -> None:
 def _edit_table(path: Path, rng: random.Random) -> None:
     """Another value in one cell of a SQLite file, or a table less."""
     with sqlite3.connect(path) as sql:
-        tables = [name for (name,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+        tables = [
+            name
+            for (name,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        ]
         table = rng.choice([t for t in tables if not t.startswith("sqlite_")])
         if rng.random() < 0.1:
             sql.execute(f"DROP TABLE {table}")

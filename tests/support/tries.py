@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 from spoil import spoil
-from fleetune.device_runtime.contracts.artifact import MANIFEST
+
 from fleetune.device_runtime.arrays import sha256_of
+from fleetune.device_runtime.contracts.artifact import MANIFEST
 from fleetune.toolkit.cli import COMMANDS
 
 LINES = {
@@ -43,14 +44,30 @@ WITH_TORCH = {
 }
 _OPTIONS = {
     command.__name__: [
-        (f"--{p.name.replace('_', '-')}", str(p.annotation)) for p in signature(command).parameters.values() if p.kind is p.KEYWORD_ONLY
+        (f"--{p.name.replace('_', '-')}", str(p.annotation))
+        for p in signature(command).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
     ]
     for command in COMMANDS
 }
 STOPPED_AFTER_S = {"broker": 0.4, "demo": 1.0, "aggregate": 0.6, "aggregate on": 0.6}
 """These go on by themselves until they are told to stop."""
 
-_NUMBERS = ("-1", "0", "1", "3", "0.5", "-0.5", "1e-9", "nan", "inf", "1e309", "9223372036854775807", "18446744073709551616", "1000000007")
+_NUMBERS = (
+    "-1",
+    "0",
+    "1",
+    "3",
+    "0.5",
+    "-0.5",
+    "1e-9",
+    "nan",
+    "inf",
+    "1e309",
+    "9223372036854775807",
+    "18446744073709551616",
+    "1000000007",
+)
 _VALUES = (
     "", " ", "-1", "0", "1", "3", "nan", "inf", "1e309", "9223372036854775807", "18446744073709551616", "1e-320", "0x10", "1_000", "ä",
     "\u202e", "a\nb", "\x1b[31m", "..", "/dev/null", "/proc/nothing/here", "missing", "artifact", "words.csv", "run", "settings.toml",
@@ -115,7 +132,11 @@ def _places(words: list[str], folder: Path) -> list[Path]:
     """Files of the world that these words name, and folders with a file in them."""
     usual = {path.name for path in folder.iterdir()}
     named = [folder / word for word in words if word.split("/")[0] in usual]
-    return [path for path in named if path.is_file() or (path.is_dir() and any(p.is_file() for p in path.rglob("*")))]
+    return [
+        path
+        for path in named
+        if path.is_file() or (path.is_dir() and any(p.is_file() for p in path.rglob("*")))
+    ]
 
 
 def _file(place: Path, rng: random.Random) -> Path:

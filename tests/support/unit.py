@@ -25,7 +25,13 @@ def _start(name: str) -> None:
     state = Path("/var/lib") / service["StateDirectory"]
     state.mkdir(mode=int(service["StateDirectoryMode"], 8), exist_ok=True)
     subprocess.run(["chown", "-R", f"{service['User']}:{service['Group']}", state], check=True)
-    as_user = ["setpriv", f"--reuid={service['User']}", f"--regid={service['Group']}", "--clear-groups", "--no-new-privs"]
+    as_user = [
+        "setpriv",
+        f"--reuid={service['User']}",
+        f"--regid={service['Group']}",
+        "--clear-groups",
+        "--no-new-privs",
+    ]
     own = {"PATH": "/usr/bin:/bin", "HOME": str(state), **_variables(service["EnvironmentFile"])}
     with open("/var/lib/journal", "ab") as journal:
         subprocess.Popen(

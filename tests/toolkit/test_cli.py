@@ -9,14 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import children
+import msgspec
 import pytest
+from paths import ROOT
+from rich.console import Console
 from typer.testing import CliRunner
 
 from fleetune.broker.laws import TABLES
+from fleetune.device_runtime.commands.train import TrainReport
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
-from fleetune.toolkit.commands import running
+from fleetune.toolkit.commands import federation, running
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 
@@ -51,7 +55,9 @@ def stand_in(monkeypatch):
     """Replace what a command calls by a function; returns what it was called with."""
 
     def replace(function):
-        monkeypatch.setattr(running, "import_module", lambda name: SimpleNamespace(train=function))
+        monkeypatch.setattr(
+            running, "import_module", lambda name: SimpleNamespace(**{function.__name__: function})
+        )
 
     return replace
 
@@ -133,10 +139,52 @@ def test_every_hyper_parameter_has_a_help_and_its_table_is_there():
             assert not flag.option.table or flag.option.table in TABLES, name
 
 
+@pytest.mark.parametrize("command", ONE_FUNCTION, ids=lambda c: c.__name__)
+def test_help_marks_what_a_command_cannot_do_without(command):
+    """The function's own parameters without a default, and the fields of its structs."""
+    parameters = inspect.signature(function_of(command.__name__)).parameters
+    flags = claimed(PARTS.get(command.__name__, {}))
+    needed = {
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and name not in PARTS.get(command.__name__, {})
+    }
+    needed |= {name for name, (_, flag) in flags.items() if flag.default is msgspec.NODEFAULT}
+    marked = set()
+    for name, option in inspect.signature(command, eval_str=True).parameters.items():
+        if "[required]" in (option.annotation.__metadata__[0].help or ""):
+            marked.add(name)
+    arguments = {n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    assert marked == needed - arguments
+
+
+def test_help_stands_under_headings_and_takes_the_terminal_it_has():
+    words = {**os.environ, "COLUMNS": "140", "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(
+        [sys.executable, "-m", "fleetune", "train", "--help"],
+        capture_output=True,
+        text=True,
+        env=words,
+        check=True,
+    ).stdout
+    lines = shown.splitlines()
+    headings = [line for line in lines if line.endswith(":") and line[0] != " "]
+    assert headings == ["Arguments:", "Options:", "Training:", "Machine:"]
+    assert 100 < max(map(len, lines)) <= 140
+    options = shown[shown.index("Options:") : shown.index("Training:")]
+    assert "--data FILE" in options
+    assert "[required]" in options
+    assert "--lr" not in options
+
+
+def test_a_shell_can_complete_it():
+    assert "--install-completion" in fleetune("--help").stdout
+
+
 PROMISED = """
     train: data eval policy drop depth-shape period batch-size seq-len steps epochs lr optimizer weight-decay warmup-steps decay
-        clip-norm seed threads cores provider recompute save stream resident memory-budget-mb checkpoint-every adapter rules out
-        config json
+        clip-norm seed threads cores provider recompute save stream resident memory-budget-mb checkpoint-every
+        resume no-resume adapter rules out config json
     device: data mqtt job id state role threads cores provider recompute stream memory-budget-mb ca-file checkpoint-every
         timeout-s idle-limit-s rules config json
     aggregate: mqtt job rounds clients out strategy codec policy drop depth-shape period batch-size seq-len local-steps
@@ -186,6 +234,50 @@ def test_mosquittos_configuration_is_written(tmp_path):
         assert line in written.splitlines()
     assert "persistence true" not in written
     assert "user operator" in (tmp_path / "m" / "fleetune.acl").read_text()
+
+
+def test_several_texts_are_answered_in_their_order(stand_in):
+    def predict(artifact_dir, *, text: Any = None, on_note: Any = None, **rest: Any) -> list[Any]:
+        on_note("a remark")
+        return [SimpleNamespace(score=0.5, label=word, text=word) for word in text]
+
+    stand_in(predict)
+    done = fleetune("predict", "x", "--text", "b", "--text", "a")
+    assert done.stdout == "0.500  b  b\n0.500  a  a\n"
+    assert done.stderr == "a remark\n"
+
+
+def test_the_end_of_a_run_is_for_people(stand_in):
+    report = TrainReport(
+        steps=100,
+        step_ms_median=66.4,
+        peak_rss_mb=482.625,
+        loss_first=4.34,
+        loss_last=2.68,
+        accuracy=0.372,
+        eval_loss=2.71,
+        mean_active_layers=6.0,
+        num_samples=1600,
+        memory_plan={"micro_batch": 0},
+        losses=[1.0],
+        pauses=2,
+        paused_s=61.0,
+        adapter="run/adapter",
+    )
+
+    def train(artifact_dir, *, data: str, out: str, on_step: Any, on_note: Any, **rest: Any) -> TrainReport:
+        return report
+
+    stand_in(train)
+    words = ("train", "x", "--data", "d", "--out", "o")
+    assert fleetune(*words).stdout.splitlines() == [
+        "accuracy 0.372 on held-out data (loss 2.7100)",
+        "100 steps on 1600 samples, loss 4.3400 -> 2.6800",
+        "66 ms a step, 506.1 MB at most, 6.0 layers active",
+        "paused 2 times by the rules, 61 s in all",
+        "adapter: run/adapter",
+    ]
+    assert json.loads(fleetune(*words, "--json").stdout) == msgspec.to_builtins(report)
 
 
 def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in):
@@ -255,6 +347,56 @@ def test_a_fault_of_ours_is_one_line_and_its_place_is_told_to_who_asks(stand_in,
     assert (told.exit_code, "Traceback" in told.stderr, "in train" in told.stderr) == (1, True, True)
 
 
+def test_a_library_that_is_missed_later_is_named_before_anything_is_said(monkeypatch):
+    monkeypatch.setattr(running, "find_spec", lambda name: None if name == "amqtt" else name)
+    failed = fleetune("demo")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert failed.stderr == "fleetune: demo needs amqtt; run: pip install 'fleetune[demo]'\n"
+
+
+def test_an_error_calls_a_command_as_its_user_did(stand_in):
+    def serve(**rest: Any) -> None:
+        raise ModuleNotFoundError("", name="amqtt")
+
+    stand_in(serve)
+    assert (
+        fleetune("broker").stderr == "fleetune: broker needs amqtt; run: pip install 'fleetune[embedded]'\n"
+    )
+
+
+def test_what_takes_long_to_start_says_so_first(stand_in):
+    def export(model, *, task: str, out: str, **rest: Any) -> None:
+        raise ConfigError("later")
+
+    stand_in(export)
+    failed = fleetune("export", "m", "--task", "causal-lm", "--out", "o")
+    assert failed.stderr == "starting torch and transformers\nfleetune: later\n"
+
+
+def test_benchmarks_are_listed():
+    shown = " ".join(fleetune("bench", "--help").stdout.split())
+    assert "which figure: agents, backends, base-dtype, budget," in shown
+
+
+@pytest.mark.parametrize("on_path", [True, False])
+def test_a_demo_ends_with_commands_that_this_shell_finds(monkeypatch, capsys, on_path):
+    monkeypatch.setattr(federation.shutil, "which", lambda name: f"/bin/{name}" if on_path else None)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/fleetune", "demo"])
+    numbers = {
+        "accuracy_before": 0.1,
+        "accuracy": 0.9,
+        "mean_active_layers": 6.0,
+        "device_peak_rss_mb": 100.0,
+    }
+    numbers |= {"bytes_down": 1, "bytes_up": 1, "rounds": 6, "wall_s": 150.0}
+    federation._show_demo(Console(width=200), SimpleNamespace(adapter="demo-run/run/adapter", **numbers))
+    shown, program = capsys.readouterr().out, "fleetune" if on_path else ".venv/bin/fleetune"
+    assert (
+        f'  {program} predict demo-run/artifact --run demo-run --text "turn the kitchen light on"\n' in shown
+    )
+    assert "took at most 104.9 MB" in shown
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_command_cleanly(number, code):
     """The embedded server runs until it is told to stop; `finally` blocks run either way."""
@@ -275,7 +417,7 @@ def test_signals_end_a_command_cleanly(number, code):
 
 _WAITING = """
 import sys, threading, types
-from fleetune.toolkit.commands import running
+from fleetune.toolkit.commands import federation, running
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 def train(artifact_dir, *, data: str, out: str, **rest):

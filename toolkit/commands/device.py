@@ -1,8 +1,10 @@
 """Commands of one device without a network: train, predict."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from fleetune.toolkit import live
@@ -17,12 +19,14 @@ from fleetune.toolkit.commands.options import (
     StartAdapter,
     Threads,
     Verbose,
+    needs,
     shown,
     with_flags,
 )
 from fleetune.toolkit.commands.running import Watch, call
 
 
+@needs("data", "out")
 @with_flags(TRAIN)
 def train(
     artifact_dir: ArtifactDir,
@@ -30,7 +34,17 @@ def train(
     data: Data = None,
     out: Out = None,
     eval: Annotated[Path | None, shown("labelled data to measure the result on", metavar="FILE")] = None,
-    checkpoint_every: Annotated[int | None, shown("steps between checkpoints; 0 for none", "50")] = None,
+    checkpoint_every: Annotated[
+        int | None, shown("steps between checkpoints, and one a minute; 0 for none but the last", "50")
+    ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="go on from what is in --out, as without either, or train anew and replace it",
+            show_default=False,
+        ),
+    ] = None,
     adapter: StartAdapter = None,
     rules: Rules = None,
     config: Config = None,
@@ -40,7 +54,8 @@ def train(
 ) -> None:
     """Train on this machine, without a network.
 
-    The same command again resumes a run that was killed.
+    Ctrl-C stops it between two steps. The same command again goes on, also after a kill; with more --steps or --epochs it goes on
+    from the end of a finished run.
     """
     call(
         "fleetune.device_runtime.commands.train:train",
@@ -48,15 +63,18 @@ def train(
         argument="artifact_dir",
         parts=TRAIN,
         watch=Watch("on_step", live.steps, notes="on_note"),
+        show=_show_run,
     )
 
 
 def predict(
     artifact_dir: ArtifactDir,
     *,
-    text: Annotated[str | None, shown("one text", metavar="TEXT")] = None,
+    text: Annotated[list[str] | None, shown("a text; may be given several times", metavar="TEXT")] = None,
     data: Data = None,
-    run: Annotated[Path | None, shown("run folder whose adapter to use", metavar="DIR")] = None,
+    run: Annotated[
+        Path | None, shown("folder of train, aggregate or demo whose adapter to use", metavar="DIR")
+    ] = None,
     adapter: Annotated[Path | None, shown("PEFT adapter folder to use", metavar="DIR")] = None,
     batch_size: Annotated[int | None, shown("samples at a time", "32")] = None,
     threads: Threads = None,
@@ -68,8 +86,28 @@ def predict(
         "fleetune.device_runtime.commands.predict:predict",
         locals(),
         argument="artifact_dir",
+        watch=Watch("on_note", live.remarks),
         show=_show_predictions,
     )
+
+
+def _show_run(console: Console, report: Any) -> None:
+    for line in (*_measured(report), *_trained(report), f"adapter: {report.adapter}"):
+        console.print(line, markup=False)
+
+
+def _measured(report: Any) -> Iterator[str]:
+    if report.accuracy is not None:
+        yield f"accuracy {report.accuracy:.3f} on held-out data (loss {report.eval_loss:.4f})"
+
+
+def _trained(report: Any) -> Iterator[str]:
+    losses = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}"
+    yield f"{report.steps} steps on {report.num_samples} samples, {losses}"
+    memory = live.size(2**20 * report.peak_rss_mb)
+    yield f"{report.step_ms_median:.0f} ms a step, {memory} at most, {report.mean_active_layers:.1f} layers active"
+    if report.pauses:
+        yield f"paused {report.pauses} times by the rules, {report.paused_s:.0f} s in all"
 
 
 def _show_predictions(console: Console, predictions: list[Any]) -> None:

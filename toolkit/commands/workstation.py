@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from fleetune.toolkit import live
+from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.commands.options import (
     ArtifactDir,
     Config,
@@ -17,13 +18,16 @@ from fleetune.toolkit.commands.options import (
     StartAdapter,
     Threads,
     Verbose,
+    needs,
     shown,
 )
-from fleetune.toolkit.commands.running import Watch, call, fail, show_fields
+from fleetune.toolkit.commands.running import Watch, call, fail
 
 _WORST = 5
+_STARTING = "starting torch and transformers"
 
 
+@needs("task", "out")
 def export(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="local folder or hub id of a Hugging Face model")
@@ -71,6 +75,7 @@ def export(
         argument="model",
         watch=Watch("on_progress", live.messages),
         show=_show_export,
+        opening=_STARTING,
     )
 
 
@@ -98,6 +103,7 @@ def selfcheck(
         fail(f"{artifact_dir}: relative error {report.max_relative_error:.2e} is above {report.limit:.0e}")
 
 
+@needs("out")
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder made by train, aggregate or demo")],
     *,
@@ -131,6 +137,7 @@ def merge(
         argument="run",
         watch=Watch("on_progress", live.messages),
         show=_show_path,
+        opening=_STARTING if full else "",
     )
 
 

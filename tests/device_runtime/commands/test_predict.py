@@ -98,9 +98,63 @@ def test_wrong_requests_are_refused(word_artifact, run, tmp_path):
         predict(word_artifact, text="red", data=tmp_path / "a.csv")
     with pytest.raises(ConfigError, match="either a run or an adapter folder, got both"):
         predict(word_artifact, text="red", run=run, adapter=run)
-    with pytest.raises(ArtifactError, match="no PEFT adapter here"):
+    with pytest.raises(
+        ArtifactError, match=r"no adapter here .* give the --out folder of train, aggregate or demo"
+    ):
         predict(word_artifact, text="red", run=tmp_path)
+    with pytest.raises(ArtifactError, match="no PEFT adapter here"):
+        predict(word_artifact, text="red", adapter=tmp_path)
     with pytest.raises(DataError, match="text 2: the text is empty"):
         predict(word_artifact, text=["red", " "])
     with pytest.raises(DataError, match="no text given"):
         predict(word_artifact, text=[])
+
+
+def test_answers_of_the_untrained_version_are_called_so(word_artifact, run):
+    notes = []
+    predict(word_artifact, text="red", on_note=notes.append)
+    assert notes == ["no run and no adapter given: these answers are of version 0, which is not trained"]
+    predict(word_artifact, text="red", run=run, on_note=notes.append)
+    predict(word_artifact, text="red", adapter=run / "adapter", on_note=notes.append)
+    assert len(notes) == 1
+
+
+def test_the_folder_of_a_demo_is_a_run(word_artifact, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "artifact").mkdir()
+    assert predict(word_artifact, text=TEXTS, run=tmp_path) == predict(word_artifact, text=TEXTS, run=run)
+
+
+@pytest.mark.parametrize("written", ["nested", "flat as 0.1.0 wrote it"])
+def test_text_is_cut_where_the_run_cut_it(word_artifact, run, word_file, tmp_path, written):
+    """What is answered is what ``--eval`` measured: what lies behind the cut has no say."""
+    shutil.copytree(run, tmp_path / "run")
+    content = json.loads((run / "run.json").read_text())
+    arguments = content["arguments"]
+    arguments["work"]["seq_len"] = 4
+    content["arguments"] = arguments if written == "nested" else arguments["work"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(content))
+    long, short = "red red red red dog dog dog dog dog dog", "red red red red"
+
+    def score(text, **where):
+        return predict(word_artifact, text=text, **where)[0].score
+
+    for where in ({"run": tmp_path / "run"}, {"adapter": tmp_path / "run" / "adapter"}):
+        assert score(long, **where) == pytest.approx(score(short, **where), abs=1e-6)
+    assert score(long, run=run) != pytest.approx(score(short, run=run), abs=1e-3)
+
+
+def test_a_damaged_record_of_a_run_is_refused(word_artifact, run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for content in (b"{", b"\xff", b'{"arguments": {"work": {"seq_len": "long"}}}'):
+        (tmp_path / "run" / "run.json").write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"run\.json: cannot be read"):
+            predict(word_artifact, text="red", run=tmp_path / "run")
+
+
+def test_a_task_without_one_class_a_sample_is_told_what_works(word_artifact, tmp_path):
+    artifact = shutil.copytree(word_artifact, tmp_path / "artifact")
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps({**manifest, "task": "causal-lm"}))
+    with pytest.raises(ConfigError, match=r"for causal-lm: `train --eval` measures it, and `merge --full`"):
+        predict(artifact, text="red")

@@ -1,12 +1,18 @@
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from flat import train
+from paths import ROOT
 from pretended import PretendedSystem
 
-from fleetune.device_runtime.commands.train import peak_rss_mb
+from fleetune.broker.store import ledger
+from fleetune.device_runtime.commands.train import LEDGER, peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError
@@ -55,7 +61,11 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
     assert report.num_samples == 120
     assert report.peak_rss_mb == pytest.approx(peak_rss_mb(), rel=0.1)
     assert report.step_ms_median > 0
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["adapter", "run.json"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "adapter",
+        "checkpoint.safetensors",
+        "run.json",
+    ]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["artifact_digest"] == open_artifact(word_artifact).digest
     assert run["arguments"]["work"]["optimizer"]["lr"] == 0.02
@@ -87,7 +97,6 @@ def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, wo
     assert resumed.losses == straight.losses
     assert resumed.mean_active_layers == straight.mean_active_layers
     assert same(adapter_of(tmp_path / "cut", word_artifact), adapter_of(tmp_path / "straight", word_artifact))
-    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
 
 
 def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, word_file, tmp_path):
@@ -155,15 +164,114 @@ def test_a_run_killed_in_a_pause_goes_on_from_the_step_it_paused_at(word_artifac
     assert resumed.losses == straight.losses
 
 
-def test_other_arguments_do_not_take_over_a_killed_run(word_artifact, word_file, tmp_path):
+def test_other_arguments_do_not_take_over_a_run_killed_or_finished(word_artifact, word_file, tmp_path):
     options = {**OPTIONS, "data": word_file, "out": tmp_path, "steps": 6, "checkpoint_every": 2}
     with pytest.raises(Killed):
         train(word_artifact, on_step=killer(3), **options)
-    with pytest.raises(ConfigError, match=r"a checkpoint of another run \(steps: 6 there, 7 here"):
-        train(word_artifact, **{**options, "steps": 7})
+    words = (
+        r"a checkpoint of another run \(seed: 0 there, 1 here\); use another output folder, or .*--no-resume"
+    )
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=words):
+            train(word_artifact, **{**options, "seed": 1})
+        train(word_artifact, **options)
     seen = []
-    train(word_artifact, **{**options, "steps": 7}, resume=False, on_step=seen.append)
-    assert len(seen) == 7
+    train(word_artifact, **{**options, "seed": 1}, resume=False, on_step=seen.append)
+    assert len(seen) == 6
+
+
+def test_the_same_command_trains_a_finished_run_no_further(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "eval": word_file, "out": tmp_path, "steps": 6}
+    first, before = train(word_artifact, **options), adapter_of(tmp_path, word_artifact)
+    notes = []
+    again = train(word_artifact, on_step=killer(0), on_note=notes.append, **options)
+    assert again == first
+    assert notes == [f"{tmp_path}: all 6 steps were taken before; --no-resume trains anew"]
+    assert same(adapter_of(tmp_path, word_artifact), before)
+    unmeasured = train(word_artifact, on_step=killer(0), **{**options, "eval": None})
+    assert (unmeasured.accuracy, unmeasured.losses) == (None, first.losses)
+
+
+@pytest.mark.parametrize("policy", ["full", "exact-k", "cyclic"])
+def test_more_steps_go_on_from_the_end_as_if_they_had_been_asked_for_at_first(
+    word_artifact, word_file, tmp_path, policy
+):
+    options = {**OPTIONS, "data": word_file, "policy": policy, "drop": 0.5 * (policy != "full")}
+    options |= {"period": 3 * (policy == "cyclic")}
+    straight = train(word_artifact, out=tmp_path / "straight", epochs=2, **options)
+    train(word_artifact, out=tmp_path / "run", steps=7, **options)
+    seen, notes = [], []
+    longer = train(
+        word_artifact, out=tmp_path / "run", epochs=2, on_step=seen.append, on_note=notes.append, **options
+    )
+    assert ([r.step for r in seen], notes) == (list(range(7, 30)), ["goes on from step 7 of 30"])
+    assert longer.losses == straight.losses
+    assert same(adapter_of(tmp_path / "run", word_artifact), adapter_of(tmp_path / "straight", word_artifact))
+    with pytest.raises(ConfigError, match="30 steps are taken there, and 7 are asked for here"):
+        train(word_artifact, out=tmp_path / "run", steps=7, **options)
+
+
+def test_a_decayed_rate_goes_no_further(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "out": tmp_path, "decay": "linear"}
+    train(word_artifact, steps=4, **options)
+    with pytest.raises(ConfigError, match=r"another run \(steps: 4 there, 8 here"):
+        train(word_artifact, steps=8, **options)
+
+
+def test_folders_that_hold_something_else_are_refused(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "steps": 2}
+    (tmp_path / "federation").mkdir()
+    (tmp_path / "federation" / LEDGER).write_bytes(b"")
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match=r"federation: holds a federation \(ledger\.sqlite\)"):
+            train(word_artifact, out=tmp_path / "federation", resume=resume, **options)
+    train(word_artifact, out=tmp_path / "old", **options)
+    (tmp_path / "old" / "checkpoint.safetensors").unlink()  # as 0.1.0 left a run
+    with pytest.raises(ConfigError, match=r"old: holds a finished run, and no .* or resume=False"):
+        train(word_artifact, out=tmp_path / "old", **options)
+    assert train(word_artifact, out=tmp_path / "old", resume=False, **options).steps == 2
+
+
+def test_the_aggregators_ledger_is_called_so():
+    assert ledger.FILE == LEDGER
+
+
+SIGNALLED = """
+import os, sys
+from fleetune.device_runtime.training.trainer import Trainer
+take = Trainer.step
+def step(self):
+    if self.step_index == 4:
+        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+    return take(self)
+Trainer.step = step
+from fleetune.toolkit.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_command_between_two_steps_and_the_same_goes_on(
+    word_artifact, word_file, tmp_path, number, code
+):
+    words = ["train", str(word_artifact), "--data", str(word_file), "--out", str(tmp_path / "run")]
+    words += ["--steps", "9", "--batch-size", "8", "--seq-len", "16", "--lr", "0.02", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SIGNAL": str(int(number))}
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "stopping after this step; once more to stop at once\n" in done.stdout
+    assert "stopped at step 5 of 9; the same command goes on\n" in done.stdout
+    options, seen = {**OPTIONS, "data": word_file, "steps": 9}, []
+    resumed = train(word_artifact, out=tmp_path / "run", on_step=seen.append, **options)
+    assert [r.step for r in seen] == list(range(5, 9))
+    assert resumed.losses == train(word_artifact, out=tmp_path / "straight", **options).losses
 
 
 def test_recompute_and_a_peft_folder_to_start_from(word_artifact, word_file, tmp_path):

@@ -68,6 +68,18 @@ def test_frozen_weights_are_those_of_the_layers_that_run(artifact):
     assert expected(artifact, full(4), streamed, lanes=2).weights == 2 * max(table, *layer)
 
 
+def test_what_other_steps_read_stays_unless_it_is_streamed(artifact):
+    half, sizes = dropping(4, (1, 3)), {"batch_size": BATCH, "seq_len": SEQ}
+    alone, whole = expected(artifact, half), expected(artifact, full(4))
+    every = footprint(artifact, half, also_read=range(4), **sizes)
+    assert every.weights == whole.weights > alone.weights
+    assert every.peak - alone.peak == every.weights - alone.weights
+    streamed = MemoryPlan(streamed=True)
+    assert footprint(artifact, half, memory=streamed, also_read=range(4), **sizes) == expected(
+        artifact, half, streamed
+    )
+
+
 def test_a_forward_takes_two_operations_a_weight_and_token_and_its_attention(artifact):
     tokens = BATCH * SEQ
     matrices = WIDTH * 3 * WIDTH + 2 * WIDTH * RANK  # qkv, down and up

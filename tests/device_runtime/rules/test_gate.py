@@ -219,18 +219,20 @@ def run(code):
 
 
 def test_every_thread_becomes_nice_and_those_to_come():
-    code = """
+    """By levels above the one that the tests run at: nobody may raise a priority."""
+    low, lower = (min(os.getpriority(os.PRIO_PROCESS, 0) + more, 19) for more in (3, 7))
+    code = f"""
 import os, threading
 from fleetune.device_runtime.rules.gate import be_nice
 go, ask = threading.Event(), lambda: print(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 early = threading.Thread(target=lambda: (go.wait(), ask()))
 early.start()
-be_nice(7)
-be_nice(3)
+be_nice({lower})
+be_nice({low})
 go.set(); early.join(); ask()
 late = threading.Thread(target=ask); late.start(); late.join()
 """
-    assert run(code).split() == ["7", "7", "7"]
+    assert run(code).split() == [str(lower)] * 3
 
 
 def test_a_system_that_refuses_is_named(monkeypatch):
@@ -271,7 +273,8 @@ def test_sigterm_in_a_pause_ends_at_once_and_cleanly(paused_run, tmp_path):
     process, _ = paused_run
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (143, "", "")
+    assert (process.returncode, out) == (143, "")
+    assert err.splitlines()[-1] == "stopped at step 0 of 6"
     assert list((tmp_path / "run").iterdir()) == []
 
 

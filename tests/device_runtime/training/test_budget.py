@@ -35,7 +35,8 @@ def least(artifact, policy=None):
 
 
 def peak_mb(artifact, dropped=(), memory=SAVE_ALL):
-    found = footprint(artifact, dropping(6, dropped), batch_size=16, seq_len=64, memory=memory)
+    sizes = {"batch_size": 16, "seq_len": 64}
+    found = footprint(artifact, dropping(6, dropped), memory=memory, also_read=range(6), **sizes)
     return MARGIN * found.peak / 1e6
 
 
@@ -49,6 +50,14 @@ def test_lanes_at_different_layers_hold_the_weights_of_both(artifact):
     assert many.weights <= resident.weights + one.weights
     found = fitted(artifact, least(artifact) + 20, count_lanes=lambda rows: 99 if rows > 1 else 1)
     assert found.memory.micro_batch == 1
+
+
+def test_the_weights_of_all_layers_count_that_a_policy_ever_runs(artifact):
+    """exact-k runs three of six in a step, and in some step each of them."""
+    alone = footprint(artifact, dropping(6, (1, 3, 5)), batch_size=16, seq_len=64).peak / 1e6
+    found = fitted(artifact, PLENTY, EXACT)
+    assert found.expected_mb == pytest.approx(peak_mb(artifact, (1, 3, 5)))
+    assert found.expected_mb > MARGIN * alone + 1
 
 
 def test_with_plenty_everything_is_kept(artifact):
