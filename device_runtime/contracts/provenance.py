@@ -6,7 +6,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.manifest import Manifest, Origin
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, StateError
 
 PROVENANCE = "fleetune.json"
 CARD = "README.md"
@@ -51,9 +51,12 @@ def provenance_of(manifest: Manifest) -> Provenance:
 
 
 def write_provenance(folder: Path, provenance: Provenance, *, card: str) -> None:
-    """Write both files into ``folder``; OSError if they cannot be written."""
-    write_atomically(folder / CARD, card.encode())
-    write_atomically(folder / PROVENANCE, msgspec.json.encode(provenance) + b"\n")
+    """Write both files into ``folder``; StateError if they cannot be written."""
+    try:
+        write_atomically(folder / CARD, card.encode())
+        write_atomically(folder / PROVENANCE, msgspec.json.encode(provenance) + b"\n")
+    except OSError as exc:
+        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def read_provenance(folder: Path) -> Provenance:
