@@ -80,13 +80,14 @@ def parse_arrays(content: bytes) -> Arrays:
     """
     try:
         rows: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
-    except (SafetensorError, ValueError, OverflowError) as exc:
+        names = _file_order(content)
+    except (SafetensorError, msgspec.MsgspecError, ValueError, OverflowError) as exc:
         raise ArtifactError(f"not a safetensors file: {exc}") from exc
     foreign = [f"{n} is {row['dtype']}" for n, row in sorted(rows.items()) if not _is_read(row["dtype"])]
     if foreign:
         raise ArtifactError(f"{'; '.join(foreign)}; read are {', '.join([*_DTYPES, _BFLOAT16])}")
     try:
-        return {name: _array(rows[name]) for name in _file_order(content)}
+        return {name: _array(rows[name]) for name in names}
     except (ValueError, OverflowError) as exc:
         raise ArtifactError(f"a shape that no array can have: {exc}") from exc
 
