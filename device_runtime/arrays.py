@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
@@ -72,22 +73,31 @@ def load_arrays(path: Path) -> Arrays:
 
 
 def parse_arrays(content: bytes) -> Arrays:
-    """Arrays of the bytes of a safetensors file by name, in that order, writable; bfloat16 as float32 of the same values.
+    """Arrays of the bytes of a safetensors file by name, in the file's order, writable; bfloat16 as float32 of the same values.
 
     Raises:
         ArtifactError: not a safetensors file, or a tensor of a dtype that is not read (all listed).
     """
     try:
         rows: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
-    except (SafetensorError, ValueError, OverflowError) as exc:
+        names = _file_order(content)
+    except (SafetensorError, msgspec.MsgspecError, ValueError, OverflowError) as exc:
         raise ArtifactError(f"not a safetensors file: {exc}") from exc
     foreign = [f"{n} is {row['dtype']}" for n, row in sorted(rows.items()) if not _is_read(row["dtype"])]
     if foreign:
         raise ArtifactError(f"{'; '.join(foreign)}; read are {', '.join([*_DTYPES, _BFLOAT16])}")
     try:
-        return {name: _array(row) for name, row in sorted(rows.items())}
+        return {name: _array(rows[name]) for name in names}
     except (ValueError, OverflowError) as exc:
         raise ArtifactError(f"a shape that no array can have: {exc}") from exc
+
+
+def _file_order(content: bytes) -> list[str]:
+    """Names as their data lie; ``deserialize``, which has checked the header, gives them in any order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = msgspec.json.decode(content[8:end])
+    header.pop("__metadata__", None)
+    return sorted(header, key=lambda name: header[name]["data_offsets"])
 
 
 def _is_read(dtype: str) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fleetune.device_runtime import arrays
 from fleetune.device_runtime.errors import ArtifactError
@@ -92,7 +93,14 @@ def test_what_is_read_can_be_written_to():
     assert found.tolist() == [1, 1, 1]
 
 
-def test_arrays_come_in_the_order_of_their_names():
-    names = [f"t{i:02}" for i in range(40)]
-    content = arrays.to_bytes({name: np.zeros(1 + i % 3) for i, name in enumerate(names)})
-    assert all(list(arrays.parse_arrays(content)) == names for _ in range(5))
+def test_arrays_come_in_the_order_of_the_file(tmp_path):
+    names = [f"t{i * 7 % 40:02}" for i in range(40)]
+    rows = {name: {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i, name in enumerate(names)}
+    header = json.dumps({"__metadata__": {"a": "b"}, **dict(sorted(rows.items()))}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(range(40))
+    (tmp_path / "a").write_bytes(content)
+    assert list(load_file(tmp_path / "a")) == names
+    for _ in range(5):
+        found = arrays.parse_arrays(content)
+        assert list(found) == names
+        assert [int(array[0]) for array in found.values()] == list(range(40))
