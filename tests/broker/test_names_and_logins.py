@@ -5,18 +5,21 @@ import json
 import shutil
 import subprocess
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
+from certificates import Authority
 from servers import free_port
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
-from fleetune.broker.servers.mosquitto import write_configuration
+from fleetune.broker.servers.mosquitto import Tls, write_configuration
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.network.address import Reach
 
 ONE = Resources(threads=1)
 WORK = LocalWork(steps=2, batch_size=4, codec="int8")
@@ -153,3 +156,28 @@ def test_for_another_job_change_job_and_start_it(mosquitto, word_artifact, word_
             )  # fmt: skip
             report = run_device(artifact, word_file, mosquitto.url, tmp_path / "state", job=job, id="pi")
             assert (report.rounds, report.refused, serving.result(60).rounds) == (2, 0, 2)
+
+
+def test_certificates_are_logins_too(word_artifact, word_file, tmp_path, start_mosquitto):
+    authority, port = Authority(tmp_path / "ca"), free_port()
+    tls = Tls(*map(Path, authority.sign("server", alternatives="IP:127.0.0.1")), Path(authority.cert))
+    path = write_configuration(
+        tmp_path / "conf", port=port, host="127.0.0.1", tls=tls, user=getpass.getuser()
+    )
+    start_mosquitto(configuration=path, port=port)
+    mqtt = f"mqtts://127.0.0.1:{port}"
+    reach = {
+        name: Reach(ca_file=authority.cert, cert=pair.cert, key=pair.key)
+        for name, pair in ((name, authority.sign(name)) for name in ("aggregator", "kitchen"))
+    }
+    with ThreadPoolExecutor() as pool:
+        serving = pool.submit(
+            aggregate, word_artifact, mqtt=mqtt, job=Job("home", rounds=1, clients=1), work=WORK,
+            out=tmp_path / "run", reach=reach["aggregator"],
+        )  # fmt: skip
+        with pytest.raises(TransportError, match="the name in its certificate must be its id, 'hall'"):
+            run_device(word_artifact, word_file, mqtt, tmp_path / "hall", id="hall", reach=reach["kitchen"])
+        report = run_device(
+            word_artifact, word_file, mqtt, tmp_path / "state", id="kitchen", reach=reach["kitchen"]
+        )
+        assert (report.rounds, serving.result(60).rounds) == (1, 1)

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError
+from fleetune.device_runtime.network.address import without_logins
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
@@ -111,7 +112,7 @@ def show_fields(console: Console, result: object) -> None:
 
 def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     """Say what is wrong on one line of standard error and leave."""
-    sys.stderr.write(f"fleetune: {' '.join(message.split())}\n")
+    sys.stderr.write(f"fleetune: {without_logins(' '.join(message.split()))}\n")
     raise typer.Exit(code)
 
 
