@@ -4,6 +4,7 @@ import getpass
 import json
 import shutil
 import subprocess
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from fleetune.broker.servers.mosquitto import Tls, write_configuration
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic, decode
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.network.link import Link
 
 ONE = Resources(threads=1)
 WORK = LocalWork(steps=2, batch_size=4, codec="int8")
@@ -143,6 +145,16 @@ def another(artifact, folder):
     return folder
 
 
+def wait_for_aggregator(url, job):
+    """Until the status of a run before, which says that the job is over, is replaced: who was in that would leave again."""
+    with Link(url, client_id="watcher", topics=[aggregator_topic(job)]) as link:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if (message := link.receive(1.0)) and not decode(message[1]).finished:
+                return
+    raise AssertionError("no aggregator came")
+
+
 def test_for_another_job_change_job_and_start_it(mosquitto, word_artifact, word_file, tmp_path):
     """As docs/raspberry-pi.md has it, with one state folder, from one to another artifact and back."""
     other = another(word_artifact, tmp_path / "other")
@@ -154,6 +166,7 @@ def test_for_another_job_change_job_and_start_it(mosquitto, word_artifact, word_
                 aggregate, artifact, mqtt=mosquitto.url, job=Job(job, rounds=2, clients=1, seed=number), work=WORK,
                 out=tmp_path / f"run{number}",
             )  # fmt: skip
+            wait_for_aggregator(mosquitto.url, job)
             report = run_device(artifact, word_file, mosquitto.url, tmp_path / "state", job=job, id="pi")
             assert (report.rounds, report.refused, serving.result(60).rounds) == (2, 0, 2)
 
