@@ -3,10 +3,12 @@
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from fleetune.device_runtime.network.address import without_logins
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -27,7 +29,23 @@ COMMANDS = (
     fleet.bench,
 )
 
+
+class _Commands(TyperGroup):
+    """Repeats no login of an address when it finds fault with a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the words name."""
+        try:
+            return super().invoke(ctx)
+        except Exception as exc:  # of click, which Typer brings in its own copy or not
+            usage: Any = exc
+            if hasattr(usage, "format_message"):
+                usage.message = without_logins(usage.message)
+            raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="fleetune",
     help="Layer-droppable LoRA training on edge devices, federated over MQTT.",
     no_args_is_help=True,

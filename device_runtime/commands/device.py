@@ -85,6 +85,7 @@ def device(
     """
     check(duty, reach)
     check_name("job", job)
+    login = parse_url(mqtt).username
     notifier = Notifier()
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
@@ -95,7 +96,6 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         desk = _Desk(artifact, Path(data), machine, notifier)
-        login = parse_url(mqtt).username
         identity = Identity(
             _device_id(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )

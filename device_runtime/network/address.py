@@ -86,6 +86,11 @@ def parse_url(url: str) -> Address:
         raise ConfigError(f"MQTT address: {_FORM}{_strange_scheme(url)}") from None
 
 
+def without_logins(text: str) -> str:
+    """Hide the login of every address in a text of which it is not known whether it holds any."""
+    return re.sub(r"://\S*@", "://…@", text)
+
+
 def _strange_scheme(url: str) -> str:
     scheme = re.match(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*)://", url)
     return f"; got {scheme[1]}://" if scheme and scheme[1].lower() not in _PORTS else ""

@@ -4,19 +4,24 @@ import getpass
 import json
 import shutil
 import subprocess
+import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
 
 import pytest
+from certificates import Authority
 from servers import free_port
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
-from fleetune.broker.servers.mosquitto import write_configuration
+from fleetune.broker.servers.mosquitto import Tls, write_configuration
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic, decode
 from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.network.link import Link
 
 ONE = Resources(threads=1)
 WORK = LocalWork(steps=2, batch_size=4, codec="int8")
@@ -140,6 +145,16 @@ def another(artifact, folder):
     return folder
 
 
+def wait_for_aggregator(url, job):
+    """Until the status of a run before, which says that the job is over, is replaced: who was in that would leave again."""
+    with Link(url, client_id="watcher", topics=[aggregator_topic(job)]) as link:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if (message := link.receive(1.0)) and not decode(message[1]).finished:
+                return
+    raise AssertionError("no aggregator came")
+
+
 def test_for_another_job_change_job_and_start_it(mosquitto, word_artifact, word_file, tmp_path):
     """As docs/raspberry-pi.md has it, with one state folder, from one to another artifact and back."""
     other = another(word_artifact, tmp_path / "other")
@@ -151,5 +166,31 @@ def test_for_another_job_change_job_and_start_it(mosquitto, word_artifact, word_
                 aggregate, artifact, mqtt=mosquitto.url, job=Job(job, rounds=2, clients=1, seed=number), work=WORK,
                 out=tmp_path / f"run{number}",
             )  # fmt: skip
+            wait_for_aggregator(mosquitto.url, job)
             report = run_device(artifact, word_file, mosquitto.url, tmp_path / "state", job=job, id="pi")
             assert (report.rounds, report.refused, serving.result(60).rounds) == (2, 0, 2)
+
+
+def test_certificates_are_logins_too(word_artifact, word_file, tmp_path, start_mosquitto):
+    authority, port = Authority(tmp_path / "ca"), free_port()
+    tls = Tls(*map(Path, authority.sign("server", alternatives="IP:127.0.0.1")), Path(authority.cert))
+    path = write_configuration(
+        tmp_path / "conf", port=port, host="127.0.0.1", tls=tls, user=getpass.getuser()
+    )
+    start_mosquitto(configuration=path, port=port)
+    mqtt = f"mqtts://127.0.0.1:{port}"
+    reach = {
+        name: Reach(ca_file=authority.cert, cert=pair.cert, key=pair.key)
+        for name, pair in ((name, authority.sign(name)) for name in ("aggregator", "kitchen"))
+    }
+    with ThreadPoolExecutor() as pool:
+        serving = pool.submit(
+            aggregate, word_artifact, mqtt=mqtt, job=Job("home", rounds=1, clients=1), work=WORK,
+            out=tmp_path / "run", reach=reach["aggregator"],
+        )  # fmt: skip
+        with pytest.raises(TransportError, match="the name in its certificate must be its id, 'hall'"):
+            run_device(word_artifact, word_file, mqtt, tmp_path / "hall", id="hall", reach=reach["kitchen"])
+        report = run_device(
+            word_artifact, word_file, mqtt, tmp_path / "state", id="kitchen", reach=reach["kitchen"]
+        )
+        assert (report.rounds, serving.result(60).rounds) == (1, 1)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError, one_line
 from fleetune.toolkit.commands.fields import show_fields
+from fleetune.device_runtime.network.address import without_logins
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
@@ -113,7 +114,7 @@ def to_json(result: object) -> str:
 
 def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     """Say what is wrong on one line of standard error and leave."""
-    sys.stderr.write(f"fleetune: {' '.join(message.split())}\n")
+    sys.stderr.write(f"fleetune: {without_logins(' '.join(message.split()))}\n")
     raise typer.Exit(code)
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.network import interruptions
 from fleetune.device_runtime.network.client import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.network.refusals import explain, passes
@@ -286,6 +287,17 @@ def test_who_takes_over_his_own_dead_session_goes_on(mosquitto):
             stop.set()
             link.close()
             dead.close(flush_s=0)
+
+
+def test_a_server_that_is_away_is_told_of_and_its_return_too(mosquitto, monkeypatch, caplog):
+    monkeypatch.setattr(interruptions, "AWAY_S", 0.3)
+    with Link(mosquitto.url, client_id="a", topics=["x"]) as link:
+        mosquitto.kill()
+        until(lambda: "no connection for 1 s" in caplog.text)
+        mosquitto.start()
+        until(lambda: link.connections == 2)
+        until(lambda: "connected again after" in caplog.text)
+    assert all(record.levelname == "WARNING" for record in caplog.records if "connect" in record.message[30:])
 
 
 class Proxy:
