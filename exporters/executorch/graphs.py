@@ -53,6 +53,7 @@ class Traced:
             data=[a.is_data for a in section.arguments],
             decompositions=DECOMPOSITIONS,
             bounds=_asked(section, sizes),
+            names=[a.role for a in section.arguments],
         )
         self.program = _functional(program)
         tidy(self.program.graph)

@@ -38,6 +38,7 @@ def trace(
     data: Sequence[bool],
     decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
     bounds: tuple[int, int] | None = None,
+    names: Sequence[str] = (),
 ) -> ExportedProgram:
     """Trace ``function(*arguments)``.
 
@@ -50,9 +51,10 @@ def trace(
         data: for each argument, whether its dimensions of those sizes are dynamic (weights have none).
         decompositions: operators to spell otherwise, beside the core ATen ones.
         bounds: largest (batch, sequence) that the program must take, or None for any.
+        names: of the arguments, for errors; else they are numbered.
 
     Raises:
-        ExportError: the tracer cannot follow; names the module's line and the operator.
+        ExportError: the tracer cannot follow; names the module's line and the operator. Or it took a size for a constant.
     """
     shapes = tuple(
         {i: _dim(sizes.index(extent), bounds) for i, extent in enumerate(a.shape) if extent in sizes}
@@ -68,7 +70,7 @@ def trace(
                 decomposition_table={**core_aten_decompositions(), **decompositions},
                 _allow_non_fake_inputs=True,
             )(*arguments)
-            _check_sizes(graph, data, what=what, sizes=sizes)
+            _check_sizes(graph, data, names or list(map(str, range(len(data)))), what=what, sizes=sizes)
             return torch.export.export(_Held(graph), tuple(arguments), dynamic_shapes=(shapes,), strict=False)
     except ExportError:
         raise
@@ -77,17 +79,22 @@ def trace(
 
 
 def _check_sizes(
-    graph: torch.fx.GraphModule, data: Sequence[bool], *, what: str, sizes: tuple[int, int]
+    graph: torch.fx.GraphModule,
+    data: Sequence[bool],
+    names: Sequence[str],
+    *,
+    what: str,
+    sizes: tuple[int, int],
 ) -> None:
     """Refuse a trace that took one of the sizes for a constant: other batches would silently get wrong numbers."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for node, is_data in zip(inputs, data, strict=True):
+    for node, is_data, argument in zip(inputs, data, names, strict=True):
         extents = (
             list(map(str, node.meta["val"].shape)) if is_data else []
         )  # a symbol that became a number is one here
         for name, size in zip(_NAMES, sizes, strict=True):
             if str(size) in extents:
-                raise ExportError(f"{what}: the trace fixed the {name} size of its input {node.name}")
+                raise ExportError(f"{what}: the trace fixed the {name} size of {argument}")
 
 
 def _dim(which: int, bounds: tuple[int, int] | None) -> Any:

@@ -77,7 +77,8 @@ def convert(section: SectionFunction, *, sizes: tuple[int, int]) -> tuple[ir.Mod
     """
     examples = [a.example for a in section.arguments]
     data = [a.is_data for a in section.arguments]
-    exported = trace(section.function, examples, what=section.what, sizes=sizes, data=data)
+    names = [a.role for a in section.arguments]
+    exported = trace(section.function, examples, what=section.what, sizes=sizes, data=data, names=names)
     try:
         with quiet():
             program = torch.onnx.export(exported, dynamo=True, verbose=False, opset_version=OPSET)

@@ -47,8 +47,8 @@ def test_a_size_that_became_a_constant_is_refused() -> None:
     def last(x: Tensor) -> tuple[Tensor]:
         return (x[torch.arange(x.shape[0]), x.shape[1] - 1],)
 
-    with pytest.raises(ExportError, match="it: the trace fixed the seq size of its input x_1"):
-        trace(last, [torch.randn(3, 37, 4)], what="it", sizes=SIZES, data=[True])
+    with pytest.raises(ExportError, match="it: the trace fixed the seq size of hidden"):
+        trace(last, [torch.randn(3, 37, 4)], what="it", sizes=SIZES, data=[True], names=["hidden"])
 
 
 def test_bounds_are_kept() -> None:
