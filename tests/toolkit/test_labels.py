@@ -64,7 +64,7 @@ def test_a_file_that_is_no_list_of_names(data: bytes, said: str, tmp_path: Path)
 
 @pytest.mark.parametrize("make", [Path, lambda path: Path(path).parent])
 def test_a_file_that_is_not_there(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="labels cannot be read: (No such file|Is a directory)"):
+    with pytest.raises(ConfigError, match=r"labels cannot be read: (No such file|Is a directory)"):
         read_labels(make(tmp_path / "labels"), None)
 
 
