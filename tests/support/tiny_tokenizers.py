@@ -5,7 +5,7 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-WORDS = "turn put the lamp heater off on in hall bed".split()
+WORDS = ["turn", "put", "the", "lamp", "heater", "off", "on", "in", "hall", "bed"]
 _SPECIAL = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",

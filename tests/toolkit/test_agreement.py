@@ -133,7 +133,7 @@ def test_a_tokenizer_of_other_tokens_for_words_is_refused_where_a_space_does_not
 
 def test_a_python_side_that_does_something_of_its_own_is_refused() -> None:
     split = word_tokenizer(split_special_tokens=True)
-    with pytest.raises(ExportError, match="transformers makes the tokens .*split_special_tokens"):
+    with pytest.raises(ExportError, match=r"transformers makes the tokens .*split_special_tokens"):
         tokenizer_file(split, into_words=False, tell=print)
 
 
@@ -144,7 +144,7 @@ class Lowering(transformers.PreTrainedTokenizerFast):
 
 def test_case_that_only_python_changes_is_refused() -> None:
     lowering = Lowering(tokenizer_object=byte_tokenizer().backend_tokenizer)
-    with pytest.raises(ExportError, match='of "Turn the KITCHEN .* Lowering does something of its own'):
+    with pytest.raises(ExportError, match=r'of "Turn the KITCHEN .* Lowering does something of its own'):
         tokenizer_file(lowering, into_words=False, tell=print)
 
 

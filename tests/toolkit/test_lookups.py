@@ -81,5 +81,5 @@ def test_an_encoder_sees_the_words_it_is_to_guess(config: Any, is_ahead: bool) -
 
 def test_a_model_that_does_not_run_is_refused_in_one_line() -> None:
     model = learning(CLASSES, transformers.LlamaConfig(**TEXT | {"pad_token_id": None}))
-    with pytest.raises(ExportError, match="does not run on 2 rows of 3 tokens: .*no padding token"):
+    with pytest.raises(ExportError, match=r"does not run on 2 rows of 3 tokens: .*no padding token"):
         look_up(model, NAMES)

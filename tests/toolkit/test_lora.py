@@ -208,7 +208,7 @@ def test_an_adapter_for_fewer_layers_is_refused(saved: Path) -> None:
 
 def test_an_adapter_of_another_head_is_refused(saved: Path) -> None:
     config = transformers.BertConfig(vocab_size=50, max_position_embeddings=12, num_labels=4, **SIZES)
-    with pytest.raises(ExportError, match="size mismatch for .*classifier"):
+    with pytest.raises(ExportError, match=r"size mismatch for .*classifier"):
         load_adapter(transformers.BertForSequenceClassification(config), str(saved))
 
 
@@ -261,7 +261,7 @@ def test_an_adapter_in_a_folder_of_its_name_is_pointed_at(tmp_path: Path) -> Non
 def test_an_adapter_that_is_no_lora_is_refused(tmp_path: Path) -> None:
     config = peft.IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
     peft.get_peft_model(bert(), config).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match="an adapter of type .*IA3; only LoRA"):
+    with pytest.raises(ExportError, match=r"an adapter of type .*IA3; only LoRA"):
         load_adapter(bert(), str(tmp_path))
 
 

@@ -130,5 +130,5 @@ def test_a_tokenizer_that_knows_no_unknown_word_is_refused() -> None:
     )
     tokenizer = word_tokenizer()
     tokenizer.backend_tokenizer.model = models.WordLevel({"[CLS]": 2, "[SEP]": 3, "lamp": 8})
-    with pytest.raises(ExportError, match="its tokenizer: .*Missing .*token from the vocabulary"):
+    with pytest.raises(ExportError, match=r"its tokenizer: .*Missing .*token from the vocabulary"):
         describe(learning, tokenizer, task=SEQUENCE, source="tiny")

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError, one_line
-from fleetune.toolkit.commands.fields import show_fields
 from fleetune.device_runtime.network.address import without_logins
+from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
