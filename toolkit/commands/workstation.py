@@ -170,7 +170,11 @@ def _show_inspection(console: Console, inspection: Any) -> None:
     show_fields(console, inspection)
     if not inspection.estimates:
         return
-    console.print("\nestimated peak memory in MB, with activations recomputed in brackets", markup=False)
+    console.print(
+        "\nexpected peak memory of `fleetune train` in MB (10^6 bytes) by rows x tokens, with --recompute in brackets;\n"
+        "half: as under --policy exact-k --drop 0.5",
+        markup=False,
+    )
     sizes = sorted({(e.batch_size, e.seq_len) for e in inspection.estimates})
     console.print(
         f"{'plan':>24}" + "".join(f"{f'{batch} x {seq}':>16}" for batch, seq in sizes), markup=False
