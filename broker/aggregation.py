@@ -159,11 +159,10 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
     visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [aggregator_topic(job)])
     try:
         visitor.open(reach.timeout_s)
+        is_taken = has_rival(visitor, job)
     except TransportError as exc:
         log.info("nobody was asked for another aggregator: %s", exc)
         return
-    try:
-        is_taken = has_rival(visitor, job)
     finally:
         visitor.close()
     if is_taken:

@@ -133,11 +133,20 @@ def _acl(password_file: Path | str | None, aggregator: str) -> str:
     if password_file is None:
         return text + _OF_ALL.format(status=_STATUS)
     # A pattern without a user name in it would do for all of them, and Mosquitto would warn of it at every start.
-    users = [line.partition(":")[0] for line in Path(password_file).read_text("utf-8").splitlines()]
+    users = _users(Path(password_file))
     if aggregator not in users:
         log.warning("%s: no user %r, who is the aggregator", password_file, aggregator)
     devices = [name for name in users if name and not name.startswith("#") and name != aggregator]
     return text + _OF_USERS + "".join(f"user {name}\ntopic {_STATUS}\n" for name in devices)
+
+
+def _users(password_file: Path) -> list[str]:
+    try:
+        return [line.partition(":")[0] for line in password_file.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"{password_file}: not made with mosquitto_passwd: {getattr(exc, 'strerror', None) or exc}"
+        ) from exc
 
 
 def _hand_over(folder: Path, user: str, files: Iterable[Path]) -> None:

@@ -211,7 +211,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _device_id(outbox: Outbox, given: str | None, login: str | None) -> str:
+def _device_id(outbox: Outbox, given: str | None, login: str | None = None) -> str:
     """The name given, or kept; else the user name, which servers that separate devices expect, or one made up."""
     if given:
         return check_name("device", given)

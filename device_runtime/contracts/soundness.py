@@ -78,7 +78,9 @@ def _layer_problems(manifest: Manifest) -> Iterator[str]:
 def _side_problems(manifest: Manifest) -> Iterator[str]:
     """Of what flows beside the hidden stream, from the prelude to layers and head."""
     given = {p.index for g in manifest.prelude.graphs.values() for p in g.outputs if p.role == "side"}
-    taken = {f"layer {i}": set(layer.sides) for i, layer in enumerate(manifest.layers)}
+    used = [_slots_used(kind, ("side",)) for kind in manifest.kinds]
+    known = [(i, layer) for i, layer in enumerate(manifest.layers) if 0 <= layer.kind < len(used)]
+    taken = {f"layer {i}": set(layer.sides[: used[layer.kind]]) for i, layer in known}
     heads = manifest.head.graphs.values()
     taken["head"] = {p.index for graph in heads for p in graph.inputs if p.role == "side"}
     for where, sides in taken.items():

@@ -71,7 +71,7 @@ def test_a_killed_device_resumes(tmp_path, turns):
 
 def test_a_device_that_stays_away_is_left_behind_at_the_deadline(tmp_path):
     running = world(tmp_path, min_clients=3, rounds=2, patience=Patience(deadline_s=30))
-    running.run(until=lambda: running.devices[3].kinds() == ["offer"])
+    running.run(until=lambda: running.devices[3].kinds()[-1:] == ["offer"])
     running.devices[3].kill()
     running.run()
     drop = {(1, 3), (2, 3)}
