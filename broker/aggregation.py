@@ -19,7 +19,7 @@ from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import AggregatorStatus, LocalWork, aggregator_topic, decode
 from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, WireError
 from fleetune.device_runtime.network.address import Reach, parse_url
-from fleetune.device_runtime.network.client import NOBODY, Party
+from fleetune.device_runtime.network.hooks import NOBODY, Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 

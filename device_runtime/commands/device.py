@@ -29,8 +29,8 @@ from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, StateError, TransportError
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.address import Reach, parse_url
-from fleetune.device_runtime.network.client import Party
 from fleetune.device_runtime.network.connection import send
+from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
