@@ -1,4 +1,4 @@
-"""``run.json`` beside the adapter that a run made: what was run, and what it came to."""
+"""The folder of a run: what lies in it under which name, and ``run.json``, which says what was run and what it came to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +13,11 @@ from fleetune.device_runtime.errors import ArtifactError
 
 RUN = "run.json"
 ADAPTER = "adapter"
+"""PEFT folder."""
+CHECKPOINT = "checkpoint.safetensors"
+"""Of ``train``."""
+LEDGER = "ledger.sqlite"
+"""Of ``aggregate``."""
 _INNER = "run"
 """Where a demo has the run of its aggregator."""
 
