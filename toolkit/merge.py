@@ -26,9 +26,9 @@ from fleetune.device_runtime.contracts.provenance import (
 )
 from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN, find_adapter, run_folder
 from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, some
 from fleetune.device_runtime.files import give_usual_modes
-from fleetune.toolkit.origin import find_model, some
+from fleetune.toolkit.origin import find_model
 
 log = logging.getLogger(__name__)
 
@@ -258,5 +258,5 @@ def _check_replaceable(out: Path, *, made: set[str] | None = None) -> None:
         return
     others = sorted(found - (made or set())) if PROVENANCE in found else sorted(found)
     raise ConfigError(
-        f"{out}: exists and is not an earlier merge ({', '.join(others[:3])}); choose another --out"
+        f"{out}: exists and is not an earlier merge ({some(others, at_most=3)}); choose another --out"
     )

@@ -11,7 +11,7 @@ from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, write_run
-from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.errors import ConfigError
 
 _FOREIGN = (RUN, ADAPTER, CHECKPOINT, MANIFEST)
 """What other commands leave in a folder: ``train`` the first three, ``export`` the last."""
@@ -72,14 +72,10 @@ class Result:
     def _write(self, history: list[Row]) -> AggregateReport:
         newest, folder = len(history) - 1, self._ledger.folder
         report = _report(self._ledger, history)
-        try:
-            if newest != self._kept[0]:
-                save_peft(
-                    folder / ADAPTER, self._artifact.manifest, parse_arrays(self._ledger.version(newest))
-                )
-            write_run(folder, self._artifact, self._arguments, report)
-        except OSError as exc:
-            raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+        if newest != self._kept[0]:
+            learned = parse_arrays(self._ledger.version(newest))
+            save_peft(folder / ADAPTER, self._artifact.manifest, learned)
+        write_run(folder, self._artifact, self._arguments, report)
         self._kept = newest, len(self._told)
         return report
 
