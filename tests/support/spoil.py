@@ -88,7 +88,7 @@ def _edit(tree: Any, rng: random.Random) -> None:
 
 
 def _edit_lines(path: Path, rng: random.Random) -> None:
-    lines = path.read_bytes().splitlines()
+    lines = path.read_bytes().splitlines() or [b""]
     at = rng.randrange(len(lines) + 1)
     odd = [
         b"",
