@@ -118,6 +118,13 @@ def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     raise typer.Exit(code)
 
 
+def fail_usage(message: str, *, command: str) -> NoReturn:
+    """Say on one line which words ``command`` does not take, or misses, and where to look them up; and leave."""
+    words = ("fleetune", command, "--help")
+    said = f"{command}: {message}" if command else message
+    fail(f"{said}; see {' '.join(filter(None, words))}", code=EXIT_USAGE)
+
+
 def _check_installed(libraries: Sequence[str]) -> None:
     for name in libraries:
         if find_spec(name) is None:
@@ -131,7 +138,7 @@ def _one_line_errors(command: str, *, verbose: bool = False) -> Iterator[None]:
     try:
         yield
     except MissingOption as exc:
-        fail(str(exc), code=EXIT_USAGE)
+        fail_usage(str(exc), command=command)
     except FleetuneError as exc:
         fail(str(exc))
     except ModuleNotFoundError as exc:

@@ -42,7 +42,8 @@ def export(
     out: Out = None,
     num_labels: Annotated[int | None, shown("number of labels, for a new head")] = None,
     labels: Annotated[
-        Path | None, shown("file with one label name a line", "the checkpoint's own", metavar="FILE")
+        Path | None,
+        shown("names of the classes: one a line, or a JSON list", "the checkpoint's own", metavar="FILE"),
     ] = None,
     adapter: StartAdapter = None,
     lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
@@ -80,7 +81,7 @@ def export(
 
 
 def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose = False) -> None:
-    """Show graphs, sizes and memory estimates."""
+    """Show sizes, and the memory a run would take."""
     call(
         "fleetune.device_runtime.commands.inspect:inspect",
         locals(),
