@@ -28,6 +28,7 @@ EXTRAS = {
     "tokenizers": "device",
     "torch": "export",
     "transformers": "export",
+    "huggingface_hub": "export",
     "peft": "export",
     "onnx": "export",
     "onnxscript": "export",
