@@ -9,6 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.tables import Table
+
+HAS_CLASSES: Table[bool] = Table(
+    "task",
+    {
+        "sequence-classification": True,
+        "token-classification": True,
+        "causal-lm": False,
+        "image-classification": True,
+    },
+)
+"""Every task of ``tasks.TASKS``, and whether its labels are of classes with names."""
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",

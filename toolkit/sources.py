@@ -7,7 +7,8 @@ from typing import Any
 from fleetune.device_runtime.errors import ExportError
 
 CONFIG = "config.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+_PATIENCE_S = 10.0
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -63,10 +64,45 @@ def check_adapter_source(source: str) -> None:
     if not folder.is_dir():
         if folder.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
             raise ExportError(f"{source}: no such folder; an adapter is a local folder or a hub id")
-    elif not (folder / _ADAPTER).is_file():
-        inside = sorted(path.parent for path in folder.glob(f"*/{_ADAPTER}"))
+    elif not (folder / ADAPTER_CONFIG).is_file():
+        inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"; there is one in {inside[0]}" if inside else ""
-        raise ExportError(f"{source}: no PEFT adapter here (no {_ADAPTER}){hint}")
+        raise ExportError(f"{source}: no PEFT adapter here (no {ADAPTER_CONFIG}){hint}")
+
+
+def check_hub(source: str, file: str) -> None:
+    """Ask the hub once for what is neither a folder nor in its cache: the libraries that load it ask five times.
+
+    Raises:
+        ExportError: no such name there, or no answer.
+    """
+    if Path(source).is_dir():
+        return
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        if not isinstance(huggingface_hub.try_to_load_from_cache(source, file), str):
+            huggingface_hub.get_hf_file_metadata(
+                huggingface_hub.hf_hub_url(source, file), timeout=_PATIENCE_S
+            )
+    except HFValidationError as exc:
+        raise ExportError(f"{source}: no such folder, and no name that the hub could know") from exc
+    except (GatedRepoError, EntryNotFoundError):
+        return  # the name is known; what else is wrong is told by who loads it
+    except RepositoryNotFoundError as exc:
+        raise ExportError(
+            f"{source}: no such folder, and the hub knows no such name (or not to this login)"
+        ) from exc
+    except Exception as exc:
+        raise ExportError(
+            f"{source}: no such folder, nor in the hub's cache, and the hub does not answer: {exc}"
+        ) from exc
 
 
 def tokenizer_files(source: str) -> list[str]:
@@ -75,11 +111,11 @@ def tokenizer_files(source: str) -> list[str]:
 
 
 def _check_folder(path: Path) -> None:
-    is_adapter = (path / _ADAPTER).is_file()
+    is_adapter = (path / ADAPTER_CONFIG).is_file()
     if not (path / CONFIG).is_file():
         hint = f": an adapter; give its base as MODEL, and --adapter {path}" if is_adapter else ""
         raise ExportError(f"{path}: no model here (no {CONFIG}){hint}")
     if is_adapter:
         raise ExportError(
-            f"{path}: a model and an adapter in one folder ({_ADAPTER}); keep the adapter in a folder of its own"
+            f"{path}: a model and an adapter in one folder ({ADAPTER_CONFIG}); keep the adapter in a folder of its own"
         )

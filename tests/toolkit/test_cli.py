@@ -104,12 +104,26 @@ def test_help_and_version():
 
 
 def test_usage_mistakes_end_with_2(tmp_path):
-    assert fleetune("nonsense").exit_code == 2
-    assert fleetune("train").exit_code == 2
-    assert fleetune("train", tmp_path, "--speed", "1").exit_code == 2
-    missing = fleetune("train", tmp_path)
-    assert missing.exit_code == 2
-    assert missing.stderr == "fleetune: train needs --data and --out\n"
+    for words, begin, end in (
+        (("nonsense",), "no such command 'nonsense'", ""),
+        (("--bogus", "train"), "no such option: --bogus", ""),
+        (("train",), "train: missing argument 'DIR'", " train"),
+        (("train", tmp_path), "train: needs --data and --out", " train"),
+        (("train", "x", "y"), "train: got unexpected extra argument", " train"),
+        (("train", "x", "--lr"), "train: option '--lr' requires an argument", " train"),
+        (("train", "x", "--lr", "fast"), "train: invalid value for '--lr': ", " train"),
+        (("export", "m", "--tusk", "z"), "export: no such option: --tusk", " export"),
+    ):
+        wrong = fleetune(*words)
+        assert (wrong.exit_code, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+        assert wrong.stderr.startswith(f"fleetune: {begin}")
+        assert wrong.stderr.endswith(f"; see fleetune{end} --help\n")
+
+
+def test_fleetune_alone_is_asked_for_its_help():
+    alone = fleetune()
+    assert alone.exit_code == 2
+    assert "Commands:" in alone.output
 
 
 def test_our_errors_are_one_line_and_1(tmp_path):
@@ -205,9 +219,15 @@ def test_promised_flags_keep_their_names():
 
 def test_flags_of_mosquitto_need_configure(tmp_path):
     refused = fleetune("broker", "--password-file", tmp_path / "p")
-    assert (refused.exit_code, refused.stderr) == (2, "fleetune: --password-file needs --configure\n")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "fleetune: broker: --password-file needs --configure; see fleetune broker --help\n",
+    )
     refused = fleetune("broker", "--configure", tmp_path / "m", "--client-ca", tmp_path / "ca")
-    assert (refused.exit_code, refused.stderr) == (2, "fleetune: TLS needs --certificate and --key\n")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "fleetune: broker: TLS needs --certificate and --key; see fleetune broker --help\n",
+    )
     missing = fleetune("broker", "--configure", tmp_path / "m", "--password-file", tmp_path / "p")
     assert missing.exit_code == 1
     assert "p: no such file" in missing.stderr

@@ -86,7 +86,7 @@ def predict(
         "fleetune.device_runtime.commands.predict:predict",
         locals(),
         argument="artifact_dir",
-        watch=Watch("on_note", live.remarks),
+        watch=Watch("on_progress", live.samples, notes="on_note", aside=True),
         show=_show_predictions,
     )
 

@@ -29,7 +29,7 @@ from fleetune.toolkit.commands.options import (
     shown,
     with_flags,
 )
-from fleetune.toolkit.commands.running import EXIT_USAGE, Watch, call, fail
+from fleetune.toolkit.commands.running import Watch, call, fail_usage
 
 
 @needs("data", "mqtt", "job")
@@ -121,7 +121,7 @@ def broker(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run an MQTT server for trials, or write Mosquitto's configuration.
+    """Run an MQTT server for trials, or configure Mosquitto.
 
     With --configure, the configuration of a real one: logins, an access list, TLS, limits that fit.
     """
@@ -131,7 +131,7 @@ def broker(
         return
     for_mosquitto = {n: flags.pop(n) for n in [*flags] if n not in ("port", "host", "verbose")}
     if strange := [name for name, value in for_mosquitto.items() if value is not None]:
-        fail(f"--{strange[0].replace('_', '-')} needs --configure", code=EXIT_USAGE)
+        fail_usage(f"--{strange[0].replace('_', '-')} needs --configure", command="broker")
     call(
         "fleetune.broker.servers.embedded:serve",
         flags,
@@ -197,7 +197,7 @@ def _configure(flags: dict[str, Any]) -> None:
     flags["folder"] = flags.pop("configure")
     tls = {name: flags.pop(name) for name in ("certificate", "key", "client_ca")}
     if any(tls.values()) and not (tls["certificate"] and tls["key"]):
-        fail("TLS needs --certificate and --key", code=EXIT_USAGE)
+        fail_usage("TLS needs --certificate and --key", command="broker")
     if any(tls.values()):
         from fleetune.broker.servers.mosquitto import Tls
 

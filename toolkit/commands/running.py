@@ -28,6 +28,7 @@ EXTRAS = {
     "tokenizers": "device",
     "torch": "export",
     "transformers": "export",
+    "huggingface_hub": "export",
     "peft": "export",
     "onnx": "export",
     "onnxscript": "export",
@@ -46,6 +47,8 @@ class Watch(NamedTuple):
     open: Callable[[Console], AbstractContextManager[Callable[[Any], None]]]
     notes: str = ""
     """A second parameter, for what is no progress: shown as a line."""
+    aside: bool = False
+    """All of it goes to standard error, beside results that something else may read."""
 
 
 Show = Callable[[Console, Any], None]
@@ -81,7 +84,7 @@ def call(
     given |= given.pop("flags", {})
     as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
     positional = [given.pop(argument)] if argument else []
-    console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
+    console = _console(stderr=bool(as_json))
     _log_to_stderr(verbose=bool(verbose))
     module, _, name = target.partition(":")
     with _one_line_errors(command or name, verbose=bool(verbose)), ExitStack() as stack:
@@ -91,9 +94,10 @@ def call(
         function = getattr(import_module(module), name)
         arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
         if watch:
-            arguments[watch.parameter] = stack.enter_context(watch.open(console))
+            seen = _console(stderr=True) if watch.aside else console
+            arguments[watch.parameter] = stack.enter_context(watch.open(seen))
             if watch.notes:
-                arguments[watch.notes] = stack.enter_context(messages(console))
+                arguments[watch.notes] = stack.enter_context(messages(seen))
         result = function(*positional, **arguments)
         stack.close()
         if as_json:
@@ -118,6 +122,17 @@ def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     raise typer.Exit(code)
 
 
+def fail_usage(message: str, *, command: str) -> NoReturn:
+    """Say on one line which words ``command`` does not take, or misses, and where to look them up; and leave."""
+    words = ("fleetune", command, "--help")
+    said = f"{command}: {message}" if command else message
+    fail(f"{said}; see {' '.join(filter(None, words))}", code=EXIT_USAGE)
+
+
+def _console(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
 def _check_installed(libraries: Sequence[str]) -> None:
     for name in libraries:
         if find_spec(name) is None:
@@ -131,7 +146,7 @@ def _one_line_errors(command: str, *, verbose: bool = False) -> Iterator[None]:
     try:
         yield
     except MissingOption as exc:
-        fail(str(exc), code=EXIT_USAGE)
+        fail_usage(str(exc), command=command)
     except FleetuneError as exc:
         fail(str(exc))
     except ModuleNotFoundError as exc:
