@@ -217,7 +217,7 @@ def _show_configuration(console: Console, path: Path) -> None:
 
 
 def _show_device(console: Console, report: Any) -> None:
-    did = f"{report.evaluations} evaluations"
+    did = f"{report.evaluations} evaluations" if report.evaluations else "no work done"
     if report.steps:
         pace = f"{report.step_ms_median:.0f} ms a step, {report.mean_active_layers:.1f} layers active"
         did = f"{report.rounds} rounds, {report.steps} steps, {pace}"
