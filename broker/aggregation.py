@@ -56,7 +56,7 @@ def aggregate(
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
         on_round: called with each row of ``history``, in order, when it is complete.
-        on_note: called with a line on what the job waits for, when that changes.
+        on_note: called with a line on what the job waits for, when that changes, and on how it stands when it is stopped.
 
     Raises:
         ConfigError: a setting is wrong (all listed), ``out`` holds another job or what another command left, or another
@@ -71,8 +71,11 @@ def aggregate(
     check(reach)
     check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
     check_folder(Path(out))
+    say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
         result = Result(ledger, artifact, arguments)
+        if ledger.newest >= job.rounds:
+            say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
         _check_alone(mqtt, job.job, reach)
         session = secrets.token_hex(8)
@@ -98,6 +101,9 @@ def aggregate(
                 on_note=on_note,
             )
             _serve(service, link, result)
+        except (KeyboardInterrupt, SystemExit):
+            say(f"stopped with {ledger.newest} of {job.rounds} rounds done; the same command goes on")
+            raise
         finally:
             link.close()
         return result.conclude()

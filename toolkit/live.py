@@ -50,7 +50,7 @@ def dated(console: Console) -> Iterator[Callback]:
 def samples(console: Console) -> Iterator[Callback]:
     """Follow samples (``done`` of ``total``): a bar that goes when all is done, or a line every few seconds."""
     if not console.is_terminal:
-        yield _now_and_then(console, lambda at: f"{at.done} of {at.total} samples")
+        yield _now_and_then(console, lambda at: f"{at.done} of {at.total} samples", first_s=_PLAIN_EVERY_S)
         return
     with Progress(*_columns("sample"), console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -151,8 +151,8 @@ def _plain_steps(console: Console) -> Callback:
     )
 
 
-def _now_and_then(console: Console, line_of: Callable[[Any], str]) -> Callback:
-    next_at = [time.monotonic()]
+def _now_and_then(console: Console, line_of: Callable[[Any], str], *, first_s: float = 0.0) -> Callback:
+    next_at = [time.monotonic() + first_s]
 
     def line(report: Any) -> None:
         if time.monotonic() >= next_at[0]:

@@ -45,6 +45,7 @@ class Agent:
         """Whether it may stop because the aggregator cannot use it."""
         self._link, self._identity, self._on_event = home.link, home.identity, home.on_event
         home.outbox.claim(home.identity.job, home.identity.artifact)
+        self._told_of_aggregator = ""
         self._presence = Presence(home, num_samples=workbench.num_samples)
         self._deliveries = Deliveries(home)
         self._assignments = Assignments(home, workbench, self._deliveries)
@@ -176,11 +177,18 @@ class Agent:
             self._finish("the job is over", is_unwanted=False, session=status.session)
         elif status.finished:
             log.warning("job %s was over before this device started; it waits for more", self._identity.job)
-        elif not status.online and status.session:
-            self._on_event(Event("aggregator", NO_ROUND, text="away; waiting for it"))
-        elif status.online and self._presence.meet(status.session):
-            self._assignments.renew()
-            self._on_event(Event("aggregator", NO_ROUND, text="here"))
+        elif status.online:
+            if self._presence.meet(status.session):
+                self._assignments.renew()
+                self._told_of_aggregator = ""
+            self._tell_of_aggregator("here")
+        elif status.session:
+            self._tell_of_aggregator("away; waiting for it")
+
+    def _tell_of_aggregator(self, text: str) -> None:
+        if text != self._told_of_aggregator:
+            self._told_of_aggregator = text
+            self._on_event(Event("aggregator", NO_ROUND, text=text))
 
     def _work(self, now: float) -> bool:
         work, is_shut = self._assignments, bool(self._gate.reasons)

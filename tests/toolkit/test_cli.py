@@ -20,7 +20,7 @@ from fleetune.device_runtime.commands.train import TrainReport
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
-from fleetune.toolkit.commands import federation, running
+from fleetune.toolkit.commands import federation, running, workstation
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 
@@ -298,6 +298,35 @@ def test_the_end_of_a_run_is_for_people(stand_in):
         "adapter: run/adapter",
     ]
     assert json.loads(fleetune(*words, "--json").stdout) == msgspec.to_builtins(report)
+
+
+def test_the_end_of_an_export_of_a_device_and_of_a_federation_is_for_people(capsys):
+    console = Console(width=200)
+    sizes = {"base_bytes": 90_900_000, "adapter_bytes": 417_000, "graph_bytes": 83_300}
+    exported = {"out": "a", "architecture": "Bert", "task": "causal-lm", "num_layers": 6, "num_kinds": 2}
+    workstation._show_export(console, SimpleNamespace(**exported, **sizes, seconds=52.8))
+    assert capsys.readouterr().out.splitlines() == [
+        "a: Bert for causal-lm, 6 layers of 2 kinds",
+        "90.9 MB frozen weights, 417.0 kB adapter, 83.3 kB graphs; 53 s",
+        "next: fleetune selfcheck a",
+    ]
+    lived = {"device_id": "hall", "reason": "3 rounds are done", "refused": 0, "pauses": 2, "paused_s": 61.0}
+    lived |= {"bytes_sent": 1400, "bytes_received": 1_300_000, "peak_rss_mb": 100.0, "wall_s": 21.8}
+    work = {"rounds": 3, "steps": 24, "evaluations": 0, "step_ms_median": 185.2, "mean_active_layers": 6.0}
+    federation._show_device(console, SimpleNamespace(**lived, **work))
+    federation._show_device(console, SimpleNamespace(**lived | {"pauses": 0}, steps=0, evaluations=4))
+    assert capsys.readouterr().out.splitlines() == [
+        "hall: 3 rounds are done",
+        "3 rounds, 24 steps, 185 ms a step, 6.0 layers active",
+        "1.4 kB sent, 1.3 MB received, 104.9 MB at most, 22 s in all",
+        "paused 2 times by the rules, 61 s in all",
+        "hall: 3 rounds are done",
+        "4 evaluations",
+        "1.4 kB sent, 1.3 MB received, 104.9 MB at most, 22 s in all",
+    ]
+    made = {"rounds": 3, "wall_s": 18.2, "loss": 2.05, "accuracy": None, "bytes_down": 2, "bytes_up": 5}
+    federation._show_aggregate(console, SimpleNamespace(**made, adapter="fr/adapter"))
+    assert "fleetune merge fr --out DIR" in capsys.readouterr().out
 
 
 def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in):

@@ -97,15 +97,19 @@ def test_a_bar_stays_if_there_were_steps_and_goes_if_there_were_none():
     assert stepped() == []
 
 
-def test_a_bar_of_samples_leaves_nothing_behind_and_elsewhere_there_are_lines():
+def test_a_bar_of_samples_leaves_nothing_behind_and_elsewhere_there_are_lines(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     out, piped = Terminal(), io.StringIO()
     terminal = Console(file=out, force_terminal=True, width=100)
     for console in (terminal, Console(file=piped)):
         with live.samples(console) as show:
-            show(SimpleNamespace(done=32, total=600))
-    assert "32/600" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+            for now[0], done in ((1.0, 32), (6.0, 64), (7.0, 96)):
+                show(SimpleNamespace(done=done, total=600))
+        now[0] = 0.0
+    assert "96/600" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert plain(out.getvalue()) == []
-    assert piped.getvalue() == "32 of 600 samples\n"
+    assert piped.getvalue() == "64 of 600 samples\n"
 
 
 def test_a_log_that_goes_to_a_file_goes_there_and_not_to_the_terminal(log, monkeypatch):

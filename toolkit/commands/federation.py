@@ -61,6 +61,7 @@ def device(
         argument="artifact_dir",
         parts=DEVICE,
         watch=Watch("on_event", live.dated),
+        show=_show_device,
     )
 
 
@@ -215,13 +216,31 @@ def _show_configuration(console: Console, path: Path) -> None:
     console.print(f"{path}\nmosquitto -c {path}", markup=False)
 
 
+def _show_device(console: Console, report: Any) -> None:
+    did = f"{report.evaluations} evaluations" if report.evaluations else "no work done"
+    if report.steps:
+        pace = f"{report.step_ms_median:.0f} ms a step, {report.mean_active_layers:.1f} layers active"
+        did = f"{report.rounds} rounds, {report.steps} steps, {pace}"
+    sent = f"{live.size(report.bytes_sent)} sent, {live.size(report.bytes_received)} received"
+    memory = live.size(2**20 * report.peak_rss_mb)
+    for line in (
+        f"{report.device_id}: {report.reason}",
+        did,
+        f"{sent}, {memory} at most, {report.wall_s:.0f} s in all",
+        f"paused {report.pauses} times by the rules, {report.paused_s:.0f} s in all" if report.pauses else "",
+        f"{report.refused} refused or declined" if report.refused else "",
+    ):
+        if line:
+            console.print(line, markup=False)
+
+
 def _show_aggregate(console: Console, report: Any) -> None:
     measured = {"loss": report.loss, "accuracy": report.accuracy}
     figures = "".join(f", {name} {value:.4g}" for name, value in measured.items() if value is not None)
     for line in (
         f"{report.rounds} rounds in {report.wall_s:.0f} s{figures}",
         f"{live.size(report.bytes_down)} down and {live.size(report.bytes_up)} up",
-        f"adapter: {report.adapter} (fleetune merge {Path(report.adapter).parent}, or peft.PeftModel.from_pretrained)",
+        f"adapter: {report.adapter} (fleetune merge {Path(report.adapter).parent} --out DIR, or peft.PeftModel.from_pretrained)",
     ):
         console.print(line, markup=False)
 

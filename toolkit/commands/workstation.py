@@ -160,10 +160,19 @@ def _warn(note: str) -> None:
 
 
 def _show_export(console: Console, report: Any) -> None:
-    """Show the report's fields; its notes were told when they came up."""
-    show_fields(
-        console, {name: getattr(report, name) for name in report.__struct_fields__ if name != "notes"}
-    )
+    """Show what was written; its notes were told when they came up."""
+    sizes = {
+        "frozen weights": report.base_bytes,
+        "adapter": report.adapter_bytes,
+        "graphs": report.graph_bytes,
+    }
+    kinds = f" of {report.num_kinds} kinds" if report.num_kinds > 1 else ""
+    for line in (
+        f"{report.out}: {report.architecture} for {report.task}, {report.num_layers} layers{kinds}",
+        f"{', '.join(f'{live.size(n)} {name}' for name, n in sizes.items())}; {report.seconds:.0f} s",
+        f"next: fleetune selfcheck {report.out}",
+    ):
+        console.print(line, markup=False)
 
 
 def _show_path(console: Console, path: Path) -> None:

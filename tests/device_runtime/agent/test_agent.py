@@ -105,7 +105,7 @@ def test_events_read_well(stage):
     assert str(offer) == "round 1: offer: version 0"
     size = len(encode_update("fp32", {n: first_adapter()[n] for n in ("w", "b")}, first_adapter()))
     assert str(trained).startswith("round 1: trained: loss ")
-    assert str(trained).endswith(f", size bytes {size}")
+    assert str(trained).endswith(f", size {size / 1e3:.1f} kB")
 
 
 def test_a_pause_takes_effect_before_the_next_step_and_changes_nothing(careful, weather):
