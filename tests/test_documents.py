@@ -1,6 +1,6 @@
 """What README and the pages for operators and boards tell people to type is typed, word for word, with a real Mosquitto.
 
-What differs from a person's machine: a password stands where a page has ``…``, what would run on for days is in the background, and see
+What differs from a person's machine: a password stands where a page has ``secret``, what would run on for days is in the background, and see
 :mod:`machine`. Where pages speak of two machines, both are this one.
 """
 
@@ -17,6 +17,9 @@ pytestmark = pytest.mark.slow
 README, OPERATE, BOARD = ROOT / "README.md", ROOT / "docs" / "operate.md", ROOT / "docs" / "raspberry-pi.md"
 ENDLESS = ("fleetune device", "fleetune aggregate")
 LATER = "# afterwards"
+HALL = {"kitchen": "hall", "mine": "held-out", '"state"': '"state_hall"', "device.toml": "hall.toml"}
+JUDGE = {"kitchen": "judge", '"state"': '"state_judge"', "device.toml": "judge.toml", "device artifact": "device artifact --role evaluate"}
+"""What stands in place of what, where the page that speaks of one device is typed for another."""
 EXPORT = "fleetune export MODEL --task sequence-classification --labels labels.txt --out artifact"
 
 
@@ -83,9 +86,10 @@ class Script:
         return "\n".join([*self.lines, ends, *self.later])
 
     def _add(self, block: Block, user: str, only: list[str], other: dict[str, str]) -> None:
-        text = block.text.replace("…", f"$(sed -n 's/.*PASSWORD=//p' {user}.env)")
+        text = block.text.replace("PASSWORD=secret", f"PASSWORD=$(sed -n 's/.*PASSWORD=//p' {user}.env)")
         for word, instead in other.items():
             text = text.replace(word, instead)
+        block = block._replace(text=text)
         if block.file:
             self.lines.append(f"cat > {block.file} <<'END'\n{text}END")
         elif block.commands:
@@ -123,14 +127,8 @@ def test_the_operators_page(machine):
     script.section(OPERATE, "The MQTT server").section(OPERATE, "The aggregator").section(
         OPERATE, "The devices"
     )
-    script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out")
-    script.section(
-        OPERATE,
-        "The devices",
-        kitchen="judge",
-        state="state_judge",
-        **{"device artifact": "device artifact --role evaluate"},
-    )
+    script.section(OPERATE, "The devices", **HALL)
+    script.section(OPERATE, "The devices", **JUDGE)
     machine.run(str(script))
     run = json.loads((machine.folder / "run" / "run.json").read_text())
     assert run["rounds"] == len(run["history"]) - 1 == 20
@@ -142,7 +140,7 @@ def test_the_board_page(machine):
     script.section(OPERATE, "The MQTT server")
     for heading in ("Install", "First run", "As a service"):
         script.section(BOARD, heading)
-    script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out").section(
+    script.section(OPERATE, "The devices", **HALL).section(
         OPERATE, "The aggregator"
     )
     machine.run(

@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import children
 import pytest
 
 _PLAYED = {
@@ -42,7 +43,7 @@ class Machine:
             (folder / "played" / name).chmod(0o755)
         self.output = ""
 
-    def run(self, script: str, *, timeout_s: float = 900) -> None:
+    def run(self, script: str, *, timeout_s: float = 400) -> None:
         """Run a shell script; the first command that fails ends it, and fails the test with what was said."""
         whole = f"set -e\n{_MOUNTS.format(folder=self._all)}\ncd {_HERE}/work\nset -euo pipefail\n{script}\n"
         command = [
@@ -56,17 +57,12 @@ class Machine:
             "-c",
             whole,
         ]
-        done = subprocess.run(
-            command,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            timeout=timeout_s,
-            check=False,
-        )
-        self.output = done.stdout
-        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
+        process = children.start(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment())
+        try:
+            self.output, _ = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        assert process.returncode == 0, f"exit code {process.returncode}\n{self.output[-6000:]}"
 
     def make_environment(self) -> str:
         """A script that makes a Python environment of this one's libraries, first on the path: only fleetune is to be installed."""
