@@ -17,9 +17,10 @@ from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import AggregatorStatus, LocalWork, aggregator_topic, decode
-from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, WireError
+from fleetune.device_runtime.errors import ConfigError, TransportError, WireError
+from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url
-from fleetune.device_runtime.network.client import NOBODY, Party
+from fleetune.device_runtime.network.hooks import NOBODY, Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 
@@ -127,10 +128,8 @@ def _is_of_another(payload: bytes, *, session: str) -> bool:
 
 
 def _open_ledger(out: Path, settings: Settings) -> Ledger:
-    try:
+    with doing("written", out):
         return Ledger(out, settings)
-    except OSError as exc:
-        raise StateError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def _link(

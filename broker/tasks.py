@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.errors import some
 
 _LISTED = 16
 
@@ -35,5 +36,4 @@ class Outcome(NamedTuple):
 
 def listed(devices: Sequence[str]) -> str:
     """Name devices in a line of the log; of many the first few."""
-    more = len(devices) - _LISTED
-    return ", ".join(devices[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return some(devices, at_most=_LISTED)

@@ -1,6 +1,6 @@
 """Every error a user can meet, named by who must act on it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FleetuneError(Exception):
@@ -42,6 +42,12 @@ class ExportError(FleetuneError):
 def choices(names: Iterable[str]) -> str:
     """Join ``names`` as error messages list them."""
     return ", ".join(sorted(names)) or "nothing"
+
+
+def some(names: Sequence[str], *, at_most: int = 5, by: str = ", ") -> str:
+    """Join the first few of ``names``, and say how many more there are."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return by.join(names[:at_most]) + more
 
 
 def one_line(text: object, *, length_max: int = 200) -> str:

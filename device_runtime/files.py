@@ -1,15 +1,18 @@
-"""A few small named files that survive: in a folder, or in memory for a simulation."""
+"""Small named files that survive: in a folder, or in memory for a simulation; and what a file that fails raises."""
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
-from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.errors import ArtifactError, StateError
 
+T = TypeVar("T")
 PathUser = Callable[[Path], object]
 """Writes, or reads, the file at a path."""
 
@@ -21,6 +24,29 @@ def give_usual_modes(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def doing(what: str, where: Path) -> Iterator[None]:
+    """Raise an OSError as a StateError that says that ``where`` cannot be ``what`` ("written")."""
+    try:
+        yield
+    except OSError as exc:
+        raise StateError(f"{where}: cannot be {what}: {exc.strerror or exc}") from exc
+
+
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """Read a JSON file as ``kind``; None if there is none.
+
+    Raises:
+        ArtifactError: it cannot be read, or is of another form.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise ArtifactError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 class Files(Protocol):
@@ -93,12 +119,8 @@ class DiskFiles:
     def _writing(self) -> AbstractContextManager[None]:
         return self._doing("written")
 
-    @contextmanager
-    def _doing(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as exc:
-            raise StateError(f"{self._folder}: cannot be {what}: {exc.strerror or exc}") from exc
+    def _doing(self, what: str) -> AbstractContextManager[None]:
+        return doing(what, self._folder)
 
 
 class MemoryFiles:

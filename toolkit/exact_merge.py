@@ -9,9 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from fleetune.device_runtime.errors import ExportError
+from fleetune.device_runtime.errors import ExportError, some
 from fleetune.toolkit.hearing import told_shortly
-from fleetune.toolkit.origin import parameter_digests, some
+from fleetune.toolkit.origin import parameter_digests
 
 TOLERANCE = 1e-4
 """Largest difference between an output before and after, over its largest value."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, some
 from fleetune.device_runtime.tables import Table
 
 HAS_CLASSES: Table[bool] = Table(
@@ -90,7 +90,7 @@ def compare_labels(given: Sequence[str], config: Mapping[str, Any], *, tell: Cal
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return some(names, at_most=8)
 
 
 def _check(names: Sequence[str]) -> None:

@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from fleetune.broker.store.kept_versions import LEDGER, read_version
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.broker.store.kept_versions import read_version
+from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.adapters import CONFIG, read_peft, write_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.provenance import (
@@ -26,11 +24,11 @@ from fleetune.device_runtime.contracts.provenance import (
     read_provenance,
     write_provenance,
 )
-from fleetune.device_runtime.contracts.run_file import ADAPTER, RUN, find_adapter, run_folder
+from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN, find_adapter, run_folder
 from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, some
 from fleetune.device_runtime.files import give_usual_modes
-from fleetune.toolkit.origin import find_model, some
+from fleetune.toolkit.origin import find_model
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +134,7 @@ def _open(run: Path, version: int | None, artifact: Path | str | None) -> Given:
         raise ConfigError(
             f"{inner}: has version {kept.version} and no {ADAPTER}/ yet; give --artifact as well"
         )
-    arrays = _parse(kept.content, inner)
+    arrays = parse_arrays(kept.content)
     if artifact is None:
         beside = _open_folder(inner / ADAPTER)
         shapes = {name: array.shape for name, array in beside.arrays.items()}
@@ -155,13 +153,6 @@ def _open_folder(folder: Path) -> Given:
         provenance = msgspec.structs.replace(provenance, labels=labels_of_run(run))
     ours = bool(provenance.tensors) or (folder.name == ADAPTER and (run / RUN).is_file())
     return Given(folder, config, arrays, provenance, ours=ours, folder=folder)
-
-
-def _parse(content: bytes, where: Path) -> Arrays:
-    try:
-        return dict(load(content))
-    except SafetensorError as exc:
-        raise ArtifactError(f"{where}: cannot be read as safetensors: {exc}") from exc
 
 
 def _problems(given: Given) -> Iterator[str]:
@@ -267,5 +258,5 @@ def _check_replaceable(out: Path, *, made: set[str] | None = None) -> None:
         return
     others = sorted(found - (made or set())) if PROVENANCE in found else sorted(found)
     raise ConfigError(
-        f"{out}: exists and is not an earlier merge ({', '.join(others[:3])}); choose another --out"
+        f"{out}: exists and is not an earlier merge ({some(others, at_most=3)}); choose another --out"
     )

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from fleetune.device_runtime.contracts.provenance import Provenance, merged_card, write_provenance
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, choices
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, choices, some
 from fleetune.toolkit.exact_merge import merge_exactly
 from fleetune.toolkit.export import read_labels
 from fleetune.toolkit.hearing import told_shortly
 from fleetune.toolkit.models import licence_of
-from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests, some
+from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests
 from fleetune.toolkit.stored_dtypes import cast_as_stored
 from fleetune.toolkit.tasks import TASKS
 

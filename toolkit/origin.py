@@ -1,7 +1,7 @@
 """Which model an artifact was exported from: how it is named, how it is found again, how it is recognised."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from fleetune.device_runtime.errors import ConfigError, ExportError
 
 WHOLE = "base_model.model."
 """Before the name of a parameter that PEFT saves whole."""
-_TOLD_AT_MOST = 5
 
 
 def recorded_name(source: str) -> str:
@@ -35,12 +34,6 @@ def frozen_digest(digests: Mapping[str, str], adapter: Iterable[str]) -> str:
     whole = {name.removeprefix(WHOLE) for name in adapter}
     frozen = sorted(digest for name, digest in digests.items() if name not in whole)
     return hashlib.sha256("".join(frozen).encode()).hexdigest()
-
-
-def some(names: Sequence[str], *, by: str = ", ") -> str:
-    """Join the first few of ``names``, and say how many more there are."""
-    more = f" and {len(names) - _TOLD_AT_MOST} more" if len(names) > _TOLD_AT_MOST else ""
-    return by.join(names[:_TOLD_AT_MOST]) + more
 
 
 def find_model(given: str | Path | None, recorded: str, origin: Origin, *, ours: bool) -> tuple[str, bool]:

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
-from safetensors.numpy import load
-
 from fleetune.broker.job import Settings
 from fleetune.broker.store.store import Store
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
 from fleetune.device_runtime.contracts.transfer import Outgoing
@@ -109,7 +107,7 @@ class Downlink:
             raise WireError(
                 f"update from adapter {digest[:12]!r}, which does not stand for version {version}"
             )
-        return load(content)
+        return parse_arrays(content)
 
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
@@ -154,7 +152,7 @@ class Downlink:
     def _delta(self, content: bytes, base: bytes) -> Delta | None:
         assert self._codec
         try:
-            return make_delta(self._codec, load(content), load(base))
+            return make_delta(self._codec, parse_arrays(content), parse_arrays(base))
         except WireError as exc:
             log.warning("a version is sent whole: %s", exc)
             return None

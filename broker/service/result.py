@@ -4,17 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from safetensors.numpy import load
 
-from fleetune.broker.store.ledger import FILE, Ledger
+from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, row, rows
+from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
-from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.run_file import RUN, write_run
-from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact
+from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, write_run
+from fleetune.device_runtime.errors import ConfigError
 
-_ADAPTER = "adapter"
-_FOREIGN = (RUN, _ADAPTER, "checkpoint.safetensors", "manifest.json")
+_FOREIGN = (RUN, ADAPTER, CHECKPOINT, MANIFEST)
 """What other commands leave in a folder: ``train`` the first three, ``export`` the last."""
 
 
@@ -73,12 +72,10 @@ class Result:
     def _write(self, history: list[Row]) -> AggregateReport:
         newest, folder = len(history) - 1, self._ledger.folder
         report = _report(self._ledger, history)
-        try:
-            if newest != self._kept[0]:
-                save_peft(folder / _ADAPTER, self._artifact.manifest, load(self._ledger.version(newest)))
-            write_run(folder, self._artifact, self._arguments, report)
-        except OSError as exc:
-            raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+        if newest != self._kept[0]:
+            learned = parse_arrays(self._ledger.version(newest))
+            save_peft(folder / ADAPTER, self._artifact.manifest, learned)
+        write_run(folder, self._artifact, self._arguments, report)
         self._kept = newest, len(self._told)
         return report
 
@@ -86,7 +83,7 @@ class Result:
 def check_folder(out: Path) -> None:
     """Raise ConfigError if what lies in ``out`` was left there by another command: it would be written over."""
     found = [name for name in _FOREIGN if (out / name).exists()]
-    if found and not (out / FILE).exists():
+    if found and not (out / LEDGER).exists():
         raise ConfigError(
             f"{out}: {', '.join(found)} lie there and no ledger of an aggregator: another command's; give another --out"
         )
@@ -104,6 +101,6 @@ def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
         link_bytes_sent=cost.bytes_sent,
         link_bytes_received=cost.bytes_received,
         wall_s=cost.seconds,
-        adapter=str(ledger.folder / _ADAPTER),
+        adapter=str(ledger.folder / ADAPTER),
         history=history,
     )

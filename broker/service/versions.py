@@ -3,14 +3,13 @@
 import logging
 
 import numpy as np
-from safetensors.numpy import load
 
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.strategies import STRATEGIES, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -43,7 +42,7 @@ class Versions:
     def reference(self, version: int) -> Arrays:
         """Tensors of any version, float32 by name, not to be written; StateError if the store has it no more."""
         found = self._references.pop(version, None)
-        self._references[version] = load(self._store.version(version)) if found is None else found
+        self._references[version] = parse_arrays(self._store.version(version)) if found is None else found
         while len(self._references) > _REFERENCES:
             del self._references[next(iter(self._references))]
         return self._references[version]
@@ -67,7 +66,7 @@ class Versions:
     def close(self, round_number: int, version: int) -> None:
         """Combine the updates added since the newest version into ``version``, made by a round."""
         reference, state = self.reference(self.newest), self._store.strategy_state(self.newest)
-        new, kept = self._strategy.finish(self._sums, reference, load(state) if state else {})
+        new, kept = self._strategy.finish(self._sums, reference, parse_arrays(state) if state else {})
         self._store.add_version(
             version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
         )

@@ -6,15 +6,17 @@ from pathlib import Path
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.errors import StateError
 
+_VERSIONS = "versions"
+
 
 class Blobs:
     """Files below one folder, by the names that the ledger's rows give them."""
 
     def __init__(self, folder: Path) -> None:
         """Make the folders; OSError if that cannot be."""
-        self._versions, self._updates = folder / "versions", folder / "updates"
+        self._folder, self._updates = folder, folder / "updates"
         for part, mode in (
-            (self._versions, 0o777),
+            (folder / _VERSIONS, 0o777),
             (self._updates, 0o700),
         ):  # what devices send is nobody else's
             part.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -23,17 +25,17 @@ class Blobs:
 
     def write_version(self, version: int, content: bytes, state: bytes) -> None:
         """Write an adapter and the strategy's state after it, if there is one; OSError if they cannot be written."""
-        write_atomically(self._version(version), content)
+        write_atomically(version_path(self._folder, version), content)
         if state:
             write_atomically(self._state(version), state)
 
     def version(self, version: int, digest: str | None) -> bytes:
         """Read an adapter; StateError if it is not what was written."""
-        return _read_checked(self._version(version), digest)
+        return read_checked(version_path(self._folder, version), digest)
 
     def state(self, version: int, digest: str) -> bytes:
         """Read the strategy's state after a version; StateError if it is not what was written."""
-        return _read_checked(self._state(version), digest)
+        return read_checked(self._state(version), digest)
 
     def write_payload(self, name: str, payload: bytes) -> None:
         """Write the payload of an update; OSError if it cannot be written."""
@@ -41,26 +43,31 @@ class Blobs:
 
     def payload(self, name: str, digest: str) -> bytes:
         """Read the payload of an update; StateError if it is not what was written."""
-        return _read_checked(self._updates / name, digest)
+        return read_checked(self._updates / name, digest)
 
     def sweep(self) -> None:
         """Delete all payloads."""
         for path in self._updates.glob("*.bin"):
             path.unlink()
 
-    def _version(self, version: int) -> Path:
-        return self._versions / f"{version:05d}.safetensors"
-
     def _state(self, version: int) -> Path:
-        return self._versions / f"{version:05d}.state.safetensors"
+        return self._folder / _VERSIONS / f"{version:05d}.state.safetensors"
 
 
-def _read_checked(path: Path, digest: str | None) -> bytes:
+def version_path(folder: Path, version: int) -> Path:
+    """Where a job in ``folder`` has the adapter file of a version."""
+    return folder / _VERSIONS / f"{version:05d}.safetensors"
+
+
+def read_checked(path: Path, digest: str | None) -> bytes:
+    """Read a file that the ledger names; StateError if it is not there, or its SHA-256 is another."""
     try:
         content = path.read_bytes()
     except OSError as exc:
         raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
     found = sha256(content).hexdigest()
     if found != digest:
-        raise StateError(f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}")
+        raise StateError(
+            f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}: damaged, or replaced"
+        )
     return content

@@ -3,13 +3,12 @@
 import json
 import sqlite3
 from contextlib import closing
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from fleetune.broker.store.blobs import read_checked, version_path
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError, StateError
-
-LEDGER = "ledger.sqlite"
 
 
 class Kept(NamedTuple):
@@ -33,14 +32,7 @@ def read_version(folder: Path, version: int | None = None) -> Kept:
     wanted = max(digests) if version is None else version
     if wanted not in digests:
         raise ConfigError(f"{folder}: no version {wanted}; there are {min(digests)} to {max(digests)}")
-    path = folder / "versions" / f"{wanted:05d}.safetensors"
-    try:
-        content = path.read_bytes()
-    except OSError as exc:
-        raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
-    if sha256(content).hexdigest() != digests[wanted]:
-        raise StateError(f"{path}: its SHA-256 is not what the ledger says: damaged, or replaced")
-    return Kept(wanted, content, artifact)
+    return Kept(wanted, read_checked(version_path(folder, wanted), digests[wanted]), artifact)
 
 
 def _ledger(path: Path) -> tuple[dict[int, str], str]:

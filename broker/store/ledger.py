@@ -26,10 +26,10 @@ from fleetune.broker.store.ledger_schema import TASK, add_tasks, parse_work, pre
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import Accepted, Cost, Figures, Past, finite
 from fleetune.broker.tasks import Outcome, Task
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 
-FILE = "ledger.sqlite"
 _LOCK = "ledger.lock"
 _TASKS = "tasks JOIN works ON tasks.work = works.number"
 _WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
@@ -52,7 +52,7 @@ class Ledger:
         """Adapters that devices have in place of versions."""
         self._give_back = weakref.finalize(self, os.close, _locked(folder))
         try:
-            self._sql = _opened(folder / FILE, settings)
+            self._sql = _opened(folder / LEDGER, settings)
         except BaseException:
             self._give_back()
             raise
@@ -226,7 +226,7 @@ class Ledger:
         try:
             yield
         except DAMAGES as exc:
-            raise damaged(self.folder / FILE, exc) from exc
+            raise damaged(self.folder / LEDGER, exc) from exc
 
     def _one(self, query: str, *values: object) -> Any:
         found = self._sql.execute(query, values).fetchone()

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from hashlib import sha256
 from math import inf
 
 import msgspec
@@ -13,6 +12,8 @@ from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha256
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
+from fleetune.device_runtime.agent.made import Made
+from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
@@ -20,11 +21,8 @@ from fleetune.device_runtime.contracts.wire import (
     Chunk,
     Decline,
     Offer,
-    OptimizerSpec,
-    PolicySpec,
     UpdateReady,
     Verdict,
-    default_task_id,
     encode,
     task_id_of,
 )
@@ -42,13 +40,6 @@ log = logging.getLogger(__name__)
 
 DEADLINE_GRACE_S = 5.0
 """A paused device gives a round up so long after its deadline: the aggregator may extend it then."""
-_WORK_OF_0_1 = (
-    "policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "rounds_before",
-)  # fmt: skip
-_PARTS_OF_0_1: dict[type, tuple[str, ...]] = {
-    PolicySpec: ("name", "drop", "shape", "period"),
-    OptimizerSpec: ("name", "lr", "weight_decay", "warmup_steps", "decay", "clip_norm"),
-}
 
 
 @dataclass
@@ -76,7 +67,8 @@ class Assignments:
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
         self._adapters = HeldAdapters(home.state, home.adapter)
         self._memory = CodecMemory(home.files, job=home.identity.job, artifact=home.identity.artifact)
-        self._memory.adopt(self._has_made_round, like=home.adapter.arrays)
+        self._made = Made(home.outbox, home.identity)
+        self._memory.adopt(self._made.has_round, like=home.adapter.arrays)
         self._current: _Assignment | None = None
         self._done: set[str] = set()
         self._asked_again: set[str] = set()
@@ -125,8 +117,8 @@ class Assignments:
             WireError: it is for another role.
         """
         if not offer.task_id:
-            offer = msgspec.structs.replace(offer, task_id=self._default_task_id(offer))
-        key = _key(offer)
+            offer = msgspec.structs.replace(offer, task_id=self._made.default_task_id(offer))
+        key = key_of(offer)
         role = self._home.identity.role
         if offer.role != role:
             raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {role!r}")
@@ -136,7 +128,7 @@ class Assignments:
         if key in self._done or offer.round < self.newest_round:
             return
         if self._deliveries.holds(offer.task_id):
-            if self._has_made(offer, key):
+            if self._made.came_of(offer, key):
                 self._deliveries.rush()
                 return
             self._deliveries.drop(offer.task_id)
@@ -217,9 +209,8 @@ class Assignments:
         header = self._deliveries.settle(verdict)
         if header is None:
             return
-        made = self._home.outbox.recall(self._made_key(task_id_of(header)))
-        if made:
-            self._done.add(made.decode(errors="replace"))
+        if key := self._made.key(task_id_of(header)):
+            self._done.add(key)
         if isinstance(header, UpdateReady):
             self._memory.settle(verdict.round, accepted=verdict.accepted)
         if not verdict.accepted:
@@ -238,7 +229,7 @@ class Assignments:
             self._ask_again(assignment.key)
             return
         self.newest_round = offer.round
-        if offer.task_id == self._default_task_id(offer):
+        if offer.task_id == self._made.default_task_id(offer):
             self._home.state.rename_checkpoint(key_of_0_1(offer), assignment.key)
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
@@ -277,7 +268,7 @@ class Assignments:
 
     def _hand_over(self, product: Product, assignment: _Assignment) -> None:
         header, payload, event = product
-        made = {self._made_key(assignment.offer.task_id): assignment.key.encode()}
+        made = self._made.facts(assignment.offer.task_id, assignment.key)
         self._deliveries.put(header, payload, facts=made)
         self._let_go()
         self._home.on_event(event)
@@ -286,43 +277,6 @@ class Assignments:
         self._current = None
         self._home.state.forget_checkpoints()
 
-    def _has_made(self, offer: Offer, key: str) -> bool:
-        """Whether what the outbox holds of a task came of this very offer."""
-        made = self._home.outbox.recall(self._made_key(offer.task_id))
-        if made is None and offer.task_id == self._default_task_id(offer):
-            made = self._home.outbox.recall(self._made_key(str(offer.round)))
-            if made == key_of_0_1(offer).encode():
-                self._home.outbox.remember(self._made_key(offer.task_id), made := key.encode())
-        return made == key.encode()
-
-    def _has_made_round(self, number: int) -> bool:
-        """Whether release 0.1.0 made the update of a round of this job here."""
-        return self._home.outbox.recall(self._made_key(str(number))) is not None
-
-    def _default_task_id(self, offer: Offer) -> str:
-        return default_task_id(offer.role, offer.round, self._home.identity.device_id)
-
-    def _made_key(self, task_id: str) -> str:
-        return f"made/{self._home.identity.job}/{task_id}"
-
 
 def _deadline(offer: Offer, now: float) -> float:
     return now + offer.deadline_s if offer.deadline_s > 0 else inf
-
-
-def _key(offer: Offer) -> str:
-    """Of all that decides what comes of an offer."""
-    same = (offer.job, offer.task_id, offer.version, offer.role, offer.work, wanted_sha256(offer))
-    return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
-
-
-def key_of_0_1(offer: Offer) -> str:
-    """Key that release 0.1.0 gave an offer: by its round, and by the fields that work had then."""
-    work = {name: _told(getattr(offer.work, name)) for name in _WORK_OF_0_1}
-    same = (offer.job, offer.round, offer.version, offer.role, work, wanted_sha256(offer))
-    return sha256(msgspec.msgpack.encode(same)).hexdigest()[:16]
-
-
-def _told(value: object) -> object:
-    fields = _PARTS_OF_0_1.get(type(value))
-    return {name: getattr(value, name) for name in fields} if fields else value

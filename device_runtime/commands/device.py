@@ -26,10 +26,10 @@ from fleetune.device_runtime.contracts.wire import LocalWork, check_name, is_nam
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, StateError, TransportError
-from fleetune.device_runtime.files import DiskFiles
+from fleetune.device_runtime.files import DiskFiles, doing
 from fleetune.device_runtime.network.address import Reach, parse_url
-from fleetune.device_runtime.network.client import Party
 from fleetune.device_runtime.network.connection import send
+from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
@@ -191,10 +191,8 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, silence: Silence, idl
 
 def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
     folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
-    try:
+    with doing("made", folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what it owes may give its data away
-    except OSError as exc:
-        raise StateError(f"{folder}: cannot be made: {exc.strerror or exc}") from exc
     return folder
 
 

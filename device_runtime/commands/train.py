@@ -14,7 +14,7 @@ from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.run_file import RUN, plain, write_run
+from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
@@ -30,11 +30,7 @@ from fleetune.device_runtime.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-ADAPTER = "adapter"
 CACHE = "cache"
-CHECKPOINT = "checkpoint.safetensors"
-LEDGER = "ledger.sqlite"
-"""An aggregator's, whose folder is no place for a run."""
 _CHECKPOINT_EVERY_S = 60.0
 
 Note = Callable[[Pause | Fit | Cut | str], object]

@@ -9,7 +9,8 @@ from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, wri
 from fleetune.device_runtime.contracts.artifact import check_adapter, fit_adapter
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.provenance import adapter_card, provenance_of, write_provenance
-from fleetune.device_runtime.errors import ArtifactError, StateError
+from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.files import doing, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -32,7 +33,10 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Arrays]:
             )
         raise ArtifactError(f"{folder}: no PEFT adapter here (no {WEIGHTS})")
     arrays = load_arrays(folder / WEIGHTS)
-    return _read_config(folder / CONFIG), arrays
+    config = read_json(folder / CONFIG, dict[str, Any])
+    if config is None:
+        raise ArtifactError(f"{folder}: no PEFT adapter here (no {CONFIG})")
+    return config, arrays
 
 
 def write_peft(folder: Path, config: dict[str, Any], arrays: Arrays) -> None:
@@ -41,12 +45,10 @@ def write_peft(folder: Path, config: dict[str, Any], arrays: Arrays) -> None:
     Raises:
         StateError: the disk is full, say.
     """
-    try:
+    with doing("written", folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
         save_arrays(folder / WEIGHTS, arrays, metadata={"format": "pt"})
-    except OSError as exc:
-        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
@@ -74,13 +76,6 @@ def load_peft(folder: Path, manifest: Manifest) -> Arrays:
         return fit_adapter(manifest, arrays)
     except ArtifactError as exc:
         raise ArtifactError(f"{folder}: {exc}") from exc
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise ArtifactError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
 def _scale_problems(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

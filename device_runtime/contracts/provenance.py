@@ -6,7 +6,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.manifest import Manifest, Origin
-from fleetune.device_runtime.errors import ArtifactError, StateError
+from fleetune.device_runtime.files import doing, read_json
 
 PROVENANCE = "fleetune.json"
 CARD = "README.md"
@@ -52,11 +52,9 @@ def provenance_of(manifest: Manifest) -> Provenance:
 
 def write_provenance(folder: Path, provenance: Provenance, *, card: str) -> None:
     """Write both files into ``folder``; StateError if they cannot be written."""
-    try:
+    with doing("written", folder):
         write_atomically(folder / CARD, card.encode())
         write_atomically(folder / PROVENANCE, msgspec.json.encode(provenance) + b"\n")
-    except OSError as exc:
-        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def read_provenance(folder: Path) -> Provenance:
@@ -65,13 +63,7 @@ def read_provenance(folder: Path) -> Provenance:
     Raises:
         ArtifactError: the file cannot be read.
     """
-    path = folder / PROVENANCE
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Provenance)
-    except FileNotFoundError:
-        return Provenance()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+    return read_json(folder / PROVENANCE, Provenance) or Provenance()
 
 
 def adapter_card(provenance: Provenance) -> str:

@@ -1,4 +1,4 @@
-"""``run.json`` beside the adapter that a run made: what was run, and what it came to."""
+"""The folder of a run: what lies in it under which name, and ``run.json``, which says what was run and what it came to."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,15 @@ from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.adapters import CONFIG
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.files import doing, read_json
 
 RUN = "run.json"
 ADAPTER = "adapter"
+"""PEFT folder."""
+CHECKPOINT = "checkpoint.safetensors"
+"""Of ``train``."""
+LEDGER = "ledger.sqlite"
+"""Of ``aggregate``."""
 _INNER = "run"
 """Where a demo has the run of its aggregator."""
 
@@ -55,7 +61,7 @@ def plain(arguments: Mapping[str, object]) -> dict[str, Any]:
 
 
 def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: msgspec.Struct) -> None:
-    """Write ``run.json`` into ``folder``; OSError if it cannot be written."""
+    """Write ``run.json`` into ``folder``; StateError if it cannot be written, and the one before stays."""
     run = Run(
         artifact=artifact.manifest.name,
         artifact_digest=artifact.digest,
@@ -63,7 +69,8 @@ def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], repor
         report=report,
         labels=artifact.manifest.labels,
     )
-    write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
+    with doing("written", folder / RUN):
+        write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
 
 
 def run_folder(run: Path) -> Path:
@@ -92,13 +99,8 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     Raises:
         ArtifactError: the file cannot be read.
     """
-    path = folder / RUN
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_LabelsOnly).labels
-    except FileNotFoundError:
-        return ()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
+    found = read_json(folder / RUN, _LabelsOnly)
+    return found.labels if found else ()
 
 
 def read_seq_len(folder: Path) -> int:
@@ -107,11 +109,5 @@ def read_seq_len(folder: Path) -> int:
     Raises:
         ArtifactError: the file cannot be read.
     """
-    path = folder / RUN
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=_ArgumentsOnly).arguments
-    except FileNotFoundError:
-        return 0
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"{path}: cannot be read: {exc}") from exc
-    return found.work.seq_len or found.seq_len
+    found = read_json(folder / RUN, _ArgumentsOnly)
+    return found.arguments.work.seq_len or found.arguments.seq_len if found else 0

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from fleetune.device_runtime.data.records import Label, Source
-from fleetune.device_runtime.errors import one_line
+from fleetune.device_runtime.errors import one_line, some
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 _TRUTHS = ("true", "false")
@@ -102,5 +102,4 @@ def _stripped(text: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(one_line(name, length_max=40) for name in names[:_SHOWN])
-    return f"{shown}, … ({len(names)} in all)" if len(names) > _SHOWN else shown
+    return some([one_line(name, length_max=40) for name in names], at_most=_SHOWN)

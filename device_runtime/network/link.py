@@ -7,7 +7,6 @@ upon: messages may get lost, and :attr:`Link.connections` tells when to announce
 import contextlib
 import logging
 import queue
-import ssl
 import threading
 import time
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from typing import NamedTuple
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address, parse_url
-from fleetune.device_runtime.network.client import HEADER_BYTES, NOBODY, Client, Hooks, Party
-from fleetune.device_runtime.network.tls import make_context
+from fleetune.device_runtime.network.client import HEADER_BYTES, Client
+from fleetune.device_runtime.network.hooks import NOBODY, Hooks, Party
+from fleetune.device_runtime.network.tls import Context, make_context
 
 log = logging.getLogger(__name__)
 
@@ -237,9 +237,7 @@ class Link:
             self._wake()
 
 
-def _tls(
-    address: Address, *, ca_file: str | None, cert: str | None, key: str | None
-) -> ssl.SSLContext | None:
+def _tls(address: Address, *, ca_file: str | None, cert: str | None, key: str | None) -> Context | None:
     if address.is_tls:
         return make_context(ca_file=ca_file, cert=cert, key=key)
     if cert or key:

@@ -1,4 +1,4 @@
-"""TLS of a connection: what is trusted, what is shown, and what a handshake that fails means."""
+"""TLS of a connection: what is trusted, what is shown, and what a handshake that fails means; alone imports ssl."""
 
 import contextlib
 import os
@@ -6,9 +6,11 @@ import socket
 import ssl
 from pathlib import Path
 
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address
 
+Context = ssl.SSLContext
+HandshakeError = ssl.SSLError
 KEY_PASSWORD = "FLEETUNE_MQTT_KEY_PASSWORD"
 
 _TIMEOUT_S = 5.0
@@ -36,7 +38,7 @@ _ADVICE = {
 }
 
 
-def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
+def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> Context:
     """Trust ``ca_file``, or the system's authorities without it; show ``cert`` to a server that asks.
 
     A key that is encrypted is opened with ``FLEETUNE_MQTT_KEY_PASSWORD``.
@@ -50,7 +52,7 @@ def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> s
         _check_readable(path)
     try:
         context = ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as exc:
+    except (OSError, HandshakeError) as exc:
         raise ConfigError(f"{ca_file}: cannot be read as PEM certificates: {exc}") from exc
     if cert:
         _show(context, cert, key)
@@ -63,18 +65,18 @@ def speaks_tls(address: Address) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         _shake_hands(address, context, listen_s=0)
-    except ssl.SSLError as exc:
+    except HandshakeError as exc:
         return "ALERT" in (exc.reason or "")
     except OSError:
         return False
     return True
 
 
-def trouble(address: Address, context: ssl.SSLContext) -> str:
+def trouble(address: Address, context: Context) -> str:
     """Why the handshake of a server that hangs up fails; empty if that is not the reason, or cannot be known."""
     try:
         _shake_hands(address, context, listen_s=_LISTEN_S)
-    except ssl.SSLError as exc:
+    except HandshakeError as exc:
         return explain(exc)
     except ConnectionResetError:
         return _NO_TLS
@@ -83,7 +85,30 @@ def trouble(address: Address, context: ssl.SSLContext) -> str:
     return ""
 
 
-def explain(exc: ssl.SSLError) -> str:
+def why_hung_up(address: Address, context: Context | None) -> str:
+    """Look at a server that hangs up, with TLS (``context``) or without; say why, as far as that can be known.
+
+    Raises:
+        TransportError: the reason is one that will not change.
+    """
+    if context:
+        return raise_if_final(address, trouble(address, context)) or "it hangs up"
+    if speaks_tls(address):
+        secure = "wss" if address.is_websocket else "mqtts"
+        raise TransportError(
+            f"{address.shown}: the server speaks TLS on this port; address it as {secure}://{address.host}:{address.port}"
+        )
+    return "it hangs up"
+
+
+def raise_if_final(address: Address, words: str) -> str:
+    """Return what :func:`explain` said, or raise it as a TransportError if it will not pass by itself."""
+    if words == _ASKED or words.startswith(("its certificate", "it does not take")):
+        raise TransportError(f"{address.shown}: {words}")
+    return words
+
+
+def explain(exc: HandshakeError) -> str:
     """Plain words for a failed handshake."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         words = exc.verify_message.rstrip(".")
@@ -100,12 +125,7 @@ def explain(exc: ssl.SSLError) -> str:
     return f"the TLS handshake fails: {plain}"
 
 
-def is_final(words: str) -> bool:
-    """Whether what :func:`explain` said will not pass by itself."""
-    return words == _ASKED or words.startswith(("its certificate", "it does not take"))
-
-
-def _shake_hands(address: Address, context: ssl.SSLContext, *, listen_s: float) -> None:
+def _shake_hands(address: Address, context: Context, *, listen_s: float) -> None:
     """Raise what TLS says; with TLS 1.3 a server judges a client's certificate only after the client's handshake."""
     with (
         socket.create_connection((address.host, address.port), _TIMEOUT_S) as plain,
@@ -124,7 +144,7 @@ def _check_readable(path: str) -> None:
         raise ConfigError(f"{path}: cannot be read as PEM certificates: {exc.strerror}") from exc
 
 
-def _show(context: ssl.SSLContext, cert: str, key: str | None) -> None:
+def _show(context: Context, cert: str, key: str | None) -> None:
     asked: list[bool] = []
 
     def password() -> str:
@@ -133,7 +153,7 @@ def _show(context: ssl.SSLContext, cert: str, key: str | None) -> None:
 
     try:
         context.load_cert_chain(cert, key, password)
-    except (OSError, ssl.SSLError, ValueError) as exc:
+    except (OSError, HandshakeError, ValueError) as exc:
         where = f"{cert}, {key}" if key else cert
         raise ConfigError(
             f"{where}: {_why_not_shown(exc, has_key=bool(key), is_locked=bool(asked))}"

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fleetune.device_runtime.contracts.manifest import Role, Targets
-from fleetune.device_runtime.errors import ExportError
+from fleetune.device_runtime.errors import ExportError, some
 from fleetune.exporters.model.anatomy import Anatomy, Call, replaced, stream
 from fleetune.exporters.model.program import Program, check_mean, tensors_of, trainable_names
 
@@ -229,9 +229,8 @@ def _head_trainables(program: Program, anatomy: Anatomy, batch: dict[str, Tensor
     grads = torch.autograd.grad(loss, [start, *(parameters[n] for n in names)], allow_unused=True)[1:]
     stray = [n for n, g in zip(names, grads, strict=True) if g is None]
     if stray:
-        more = f" and {len(stray) - 3} more" if len(stray) > 3 else ""
         raise ExportError(
-            f"trainable tensors before the blocks cannot learn on the device: {', '.join(stray[:3])}{more}; "
+            f"trainable tensors before the blocks cannot learn on the device: {some(stray, at_most=3)}; "
             f"the blocks are those of {anatomy.path} (one list: of a model in stages or with an encoder and a decoder, "
             "the largest), choose targets inside it"
         )

@@ -8,8 +8,8 @@ import pytest
 from flat import aggregate, device
 
 from fleetune.broker.service import rivals
-from fleetune.broker.store.ledger import FILE
 from fleetune.device_runtime.arrays import load_arrays
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import AggregatorStatus, aggregator_topic, encode
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.link import Link
@@ -136,4 +136,4 @@ def test_the_folder_of_another_command_is_refused_and_left_as_it_is(home, left):
     with pytest.raises(ConfigError, match=rf"{left.split('/')[0]} lie there and no ledger"):
         home.aggregate(on_note=pytest.fail)
     assert (home.out / left).read_text() == "mine"
-    assert not (home.out / FILE).exists()
+    assert not (home.out / LEDGER).exists()

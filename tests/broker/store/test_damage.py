@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from fleet import Aggregator, Device, World, settings_of
 
-from fleetune.broker.store.ledger import FILE, Ledger
+from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import FleetuneError, StateError
 from fleetune.device_runtime.network.loopback import Loopback
 
@@ -29,7 +30,7 @@ def folder(tmp_path_factory):
     devices[1].kill()
     playing.run(until=lambda: len(list(aggregator.ledger.accepted())) == 1)
     aggregator.kill()
-    sql = sqlite3.connect(aggregator.folder / FILE)
+    sql = sqlite3.connect(aggregator.folder / LEDGER)
     sql.execute("PRAGMA journal_mode = DELETE")
     sql.close()
     return aggregator.folder
@@ -104,7 +105,7 @@ def test_whatever_is_damaged_or_edited_only_our_errors_come_out(folder, tmp_path
     for seed in range(TRIES):
         rng = np.random.default_rng(seed)
         copy = shutil.copytree(folder, tmp_path / str(seed))
-        what = (_edited if seed % 2 else _flipped)(copy / FILE, rng)
+        what = (_edited if seed % 2 else _flipped)(copy / LEDGER, rng)
         try:
             start(copy)
         except FleetuneError as exc:
@@ -118,7 +119,7 @@ def test_whatever_is_damaged_or_edited_only_our_errors_come_out(folder, tmp_path
 
 def test_what_is_damaged_is_named_with_what_to_do(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    with sqlite3.connect(copy / FILE) as sql:
+    with sqlite3.connect(copy / LEDGER) as sql:
         sql.execute("DELETE FROM versions WHERE version = 1")
     sql.close()
     with pytest.raises(
@@ -130,7 +131,7 @@ def test_what_is_damaged_is_named_with_what_to_do(folder, tmp_path):
 def test_a_ledger_that_a_release_before_spoilt_goes_on(folder, tmp_path):
     """0.1.0 took reports of 2^63 - 1 samples; their sum is beyond an int64, the mean is not."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    with sqlite3.connect(copy / FILE) as sql:
+    with sqlite3.connect(copy / LEDGER) as sql:
         sql.execute(
             "INSERT INTO evaluations VALUES (1, 'huge', 'evaluate-1-huge', 3.0, 1.0, ?)", (2**63 - 1,)
         )
@@ -157,14 +158,14 @@ def test_a_whole_ledger_is_not_refused(folder, tmp_path):
 def test_damage_that_would_be_met_in_the_middle_of_a_job_is_told_at_its_start(folder, tmp_path):
     """An index of nothing but inserts."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    with sqlite3.connect(copy / FILE) as sql:
+    with sqlite3.connect(copy / LEDGER) as sql:
         (page,) = sql.execute(
             "SELECT rootpage FROM sqlite_master WHERE tbl_name = 'works' AND type = 'index'"
         ).fetchone()
         (size,) = sql.execute("PRAGMA page_size").fetchone()
     sql.close()
-    content = bytearray((copy / FILE).read_bytes())
+    content = bytearray((copy / LEDGER).read_bytes())
     content[(page - 1) * size : page * size] = bytes(size)
-    (copy / FILE).write_bytes(bytes(content))
+    (copy / LEDGER).write_bytes(bytes(content))
     with pytest.raises(StateError, match="not a ledger, or damaged"):
         Ledger(copy, settings_of(**{name: value for name, value in CHANGES.items() if name != "size"}))

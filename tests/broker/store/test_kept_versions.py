@@ -5,7 +5,8 @@ from paths import DATA
 from rounds_by_hand import job
 
 from fleetune.broker.store.kept_versions import Kept, read_version
-from fleetune.broker.store.ledger import FILE, Ledger
+from fleetune.broker.store.ledger import Ledger
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError, StateError
 
 
@@ -39,14 +40,14 @@ def test_what_is_not_there_is_named(tmp_path):
     for version, words in ((0, "SHA-256"), (1, "cannot be read")):
         with pytest.raises(StateError, match=words):
             read_version(tmp_path, version)
-    (tmp_path / FILE).write_bytes(b"no database at all" * 100)
+    (tmp_path / LEDGER).write_bytes(b"no database at all" * 100)
     with pytest.raises(StateError, match="not a ledger"):
         read_version(tmp_path)
 
 
 def test_a_ledger_of_0_1_0_gives_its_versions(tmp_path):
     old = DATA / "ledger_format_1"
-    with sqlite3.connect(tmp_path / FILE) as sql:
+    with sqlite3.connect(tmp_path / LEDGER) as sql:
         sql.executescript((old / "ledger.sql").read_text())
     sql.close()
     (tmp_path / "versions").symlink_to(old / "versions")

@@ -11,8 +11,9 @@ from paths import ROOT
 from rounds_by_hand import job, task, update_of
 
 from fleetune.broker.job import Settings
-from fleetune.broker.store.ledger import FILE, Ledger
+from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime import arrays
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError, StateError
 
 SETTINGS = job()
@@ -66,7 +67,7 @@ print(sql.execute("SELECT count(*) FROM tasks").fetchone()[0])
 
 def test_another_process_reads_it_while_it_is_written(ledger):
     def read():
-        command = [sys.executable, "-c", _READER, str(ledger.folder / FILE)]
+        command = [sys.executable, "-c", _READER, str(ledger.folder / LEDGER)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     assert read() == "2\n"
@@ -77,7 +78,7 @@ def test_another_process_reads_it_while_it_is_written(ledger):
 
 
 def test_a_reader_in_the_middle_of_its_reading_does_not_stop_the_aggregator(ledger):
-    reader = sqlite3.connect(f"file:{ledger.folder / FILE}?mode=ro", uri=True)
+    reader = sqlite3.connect(f"file:{ledger.folder / LEDGER}?mode=ro", uri=True)
     rows = reader.execute("SELECT task_id FROM tasks")
     rows.fetchone()
     ledger.accept(update_of(A, b"x"), b"x")
@@ -107,7 +108,7 @@ def test_a_payload_is_synced_with_its_folder_before_the_row_that_names_it(ledger
 
 @pytest.mark.parametrize("content", [b"x" * 8192, b"SQLite format 3\0" + b"\xff" * 8192])
 def test_a_damaged_ledger_is_named(tmp_path, content):
-    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / LEDGER).write_bytes(content)
     with pytest.raises(StateError, match=r"ledger\.sqlite: not a ledger, or damaged"):
         Ledger(tmp_path, SETTINGS)
 

@@ -15,9 +15,10 @@ from fleet import Aggregator, Device, World, settings_of
 from paths import DATA
 
 from fleetune.broker.job import Settings
-from fleetune.broker.store.ledger import FILE, Ledger
+from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
 from fleetune.broker.store.store import Cost
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.loopback import Loopback
 
@@ -29,7 +30,7 @@ SETTINGS = settings_of(rounds=2, clients=2, min_clients=2, strategy="fedavgm")
 def folder(tmp_path):
     folder = tmp_path / "aggregator"
     shutil.copytree(OLD, folder)
-    with sqlite3.connect(folder / FILE) as sql:
+    with sqlite3.connect(folder / LEDGER) as sql:
         sql.executescript((OLD / "ledger.sql").read_text())
     sql.close()
     return folder
@@ -97,7 +98,7 @@ def test_an_old_job_takes_other_rounds(folder, rounds):
 def test_another_job_is_refused_and_left_as_it_was(folder):
     with pytest.raises(ConfigError, match="clients: 3, was 2"):
         Ledger(folder, msgspec.structs.replace(SETTINGS, clients=3))
-    sql = sqlite3.connect(folder / FILE)
+    sql = sqlite3.connect(folder / LEDGER)
     assert sql.execute("SELECT format FROM job").fetchone() == (1,)
 
 

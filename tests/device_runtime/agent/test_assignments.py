@@ -6,7 +6,7 @@ import pytest
 from fleet import JOB, STEPS, first_adapter, workbench_of
 from stage import Stage, locally, shifted
 
-from fleetune.device_runtime.agent.assignments import key_of_0_1
+from fleetune.device_runtime.agent.offer_keys import key_of_0_1
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import (
     Decline,

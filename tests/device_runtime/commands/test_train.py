@@ -11,10 +11,10 @@ from flat import train
 from paths import ROOT
 from pretended import PretendedSystem
 
-from fleetune.broker.store import ledger
-from fleetune.device_runtime.commands.train import LEDGER, peak_rss_mb
+from fleetune.device_runtime.commands.train import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError
 from fleetune.device_runtime.methods.policies import POLICIES
 
@@ -233,10 +233,6 @@ def test_folders_that_hold_something_else_are_refused(word_artifact, word_file, 
     with pytest.raises(ConfigError, match=r"old: holds a finished run, and no .* or resume=False"):
         train(word_artifact, out=tmp_path / "old", **options)
     assert train(word_artifact, out=tmp_path / "old", resume=False, **options).steps == 2
-
-
-def test_the_aggregators_ledger_is_called_so():
-    assert ledger.FILE == LEDGER
 
 
 SIGNALLED = """

@@ -10,7 +10,7 @@ import pytest
 
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import interruptions
-from fleetune.device_runtime.network.client import Party
+from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.network.refusals import explain, passes
 
@@ -61,7 +61,7 @@ def test_a_denied_message_ends_a_link_and_says_what_to_do(restricted):
 def test_a_login_that_was_taken_away_is_tried_for_a_while_and_then_told(
     restricted, monkeypatch, tmp_path, caplog
 ):
-    monkeypatch.setattr("fleetune.device_runtime.network.client._REFUSED_S", 1.5)
+    monkeypatch.setattr("fleetune.device_runtime.network.standing._REFUSED_S", 1.5)
     with Link(f"mqtt://ann:secret@127.0.0.1:{restricted.port}", client_id="a", topics=["own/x"]) as link:
         restricted.stop()
         command = ["mosquitto_passwd", "-b", str(tmp_path / "passwords"), "ann", "another"]
