@@ -15,6 +15,8 @@ Tell = Callable[[str], None]
 _LOUD = ("transformers", "peft", "huggingface_hub")
 _OF_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
 """They concern who calls the library, which is us."""
+_SLIPS = (LookupError, TypeError, AttributeError)
+"""Their texts say nothing by themselves: the name of a key, a type."""
 _CHECKED = (
     "LOAD REPORT",  # models.fresh_parameters, models.left_out
     "Found missing adapter keys",  # lora.load_adapter compares names and values
@@ -32,9 +34,14 @@ def told_shortly(what: str) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as exc:
-        lines = [line for line in str(exc).strip().splitlines() if line.strip()] or [type(exc).__name__]
-        told = lines[0] if not lines[0].endswith(":") else " ".join(line.strip() for line in lines[:2])
-        raise ExportError(f"{what}: {told}") from exc
+        raise ExportError(f"{what}: {in_short(exc)}") from exc
+
+
+def in_short(exc: Exception) -> str:
+    """What a library's error says, in one line; a slip of the library itself by its kind."""
+    lines = [line.strip() for line in str(exc).strip().splitlines() if line.strip()]
+    told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return f"{type(exc).__name__} {told}".strip() if isinstance(exc, _SLIPS) or not told else told
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import transformers
 
 from fleetune.device_runtime.contracts.provenance import Provenance, merged_card, write_provenance
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, choices
+from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.exact_merge import merge_exactly
 from fleetune.toolkit.export import read_labels
 from fleetune.toolkit.hearing import told_shortly
@@ -73,7 +74,8 @@ def write_merged(
         chosen = _task(task, provenance, adapter, config)
         names = _class_names(labels, provenance, adapter, config, chosen)
         tokenizer = _reader(source, "AutoTokenizer")
-        plain = _load(source, chosen, names, provenance, adapter, pad_id=_pad_id(config, tokenizer))
+        pads = padding_settings(config, tokenizer, tell=lambda note: say(f"note: {note}"))
+        plain = _load(source, chosen, names, provenance, adapter, more=pads)
         say("merging")
         merged = merge_exactly(_attach(plain, adapter), say)
         cast_as_stored(merged, source.name, config)
@@ -188,7 +190,7 @@ def _load(
     provenance: Provenance,
     adapter: Adapter,
     *,
-    pad_id: int | None,
+    more: Mapping[str, Any],
 ) -> Any:
     """The model in float32, as export loaded it: what its checkpoint lacks is drawn from the same seed.
 
@@ -198,9 +200,8 @@ def _load(
     settings: dict[str, Any] = {
         "dtype": torch.float32,
         "attn_implementation": "eager",
+        **more,
     }
-    if pad_id is not None:
-        settings["pad_token_id"] = pad_id
     if names:
         settings |= {
             "id2label": dict(enumerate(names)),
@@ -226,14 +227,6 @@ def _check_model(model: Any, drawn: list[str], exported: str, source: str, adapt
         raise ExportError(
             f"{source}: has no {some(drawn)}, nor has the adapter: drawn at random when the adapter was trained, and lost"
         )
-
-
-def _pad_id(config: Any, tokenizer: Any) -> int | None:
-    """For a model without padding token the tokenizer's, or its end of text, as for an export."""
-    if getattr(config, "pad_token_id", None) is not None or tokenizer is None:
-        return None
-    pad_id: int | None = tokenizer.pad_token_id
-    return pad_id if pad_id is not None else tokenizer.eos_token_id
 
 
 def _attach(plain: Any, adapter: Adapter) -> Any:

@@ -20,6 +20,8 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
+_SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+"""Those that hold no vocabulary."""
 
 
 def check_source(source: str) -> None:
@@ -72,6 +74,22 @@ def check_adapter_source(source: str) -> None:
 def tokenizer_files(source: str) -> list[str]:
     """Names of the files of a tokenizer in a folder; none for a hub id."""
     return [name for name in _TOKENIZER_FILES if (Path(source) / name).is_file()]
+
+
+def tokenizer_problem(source: str) -> str:
+    """What can be seen to be wrong with the files of a tokenizer without reading them as one; empty for nothing."""
+    files = tokenizer_files(source)
+    broken = [name for name in files if name.endswith(".json") and not _is_object(Path(source) / name)]
+    if broken:
+        return f"{', '.join(broken)}: no JSON object"
+    return "" if set(files) - _SETTINGS else "no vocabulary (tokenizer.json, vocab.txt or another) is there"
+
+
+def _is_object(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _check_folder(path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import noisy_adapter
+from tiny_tokenizers import word_tokenizer
 from torch import Tensor
 
 from fleetune.device_runtime.contracts.adapters import read_peft, save_peft, write_peft
@@ -283,6 +284,25 @@ def test_classes_are_counted_in_the_adapter_where_the_checkpoint_has_others(tmp_
     merged = reload(out, CLASSIFIER)
     assert merged.config.id2label[8] == "label_8"
     torch.testing.assert_close(says(merged), says(learning), atol=1e-6, rtol=1e-5)
+
+
+def test_a_merged_decoder_pads_as_the_artifact_did(tmp_path: Path) -> None:
+    """A configuration whose padding is no token: an export takes the tokenizer's, and a row padded by it answers as alone."""
+    config = transformers.LlamaConfig(num_key_value_heads=2, num_labels=3, **SIZES)
+    model = save(tmp_path / "model", CLASSIFIER, config)
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": -1}))
+    word_tokenizer().save_pretrained(model)
+    adapt(model, tmp_path / "adapter", CLASSIFIER, task_type="SEQ_CLS", target_modules=["q_proj"])
+    said: list[str] = []
+    out = merge(tmp_path / "adapter", out=tmp_path / "out", full=True, on_progress=said.append)
+    merged = reload(out, CLASSIFIER)
+    assert "note: padding: token 0, the tokenizer's; the model's is -1" in said
+    assert merged.config.pad_token_id == 0
+    rows = torch.nn.functional.pad(IDS, (0, 3)), torch.tensor([[1] * 6 + [0] * 3])
+    with torch.no_grad():
+        padded = merged(input_ids=rows[0], attention_mask=rows[1]).logits
+    torch.testing.assert_close(padded, says(merged), atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_without_task_is_asked_for_one(bert: Path, tmp_path: Path) -> None:
