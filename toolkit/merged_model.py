@@ -208,6 +208,8 @@ def _load(
             "label2id": {name: i for i, name in enumerate(names)},
             "ignore_mismatched_sizes": True,
         }
+    if names and provenance.task:  # a pipeline would answer by the loss of the checkpoint's head
+        settings["problem_type"] = None
     torch.manual_seed(provenance.origin.seed)
     with told_shortly(f"{source.name}: not a model for {task}"):
         model, info = source.read(TASKS[task].auto_class, output_loading_info=True, **settings)

@@ -8,6 +8,7 @@ from fleetune.device_runtime.errors import ExportError
 
 CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -59,7 +60,8 @@ def check_adapter_source(source: str) -> None:
     """A path must be a folder with an ``adapter_config.json``; anything else is taken for a hub id.
 
     Raises:
-        ExportError: no such folder, or no adapter in it; one that was saved under a name lies in a folder of that name.
+        ExportError: no such folder, or no adapter in it, or one that is not whole; one that was saved under a name lies in a
+            folder of that name.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -69,6 +71,10 @@ def check_adapter_source(source: str) -> None:
         inside = sorted(path.parent for path in folder.glob(f"*/{_ADAPTER}"))
         hint = f"; there is one in {inside[0]}" if inside else ""
         raise ExportError(f"{source}: no PEFT adapter here (no {_ADAPTER}){hint}")
+    elif not _is_object(folder / _ADAPTER):
+        raise ExportError(f"{folder / _ADAPTER}: no JSON object; save the adapter again")
+    elif not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        raise ExportError(f"{source}: an adapter without weights (no {_ADAPTER_WEIGHTS[0]}); save it again")
 
 
 def tokenizer_files(source: str) -> list[str]:

@@ -70,7 +70,9 @@ def load_peft(folder: Path, manifest: Manifest) -> Arrays:
     """
     config, arrays = read_peft(folder)
     if problems := _scale_problems(config, manifest.peft):
-        raise ArtifactError(f"{folder / CONFIG}: " + "; ".join(problems))
+        raise ArtifactError(
+            f"{folder / CONFIG}: {'; '.join(problems)}; to go on from this adapter, export with --adapter {folder}"
+        )
     try:
         return fit_adapter(manifest, arrays)
     except ArtifactError as exc:

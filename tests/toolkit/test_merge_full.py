@@ -270,6 +270,20 @@ def test_classes_have_the_names_of_the_run_or_the_model(tuned: Callable[..., Pat
         merge(tuned(tmp_path / "e", labels=["a", "b"]), out=tmp_path / "out", full=True)
 
 
+def test_a_merged_model_of_ours_answers_with_one_class(
+    bert: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The checkpoint's head was for several classes at once: a pipeline would give each a probability of its own."""
+    model = shutil.copytree(bert, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (model / "config.json").write_text(json.dumps(config))
+    ours = Provenance(task="sequence-classification", labels=tuple(NAMES))
+    for known, problem in ((ours, None), (None, "multi_label_classification")):
+        run = tuned(tmp_path / str(problem), known=known)
+        out = merge(run, out=run / "merged", full=True, model=model)
+        assert transformers.AutoConfig.from_pretrained(out).problem_type == problem
+
+
 def test_classes_are_counted_in_the_adapter_where_the_checkpoint_has_others(tmp_path: Path) -> None:
     """Four wide, nine classes, a head of two linears: the smallest tensor that is saved whole has four rows."""
     config = transformers.RobertaConfig(**SIZES | {"hidden_size": 4, "pad_token_id": 1})
