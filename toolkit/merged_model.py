@@ -17,9 +17,10 @@ from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportErr
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.exact_merge import merge_exactly
 from fleetune.toolkit.export import read_labels
-from fleetune.toolkit.hearing import told_shortly
+from fleetune.toolkit.hearing import in_short, told_shortly
 from fleetune.toolkit.models import licence_of
 from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests, some
+from fleetune.toolkit.sources import processor_files, tokenizer_files
 from fleetune.toolkit.stored_dtypes import cast_as_stored
 from fleetune.toolkit.tasks import TASKS
 
@@ -73,14 +74,15 @@ def write_merged(
         adapter = _read(folder)
         chosen = _task(task, provenance, adapter, config)
         names = _class_names(labels, provenance, adapter, config, chosen)
-        tokenizer = _reader(source, "AutoTokenizer")
+        tokenizer = _reader(source, "AutoTokenizer", tokenizer_files(source.name), say)
         pads = padding_settings(config, tokenizer, tell=lambda note: say(f"note: {note}"))
         plain = _load(source, chosen, names, provenance, adapter, more=pads)
         say("merging")
         merged = merge_exactly(_attach(plain, adapter), say)
         cast_as_stored(merged, source.name, config)
         say("writing")
-        _save(merged, [tokenizer, _reader(source, "AutoImageProcessor")], out)
+        processor = _reader(source, "AutoImageProcessor", processor_files(source.name), say)
+        _save(merged, [tokenizer, processor], out)
         say("reading back what was written")
         _check_saved(parameter_digests(merged), out, chosen)
     told = msgspec.structs.replace(
@@ -246,11 +248,18 @@ def _attach(plain: Any, adapter: Adapter) -> Any:
     return learning
 
 
-def _reader(source: Source, kind: str) -> Any:
-    """Tokenizer or image processor of the model; None without one, or where transformers makes up an empty one."""
+def _reader(source: Source, kind: str, files: Sequence[str], say: Say) -> Any:
+    """Tokenizer or image processor of the model; None without one, or where transformers makes up an empty one.
+
+    Where there are ``files`` of one that cannot be read, it is told.
+    """
     try:
         found = source.read(kind)
-    except Exception:  # noqa: BLE001 - a folder without one fails in many ways, and each means the same
+    except Exception as exc:  # noqa: BLE001 - a folder without one fails in many ways, and each means the same
+        if files:
+            say(
+                f"note: {', '.join(files)}: not read as {kind}, so not beside the merged model: {in_short(exc)}"
+            )
         return None
     tokens = getattr(found, "all_special_tokens", None)
     return None if tokens is not None and len(found) <= len(tokens) else found

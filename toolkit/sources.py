@@ -21,6 +21,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
 """Those that hold no vocabulary."""
 
@@ -80,6 +81,11 @@ def check_adapter_source(source: str) -> None:
 def tokenizer_files(source: str) -> list[str]:
     """Names of the files of a tokenizer in a folder; none for a hub id."""
     return [name for name in _TOKENIZER_FILES if (Path(source) / name).is_file()]
+
+
+def processor_files(source: str) -> list[str]:
+    """Names of the files of an image processor in a folder; none for a hub id."""
+    return [name for name in _PROCESSOR_FILES if (Path(source) / name).is_file()]
 
 
 def tokenizer_problem(source: str) -> str:

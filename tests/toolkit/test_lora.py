@@ -266,6 +266,13 @@ def test_an_adapter_that_is_no_lora_is_refused(tmp_path: Path) -> None:
         load_adapter(bert(), str(tmp_path))
 
 
+def test_an_activated_lora_is_refused(saved: Path) -> None:
+    config = json.loads((saved / CONFIG).read_text()) | {"alora_invocation_tokens": [5, 6]}
+    (saved / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ExportError, match=r"an activated LoRA \(alora_invocation_tokens\)"):
+        load_adapter(bert(), str(saved))
+
+
 def test_an_adapter_that_is_not_finite_is_refused(saved: Path) -> None:
     content = load_file(saved / WEIGHTS)
     name = next(n for n in content if "lora_A" in n)

@@ -284,6 +284,25 @@ def test_a_merged_model_of_ours_answers_with_one_class(
         assert transformers.AutoConfig.from_pretrained(out).problem_type == problem
 
 
+def test_what_cannot_be_read_beside_the_model_is_told(
+    bert: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(bert, tmp_path / "model")
+    word_tokenizer().save_pretrained(model)
+    (model / "tokenizer.json").write_text("{")
+    (model / "preprocessor_config.json").write_text("{")
+    said: list[str] = []
+    out = merge(
+        tuned(tmp_path / "run"), out=tmp_path / "out", full=True, model=model, on_progress=said.append
+    )
+    notes = [line for line in said if line.startswith("note: ")]
+    assert [line.partition(":")[2].partition(", so not beside")[0] for line in notes] == [
+        " tokenizer.json, tokenizer_config.json: not read as AutoTokenizer",
+        " preprocessor_config.json: not read as AutoImageProcessor",
+    ]
+    assert not (out / "tokenizer.json").exists()
+
+
 def test_classes_are_counted_in_the_adapter_where_the_checkpoint_has_others(tmp_path: Path) -> None:
     """Four wide, nine classes, a head of two linears: the smallest tensor that is saved whole has four rows."""
     config = transformers.RobertaConfig(**SIZES | {"hidden_size": 4, "pad_token_id": 1})
