@@ -86,6 +86,11 @@ def load_adapter(model: Any, folder: str, *, tell: Tell = log.info) -> Any:
             raise ExportError(
                 f"{folder}: an adapter of type {config.peft_type.value}; only LoRA can be trained on"
             )
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ExportError(
+                f"{folder}: an activated LoRA (alora_invocation_tokens), at work from some token of a text on; only LoRA that "
+                "is at work on all of it can be trained on"
+            )
         learning = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
         _check_complete(learning, folder, peft.utils.load_peft_weights(folder, device="cpu"))
         _tell_of_adapter(config, model.config._name_or_path, tell)

@@ -267,8 +267,8 @@ def test_an_adapter_that_is_no_lora_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_activated_lora_is_refused(saved: Path) -> None:
-    config = json.loads((saved / CONFIG).read_text()) | {"alora_invocation_tokens": [5, 6]}
-    (saved / CONFIG).write_text(json.dumps(config))
+    changed = {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}
+    (saved / CONFIG).write_text(json.dumps(json.loads((saved / CONFIG).read_text()) | changed))
     with pytest.raises(ExportError, match=r"an activated LoRA \(alora_invocation_tokens\)"):
         load_adapter(bert(), str(saved))
 
