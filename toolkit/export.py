@@ -118,8 +118,8 @@ def export(
         learning = continue_adapter(
             checkpoint.model,
             str(adapter),
+            task=task,
             fresh=checkpoint.fresh,
-            has_classes=has_classes,
             tell=notes.tell,
         )
     else:

@@ -97,6 +97,8 @@ def _check(names: Sequence[str]) -> None:
     if not all(names):
         raise ConfigError(f"label {names.index('') + 1} of {len(names)} is empty")
     doubled = [name for name, count in Counter(names).items() if count > 1]
+    if len(names) == 1:
+        raise ConfigError("1 label: expected two or more; a model of one output (regression) is not trained")
     if len(names) < 2 or doubled:
         twice = f"; more than once: {_listed(doubled)}" if doubled else ""
         distinct = f"{len(names)} labels, {len(set(names))} of them distinct"

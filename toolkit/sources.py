@@ -8,6 +8,7 @@ from fleetune.device_runtime.errors import ExportError
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PATIENCE_S = 10.0
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,6 +22,9 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
+"""Those that hold no vocabulary."""
 
 
 def check_source(source: str) -> None:
@@ -58,7 +62,8 @@ def check_adapter_source(source: str) -> None:
     """A path must be a folder with an ``adapter_config.json``; anything else is taken for a hub id.
 
     Raises:
-        ExportError: no such folder, or no adapter in it; one that was saved under a name lies in a folder of that name.
+        ExportError: no such folder, or no adapter in it, or one that is not whole; one that was saved under a name lies in a
+            folder of that name.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -68,6 +73,10 @@ def check_adapter_source(source: str) -> None:
         inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"; there is one in {inside[0]}" if inside else ""
         raise ExportError(f"{source}: no PEFT adapter here (no {ADAPTER_CONFIG}){hint}")
+    elif not _is_object(folder / ADAPTER_CONFIG):
+        raise ExportError(f"{folder / ADAPTER_CONFIG}: no JSON object; save the adapter again")
+    elif not any((folder / name).is_file() for name in _ADAPTER_WEIGHTS):
+        raise ExportError(f"{source}: an adapter without weights (no {_ADAPTER_WEIGHTS[0]}); save it again")
 
 
 def check_hub(source: str, file: str) -> None:
@@ -108,6 +117,27 @@ def check_hub(source: str, file: str) -> None:
 def tokenizer_files(source: str) -> list[str]:
     """Names of the files of a tokenizer in a folder; none for a hub id."""
     return [name for name in _TOKENIZER_FILES if (Path(source) / name).is_file()]
+
+
+def processor_files(source: str) -> list[str]:
+    """Names of the files of an image processor in a folder; none for a hub id."""
+    return [name for name in _PROCESSOR_FILES if (Path(source) / name).is_file()]
+
+
+def tokenizer_problem(source: str) -> str:
+    """What can be seen to be wrong with the files of a tokenizer without reading them as one; empty for nothing."""
+    files = tokenizer_files(source)
+    broken = [name for name in files if name.endswith(".json") and not _is_object(Path(source) / name)]
+    if broken:
+        return f"{', '.join(broken)}: no JSON object"
+    return "" if set(files) - _SETTINGS else "no vocabulary (tokenizer.json, vocab.txt or another) is there"
+
+
+def _is_object(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def _check_folder(path: Path) -> None:

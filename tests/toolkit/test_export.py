@@ -147,7 +147,9 @@ def test_weights_that_are_cut(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_target_module_lists_what_there_is(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"target module 'q_proj': not in this model; .*key, query, value"):
+    with pytest.raises(
+        ExportError, match=r"target module 'q_proj': no linear module of this model; .*key, query, value"
+    ):
         export(tiny, task=TASK, num_labels=3, out=tmp_path / "out", target_modules=["q_proj"])
 
 

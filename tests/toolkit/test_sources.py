@@ -128,3 +128,17 @@ def test_what_may_be_on_the_hub_is_left_to_it() -> None:
     check_source("org/name")
     check_adapter_source("org/name")
     assert config_of("org/name") == {}
+
+
+def test_an_adapter_that_is_not_whole(tmp_path: Path) -> None:
+    config = tmp_path / "adapter_config.json"
+    config.write_text("{")
+    with pytest.raises(ExportError, match=r"adapter_config\.json: no JSON object; save the adapter again"):
+        check_adapter_source(str(tmp_path))
+    config.write_text("{}")
+    with pytest.raises(
+        ExportError, match=r"without weights \(no adapter_model\.safetensors\); save it again"
+    ):
+        check_adapter_source(str(tmp_path))
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    check_adapter_source(str(tmp_path))

@@ -188,6 +188,28 @@ def test_words_have_their_class_on_their_first_token(load, tmp_path):
     assert labels[1][:3].tolist() == [-100, 0, -100]
 
 
+def test_words_may_be_without_label(load, tmp_path):
+    """As an integer or, out of a table, as text; a class of that name is a class."""
+    lines = [{"tokens": ["hello", "hi"], "labels": [-100, "glad"]}, {"tokens": ["hi"], "labels": ["-100"]}]
+    path = jsonl(tmp_path / "a.jsonl", lines)
+    labels = load(path, task="token-classification").rows(np.array([0, 1]))["labels"]
+    assert labels[:, :4].tolist() == [[-100, -100, 1, -100], [-100, -100, -100, -100]]
+    named = load(path, task="token-classification", labels=("-100", "glad")).rows(np.array([0, 1]))["labels"]
+    assert named[:, :4].tolist() == [[-100, 0, 1, -100], [-100, 0, -100, -100]]
+
+
+def test_words_of_which_none_has_a_label_are_refused(load, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"tokens": ["hello", "hi"], "labels": [-100, -100]}] * 2)
+    with pytest.raises(DataError, match=r"a\.jsonl: all words are labelled -100, and count for nothing"):
+        load(path, task="token-classification")
+
+
+def test_a_text_has_a_class(load, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "hello", "label": -100}])
+    with pytest.raises(DataError, match="line 1: label -100 out of range; expected 0 to 2"):
+        load(path)
+
+
 def test_words_that_are_cut_off_take_no_label(load, tmp_path):
     lines = [{"tokens": ["hello"] * 20, "labels": [1] * 20}, {"tokens": ["hi", "hi"], "labels": [2, 0]}]
     dataset = load(jsonl(tmp_path / "a.jsonl", lines), task="token-classification", seq_len=8)
