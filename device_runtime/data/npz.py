@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.manifest import Input, Manifest
@@ -92,7 +94,7 @@ def _value_problems(row: Input, array: Array) -> Iterator[str]:
         yield from _id_problems(row, array)
 
 
-def _id_problems(row: Input, ids: Array) -> Iterator[str]:
+def _id_problems(row: Input, ids: NDArray[Any]) -> Iterator[str]:
     below = 2 if row.name == _MASK else row.below or None
     wrong = ids < 0 if below is None else (ids < 0) | (ids >= below)
     if wrong.any():
@@ -102,7 +104,7 @@ def _id_problems(row: Input, ids: Array) -> Iterator[str]:
         yield f"{row.name}: {int(wrong.sum())} out of range, the first is {ids[place]} at [{where}]; expected {shown}"
 
 
-def _label_problems(labels: Array, manifest: Manifest) -> Iterator[str]:
+def _label_problems(labels: NDArray[Any], manifest: Manifest) -> Iterator[str]:
     judged = labels[labels != IGNORED] if manifest.task in _PER_TOKEN else labels
     top = _top_label(manifest)
     wrong = judged[(judged < 0) | (judged > top)]
