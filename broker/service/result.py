@@ -11,7 +11,7 @@ from fleetune.broker.store.rows import Row, row, rows
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import RUN, write_run
-from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.errors import ConfigError
 
 _ADAPTER = "adapter"
 _FOREIGN = (RUN, _ADAPTER, "checkpoint.safetensors", "manifest.json")
@@ -73,12 +73,9 @@ class Result:
     def _write(self, history: list[Row]) -> AggregateReport:
         newest, folder = len(history) - 1, self._ledger.folder
         report = _report(self._ledger, history)
-        try:
-            if newest != self._kept[0]:
-                save_peft(folder / _ADAPTER, self._artifact.manifest, load(self._ledger.version(newest)))
-            write_run(folder, self._artifact, self._arguments, report)
-        except OSError as exc:
-            raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+        if newest != self._kept[0]:
+            save_peft(folder / _ADAPTER, self._artifact.manifest, load(self._ledger.version(newest)))
+        write_run(folder, self._artifact, self._arguments, report)
         self._kept = newest, len(self._told)
         return report
 

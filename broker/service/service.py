@@ -144,7 +144,9 @@ class Service:
             raise
         except Exception as exc:  # a fault of ours that a stranger found must not end the job of all
             if self._complaints.may_tell(_place(topic), now):
-                log.error("dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain())
+                log.error(
+                    "dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain()
+                )
         self._go_on(now)
 
     def tick(self, now: float) -> None:

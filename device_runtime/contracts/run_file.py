@@ -9,7 +9,7 @@ import msgspec
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.adapters import CONFIG
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, StateError
 
 RUN = "run.json"
 ADAPTER = "adapter"
@@ -55,7 +55,7 @@ def plain(arguments: Mapping[str, object]) -> dict[str, Any]:
 
 
 def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], report: msgspec.Struct) -> None:
-    """Write ``run.json`` into ``folder``; OSError if it cannot be written."""
+    """Write ``run.json`` into ``folder``; StateError if it cannot be written, and the one before stays."""
     run = Run(
         artifact=artifact.manifest.name,
         artifact_digest=artifact.digest,
@@ -63,7 +63,10 @@ def write_run(folder: Path, artifact: Artifact, arguments: dict[str, Any], repor
         report=report,
         labels=artifact.manifest.labels,
     )
-    write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
+    try:
+        write_atomically(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=1))
+    except OSError as exc:
+        raise StateError(f"{folder / RUN}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def run_folder(run: Path) -> Path:

@@ -630,9 +630,7 @@ def test_a_judge_that_is_missing_at_the_end_is_named(tmp_path):
 def test_a_flood_of_bad_messages_is_a_few_lines_in_the_log(tmp_path, caplog):
     stranger = Stranger(tmp_path)
     decline = {"device_id": "device-0", "job": JOB, "round": 1, "reason": "no"}
-    bad = Report(
-        device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=2.0, num_samples=1
-    )
+    bad = Report(device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=2.0, num_samples=1)
     with caplog.at_level(logging.WARNING):
         for number in range(200):
             stranger.say(Decline(**decline))

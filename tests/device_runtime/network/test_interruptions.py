@@ -38,7 +38,15 @@ def test_links_that_cut_after_some_time_are_not_taken_for_somebody_else():
 
 def test_links_that_cut_after_some_bytes_are_looked_at_for_a_moment_and_no_word_is_lost():
     """Two devices of one id in a lively job look the same, where the server tells neither."""
-    assert [i for i, look in enumerate(looks(*[(1.0, 30_000)] * 150), 1) if look] == [2, 4, 8, 16, 32, 64, 128]
+    assert [i for i, look in enumerate(looks(*[(1.0, 30_000)] * 150), 1) if look] == [
+        2,
+        4,
+        8,
+        16,
+        32,
+        64,
+        128,
+    ]
     assert sum(looks(*[(1.0, 30_000)] * 150)) == 21.0
     evictions = Evictions()
     for _ in range(20):
