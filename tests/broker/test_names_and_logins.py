@@ -12,6 +12,7 @@ import pytest
 from certificates import Authority
 from servers import free_port
 
+from fleetune.broker import aggregation
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
 from fleetune.broker.servers.mosquitto import Tls, write_configuration
@@ -91,6 +92,22 @@ def test_an_aggregator_with_a_devices_login_is_told(guarded, word_artifact, tmp_
             word_artifact, mqtt=url(guarded, "kitchen", "k1"), job=Job("home", rounds=1, clients=1), work=WORK,
             out=tmp_path / "run",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("right", ["read", "write"])
+def test_an_aggregator_that_may_only_read_or_only_write_is_told(
+    guarded, tmp_path, caplog, monkeypatch, right
+):
+    """Of a message that it may not read nobody tells a client, and MQTT 3.1.1 has no answer to one that it may not write."""
+    monkeypatch.setattr("fleetune.broker.service.rivals.ANSWER_S", 0.5)
+    (tmp_path / "conf" / "fleetune.acl").write_text(f"user aggregator\ntopic {right} fleetune/v1/#\n")
+    guarded.stop()
+    guarded.start()
+    aggregation._check_alone(url(guarded, "aggregator", "a1", "?version=3.1.1"), "home", Reach())
+    assert (
+        "aggregator/status does not come back: the aggregator's user must be let read and write"
+        in caplog.text
+    )
 
 
 def first_of(tasks, timeout_s=40):
