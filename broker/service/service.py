@@ -131,7 +131,7 @@ class Service:
         return self._store.finished
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
-        """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many of one sender some have a line in the log.
+        """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
 
         Raises:
             StateError: the store cannot be read or written.
