@@ -112,10 +112,14 @@ def aggregate(
 
 def _party(job: str, session: str) -> Party:
     return Party(
-        denied=f"the aggregator's user must be let read and write fleetune/v1/{job}/#",
+        denied=_denied(job),
         taken=f"another aggregator works on job {job!r}; stop one of them, or give each its own --job",
         is_other=partial(_is_of_another, session=session),
     )
+
+
+def _denied(job: str) -> str:
+    return f"the aggregator's user must be let read and write fleetune/v1/{job}/#"
 
 
 def _is_of_another(payload: bytes, *, session: str) -> bool:
@@ -161,7 +165,8 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
     Raises:
         ConfigError: one is.
     """
-    visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [aggregator_topic(job)])
+    topic = aggregator_topic(job)
+    visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [topic])
     try:
         visitor.open(reach.timeout_s)
         is_taken = has_rival(visitor, job)
@@ -170,6 +175,9 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
         return
     finally:
         visitor.close()
+    if is_taken is None:
+        shown = visitor.address.shown
+        log.warning("%s: what is said on %s does not come back: %s", shown, topic, _denied(job))
     if is_taken:
         shown = visitor.address.shown
         raise ConfigError(

@@ -20,6 +20,7 @@ from fleetune.device_runtime.contracts.wire import (
     decode,
 )
 from fleetune.device_runtime.errors import FleetuneError, WireError, one_line
+from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
 
@@ -51,6 +52,7 @@ class Agent:
         self._assignments = Assignments(home, workbench, self._deliveries)
         self._gate = gate or Gate(Rules(), Reading)
         self._shut_by: tuple[str, ...] = ()
+        self._complaints = Complaints()
 
     @property
     def heard_at(self) -> float:
@@ -92,7 +94,7 @@ class Agent:
         return min(self._gate.due_at, greeting, transfer, self._work_due_at(now))
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
-        """Take a message; one that is bad, or that anything goes wrong with, is dropped with one line in the log.
+        """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
 
         Raises:
             FleetuneError: not the message is at fault, but the disk or what is on it.
@@ -102,14 +104,15 @@ class Agent:
         try:
             self._dispatch(decode(payload), now)
         except WireError as exc:
-            log.warning("dropped a message on %s: %s", topic, exc)
+            if self._complaints.may_tell(topic, now):
+                log.warning("dropped a message on %s: %s", topic, exc)
         except (FleetuneError, OSError, MemoryError):
             raise
         except Exception as exc:  # a fault of ours that a stranger found must not end the device
-            is_asked = log.isEnabledFor(logging.DEBUG)
-            log.error(
-                "dropped a message on %s: %s: %s", topic, type(exc).__name__, one_line(exc), exc_info=is_asked
-            )
+            if self._complaints.may_tell(topic, now):
+                is_asked = log.isEnabledFor(logging.DEBUG)
+                what = f"{type(exc).__name__}: {one_line(exc)}"
+                log.error("dropped a message on %s: %s", topic, what, exc_info=is_asked)
 
     def _mind_rules(self, now: float) -> None:
         self._gate.is_open(now)

@@ -199,7 +199,11 @@ def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Two processes with one identity would throw each other off the server for ever."""
-    with (folder / "lock").open("w") as file:
+    try:
+        file = (folder / "lock").open("w")
+    except OSError as exc:
+        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
