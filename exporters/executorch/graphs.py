@@ -18,7 +18,7 @@ from fleetune.exporters.executorch.lowering import lower, require
 from fleetune.exporters.executorch.tidy import tidy
 from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles
 from fleetune.exporters.model.sections import SectionFunction
-from fleetune.exporters.model.tracing import quiet, trace
+from fleetune.exporters.model.tracing import fixed_size, quiet, trace
 from fleetune.exporters.storages import check_base_dtype
 
 BOUNDS = (16, 128)
@@ -173,9 +173,7 @@ def _symbols(section: SectionFunction, inputs: Sequence[Node], sizes: tuple[int,
         for traced, extent in zip(node.meta["val"].shape, argument.example.shape, strict=True):
             if argument.is_data and extent in names:
                 if not isinstance(traced, SymInt):
-                    raise ExportError(
-                        f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
-                    )
+                    raise fixed_size(section.what, names[extent], argument.role)
                 symbols[str(traced.node.expr)] = names[extent]
     return symbols
 
