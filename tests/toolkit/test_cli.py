@@ -191,6 +191,10 @@ def test_help_stands_under_headings_and_takes_the_terminal_it_has():
     assert "--lr" not in options
 
 
+def test_the_usage_is_what_one_types():
+    assert fleetune("train", "--help").stdout.startswith("Usage: fleetune train [OPTIONS] DIR\n")
+
+
 def test_a_shell_can_complete_it():
     assert "--install-completion" in fleetune("--help").stdout
 

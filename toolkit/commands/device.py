@@ -71,7 +71,10 @@ def predict(
     artifact_dir: ArtifactDir,
     *,
     text: Annotated[list[str] | None, shown("a text; may be given several times", metavar="TEXT")] = None,
-    data: Data = None,
+    data: Annotated[
+        Path | None,
+        shown("a file as for train; labels in it are not looked at", metavar="FILE"),
+    ] = None,
     run: Annotated[
         Path | None, shown("folder of train, aggregate or demo whose adapter to use", metavar="DIR")
     ] = None,

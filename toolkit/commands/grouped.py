@@ -19,6 +19,10 @@ class Grouped(TyperCommand):
         with usage_told(ctx):
             return super().parse_args(ctx, args)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """``DIR``, where newer Typers write ``{DIR}``."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, then the command's own options, then each group in the order it is first met."""
         groups: dict[str, list[tuple[str, str]]] = {_ARGUMENTS: [], _OWN: []}

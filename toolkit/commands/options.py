@@ -139,7 +139,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens
 Data = Annotated[Path | None, shown("labelled data: .jsonl, .jsonl.gz, .csv or .npz", metavar="FILE")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
 StartAdapter = Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")]
-Threads = Annotated[int | None, shown("threads; 0 for one per core", "0")]
+Threads = Annotated[int | None, shown("threads of the kernels; 0 for one a core", "0")]
 Seed = Annotated[int | None, shown("seed of everything random", "0")]
 Rules = Annotated[
     Path | None, shown("TOML table of when it may work, see docs/device-rules.md", metavar="FILE")
