@@ -18,7 +18,12 @@ README, OPERATE, BOARD = ROOT / "README.md", ROOT / "docs" / "operate.md", ROOT 
 ENDLESS = ("fleetune device", "fleetune aggregate")
 LATER = "# afterwards"
 HALL = {"kitchen": "hall", "mine": "held-out", '"state"': '"state_hall"', "device.toml": "hall.toml"}
-JUDGE = {"kitchen": "judge", '"state"': '"state_judge"', "device.toml": "judge.toml", "device artifact": "device artifact --role evaluate"}
+JUDGE = {
+    "kitchen": "judge",
+    '"state"': '"state_judge"',
+    "device.toml": "judge.toml",
+    "device artifact": "device artifact --role evaluate",
+}
 """What stands in place of what, where the page that speaks of one device is typed for another."""
 EXPORT = "fleetune export MODEL --task sequence-classification --labels labels.txt --out artifact"
 
@@ -140,9 +145,7 @@ def test_the_board_page(machine):
     script.section(OPERATE, "The MQTT server")
     for heading in ("Install", "First run", "As a service"):
         script.section(BOARD, heading)
-    script.section(OPERATE, "The devices", **HALL).section(
-        OPERATE, "The aggregator"
-    )
+    script.section(OPERATE, "The devices", **HALL).section(OPERATE, "The aggregator")
     machine.run(
         f"{script}\ntimeout 60 sh -c 'until grep \"job is\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal"
     )

@@ -199,5 +199,8 @@ def test_what_a_user_must_not_see_is_seen():
     )
     assert problem_of(Ended(-11, "", "")) == "exit code -11"
     assert problem_of(Ended(1, "", "boom")) == "not told in one line of ours"
-    assert problem_of(Ended(1, "", "fleetune: unexpected KeyError: 1; this is a fault of fleetune")) == "an error that is none of ours"
+    assert (
+        problem_of(Ended(1, "", "fleetune: unexpected KeyError: 1; this is a fault of fleetune"))
+        == "an error that is none of ours"
+    )
     assert problem_of(Ended(1, "", "fleetune: words.csv: no such file")) == ""

@@ -57,7 +57,9 @@ class Machine:
             "-c",
             whole,
         ]
-        process = children.start(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment())
+        process = children.start(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment()
+        )
         try:
             self.output, _ = process.communicate(timeout=timeout_s)
         finally:
