@@ -1,7 +1,7 @@
 """What README and the pages for operators and boards tell people to type is typed, word for word, with a real Mosquitto.
 
-What differs from a person's machine: a password stands where a page has ``secret``, what would run on for days is in the background, and see
-:mod:`machine`. Where pages speak of two machines, both are this one.
+What differs from a person's machine: a password stands where a page has ``secret``, what would run on for days is in the
+background, and see :mod:`machine`. Where pages speak of two machines, both are this one.
 """
 
 import json
@@ -74,7 +74,7 @@ class Script:
     def section(self, page, heading: str, *, user: str = "", only: str = "", **other: str) -> "Script":
         """Everything under a heading, files and commands.
 
-        ``user``: whose login is asked for; ``only``: lines with one of these words; ``other``: words that stand in place of others.
+        ``user``: whose login is asked for; ``only``: lines with one of these words; ``other``: words to stand in place of others.
         """
         found = [block for block in blocks(page) if block.heading == heading]
         assert found, f"{page.name} has no code under {heading!r}"

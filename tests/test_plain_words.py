@@ -41,7 +41,7 @@ UNEXPECTED = "a fault of fleetune"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, word_artifact):
-    """What people have lying about: an artifact, data, settings, a run, a run that was stopped, a federation and a device's state."""
+    """What people have lying about: an artifact, data, settings, runs (one was stopped), a federation, a device's state."""
     folder = tmp_path_factory.mktemp("world") / "w"
     folder.mkdir()
     shutil.copytree(word_artifact, folder / "artifact")
@@ -74,8 +74,8 @@ def _train(folder):
         seen_steps[:] = seen
 
     seen_steps = []
+    longer = LocalWork(steps=6, batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        longer = LocalWork(steps=6, batch_size=4)
         train(
             folder / "artifact",
             data=folder / "words.csv",

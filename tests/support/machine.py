@@ -1,7 +1,8 @@
-"""A pretended machine for documents: a shell whose /etc, /opt, /var/lib and /tmp are its own, and which is called ``server`` and ``pi``.
+"""A pretended machine for documents: a shell with its own /etc, /opt, /var/lib and /tmp, called ``server`` and ``pi``.
 
-It needs root, and a kernel that gives namespaces. What a container does not have is played: ``sudo``, ``apt``, ``ssh`` and ``rsync``
-to this same machine, and of systemd what ``enable --now`` and ``journalctl`` do. Nothing of it is left when the shell ends.
+It needs root, and a kernel that gives namespaces. What a container does not have is played: ``sudo``, ``apt``, ``ssh`` and
+``rsync`` to this same machine, and of systemd what ``enable --now`` and ``journalctl`` do. Nothing of it is left when the
+shell ends.
 """
 
 import os
@@ -67,7 +68,7 @@ class Machine:
         assert process.returncode == 0, f"exit code {process.returncode}\n{self.output[-6000:]}"
 
     def make_environment(self) -> str:
-        """A script that makes a Python environment of this one's libraries, first on the path: only fleetune is to be installed."""
+        """A script that makes an environment with this one's libraries, first on the path: fleetune alone is to be installed."""
         site = f"{_HERE}/env/lib/python{sysconfig.get_python_version()}/site-packages/these.pth"
         return f"{sys.executable} -m venv {_HERE}/env\necho {sysconfig.get_path('purelib')} > {site}\n"
 
