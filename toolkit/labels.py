@@ -48,7 +48,7 @@ def read_labels(labels: Sequence[str] | str | Path | None, num_labels: int | Non
         given = _from_file(Path(labels)) if isinstance(labels, (str, Path)) else labels
         names = [str(name).strip() for name in given]
     if num_labels is not None and len(names) != num_labels:
-        raise ConfigError(f"--num-labels {num_labels}, but {len(names)} labels are named")
+        raise ConfigError(f"{num_labels} classes, but {len(names)} labels are named: {_listed(names)}")
     _check(names)
     return names
 

@@ -69,7 +69,7 @@ def write_merged(
     """
     with torch.random.fork_rng(devices=[]), _notes(say):
         say(f"loading {source.name}")
-        with told_shortly(f"{source.name}: no model to merge into"):
+        with told_shortly(f"{source.name}: no model to merge into, give --model"):
             config = source.read("AutoConfig")
         adapter = _read(folder)
         chosen = _task(task, provenance, adapter, config)

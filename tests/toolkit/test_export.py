@@ -195,7 +195,7 @@ def test_labels_from_files(tmp_path: Path) -> None:
     [
         (["a", "a"], None, "1 of them distinct"),
         (["a"], None, "1 labels"),
-        (["a", "b"], 3, "--num-labels 3, but 2 labels"),
+        (["a", "b"], 3, "3 classes, but 2 labels are named: a, b"),
     ],
 )
 def test_labels_that_cannot_be(labels: list[str], count: int | None, said: str) -> None:
