@@ -135,7 +135,7 @@ def test_the_operators_page(machine):
     script.section(OPERATE, "The devices", **HALL)
     script.section(OPERATE, "The devices", **JUDGE)
     machine.run(str(script))
-    run = json.loads((machine.folder / "run" / "run.json").read_text())
+    run = json.loads((machine.folder / "run" / "run.json").read_text())["report"]
     assert run["rounds"] == len(run["history"]) - 1 == 20
     assert run["history"][-1]["accuracy"] is not None
 
