@@ -1,11 +1,10 @@
 """``fleetune device``: a device's life in one process, resumed by the same command after a kill."""
 
-import fcntl
+import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,20 @@ from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import NO_ROUND, Event
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Duty, Identity
-from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
+from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, check_name, is_name
+from fleetune.device_runtime.contracts.wire import LocalWork, check_name
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.errors import ConfigError, StateError, TransportError
-from fleetune.device_runtime.files import DiskFiles, doing
+from fleetune.device_runtime.errors import ConfigError, TransportError
+from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.hooks import Party
@@ -86,16 +85,16 @@ def device(
     notifier = Notifier()
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
-    folder = _state_folder(state, job=job, device_id=id)
+    folder = state_folder(state, job=job, device_id=id)
     with (
-        _alone_in(folder),
+        alone_in(folder),
         OutboxFile(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         tally = Tally(on_event, notifier)
         desk = _Desk(artifact, Path(data), machine, notifier, tally)
         identity = Identity(
-            _device_id(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
+            identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
         party = _party(identity, login)
         link = Link(
@@ -187,44 +186,6 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, silence: Silence, idl
         due_at = min(agent.due_at(now), notifier.due_at, silence.due_at, idle_at)
         if due_at > now and (message := link.receive(min(due_at - now, _SLEEP_MAX_S))):
             agent.take(*message, time.monotonic())
-
-
-def _state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
-    folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
-    with doing("made", folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what it owes may give its data away
-    return folder
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two processes with one identity would throw each other off the server for ever."""
-    try:
-        file = (folder / "lock").open("w")
-    except OSError as exc:
-        raise StateError(f"{folder}: cannot be written: {exc.strerror or exc}") from exc
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise StateError(
-                f"{folder}: another device process works here; give each its own --state"
-            ) from exc
-        yield
-
-
-def _device_id(outbox: Outbox, given: str | None, login: str | None = None) -> str:
-    """The name given, or kept; else the user name, which servers that separate devices expect, or one made up."""
-    if given:
-        return check_name("device", given)
-    kept = outbox.recall("device_id")
-    if kept is None:
-        made = login if login and is_name(login) else f"device-{secrets.token_hex(6)}"
-        outbox.remember("device_id", kept := made.encode())
-    try:
-        return check_name("device", kept.decode())
-    except (ConfigError, UnicodeDecodeError) as exc:
-        raise StateError(f"outbox: the device's id is damaged ({exc}); give it as --id") from exc
 
 
 def _whereabouts(link: Link, identity: Identity) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import msgspec
 
 from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.commands.systemd import Notifier
-from fleetune.device_runtime.commands.train import peak_rss_mb
 from fleetune.device_runtime.network.connection import Connection
 from fleetune.device_runtime.rules.gate import Gate
 

@@ -1,18 +1,13 @@
 """``fleetune train``: one device, no network. A run that was stopped goes on when it is started again with the same arguments."""
 
 import logging
-import resource
-import statistics
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from fleetune.device_runtime.commands.train_report import TrainReport, as_measured, report_of
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
 from fleetune.device_runtime.contracts.wire import LocalWork
@@ -20,9 +15,8 @@ from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.work import check_work
-from fleetune.device_runtime.rules.gate import Gate, Pause, open_gate
+from fleetune.device_runtime.rules.gate import Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
-from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.resumable import Pace, finish
 from fleetune.device_runtime.training.step_reports import StepReport
@@ -34,40 +28,6 @@ CACHE = "cache"
 _CHECKPOINT_EVERY_S = 60.0
 
 Note = Callable[[Pause | Fit | Cut | str], object]
-
-
-class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to. Losses are of each step's batch, before its update."""
-
-    steps: int
-    step_ms_median: float
-    peak_rss_mb: float
-    """Largest resident memory of the process so far, in 2**20 bytes."""
-    loss_first: float
-    loss_last: float
-    accuracy: float | None
-    """On ``eval`` at full depth; None without it."""
-    eval_loss: float | None
-    mean_active_layers: float
-    num_samples: int
-    memory_plan: dict[str, int | bool | None]
-    """Of :class:`fleetune.device_runtime.contracts.memory_plan.MemoryPlan`."""
-    losses: list[float]
-    pauses: int
-    """Times at which the rules forbade the next step, in this process."""
-    paused_s: float
-    adapter: str
-    """PEFT folder."""
-
-
-class _Measured(msgspec.Struct):
-    peak_rss_mb: float
-    pauses: int
-    paused_s: float
-
-
-class _Recorded(msgspec.Struct):
-    report: _Measured
 
 
 def train(
@@ -143,7 +103,7 @@ def train(
             note(f"measuring on {held_out.num_samples} held-out samples")
         evaluation = machine.evaluate(held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
-    report = _report(
+    report = report_of(
         trainer,
         evaluation,
         gate=gate,
@@ -152,19 +112,9 @@ def train(
         adapter=folder / ADAPTER,
     )
     if was_done:
-        report = _as_measured(report, folder)
+        report = as_measured(report, folder)
     write_run(folder, artifact, arguments, report)
     return report
-
-
-def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in 2**20 bytes."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, IndexError):
-        unit = 1024**2 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _log(note: Pause | Fit | Cut | str) -> None:
@@ -192,40 +142,3 @@ def _go_on(trainer: Trainer, folder: Path, note: Note) -> None:
         note(f"{folder}: all {trainer.total_steps} steps were taken before; --no-resume trains anew")
     else:
         note(f"goes on from step {trainer.step_index} of {trainer.total_steps}")
-
-
-def _as_measured(report: TrainReport, folder: Path) -> TrainReport:
-    """What only the process that took the steps could measure, of the record that it left."""
-    try:
-        kept = msgspec.json.decode((folder / RUN).read_bytes(), type=_Recorded).report
-    except (OSError, msgspec.MsgspecError):
-        return report
-    return msgspec.structs.replace(report, **msgspec.structs.asdict(kept))
-
-
-def _report(
-    trainer: Trainer,
-    evaluation: Evaluation | None,
-    *,
-    gate: Gate,
-    memory: MemoryPlan,
-    num_samples: int,
-    adapter: Path,
-) -> TrainReport:
-    history = trainer.history
-    return TrainReport(
-        steps=trainer.step_index,
-        step_ms_median=1e3 * statistics.median(r.seconds for r in history),
-        peak_rss_mb=peak_rss_mb(),
-        loss_first=history[0].loss,
-        loss_last=history[-1].loss,
-        accuracy=evaluation.accuracy if evaluation else None,
-        eval_loss=evaluation.loss if evaluation else None,
-        mean_active_layers=statistics.fmean(r.active_layers for r in history),
-        num_samples=num_samples,
-        memory_plan=memory._asdict(),
-        losses=[r.loss for r in history],
-        pauses=gate.num_pauses,
-        paused_s=gate.paused_s,
-        adapter=str(adapter),
-    )

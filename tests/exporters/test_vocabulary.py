@@ -18,7 +18,7 @@ from fleetune.device_runtime.engine import stack as stacks
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.plans import full
 from fleetune.device_runtime.engine.backends import open_engine
-from fleetune.device_runtime.commands.train import peak_rss_mb
+from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 stacks.LOGITS_BYTES = int(sys.argv[2])
 artifact = open_artifact(sys.argv[1])
 ids = np.random.default_rng(0).integers(5, 32000, (8, 128))

@@ -6,6 +6,7 @@ import pytest
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.commands import device
+from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.errors import StateError, TransportError
@@ -111,8 +112,8 @@ def test_an_id_that_was_damaged_is_told(kept):
     outbox = MemoryOutbox()
     outbox.remember("device_id", kept)
     with pytest.raises(StateError, match=r"the device's id is damaged .*; give it as --id"):
-        device._device_id(outbox, None)
-    assert device._device_id(outbox, "pi") == "pi"
+        identify(outbox, None)
+    assert identify(outbox, "pi") == "pi"
 
 
 @pytest.mark.parametrize(
@@ -143,9 +144,9 @@ def test_a_device_that_hears_nothing_says_so_after_half_a_minute_and_every_ten(
 )
 def test_a_device_is_called_as_it_logs_in_unless_it_has_a_name(given, login, wanted):
     outbox = MemoryOutbox()
-    made = device._device_id(outbox, given, login)
+    made = identify(outbox, given, login)
     assert made.startswith(wanted)
-    assert given or device._device_id(outbox, None, "another") == made, "kept"
+    assert given or identify(outbox, None, "another") == made, "kept"
 
 
 def test_a_denied_device_is_told_which_name_would_do():
@@ -159,13 +160,13 @@ def test_a_denied_device_is_told_which_name_would_do():
 
 
 def test_a_state_folder_that_is_made_is_its_owners_alone_and_one_that_is_there_stays(tmp_path):
-    made = device._state_folder(tmp_path / "state", job="home", device_id=None)
+    made = state_folder(tmp_path / "state", job="home", device_id=None)
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o750)
-    assert device._state_folder(made, job="home", device_id=None).stat().st_mode & 0o777 == 0o750
+    assert state_folder(made, job="home", device_id=None).stat().st_mode & 0o777 == 0o750
 
 
 def test_a_state_folder_in_which_nothing_can_be_written_is_told(tmp_path):
     (tmp_path / "lock").mkdir()
-    with pytest.raises(StateError, match="cannot be written: Is a directory"), device._alone_in(tmp_path):
+    with pytest.raises(StateError, match="cannot be written: Is a directory"), alone_in(tmp_path):
         pass

@@ -11,7 +11,7 @@ from flat import train
 from paths import ROOT
 from pretended import PretendedSystem
 
-from fleetune.device_runtime.commands.train import peak_rss_mb
+from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import LEDGER

@@ -37,5 +37,7 @@ def test_a_run_that_cannot_be_written_is_told_with_its_place(tmp_path, word_arti
 def test_an_adapter_with_a_name_is_pointed_at(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"no adapter here .*; give .*/mine, or the --out folder of train"):
+    with pytest.raises(
+        ArtifactError, match=r"no adapter here .*; give .*/mine, or the --out folder of train"
+    ):
         find_adapter(tmp_path)

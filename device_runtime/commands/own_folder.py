@@ -1,0 +1,58 @@
+"""A device's own folder, which survives its process: where it is, that one process has it, and the name kept there."""
+
+import fcntl
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.contracts.wire import check_name, is_name
+from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.files import doing
+
+
+def state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
+    """Return the folder, made if it is not there; StateError if it cannot be made."""
+    folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
+    with doing("made", folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what it owes may give its data away
+    return folder
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process: two with one identity would throw each other off the server for ever.
+
+    Raises:
+        StateError: another process has it, or it cannot be written.
+    """
+    with doing("written", folder):
+        file = (folder / "lock").open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StateError(
+                f"{folder}: another device process works here; give each its own --state"
+            ) from exc
+        yield
+
+
+def identify(outbox: Outbox, given: str | None, login: str | None = None) -> str:
+    """Return the name given, or kept; else the user name, which servers that separate devices expect, or one made up.
+
+    Raises:
+        ConfigError: the name given is none.
+        StateError: the name kept is damaged.
+    """
+    if given:
+        return check_name("device", given)
+    kept = outbox.recall("device_id")
+    if kept is None:
+        made = login if login and is_name(login) else f"device-{secrets.token_hex(6)}"
+        outbox.remember("device_id", kept := made.encode())
+    try:
+        return check_name("device", kept.decode())
+    except (ConfigError, UnicodeDecodeError) as exc:
+        raise StateError(f"outbox: the device's id is damaged ({exc}); give it as --id") from exc

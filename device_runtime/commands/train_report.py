@@ -1,0 +1,85 @@
+"""What a run of ``fleetune train`` came to."""
+
+import statistics
+from pathlib import Path
+
+import msgspec
+
+from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.run_file import RUN
+from fleetune.device_runtime.rules.gate import Gate
+from fleetune.device_runtime.training.evaluation import Evaluation
+from fleetune.device_runtime.training.trainer import Trainer
+
+
+class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to. Losses are of each step's batch, before its update."""
+
+    steps: int
+    step_ms_median: float
+    peak_rss_mb: float
+    """Largest resident memory of the process so far, in 2**20 bytes."""
+    loss_first: float
+    loss_last: float
+    accuracy: float | None
+    """On ``eval`` at full depth; None without it."""
+    eval_loss: float | None
+    mean_active_layers: float
+    num_samples: int
+    memory_plan: dict[str, int | bool | None]
+    """Of :class:`fleetune.device_runtime.contracts.memory_plan.MemoryPlan`."""
+    losses: list[float]
+    pauses: int
+    """Times at which the rules forbade the next step, in this process."""
+    paused_s: float
+    adapter: str
+    """PEFT folder."""
+
+
+class _Measured(msgspec.Struct):
+    peak_rss_mb: float
+    pauses: int
+    paused_s: float
+
+
+class _Recorded(msgspec.Struct):
+    report: _Measured
+
+
+def report_of(
+    trainer: Trainer,
+    evaluation: Evaluation | None,
+    *,
+    gate: Gate,
+    memory: MemoryPlan,
+    num_samples: int,
+    adapter: Path,
+) -> TrainReport:
+    """Make the report of a trainer that has taken its steps."""
+    history = trainer.history
+    return TrainReport(
+        steps=trainer.step_index,
+        step_ms_median=1e3 * statistics.median(r.seconds for r in history),
+        peak_rss_mb=peak_rss_mb(),
+        loss_first=history[0].loss,
+        loss_last=history[-1].loss,
+        accuracy=evaluation.accuracy if evaluation else None,
+        eval_loss=evaluation.loss if evaluation else None,
+        mean_active_layers=statistics.fmean(r.active_layers for r in history),
+        num_samples=num_samples,
+        memory_plan=memory._asdict(),
+        losses=[r.loss for r in history],
+        pauses=gate.num_pauses,
+        paused_s=gate.paused_s,
+        adapter=str(adapter),
+    )
+
+
+def as_measured(report: TrainReport, folder: Path) -> TrainReport:
+    """Put in what only the process that took the steps could measure, of the record that it left in ``folder``."""
+    try:
+        kept = msgspec.json.decode((folder / RUN).read_bytes(), type=_Recorded).report
+    except (OSError, msgspec.MsgspecError):
+        return report
+    return msgspec.structs.replace(report, **msgspec.structs.asdict(kept))
