@@ -29,5 +29,5 @@ def test_the_adapter_of_every_kind_of_run_is_found(tmp_path, inner):
 def test_an_adapter_with_a_name_is_pointed_at(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="no adapter here .*; give .*/mine, or the --out folder of train"):
+    with pytest.raises(ArtifactError, match=r"no adapter here .*; give .*/mine, or the --out folder of train"):
         find_adapter(tmp_path)
