@@ -1,6 +1,5 @@
 """``fleetune device``: a device's life in one process, resumed by the same command after a kill."""
 
-import logging
 import math
 import secrets
 import time

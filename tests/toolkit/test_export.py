@@ -194,7 +194,7 @@ def test_labels_from_files(tmp_path: Path) -> None:
     ("labels", "count", "said"),
     [
         (["a", "a"], None, "1 of them distinct"),
-        (["a"], None, "1 labels"),
+        (["a"], None, "1 label: expected two or more"),
         (["a", "b"], 3, "3 classes, but 2 labels are named: a, b"),
     ],
 )
