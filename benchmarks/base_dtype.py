@@ -13,7 +13,7 @@ from benchmarks.measuring.figures import Round, medians, ratio
 from benchmarks.measuring.processes import run_worker
 from benchmarks.measuring.subjects import artifact_of
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.exporters.model.quantize import BASE_DTYPES
+from fleetune.exporters.storages import BASE_DTYPES
 
 BATCH, SEQ, STEPS, THREADS, REPEATS = 16, 64, 10, 2, 5
 Say = Callable[[str], None]

@@ -57,7 +57,7 @@ def aggregate(
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
         on_round: called with each row of ``history``, in order, when it is complete.
-        on_note: called with a line on what the job waits for, when that changes.
+        on_note: called with a line on what the job waits for, when that changes, and on how it stands when it is stopped.
 
     Raises:
         ConfigError: a setting is wrong (all listed), ``out`` holds another job or what another command left, or another
@@ -72,8 +72,11 @@ def aggregate(
     check(reach)
     check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
     check_folder(Path(out))
+    say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
         result = Result(ledger, artifact, arguments)
+        if ledger.newest >= job.rounds:
+            say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
         _check_alone(mqtt, job.job, reach)
         session = secrets.token_hex(8)
@@ -99,6 +102,9 @@ def aggregate(
                 on_note=on_note,
             )
             _serve(service, link, result)
+        except (KeyboardInterrupt, SystemExit):
+            say(f"stopped with {ledger.newest} of {job.rounds} rounds done; the same command goes on")
+            raise
         finally:
             link.close()
         return result.conclude()
@@ -106,10 +112,14 @@ def aggregate(
 
 def _party(job: str, session: str) -> Party:
     return Party(
-        denied=f"the aggregator's user must be let read and write fleetune/v1/{job}/#",
+        denied=_denied(job),
         taken=f"another aggregator works on job {job!r}; stop one of them, or give each its own --job",
         is_other=partial(_is_of_another, session=session),
     )
+
+
+def _denied(job: str) -> str:
+    return f"the aggregator's user must be let read and write fleetune/v1/{job}/#"
 
 
 def _is_of_another(payload: bytes, *, session: str) -> bool:
@@ -155,7 +165,8 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
     Raises:
         ConfigError: one is.
     """
-    visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [aggregator_topic(job)])
+    topic = aggregator_topic(job)
+    visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [topic])
     try:
         visitor.open(reach.timeout_s)
         is_taken = has_rival(visitor, job)
@@ -164,6 +175,9 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
         return
     finally:
         visitor.close()
+    if is_taken is None:
+        shown = visitor.address.shown
+        log.warning("%s: what is said on %s does not come back: %s", shown, topic, _denied(job))
     if is_taken:
         shown = visitor.address.shown
         raise ConfigError(

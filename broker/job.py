@@ -7,7 +7,7 @@ import msgspec
 from fleetune.device_runtime.contracts.wire import COUNT_MAX, FULL, SECONDS_MAX, LocalWork
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.options import Option
+from fleetune.device_runtime.options import Option, values_of
 
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
@@ -94,8 +94,8 @@ def settings_of(job: Job, *, artifact: str, work: LocalWork) -> Settings:
 
 
 def differences(mine: Settings, theirs: Settings) -> list[str]:
-    """Fields that make of two settings two jobs, as 'clients: 4, was 3'."""
-    left, right = (msgspec.to_builtins(s) for s in (mine, theirs))
+    """Fields that make of two settings two jobs, as 'clients: 4, was 3', and of their work as 'work.optimizer.lr'."""
+    left, right = values_of(mine), values_of(theirs)
     names = [name for name in left if name not in PATIENT and left[name] != right[name]]
     return [f"{name}: {left[name]!r}, was {right[name]!r}" for name in names]
 

@@ -55,6 +55,16 @@ def fields_of(kind: type[msgspec.Struct]) -> list[Field]:
     ]
 
 
+def values_of(struct: msgspec.Struct) -> dict[str, Any]:
+    """Return the values of a struct by name; those of a nested one as ``optimizer.lr``."""
+    found: dict[str, Any] = {}
+    for field in fields_of(type(struct)):
+        value = getattr(struct, field.name)
+        inside = values_of(value) if isinstance(value, msgspec.Struct) else {}
+        found |= {f"{field.name}.{name}": one for name, one in inside.items()} or {field.name: value}
+    return found
+
+
 def problems(struct: msgspec.Struct, tables: Tables | None = None) -> list[str]:
     """Return everything that breaks a field's law, nested structs included; names of tables not given are not looked up."""
     found: list[str] = []

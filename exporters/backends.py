@@ -1,12 +1,12 @@
-"""The backends: who writes an artifact, and what its frozen weights may be.
+"""The backends: who writes an artifact.
 
-Adding one is a folder and a row here, and a loader on the device; deleting one is the reverse.
+Adding one is a folder, a row here and one in ``storages``, and a loader on the device; deleting one is the reverse.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.tables import Table
@@ -33,20 +33,11 @@ class Write(Protocol):
         """Write the artifact and return its manifest."""
 
 
-class Backend(NamedTuple):
-    """Who writes the artifact, and the storages of frozen weights that its runtime takes."""
-
-    write: Write
-    base_dtypes: tuple[str, ...] = ("fp32",)
-
-
-BACKENDS: Table[Backend] = Table(
+BACKENDS: Table[Write] = Table(
     "backend",
     {
-        "onnx": Backend(
-            partial(write_block_graphs, backend="onnx", converters=ONNX), ("fp32", "fp16", "int8")
-        ),
-        "executorch": Backend(partial(write_block_graphs, backend="executorch", converters=EXECUTORCH)),
-        "ort-training": Backend(write_ort_training),
+        "onnx": partial(write_block_graphs, backend="onnx", converters=ONNX),
+        "executorch": partial(write_block_graphs, backend="executorch", converters=EXECUTORCH),
+        "ort-training": write_ort_training,
     },
 )

@@ -7,7 +7,7 @@ from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.exporters.assembly import Description
 from fleetune.exporters.backends import BACKENDS
 from fleetune.exporters.model.program import Program
-from fleetune.exporters.model.quantize import check_base_dtype
+from fleetune.exporters.storages import check_base_dtype
 
 __all__ = ["Description", "write_artifact"]
 
@@ -30,6 +30,5 @@ def write_artifact(
         ExportError: no blocks, a trainable tensor that cannot learn, a loss that is no mean, an operator without translation, a
             storage that the backend does not take, or a folder in the way.
     """
-    chosen = BACKENDS[backend]
-    check_base_dtype(base_dtype, backend=backend, taken=chosen.base_dtypes)
-    return chosen.write(program, description, out, base_dtype=base_dtype, on_progress=on_progress)
+    check_base_dtype(base_dtype, backend=backend)
+    return BACKENDS[backend](program, description, out, base_dtype=base_dtype, on_progress=on_progress)

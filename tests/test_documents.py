@@ -1,7 +1,7 @@
 """What README and the pages for operators and boards tell people to type is typed, word for word, with a real Mosquitto.
 
-What differs from a person's machine: a password stands where a page has ``…``, what would run on for days is in the background, and see
-:mod:`machine`. Where pages speak of two machines, both are this one.
+What differs from a person's machine: a password stands where a page has ``secret``, what would run on for days is in the
+background, and see :mod:`machine`. Where pages speak of two machines, both are this one.
 """
 
 import json
@@ -17,6 +17,14 @@ pytestmark = pytest.mark.slow
 README, OPERATE, BOARD = ROOT / "README.md", ROOT / "docs" / "operate.md", ROOT / "docs" / "raspberry-pi.md"
 ENDLESS = ("fleetune device", "fleetune aggregate")
 LATER = "# afterwards"
+HALL = {"kitchen": "hall", "mine": "held-out", '"state"': '"state_hall"', "device.toml": "hall.toml"}
+JUDGE = {
+    "kitchen": "judge",
+    '"state"': '"state_judge"',
+    "device.toml": "judge.toml",
+    "device artifact": "device artifact --role evaluate",
+}
+"""What stands in place of what, where the page that speaks of one device is typed for another."""
 EXPORT = "fleetune export MODEL --task sequence-classification --labels labels.txt --out artifact"
 
 
@@ -66,7 +74,7 @@ class Script:
     def section(self, page, heading: str, *, user: str = "", only: str = "", **other: str) -> "Script":
         """Everything under a heading, files and commands.
 
-        ``user``: whose login is asked for; ``only``: lines with one of these words; ``other``: words that stand in place of others.
+        ``user``: whose login is asked for; ``only``: lines with one of these words; ``other``: words to stand in place of others.
         """
         found = [block for block in blocks(page) if block.heading == heading]
         assert found, f"{page.name} has no code under {heading!r}"
@@ -83,9 +91,10 @@ class Script:
         return "\n".join([*self.lines, ends, *self.later])
 
     def _add(self, block: Block, user: str, only: list[str], other: dict[str, str]) -> None:
-        text = block.text.replace("…", f"$(sed -n 's/.*PASSWORD=//p' {user}.env)")
+        text = block.text.replace("PASSWORD=secret", f"PASSWORD=$(sed -n 's/.*PASSWORD=//p' {user}.env)")
         for word, instead in other.items():
             text = text.replace(word, instead)
+        block = block._replace(text=text)
         if block.file:
             self.lines.append(f"cat > {block.file} <<'END'\n{text}END")
         elif block.commands:
@@ -123,16 +132,10 @@ def test_the_operators_page(machine):
     script.section(OPERATE, "The MQTT server").section(OPERATE, "The aggregator").section(
         OPERATE, "The devices"
     )
-    script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out")
-    script.section(
-        OPERATE,
-        "The devices",
-        kitchen="judge",
-        state="state_judge",
-        **{"device artifact": "device artifact --role evaluate"},
-    )
+    script.section(OPERATE, "The devices", **HALL)
+    script.section(OPERATE, "The devices", **JUDGE)
     machine.run(str(script))
-    run = json.loads((machine.folder / "run" / "run.json").read_text())
+    run = json.loads((machine.folder / "run" / "run.json").read_text())["report"]
     assert run["rounds"] == len(run["history"]) - 1 == 20
     assert run["history"][-1]["accuracy"] is not None
 
@@ -142,9 +145,7 @@ def test_the_board_page(machine):
     script.section(OPERATE, "The MQTT server")
     for heading in ("Install", "First run", "As a service"):
         script.section(BOARD, heading)
-    script.section(OPERATE, "The devices", kitchen="hall", state="state_hall", mine="held-out").section(
-        OPERATE, "The aggregator"
-    )
+    script.section(OPERATE, "The devices", **HALL).section(OPERATE, "The aggregator")
     machine.run(
         f"{script}\ntimeout 60 sh -c 'until grep \"job is\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal"
     )

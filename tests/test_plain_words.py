@@ -36,12 +36,12 @@ RUNTIME = (
 )
 EXPORT = (*RUNTIME, "torch", "peft", "transformers", "fleetune.toolkit.export", "fleetune.toolkit.merge")
 OURS = "fleetune: "
-UNEXPECTED = "unexpected"
+UNEXPECTED = "a fault of fleetune"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, word_artifact):
-    """What people have lying about: an artifact, data, settings, a run, a run that was stopped, a federation and a device's state."""
+    """What people have lying about: an artifact, data, settings, runs (one was stopped), a federation, a device's state."""
     folder = tmp_path_factory.mktemp("world") / "w"
     folder.mkdir()
     shutil.copytree(word_artifact, folder / "artifact")
@@ -74,8 +74,8 @@ def _train(folder):
         seen_steps[:] = seen
 
     seen_steps = []
+    longer = LocalWork(steps=6, batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        longer = LocalWork(steps=6, batch_size=4)
         train(
             folder / "artifact",
             data=folder / "words.csv",
@@ -199,5 +199,8 @@ def test_what_a_user_must_not_see_is_seen():
     )
     assert problem_of(Ended(-11, "", "")) == "exit code -11"
     assert problem_of(Ended(1, "", "boom")) == "not told in one line of ours"
-    assert problem_of(Ended(1, "", "fleetune: unexpected KeyError: 1")) == "an error that is none of ours"
+    assert (
+        problem_of(Ended(1, "", "fleetune: unexpected KeyError: 1; this is a fault of fleetune"))
+        == "an error that is none of ours"
+    )
     assert problem_of(Ended(1, "", "fleetune: words.csv: no such file")) == ""

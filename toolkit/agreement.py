@@ -48,6 +48,12 @@ def padding(config: Any, tokenizer: Any, *, tell: Tell) -> int | None:
     return chosen
 
 
+def padding_settings(config: Any, tokenizer: Any, *, tell: Tell) -> dict[str, Any]:
+    """What ``from_pretrained`` is given so that the model pads by :func:`padding`; nothing where it does so by itself."""
+    chosen = padding(config, tokenizer, tell=tell)
+    return {} if chosen == getattr(config, "pad_token_id", chosen) else {"pad_token_id": chosen}
+
+
 def longest(
     positions: int | None, config: Any, tokenizer: Any, *, asked: int | None = None, tell: Tell
 ) -> int:

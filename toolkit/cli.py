@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fleetune.device_runtime.network.address import without_logins
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
-from fleetune.toolkit.commands.grouped import Grouped
+from fleetune.toolkit.commands.grouped import Grouped, usage_told
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
 
 COMMANDS = (
@@ -31,17 +30,17 @@ COMMANDS = (
 
 
 class _Commands(TyperGroup):
-    """Repeats no login of an address when it finds fault with a word."""
+    """Tells wrong usage as every other error is told."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the words before the command."""
+        with usage_told(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that the words name."""
-        try:
+        with usage_told(ctx):
             return super().invoke(ctx)
-        except Exception as exc:  # of click, which Typer brings in its own copy or not
-            usage: Any = exc
-            if hasattr(usage, "format_message"):
-                usage.message = without_logins(usage.message)
-            raise
 
 
 app = typer.Typer(

@@ -57,11 +57,13 @@ def resolve(
     found |= {name: value for name, value in flags.items() if value is not None}
     required = {*_required(function), *(n for n, flag in made.items() if flag.default is msgspec.NODEFAULT)}
     if missing := [name for name in flags if name in required and name not in found]:
-        raise MissingOption(
-            f"{table} needs " + " and ".join("--" + name.replace("_", "-") for name in missing)
-        )
+        raise MissingOption(f"needs {_listed(['--' + name.replace('_', '-') for name in missing])}")
     own = {name: value for name, value in found.items() if name not in made}
     return own | structs_of({name: value for name, value in found.items() if name in made}, parts)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _required(function: Function) -> list[str]:

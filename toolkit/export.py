@@ -10,8 +10,16 @@ import msgspec
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.exporters.assembly import Description, check_place
-from fleetune.toolkit.labels import choose_labels, read_labels
-from fleetune.toolkit.sources import check_adapter_source, check_source, config_of
+from fleetune.exporters.storages import check_base_dtype
+from fleetune.toolkit.labels import HAS_CLASSES, choose_labels, read_labels
+from fleetune.toolkit.sources import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    check_adapter_source,
+    check_hub,
+    check_source,
+    config_of,
+)
 
 __all__ = ["ExportReport", "export", "read_labels"]
 log = logging.getLogger(__name__)
@@ -90,21 +98,19 @@ def export(
         check_adapter_source(str(adapter))
     check_place(Path(out))
     _check_numbers(lora_r=lora_r, lora_alpha=lora_alpha, max_length=max_length)
-    if labels is not None:
-        read_labels(labels, num_labels)
+    check_base_dtype(base_dtype, backend=backend)
+    has_classes = HAS_CLASSES[task]
+    check_hub(source, CONFIG)
+    if adapter is not None:
+        check_hub(str(adapter), ADAPTER_CONFIG)
+    names = _classes(labels, num_labels, source=source, has_classes=has_classes, tell=notes.tell)
     # From here on torch is loaded: a slip of the pen is told before that.
-    from fleetune.exporters.backends import BACKENDS
-    from fleetune.exporters.model.quantize import check_base_dtype
     from fleetune.exporters.writing import write_artifact
     from fleetune.toolkit.lora import adapter_names, attach_lora, continue_adapter
     from fleetune.toolkit.models import licence_of, load_checkpoint
     from fleetune.toolkit.origin import origin_of, parameter_digests
     from fleetune.toolkit.programs import describe, program_of
-    from fleetune.toolkit.tasks import TASKS
 
-    has_classes = TASKS[task].has_classes
-    check_base_dtype(base_dtype, backend=backend, taken=BACKENDS[backend].base_dtypes)
-    names = _classes(labels, num_labels, source=source, has_classes=has_classes, tell=notes.tell)
     say(f"loading {source}")
     checkpoint = load_checkpoint(source, task=task, labels=names, seed=seed, tell=notes.tell)
     digests = parameter_digests(checkpoint.model)
@@ -112,8 +118,8 @@ def export(
         learning = continue_adapter(
             checkpoint.model,
             str(adapter),
+            task=task,
             fresh=checkpoint.fresh,
-            has_classes=has_classes,
             tell=notes.tell,
         )
     else:

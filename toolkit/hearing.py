@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -15,9 +16,17 @@ Tell = Callable[[str], None]
 _LOUD = ("transformers", "peft", "huggingface_hub")
 _OF_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning)
 """They concern who calls the library, which is us."""
+_SLIPS = (LookupError, TypeError, AttributeError)
+"""Their texts say nothing by themselves: the name of a key, a type."""
+_MISFIT = re.compile(
+    r"size mismatch for (\S+): copying a param with shape torch\.Size\((\[.*?\])\) from checkpoint, "
+    r"the shape in current model is torch\.Size\((\[.*?\])\)"
+)
+_SHOWN = 3
 _CHECKED = (
     "LOAD REPORT",  # models.fresh_parameters, models.left_out
     "Found missing adapter keys",  # lora.load_adapter compares names and values
+    "incompatible to the `id2label` map",  # models tells of a head for other classes
     "is_decoder=True",  # lookups.sees_ahead
     "fan_in_fan_out is set to",  # peft mends it by itself; the golden step has the result
 )
@@ -32,9 +41,18 @@ def told_shortly(what: str) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as exc:
-        lines = [line for line in str(exc).strip().splitlines() if line.strip()] or [type(exc).__name__]
-        told = lines[0] if not lines[0].endswith(":") else " ".join(line.strip() for line in lines[:2])
-        raise ExportError(f"{what}: {told}") from exc
+        raise ExportError(f"{what}: {in_short(exc)}") from exc
+
+
+def in_short(exc: Exception) -> str:
+    """What a library's error says, in one line; a slip of the library itself by its kind, tensors that do not fit by shape."""
+    if misfits := _MISFIT.findall(str(exc)):
+        return "; ".join(f"{name} is {there}, expected {here}" for name, there, here in misfits[:_SHOWN]) + (
+            f" and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
+        )
+    lines = [line.strip() for line in str(exc).strip().splitlines() if line.strip()]
+    told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return f"{type(exc).__name__} {told}".strip() if isinstance(exc, _SLIPS) or not told else told
 
 
 @contextlib.contextmanager

@@ -9,6 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.device_runtime.errors import ConfigError, some
+from fleetune.device_runtime.tables import Table
+
+HAS_CLASSES: Table[bool] = Table(
+    "task",
+    {
+        "sequence-classification": True,
+        "token-classification": True,
+        "causal-lm": False,
+        "image-classification": True,
+    },
+)
+"""Every task of ``tasks.TASKS``, and whether its labels are of classes with names."""
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -36,7 +48,7 @@ def read_labels(labels: Sequence[str] | str | Path | None, num_labels: int | Non
         given = _from_file(Path(labels)) if isinstance(labels, (str, Path)) else labels
         names = [str(name).strip() for name in given]
     if num_labels is not None and len(names) != num_labels:
-        raise ConfigError(f"--num-labels {num_labels}, but {len(names)} labels are named")
+        raise ConfigError(f"{num_labels} classes, but {len(names)} labels are named: {_listed(names)}")
     _check(names)
     return names
 
@@ -85,6 +97,8 @@ def _check(names: Sequence[str]) -> None:
     if not all(names):
         raise ConfigError(f"label {names.index('') + 1} of {len(names)} is empty")
     doubled = [name for name, count in Counter(names).items() if count > 1]
+    if len(names) == 1:
+        raise ConfigError("1 label: expected two or more; a model of one output (regression) is not trained")
     if len(names) < 2 or doubled:
         twice = f"; more than once: {_listed(doubled)}" if doubled else ""
         distinct = f"{len(names)} labels, {len(set(names))} of them distinct"

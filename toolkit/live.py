@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -46,10 +47,14 @@ def dated(console: Console) -> Iterator[Callback]:
 
 
 @contextmanager
-def remarks(console: Console) -> Iterator[Callback]:
-    """Print each remark on standard error, beside results that something else may read."""
-    aside = Console(stderr=True, highlight=False, soft_wrap=True)
-    yield lambda remark: aside.print(str(remark), markup=False)
+def samples(console: Console) -> Iterator[Callback]:
+    """Follow samples (``done`` of ``total``): a bar that goes when all is done, or a line every few seconds."""
+    if not console.is_terminal:
+        yield _now_and_then(console, lambda at: f"{at.done} of {at.total} samples", first_s=_PLAIN_EVERY_S)
+        return
+    with Progress(*_columns("sample"), console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda at: progress.update(task, completed=at.done, total=at.total)
 
 
 @contextmanager
@@ -58,16 +63,7 @@ def steps(console: Console) -> Iterator[Callback]:
     if not console.is_terminal:
         yield _plain_steps(console)
         return
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, redirect_stderr=_has_tty()) as progress:
+    with Progress(*_columns("step"), console=console, redirect_stderr=_has_tty()) as progress:
         task = progress.add_task("", total=None)
         yield lambda report: progress.update(
             task,
@@ -75,6 +71,20 @@ def steps(console: Console) -> Iterator[Callback]:
             total=getattr(report, "total_steps", None),
             description=f"loss {report.loss:.4f}",
         )
+        progress.update(task, visible=bool(progress.tasks[0].completed))
+
+
+def _columns(what: str) -> tuple[ProgressColumn, ...]:
+    """``what`` 3/8, a bar, the task's description, and the time it took and will take."""
+    return (
+        TextColumn(what),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
 
 
 @contextmanager
@@ -136,14 +146,17 @@ def _fixed(value: float | None, form: str) -> str:
 
 
 def _plain_steps(console: Console) -> Callback:
-    next_at = [time.monotonic()]
+    return _now_and_then(
+        console, lambda at: f"step {at.step + 1}: loss {at.loss:.4f}, {1000 * at.seconds:.0f} ms"
+    )
+
+
+def _now_and_then(console: Console, line_of: Callable[[Any], str], *, first_s: float = 0.0) -> Callback:
+    next_at = [time.monotonic() + first_s]
 
     def line(report: Any) -> None:
         if time.monotonic() >= next_at[0]:
-            console.print(
-                f"step {report.step + 1}: loss {report.loss:.4f}, {1000 * report.seconds:.0f} ms",
-                markup=False,
-            )
+            console.print(line_of(report), markup=False)
             next_at[0] = time.monotonic() + _PLAIN_EVERY_S
 
     return line

@@ -83,7 +83,14 @@ def load_adapter(model: Any, folder: str, *, tell: Tell = log.info) -> Any:
     with told_shortly(f"{folder}: not a PEFT adapter for this model"), listening(tell):
         config = peft.PeftConfig.from_pretrained(folder)
         if config.peft_type != peft.PeftType.LORA:
-            raise ExportError(f"{folder}: an adapter of type {config.peft_type}; only LoRA can be trained on")
+            raise ExportError(
+                f"{folder}: an adapter of type {config.peft_type.value}; only LoRA can be trained on"
+            )
+        if getattr(config, "alora_invocation_tokens", None):
+            raise ExportError(
+                f"{folder}: an activated LoRA (alora_invocation_tokens), at work from some token of a text on; only LoRA that "
+                "is at work on all of it can be trained on"
+            )
         learning = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
         _check_complete(learning, folder, peft.utils.load_peft_weights(folder, device="cpu"))
         _tell_of_adapter(config, model.config._name_or_path, tell)
@@ -91,23 +98,25 @@ def load_adapter(model: Any, folder: str, *, tell: Tell = log.info) -> Any:
 
 
 def continue_adapter(
-    model: Any, folder: str, *, fresh: Sequence[str], has_classes: bool, tell: Tell = log.info
+    model: Any, folder: str, *, task: str, fresh: Sequence[str], tell: Tell = log.info
 ) -> Any:
     """As :func:`load_adapter`; the parameters ``fresh``, which the checkpoint lacks, must be in the adapter.
 
     Raises:
         ExportError: as :func:`load_adapter`, or weights that would be random for good.
     """
-    learning = load_adapter(model, folder, tell=tell)
+    learning, chosen = load_adapter(model, folder, tell=tell), TASKS[task]
+    kind = learning.peft_config["default"].task_type
+    if kind in {one.peft_type for one in TASKS.values()} - {chosen.peft_type}:
+        tell(f"adapter: made for {kind}, its tensors fit {task}; its head goes on from the other task's")
     trained = [n for n, p in learning.named_parameters() if p.requires_grad]
     whole = {n.replace(".modules_to_save.default", "") for n in trained if "modules_to_save" in n}
     if random := [n for n in fresh if f"base_model.model.{n}" not in whole]:
-        kind = learning.peft_config["default"].task_type or "none"
         raise ExportError(
-            f"{folder}: {_some(random)}: neither in the model's checkpoint nor in the adapter (its task type: {kind}), "
+            f"{folder}: {_some(random)}: neither in the model's checkpoint nor in the adapter (its task type: {kind or 'none'}), "
             "so random and never trained; train it with modules_to_save, or export without --adapter"
         )
-    if has_classes and not whole:
+    if chosen.has_classes and not whole:
         tell("head: the adapter trains none; the checkpoint's stays as it is")
     return learning
 
@@ -194,7 +203,7 @@ def _check_targets(model: Any, targets: str | Sequence[str]) -> None:
         unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if unknown:
         raise ExportError(
-            f"target module {', '.join(map(repr, unknown))}: not in this model; its linear modules are {choices(_linears(model))}"
+            f"target module {', '.join(map(repr, unknown))}: no linear module of this model; those are {choices(_linears(model))}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,13 @@ import transformers
 
 from fleetune.device_runtime.contracts.provenance import Provenance, merged_card, write_provenance
 from fleetune.device_runtime.errors import ExportError, some
+from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.exact_merge import merge_exactly
-from fleetune.toolkit.hearing import told_shortly
+from fleetune.toolkit.hearing import in_short, told_shortly
 from fleetune.toolkit.merged_task import Adapter, choose_task, name_classes, read_adapter
 from fleetune.toolkit.models import licence_of
 from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests
+from fleetune.toolkit.sources import processor_files, tokenizer_files
 from fleetune.toolkit.stored_dtypes import cast_as_stored
 from fleetune.toolkit.tasks import TASKS
 
@@ -58,18 +60,20 @@ def write_merged(
     """
     with torch.random.fork_rng(devices=[]), _notes(say):
         say(f"loading {source.name}")
-        with told_shortly(f"{source.name}: no model to merge into"):
+        with told_shortly(f"{source.name}: no model to merge into, give --model"):
             config = source.read("AutoConfig")
         adapter = read_adapter(folder)
         chosen = choose_task(task, provenance, adapter, config)
         names = name_classes(labels, provenance, adapter, config, chosen)
-        tokenizer = _reader(source, "AutoTokenizer")
-        plain = _load(source, chosen, names, provenance, adapter, pad_id=_pad_id(config, tokenizer))
+        tokenizer = _reader(source, "AutoTokenizer", tokenizer_files(source.name), say)
+        pads = padding_settings(config, tokenizer, tell=lambda note: say(f"note: {note}"))
+        plain = _load(source, chosen, names, provenance, adapter, more=pads)
         say("merging")
         merged = merge_exactly(_attach(plain, adapter), say)
         cast_as_stored(merged, source.name, config)
         say("writing")
-        _save(merged, [tokenizer, _reader(source, "AutoImageProcessor")], out)
+        processor = _reader(source, "AutoImageProcessor", processor_files(source.name), say)
+        _save(merged, [tokenizer, processor], out)
         say("reading back what was written")
         _check_saved(parameter_digests(merged), out, chosen)
     told = msgspec.structs.replace(
@@ -111,7 +115,7 @@ def _load(
     provenance: Provenance,
     adapter: Adapter,
     *,
-    pad_id: int | None,
+    more: Mapping[str, Any],
 ) -> Any:
     """The model in float32, as export loaded it: what its checkpoint lacks is drawn from the same seed.
 
@@ -121,15 +125,16 @@ def _load(
     settings: dict[str, Any] = {
         "dtype": torch.float32,
         "attn_implementation": "eager",
+        **more,
     }
-    if pad_id is not None:
-        settings["pad_token_id"] = pad_id
     if names:
         settings |= {
             "id2label": dict(enumerate(names)),
             "label2id": {name: i for i, name in enumerate(names)},
             "ignore_mismatched_sizes": True,
         }
+    if names and provenance.task:  # a pipeline would answer by the loss of the checkpoint's head
+        settings["problem_type"] = None
     torch.manual_seed(provenance.origin.seed)
     with told_shortly(f"{source.name}: not a model for {task}"):
         model, info = source.read(TASKS[task].auto_class, output_loading_info=True, **settings)
@@ -151,14 +156,6 @@ def _check_model(model: Any, drawn: list[str], exported: str, source: str, adapt
         )
 
 
-def _pad_id(config: Any, tokenizer: Any) -> int | None:
-    """For a model without padding token the tokenizer's, or its end of text, as for an export."""
-    if getattr(config, "pad_token_id", None) is not None or tokenizer is None:
-        return None
-    pad_id: int | None = tokenizer.pad_token_id
-    return pad_id if pad_id is not None else tokenizer.eos_token_id
-
-
 def _attach(plain: Any, adapter: Adapter) -> Any:
     """The model with its adapter; ExportError where PEFT only warns: a tensor without place, a place without tensor."""
     what = f"{adapter.folder}: not a PEFT adapter for this model"
@@ -174,11 +171,18 @@ def _attach(plain: Any, adapter: Adapter) -> Any:
     return learning
 
 
-def _reader(source: Source, kind: str) -> Any:
-    """Tokenizer or image processor of the model; None without one, or where transformers makes up an empty one."""
+def _reader(source: Source, kind: str, files: Sequence[str], say: Say) -> Any:
+    """Tokenizer or image processor of the model; None without one, or where transformers makes up an empty one.
+
+    Where there are ``files`` of one that cannot be read, it is told.
+    """
     try:
         found = source.read(kind)
-    except Exception:  # noqa: BLE001 - a folder without one fails in many ways, and each means the same
+    except Exception as exc:  # noqa: BLE001 - a folder without one fails in many ways, and each means the same
+        if files:
+            say(
+                f"note: {', '.join(files)}: not read as {kind}, so not beside the merged model: {in_short(exc)}"
+            )
         return None
     tokens = getattr(found, "all_special_tokens", None)
     return None if tokens is not None and len(found) <= len(tokens) else found

@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from fleetune.device_runtime.errors import ExportError
-from fleetune.toolkit.agreement import padding
+from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
-from fleetune.toolkit.hearing import Tell, listening, told_shortly
+from fleetune.toolkit.hearing import Tell, in_short, listening, told_shortly
 from fleetune.toolkit.labels import compare_labels
-from fleetune.toolkit.sources import check_source, tokenizer_files
+from fleetune.toolkit.sources import check_source, tokenizer_files, tokenizer_problem
 from fleetune.toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ def load_checkpoint(
         config = transformers.AutoConfig.from_pretrained(source)
         _refuse_encoder_decoder(config, source)
         tokenizer = _tokenizer(source, tell) if task != "image-classification" else None
-        settings = _settings(config, task, labels)
-        pad = padding(config, tokenizer, tell=tell)
-        if pad != getattr(config, "pad_token_id", pad):
-            settings["pad_token_id"] = pad
+        settings = _settings(config, task, labels) | padding_settings(config, tokenizer, tell=tell)
         kind = getattr(transformers, TASKS[task].auto_class)
         model, loaded = kind.from_pretrained(source, output_loading_info=True, **settings)
     model.config.use_cache = False
@@ -129,9 +126,11 @@ def _tokenizer(source: str, tell: Tell) -> Any:
             return found
         reason = f"{type(found).__name__} is not of the tokenizers library, or has no vocabulary"
     except Exception as exc:  # noqa: BLE001 - a folder without tokenizer fails in many ways, and each means the same
-        reason = next(iter(str(exc).strip().splitlines()), type(exc).__name__)
+        reason = tokenizer_problem(source) or in_short(exc)
     if files:
-        raise ExportError(f"{source}: its tokenizer cannot be read: {reason}; mend or remove {files}")
+        raise ExportError(
+            f"{source}: its tokenizer cannot be read: {reason}; mend it, or remove {files}: data are NPZ files of ids then"
+        )
     tell(f"tokenizer: none ({reason}); data are NPZ files of ids")
     return None
 

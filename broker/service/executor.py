@@ -11,6 +11,7 @@ from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
 from fleetune.broker.tasks import Task, listed
 from fleetune.device_runtime.contracts.wire import Finished, Offer
+from fleetune.device_runtime.network.complaints import Complaints
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,11 @@ class Executor:
         *,
         meter: Meter,
         outbound: Outbound,
+        complaints: Complaints,
     ) -> None:
         """Prepare; all parts are of the same job."""
         self._settings, self._store, self._versions = settings, store, versions
-        self._meter, self._outbound = meter, outbound
+        self._meter, self._outbound, self._complaints = meter, outbound, complaints
 
     def carry_out(self, actions: Iterable[Action], now: float) -> None:
         """Carry out actions in order; StateError if the store cannot be read or written."""
@@ -42,7 +44,7 @@ class Executor:
                 case Close():
                     self._close(action, now)
                 case Dismiss():
-                    self._dismiss(action)
+                    self._dismiss(action, now)
                 case Finish():
                     self._finish(action, now)
 
@@ -77,8 +79,9 @@ class Executor:
         log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._outbound.announce()
 
-    def _dismiss(self, dismiss: Dismiss) -> None:
-        log.warning("device %s dismissed: %s", dismiss.device_id, dismiss.reason)
+    def _dismiss(self, dismiss: Dismiss, now: float) -> None:
+        if self._complaints.may_tell(dismiss.device_id, now):
+            log.warning("device %s dismissed: %s", dismiss.device_id, dismiss.reason)
         finished = Finished(job=self._settings.job, reason=dismiss.reason, is_error=dismiss.is_error)
         self._outbound.tell(dismiss.device_id, finished)
 

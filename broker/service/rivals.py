@@ -25,8 +25,8 @@ def is_knock(status: AggregatorStatus) -> bool:
     return not (status.session or status.online)
 
 
-def has_rival(link: Connection, job: str, *, clock: Callable[[], float] = time.monotonic) -> bool:
-    """Whether another aggregator is at work on a job.
+def has_rival(link: Connection, job: str, *, clock: Callable[[], float] = time.monotonic) -> bool | None:
+    """Whether another aggregator is at work on a job; None if not even what this side says there comes back to it.
 
     Args:
         link: open, subscribed to the topic of the job's status; not under the client id of the job's aggregators.
@@ -48,7 +48,7 @@ def has_rival(link: Connection, job: str, *, clock: Callable[[], float] = time.m
             is_claimed = status.online
         if has_knocked and not is_claimed:
             return False
-    return False
+    return False if has_knocked else None
 
 
 def _status(message: tuple[str, bytes] | None) -> AggregatorStatus | None:

@@ -40,6 +40,7 @@ from fleetune.device_runtime.contracts.wire import (
     task_id_of,
 )
 from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, WireError, one_line
+from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.network.connection import Connection
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,15 @@ class Service:
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session)
         self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
-        self._executor = Executor(settings, store, self._versions, meter=self._meter, outbound=self._outbound)
+        self._complaints = Complaints()
+        self._executor = Executor(
+            settings,
+            store,
+            self._versions,
+            meter=self._meter,
+            outbound=self._outbound,
+            complaints=self._complaints,
+        )
         self._narrator = Narrator(self.federation, on_note or (lambda _: None))
         self._pulls = Pulls()
         self._known: set[str] = set()
@@ -122,7 +131,7 @@ class Service:
         return self._store.finished
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
-        """Take a message; one that is bad, or that anything goes wrong with, is dropped with one line in the log.
+        """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
 
         Raises:
             StateError: the store cannot be read or written.
@@ -130,11 +139,14 @@ class Service:
         try:
             self._read(topic, decode(payload), now)
         except WireError as exc:
-            log.warning("dropped a message on %s: %s", one_line(topic), exc)
+            self._warn(_place(topic), now, "dropped a message on %s: %s", one_line(topic), exc)
         except _OURS:
             raise
         except Exception as exc:  # a fault of ours that a stranger found must not end the job of all
-            log.error("dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain())
+            if self._complaints.may_tell(_place(topic), now):
+                log.error(
+                    "dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain()
+                )
         self._go_on(now)
 
     def tick(self, now: float) -> None:
@@ -205,7 +217,9 @@ class Service:
             case DeviceStatus():
                 self._status(message, now)
             case Decline():
-                log.warning("round %d: %s declined: %s", message.round, device_id, message.reason)
+                self._warn(
+                    device_id, now, "round %d: %s declined: %s", message.round, device_id, message.reason
+                )
                 self._do(self.federation.declined(message, now), now)
             case _:
                 raise WireError(f"an aggregator takes no {type(message).__name__}")
@@ -294,9 +308,14 @@ class Service:
         self._do(self.federation.accepted(update, now), now)
 
     def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
-        log.warning("round %d: update of %s refused: %s", update.round, update.device_id, reason)
+        who = update.device_id
+        self._warn(who, now, "round %d: update of %s refused: %s", update.round, who, reason)
         self._outbound.tell(update.device_id, verdict_on(update, reason))
         self._do(self.federation.refused(update, reason, now), now)
+
+    def _warn(self, device_id: str, now: float, text: str, *values: object) -> None:
+        if self._complaints.may_tell(device_id, now):
+            log.warning(text, *values)
 
     def _reported(self, report: Report, now: float) -> None:
         self._versions.downlink.worked_from(report.device_id, report.version)
@@ -306,7 +325,7 @@ class Service:
         )
         if reason:
             self._outbound.tell(report.device_id, verdict)
-            log.warning("report of %s refused: %s", report.device_id, reason)
+            self._warn(report.device_id, now, "report of %s refused: %s", report.device_id, reason)
             self._do(self.federation.report_refused(report, now), now)
             return
         self._store.report(report)
@@ -319,6 +338,11 @@ def _bucket(past: Past, settings: Settings) -> int:
     if past.closed >= settings.rounds:
         return AFTERWARDS
     return past.closed + 1 if past.closed or past.tasks else 0
+
+
+def _place(topic: str) -> str:
+    """Whom a topic is of, for the log."""
+    return one_line(topic.rpartition("/")[0].rpartition("/")[2])
 
 
 def _fault(exc: Exception) -> str:

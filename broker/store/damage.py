@@ -36,6 +36,8 @@ _TIES = {
 }
 """Queries that give 0, or nothing, unless the sentence is true."""
 
+_OF_THE_DISK = ("disk is full", "readonly", "unable to open")
+
 
 def check_damage(sql: sqlite3.Connection) -> None:
     """Look at every row of a ledger of this format once.
@@ -53,6 +55,10 @@ def check_damage(sql: sqlite3.Connection) -> None:
 
 
 def damaged(path: Path, exc: Exception) -> StateError:
-    """Say that a ledger cannot be used, and what to do."""
+    """Say that a ledger cannot be used, and what to do; a disk that is full damages nothing."""
     said = one_line(exc)
+    if isinstance(exc, sqlite3.OperationalError) and any(part in said for part in _OF_THE_DISK):
+        return StateError(
+            f"{path}: cannot be used: {said}; the same command resumes the job once it can be written"
+        )
     return StateError(f"{path}: not a ledger, or damaged: {said}; put a copy back, or give another --out")

@@ -20,6 +20,7 @@ from fleetune.device_runtime.contracts.wire import (
     decode,
 )
 from fleetune.device_runtime.errors import FleetuneError, WireError, one_line
+from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
 
@@ -45,11 +46,13 @@ class Agent:
         """Whether it may stop because the aggregator cannot use it."""
         self._link, self._identity, self._on_event = home.link, home.identity, home.on_event
         home.outbox.claim(home.identity.job, home.identity.artifact)
+        self._told_of_aggregator = ""
         self._presence = Presence(home, num_samples=workbench.num_samples)
         self._deliveries = Deliveries(home)
         self._assignments = Assignments(home, workbench, self._deliveries)
         self._gate = gate or Gate(Rules(), Reading)
         self._shut_by: tuple[str, ...] = ()
+        self._complaints = Complaints()
 
     @property
     def heard_at(self) -> float:
@@ -91,7 +94,7 @@ class Agent:
         return min(self._gate.due_at, greeting, transfer, self._work_due_at(now))
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
-        """Take a message; one that is bad, or that anything goes wrong with, is dropped with one line in the log.
+        """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
 
         Raises:
             FleetuneError: not the message is at fault, but the disk or what is on it.
@@ -101,14 +104,15 @@ class Agent:
         try:
             self._dispatch(decode(payload), now)
         except WireError as exc:
-            log.warning("dropped a message on %s: %s", topic, exc)
+            if self._complaints.may_tell(topic, now):
+                log.warning("dropped a message on %s: %s", topic, exc)
         except (FleetuneError, OSError, MemoryError):
             raise
         except Exception as exc:  # a fault of ours that a stranger found must not end the device
-            is_asked = log.isEnabledFor(logging.DEBUG)
-            log.error(
-                "dropped a message on %s: %s: %s", topic, type(exc).__name__, one_line(exc), exc_info=is_asked
-            )
+            if self._complaints.may_tell(topic, now):
+                is_asked = log.isEnabledFor(logging.DEBUG)
+                what = f"{type(exc).__name__}: {one_line(exc)}"
+                log.error("dropped a message on %s: %s", topic, what, exc_info=is_asked)
 
     def _mind_rules(self, now: float) -> None:
         self._gate.is_open(now)
@@ -176,11 +180,18 @@ class Agent:
             self._finish("the job is over", is_unwanted=False, session=status.session)
         elif status.finished:
             log.warning("job %s was over before this device started; it waits for more", self._identity.job)
-        elif not status.online and status.session:
-            self._on_event(Event("aggregator", NO_ROUND, text="away; waiting for it"))
-        elif status.online and self._presence.meet(status.session):
-            self._assignments.renew()
-            self._on_event(Event("aggregator", NO_ROUND, text="here"))
+        elif status.online:
+            if self._presence.meet(status.session):
+                self._assignments.renew()
+                self._told_of_aggregator = ""
+            self._tell_of_aggregator("here")
+        elif status.session:
+            self._tell_of_aggregator("away; waiting for it")
+
+    def _tell_of_aggregator(self, text: str) -> None:
+        if text != self._told_of_aggregator:
+            self._told_of_aggregator = text
+            self._on_event(Event("aggregator", NO_ROUND, text=text))
 
     def _work(self, now: float) -> bool:
         work, is_shut = self._assignments, bool(self._gate.reasons)

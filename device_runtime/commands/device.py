@@ -1,6 +1,5 @@
 """``fleetune device``: a device's life in one process, resumed by the same command after a kill."""
 
-import logging
 import math
 import secrets
 import time
@@ -35,8 +34,6 @@ from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.trainer import Trainer
-
-log = logging.getLogger(__name__)
 
 _SLEEP_MAX_S = 600.0
 _DEFAULT_SEQ_LEN = LocalWork().seq_len
@@ -93,7 +90,8 @@ def device(
         OutboxFile(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
-        desk = _Desk(artifact, Path(data), machine, notifier)
+        tally = Tally(on_event, notifier)
+        desk = _Desk(artifact, Path(data), machine, notifier, tally)
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
@@ -108,7 +106,6 @@ def device(
             key=reach.key or None,
             party=party,
         )
-        tally = Tally(on_event, notifier)
         home = Home(
             link,
             outbox,
@@ -138,8 +135,11 @@ def device(
 class _Desk:
     """The machine and the data of a device; the data is read again when the aggregator asks for another length."""
 
-    def __init__(self, artifact: Artifact, data: Path, machine: Machine, notifier: Notifier) -> None:
-        self._artifact, self._data, self._machine, self._notifier = artifact, data, machine, notifier
+    def __init__(
+        self, artifact: Artifact, data: Path, machine: Machine, notifier: Notifier, tally: Tally
+    ) -> None:
+        self._artifact, self._data, self._machine = artifact, data, machine
+        self._notifier, self._tally = notifier, tally
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self) -> Workbench:
@@ -161,7 +161,7 @@ class _Desk:
     def _load(self, seq_len: int) -> Dataset:
         found = load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
         if found.cut:
-            log.warning("%s", found.cut)
+            self._tally(Event("data", NO_ROUND, text=str(found.cut)))
         return found
 
 

@@ -49,7 +49,7 @@ class Tally:
 
     def __init__(self, on_event: Callable[[Event], object] | None, notifier: Notifier) -> None:
         """Begin to count; ``on_event`` gets what a person wants to read, ``notifier`` everything as its status."""
-        self._on_event, self._notifier = on_event or (lambda _: None), notifier
+        self._on_event, self._notifier = on_event, notifier
         self._started = time.monotonic()
         self._kinds: Counter[str] = Counter()
         self._active: list[float] = []
@@ -66,7 +66,13 @@ class Tally:
         now = time.monotonic()
         if event.kind != "step" or now - self._told_at >= _STEP_EVERY_S:
             self._told_at = now
-            log.info("%s", event)
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        """To the log, where a data file that is cut is a warning unless somebody reads along."""
+        is_warning = event.kind == "data" and not self._on_event
+        log.log(logging.WARNING if is_warning else logging.INFO, "%s", event)
+        if self._on_event:
             self._on_event(event)
 
     def report(self, device_id: str, *, link: Connection, gate: Gate, reason: str) -> DeviceReport:

@@ -25,9 +25,11 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder for this process: two with one identity would throw each other off the server for ever.
 
     Raises:
-        StateError: another process has it.
+        StateError: another process has it, or it cannot be written.
     """
-    with (folder / "lock").open("w") as file:
+    with doing("written", folder):
+        file = (folder / "lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,6 +33,13 @@ class Prediction(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
+class Answered(NamedTuple):
+    """How many samples have been answered, and how many there are."""
+
+    done: int
+    total: int
+
+
 def predict(
     artifact_dir: Path | str,
     *,
@@ -42,6 +50,7 @@ def predict(
     batch_size: int = 32,
     threads: int = 0,
     on_note: Callable[[str], object] | None = None,
+    on_progress: Callable[[Answered], object] | None = None,
 ) -> list[Prediction]:
     """Classify texts or samples at full depth, in their order, cut where the run cut them (else where the model does).
 
@@ -54,6 +63,7 @@ def predict(
         batch_size: samples at a time.
         threads: for the kernels; 0 for one a core.
         on_note: called with what a person may want to know of the answers.
+        on_progress: called after every batch.
 
     Raises:
         ConfigError: both or neither of ``text`` and ``data``, both ``run`` and ``adapter``, or a task without classes.
@@ -74,7 +84,9 @@ def predict(
     if dataset.cut:
         (on_note or log.warning)(str(dataset.cut))
     with open_engine(artifact, threads=threads) as engine:
-        logits = _logits(engine, dataset, weights, batch_size=batch_size)
+        logits = _logits(
+            engine, dataset, weights, batch_size=batch_size, tell=on_progress or (lambda _: None)
+        )
     return list(_named(logits, artifact.manifest.labels, texts))
 
 
@@ -111,11 +123,23 @@ def _read(
     return [record.text for _, record in read_records(path, Text)], dataset
 
 
-def _logits(engine: Engine, dataset: Dataset, weights: Arrays, *, batch_size: int) -> Array:
+def _logits(
+    engine: Engine,
+    dataset: Dataset,
+    weights: Arrays,
+    *,
+    batch_size: int,
+    tell: Callable[[Answered], object],
+) -> Array:
     """Logits (num_samples, classes) in the data's order."""
     batches = dataset.ordered_batches(batch_size)
     rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens)
-    results = np.concatenate([engine.predict(dataset.rows(some), weights, rows=rows) for some in batches])
+    found, done = [], 0
+    for some in batches:
+        found.append(engine.predict(dataset.rows(some), weights, rows=rows))
+        done += len(some)
+        tell(Answered(done, dataset.num_samples))
+    results = np.concatenate(found)
     if not np.isfinite(results).all():
         raise ArtifactError(
             "the model's answers are not finite: NaN in its frozen weights, or an adapter that ran away"

@@ -99,6 +99,8 @@ def train(
             say=note,
             again="the same command goes on" if resume else "the same command without --no-resume goes on",
         )
+        if held_out:
+            note(f"measuring on {held_out.num_samples} held-out samples")
         evaluation = machine.evaluate(held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
     report = report_of(

@@ -15,8 +15,9 @@ from fleetune.device_runtime.files import doing, read_json
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PICKLED = "adapter_model.bin"
-_SCALE_KEYS = ("r", "lora_alpha", "use_rslora")
-"""What fixes the factor before BA beside the tensors themselves: a difference changes every output and no shape."""
+_SCALE: dict[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False, "alpha_pattern": {}}
+"""What fixes the factors before BA beside the tensors themselves, and PEFT's value where a file is silent: a difference
+changes outputs and no shape."""
 
 
 def read_peft(folder: Path) -> tuple[dict[str, Any], Arrays]:
@@ -71,7 +72,9 @@ def load_peft(folder: Path, manifest: Manifest) -> Arrays:
     """
     config, arrays = read_peft(folder)
     if problems := _scale_problems(config, manifest.peft):
-        raise ArtifactError(f"{folder / CONFIG}: " + "; ".join(problems))
+        raise ArtifactError(
+            f"{folder / CONFIG}: {'; '.join(problems)}; to go on from this adapter, export with --adapter {folder}"
+        )
     try:
         return fit_adapter(manifest, arrays)
     except ArtifactError as exc:
@@ -79,8 +82,10 @@ def load_peft(folder: Path, manifest: Manifest) -> Arrays:
 
 
 def _scale_problems(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    return [
-        f"{key}: expected {wanted[key]}, got {found[key]}"
-        for key in _SCALE_KEYS
-        if key in found and key in wanted and found[key] != wanted[key]
-    ]
+    values = [(key, *(_setting(config, key) for config in (found, wanted))) for key in _SCALE]
+    return [f"{key}: expected {there}, got {here}" for key, here, there in values if here != there]
+
+
+def _setting(config: dict[str, Any], key: str) -> Any:
+    value = config.get(key)
+    return _SCALE[key] if value is None else value

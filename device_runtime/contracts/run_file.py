@@ -88,8 +88,12 @@ def find_adapter(run: Path) -> Path:
     for folder in (run_folder(run) / ADAPTER, run):
         if (folder / CONFIG).is_file():
             return folder
+    named = sorted(
+        path.parent for path in run.glob(f"*/{CONFIG}")
+    )  # PEFT saves an adapter with a name into a folder of it
+    hint = f"{named[0]}, or " if named else ""
     raise ArtifactError(
-        f"{run}: no adapter here (no {ADAPTER}/{CONFIG}); give the --out folder of train, aggregate or demo"
+        f"{run}: no adapter here (no {ADAPTER}/{CONFIG}); give {hint}the --out folder of train, aggregate or demo"
     )
 
 

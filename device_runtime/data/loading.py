@@ -196,15 +196,29 @@ def _label_next_tokens(records: Records, encoded: Encoded, manifest: Manifest) -
 
 
 def _label_words(records: Records, encoded: Encoded, manifest: Manifest) -> Column:
-    """Each word's class on its first token, nothing on the others."""
-    read = class_reader(manifest.labels)
+    """Each word's class on its first token, nothing on the others, nor on words labelled -100.
+
+    Raises:
+        DataError: no such class, or no label at all.
+    """
+    read = _word_reader(manifest.labels)
     classes = [_word_classes(record, read, source) for source, record in records]
     starts = np.cumsum([0, *(len(row) for row in classes)])[:-1]
     of_token = np.repeat(starts, encoded.lengths) + encoded.words
     first = first_tokens(encoded)
     values = np.full(len(encoded.ids), IGNORED, np.int64)
     values[first] = np.concatenate(classes)[of_token[first]]
+    if (values == IGNORED).all():
+        raise DataError(f"{records[0][0].path}: all words are labelled {IGNORED}, and count for nothing")
     return Ragged(values, encoded.lengths, IGNORED, "int64")
+
+
+def _word_reader(names: Sequence[str]) -> Callable[[Label, Source], int]:
+    """As ``class_reader``; -100 means no label, as in torch, unless a class is named so."""
+    read = class_reader(names)
+    if str(IGNORED) in names:
+        return read
+    return lambda label, source: IGNORED if str(label) == str(IGNORED) else read(label, source)
 
 
 def _word_classes(record: LabelledTokens, read: Callable[[Label, Source], int], source: Source) -> list[int]:

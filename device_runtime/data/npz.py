@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.manifest import Input, Manifest
+from fleetune.device_runtime.data.npz_file import listed, read_npz
 from fleetune.device_runtime.data.samples import IGNORED, Column, Dataset, Dense, make_dataset
-from fleetune.device_runtime.errors import DataError, choices
+from fleetune.device_runtime.errors import DataError
 
 _PER_TOKEN = ("causal-lm", "token-classification")
 """Tasks with a label at every position, some of them IGNORED."""
@@ -33,14 +36,17 @@ def load_npz(
     Raises:
         DataError: no NPZ file, or names, shapes, dtypes, ids or labels that do not fit (all listed).
     """
-    arrays = _read_npz(path)
     wanted, label_name = manifest.features, manifest.label_name
-    if not labelled:
-        arrays.pop(label_name, None)
-    names = {row.name for row in wanted} | ({label_name} if labelled else set())
-    problems = [*_name_problems(arrays, names)] or [*_array_problems(arrays, wanted, length_max)]
-    if labelled and not problems:
-        problems = [*_label_problems(arrays, wanted[0], manifest)]
+
+    def form_problems(forms: Arrays) -> list[str]:
+        names = {row.name for row in wanted} | ({label_name} if labelled else set())
+        found = [*_name_problems(forms, names)] or [*_form_problems(forms, wanted, length_max)]
+        return found or ([*_label_form_problems(forms, wanted[0], manifest)] if labelled else [])
+
+    arrays = read_npz(path, problems=form_problems, skip="" if labelled else label_name)
+    problems = [said for row in wanted for said in _value_problems(row, arrays[row.name])]
+    if labelled:
+        problems += _label_problems(arrays[label_name], manifest)
     if problems:
         raise DataError(f"{path}: " + "; ".join(problems))
     columns: dict[str, Column] = {row.name: Dense(arrays[row.name]) for row in wanted}
@@ -56,48 +62,40 @@ def load_npz(
     )
 
 
-def _read_npz(path: Path) -> Arrays:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: one array without a name, not NPZ; np.savez names arrays")
-        with archive:
-            found = dict(archive)
-    except DataError:
-        raise
-    except MemoryError as exc:
-        raise DataError(f"{path}: arrays of a size that this machine's memory does not hold: {exc}") from exc
-    except Exception as exc:  # zipfile, zlib and numpy raise a dozen types for a damaged file
-        raise DataError(f"{path}: cannot be read as NPZ: {getattr(exc, 'strerror', None) or exc}") from exc
-    if strange := [name for name, array in found.items() if not isinstance(array, np.ndarray)]:
-        raise DataError(f"{path}: {choices(strange)}: no array")
-    return found
+def _name_problems(forms: Arrays, wanted: set[str]) -> Iterator[str]:
+    yield from (f"{name}: missing" for name in sorted(wanted - forms.keys()))
+    if unknown := forms.keys() - wanted:
+        yield f"{listed(unknown)}: not an input of the model"
 
 
-def _name_problems(arrays: Arrays, wanted: set[str]) -> Iterator[str]:
-    yield from (f"{name}: missing" for name in sorted(wanted - arrays.keys()))
-    yield from (f"{name}: not an input of the model" for name in sorted(arrays.keys() - wanted))
-
-
-def _array_problems(arrays: Arrays, wanted: Sequence[Input], length_max: int) -> Iterator[str]:
+def _form_problems(forms: Arrays, wanted: Sequence[Input], length_max: int) -> Iterator[str]:
     sizes: dict[str, int] = {}
     for row in wanted:
-        array = arrays[row.name]
-        if not row.fits(array, sizes):
-            yield f"{row.name}: expected {row}, got {array.dtype}{list(array.shape)}"
-        elif not array.size:
-            yield f"{row.name}: no sample" if not len(array) else f"{row.name}: nothing in its rows"
-        elif array.dtype.kind == "f" and not np.isfinite(array).all():
-            yield f"{row.name}: NaN or infinity in it"
-        elif array.dtype.kind in "iu":
-            yield from _id_problems(row, array)
+        form = forms[row.name]
+        if not row.fits(form, sizes):
+            yield f"{row.name}: expected {row}, got {form.dtype}{list(form.shape)}"
+        elif not form.size:
+            yield f"{row.name}: no sample" if not len(form) else f"{row.name}: nothing in its rows"
     if length_max and sizes.get(_SEQ, 0) > length_max:
         yield f"{sizes[_SEQ]} tokens a row, the model takes at most {length_max}"
 
 
-def _id_problems(row: Input, array: Array) -> Iterator[str]:
+def _label_form_problems(forms: Arrays, first: Input, manifest: Manifest) -> Iterator[str]:
+    labels = forms[manifest.label_name]
+    want = forms[first.name].shape[: 2 if manifest.task in _PER_TOKEN else 1]
+    if labels.dtype.kind not in "iu" or labels.shape != want:
+        yield f"{manifest.label_name}: expected integers {list(want)}, got {labels.dtype}{list(labels.shape)}"
+
+
+def _value_problems(row: Input, array: Array) -> Iterator[str]:
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        yield f"{row.name}: NaN or infinity in it"
+    elif array.dtype.kind in "iu":
+        yield from _id_problems(row, array)
+
+
+def _id_problems(row: Input, ids: NDArray[Any]) -> Iterator[str]:
     below = 2 if row.name == _MASK else row.below or None
-    ids = array.astype(np.int64)
     wrong = ids < 0 if below is None else (ids < 0) | (ids >= below)
     if wrong.any():
         place = np.unravel_index(int(wrong.argmax()), wrong.shape)
@@ -106,14 +104,8 @@ def _id_problems(row: Input, array: Array) -> Iterator[str]:
         yield f"{row.name}: {int(wrong.sum())} out of range, the first is {ids[place]} at [{where}]; expected {shown}"
 
 
-def _label_problems(arrays: Arrays, first: Input, manifest: Manifest) -> Iterator[str]:
-    labels, per_token = arrays[manifest.label_name], manifest.task in _PER_TOKEN
-    want = arrays[first.name].shape[: 2 if per_token else 1]
-    if labels.dtype.kind not in "iu" or labels.shape != want:
-        yield f"{manifest.label_name}: expected integers {list(want)}, got {labels.dtype}{list(labels.shape)}"
-        return
-    classes = labels.astype(np.int64)
-    judged = classes[classes != IGNORED] if per_token else classes
+def _label_problems(labels: NDArray[Any], manifest: Manifest) -> Iterator[str]:
+    judged = labels[labels != IGNORED] if manifest.task in _PER_TOKEN else labels
     top = _top_label(manifest)
     wrong = judged[(judged < 0) | (judged > top)]
     if wrong.size:

@@ -4,8 +4,9 @@ import codecs
 import csv
 import gzip
 import io
-import sys
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,10 @@ _WIDE = {
 }
 """Encodings by how a file of them begins; the mark of UTF-32 begins with that of UTF-16."""
 _OTHER_SEPARATORS = (";", "\t", "|")
+_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
+"""Where a line ends that a spreadsheet of an old Mac has ended."""
+LINE_MAX = 64 * 1024**2
+"""Bytes of UTF-8, or characters, of a line or cell; a file of a few bytes may unpack to a line without end."""
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -131,7 +136,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
     file.seek(0)
     wide = next((name for mark, name in _WIDE.items() if start.startswith(mark)), None)
     lines = _utf8_lines(file, path) if wide is None else _wide_lines(file, path, wide)
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_cut_at_returns(lines), 1):
         if "\0" in line:
             raise Source(path, number).error(
                 "NUL bytes: a file that was cut off while it was written, or UTF-16 without its mark"
@@ -139,8 +144,22 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
         yield line.lstrip(_BYTE_ORDER_MARK)
 
 
-def _utf8_lines(file: Iterable[bytes], path: Path) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
+def _too_long(what: str) -> str:
+    return f"a {what} of more than {LINE_MAX >> 20} MB"
+
+
+def _cut_at_returns(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        if "\r" in line:
+            yield from filter(None, _AFTER_RETURN.split(line))
+        else:
+            yield line
+
+
+def _utf8_lines(file: IO[bytes], path: Path) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(LINE_MAX + 1), b""), 1):
+        if len(line) > LINE_MAX:
+            raise Source(path, number).error(_too_long("line"))
         try:
             yield line.decode()
         except UnicodeDecodeError as exc:
@@ -151,7 +170,9 @@ def _wide_lines(file: IO[bytes], path: Path, encoding: str) -> Iterator[str]:
     num_read = 0
     try:
         with io.TextIOWrapper(file, encoding, newline="\n") as text:
-            for line in text:
+            for line in iter(lambda: text.readline(LINE_MAX + 1), ""):
+                if len(line) > LINE_MAX:
+                    raise Source(path, num_read + 1).error(_too_long("line"))
                 num_read += 1
                 yield line
     except UnicodeError as exc:
@@ -173,7 +194,7 @@ def _jsonl(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _csv(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
-    csv.field_size_limit(sys.maxsize)  # the module's own 128 KiB are less than a text may have
+    csv.field_size_limit(LINE_MAX)  # the module's own 128 KiB are less than a text may have
     reader = csv.reader(lines, strict=True)
     header: list[str] = []
     try:
@@ -188,12 +209,13 @@ def _csv(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
                 raise source.error(f"{len(row)} columns, the header has {len(header)}: {_shown(header)}")
             yield source.line, dict(zip(header, row, strict=True))
     except csv.Error as exc:
-        raise Source(path, reader.line_num).error(f"not CSV: {exc}") from exc
+        said = _too_long("cell") if "field larger" in str(exc) else f"not CSV: {exc}"
+        raise Source(path, reader.line_num).error(said) from exc
 
 
 def _header(row: list[str], source: Source) -> list[str]:
     header = [name.strip() for name in row]
-    if twice := [name for name in header if name and header.count(name) > 1]:
+    if twice := [name for name, times in Counter(header).items() if name and times > 1]:
         raise source.error(f"two columns are named {one_line(twice[0])}")
     return header
 

@@ -17,7 +17,8 @@ VERSIONS = ("5", "3.1.1")
 _PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FORM = (
-    f"expected mqtt://[user[:password]@]host[:port], schemes {choices(_PORTS)}; in a user name or password each of "
+    f"expected mqtt://host[:port], schemes {choices(_PORTS)}, and user:password@ before the host for a login; "
+    "in a user name or password each of "
     f"/ ? # @ : % [ ] is percent-encoded (/ is %2F, # is %23), or the login is given as {USERNAME} and {PASSWORD}"
 )
 

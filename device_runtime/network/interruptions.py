@@ -4,7 +4,7 @@ from math import inf
 
 SHORT_S = 15.0
 SMALL_BYTES = 20_000
-"""A connection that moved more was no victim of another client's: links that cut after so much move on with every one."""
+"""A connection that moved more is hardly worth a word: links that cut after so much move on with every one."""
 AWAY_S = 5.0
 LOOK_S, LOOK_MAX_S = 3.0, 20.0
 
@@ -42,6 +42,8 @@ class Evictions:
 
     def __init__(self) -> None:
         self.num_in_row = 0
+        """Those on which little was done; what a person may want to hear of."""
+        self._num_busy = 0
 
     def look_s(self, *, lasted_s: float, moved_bytes: int, is_told: bool) -> float:
         """A connection was ended by the other side; seconds to look now for another holder of the id, mostly 0.
@@ -51,10 +53,17 @@ class Evictions:
             moved_bytes: what arrived on it, either way.
             is_told: whether the server said that another client took over.
         """
-        if not is_told and (lasted_s >= SHORT_S or moved_bytes >= SMALL_BYTES):
-            self.num_in_row = 0
+        if not is_told and lasted_s >= SHORT_S:
+            self.num_in_row = self._num_busy = 0
             return 0.0
+        if not is_told and moved_bytes >= SMALL_BYTES:
+            # Two devices of a lively job move as much before each throws the other off.
+            self.num_in_row, self._num_busy = 0, self._num_busy + 1
+            return LOOK_S if self._num_busy > 1 and _is_power_of_two(self._num_busy) else 0.0
         self.num_in_row += 1
-        number = self.num_in_row
-        is_due = number & (number - 1) == 0 and (is_told or number > 1)
-        return min(max(LOOK_S, 1.5 * number), LOOK_MAX_S) if is_due else 0.0
+        is_due = _is_power_of_two(self.num_in_row) and (is_told or self.num_in_row > 1)
+        return min(max(LOOK_S, 1.5 * self.num_in_row), LOOK_MAX_S) if is_due else 0.0
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0

@@ -37,6 +37,11 @@ _ADVICE = {
     "not yet valid": "is this machine's clock right?",
 }
 
+_ADVICE_ON_OURS = {
+    "expired": "; renew it, unless a clock is wrong",
+    "unknown ca": "; it wants one of an authority that it trusts, with any certificates in between behind it in that file",
+}
+
 
 def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> Context:
     """Trust ``ca_file``, or the system's authorities without it; show ``cert`` to a server that asks.
@@ -52,8 +57,12 @@ def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> C
         _check_readable(path)
     try:
         context = ssl.create_default_context(cafile=ca_file)
-    except (OSError, HandshakeError) as exc:
-        raise ConfigError(f"{ca_file}: cannot be read as PEM certificates: {exc}") from exc
+    except HandshakeError as exc:
+        raise ConfigError(
+            f"{ca_file}: cannot be read as PEM certificates: there is none in it, or a damaged one"
+        ) from exc
+    except OSError as exc:
+        raise ConfigError(f"{ca_file}: cannot be read as PEM certificates: {exc.strerror}") from exc
     if cert:
         _show(context, cert, key)
     return context
@@ -121,7 +130,8 @@ def explain(exc: HandshakeError) -> str:
         return _NO_TLS
     plain = reason.lower().replace("_", " ")
     if "ALERT" in reason and any(name in reason for name in _OF_OURS):
-        return f"it does not take the client certificate of --cert: {plain}"
+        advice = next((text for part, text in _ADVICE_ON_OURS.items() if part in plain), "")
+        return f"it does not take the client certificate of --cert: {plain}{advice}"
     return f"the TLS handshake fails: {plain}"
 
 

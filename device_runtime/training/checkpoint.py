@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
+from fleetune.device_runtime.options import values_of
 
 FORMAT = 2
 """2: plans and batches are drawn by counter (``draws``), the optimizer's state is a chain's."""
@@ -157,7 +158,7 @@ def _differences(found: Origin, wanted: Origin, but_for: Collection[str]) -> lis
             ("starting adapter", found.adapter[:12], wanted.adapter[:12]),
         )
     ]
-    theirs, ours = msgspec.to_builtins(found.work), msgspec.to_builtins(wanted.work)
+    theirs, ours = values_of(found.work), values_of(wanted.work)
     named += [(name, theirs[name], ours[name]) for name in ours if name not in but_for]
     return [f"{what}: {a} there, {b} here" for what, a, b in named if a != b]
 

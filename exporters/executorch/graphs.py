@@ -17,9 +17,9 @@ from fleetune.exporters.executorch.decompositions import DECOMPOSITIONS
 from fleetune.exporters.executorch.lowering import lower, require
 from fleetune.exporters.executorch.tidy import tidy
 from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles
-from fleetune.exporters.model.quantize import check_base_dtype
 from fleetune.exporters.model.sections import SectionFunction
-from fleetune.exporters.model.tracing import quiet, trace
+from fleetune.exporters.model.tracing import fixed_size, quiet, trace
+from fleetune.exporters.storages import check_base_dtype
 
 BOUNDS = (16, 128)
 """Largest batch and sequence, unless the model itself takes less."""
@@ -42,7 +42,7 @@ class Traced:
 
     def __init__(self, section: SectionFunction, sizes: tuple[int, int], *, base_dtype: str = "fp32") -> None:
         require()
-        check_base_dtype(base_dtype, backend="executorch", taken=("fp32",))
+        check_base_dtype(base_dtype, backend="executorch")
         self.section = section
         _check_dtypes(section)
         program = trace(
@@ -173,9 +173,7 @@ def _symbols(section: SectionFunction, inputs: Sequence[Node], sizes: tuple[int,
         for traced, extent in zip(node.meta["val"].shape, argument.example.shape, strict=True):
             if argument.is_data and extent in names:
                 if not isinstance(traced, SymInt):
-                    raise ExportError(
-                        f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
-                    )
+                    raise fixed_size(section.what, names[extent], argument.role)
                 symbols[str(traced.node.expr)] = names[extent]
     return symbols
 

@@ -10,31 +10,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fleetune.device_runtime.errors import ConfigError, ExportError, choices
+from fleetune.device_runtime.errors import ExportError
 
 FORMS = ("", "fp16", "int8", "int8t", "scale", "scalet")
 """Slot ``i`` of a section of ``n`` tensors has its form ``FORMS[k]`` in slot ``k * n + i``."""
-BASE_DTYPES = ("fp32", "fp16", "int8")
 LARGEST = 64
 """Of an int8 weight, because x86 without VNNI adds two products with a uint8 in 16 bits: 2 * 255 * 64 <= 32767 < 2 * 255 * 65.
 
 The same products with uint8 weights are exact too, with all 8 bits, and twice as slow where there is VNNI (``docs/lab.md``).
 """
-
-
-def check_base_dtype(base_dtype: str, *, backend: str, taken: Sequence[str]) -> None:
-    """Refuse a storage that nobody knows, or that this backend's runtime does not take.
-
-    Raises:
-        ConfigError: no such dtype.
-        ExportError: the runtime cannot compute with it.
-    """
-    if base_dtype not in BASE_DTYPES:
-        raise ConfigError(f"--base-dtype {base_dtype}: no such storage; have: {choices(BASE_DTYPES)}")
-    if base_dtype not in taken:
-        raise ExportError(
-            f"--base-dtype {base_dtype}: the {backend} runtime does not take it; it takes {choices(taken)}"
-        )
 
 
 def with_forms(slots: Sequence[str]) -> list[str]:

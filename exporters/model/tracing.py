@@ -78,6 +78,14 @@ def trace(
         raise ExportError(f"{what}: tracing stopped at {_place(exc)}: {_first_line(exc)}") from exc
 
 
+def fixed_size(what: str, name: str, argument: str) -> ExportError:
+    """The refusal of a function that is right at one batch or sequence size alone."""
+    return ExportError(
+        f"{what}: the trace fixed the {name} size of {argument}: the forward computes with this {name} size as a plain number "
+        "and would be wrong at any other, as models with ALiBi do; such a model cannot be exported, choose another"
+    )
+
+
 def _check_sizes(
     graph: torch.fx.GraphModule,
     data: Sequence[bool],
@@ -94,7 +102,7 @@ def _check_sizes(
         )  # a symbol that became a number is one here
         for name, size in zip(_NAMES, sizes, strict=True):
             if str(size) in extents:
-                raise ExportError(f"{what}: the trace fixed the {name} size of {argument}")
+                raise fixed_size(what, name, argument)
 
 
 def _dim(which: int, bounds: tuple[int, int] | None) -> Any:

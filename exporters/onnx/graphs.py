@@ -11,7 +11,7 @@ from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles
 from fleetune.exporters.model.quantize import FORMS
 from fleetune.exporters.model.sections import SectionFunction
-from fleetune.exporters.model.tracing import quiet, trace
+from fleetune.exporters.model.tracing import fixed_size, quiet, trace
 from fleetune.exporters.onnx.partition import saved_values
 from fleetune.exporters.onnx.passes import apply, fuse, simplify, store
 from fleetune.exporters.onnx.passes.frozen import forms_of, mark_frozen
@@ -164,9 +164,7 @@ def _symbols(model: ir.Model, section: SectionFunction, sizes: tuple[int, int]) 
             if not argument.is_data or extent not in names:
                 continue
             if str(traced).isdigit() and value.uses():
-                raise ExportError(
-                    f"{section.what}: the trace fixed the {names[extent]} size of {argument.role}"
-                )
+                raise fixed_size(section.what, names[extent], argument.role)
             symbols[str(traced)] = names[extent]
     return symbols
 

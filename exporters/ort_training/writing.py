@@ -31,8 +31,8 @@ from fleetune.exporters.model.program import (
     traced_sizes,
     trainable_names,
 )
-from fleetune.exporters.model.quantize import check_base_dtype
 from fleetune.exporters.ort_training.graphs import DepthGraph, depth_graph
+from fleetune.exporters.storages import check_base_dtype
 from fleetune.exporters.tensor_table import Slots, TensorTable, write_tensors
 
 BACKEND = "ort-training"
@@ -58,7 +58,7 @@ def write_ort_training(
         ExportError: another storage than fp32, the environment of ONNX Runtime Training is missing, blocks that differ, an
             operator without translation or gradient, or a folder in the way.
     """
-    check_base_dtype(base_dtype, backend=BACKEND, taken=("fp32",))
+    check_base_dtype(base_dtype, backend=BACKEND)
     python = training_python()
     sizes = traced_sizes(program)
     on_progress("finding the blocks")

@@ -52,9 +52,10 @@ def test_a_job_that_is_stopped_leaves_the_adapter_of_its_last_round_and_goes_on(
             assert home.adapter_is(1)
             raise SystemExit(143)
 
-    kitchen = home.device()
+    kitchen, notes = home.device(), []
     with pytest.raises(SystemExit):
-        home.aggregate(rounds=3, on_round=stop)
+        home.aggregate(rounds=3, on_round=stop, on_note=notes.append)
+    assert notes[-1] == "stopped with 1 of 3 rounds done; the same command goes on"
     report = home.run()["report"]
     assert (report["rounds"], report["finished"]) == (1, False)
     assert [row["devices"] for row in report["history"]] == [0, 1]
@@ -88,7 +89,9 @@ def test_fewer_rounds_than_are_done_end_a_job_at_once(home):
     report = home.aggregate(rounds=1)
     assert (report.rounds, report.finished) == (2, True)
     assert kitchen.result().rounds == 2
-    assert home.aggregate(rounds=1).history == report.history
+    notes = []
+    assert home.aggregate(rounds=1, on_note=notes.append).history == report.history
+    assert notes == [f"{home.out}: all of its 2 rounds were done before; with more --rounds it goes on"]
     assert home.adapter_is(2)
 
 

@@ -81,6 +81,9 @@ def test_every_device_of_a_round_knows_how_many_came_before():
 
 def test_differences_name_the_fields():
     assert differences(job(), job(clients=3)) == ["clients: 2, was 3"]
+    slower = job(work=LocalWork(optimizer=OptimizerSpec(lr=1e-4), steps=7))
+    faster = job(work=LocalWork(optimizer=OptimizerSpec(lr=1e-3), steps=7))
+    assert differences(slower, faster) == ["work.optimizer.lr: 0.0001, was 0.001"]
 
 
 def test_a_neighbouring_job_shares_no_seed_of_a_device_but_its_own():

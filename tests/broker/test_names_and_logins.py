@@ -5,13 +5,15 @@ import json
 import shutil
 import subprocess
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
 import pytest
+from background import begin
 from certificates import Authority
 from servers import free_port
 
+from fleetune.broker import aggregation
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
 from fleetune.broker.servers.mosquitto import Tls, write_configuration
@@ -51,13 +53,12 @@ def run_device(artifact, data, server_url, state, *, job="home", idle_limit_s=60
 
 
 def test_a_login_alone_is_enough_of_a_name(guarded, word_artifact, word_file, tmp_path):
-    with ThreadPoolExecutor() as pool:
-        serving = pool.submit(
-            aggregate, word_artifact, mqtt=url(guarded, "aggregator", "a1"), job=Job("home", rounds=1, clients=1),
-            work=WORK, out=tmp_path / "run",
-        )  # fmt: skip
-        report = run_device(word_artifact, word_file, url(guarded, "kitchen", "k1"), tmp_path / "state")
-        assert (report.device_id, report.rounds, serving.result(60).rounds) == ("kitchen", 1, 1)
+    serving = begin(
+        aggregate, word_artifact, mqtt=url(guarded, "aggregator", "a1"), job=Job("home", rounds=1, clients=1),
+        work=WORK, out=tmp_path / "run",
+    )  # fmt: skip
+    report = run_device(word_artifact, word_file, url(guarded, "kitchen", "k1"), tmp_path / "state")
+    assert (report.device_id, report.rounds, serving.result(60).rounds) == ("kitchen", 1, 1)
     said = (tmp_path / "run" / "run.json").read_text()
     assert "a1" not in json.loads(said)["arguments"]["mqtt"]
 
@@ -93,6 +94,22 @@ def test_an_aggregator_with_a_devices_login_is_told(guarded, word_artifact, tmp_
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("right", ["read", "write"])
+def test_an_aggregator_that_may_only_read_or_only_write_is_told(
+    guarded, tmp_path, caplog, monkeypatch, right
+):
+    """Of a message that it may not read nobody tells a client, and MQTT 3.1.1 has no answer to one that it may not write."""
+    monkeypatch.setattr("fleetune.broker.service.rivals.ANSWER_S", 0.5)
+    (tmp_path / "conf" / "fleetune.acl").write_text(f"user aggregator\ntopic {right} fleetune/v1/#\n")
+    guarded.stop()
+    guarded.start()
+    aggregation._check_alone(url(guarded, "aggregator", "a1", "?version=3.1.1"), "home", Reach())
+    assert (
+        "aggregator/status does not come back: the aggregator's user must be let read and write"
+        in caplog.text
+    )
+
+
 def first_of(tasks, timeout_s=40):
     done, _ = wait(tasks, timeout_s, FIRST_COMPLETED)
     assert done, "none has stopped"
@@ -109,11 +126,10 @@ def test_of_two_aggregators_of_one_job_one_stops_and_says_why(mosquitto, word_ar
         except TransportError as exc:
             return str(exc)
 
-    with ThreadPoolExecutor() as pool:
-        tasks = [pool.submit(serve, name) for name in ("a", "b")]
-        stopped = first_of(tasks)
-        run_device(word_artifact, word_file, mosquitto.url, tmp_path / "state")
-        assert sorted(str(task.result(60)) for task in tasks)[0] == "1"
+    tasks = [begin(serve, name) for name in ("a", "b")]
+    stopped = first_of(tasks)
+    run_device(word_artifact, word_file, mosquitto.url, tmp_path / "state")
+    assert sorted(str(task.result(60)) for task in tasks)[0] == "1"
     taken = "another aggregator works on job 'home'; stop one of them, or give each its own --job"
     assert stopped.result().endswith(taken)
 
@@ -127,14 +143,13 @@ def test_of_two_devices_of_one_name_one_stops_and_the_job_is_done_by_the_other(
         except TransportError as exc:
             return str(exc)
 
-    with ThreadPoolExecutor() as pool:
-        devices = [pool.submit(live, name) for name in ("a", "b")]
-        stopped = first_of(devices)
-        assert "another device named 'pi' uses this id; give each its own --id" in stopped.result()
-        job = Job("home", rounds=2, clients=1)
-        report = aggregate(word_artifact, mqtt=mosquitto.url, job=job, work=WORK, out=tmp_path / "run")
-        (other,) = [task for task in devices if task is not stopped]
-        assert (report.rounds, other.result(60)) == (2, 2)
+    devices = [begin(live, name) for name in ("a", "b")]
+    stopped = first_of(devices)
+    assert "another device named 'pi' uses this id; give each its own --id" in stopped.result()
+    job = Job("home", rounds=2, clients=1)
+    report = aggregate(word_artifact, mqtt=mosquitto.url, job=job, work=WORK, out=tmp_path / "run")
+    (other,) = [task for task in devices if task is not stopped]
+    assert (report.rounds, other.result(60)) == (2, 2)
 
 
 def another(artifact, folder):
@@ -161,14 +176,13 @@ def test_for_another_job_change_job_and_start_it(mosquitto, word_artifact, word_
     for number, (job, artifact) in enumerate(
         [("a", word_artifact), ("b", word_artifact), ("a", other), ("a", word_artifact)]
     ):
-        with ThreadPoolExecutor() as pool:
-            serving = pool.submit(
-                aggregate, artifact, mqtt=mosquitto.url, job=Job(job, rounds=2, clients=1, seed=number), work=WORK,
-                out=tmp_path / f"run{number}",
-            )  # fmt: skip
-            wait_for_aggregator(mosquitto.url, job)
-            report = run_device(artifact, word_file, mosquitto.url, tmp_path / "state", job=job, id="pi")
-            assert (report.rounds, report.refused, serving.result(60).rounds) == (2, 0, 2)
+        serving = begin(
+            aggregate, artifact, mqtt=mosquitto.url, job=Job(job, rounds=2, clients=1, seed=number), work=WORK,
+            out=tmp_path / f"run{number}",
+        )  # fmt: skip
+        wait_for_aggregator(mosquitto.url, job)
+        report = run_device(artifact, word_file, mosquitto.url, tmp_path / "state", job=job, id="pi")
+        assert (report.rounds, report.refused, serving.result(60).rounds) == (2, 0, 2)
 
 
 def test_certificates_are_logins_too(word_artifact, word_file, tmp_path, start_mosquitto):
@@ -183,14 +197,13 @@ def test_certificates_are_logins_too(word_artifact, word_file, tmp_path, start_m
         name: Reach(ca_file=authority.cert, cert=pair.cert, key=pair.key)
         for name, pair in ((name, authority.sign(name)) for name in ("aggregator", "kitchen"))
     }
-    with ThreadPoolExecutor() as pool:
-        serving = pool.submit(
-            aggregate, word_artifact, mqtt=mqtt, job=Job("home", rounds=1, clients=1), work=WORK,
-            out=tmp_path / "run", reach=reach["aggregator"],
-        )  # fmt: skip
-        with pytest.raises(TransportError, match="the name in its certificate must be its id, 'hall'"):
-            run_device(word_artifact, word_file, mqtt, tmp_path / "hall", id="hall", reach=reach["kitchen"])
-        report = run_device(
-            word_artifact, word_file, mqtt, tmp_path / "state", id="kitchen", reach=reach["kitchen"]
-        )
-        assert (report.rounds, serving.result(60).rounds) == (1, 1)
+    serving = begin(
+        aggregate, word_artifact, mqtt=mqtt, job=Job("home", rounds=1, clients=1), work=WORK,
+        out=tmp_path / "run", reach=reach["aggregator"],
+    )  # fmt: skip
+    with pytest.raises(TransportError, match="the name in its certificate must be its id, 'hall'"):
+        run_device(word_artifact, word_file, mqtt, tmp_path / "hall", id="hall", reach=reach["kitchen"])
+    report = run_device(
+        word_artifact, word_file, mqtt, tmp_path / "state", id="kitchen", reach=reach["kitchen"]
+    )
+    assert (report.rounds, serving.result(60).rounds) == (1, 1)

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from fleetune.device_runtime.errors import ConfigError, UnknownName
-from fleetune.device_runtime.options import Option, check, fields_of, problems
+from fleetune.device_runtime.options import Option, check, fields_of, problems, values_of
 from fleetune.device_runtime.tables import Table
 
 
@@ -22,6 +22,11 @@ class Outer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 FRUIT = {"fruit": Table("fruit", {"apple": 1, "pear": 2})}
+
+
+def test_values_go_by_names_down_to_the_last():
+    values = values_of(Outer(lr=3.0, inner=Inner(kind="pear")))
+    assert values == {"lr": 3.0, "role": "eat", "inner.rate": 0.0, "inner.kind": "pear", "free": 0}
 
 
 def test_what_keeps_every_law_is_let_be():

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import transformers
+from anywhere import open_anywhere
 from torch import Tensor
 
 from fleetune.device_runtime.arrays import Arrays, load_arrays
 from fleetune.device_runtime.commands.selfcheck import recorded_adapter, relative_error
 from fleetune.device_runtime.contracts.artifact import GOLDEN, open_artifact
 from fleetune.device_runtime.contracts.plans import dropping
-from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
@@ -205,7 +205,7 @@ def errors_at_sizes(artifact_dir: Path, program: Program) -> dict[str, float]:
     anatomy = find_anatomy(program, batch=2, seq=8)
     layers = len(anatomy.calls)
     found = {}
-    with open_engine(artifact) as stack:
+    with open_anywhere(artifact) as stack:
         for batch_size, seq in SIZES:
             for label, batch in _padded_both_ways(program.make_batch(batch_size, seq)):
                 for dropped in ((), tuple(range(0, layers, 2))):

@@ -102,7 +102,7 @@ def _run(words: list[str]) -> int:
         main()
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever it is, it is what a user would see
         sys.excepthook(*sys.exc_info())
         return 1
     finally:

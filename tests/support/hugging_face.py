@@ -8,6 +8,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+from anywhere import open_anywhere
 from torch import Tensor
 
 from fleetune.device_runtime.arrays import Arrays
@@ -17,7 +18,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import Input
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import full
-from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.toolkit.tasks import IGNORED, TASKS
 
 LENGTHS = np.array([21, 1, 13, 2, 6])
@@ -35,8 +36,8 @@ def errors_against_peft(artifact: Artifact, adapter: Arrays, model: Path) -> dic
     alone = [_logits(reference, _row(artifact, batch, i)) for i in range(len(LENGTHS))]
     features = {row.name: batch[row.name] for row in artifact.manifest.features}
     found = {}
-    for threads, memory in WAYS:
-        with open_engine(artifact, threads=threads, memory=memory) as engine:
+    for threads, memory in ways_of(artifact):
+        with open_anywhere(artifact, threads=threads, memory=memory) as engine:
             rows = engine.rows(len(LENGTHS))
             step = engine.step(batch, full(artifact.manifest.num_layers), adapter, rows=rows)
             logits = engine.predict(features, adapter, rows=rows)
@@ -48,6 +49,12 @@ def errors_against_peft(artifact: Artifact, adapter: Arrays, model: Path) -> dic
                 errors += [relative_error(one, row[-1]) for one, row in zip(last, alone, strict=True)]
         found[f"{threads} threads, {memory.micro_batch} rows at a time"] = max(errors)
     return found
+
+
+def ways_of(artifact: Artifact) -> list[tuple[int, MemoryPlan]]:
+    """Those of WAYS that the backend has: whole models run all rows together."""
+    whole = holds_whole_models(artifact.manifest)
+    return [way for way in WAYS if not whole or way[1] == SAVE_ALL]
 
 
 def unequal_rows(artifact: Artifact, vocabulary: int) -> Arrays:

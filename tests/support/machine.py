@@ -1,7 +1,8 @@
-"""A pretended machine for documents: a shell whose /etc, /opt, /var/lib and /tmp are its own, and which is called ``server`` and ``pi``.
+"""A pretended machine for documents: a shell with its own /etc, /opt, /var/lib and /tmp, called ``server`` and ``pi``.
 
-It needs root, and a kernel that gives namespaces. What a container does not have is played: ``sudo``, ``apt``, ``ssh`` and ``rsync``
-to this same machine, and of systemd what ``enable --now`` and ``journalctl`` do. Nothing of it is left when the shell ends.
+It needs root, and a kernel that gives namespaces. What a container does not have is played: ``sudo``, ``apt``, ``ssh`` and
+``rsync`` to this same machine, and of systemd what ``enable --now`` and ``journalctl`` do. Nothing of it is left when the
+shell ends.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import children
 import pytest
 
 _PLAYED = {
@@ -42,7 +44,7 @@ class Machine:
             (folder / "played" / name).chmod(0o755)
         self.output = ""
 
-    def run(self, script: str, *, timeout_s: float = 900) -> None:
+    def run(self, script: str, *, timeout_s: float = 400) -> None:
         """Run a shell script; the first command that fails ends it, and fails the test with what was said."""
         whole = f"set -e\n{_MOUNTS.format(folder=self._all)}\ncd {_HERE}/work\nset -euo pipefail\n{script}\n"
         command = [
@@ -56,20 +58,17 @@ class Machine:
             "-c",
             whole,
         ]
-        done = subprocess.run(
-            command,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=_environment(),
-            timeout=timeout_s,
-            check=False,
+        process = children.start(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=_environment()
         )
-        self.output = done.stdout
-        assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout[-6000:]}"
+        try:
+            self.output, _ = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        assert process.returncode == 0, f"exit code {process.returncode}\n{self.output[-6000:]}"
 
     def make_environment(self) -> str:
-        """A script that makes a Python environment of this one's libraries, first on the path: only fleetune is to be installed."""
+        """A script that makes an environment with this one's libraries, first on the path: fleetune alone is to be installed."""
         site = f"{_HERE}/env/lib/python{sysconfig.get_python_version()}/site-packages/these.pth"
         return f"{sys.executable} -m venv {_HERE}/env\necho {sysconfig.get_path('purelib')} > {site}\n"
 

@@ -12,9 +12,36 @@ from typing import Any
 import numpy as np
 
 NASTY: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 2**31, 2**63 - 1, 2**64, 1e308, float("nan"), float("-inf"), "", " ", "nan", "ä", "a\nb", "\x1b[31m",
-    "../../etc/passwd", "x" * 3000, [], {}, [[]], [0], {"a": 1}, "float32", "V9", "int8", "\u202e", "\ud800",
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63 - 1,
+    2**64,
+    1e308,
+    float("nan"),
+    float("-inf"),
+    "",
+    " ",
+    "nan",
+    "ä",
+    "a\nb",
+    "\x1b[31m",
+    "../../etc/passwd",
+    "x" * 3000,
+    [],
+    {},
+    [[]],
+    [0],
+    {"a": 1},
+    "float32",
+    "V9",
+    "int8",
+    "\u202e",
+    "\ud800",
+)
 
 
 def spoil(path: Path, rng: random.Random) -> str:
@@ -88,7 +115,7 @@ def _edit(tree: Any, rng: random.Random) -> None:
 
 
 def _edit_lines(path: Path, rng: random.Random) -> None:
-    lines = path.read_bytes().splitlines()
+    lines = path.read_bytes().splitlines() or [b""]
     at = rng.randrange(len(lines) + 1)
     odd = [
         b"",
@@ -159,9 +186,20 @@ def _edit_arrays(path: Path, rng: random.Random) -> None:
     name = rng.choice(sorted(arrays))
     value = arrays[name]
     arrays[name] = rng.choice(
-        [value[:0], value[:1], value[..., None], value.astype("f8") / 0.3, value * 0 - 1, value * 0 + 2**40, value.astype("U3"), value.T,
-         np.array(3), value.astype(bool), np.where(value == value, np.nan, np.nan)]
-    )  # fmt: skip
+        [
+            value[:0],
+            value[:1],
+            value[..., None],
+            value.astype("f8") / 0.3,
+            value * 0 - 1,
+            value * 0 + 2**40,
+            value.astype("U3"),
+            value.T,
+            np.array(3),
+            value.astype(bool),
+            np.where(value == value, np.nan, np.nan),
+        ]
+    )
     if rng.random() < 0.2:
         del arrays[name]
     np.savez(path, **arrays)

@@ -16,9 +16,11 @@ from fleetune.toolkit.cli import COMMANDS
 
 LINES = {
     "train": "train artifact --data words.csv --out new --steps 2 --batch-size 4 --threads 1",
-    "train lines": "train artifact --data words.jsonl --eval words.csv --out new --steps 2 --threads 1 --policy exact-k --drop 0.5",
+    "train lines": "train artifact --data words.jsonl --eval words.csv --out new --steps 2 --threads 1 "
+    "--policy exact-k --drop 0.5",
     "train arrays": "train artifact --data words.npz --out new --steps 2 --threads 1 --optimizer sgd",
-    "train on": "train artifact --config settings.toml --data words.csv --adapter run/adapter --out new --steps 1 --rules rules.toml",
+    "train on": "train artifact --config settings.toml --data words.csv --adapter run/adapter "
+    "--out new --steps 1 --rules rules.toml",
     "resume": "train artifact --data words.csv --out stopped --steps 6 --batch-size 4 --threads 1 --checkpoint-every 1",
     "predict": "predict artifact --text red --threads 1",
     "predict run": "predict artifact --run run --data words.csv --threads 1",
@@ -29,13 +31,14 @@ LINES = {
     "--extensions-max 0 --timeout-s 0.5 --out new",
     "aggregate on": "aggregate artifact --mqtt {url} --job home --rounds 2 --clients 1 --gather-s 0.1 --deadline-s 0.1 "
     "--extensions-max 0 --timeout-s 0.5 --evaluation-s 0.1 --out federation",
-    "device": "device artifact --data words.csv --mqtt {url} --job home --state new --idle-limit-s 0.2 --timeout-s 0.5 --threads 1",
+    "device": "device artifact --data words.csv --mqtt {url} --job home --state new --idle-limit-s 0.2 "
+    "--timeout-s 0.5 --threads 1",
     "device on": "device artifact --data words.csv --mqtt {url} --job home --id kitchen --state state --idle-limit-s 0.2 "
     "--timeout-s 0.5 --threads 1",
     "configure": "broker --configure new --password-file logins.txt --user root",
     "broker": "broker --port 0",
     "bench": "bench nothing",
-}  # fmt: skip
+}
 WITH_TORCH = {
     "export": "export model --task sequence-classification --labels labels.txt --out new",
     "export adapter": "export model --task sequence-classification --labels labels.txt --adapter adapter --out new",
@@ -69,11 +72,60 @@ _NUMBERS = (
     "1000000007",
 )
 _VALUES = (
-    "", " ", "-1", "0", "1", "3", "nan", "inf", "1e309", "9223372036854775807", "18446744073709551616", "1e-320", "0x10", "1_000", "ä",
-    "\u202e", "a\nb", "\x1b[31m", "..", "/dev/null", "/proc/nothing/here", "missing", "artifact", "words.csv", "run", "settings.toml",
-    "{0}", "%s", "~", "a,b", ",", "[", "*", "mqtt://", "mqtts://127.0.0.1:1", "http://x", "mqtt://u:p/w@h", "mqtt://127.0.0.1:1/#?version=9",
-    "x" * 5000, "true", "None", "fp16", "int8", "exact-k", "topk", "evaluate", "fedavgm", "causal-lm", "cuda", "-", "--", "--json", "-v",
-)  # fmt: skip
+    "",
+    " ",
+    "-1",
+    "0",
+    "1",
+    "3",
+    "nan",
+    "inf",
+    "1e309",
+    "9223372036854775807",
+    "18446744073709551616",
+    "1e-320",
+    "0x10",
+    "1_000",
+    "ä",
+    "\u202e",
+    "a\nb",
+    "\x1b[31m",
+    "..",
+    "/dev/null",
+    "/proc/nothing/here",
+    "missing",
+    "artifact",
+    "words.csv",
+    "run",
+    "settings.toml",
+    "{0}",
+    "%s",
+    "~",
+    "a,b",
+    ",",
+    "[",
+    "*",
+    "mqtt://",
+    "mqtts://127.0.0.1:1",
+    "http://x",
+    "mqtt://u:p/w@h",
+    "mqtt://127.0.0.1:1/#?version=9",
+    "x" * 5000,
+    "true",
+    "None",
+    "fp16",
+    "int8",
+    "exact-k",
+    "topk",
+    "evaluate",
+    "fedavgm",
+    "causal-lm",
+    "cuda",
+    "-",
+    "--",
+    "--json",
+    "-v",
+)
 
 
 class Try(NamedTuple):

@@ -1,4 +1,4 @@
-"""Plays systemctl for one service: ``enable --now NAME`` runs its command under its user, with its environment, in the background."""
+"""Plays systemctl: ``enable --now NAME`` runs a service's command as its user, with its environment, in the background."""
 
 import configparser
 import os

@@ -20,7 +20,7 @@ from fleetune.device_runtime.commands.train import TrainReport
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
-from fleetune.toolkit.commands import federation, running
+from fleetune.toolkit.commands import federation, running, workstation
 from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed
 
@@ -104,12 +104,26 @@ def test_help_and_version():
 
 
 def test_usage_mistakes_end_with_2(tmp_path):
-    assert fleetune("nonsense").exit_code == 2
-    assert fleetune("train").exit_code == 2
-    assert fleetune("train", tmp_path, "--speed", "1").exit_code == 2
-    missing = fleetune("train", tmp_path)
-    assert missing.exit_code == 2
-    assert missing.stderr == "fleetune: train needs --data and --out\n"
+    for words, begin, end in (
+        (("nonsense",), "no such command 'nonsense'", ""),
+        (("--bogus", "train"), "no such option: --bogus", ""),
+        (("train",), "train: missing argument 'DIR'", " train"),
+        (("train", tmp_path), "train: needs --data and --out", " train"),
+        (("train", "x", "y"), "train: got unexpected extra argument", " train"),
+        (("train", "x", "--lr"), "train: option '--lr' requires an argument", " train"),
+        (("train", "x", "--lr", "fast"), "train: invalid value for '--lr': ", " train"),
+        (("export", "m", "--tusk", "z"), "export: no such option: --tusk", " export"),
+    ):
+        wrong = fleetune(*words)
+        assert (wrong.exit_code, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+        assert wrong.stderr.startswith(f"fleetune: {begin}")
+        assert wrong.stderr.endswith(f"; see fleetune{end} --help\n")
+
+
+def test_fleetune_alone_is_asked_for_its_help():
+    alone = fleetune()
+    assert alone.exit_code == 2
+    assert "Commands:" in alone.output
 
 
 def test_our_errors_are_one_line_and_1(tmp_path):
@@ -177,6 +191,10 @@ def test_help_stands_under_headings_and_takes_the_terminal_it_has():
     assert "--lr" not in options
 
 
+def test_the_usage_is_what_one_types():
+    assert fleetune("train", "--help").stdout.startswith("Usage: fleetune train [OPTIONS] DIR\n")
+
+
 def test_a_shell_can_complete_it():
     assert "--install-completion" in fleetune("--help").stdout
 
@@ -205,9 +223,15 @@ def test_promised_flags_keep_their_names():
 
 def test_flags_of_mosquitto_need_configure(tmp_path):
     refused = fleetune("broker", "--password-file", tmp_path / "p")
-    assert (refused.exit_code, refused.stderr) == (2, "fleetune: --password-file needs --configure\n")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "fleetune: broker: --password-file needs --configure; see fleetune broker --help\n",
+    )
     refused = fleetune("broker", "--configure", tmp_path / "m", "--client-ca", tmp_path / "ca")
-    assert (refused.exit_code, refused.stderr) == (2, "fleetune: TLS needs --certificate and --key\n")
+    assert (refused.exit_code, refused.stderr) == (
+        2,
+        "fleetune: broker: TLS needs --certificate and --key; see fleetune broker --help\n",
+    )
     missing = fleetune("broker", "--configure", tmp_path / "m", "--password-file", tmp_path / "p")
     assert missing.exit_code == 1
     assert "p: no such file" in missing.stderr
@@ -278,6 +302,35 @@ def test_the_end_of_a_run_is_for_people(stand_in):
         "adapter: run/adapter",
     ]
     assert json.loads(fleetune(*words, "--json").stdout) == msgspec.to_builtins(report)
+
+
+def test_the_end_of_an_export_of_a_device_and_of_a_federation_is_for_people(capsys):
+    console = Console(width=200)
+    sizes = {"base_bytes": 90_900_000, "adapter_bytes": 417_000, "graph_bytes": 83_300}
+    exported = {"out": "a", "architecture": "Bert", "task": "causal-lm", "num_layers": 6, "num_kinds": 2}
+    workstation._show_export(console, SimpleNamespace(**exported, **sizes, seconds=52.8))
+    assert capsys.readouterr().out.splitlines() == [
+        "a: Bert for causal-lm, 6 layers of 2 kinds",
+        "90.9 MB frozen weights, 417.0 kB adapter, 83.3 kB graphs; 53 s",
+        "next: fleetune selfcheck a",
+    ]
+    lived = {"device_id": "hall", "reason": "3 rounds are done", "refused": 0, "pauses": 2, "paused_s": 61.0}
+    lived |= {"bytes_sent": 1400, "bytes_received": 1_300_000, "peak_rss_mb": 100.0, "wall_s": 21.8}
+    work = {"rounds": 3, "steps": 24, "evaluations": 0, "step_ms_median": 185.2, "mean_active_layers": 6.0}
+    federation._show_device(console, SimpleNamespace(**lived, **work))
+    federation._show_device(console, SimpleNamespace(**lived | {"pauses": 0}, steps=0, evaluations=4))
+    assert capsys.readouterr().out.splitlines() == [
+        "hall: 3 rounds are done",
+        "3 rounds, 24 steps, 185 ms a step, 6.0 layers active",
+        "1.4 kB sent, 1.3 MB received, 104.9 MB at most, 22 s in all",
+        "paused 2 times by the rules, 61 s in all",
+        "hall: 3 rounds are done",
+        "4 evaluations",
+        "1.4 kB sent, 1.3 MB received, 104.9 MB at most, 22 s in all",
+    ]
+    made = {"rounds": 3, "wall_s": 18.2, "loss": 2.05, "accuracy": None, "bytes_down": 2, "bytes_up": 5}
+    federation._show_aggregate(console, SimpleNamespace(**made, adapter="fr/adapter"))
+    assert "fleetune merge fr --out DIR" in capsys.readouterr().out
 
 
 def test_json_is_one_object_on_the_last_line_and_progress_is_elsewhere(stand_in):

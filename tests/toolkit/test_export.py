@@ -147,7 +147,9 @@ def test_weights_that_are_cut(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_target_module_lists_what_there_is(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"target module 'q_proj': not in this model; .*key, query, value"):
+    with pytest.raises(
+        ExportError, match=r"target module 'q_proj': no linear module of this model; .*key, query, value"
+    ):
         export(tiny, task=TASK, num_labels=3, out=tmp_path / "out", target_modules=["q_proj"])
 
 
@@ -192,8 +194,8 @@ def test_labels_from_files(tmp_path: Path) -> None:
     ("labels", "count", "said"),
     [
         (["a", "a"], None, "1 of them distinct"),
-        (["a"], None, "1 labels"),
-        (["a", "b"], 3, "--num-labels 3, but 2 labels"),
+        (["a"], None, "1 label: expected two or more"),
+        (["a", "b"], 3, "3 classes, but 2 labels are named: a, b"),
     ],
 )
 def test_labels_that_cannot_be(labels: list[str], count: int | None, said: str) -> None:

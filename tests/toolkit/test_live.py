@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -79,6 +80,36 @@ def test_on_a_terminal_no_warning_is_painted_over_and_the_header_is_there_once(l
     assert found[3] == "round 1 closes at its deadline without hall"
     assert found[5] == "round 2: kitchen declined: no room"
     assert sys.stderr.getvalue() == ""
+
+
+def stepped(*steps):
+    out = Terminal()
+    with live.steps(Console(file=out, force_terminal=True, width=100)) as show:
+        for step in steps:
+            show(SimpleNamespace(step=step, total_steps=2, loss=1.5, seconds=0.1))
+    return plain(out.getvalue())
+
+
+def test_a_bar_stays_if_there_were_steps_and_goes_if_there_were_none():
+    (line,) = stepped(0, 1)
+    assert line.startswith("step 2/2 ")
+    assert "loss 1.5000" in line
+    assert stepped() == []
+
+
+def test_a_bar_of_samples_leaves_nothing_behind_and_elsewhere_there_are_lines(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    out, piped = Terminal(), io.StringIO()
+    terminal = Console(file=out, force_terminal=True, width=100)
+    for console in (terminal, Console(file=piped)):
+        with live.samples(console) as show:
+            for now[0], done in ((1.0, 32), (6.0, 64), (7.0, 96)):
+                show(SimpleNamespace(done=done, total=600))
+        now[0] = 0.0
+    assert "96/600" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert plain(out.getvalue()) == []
+    assert piped.getvalue() == "64 of 600 samples\n"
 
 
 def test_a_log_that_goes_to_a_file_goes_there_and_not_to_the_terminal(log, monkeypatch):

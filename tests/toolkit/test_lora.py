@@ -52,7 +52,8 @@ def test_an_image_head_learns_though_peft_has_no_such_task() -> None:
 
 def test_a_target_that_matches_nothing_lists_what_there_is() -> None:
     with pytest.raises(
-        ExportError, match=r"'q_proj': not in this model; its linear modules are .*key, query, value"
+        ExportError,
+        match=r"'q_proj': no linear module of this model; those are .*key, query, value",
     ):
         attach_lora(bert(), task=SEQUENCE, r=2, alpha=4, target_modules=["query", "q_proj"])
 
@@ -104,7 +105,7 @@ def test_an_adapter_for_more_layers_is_refused(saved: Path) -> None:
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "target_modules": ["query"]}))
-    with pytest.raises(ExportError, match="not a PEFT adapter for this model"):
+    with pytest.raises(ExportError, match="an adapter without weights"):
         load_adapter(bert(), str(tmp_path))
 
 
@@ -153,11 +154,11 @@ def test_all_linear_is_every_linear_but_the_head() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("layer.*q_proj", r"'layer\.\*q_proj': not in this model; .*key, query, value"),
-        (r"encoder\.layer\.0\..*query", "not in this model"),
-        (".*embeddings", "not in this model"),
+        ("layer.*q_proj", r"'layer\.\*q_proj': no linear module of this model; .*key, query, value"),
+        (r"encoder\.layer\.0\..*query", "no linear module of this model"),
+        (".*embeddings", "no linear module of this model"),
         ("*query", r"no regular expression: nothing to repeat"),
-        ([".*query"], r"'\.\*query': not in this model"),
+        ([".*query"], r"'\.\*query': no linear module of this model"),
     ],
 )
 def test_an_expression_that_fits_nothing_is_refused(given: Any, said: str) -> None:
@@ -208,7 +209,7 @@ def test_an_adapter_for_fewer_layers_is_refused(saved: Path) -> None:
 
 def test_an_adapter_of_another_head_is_refused(saved: Path) -> None:
     config = transformers.BertConfig(vocab_size=50, max_position_embeddings=12, num_labels=4, **SIZES)
-    with pytest.raises(ExportError, match=r"size mismatch for .*classifier"):
+    with pytest.raises(ExportError, match=r"classifier\S*\.weight is \[3, 8\], expected \[4, 8\]; "):
         load_adapter(transformers.BertForSequenceClassification(config), str(saved))
 
 
@@ -261,8 +262,15 @@ def test_an_adapter_in_a_folder_of_its_name_is_pointed_at(tmp_path: Path) -> Non
 def test_an_adapter_that_is_no_lora_is_refused(tmp_path: Path) -> None:
     config = peft.IA3Config(target_modules=["query"], feedforward_modules=[], task_type="SEQ_CLS")
     peft.get_peft_model(bert(), config).save_pretrained(tmp_path)
-    with pytest.raises(ExportError, match=r"an adapter of type .*IA3; only LoRA"):
+    with pytest.raises(ExportError, match=r"an adapter of type IA3; only LoRA"):
         load_adapter(bert(), str(tmp_path))
+
+
+def test_an_activated_lora_is_refused(saved: Path) -> None:
+    changed = {"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}
+    (saved / CONFIG).write_text(json.dumps(json.loads((saved / CONFIG).read_text()) | changed))
+    with pytest.raises(ExportError, match=r"an activated LoRA \(alora_invocation_tokens\)"):
+        load_adapter(bert(), str(saved))
 
 
 def test_an_adapter_that_is_not_finite_is_refused(saved: Path) -> None:
@@ -292,19 +300,33 @@ def test_a_head_that_neither_checkpoint_nor_adapter_has_is_refused(tmp_path: Pat
     with pytest.raises(
         ExportError, match=r"classifier\.weight, classifier\.bias: neither in .*task type: none"
     ):
-        continue_adapter(bert(), str(folder), fresh=head, has_classes=True)
+        continue_adapter(bert(), str(folder), fresh=head, task=SEQUENCE)
+
+
+def test_an_adapter_of_another_task_is_told(tmp_path: Path) -> None:
+    """Of as many classes its head fits, and nothing else would show it."""
+    notes: list[str] = []
+    learning = attach_lora(bert(), task="token-classification", r=2, alpha=4, target_modules=["query"])
+    learning.save_pretrained(tmp_path)
+    continue_adapter(bert(), str(tmp_path), task=SEQUENCE, fresh=(), tell=notes.append)
+    assert notes == [
+        "adapter: made for TOKEN_CLS, its tensors fit sequence-classification; its head goes on from the other task's"
+    ]
+    notes.clear()
+    continue_adapter(bert(), str(tmp_path), task="token-classification", fresh=(), tell=notes.append)
+    assert notes == []
 
 
 def test_a_head_of_the_checkpoint_that_is_not_trained_is_told(tmp_path: Path) -> None:
     notes: list[str] = []
-    continue_adapter(bert(), str(body_adapter(tmp_path)), fresh=(), has_classes=True, tell=notes.append)
+    continue_adapter(bert(), str(body_adapter(tmp_path)), fresh=(), task=SEQUENCE, tell=notes.append)
     assert notes == ["head: the adapter trains none; the checkpoint's stays as it is"]
 
 
 def test_a_head_in_the_adapter_makes_up_for_none_in_the_checkpoint(saved: Path) -> None:
     notes: list[str] = []
     head = ("classifier.weight", "classifier.bias")
-    learning = continue_adapter(bert(), str(saved), fresh=head, has_classes=True, tell=notes.append)
+    learning = continue_adapter(bert(), str(saved), fresh=head, task=SEQUENCE, tell=notes.append)
     content = load_file(saved / WEIGHTS)["base_model.model.classifier.weight"]
     assert learning.get_parameter("base_model.model.classifier.modules_to_save.default.weight").equal(content)
     assert notes == []

@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny import noisy_adapter
+from tiny_tokenizers import word_tokenizer
 from torch import Tensor
 
 from fleetune.device_runtime.contracts.adapters import read_peft, save_peft, write_peft
@@ -269,6 +270,39 @@ def test_classes_have_the_names_of_the_run_or_the_model(tuned: Callable[..., Pat
         merge(tuned(tmp_path / "e", labels=["a", "b"]), out=tmp_path / "out", full=True)
 
 
+def test_a_merged_model_of_ours_answers_with_one_class(
+    bert: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The checkpoint's head was for several classes at once: a pipeline would give each a probability of its own."""
+    model = shutil.copytree(bert, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (model / "config.json").write_text(json.dumps(config))
+    ours = Provenance(task="sequence-classification", labels=tuple(NAMES))
+    for known, problem in ((ours, None), (None, "multi_label_classification")):
+        run = tuned(tmp_path / str(problem), known=known)
+        out = merge(run, out=run / "merged", full=True, model=model)
+        assert transformers.AutoConfig.from_pretrained(out).problem_type == problem
+
+
+def test_what_cannot_be_read_beside_the_model_is_told(
+    bert: Path, tuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(bert, tmp_path / "model")
+    word_tokenizer().save_pretrained(model)
+    (model / "tokenizer.json").write_text("{")
+    (model / "preprocessor_config.json").write_text("{")
+    said: list[str] = []
+    out = merge(
+        tuned(tmp_path / "run"), out=tmp_path / "out", full=True, model=model, on_progress=said.append
+    )
+    notes = [line for line in said if line.startswith("note: ")]
+    assert [line.partition(":")[2].partition(", so not beside")[0] for line in notes] == [
+        " tokenizer.json, tokenizer_config.json: not read as AutoTokenizer",
+        " preprocessor_config.json: not read as AutoImageProcessor",
+    ]
+    assert not (out / "tokenizer.json").exists()
+
+
 def test_classes_are_counted_in_the_adapter_where_the_checkpoint_has_others(tmp_path: Path) -> None:
     """Four wide, nine classes, a head of two linears: the smallest tensor that is saved whole has four rows."""
     config = transformers.RobertaConfig(**SIZES | {"hidden_size": 4, "pad_token_id": 1})
@@ -283,6 +317,25 @@ def test_classes_are_counted_in_the_adapter_where_the_checkpoint_has_others(tmp_
     merged = reload(out, CLASSIFIER)
     assert merged.config.id2label[8] == "label_8"
     torch.testing.assert_close(says(merged), says(learning), atol=1e-6, rtol=1e-5)
+
+
+def test_a_merged_decoder_pads_as_the_artifact_did(tmp_path: Path) -> None:
+    """A configuration whose padding is no token: an export takes the tokenizer's, and a row padded by it answers as alone."""
+    config = transformers.LlamaConfig(num_key_value_heads=2, num_labels=3, **SIZES)
+    model = save(tmp_path / "model", CLASSIFIER, config)
+    path = model / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": -1}))
+    word_tokenizer().save_pretrained(model)
+    adapt(model, tmp_path / "adapter", CLASSIFIER, task_type="SEQ_CLS", target_modules=["q_proj"])
+    said: list[str] = []
+    out = merge(tmp_path / "adapter", out=tmp_path / "out", full=True, on_progress=said.append)
+    merged = reload(out, CLASSIFIER)
+    assert "note: padding: token 0, the tokenizer's; the model's is -1" in said
+    assert merged.config.pad_token_id == 0
+    rows = torch.nn.functional.pad(IDS, (0, 3)), torch.tensor([[1] * 6 + [0] * 3])
+    with torch.no_grad():
+        padded = merged(input_ids=rows[0], attention_mask=rows[1]).logits
+    torch.testing.assert_close(padded, says(merged), atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_without_task_is_asked_for_one(bert: Path, tmp_path: Path) -> None:

@@ -72,7 +72,13 @@ def test_the_licence_is_that_of_the_card(card: str | None, licence: str, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(ValueError("\n\nfirst\nsecond"), "first"), (KeyError(), "KeyError")]
+    ("error", "told"),
+    [
+        (ValueError("\n\nfirst\nsecond"), "first"),
+        (ValueError("first:\n  second\nthird"), "first: second"),
+        (KeyError(), "KeyError"),
+        (KeyError("dense"), "KeyError 'dense'"),
+    ],
 )
 def test_an_error_of_many_lines_becomes_one(error: Exception, told: str) -> None:
     with pytest.raises(ExportError, match=rf"^it: {told}$"), told_shortly("it"):
@@ -211,14 +217,25 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(cut: int, tmp_path: Path) ->
     word_tokenizer().save_pretrained(classifier(tmp_path))
     whole = (tmp_path / "tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(whole[:cut])
-    with pytest.raises(ExportError, match=r"its tokenizer cannot be read: .*remove tokenizer\.json"):
+    said = (
+        r"its tokenizer cannot be read: tokenizer\.json: no JSON object; mend it, or remove tokenizer\.json"
+    )
+    with pytest.raises(ExportError, match=said):
+        notes_of(tmp_path)
+
+
+def test_a_tokenizer_that_is_json_and_none_is_refused(tmp_path: Path) -> None:
+    word_tokenizer().save_pretrained(classifier(tmp_path))
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ExportError, match="its tokenizer cannot be read: KeyError 'added_tokens'; mend it"):
         notes_of(tmp_path)
 
 
 def test_settings_of_a_tokenizer_without_its_vocabulary_are_refused(tmp_path: Path) -> None:
     word_tokenizer().save_pretrained(classifier(tmp_path))
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(ExportError, match=r"its tokenizer cannot be read: .*remove tokenizer_config\.json"):
+    said = r"no vocabulary \(tokenizer\.json, .* is there; mend it, or remove tokenizer_config\.json: data"
+    with pytest.raises(ExportError, match=said):
         notes_of(tmp_path)
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fleetune.toolkit.labels import HAS_CLASSES
 from fleetune.toolkit.tasks import IGNORED, TASKS, classification_loss, next_token_loss, token_loss
 
 
@@ -36,6 +37,10 @@ def test_a_token_loss_is_the_mean_of_its_sum() -> None:
     shifted = labels[:, 1:]
     total = made(logits[:, :-1], shifted)
     torch.testing.assert_close(total / shifted.numel(), next_token_loss(logits, labels))
+
+
+def test_what_is_known_without_torch_is_what_there_is() -> None:
+    assert {name: task.has_classes for name, task in TASKS.items()} == HAS_CLASSES
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -71,7 +71,10 @@ def predict(
     artifact_dir: ArtifactDir,
     *,
     text: Annotated[list[str] | None, shown("a text; may be given several times", metavar="TEXT")] = None,
-    data: Data = None,
+    data: Annotated[
+        Path | None,
+        shown("a file as for train; labels in it are not looked at", metavar="FILE"),
+    ] = None,
     run: Annotated[
         Path | None, shown("folder of train, aggregate or demo whose adapter to use", metavar="DIR")
     ] = None,
@@ -86,7 +89,7 @@ def predict(
         "fleetune.device_runtime.commands.predict:predict",
         locals(),
         argument="artifact_dir",
-        watch=Watch("on_note", live.remarks),
+        watch=Watch("on_progress", live.samples, notes="on_note", aside=True),
         show=_show_predictions,
     )
 

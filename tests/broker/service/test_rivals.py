@@ -38,9 +38,20 @@ KNOCK = encode(knock_of("job"))
         ((status(), KNOCK), False, ANSWER_S),
         ((status(), KNOCK, status(online=False)), False, 3.0),
         ((b"garbage", KNOCK), False, 2.0),
-        ((), False, ANSWER_S),
+        ((), None, ANSWER_S),
+        ((status(),), None, ANSWER_S),
     ],
-    ids=["nobody", "offline", "answers", "no claim", "dead", "leaves", "garbage", "no echo"],
+    ids=[
+        "nobody",
+        "offline",
+        "answers",
+        "no claim",
+        "dead",
+        "leaves",
+        "garbage",
+        "no echo",
+        "no echo beside a claim",
+    ],
 )
 def test_only_an_answer_counts(arriving, rival, took_s):
     link = Scripted(*arriving)

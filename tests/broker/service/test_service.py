@@ -625,3 +625,17 @@ def test_a_judge_that_is_missing_at_the_end_is_named(tmp_path):
     stranger.hello()
     stranger.deliver(good_payload())
     assert notes[-1] == "1 rounds are done; waiting for the evaluation of judge"
+
+
+def test_a_flood_of_bad_messages_is_a_few_lines_in_the_log(tmp_path, caplog):
+    stranger = Stranger(tmp_path)
+    decline = {"device_id": "device-0", "job": JOB, "round": 1, "reason": "no"}
+    bad = Report(device_id="device-0", job=JOB, round=0, version=0, loss=1.0, accuracy=2.0, num_samples=1)
+    with caplog.at_level(logging.WARNING):
+        for number in range(200):
+            stranger.say(Decline(**decline))
+            stranger.say(bad)
+            stranger.say_raw(b"garbage")
+            stranger.hello(artifact=f"other-{number}")
+            stranger.say_raw(b"garbage", name=f"device-{number % 3 + 1}")
+    assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 4 * 5

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fleet import Aggregator, Device, World, settings_of
 
+from fleetune.broker.store.damage import damaged
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.contracts.run_file import LEDGER
@@ -169,3 +170,13 @@ def test_damage_that_would_be_met_in_the_middle_of_a_job_is_told_at_its_start(fo
     (copy / LEDGER).write_bytes(bytes(content))
     with pytest.raises(StateError, match="not a ledger, or damaged"):
         Ledger(copy, settings_of(**{name: value for name, value in CHANGES.items() if name != "size"}))
+
+
+def test_a_full_disk_is_not_called_damage(tmp_path):
+    full = sqlite3.OperationalError("database or disk is full")
+    assert "ledger: cannot be used: database or disk is full; the same" in str(
+        damaged(tmp_path / "ledger", full)
+    )
+    assert "not a ledger, or damaged" in str(
+        damaged(tmp_path, sqlite3.OperationalError("no such table: job"))
+    )

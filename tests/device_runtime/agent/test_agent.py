@@ -105,7 +105,7 @@ def test_events_read_well(stage):
     assert str(offer) == "round 1: offer: version 0"
     size = len(encode_update("fp32", {n: first_adapter()[n] for n in ("w", "b")}, first_adapter()))
     assert str(trained).startswith("round 1: trained: loss ")
-    assert str(trained).endswith(f", size bytes {size}")
+    assert str(trained).endswith(f", size {size / 1e3:.1f} kB")
 
 
 def test_a_pause_takes_effect_before_the_next_step_and_changes_nothing(careful, weather):
@@ -246,3 +246,10 @@ def test_a_pause_without_work_is_told_and_is_none_of_the_agent(careful, weather)
     careful.poll()
     assert str(careful.device.events[-1]) == "round 0: paused: temperature 90.0 C is above 70 C"
     assert not careful.device.agent.is_paused
+
+
+def test_a_flood_of_bad_messages_is_a_few_lines_in_the_log(stage, caplog):
+    topic = stage.device.agent._identity.topics[0]
+    for _ in range(200):
+        stage.device.agent.take(topic, b"garbage", 1.0)
+    assert caplog.text.count("dropped a message") == 5

@@ -57,9 +57,8 @@ def test_the_aggregator_is_told_of_when_it_goes_and_when_it_is_here_again(stage)
     stage.aggregator.status("one")
     stage.poll(2)
     assert stage.device.agent.has_status
-    stage.aggregator.status("one", online=False)
-    stage.poll(2)
-    stage.aggregator.status("two")
-    stage.poll(2)
-    said = ["aggregator: here", "aggregator: away; waiting for it", "aggregator: here"]
+    for session, online in (("one", False), ("one", False), ("one", True), ("one", False), ("two", True)):
+        stage.aggregator.status(session, online=online)
+        stage.poll(2)
+    said = ["aggregator: here"] + 2 * ["aggregator: away; waiting for it", "aggregator: here"]
     assert [str(event) for event in stage.device.events] == said

@@ -6,7 +6,7 @@ import pytest
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.commands import device
-from fleetune.device_runtime.commands.own_folder import identify, state_folder
+from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.errors import StateError, TransportError
@@ -164,3 +164,9 @@ def test_a_state_folder_that_is_made_is_its_owners_alone_and_one_that_is_there_s
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o750)
     assert state_folder(made, job="home", device_id=None).stat().st_mode & 0o777 == 0o750
+
+
+def test_a_state_folder_in_which_nothing_can_be_written_is_told(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(StateError, match="cannot be written: Is a directory"), alone_in(tmp_path):
+        pass

@@ -119,6 +119,12 @@ def test_answers_of_the_untrained_version_are_called_so(word_artifact, run):
     assert len(notes) == 1
 
 
+def test_how_far_it_is_is_told_after_every_batch(word_artifact, run):
+    seen = []
+    predict(word_artifact, text=["red"] * 5, run=run, batch_size=2, on_progress=seen.append)
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
 def test_the_folder_of_a_demo_is_a_run(word_artifact, run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "artifact").mkdir()

@@ -111,6 +111,8 @@ def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, 
             system.zone(90)
 
     def on_note(pause):
+        if isinstance(pause, str):
+            return
         told.append((str(pause).split(" after")[0], list(taken)))
         if pause.reasons:
             system.zone(50)
@@ -186,7 +188,8 @@ def test_the_same_command_trains_a_finished_run_no_further(word_artifact, word_f
     notes = []
     again = train(word_artifact, on_step=killer(0), on_note=notes.append, **options)
     assert again == first
-    assert notes == [f"{tmp_path}: all 6 steps were taken before; --no-resume trains anew"]
+    assert notes[0] == f"{tmp_path}: all 6 steps were taken before; --no-resume trains anew"
+    assert notes[1:] == [f"measuring on {len(word_file.read_text().splitlines()) - 1} held-out samples"]
     assert same(adapter_of(tmp_path, word_artifact), before)
     unmeasured = train(word_artifact, on_step=killer(0), **{**options, "eval": None})
     assert (unmeasured.accuracy, unmeasured.losses) == (None, first.losses)
@@ -329,7 +332,8 @@ def test_texts_that_are_cut_are_told_once_for_each_file(word_artifact, tmp_path)
         "threads": 1,
     }
     train(data=tmp_path / "long.csv", eval=tmp_path / "short.csv", seq_len=8, **run)
-    (told,) = map(str, notes)
+    told, measuring = map(str, notes)
+    assert measuring == "measuring on 1 held-out samples"
     assert "long.csv: 1 of 2 samples are longer than 8 tokens (the model takes up to 32)" in told
 
 

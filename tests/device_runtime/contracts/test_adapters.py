@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import numpy as np
@@ -102,6 +103,25 @@ def test_an_adapter_of_another_model_or_scale_is_refused(tmp_path, manifest, mak
         load_peft(tmp_path, make_manifest(num_layers=2))
     with pytest.raises(ArtifactError, match="lora_alpha: expected 32, got 16"):
         load_peft(tmp_path, make_manifest(peft={"r": 8, "lora_alpha": 32}))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"r": 8, "lora_alpha": 16, "alpha_pattern": {"value": 64}}, "alpha_pattern: expected {}, got {'value': 64}"),
+        ({"r": 8, "lora_alpha": 16, "use_rslora": True}, "use_rslora: expected False, got True"),
+        ({"r": 8}, "lora_alpha: expected 16, got 8"),
+        ({"r": 8, "lora_alpha": 16, "alpha_pattern": None, "use_rslora": None}, ""),
+    ],
+)  # fmt: skip
+def test_a_scale_that_a_file_does_not_name_is_pefts_own(tmp_path, manifest, arrays, theirs, said):
+    """A file of before PEFT had the setting lacks it, and no tensor shows that the scale is another."""
+    write_peft(tmp_path, theirs, arrays)
+    if not said:
+        assert load_peft(tmp_path, manifest).keys() == arrays.keys()
+        return
+    with pytest.raises(ArtifactError, match=re.escape(said)):
+        load_peft(tmp_path, manifest)
 
 
 def test_what_is_no_adapter_folder_is_refused(tmp_path, manifest, arrays):

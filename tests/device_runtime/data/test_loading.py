@@ -1,6 +1,8 @@
 import contextlib
 import gzip
 import json
+import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -188,6 +190,28 @@ def test_words_have_their_class_on_their_first_token(load, tmp_path):
     assert labels[1][:3].tolist() == [-100, 0, -100]
 
 
+def test_words_may_be_without_label(load, tmp_path):
+    """As an integer or, out of a table, as text; a class of that name is a class."""
+    lines = [{"tokens": ["hello", "hi"], "labels": [-100, "glad"]}, {"tokens": ["hi"], "labels": ["-100"]}]
+    path = jsonl(tmp_path / "a.jsonl", lines)
+    labels = load(path, task="token-classification").rows(np.array([0, 1]))["labels"]
+    assert labels[:, :4].tolist() == [[-100, -100, 1, -100], [-100, -100, -100, -100]]
+    named = load(path, task="token-classification", labels=("-100", "glad")).rows(np.array([0, 1]))["labels"]
+    assert named[:, :4].tolist() == [[-100, 0, 1, -100], [-100, 0, -100, -100]]
+
+
+def test_words_of_which_none_has_a_label_are_refused(load, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"tokens": ["hello", "hi"], "labels": [-100, -100]}] * 2)
+    with pytest.raises(DataError, match=r"a\.jsonl: all words are labelled -100, and count for nothing"):
+        load(path, task="token-classification")
+
+
+def test_a_text_has_a_class(load, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "hello", "label": -100}])
+    with pytest.raises(DataError, match="line 1: label -100 out of range; expected 0 to 2"):
+        load(path)
+
+
 def test_words_that_are_cut_off_take_no_label(load, tmp_path):
     lines = [{"tokens": ["hello"] * 20, "labels": [1] * 20}, {"tokens": ["hi", "hi"], "labels": [2, 0]}]
     dataset = load(jsonl(tmp_path / "a.jsonl", lines), task="token-classification", seq_len=8)
@@ -302,6 +326,41 @@ def test_a_bad_row_is_named(load, tmp_path, content, message):
         load(path)
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lines_end_as_any_spreadsheet_ends_them(load, tmp_path, end, encoding):
+    lines = ["text,label", '"a\nb",1', "c,2", "d,9"]
+    (tmp_path / "a.csv").write_bytes(end.join(lines).encode(encoding))
+    with pytest.raises(DataError, match="line 5: label 9 out of range"):
+        load(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes(f"text,label{end}hi,1\rho,2\r\nhi,0{end}".encode(encoding))
+    assert load(tmp_path / "a.csv").labels.tolist() == [1, 2, 0]
+
+
+def test_many_columns_take_no_longer_each(load, tmp_path):
+    names = [f"c{i}" for i in range(20_000)]
+    (tmp_path / "a.csv").write_text(f"text,label,{','.join(names)}\nhi,1{',x' * len(names)}\n")
+    started = time.process_time()
+    assert load(tmp_path / "a.csv").labels.tolist() == [1]
+    assert time.process_time() - started < 2.0  # 6 s where each name was counted
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", b'{"text": "' + b"r" * 5000, r"line 1: a line of more than 0 MB"),
+        ("a.csv.gz", b"text,label\nhi,1\n" + b"r" * 5000, "line 3: a line of more than"),
+        ("a.csv.gz", b'text,label\n"' + b"r\n" * 5000, "line [0-9]+: a cell of more than"),
+        ("a.jsonl.gz", ("\ufeff" + "r" * 5000).encode("utf-16-le"), "line 1: a line of more than"),
+    ],
+)
+def test_a_line_without_end_is_not_read_to_its_end(load, tmp_path, monkeypatch, name, content, message):
+    monkeypatch.setattr("fleetune.device_runtime.data.records.LINE_MAX", 1000)
+    (tmp_path / name).write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / name)
+
+
 def test_bytes_that_are_no_text_are_named(load, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "hi", "label": 0}\n{"text": "\xff", "label": 0}\n')
     with pytest.raises(DataError, match=r"a\.jsonl, line 2"):
@@ -404,8 +463,10 @@ def test_all_that_is_wrong_with_arrays_is_listed(load_arrays):
         load_arrays(pixel_values=good + np.nan, labels=np.zeros(3, int))
     with pytest.raises(DataError, match="pixel_values: no sample"):
         load_arrays(pixel_values=good[:0], labels=np.zeros(0, int))
-    with pytest.raises(DataError, match="cannot be read as NPZ"):
+    with pytest.raises(DataError, match=r"a\.npz: pixel_values: an array of Python objects; give it a dtype"):
         load_arrays(pixel_values=np.array([object()]), labels=np.zeros(1, int))
+    with pytest.raises(DataError, match=r"\.npz: x0, x1, x10, .* and 92 more: not an input of the model$"):
+        load_arrays(pixel_values=good, labels=np.zeros(3, int), **{f"x{i}": np.zeros(1) for i in range(100)})
 
 
 TOKENS = (
@@ -473,6 +534,55 @@ def test_a_next_token_is_one_of_the_models(load_tokens):
     assert load_tokens(with_value(0), inputs=inputs, labels=labels, task="causal-lm").num_samples == 3
     with pytest.raises(DataError, match="labels: 1 out of range, the first is 69; expected 0 to 68"):
         load_tokens(with_value(0), inputs=inputs, labels=with_value(69), task="causal-lm")
+
+
+def test_labels_beyond_int64_are_not_wrapped(load_tokens):
+    """2^64 - 100 would become the label of a position that is ignored."""
+    inputs = (*TOKENS[:2], Input("labels", "int64", ("batch", "seq"), role="labels"))
+    labels = np.full((3, 4), 2**64 - 100, np.uint64)
+    with pytest.raises(DataError, match="labels: 12 out of range, the first is 18446744073709551516"):
+        load_tokens(with_value(0), inputs=inputs, labels=labels, task="token-classification")
+
+
+def write_bomb(path, name, shape, **arrays):
+    """An NPZ file of some 100 kB whose array ``name`` is 100 MB of zeros."""
+    np.savez(path, **arrays)
+    with (
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(f"{name}.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": shape})
+        for _ in range(100):
+            file.write(bytes(1_000_000))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("x", (12_500_000,), "x: not an input of the model"),
+        ("input_ids", (2, 6_250_000), "attention_mask: expected .*; 6250000 tokens a row, the model takes"),
+        ("input_ids", (12_500_000, 1), "attention_mask: expected"),
+    ],
+)
+def test_what_does_not_fit_is_not_unpacked(load, tmp_path, name, shape, message):
+    arrays = {"input_ids": with_value(0), "attention_mask": np.ones((3, 4), int), "labels": np.zeros(3, int)}
+    arrays.pop(name, None)
+    write_bomb(tmp_path / "a.npz", name, shape, **arrays)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "a.npz", inputs=TOKENS, bounds={"seq": 64})
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
+
+
+def test_what_fits_and_is_larger_than_the_machine_is_not_unpacked(load, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1024, "SC_PHYS_PAGES": 2048}.get)
+    ids = np.ones((10_000, 8), np.int64)
+    np.savez_compressed(tmp_path / "a.npz", input_ids=ids, attention_mask=ids, labels=ids[:, 0])
+    with pytest.raises(
+        DataError, match=r"a\.npz: its arrays take 1 MB, more than half of this machine's memory \(2 MB\)"
+    ):
+        load(tmp_path / "a.npz", inputs=TOKENS)
 
 
 def npy(header):

@@ -3,7 +3,7 @@
 import pytest
 
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.network.address import parse_url
+from fleetune.device_runtime.network.address import parse_url, without_logins
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,10 @@ def test_a_bad_address_is_refused_without_its_secret(url):
     with pytest.raises(ConfigError, match="expected") as caught:
         parse_url(url)
     assert "secret" not in str(caught.value)
+
+
+def test_what_an_address_looks_like_is_told_whole():
+    with pytest.raises(ConfigError) as caught:
+        parse_url("mqtt://kitchen:a/b@server")
+    assert without_logins(str(caught.value)) == str(caught.value)
+    assert "expected mqtt://host[:port]" in str(caught.value)

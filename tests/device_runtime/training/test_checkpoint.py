@@ -37,7 +37,8 @@ def test_every_difference_of_the_runs_is_named(tmp_path):
     save_checkpoint(path, CHECKPOINT)
     other = Origin("b" * 64, "d" * 64, "s" * 64, LocalWork(optimizer=OptimizerSpec(lr=0.2), steps=9))
     with pytest.raises(
-        ConfigError, match=r"artifact: aaaaaaaaaaaa there, bbbbbbbbbbbb here.*lr.*steps: 0 there, 9 here"
+        ConfigError,
+        match=r"artifact: aaaaaaaaaaaa there, bbbbbbbbbbbb here; optimizer\.lr: \S+ there, 0\.2 here; steps: 0 there, 9 here",
     ):
         load_checkpoint(path, other)
 

@@ -20,12 +20,12 @@ from fleetune.exporters.model.program import Program
 from fleetune.exporters.model.quantize import (
     FORMS,
     LARGEST,
-    check_base_dtype,
     derive,
     rounded,
     split_form,
     with_forms,
 )
+from fleetune.exporters.storages import check_base_dtype
 from fleetune.exporters.writing import Description, write_artifact
 
 SCALES = (0.25, 0.25, 0.5, 0.25)
@@ -172,6 +172,6 @@ def test_a_storage_that_the_runtime_does_not_take_is_refused() -> None:
     with pytest.raises(
         ExportError, match="--base-dtype int8: the executorch runtime does not take it; it takes fp32"
     ):
-        check_base_dtype("int8", backend="executorch", taken=("fp32",))
+        check_base_dtype("int8", backend="executorch")
     with pytest.raises(ConfigError, match="--base-dtype int3: no such storage; have: fp16, fp32, int8"):
-        check_base_dtype("int3", backend="onnx", taken=("fp32",))
+        check_base_dtype("int3", backend="onnx")

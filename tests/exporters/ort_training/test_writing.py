@@ -12,6 +12,7 @@ import plain_models
 import pytest
 import torch
 import transformers
+from anywhere import ORT_PYTHON, open_anywhere
 from paths import ROOT
 from peft import LoraConfig, PeftModel, get_peft_model
 from pretrained import MINILM, shared_data
@@ -35,7 +36,6 @@ from fleetune.exporters.writing import Description
 from fleetune.toolkit.export import export
 from fleetune.toolkit.programs import describe, program_of
 
-ORT_PYTHON = ROOT / ".venv-ort" / "bin" / "python"
 WORKER = ROOT / "tests" / "support" / "ort_training_worker.py"
 DESCRIPTION = Description("tiny", "Tiny", "sequence-classification", tuple("abcde"), {})
 DROP, FORWARD, TRAIN = Mode.DROP, Mode.FORWARD, Mode.TRAIN
@@ -211,6 +211,21 @@ def test_steps_at_other_sizes_and_plans_equal_torch(exported: tuple[Program, Pat
         }
         assert max(errors.values()) < 1e-4, errors
     np.testing.assert_array_equal(found["predicted"], found["0.logits"])
+
+
+@own_environment
+def test_a_batch_of_which_no_label_counts_teaches_nothing(exported: tuple[Program, Path]) -> None:
+    program, folder = exported
+    artifact = open_artifact(folder)
+    batch = {n: t.numpy() for n, t in program.make_batch(2, 9).items()}
+    if artifact.manifest.counted:
+        batch["labels"] = np.full_like(batch["labels"], artifact.manifest.counted.ignored)
+    with open_anywhere(artifact) as engine:
+        step = engine.step(batch, dropping(LAYERS, ()), artifact.adapter())
+        loss, _ = engine.evaluate(batch, artifact.adapter())
+    teaches = artifact.manifest.counted is None
+    assert (step.loss > 0, loss > 0) == (teaches, teaches)
+    assert {bool(grad.any()) for grad in step.grads.values()} == {teaches}
 
 
 @own_environment
