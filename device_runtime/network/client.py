@@ -27,6 +27,9 @@ HEADER_BYTES = 512
 PACKET_BYTES_MIN = 1024 + HEADER_BYTES
 """A server that takes less is refused."""
 
+RECONNECT_S = (1, 15)
+"""Shortest and longest wait before a lost connection is tried again; doubled from one try to the next."""
+
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 _CONNACK_S = 10.0
 _CONNACK_V5_S = (
@@ -202,7 +205,7 @@ def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
         protocol=_VERSIONS["5" if is_v5 else "3.1.1"],
         transport="websockets" if address.is_websocket else "tcp",
     )
-    client.reconnect_delay_set(1, 15)
+    client.reconnect_delay_set(*RECONNECT_S)
     client.max_queued_messages_set(0)  # without limit: the link has one of its own
     if address.is_websocket:
         client.ws_set_options(path=address.path)

@@ -136,7 +136,7 @@ def test_who_is_not_let_in_is_told_why_at_once(serve, code, said):
 def test_what_may_pass_is_waited_for(serve, code, said):
     server = serve(connack=code)
     with pytest.raises(TransportError, match=f"no MQTT server answers: {said}"):
-        Link(server.url, client_id="a", topics=["x"]).open(4)
+        Link(server.url, client_id="a", topics=["x"]).open(1.5)
     assert server.num_connections > 1
 
 
@@ -282,7 +282,7 @@ def test_a_server_that_is_away_is_told_of_and_its_return_too(mosquitto, monkeypa
     monkeypatch.setattr(interruptions, "AWAY_S", 0.3)
     with Link(mosquitto.url, client_id="a", topics=["x"]) as link:
         mosquitto.kill()
-        until(lambda: "no connection for 1 s" in caplog.text)
+        until(lambda: "no connection for" in caplog.text)
         mosquitto.start()
         until(lambda: link.connections == 2)
         until(lambda: "connected again after" in caplog.text)

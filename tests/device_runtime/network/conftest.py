@@ -1,0 +1,9 @@
+import pytest
+
+from fleetune.device_runtime.network import client
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """A lost connection is tried again soon: no test has to sit a second out."""
+    monkeypatch.setattr(client, "RECONNECT_S", (0.1, 15))
