@@ -10,14 +10,14 @@ from pathlib import Path
 from fleetune.broker.job import Job, Patience, Settings, settings_of
 from fleetune.broker.laws import check_settings
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
-from fleetune.broker.service.rivals import has_rival
+from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import plain
-from fleetune.device_runtime.contracts.wire import AggregatorStatus, LocalWork, aggregator_topic, decode
-from fleetune.device_runtime.errors import ConfigError, TransportError, WireError
+from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
+from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.hooks import NOBODY, Party
@@ -80,14 +80,7 @@ def aggregate(
         deadline = time.monotonic() + reach.timeout_s
         _check_alone(mqtt, job.job, reach)
         session = secrets.token_hex(8)
-        link = _link(
-            mqtt,
-            reach,
-            f"fleetune-aggregator-{job.job}",
-            topics(job.job),
-            will=Will(*will(job.job, session)),
-            party=_party(job.job, session),
-        )
+        link = _link_of_job(mqtt, job.job, reach, session)
         link.open(max(deadline - time.monotonic(), 0.0))
         try:
             service = Service(
@@ -110,25 +103,27 @@ def aggregate(
         return result.conclude()
 
 
+def _link_of_job(mqtt: str, job: str, reach: Reach, session: str) -> Link:
+    return _link(
+        mqtt,
+        reach,
+        f"fleetune-aggregator-{job}",
+        topics(job),
+        will=Will(*will(job, session)),
+        party=_party(job, session),
+    )
+
+
 def _party(job: str, session: str) -> Party:
     return Party(
         denied=_denied(job),
         taken=f"another aggregator works on job {job!r}; stop one of them, or give each its own --job",
-        is_other=partial(_is_of_another, session=session),
+        is_other=partial(is_of_another, session=session),
     )
 
 
 def _denied(job: str) -> str:
     return f"the aggregator's user must be let read and write fleetune/v1/{job}/#"
-
-
-def _is_of_another(payload: bytes, *, session: str) -> bool:
-    """Whether a status under the aggregator's topic says that another process is online there."""
-    try:
-        status = decode(payload)
-    except WireError:
-        return False
-    return isinstance(status, AggregatorStatus) and status.online and status.session != session
 
 
 def _open_ledger(out: Path, settings: Settings) -> Ledger:

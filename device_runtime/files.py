@@ -1,9 +1,10 @@
 """Small named files that survive: in a folder, or in memory for a simulation; and what a file that fails raises."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -47,6 +48,29 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ArtifactError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """Make a folder beside ``out`` that takes its place when all went well, and is gone otherwise.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = out.resolve()
+    part = target.with_name(f".{target.name}.part")
+    new = [parent for parent in part.parents if not parent.exists()]
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        for parent in new:
+            with suppress(OSError):  # not empty: the new folder is in it
+                parent.rmdir()
 
 
 class Files(Protocol):

@@ -1,6 +1,5 @@
 """Puts an artifact folder together, whole or not at all; its manifest is made here, for every backend."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from fleetune.device_runtime.arrays import sha256_of
 from fleetune.device_runtime.contracts import manifest
 from fleetune.device_runtime.contracts.artifact import MANIFEST
 from fleetune.device_runtime.errors import ExportError
+from fleetune.device_runtime.files import replacing
 
 TOKENIZER = "tokenizer.json"
 _PACKAGES = ("fleetune", "torch", "onnx")
@@ -69,15 +69,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         ExportError: ``out`` exists and is no artifact.
     """
     check_place(out)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with replacing(out) as part:
         yield part
-        shutil.rmtree(out, ignore_errors=True)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def assemble(

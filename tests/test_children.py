@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import children
 import pytest
 from paths import ROOT
+from waiting import until
 
 STARTS = """
 import sys, time
@@ -41,7 +41,4 @@ def test_children_die_with_a_killed_pytest(tmp_path):
         pids = [int(word) for word in said.split()[1:]]
         assert all(map(is_alive, pids))
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, pids)):
-        assert time.monotonic() < deadline, "they live on"
-        time.sleep(0.01)
+    until(lambda: not any(map(is_alive, pids)), saying=lambda: "they live on")

@@ -3,7 +3,6 @@
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ from fleetune.device_runtime.contracts.adapters import CONFIG, read_peft, write_
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.provenance import (
     CARD,
-    PROVENANCE,
     Provenance,
     adapter_card,
     provenance_of,
@@ -26,8 +24,8 @@ from fleetune.device_runtime.contracts.provenance import (
 )
 from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN, find_adapter, run_folder
 from fleetune.device_runtime.contracts.run_file import read_labels as labels_of_run
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, some
-from fleetune.device_runtime.files import give_usual_modes
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, some
+from fleetune.toolkit.merge_place import new_folder, refuse_overlap
 from fleetune.toolkit.origin import find_model
 
 log = logging.getLogger(__name__)
@@ -96,17 +94,17 @@ def merge(
     if problems := [*_problems(given)]:
         raise ArtifactError(f"{given.where}: {some(problems, by='; ')}")
     say, out = on_progress or log.info, Path(out)
-    _refuse_overlap(out, Path(run), given.where, run_folder(Path(run)) / ADAPTER)
+    refuse_overlap(out, Path(run), given.where, run_folder(Path(run)) / ADAPTER)
     if not full:
-        with _new_folder(out) as part:
+        with new_folder(out) as part:
             _write_adapter(part, given)
         return out
     recorded = str(given.config.get("base_model_name_or_path") or "")
     source = find_model(model, recorded, given.provenance.origin, ours=given.ours)
-    _refuse_overlap(out, Path(source[0]))
+    refuse_overlap(out, Path(source[0]))
     from fleetune.toolkit.merged_model import Source, write_merged
 
-    with _new_folder(out) as part, TemporaryDirectory() as spare:
+    with new_folder(out) as part, TemporaryDirectory() as spare:
         if given.folder is None:
             write_peft(Path(spare), given.config, given.arrays)
         write_merged(
@@ -208,55 +206,3 @@ def _named(given: Given) -> Provenance:
 def _beside(folder: Path | None) -> Iterable[Path]:
     found = [path for pattern in _BESIDE for path in folder.glob(pattern)] if folder else []
     return [path for path in found if path.is_file()]
-
-
-def _refuse_overlap(out: Path, *read: Path) -> None:
-    """Refuse to write over, or around, what is read."""
-    target = out.resolve()
-    for path in read:
-        if path.exists() and (target == path.resolve() or target in path.resolve().parents):
-            raise ConfigError(f"{out}: holds what is merged, {path}; choose another --out")
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its place when all went well.
-
-    Raises:
-        ConfigError: ``out`` is no folder, or holds what is not a merge's.
-        ExportError: it cannot be written.
-    """
-    target = out.resolve()
-    _check_replaceable(out)
-    part = target.with_name(f".{target.name}.part")
-    new = [parent for parent in part.parents if not parent.exists()]
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        give_usual_modes(part)
-        _check_replaceable(out, made={path.name for path in part.iterdir()})
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-    except OSError as exc:
-        raise ExportError(f"{out}: cannot be written: {exc.strerror or exc}") from exc
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        for parent in new:
-            with suppress(OSError):  # not empty: the new folder is in it
-                parent.rmdir()
-
-
-def _check_replaceable(out: Path, *, made: set[str] | None = None) -> None:
-    """An earlier merge may be replaced, where nothing else is in the folder; ``made``: the names that are to be there."""
-    if not out.exists():
-        return
-    if out.name == ADAPTER and any((out.parent / name).exists() for name in (RUN, LEDGER)):
-        raise ConfigError(f"{out}: is the adapter of a run; choose another --out")
-    found = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
-    if not found or (PROVENANCE in found and (made is None or found <= made)):
-        return
-    others = sorted(found - (made or set())) if PROVENANCE in found else sorted(found)
-    raise ConfigError(
-        f"{out}: exists and is not an earlier merge ({some(others, at_most=3)}); choose another --out"
-    )

@@ -1,7 +1,6 @@
 """Writes a model with an adapter merged in, having found out what the model is and that it is the right one."""
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ import torch
 import transformers
 
 from fleetune.device_runtime.contracts.provenance import Provenance, merged_card, write_provenance
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError, choices, some
+from fleetune.device_runtime.errors import ExportError, some
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.exact_merge import merge_exactly
-from fleetune.toolkit.export import read_labels
 from fleetune.toolkit.hearing import in_short, told_shortly
+from fleetune.toolkit.merged_task import Adapter, choose_task, name_classes, read_adapter
 from fleetune.toolkit.models import licence_of
 from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests
 from fleetune.toolkit.sources import processor_files, tokenizer_files
@@ -42,14 +41,6 @@ class Source(NamedTuple):
         return found.from_pretrained(self.name, local_files_only=not self.may_ask_hub, **settings)
 
 
-class Adapter(NamedTuple):
-    """A PEFT folder as PEFT reads it."""
-
-    folder: Path
-    config: Any
-    tensors: dict[str, torch.Tensor]
-
-
 def write_merged(
     out: Path,
     folder: Path,
@@ -71,9 +62,9 @@ def write_merged(
         say(f"loading {source.name}")
         with told_shortly(f"{source.name}: no model to merge into, give --model"):
             config = source.read("AutoConfig")
-        adapter = _read(folder)
-        chosen = _task(task, provenance, adapter, config)
-        names = _class_names(labels, provenance, adapter, config, chosen)
+        adapter = read_adapter(folder)
+        chosen = choose_task(task, provenance, adapter, config)
+        names = name_classes(labels, provenance, adapter, config, chosen)
         tokenizer = _reader(source, "AutoTokenizer", tokenizer_files(source.name), say)
         pads = padding_settings(config, tokenizer, tell=lambda note: say(f"note: {note}"))
         plain = _load(source, chosen, names, provenance, adapter, more=pads)
@@ -115,74 +106,6 @@ def _notes(say: Say) -> Iterator[None]:
     messages = [str(w.message).strip() for w in caught if issubclass(w.category, UserWarning)]
     for line in dict.fromkeys(m.splitlines()[0] for m in messages if not any(known in m for known in _KNOWN)):
         say(f"note: {line}")
-
-
-def _read(folder: Path) -> Adapter:
-    with told_shortly(f"{folder}: not a PEFT adapter"):
-        config = peft.PeftConfig.from_pretrained(str(folder))
-        return Adapter(folder, config, peft.load_peft_weights(str(folder), device="cpu"))
-
-
-def _task(given: str | None, provenance: Provenance, adapter: Adapter, config: Any) -> str:
-    """What is asked for, else what the run was for, what PEFT's file says, or what the model's own file says."""
-    if wanted := given or provenance.task:
-        TASKS[wanted]  # an unknown one raises, and names those that there are
-        return wanted
-    if kind := adapter.config.task_type:
-        found = [name for name, task in TASKS.items() if task.peft_type == kind]
-    else:
-        made = {(adapter.config.auto_mapping or {}).get("base_model_class")} - {None} or {
-            *(config.architectures or ())
-        }
-        found = [name for name in TASKS if _class_for(name, config) in made]
-    if len(found) != 1:
-        told = (
-            f"task type {kind!r} is none of ours"
-            if kind
-            else "neither the adapter nor its model says what for"
-        )
-        raise ConfigError(f"{adapter.folder}: {told}; give --task: {choices(TASKS)}")
-    return found[0]
-
-
-def _class_for(task: str, config: Any) -> str:
-    """Name of the class that transformers has for this task and model; empty if it has none."""
-    mapping = getattr(transformers, TASKS[task].auto_class)._model_mapping
-    return mapping[type(config)].__name__ if type(config) in mapping else ""
-
-
-def _class_names(
-    given: Sequence[str] | Path | None, provenance: Provenance, adapter: Adapter, config: Any, task: str
-) -> list[str]:
-    """As given, else those of the run, else the model's own if it has as many, else numbered; none without classes."""
-    if not TASKS[task].has_classes:
-        return []
-    num_classes = _num_classes(adapter, config, task)
-    names = list(provenance.labels)
-    if given is not None:
-        return read_labels(given, num_classes)
-    if names and len(names) != num_classes:
-        raise ArtifactError(
-            f"{adapter.folder}: a head of {num_classes} classes, but its run was about {len(names)}"
-        )
-    if not names and config.num_labels == num_classes:
-        return [config.id2label[i] for i in range(num_classes)]
-    return names or read_labels(None, num_classes)
-
-
-def _num_classes(adapter: Adapter, config: Any, task: str) -> int:
-    """Rows of a tensor of the adapter whose size in the model follows the number of classes; without one, the model's own."""
-    few, many = (_shapes(config, task, num_classes) for num_classes in (5, 7))
-    heads = [n for n, shape in few.items() if shape != many[n] and WHOLE + n in adapter.tensors]
-    return int(adapter.tensors[WHOLE + heads[0]].shape[0] if heads else config.num_labels)
-
-
-def _shapes(config: Any, task: str, num_classes: int) -> dict[str, torch.Size]:
-    sized = copy.deepcopy(config)
-    sized.num_labels = num_classes
-    with torch.device("meta"), told_shortly(f"{type(config).__name__}: not a model for {task}"):
-        model = getattr(transformers, TASKS[task].auto_class).from_config(sized)
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def _load(

@@ -80,8 +80,8 @@ class Executor:
         self._outbound.announce()
 
     def _dismiss(self, dismiss: Dismiss, now: float) -> None:
-        if self._complaints.may_tell(dismiss.device_id, now):
-            log.warning("device %s dismissed: %s", dismiss.device_id, dismiss.reason)
+        who = dismiss.device_id
+        self._complaints.warn(who, now, "device %s dismissed: %s", who, dismiss.reason)
         finished = Finished(job=self._settings.job, reason=dismiss.reason, is_error=dismiss.is_error)
         self._outbound.tell(dismiss.device_id, finished)
 

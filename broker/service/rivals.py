@@ -37,7 +37,8 @@ def has_rival(link: Connection, job: str, *, clock: Callable[[], float] = time.m
     link.publish(topic, encode(knock_of(job)))
     deadline, has_knocked, is_claimed = clock() + ANSWER_S, False, False
     while (left_s := deadline - clock()) > 0:
-        status = _status(link.receive(left_s))
+        message = link.receive(left_s)
+        status = _status(message[1]) if message else None
         if status is None:
             continue
         if is_knock(status):
@@ -51,9 +52,15 @@ def has_rival(link: Connection, job: str, *, clock: Callable[[], float] = time.m
     return False if has_knocked else None
 
 
-def _status(message: tuple[str, bytes] | None) -> AggregatorStatus | None:
+def is_of_another(payload: bytes, *, session: str) -> bool:
+    """Whether a message on the topic of a job's status says that another session's process is online there."""
+    status = _status(payload)
+    return status is not None and status.online and status.session != session
+
+
+def _status(payload: bytes) -> AggregatorStatus | None:
     try:
-        found = decode(message[1]) if message else None
+        found = decode(payload)
     except WireError:
         return None
     return found if isinstance(found, AggregatorStatus) else None

@@ -7,19 +7,18 @@ import msgspec
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action
-from fleetune.broker.rounds.federation import Federation, verdict_on
+from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.service.executor import Executor
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.narrator import Narrator
 from fleetune.broker.service.outbound import Outbound
-from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.reporter import Reporter
 from fleetune.broker.service.rivals import is_knock
+from fleetune.broker.service.uploads import OURS, Uploads
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.service.views import JobView, view_of
 from fleetune.broker.store.rows import Row
 from fleetune.broker.store.store import AFTERWARDS, Past, Store
-from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
@@ -39,7 +38,7 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
     task_id_of,
 )
-from fleetune.device_runtime.errors import ConfigError, StateError, TransportError, WireError, one_line
+from fleetune.device_runtime.errors import ConfigError, WireError, one_line
 from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.network.connection import Connection
 
@@ -47,8 +46,6 @@ log = logging.getLogger(__name__)
 
 DEVICES_MAX = 100_000
 """Names of devices that are taken in one life of a service; it remembers something of each."""
-_OURS = (StateError, TransportError, OSError, MemoryError)
-"""What no message brings about, but our own disk, server or machine: the service stops."""
 
 
 def topics(job: str) -> list[str]:
@@ -112,7 +109,15 @@ class Service:
             complaints=self._complaints,
         )
         self._narrator = Narrator(self.federation, on_note or (lambda _: None))
-        self._pulls = Pulls()
+        self._uploads = Uploads(
+            self.federation,
+            store,
+            self._versions,
+            meter=self._meter,
+            outbound=self._outbound,
+            complaints=self._complaints,
+            act=self._do,
+        )
         self._known: set[str] = set()
         self._seen: set[str] = set()
         self._connections = -1
@@ -136,17 +141,8 @@ class Service:
         Raises:
             StateError: the store cannot be read or written.
         """
-        try:
+        with self._complaints.dropping(topic, _place(topic), now, ours=OURS):
             self._read(topic, decode(payload), now)
-        except WireError as exc:
-            self._warn(_place(topic), now, "dropped a message on %s: %s", one_line(topic), exc)
-        except _OURS:
-            raise
-        except Exception as exc:  # a fault of ours that a stranger found must not end the job of all
-            if self._complaints.may_tell(_place(topic), now):
-                log.error(
-                    "dropped a message on %s: %s", one_line(topic), _fault(exc), exc_info=_may_explain()
-                )
         self._go_on(now)
 
     def tick(self, now: float) -> None:
@@ -165,7 +161,7 @@ class Service:
         """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
         if self._link.connections != self._connections:
             return now
-        return max(min(self.federation.due_at(), self._pulls.due_at()), now)
+        return max(min(self.federation.due_at(), self._uploads.due_at()), now)
 
     def snapshot(self) -> JobView:
         """Return the job as it stands, for a page."""
@@ -181,12 +177,7 @@ class Service:
         self._executor.carry_out(actions, now)
         if closed != self._closed:
             self._closed = closed
-            self._drop_late()
-
-    def _drop_late(self) -> None:
-        is_wanted = self.federation.rounds.task_of
-        for late in self._pulls.drop(lambda update: is_wanted(update) is not None):
-            self._outbound.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
+            self._uploads.drop_late()
 
     def _read(self, topic: str, message: Message, now: float) -> None:
         if topic != self._outbound.topic:
@@ -205,11 +196,11 @@ class Service:
         match message:
             case Chunk():
                 self._meter.count(up=len(message.data))
-                self._pulls.add(device_id, message, now)
+                self._uploads.add(device_id, message, now)
             case Request():
                 self._serve(device_id, message)
             case UpdateReady():
-                self._announced(msgspec.structs.replace(message, task_id=task_id_of(message)), now)
+                self._uploads.announced(msgspec.structs.replace(message, task_id=task_id_of(message)), now)
             case Report():
                 self._reported(msgspec.structs.replace(message, task_id=task_id_of(message)), now)
             case Hello():
@@ -217,7 +208,7 @@ class Service:
             case DeviceStatus():
                 self._status(message, now)
             case Decline():
-                self._warn(
+                self._complaints.warn(
                     device_id, now, "round %d: %s declined: %s", message.round, device_id, message.reason
                 )
                 self._do(self.federation.declined(message, now), now)
@@ -239,7 +230,7 @@ class Service:
                 hello.num_samples,
             )
             self._known.add(hello.device_id)
-        self._pulls.restart(hello.device_id, now)
+        self._uploads.restart(hello.device_id, now)
         self._versions.downlink.holds(hello.device_id, hello.holds)
         self._do(self.federation.hello(hello, now), now)
 
@@ -257,65 +248,10 @@ class Service:
             self._meter.count(down=len(chunk.data))
             self._outbound.tell(device_id, chunk)
 
-    def _announced(self, update: UpdateReady, now: float) -> None:
-        self._versions.downlink.worked_from(update.device_id, update.version)
-        task = self._judged(update)
-        if task is None:
-            return
-        try:
-            self._pulls.begin(update, now, size_bytes_max=self._versions.update_bytes_max(task))
-        except WireError as exc:
-            self._refuse(update, str(exc), now)
-
-    def _judged(self, update: UpdateReady) -> Task | None:
-        """Return the task of an update whose payload has to be seen; any other is answered."""
-        judged = self.federation.judge(update)
-        if isinstance(judged, Task):
-            return judged
-        self._outbound.tell(update.device_id, judged)
-        return None
-
     def _go_on(self, now: float) -> None:
-        self._pump(now)
+        self._uploads.tick(now)
         self._reporter.tell()
         self._narrator.tell(now)
-
-    def _pump(self, now: float) -> None:
-        for upload in self._pulls.finished(now):
-            self._received(upload, now)
-        for device_id, request in self._pulls.due(now):
-            self._outbound.tell(device_id, request)
-
-    def _received(self, upload: Upload, now: float) -> None:
-        update, pull = upload
-        task = self._judged(update)
-        if task is None:
-            return
-        try:
-            content = pull.content()
-            self._versions.add(task, content, update.num_samples)
-        except WireError as exc:
-            self._refuse(update, str(exc), now)
-            return
-        except _OURS:
-            raise
-        except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
-            self._refuse(update, _fault(exc), now)
-            return
-        self._store.accept(update, content)
-        self._meter.spend(now)
-        self._outbound.tell(update.device_id, verdict_on(update))
-        self._do(self.federation.accepted(update, now), now)
-
-    def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
-        who = update.device_id
-        self._warn(who, now, "round %d: update of %s refused: %s", update.round, who, reason)
-        self._outbound.tell(update.device_id, verdict_on(update, reason))
-        self._do(self.federation.refused(update, reason, now), now)
-
-    def _warn(self, device_id: str, now: float, text: str, *values: object) -> None:
-        if self._complaints.may_tell(device_id, now):
-            log.warning(text, *values)
 
     def _reported(self, report: Report, now: float) -> None:
         self._versions.downlink.worked_from(report.device_id, report.version)
@@ -325,7 +261,7 @@ class Service:
         )
         if reason:
             self._outbound.tell(report.device_id, verdict)
-            self._warn(report.device_id, now, "report of %s refused: %s", report.device_id, reason)
+            self._complaints.warn(report.device_id, now, "report of %s refused: %s", report.device_id, reason)
             self._do(self.federation.report_refused(report, now), now)
             return
         self._store.report(report)
@@ -343,15 +279,6 @@ def _bucket(past: Past, settings: Settings) -> int:
 def _place(topic: str) -> str:
     """Whom a topic is of, for the log."""
     return one_line(topic.rpartition("/")[0].rpartition("/")[2])
-
-
-def _fault(exc: Exception) -> str:
-    return one_line(f"{type(exc).__name__}: {exc}")
-
-
-def _may_explain() -> bool:
-    """Whether whoever reads the log wants tracebacks."""
-    return log.isEnabledFor(logging.DEBUG)
 
 
 def _sender(topic: str) -> str:

@@ -19,7 +19,7 @@ from fleetune.device_runtime.contracts.wire import (
     Verdict,
     decode,
 )
-from fleetune.device_runtime.errors import FleetuneError, WireError, one_line
+from fleetune.device_runtime.errors import FleetuneError, WireError
 from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules
@@ -101,18 +101,8 @@ class Agent:
         """
         if topic not in self._identity.topics:
             return  # amqtt 0.12 was seen to deliver retained statuses to clients that did not ask for them
-        try:
+        with self._complaints.dropping(topic, topic, now, ours=(FleetuneError, OSError, MemoryError)):
             self._dispatch(decode(payload), now)
-        except WireError as exc:
-            if self._complaints.may_tell(topic, now):
-                log.warning("dropped a message on %s: %s", topic, exc)
-        except (FleetuneError, OSError, MemoryError):
-            raise
-        except Exception as exc:  # a fault of ours that a stranger found must not end the device
-            if self._complaints.may_tell(topic, now):
-                is_asked = log.isEnabledFor(logging.DEBUG)
-                what = f"{type(exc).__name__}: {one_line(exc)}"
-                log.error("dropped a message on %s: %s", topic, what, exc_info=is_asked)
 
     def _mind_rules(self, now: float) -> None:
         self._gate.is_open(now)

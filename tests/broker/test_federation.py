@@ -22,6 +22,7 @@ from paths import ROOT
 from pretended import PretendedSystem
 from safetensors.numpy import load
 from servers import free_port
+from waiting import until
 
 from fleetune.broker.job import device_seed
 from fleetune.broker.methods.strategies import Update, fedavg
@@ -110,9 +111,6 @@ class Fleet:
     def pause(self, name: str) -> None:
         self.processes[name].send_signal(signal.SIGSTOP)
 
-    def unpause(self, name: str) -> None:
-        self.processes[name].send_signal(signal.SIGCONT)
-
     def report(self, name: str) -> dict:
         output, _ = self.processes[name].communicate(timeout=PATIENCE_S)
         assert self.processes[name].returncode == 0, self.log(name)
@@ -123,16 +121,14 @@ class Fleet:
 
     def wait_for(self, *patterns: str) -> None:
         """Wait until every glob below the root matches something."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not all(any(self.root.glob(pattern)) for pattern in patterns):
-            assert time.monotonic() < deadline, f"no {patterns}: {self.log('aggregator')}"
-            time.sleep(0.01)
+        until(
+            lambda: all(any(self.root.glob(pattern)) for pattern in patterns),
+            PATIENCE_S,
+            saying=lambda: f"no {patterns}: {self.log('aggregator')}",
+        )
 
     def wait_for_log(self, name: str, words: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
-        while words not in self.log(name):
-            assert time.monotonic() < deadline, self.log(name)
-            time.sleep(0.01)
+        until(lambda: words in self.log(name), PATIENCE_S, saying=lambda: self.log(name))
 
     def close(self) -> None:
         for process in self.processes.values():

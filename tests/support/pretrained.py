@@ -1,8 +1,6 @@
 """Real pretrained weights and real data, found where they are installed or laid beside the checkout."""
 
 import atexit
-import gzip
-import json
 import shutil
 import tempfile
 from functools import cache
@@ -33,9 +31,3 @@ def shared_data(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data set {name} is not beside the checkout (shared/data/{name})")
     return folder
-
-
-def read_lines(path: Path, count: int) -> list[dict[str, object]]:
-    """The first ``count`` lines of a gzipped JSON-lines file."""
-    with gzip.open(path, "rt") as file:
-        return [json.loads(line) for line, _ in zip(file, range(count), strict=False)]

@@ -19,6 +19,16 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def password_file(folder: Path, **logins: str) -> Path:
+    """Write ``passwords``, as Mosquitto reads it."""
+    path = folder / "passwords"
+    path.write_text("")
+    path.chmod(0o600)
+    for login in logins.items():
+        subprocess.run(["mosquitto_passwd", "-b", str(path), *login], check=True, capture_output=True)
+    return path
+
+
 def wait_for_port(port: int, process: subprocess.Popen | None = None, timeout_s: float = 15) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -3,13 +3,12 @@
 import getpass
 import os
 import pwd
-import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 from certificates import Authority
-from servers import free_port
+from servers import free_port, password_file
 
 from fleetune.broker.servers.mosquitto import Tls, write_configuration
 from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic
@@ -23,12 +22,7 @@ UP_A, UP_B, DOWN_A = (
 
 @pytest.fixture
 def passwords(tmp_path):
-    path = tmp_path / "passwords"
-    path.touch(mode=0o600)
-    for name in ("aggregator", "dev-a", "dev-b"):
-        command = ["mosquitto_passwd", "-b", str(path), name, f"secret of {name}"]
-        subprocess.run(command, check=True, capture_output=True)
-    return path
+    return password_file(tmp_path, **{name: f"secret of {name}" for name in ("aggregator", "dev-a", "dev-b")})
 
 
 @pytest.fixture

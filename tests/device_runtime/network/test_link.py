@@ -8,25 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import children
 import pytest
-from servers import Mosquitto, free_port
+from servers import Mosquitto, free_port, password_file
+from waiting import until
 
 from fleetune.broker.servers.embedded import EmbeddedServer
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, Chunk, device_topic, encode
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network import link as link_module
 from fleetune.device_runtime.network.link import QUEUED_MAX, Link, Will
-
-
-def until(what: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def take(link: Link, count: int, timeout_s: float = 20) -> list[tuple[str, bytes]]:
@@ -147,11 +140,7 @@ def test_the_will_is_not_published_after_a_goodbye(mqtt_url):
 
 @pytest.fixture
 def guarded(tmp_path, start_mosquitto) -> Mosquitto:
-    passwords = tmp_path / "passwords"
-    subprocess.run(
-        ["mosquitto_passwd", "-b", "-c", str(passwords), "ann", "se:cret"], check=True, capture_output=True
-    )
-    passwords.chmod(0o644)
+    passwords = password_file(tmp_path, ann="se:cret")
     return start_mosquitto("allow_anonymous false", f"password_file {passwords}")
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import socket
-import subprocess
 import threading
 import time
 
 import pytest
+from servers import password_file
+from waiting import until
 
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import interruptions
@@ -15,13 +16,6 @@ from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.network.refusals import explain, passes
 
 PARTY = Party(denied="let user 'ann' write there", taken="another device named 'a' uses this id")
-
-
-def until(what, timeout_s=20):
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def fate_of(link, timeout_s=20):
@@ -34,12 +28,8 @@ def fate_of(link, timeout_s=20):
 @pytest.fixture
 def restricted(tmp_path, start_mosquitto):
     """A Mosquitto where ann may read and write below ``own``, and read what nobody lets her write."""
-    passwords, acl = tmp_path / "passwords", tmp_path / "acl"
-    command = ["mosquitto_passwd", "-b", "-c", str(passwords), "ann", "secret"]
-    subprocess.run(command, check=True, capture_output=True)
+    passwords, acl = password_file(tmp_path, ann="secret"), tmp_path / "acl"
     acl.write_text("user ann\ntopic readwrite own/#\ntopic read others/#\n")
-    for path in (passwords, acl):
-        path.chmod(0o644)
     return start_mosquitto("allow_anonymous false", f"password_file {passwords}", f"acl_file {acl}")
 
 
@@ -64,8 +54,7 @@ def test_a_login_that_was_taken_away_is_tried_for_a_while_and_then_told(
     monkeypatch.setattr("fleetune.device_runtime.network.standing._REFUSED_S", 1.5)
     with Link(f"mqtt://ann:secret@127.0.0.1:{restricted.port}", client_id="a", topics=["own/x"]) as link:
         restricted.stop()
-        command = ["mosquitto_passwd", "-b", str(tmp_path / "passwords"), "ann", "another"]
-        subprocess.run(command, check=True, capture_output=True)
+        password_file(tmp_path, ann="another")
         restricted.start()
         with pytest.raises(TransportError, match="refuses user 'ann': Not authorized; check the user name"):
             fate_of(link)

@@ -1,0 +1,113 @@
+"""Updates from their announcement to their verdict: judged, pulled, judged again, added to the next version, kept."""
+
+from collections.abc import Callable, Iterable
+
+from fleetune.broker.rounds.actions import Action
+from fleetune.broker.rounds.federation import Federation, verdict_on
+from fleetune.broker.service.meter import Meter
+from fleetune.broker.service.outbound import Outbound
+from fleetune.broker.service.pulls import Pulls, Upload
+from fleetune.broker.service.versions import Versions
+from fleetune.broker.store.store import Store
+from fleetune.broker.tasks import Task
+from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady
+from fleetune.device_runtime.errors import StateError, TransportError, WireError
+from fleetune.device_runtime.network.complaints import Complaints, fault
+
+OURS = (StateError, TransportError, OSError, MemoryError)
+"""What no message brings about, but our own disk, server or machine: the service stops."""
+
+
+class Uploads:
+    """Those of one job. ``act`` carries out what comes of them."""
+
+    def __init__(
+        self,
+        federation: Federation,
+        store: Store,
+        versions: Versions,
+        *,
+        meter: Meter,
+        outbound: Outbound,
+        complaints: Complaints,
+        act: Callable[[Iterable[Action], float], None],
+    ) -> None:
+        """Prepare; all parts are of the same job."""
+        self._federation, self._store, self._versions = federation, store, versions
+        self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
+        self._pulls = Pulls()
+
+    def due_at(self) -> float:
+        """Time at which ``tick`` has something to do, if no chunk comes before; inf for never."""
+        return self._pulls.due_at()
+
+    def announced(self, update: UpdateReady, now: float) -> None:
+        """Take an announcement: begin to pull its payload, or answer."""
+        self._versions.downlink.worked_from(update.device_id, update.version)
+        task = self._judged(update)
+        if task is None:
+            return
+        try:
+            self._pulls.begin(update, now, size_bytes_max=self._versions.update_bytes_max(task))
+        except WireError as exc:
+            self._refuse(update, str(exc), now)
+
+    def add(self, device_id: str, chunk: Chunk, now: float) -> None:
+        """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
+        self._pulls.add(device_id, chunk, now)
+
+    def restart(self, device_id: str, now: float) -> None:
+        """Ask again for all of a device that was away: what was on its way is lost."""
+        self._pulls.restart(device_id, now)
+
+    def tick(self, now: float) -> None:
+        """Settle what has come whole, and ask for the chunks that are due.
+
+        Raises:
+            StateError: the store cannot be read or written.
+        """
+        for upload in self._pulls.finished(now):
+            self._received(upload, now)
+        for device_id, request in self._pulls.due(now):
+            self._outbound.tell(device_id, request)
+
+    def drop_late(self) -> None:
+        """Refuse what comes for a round that is closed."""
+        is_wanted = self._federation.rounds.task_of
+        for late in self._pulls.drop(lambda update: is_wanted(update) is not None):
+            self._outbound.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
+
+    def _judged(self, update: UpdateReady) -> Task | None:
+        """Return the task of an update whose payload has to be seen; any other is answered."""
+        judged = self._federation.judge(update)
+        if isinstance(judged, Task):
+            return judged
+        self._outbound.tell(update.device_id, judged)
+        return None
+
+    def _received(self, upload: Upload, now: float) -> None:
+        update, pull = upload
+        task = self._judged(update)
+        if task is None:
+            return
+        try:
+            content = pull.content()
+            self._versions.add(task, content, update.num_samples)
+        except WireError as exc:
+            self._refuse(update, str(exc), now)
+            return
+        except OURS:
+            raise
+        except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
+            self._refuse(update, fault(exc), now)
+            return
+        self._store.accept(update, content)
+        self._meter.spend(now)
+        self._outbound.tell(update.device_id, verdict_on(update))
+        self._act(self._federation.accepted(update, now), now)
+
+    def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
+        who = update.device_id
+        self._complaints.warn(who, now, "round %d: update of %s refused: %s", update.round, who, reason)
+        self._outbound.tell(update.device_id, verdict_on(update, reason))
+        self._act(self._federation.refused(update, reason, now), now)
