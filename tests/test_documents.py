@@ -147,6 +147,6 @@ def test_the_board_page(machine):
         script.section(BOARD, heading)
     script.section(OPERATE, "The devices", **HALL).section(OPERATE, "The aggregator")
     machine.run(
-        f"{script}\ntimeout 60 sh -c 'until grep \"job is\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal"
+        f"{script}\ntimeout 60 sh -c 'until grep \"rounds are done\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal"
     )
     assert "round 20" in (machine.folder / "journal").read_text()
