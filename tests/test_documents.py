@@ -146,7 +146,6 @@ def test_the_board_page(machine):
     for heading in ("Install", "First run", "As a service"):
         script.section(BOARD, heading)
     script.section(OPERATE, "The devices", **HALL).section(OPERATE, "The aggregator")
-    machine.run(
-        f"{script}\ntimeout 60 sh -c 'until grep \"job is\" /var/lib/journal; do sleep 1; done'\ncp /var/lib/journal journal"
-    )
+    ends = "timeout 60 sh -c 'until grep \"rounds are done\" /var/lib/journal; do sleep 1; done'"
+    machine.run(f"{script}\n{ends}\ncp /var/lib/journal journal")
     assert "round 20" in (machine.folder / "journal").read_text()

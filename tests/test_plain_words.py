@@ -35,7 +35,7 @@ RUNTIME = (
     "onnxruntime",
 )
 EXPORT = (*RUNTIME, "torch", "peft", "transformers", "fleetune.toolkit.export", "fleetune.toolkit.merge")
-OURS = "fleetune: "
+OURS, NOTE = "fleetune: ", "fleetune: note: "
 UNEXPECTED = "a fault of fleetune"
 
 
@@ -129,7 +129,7 @@ def _save_model(folder):
 
 def problem_of(ended: Ended) -> str:
     """What a user must not see; empty if there is none."""
-    lines = ended.err.strip().splitlines()
+    lines = [line for line in ended.err.strip().splitlines() if not line.startswith(NOTE)]
     if "Traceback" in ended.err + ended.out or '  File "' in ended.err:
         return "a traceback"
     if ended.code not in (0, 1, 2, 143, -15):

@@ -91,7 +91,7 @@ def _section(config: Path, table: str, allowed: Mapping[str, Any]) -> dict[str, 
     """The flat keys, shared tables that are ``allowed`` and what is under ``[table]``; other commands' are left alone."""
     try:
         content = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as exc:
         raise ConfigError(f"{config}: cannot be read as TOML: {exc}") from exc
     tables = {key: value for key, value in content.items() if isinstance(value, dict)}
     if unknown := tables.keys() - {*TABLES, *SHARED}:

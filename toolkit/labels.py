@@ -111,7 +111,7 @@ def _from_file(path: Path) -> Sequence[str]:
         return [line for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
     try:
         found = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise ConfigError(f"{path}: neither a JSON list nor one label a line: {exc}") from exc
     if not isinstance(found, list) or not all(type(name) in (str, int) for name in found):
         raise ConfigError(f"{path}: expected a JSON list of names")

@@ -116,7 +116,8 @@ def continue_adapter(
             f"{folder}: {_some(random)}: neither in the model's checkpoint nor in the adapter (its task type: {kind or 'none'}), "
             "so random and never trained; train it with modules_to_save, or export without --adapter"
         )
-    if chosen.has_classes and not whole:
+    body = f"base_model.model.{model.base_model_prefix}."
+    if chosen.has_classes and all(name.startswith(body) for name in trained):
         tell("head: the adapter trains none; the checkpoint's stays as it is")
     return learning
 

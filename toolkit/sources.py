@@ -51,7 +51,7 @@ def config_of(source: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ExportError(f"{path}: cannot be read: {exc}") from exc
     if not isinstance(found, dict):
         raise ExportError(f"{path}: expected a JSON object")

@@ -12,7 +12,7 @@ from types import TracebackType
 from amqtt.broker import Broker
 from amqtt.errors import BrokerError
 
-from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.errors import ConfigError, TransportError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ class EmbeddedServer:
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
         """Choose a free port if ``port`` is 0; nothing listens until :meth:`start`."""
+        _check_port(port)
         self.port = port or _free_port(host)
         self.host = host
 
@@ -82,8 +83,10 @@ def serve(
         on_progress: told the server's URL once it listens.
 
     Raises:
+        ConfigError: no such port.
         TransportError: the port is busy, or the address is not this machine's.
     """
+    _check_port(port)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     ended = asyncio.Event()
@@ -93,6 +96,11 @@ def serve(
         loop.run_until_complete(_serve(host, port, ended=ended, on_progress=on_progress))
     finally:
         _drain(loop)
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"port {port}: expected 0 to {2**16 - 1}")
 
 
 async def _serve(

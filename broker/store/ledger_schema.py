@@ -75,6 +75,9 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
             f"{path}: format {found}; this version reads 1 and {FORMAT}: use the fleetune that wrote it"
         )
     kept = msgspec.json.decode(theirs, type=Settings)
+    if not _has_begun(sql, found):
+        _begin_anew(sql, text)
+        return
     if changed := differences(settings, kept):
         advice = "give the same settings to resume it, or another folder"
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
@@ -82,6 +85,16 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         _upgrade(sql, kept, path)
     if settings != kept:
         _be_patient(sql, settings, text)
+
+
+def _has_begun(sql: sqlite3.Connection, format: int) -> bool:
+    """Whether anything hangs on the settings: without a version no device was ever asked, and they may all differ."""
+    return format != FORMAT or sql.execute("SELECT EXISTS (SELECT * FROM versions)").fetchone()[0] == 1
+
+
+def _begin_anew(sql: sqlite3.Connection, text: str) -> None:
+    with sql:
+        sql.execute("UPDATE job SET settings = ?", (text,))
 
 
 def _be_patient(sql: sqlite3.Connection, settings: Settings, text: str) -> None:

@@ -1,6 +1,5 @@
 """``fleetune selfcheck``: replays what torch recorded at export and says how far each tensor is off."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,8 +49,7 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
     artifact = open_artifact(folder)
     path = artifact.folder / GOLDEN
     recorded = load_arrays(path)
-    with safe_open(path, "np") as file:
-        plans: dict[str, list[int]] = json.loads((file.metadata() or {}).get("plans", "{}"))
+    plans = _plans(path)
     if not plans:
         raise ArtifactError(f"{path}: holds no recorded step; export again")
     is_int8 = artifact.manifest.base_dtype == "int8"
@@ -106,6 +104,15 @@ def _errors(
 ) -> dict[str, float]:
     missing = {name: float("inf") for name in expected.keys() ^ found.keys()}
     return missing | {name: measure(found[name], expected[name]) for name in sorted(expected.keys() & found)}
+
+
+def _plans(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, "np") as file:
+        said = (file.metadata() or {}).get("plans", "{}")
+    try:
+        return msgspec.json.decode(said, type=dict[str, list[int]])
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ArtifactError(f"{path}: its plans cannot be read: {exc}; export again") from exc
 
 
 def _part(arrays: Arrays, prefix: str) -> Arrays:

@@ -21,7 +21,7 @@ from fleetune.device_runtime.contracts.ort_training_layout import (
     row_of,
 )
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, full, trained_layers
-from fleetune.device_runtime.engine.batches import Mean, StepResult, check_batch, share_of
+from fleetune.device_runtime.engine.batches import StepResult, check_batch
 from fleetune.device_runtime.engine.engine import Setup
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
@@ -86,13 +86,12 @@ class OrtTrainingEngine:
         module = self.module(len(layers))
         module.write(self, adapter, layers)
         loss, logits = module.run(self, self.scope(batch), layers, training=True)
-        gradients = module.gradients(self, layers, set(trained_layers(plan)))
-        return self._mean(batch, StepResult(loss, logits, gradients))
+        return StepResult(loss, logits, module.gradients(self, layers, set(trained_layers(plan))))
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
         """As :meth:`Engine.evaluate`."""
         loss, logits = self._evaluated(batch, adapter)
-        return self._mean(batch, StepResult(loss, None, {})).loss, logits.argmax(-1)
+        return loss, logits.argmax(-1)
 
     def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
         """As :meth:`Engine.predict`."""
@@ -132,14 +131,6 @@ class OrtTrainingEngine:
         module = self.module(len(layers))
         module.write(self, adapter, layers)
         return module.run(self, self.scope(batch), layers, training=False)
-
-    def _mean(self, batch: Arrays, made: StepResult) -> StepResult:
-        """What was made as it is, or nothing where no label counts: the mean over none is NaN."""
-        manifest = self.artifact.manifest
-        share = share_of(batch[manifest.label_name], manifest.counted)
-        mean = Mean(share)
-        mean.add(made, share)
-        return mean.result()
 
     def _check_plan(self, plan: LayerPlan) -> None:
         if len(plan) != self.artifact.manifest.num_layers:

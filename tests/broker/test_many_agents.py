@@ -1,5 +1,6 @@
 """Many agents in one process, all of them in memory."""
 
+import gc
 import os
 import sys
 
@@ -37,9 +38,10 @@ def test_agents_in_memory_open_no_file(tmp_path):
     def num_open():
         return len(os.listdir("/proc/self/fd"))
 
+    gc.collect()  # what earlier tests have left closes now, not meanwhile
     before = num_open()
     running = world_in_memory(tmp_path, 20).run()
-    assert num_open() == before
+    assert num_open() <= before
     assert len(running.aggregator.rows) == 4
 
 

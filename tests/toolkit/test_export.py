@@ -157,7 +157,7 @@ def test_an_adapter_of_another_model(tiny: Path, artifact: Path, tmp_path: Path)
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "target_modules": ["nothing"]})
     )
-    with pytest.raises(ExportError, match="not a PEFT adapter for this model"):
+    with pytest.raises(ExportError, match="an adapter without weights"):
         export(tiny, task=TASK, num_labels=3, out=tmp_path / "out", adapter=tmp_path)
 
 

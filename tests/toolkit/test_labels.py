@@ -53,6 +53,7 @@ def test_numbers_in_a_json_list_are_names_as_lines_are(tmp_path: Path) -> None:
         (b'["a", 1.0]', "expected a JSON list of names"),
         (b'{\n"0": "off",\n"1": "on"\n}', "expected a JSON list of names"),
         (b'["a", "b"', "neither a JSON list nor one label a line"),
+        (b"[" * 100_000, "neither a JSON list nor one label a line"),
         ("caf\xe9\nbar\n".encode("latin-1"), "labels are not UTF-8"),
         ("off\non\n".encode("utf-16-le"), "they hold zero bytes"),
     ],

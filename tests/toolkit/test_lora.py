@@ -317,6 +317,13 @@ def test_an_adapter_of_another_task_is_told(tmp_path: Path) -> None:
     assert notes == []
 
 
+def test_a_lora_in_the_head_trains_it(tmp_path: Path) -> None:
+    config, notes = peft.LoraConfig(r=2, target_modules=["classifier"]), []
+    peft.get_peft_model(bert(), config).save_pretrained(tmp_path)
+    continue_adapter(bert(), str(tmp_path), task=SEQUENCE, fresh=(), tell=notes.append)
+    assert notes == []
+
+
 def test_a_head_of_the_checkpoint_that_is_not_trained_is_told(tmp_path: Path) -> None:
     notes: list[str] = []
     continue_adapter(bert(), str(body_adapter(tmp_path)), fresh=(), task=SEQUENCE, tell=notes.append)

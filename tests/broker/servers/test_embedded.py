@@ -13,8 +13,15 @@ from servers import free_port, wait_for_port
 
 from fleetune.broker.servers.embedded import EmbeddedServer, serve
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES
-from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.link import Link
+
+
+@pytest.mark.parametrize("port", [-1, 2**16, 2**64])
+def test_a_port_that_none_can_be_is_told(port):
+    for start in (EmbeddedServer, serve):
+        with pytest.raises(ConfigError, match=f"port {port}: expected 0 to 65535"):
+            start(port=port)
 
 
 def test_it_carries_chunks_both_ways_between_many(embedded):

@@ -35,6 +35,15 @@ def test_payloads_go_when_their_round_closes(ledger):
     assert list((ledger.folder / "updates").iterdir()) == []
 
 
+def test_a_ledger_in_which_nothing_has_happened_takes_any_settings(tmp_path):
+    Ledger(tmp_path, SETTINGS).close()
+    other = Settings(job="j", artifact="b" * 64, rounds=2, clients=3, min_clients=2)
+    with Ledger(tmp_path, other) as opened:
+        opened.add_version(0, b"zero", round_number=0)
+    with pytest.raises(ConfigError, match="holds another job"):
+        Ledger(tmp_path, SETTINGS)
+
+
 def test_another_job_is_refused_with_what_differs(ledger):
     ledger.close()
     other = Settings(job="j", artifact="b" * 64, rounds=2, clients=3, min_clients=2)

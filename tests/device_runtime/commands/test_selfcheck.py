@@ -24,11 +24,11 @@ def copy(word_artifact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
 
 
-def rewrite_golden(folder: Path, *, stretched: str = "", plans: bool = True) -> None:
-    """Record a tensor a thousandth too large, or no plans, and have the manifest agree."""
+def rewrite_golden(folder: Path, *, stretched: str = "", plans: str | None = None) -> None:
+    """Record a tensor a thousandth too large, or other plans (empty: none), and have the manifest agree."""
     path = folder / GOLDEN
     with safe_open(path, "np") as file:
-        metadata = file.metadata() if plans else {}
+        metadata = file.metadata() if plans is None else {"plans": plans} if plans else {}
     arrays = load_arrays(path)
     changed = {n: np.multiply(a, np.float32(1.001)) if n == stretched else a for n, a in arrays.items()}
     save_file(changed, path, metadata=metadata)
@@ -55,8 +55,15 @@ def test_a_tensor_that_differs_is_found(copy: Path) -> None:
 
 
 def test_an_artifact_without_a_recorded_step_is_to_be_exported_again(copy: Path) -> None:
-    rewrite_golden(copy, plans=False)
+    rewrite_golden(copy, plans="")
     with pytest.raises(ArtifactError, match="no recorded step; export again"):
+        selfcheck(copy)
+
+
+@pytest.mark.parametrize("plans", ["{", "[]", '{"full": 3}', "[" * 100_000])
+def test_plans_of_another_form_are_told(copy: Path, plans: str) -> None:
+    rewrite_golden(copy, plans=plans)
+    with pytest.raises(ArtifactError, match=r"its plans cannot be read: .*; export again"):
         selfcheck(copy)
 
 
