@@ -44,6 +44,18 @@ def test_a_package_alone_is_light(package):
     assert not cold(f"import {package}") & set(RUNTIMES)
 
 
+def test_what_is_asked_before_torch_is_loaded_loads_none():
+    modules = (
+        "toolkit.export",
+        "toolkit.merge",
+        "toolkit.labels",
+        "toolkit.sources",
+        "toolkit.origin",
+        "exporters.storages",
+    )
+    assert not cold("\n".join(f"import fleetune.{module}" for module in modules)) & set(FRAMEWORKS)
+
+
 def test_no_module_of_the_device_runtime_loads_a_framework():
     assert not cold(imports_of("device_runtime")) & set(FRAMEWORKS)
 
@@ -89,6 +101,9 @@ BAD_IMPORTS = {
     "broker/service/service.py": "from fleetune.device_runtime.agent.agent import Agent",
     "broker/rounds/federation.py": "from fleetune.device_runtime.training.budget import fit",
     "exporters/writing.py": "from fleetune.device_runtime.engine.lanes import Lanes",
+    "broker/service/versions.py": "import safetensors",
+    "device_runtime/network/client.py": "import ssl",
+    "device_runtime/data/labels.py": "import csv",
 }
 """Each would run, and each goes through a wall."""
 

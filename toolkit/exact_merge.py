@@ -10,7 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from fleetune.device_runtime.errors import ExportError, some
-from fleetune.toolkit.hearing import told_shortly
+from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.origin import parameter_digests
 
 TOLERANCE = 1e-4
@@ -26,7 +26,7 @@ class _Call(NamedTuple):
     output: Tensor
 
 
-def merge_exactly(learning: Any, say: Callable[[str], None]) -> Any:
+def merge_exactly(learning: Any, tell: Tell) -> Any:
     """Merge a PEFT model in float32.
 
     Raises:
@@ -37,7 +37,7 @@ def merge_exactly(learning: Any, say: Callable[[str], None]) -> Any:
     before, changing = parameter_digests(learning.get_base_model()), _changing(learning)
     with _watched(learning) as calls:
         expected = _logits(learning, rows)
-    _unshare(learning, say)
+    _unshare(learning, tell)
     with told_shortly("the adapter cannot be merged into its model"):
         merged = learning.merge_and_unload().eval()
     _separate(merged)
@@ -72,7 +72,7 @@ def _check_untouched(before: dict[str, str], after: dict[str, str], changing: tu
         raise ExportError(f"merging changes what has no adapter: {some(wrong)}; use the adapter as it is")
 
 
-def _unshare(learning: Any, say: Callable[[str], None]) -> None:
+def _unshare(learning: Any, tell: Tell) -> None:
     """Give each module with LoRA weights of its own: tied embeddings and repeated layers have them in common."""
     users: dict[int, int] = {}
     for _, parameter in learning.named_parameters(remove_duplicate=False):
@@ -81,7 +81,7 @@ def _unshare(learning: Any, say: Callable[[str], None]) -> None:
         base = module.get_base_layer()
         if users.get(id(getattr(base, "weight", None)), 0) > 1:
             base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-            say(f"note: {name} shared its weights with another module; in the merged model each has its own")
+            tell(f"{name} shared its weights with another module; in the merged model each has its own")
 
 
 def _separate(merged: Any) -> None:

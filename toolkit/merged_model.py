@@ -15,7 +15,7 @@ from fleetune.device_runtime.contracts.provenance import Provenance, merged_card
 from fleetune.device_runtime.errors import ExportError, some
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.exact_merge import merge_exactly
-from fleetune.toolkit.hearing import in_short, told_shortly
+from fleetune.toolkit.hearing import Tell, in_short, told_shortly
 from fleetune.toolkit.merged_task import Adapter, choose_task, name_classes, read_adapter
 from fleetune.toolkit.models import licence_of
 from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests
@@ -58,21 +58,25 @@ def write_merged(
         ArtifactError: the adapter is of other classes than its labels.
         ExportError: no such model, another than the adapter's, or a merged model that differs from the two.
     """
-    with torch.random.fork_rng(devices=[]), _notes(say):
+
+    def tell(note: str) -> None:
+        say(f"note: {note}")
+
+    with torch.random.fork_rng(devices=[]), _notes(tell):
         say(f"loading {source.name}")
         with told_shortly(f"{source.name}: no model to merge into, give --model"):
             config = source.read("AutoConfig")
         adapter = read_adapter(folder)
         chosen = choose_task(task, provenance, adapter, config)
         names = name_classes(labels, provenance, adapter, config, chosen)
-        tokenizer = _reader(source, "AutoTokenizer", tokenizer_files(source.name), say)
-        pads = padding_settings(config, tokenizer, tell=lambda note: say(f"note: {note}"))
+        tokenizer = _reader(source, "AutoTokenizer", tokenizer_files(source.name), tell)
+        pads = padding_settings(config, tokenizer, tell=tell)
         plain = _load(source, chosen, names, provenance, adapter, more=pads)
         say("merging")
-        merged = merge_exactly(_attach(plain, adapter), say)
+        merged = merge_exactly(_attach(plain, adapter), tell)
         cast_as_stored(merged, source.name, config)
         say("writing")
-        processor = _reader(source, "AutoImageProcessor", processor_files(source.name), say)
+        processor = _reader(source, "AutoImageProcessor", processor_files(source.name), tell)
         _save(merged, [tokenizer, processor], out)
         say("reading back what was written")
         _check_saved(parameter_digests(merged), out, chosen)
@@ -89,7 +93,7 @@ def write_merged(
 
 
 @contextlib.contextmanager
-def _notes(say: Say) -> Iterator[None]:
+def _notes(tell: Tell) -> Iterator[None]:
     """What PEFT and transformers warn of is told, once each, but for what is seen to here; no bars, no reports."""
     log = transformers.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -105,7 +109,7 @@ def _notes(say: Say) -> Iterator[None]:
             log.enable_progress_bar()
     messages = [str(w.message).strip() for w in caught if issubclass(w.category, UserWarning)]
     for line in dict.fromkeys(m.splitlines()[0] for m in messages if not any(known in m for known in _KNOWN)):
-        say(f"note: {line}")
+        tell(line)
 
 
 def _load(
@@ -171,7 +175,7 @@ def _attach(plain: Any, adapter: Adapter) -> Any:
     return learning
 
 
-def _reader(source: Source, kind: str, files: Sequence[str], say: Say) -> Any:
+def _reader(source: Source, kind: str, files: Sequence[str], tell: Tell) -> Any:
     """Tokenizer or image processor of the model; None without one, or where transformers makes up an empty one.
 
     Where there are ``files`` of one that cannot be read, it is told.
@@ -180,9 +184,7 @@ def _reader(source: Source, kind: str, files: Sequence[str], say: Say) -> Any:
         found = source.read(kind)
     except Exception as exc:  # noqa: BLE001 - a folder without one fails in many ways, and each means the same
         if files:
-            say(
-                f"note: {', '.join(files)}: not read as {kind}, so not beside the merged model: {in_short(exc)}"
-            )
+            tell(f"{', '.join(files)}: not read as {kind}, so not beside the merged model: {in_short(exc)}")
         return None
     tokens = getattr(found, "all_special_tokens", None)
     return None if tokens is not None and len(found) <= len(tokens) else found

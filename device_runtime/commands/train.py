@@ -69,10 +69,10 @@ def train(
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
     """
     arguments = plain(locals())
-    note: Note = on_note or _log
+    tell: Note = on_note or _log
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
-    gate = open_gate(rules, on_change=note)
+    gate = open_gate(rules, on_change=tell)
     folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
@@ -82,13 +82,13 @@ def train(
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
     for cut in (dataset.cut, held_out.cut if held_out else None):
         if cut:
-            note(cut)
+            tell(cut)
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         trainer = machine.trainer(dataset, work, start)
         if machine.fit:
-            note(machine.fit)
+            tell(machine.fit)
         if resume and (folder / CHECKPOINT).exists():
-            _go_on(trainer, folder, note)
+            _go_on(trainer, folder, tell)
         was_done = trainer.done
         finish(
             trainer,
@@ -96,11 +96,11 @@ def train(
             pace=Pace(checkpoint_every, _CHECKPOINT_EVERY_S if checkpoint_every else 0.0),
             wait=gate.wait,
             on_step=on_step,
-            say=note,
+            tell=tell,
             again="the same command goes on" if resume else "the same command without --no-resume goes on",
         )
         if held_out:
-            note(f"measuring on {held_out.num_samples} held-out samples")
+            tell(f"measuring on {held_out.num_samples} held-out samples")
         evaluation = machine.evaluate(held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
     report = report_of(
@@ -136,9 +136,9 @@ def _make_folder(out: Path, *, resume: bool) -> Path:
     return out
 
 
-def _go_on(trainer: Trainer, folder: Path, note: Note) -> None:
+def _go_on(trainer: Trainer, folder: Path, tell: Note) -> None:
     trainer.restore(folder / CHECKPOINT, any_length=True)
     if trainer.done:
-        note(f"{folder}: all {trainer.total_steps} steps were taken before; --no-resume trains anew")
+        tell(f"{folder}: all {trainer.total_steps} steps were taken before; --no-resume trains anew")
     else:
-        note(f"goes on from step {trainer.step_index} of {trainer.total_steps}")
+        tell(f"goes on from step {trainer.step_index} of {trainer.total_steps}")

@@ -56,7 +56,7 @@ def finish(
     pace: Pace,
     wait: Callable[[Callable[[], object]], object],
     on_step: Callable[[StepReport], object] | None = None,
-    say: Callable[[str], object] = lambda text: None,
+    tell: Callable[[str], object] = lambda text: None,
     again: str = "the same arguments go on",
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -71,12 +71,12 @@ def finish(
         pace: when a checkpoint is due.
         wait: returns when the next step may be taken; calls what it is given first if that will be a while.
         on_step: called with each step's report.
-        say: told that a signal waits, and where the run stands when it is stopped.
+        tell: told that a signal waits, and where the run stands when it is stopped.
         again: what goes on from there, for who reads that.
         clock: seconds.
     """
     keeper = _Keeper(trainer, path, pace, clock)
-    with Held(lambda: say("stopping after this step; once more to stop at once"), clock=clock) as held:
+    with Held(lambda: tell("stopping after this step; once more to stop at once"), clock=clock) as held:
         is_whole = True
         try:
             while not trainer.done:
@@ -93,5 +93,7 @@ def finish(
         except (KeyboardInterrupt, SystemExit):
             if is_whole:
                 is_saved = keeper.save()
-                say(f"stopped at step {trainer.step_index} of {trainer.total_steps}{f'; {again}' * is_saved}")
+                tell(
+                    f"stopped at step {trainer.step_index} of {trainer.total_steps}{f'; {again}' * is_saved}"
+                )
             raise

@@ -72,7 +72,7 @@ def test_a_signal_in_a_step_stops_it_behind_the_step_and_saves(number):
     said = []
     trainer = Counting(lambda step: signal.raise_signal(number) if step == 6 else None)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(trainer, say=said.append, again="again goes on")
+        run(trainer, tell=said.append, again="again goes on")
     assert trainer.saved == [7]
     assert said == [
         "stopping after this step; once more to stop at once",
@@ -91,7 +91,7 @@ def test_a_second_signal_in_a_step_saves_nothing_of_it():
 
     trainer = Counting(twice)
     with pytest.raises(KeyboardInterrupt):
-        run(trainer, steps=5, say=said.append)
+        run(trainer, steps=5, tell=said.append)
     assert (trainer.saved, trainer.step_index) == ([5], 6)
     assert [text for text in said if text.startswith("stopped")] == []
 
@@ -123,7 +123,7 @@ def test_a_signal_that_comes_twice_is_one():
 
     trainer.save = save
     with pytest.raises(KeyboardInterrupt):
-        run(trainer, on_step=on_step, say=said.append, again="again goes on")
+        run(trainer, on_step=on_step, tell=said.append, again="again goes on")
     assert trainer.saved == [7]
     assert said[-1] == "stopped at step 7 of 10; again goes on"
 
@@ -132,5 +132,5 @@ def test_nobody_is_promised_to_go_on_from_what_was_not_saved():
     said = []
     trainer = Counting(lambda step: signal.raise_signal(signal.SIGINT) if step == 6 else None, full_disk=(7,))
     with pytest.raises(KeyboardInterrupt):
-        run(trainer, say=said.append, again="again goes on")
+        run(trainer, tell=said.append, again="again goes on")
     assert said[-1] == "stopped at step 7 of 10"
