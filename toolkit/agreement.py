@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Engine
 
-from fleetune.device_runtime.errors import ExportError, one_line
+from fleetune.device_runtime.errors import ExportError, one_line, some
 from fleetune.toolkit.hearing import Tell
 
 _NO_LIMIT = 1 << 20
@@ -88,9 +88,8 @@ def check_vocabulary(tokenizer: Any, rows: int, *, tell: Tell) -> None:
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
     if not beyond:
         return
-    some = [repr(one_line(token, length_max=40)) for token in sorted(beyond, key=beyond.__getitem__)]
-    listed = ", ".join(some[:_SHOWN]) + (", …" if len(some) > _SHOWN else "")
-    what = f"the embedding has {rows} rows, none for {len(some)} of the tokenizer's tokens: {listed}"
+    tokens = [repr(one_line(token, length_max=40)) for token in sorted(beyond, key=beyond.__getitem__)]
+    what = f"the embedding has {rows} rows, none for {len(tokens)} of the tokenizer's tokens: {some(tokens)}"
     if any(i >= rows for i in tokenizer("")["input_ids"]):
         raise ExportError(
             f"{what}; every text gets one: take the model's own tokenizer, or resize_token_embeddings"

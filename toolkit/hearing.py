@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import transformers
 
-from fleetune.device_runtime.errors import ExportError, one_line
+from fleetune.device_runtime.errors import ExportError, one_line, some
 
 Tell = Callable[[str], None]
 """Takes a note: one line, plain words."""
@@ -47,9 +47,8 @@ def told_shortly(what: str) -> Iterator[None]:
 def in_short(exc: Exception) -> str:
     """What a library's error says, in one line; a slip of the library itself by its kind, tensors that do not fit by shape."""
     if misfits := _MISFIT.findall(str(exc)):
-        return "; ".join(f"{name} is {there}, expected {here}" for name, there, here in misfits[:_SHOWN]) + (
-            f" and {len(misfits) - _SHOWN} more" if len(misfits) > _SHOWN else ""
-        )
+        told_of = [f"{name} is {there}, expected {here}" for name, there, here in misfits]
+        return some(told_of, at_most=_SHOWN, by="; ")
     lines = [line.strip() for line in str(exc).strip().splitlines() if line.strip()]
     told = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
     return f"{type(exc).__name__} {told}".strip() if isinstance(exc, _SLIPS) or not told else told

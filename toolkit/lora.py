@@ -10,14 +10,13 @@ import peft
 import transformers
 from torch import Tensor, nn
 
-from fleetune.device_runtime.errors import ExportError, choices
+from fleetune.device_runtime.errors import ExportError, choices, some
 from fleetune.toolkit.hearing import Tell, listening, told_shortly
 from fleetune.toolkit.sources import check_adapter_source
 from fleetune.toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
 ALL_LINEAR = "all-linear"
-_SHOWN = 5
 _NAME = re.compile(r"[\w.]+")
 _HEADS = ("classifier", "score")
 """What PEFT trains whole of a model for classes, by itself."""
@@ -113,7 +112,7 @@ def continue_adapter(
     whole = {n.replace(".modules_to_save.default", "") for n in trained if "modules_to_save" in n}
     if random := [n for n in fresh if f"base_model.model.{n}" not in whole]:
         raise ExportError(
-            f"{folder}: {_some(random)}: neither in the model's checkpoint nor in the adapter (its task type: {kind or 'none'}), "
+            f"{folder}: {some(random)}: neither in the model's checkpoint nor in the adapter (its task type: {kind or 'none'}), "
             "so random and never trained; train it with modules_to_save, or export without --adapter"
         )
     body = f"base_model.model.{model.base_model_prefix}."
@@ -134,7 +133,7 @@ def adapter_names(model: Any) -> dict[str, str]:
     if stray:
         is_all = model.peft_config["default"].bias == "all"
         hint = '; bias="all" is not supported: train with bias="none" or "lora_only"' if is_all else ""
-        raise ExportError(f"PEFT saves other tensors than those that learn: {_some(stray)}{hint}")
+        raise ExportError(f"PEFT saves other tensors than those that learn: {some(stray)}{hint}")
     return names
 
 
@@ -159,9 +158,9 @@ def _check_complete(learning: Any, folder: str, given: dict[str, Tensor]) -> Non
 
 def _name_problems(given: set[str], wanted: set[str]) -> Iterator[str]:
     if missing := sorted(wanted - given):
-        yield f"{len(missing)} missing, {_some(missing)}"
+        yield f"{len(missing)} missing, {some(missing)}"
     if strange := sorted(given - wanted):
-        yield f"{len(strange)} that the model has no place for, {_some(strange)}"
+        yield f"{len(strange)} that the model has no place for, {some(strange)}"
 
 
 def _tell_of_adapter(config: Any, source: str, tell: Tell) -> None:
@@ -213,7 +212,3 @@ def _matches(pattern: str, name: str) -> bool:
         return re.fullmatch(pattern, name) is not None
     except re.error as exc:
         raise ExportError(f"--target-modules {pattern}: no regular expression: {exc}") from exc
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from fleetune.device_runtime.errors import ExportError
+from fleetune.device_runtime.errors import ExportError, some
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
 from fleetune.toolkit.hearing import Tell, in_short, listening, told_shortly
@@ -147,7 +147,7 @@ def _fresh(model: Any, loaded: Mapping[str, Any], *, source: str, has_head: bool
     if lost:
         raise ExportError(
             f"{source}: of the weights of {type(model).__name__} {len(lost)} would be random, being not in the checkpoint or of "
-            f"another shape there: {_some(lost)}"
+            f"another shape there: {some(lost, at_most=_SHOWN)}"
         )
     return tuple(name for name, _ in model.named_parameters() if name in missing)
 
@@ -169,7 +169,8 @@ def _tell_of_weights(model: Any, loaded: Mapping[str, Any], fresh: Sequence[str]
     )
     if left_out:
         tell(
-            f"weights: {len(left_out)} of the checkpoint have no place in this model: {_some(left_out)}; is config.json right?"
+            f"weights: {len(left_out)} of the checkpoint have no place in this model: {some(left_out, at_most=_SHOWN)}; "
+            "is config.json right?"
         )
 
 
@@ -185,7 +186,3 @@ def _tell_of_classes(
     problem = getattr(config, "problem_type", None)
     if problem not in (None, "single_label_classification"):
         tell(f"head: the checkpoint's is for {problem}; here each row is of exactly one class")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.errors import DataError, one_line
+from fleetune.device_runtime.errors import DataError, one_line, some
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _END = ".npy"
@@ -46,9 +46,7 @@ def read_npz(path: Path, *, problems: Callable[[Arrays], Iterable[str]], skip: s
 
 def listed(names: Iterable[str]) -> str:
     """Join names that a stranger may have given; of many, some."""
-    every = sorted(names)
-    shown = ", ".join(one_line(name, length_max=40) for name in every[:_NAMED])
-    return f"{shown} and {len(every) - _NAMED} more" if len(every) > _NAMED else shown
+    return some([one_line(name, length_max=40) for name in sorted(names)], at_most=_NAMED)
 
 
 def _names(path: Path, archive: zipfile.ZipFile) -> list[str]:
