@@ -7,13 +7,13 @@ from pathlib import Path
 
 import msgspec
 
+from fleetune.device_runtime.contracts.adapters import CONFIG as ADAPTER_CONFIG
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.exporters.assembly import Description, check_place
 from fleetune.exporters.storages import check_base_dtype
 from fleetune.toolkit.labels import HAS_CLASSES, choose_labels, read_labels
 from fleetune.toolkit.sources import (
-    ADAPTER_CONFIG,
     CONFIG,
     check_adapter_source,
     check_hub,

@@ -7,6 +7,7 @@ from typing import Any
 
 from fleetune.device_runtime.contracts.manifest import Origin
 from fleetune.device_runtime.errors import ConfigError, ExportError
+from fleetune.toolkit.sources import CONFIG, looks_like_path
 
 WHOLE = "base_model.model."
 """Before the name of a parameter that PEFT saves whole."""
@@ -20,8 +21,7 @@ def recorded_name(source: str) -> str:
 
 def origin_of(source: str, digests: Mapping[str, str], adapter: Iterable[str], *, seed: int) -> Origin:
     """Describe the model at ``source``, of whose parameters the adapter's tensors replace some."""
-    kind = "folder" if Path(source).is_dir() else "hub"
-    return Origin("folder" if kind == "folder" else "hub", frozen_digest(digests, adapter), seed)
+    return Origin("folder" if Path(source).is_dir() else "hub", frozen_digest(digests, adapter), seed)
 
 
 def parameter_digests(model: Any) -> dict[str, str]:
@@ -55,7 +55,7 @@ def find_model(given: str | Path | None, recorded: str, origin: Origin, *, ours:
         raise ConfigError("the adapter does not name its model; give --model")
     if Path(recorded).is_dir():
         return _checked(recorded), False
-    if origin.kind == "folder" or _looks_like_path(recorded):
+    if origin.kind == "folder" or looks_like_path(recorded):
         raise ExportError(f"{recorded}: the model was this folder, which is not here; give --model")
     if origin.kind == "hub" or (not ours and "/" in recorded):
         return recorded, True
@@ -73,15 +73,11 @@ def _digest(parameter: Any) -> str:
 
 def _checked(source: str, *, is_folder: bool = False) -> str:
     path = Path(source)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ExportError(f"{source}: no model here (no config.json)")
-    if not path.is_dir() and (is_folder or path.exists() or _looks_like_path(source)):
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise ExportError(f"{source}: no model here (no {CONFIG})")
+    if not path.is_dir() and (is_folder or path.exists() or looks_like_path(source)):
         raise ExportError(f"{source}: no such folder; --model is a local folder or a hub id such as org/name")
     return source
-
-
-def _looks_like_path(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source
 
 
 def _is_cached(source: str) -> bool:
@@ -89,6 +85,6 @@ def _is_cached(source: str) -> bool:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(source, "config.json"), str)
+        return isinstance(try_to_load_from_cache(source, CONFIG), str)
     except HFValidationError:
         return False

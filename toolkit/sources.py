@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fleetune.device_runtime.contracts.adapters import CONFIG as ADAPTER_CONFIG
+from fleetune.device_runtime.contracts.adapters import PICKLED, WEIGHTS
 from fleetune.device_runtime.errors import ExportError
 
 CONFIG = "config.json"
-ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_ADAPTER_WEIGHTS = (WEIGHTS, PICKLED)
 _PATIENCE_S = 10.0
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,6 +28,11 @@ _SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.j
 """Those that hold no vocabulary."""
 
 
+def looks_like_path(source: str) -> bool:
+    """Whether ``source`` can be no hub id, which is ``name`` or ``org/name``."""
+    return source.startswith(("/", ".", "~")) or source.count("/") > 1 or "\\" in source
+
+
 def check_source(source: str) -> None:
     """A path must be a folder with a ``config.json``; anything else is taken for a hub id.
 
@@ -36,7 +42,7 @@ def check_source(source: str) -> None:
     path = Path(source)
     if path.is_dir():
         _check_folder(path)
-    elif path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+    elif path.exists() or looks_like_path(source):
         raise ExportError(f"{source}: no such folder; MODEL is a local folder or a hub id such as org/name")
 
 
@@ -67,7 +73,7 @@ def check_adapter_source(source: str) -> None:
     """
     folder = Path(source)
     if not folder.is_dir():
-        if folder.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        if folder.exists() or looks_like_path(source):
             raise ExportError(f"{source}: no such folder; an adapter is a local folder or a hub id")
     elif not (folder / ADAPTER_CONFIG).is_file():
         inside = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))

@@ -14,7 +14,7 @@ from fleetune.device_runtime.files import doing, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-_PICKLED = "adapter_model.bin"
+PICKLED = "adapter_model.bin"
 _SCALE: dict[str, Any] = {"r": 8, "lora_alpha": 8, "use_rslora": False, "alpha_pattern": {}}
 """What fixes the factors before BA beside the tensors themselves, and PEFT's value where a file is silent: a difference
 changes outputs and no shape."""
@@ -27,9 +27,9 @@ def read_peft(folder: Path) -> tuple[dict[str, Any], Arrays]:
         ArtifactError: no adapter there, one that is pickled, or a file of it that cannot be read.
     """
     if not (folder / WEIGHTS).is_file():
-        if (folder / _PICKLED).is_file():
+        if (folder / PICKLED).is_file():
             raise ArtifactError(
-                f"{folder}: {_PICKLED} is a pickle, which runs what is in it, and is not read; where the adapter is trusted, "
+                f"{folder}: {PICKLED} is a pickle, which runs what is in it, and is not read; where the adapter is trusted, "
                 f"PEFT makes {WEIGHTS} of it: PeftModel.from_pretrained(model, folder).save_pretrained(new_folder)"
             )
         raise ArtifactError(f"{folder}: no PEFT adapter here (no {WEIGHTS})")
