@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from fleetune.device_runtime.data.records import Label, Source
+from fleetune.device_runtime.data.records import BYTE_ORDER_MARK, Label, Source
 from fleetune.device_runtime.errors import one_line, some
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 _TRUTHS = ("true", "false")
-_BYTE_ORDER_MARK = "\ufeff"
 _SHOWN = 10
 
 
@@ -98,7 +97,7 @@ def _number(text: str) -> Decimal | None:
 
 
 def _stripped(text: str) -> str:
-    return text.strip().strip(_BYTE_ORDER_MARK).strip()
+    return text.strip().strip(BYTE_ORDER_MARK).strip()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data.labels import class_reader
 from fleetune.device_runtime.data.npz import load_npz
@@ -34,6 +34,8 @@ from fleetune.device_runtime.errors import ArtifactError, DataError
 __all__ = ["Dataset", "load_dataset", "text_dataset"]
 
 Records = Sequence[tuple[Source, Any]]
+Made = dict[str, NDArray[Any]]
+"""What text gives, by the name of the input."""
 
 
 def load_dataset(
@@ -96,8 +98,9 @@ def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: in
     engine = load_tokenizer(folder / tokenizer.file, max_length=length, side=tokenizer.truncation_side)
     encoded = task.encode(engine, records)
     _check_lengths(records, encoded, task)
-    _check_ids(records, encoded, manifest, engine)
-    columns = _columns(encoded, manifest)
+    arrays = _arrays(encoded)
+    _check_ids(records, encoded, arrays, manifest, engine)
+    columns = _columns(encoded, arrays, manifest)
     if labelled:
         columns[manifest.label_name] = task.label(records, encoded, manifest)
     return make_dataset(
@@ -132,14 +135,13 @@ def _check_lengths(records: Records, encoded: Encoded, task: _TextTask) -> None:
             raise source.error(f"{length} tokens, expected at least {task.num_tokens_min}")
 
 
-def _check_ids(records: Records, encoded: Encoded, manifest: Manifest, engine: Engine) -> None:
+def _check_ids(records: Records, encoded: Encoded, made: Made, manifest: Manifest, engine: Engine) -> None:
     """Refuse what the model's tables have no row for: an added token, or the second text of a pair."""
     ends = np.cumsum(encoded.lengths)
-    made = _arrays(encoded)
     for row in manifest.features:
         if not row.below or row.name not in made:
             continue
-        values = made[row.name].astype(np.int64)
+        values = made[row.name]
         wrong = np.flatnonzero(values >= row.below)
         if wrong.size:
             source, _ = records[int(np.searchsorted(ends, wrong[0], side="right"))]
@@ -155,7 +157,7 @@ def _id_problem(name: str, number: int, below: int, engine: Engine) -> str:
     )
 
 
-def _arrays(encoded: Encoded) -> dict[str, Array]:
+def _arrays(encoded: Encoded) -> Made:
     return {
         "input_ids": encoded.ids,
         "attention_mask": np.ones(len(encoded.ids), np.uint8),
@@ -163,8 +165,7 @@ def _arrays(encoded: Encoded) -> dict[str, Array]:
     }
 
 
-def _columns(encoded: Encoded, manifest: Manifest) -> dict[str, Column]:
-    made = _arrays(encoded)
+def _columns(encoded: Encoded, made: Made, manifest: Manifest) -> dict[str, Column]:
     wanted = manifest.features
     if unknown := [row.name for row in wanted if row.name not in made]:
         raise DataError(f"the model takes {', '.join(unknown)}, which text does not give: bring an .npz file")

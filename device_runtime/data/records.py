@@ -18,7 +18,7 @@ from fleetune.device_runtime.errors import DataError, choices, one_line
 from fleetune.device_runtime.tables import Table
 
 Label = bool | int | float | str
-_BYTE_ORDER_MARK = "\ufeff"
+BYTE_ORDER_MARK = "\ufeff"
 _WIDE = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -141,7 +141,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
             raise Source(path, number).error(
                 "NUL bytes: a file that was cut off while it was written, or UTF-16 without its mark"
             )
-        yield line.lstrip(_BYTE_ORDER_MARK)
+        yield line.lstrip(BYTE_ORDER_MARK)
 
 
 def _too_long(what: str) -> str:
