@@ -170,11 +170,10 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
         return
     finally:
         visitor.close()
+    shown = visitor.address.shown
     if is_taken is None:
-        shown = visitor.address.shown
         log.warning("%s: what is said on %s does not come back: %s", shown, topic, _denied(job))
     if is_taken:
-        shown = visitor.address.shown
         raise ConfigError(
             f"{shown}: another aggregator of job {job!r} is at work; stop it, or name another --job"
         )

@@ -191,14 +191,11 @@ def _reader(source: Source, kind: str, files: Sequence[str], tell: Tell) -> Any:
 
 
 def _save(merged: Any, readers: Sequence[Any], out: Path) -> None:
-    """Write model and readers; weights, which safetensors lets their owner alone read, get the mode of the other files."""
+    """Write model and readers."""
     with told_shortly(f"{out.name}: cannot be written"):
         for part in (merged, *readers):
             if part is not None:
                 part.save_pretrained(str(out))
-        usual = (out / "config.json").stat().st_mode
-        for path in out.glob("*.safetensors"):
-            path.chmod(usual)
 
 
 def _check_saved(wanted: dict[str, str], out: Path, task: str) -> None:

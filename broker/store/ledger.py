@@ -102,11 +102,8 @@ class Ledger:
         """Every accepted update of the job, in the order in which they were accepted."""
         query = f"SELECT device, seed, works.work, stats FROM {_WITH_TASKS} ORDER BY updates.number"
         with self._reading():
-            found = [
-                Outcome(device, parse_work(work, seed), _stats(stats))
-                for device, seed, work, stats in self._sql.execute(query)
-            ]
-        yield from found
+            for device, seed, work, stats in self._sql.execute(query):
+                yield Outcome(device, parse_work(work, seed), _stats(stats))
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks; once this returns they may be offered."""
