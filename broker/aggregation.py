@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url
-from fleetune.device_runtime.network.hooks import NOBODY, Party
+from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 
@@ -104,11 +104,11 @@ def aggregate(
 
 
 def _link_of_job(mqtt: str, job: str, reach: Reach, session: str) -> Link:
-    return _link(
+    return Link.reaching(
         mqtt,
         reach,
-        f"fleetune-aggregator-{job}",
-        topics(job),
+        client_id=f"fleetune-aggregator-{job}",
+        topics=topics(job),
         will=Will(*will(job, session)),
         party=_party(job, session),
     )
@@ -131,27 +131,6 @@ def _open_ledger(out: Path, settings: Settings) -> Ledger:
         return Ledger(out, settings)
 
 
-def _link(
-    mqtt: str,
-    reach: Reach,
-    client_id: str,
-    topics: Sequence[str],
-    *,
-    will: Will | None = None,
-    party: Party = NOBODY,
-) -> Link:
-    return Link(
-        mqtt,
-        client_id=client_id,
-        topics=topics,
-        will=will,
-        ca_file=reach.ca_file or None,
-        cert=reach.cert or None,
-        key=reach.key or None,
-        party=party,
-    )
-
-
 def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
     """Ask, under a name of its own, whether an aggregator of the job is there: under the job's it would be thrown off.
 
@@ -161,7 +140,8 @@ def _check_alone(mqtt: str, job: str, reach: Reach) -> None:
         ConfigError: one is.
     """
     topic = aggregator_topic(job)
-    visitor = _link(mqtt, reach, f"fleetune-visitor-{job}-{secrets.token_hex(4)}", [topic])
+    name = f"fleetune-visitor-{job}-{secrets.token_hex(4)}"
+    visitor = Link.reaching(mqtt, reach, client_id=name, topics=[topic])
     try:
         visitor.open(reach.timeout_s)
         is_taken = has_rival(visitor, job)

@@ -96,14 +96,12 @@ def device(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
         party = _party(identity, login)
-        link = Link(
+        link = Link.reaching(
             mqtt,
+            reach,
             client_id=f"fleetune-{job}-{identity.device_id}",
             topics=identity.topics,
             will=Will(*identity.will),
-            ca_file=reach.ca_file or None,
-            cert=reach.cert or None,
-            key=reach.key or None,
             party=party,
         )
         home = Home(

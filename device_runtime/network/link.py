@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import ConfigError, TransportError
-from fleetune.device_runtime.network.address import Address, parse_url
+from fleetune.device_runtime.network.address import Address, Reach, parse_url
 from fleetune.device_runtime.network.client import HEADER_BYTES, Client
 from fleetune.device_runtime.network.hooks import NOBODY, Hooks, Party
 from fleetune.device_runtime.network.tls import Context, make_context
@@ -101,6 +101,29 @@ class Link:
         self._packet_bytes_max = 0
         self.chunk_bytes = CHUNK_BYTES
         self.connections = self.bytes_sent = self.bytes_received = self.dropped = 0
+
+    @classmethod
+    def reaching(
+        cls,
+        url: str,
+        reach: Reach,
+        *,
+        client_id: str,
+        topics: Sequence[str],
+        will: Will | None = None,
+        party: Party = NOBODY,
+    ) -> "Link":
+        """As the constructor, with the files that ``reach`` names; its ``timeout_s`` is for :meth:`open`."""
+        return cls(
+            url,
+            client_id=client_id,
+            topics=topics,
+            will=will,
+            ca_file=reach.ca_file or None,
+            cert=reach.cert or None,
+            key=reach.key or None,
+            party=party,
+        )
 
     @property
     def connected(self) -> bool:
