@@ -104,16 +104,16 @@ class StepWeights:
         """Around a graph that runs on the layer's weights; arguments as of :meth:`FrozenWeights.streaming`."""
         return self._frozen.streaming(layer, then=then, stays=stays) if self._streamed else nullcontext()
 
-    def of(self, slots: Sequence[int], graph: Graph) -> dict[tuple[Role, int], Value]:
-        """What ``graph`` wants of the section or layer whose slots are given.
+    def of(self, slots: Sequence[int], graph: Graph, *, bare: bool = False) -> dict[tuple[Role, int], Value]:
+        """What ``graph`` wants of the section or layer whose slots are given; ``bare``: every B of its LoRA is zeros.
 
         Raises:
             ArtifactError: an adapter tensor is missing, or has another shape or dtype.
         """
         wanted = [port.index for port in graph.inputs if port.role == "weight"]
-        return {("weight", slot): self._value(slots[slot]) for slot in wanted}
+        return {("weight", slot): self._value(slots[slot], bare=bare) for slot in wanted}
 
-    def _value(self, index: int) -> Value:
+    def _value(self, index: int, *, bare: bool) -> Value:
         row = self._rows[index]
         if not row.trainable:
             return self._frozen.value(index)
@@ -123,7 +123,12 @@ class StepWeights:
             raise ArtifactError(
                 f"adapter tensor {row.name}: expected {row.dtype}{list(row.shape)}, got {got}"
             )
-        return self._hold(array)
+        return self._hold(np.zeros_like(array) if bare and is_lora_b(row.name) else array)
+
+
+def is_lora_b(name: str) -> bool:
+    """Whether PEFT gives this name to a second factor: at zero its pair adds nothing."""
+    return ".lora_B" in name or ".lora_embedding_B" in name
 
 
 def _tables(artifact: Artifact) -> list[Span]:
