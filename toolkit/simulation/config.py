@@ -19,7 +19,7 @@ from fleetune.device_runtime.toml_tables import mistakes, read_table
 from fleetune.toolkit.simulation.availability import Availability
 from fleetune.toolkit.simulation.networks import MODELS, Network, NetworkModel
 from fleetune.toolkit.simulation.partitions import KINDS, Partition, partition_problems
-from fleetune.toolkit.simulation.profiles import PROFILES, Profile
+from fleetune.toolkit.simulation.profiles import PROFILES, Profile, profile_problems
 
 INCLUDE = "include"
 _OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
@@ -55,7 +55,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Which devices there are: of each profile a share of the fleet, or a number."""
 
     profiles: Annotated[
-        dict[str, float], Option("profile -> share of the fleet, or number of devices if all are whole")
+        dict[str, float],
+        Option("part of the fleet by profile: shares or numbers, scaled to the number of devices"),
     ] = msgspec.field(default_factory=lambda: {"reference": 1.0})
 
 
@@ -207,6 +208,8 @@ def _contradictions(config: SimulationConfig) -> Iterator[str]:
     yield from _unknown("fleet.profiles", config.fleet.profiles, "profile", config.all_profiles)
     wanted = [config.network.model, *(profile.network for profile in config.profiles.values())]
     yield from _unknown("network", filter(None, wanted), "network", config.all_networks)
+    for name, profile in config.profiles.items():
+        yield from profile_problems(name, profile)
     shares = config.fleet.profiles.values()
     if any(not 0 <= share < 1e9 for share in shares) or not sum(shares):
         yield f"fleet.profiles: shares {list(shares)}: expected numbers from 0, not all 0"
