@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
+from fleetune.toolkit.commands import simulation
 from fleetune.toolkit.commands import workstation as models
 from fleetune.toolkit.commands.grouped import Grouped, usage_told
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
@@ -26,6 +27,7 @@ COMMANDS = (
     models.merge,
     fleet.demo,
     fleet.bench,
+    simulation.compare,
 )
 
 
