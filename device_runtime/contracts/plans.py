@@ -16,6 +16,10 @@ class Mode(IntEnum):
     """Runs frozen; its adapter gets no gradient."""
     TRAIN = 2
     """Runs, and its adapter gets a gradient."""
+    BYPASS = 3
+    """Runs; on the way back the gradient goes around it unchanged, and its adapter gets none."""
+    BARE = 4
+    """Runs without its LoRA: every B counts as zeros, and its adapter gets no gradient."""
 
 
 LayerPlan = tuple[Mode, ...]
@@ -39,7 +43,7 @@ def active_layers(plan: LayerPlan) -> tuple[int, ...]:
 
 def trained_layers(plan: LayerPlan) -> tuple[int, ...]:
     """Indices of the layers whose adapters get gradients, lowest first."""
-    return tuple(i for i, mode in enumerate(plan) if mode is Mode.TRAIN)
+    return _with_mode(plan, Mode.TRAIN)
 
 
 def learnable(plan: LayerPlan, learning: Collection[int]) -> LayerPlan:
@@ -60,16 +64,27 @@ class Route(NamedTuple):
     """Those whose adapters get gradients."""
     saved: tuple[int, ...]
     """Those that keep their activations for the way back."""
+    around: frozenset[int] = frozenset()
+    """Those that run and that the gradient goes around."""
+    bare: frozenset[int] = frozenset()
+    """Those that run without their LoRA."""
+    boundary: int = 0
+    """The layer whose input may be kept from step to step: no layer below learns."""
 
     @property
     def below(self) -> tuple[int, ...]:
-        """Those that run and that the way back does not reach."""
-        return tuple(i for i in self.layers if i < self.lowest)
+        """Those that run below the boundary."""
+        return tuple(i for i in self.layers if i < self.boundary)
+
+    @property
+    def above(self) -> tuple[int, ...]:
+        """Those that run from the boundary on."""
+        return tuple(i for i in self.layers if i >= self.boundary)
 
     @property
     def back(self) -> tuple[int, ...]:
         """Those that the way back goes through, trained or not."""
-        return tuple(i for i in self.layers if i >= self.lowest)
+        return tuple(i for i in self.layers if i >= self.lowest and i not in self.around)
 
     @property
     def rerun(self) -> tuple[int, ...]:
@@ -77,10 +92,29 @@ class Route(NamedTuple):
         return self.back[: len(self.back) - len(self.saved)]
 
 
-def route(plan: LayerPlan, memory: MemoryPlan = SAVE_ALL) -> Route:
-    """Work out which layers a step runs there and back; ``memory`` says how many of the latter save their activations."""
+def route(plan: LayerPlan, memory: MemoryPlan = SAVE_ALL, *, cache_below: int = -1) -> Route:
+    """Work out which layers a step runs there and back.
+
+    Args:
+        plan: one mode per layer.
+        memory: how many of those on the way back save their activations.
+        cache_below: the boundary, if it lies below the lowest trained layer, where it is by itself; -1 for none given.
+    """
     layers, trained = active_layers(plan), trained_layers(plan)
     lowest = min(trained, default=len(plan))
-    back = [i for i in layers if i >= lowest]
+    found = Route(
+        layers,
+        lowest,
+        trained,
+        (),
+        frozenset(_with_mode(plan, Mode.BYPASS)),
+        frozenset(_with_mode(plan, Mode.BARE)),
+        lowest if cache_below < 0 else min(lowest, cache_below),
+    )
+    back = found.back
     count = len(back) if memory.saved_layers is None else min(memory.saved_layers, len(back))
-    return Route(layers, lowest, trained, tuple(back[len(back) - count :]))
+    return found._replace(saved=back[len(back) - count :])
+
+
+def _with_mode(plan: LayerPlan, wanted: Mode) -> tuple[int, ...]:
+    return tuple(i for i, mode in enumerate(plan) if mode is wanted)

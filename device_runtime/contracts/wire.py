@@ -146,6 +146,15 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = 0
+    cache_below: Annotated[
+        int,
+        Option(
+            "no layer below this one learns on any device: what flows into it may be kept from round to round; "
+            "-1: below the lowest that learns here",
+            at_least=-1,
+            at_most=COUNT_MAX,
+        ),
+    ] = -1
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Role, Section
+from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
 from fleetune.device_runtime.contracts.plans import Mode, Route, route
 from fleetune.device_runtime.engine.batches import StepResult, pick
+from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
@@ -31,6 +32,8 @@ class Kept(NamedTuple):
 
     layer: int
     values: Scope
+    rows: Indices | None
+    """Which rows went through it; None for all."""
 
 
 class _Pass(NamedTuple):
@@ -39,6 +42,7 @@ class _Pass(NamedTuple):
     scope: Scope
     route: Route
     weights: StepWeights
+    gates: Gates | None = None
 
 
 class Chain:
@@ -77,15 +81,16 @@ class Chain:
         *,
         keep_logits: bool,
         hidden: HiddenRows | None,
+        gates: Gates | None = None,
     ) -> StepResult:
-        """Forward and backward on rows that run together; ``hidden`` keeps what flows into the lowest trained layer."""
-        rows = _Pass(self._values(batch), way, weights)
+        """Forward and backward on rows that run together; ``hidden`` keeps what flows over the route's boundary."""
+        rows = _Pass(self._values(batch), way, weights, gates)
         self._enter(rows)
         if hidden is None:
             tape = self._rise(rows, way.layers)
         else:
             self._skip(rows, batch, hidden)
-            tape = self._rise(rows, way.back)
+            tape = self._rise(rows, way.above)
         end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits)
         grads = dict(end.grads)
         if end.d_hidden is not None:
@@ -131,7 +136,7 @@ class Chain:
         rows.scope.update(found)
 
     def _skip(self, rows: _Pass, batch: Arrays, stored: HiddenRows) -> None:
-        """Take the hidden stream to the lowest trained layer: from what is stored, by the layers below for the other rows."""
+        """Take the hidden stream to the boundary: from what is stored, by the layers below for the other rows."""
         hidden, missing = stored.load(self._loader.array_of(rows.scope["hidden", 0]).shape)  # (B, S, H), (B,)
         if missing.any():
             fresh = rows._replace(scope=self._values(pick(batch, self._manifest.inputs, missing)))
@@ -145,35 +150,59 @@ class Chain:
         tape: list[Kept] = []
         for index, then in zip_longest(layers, layers[1:]):
             layer = self._manifest.layers[index]
+            some = None if rows.gates is None else some_rows(rows.gates[index])
+            whole = rows.scope.pop(("hidden", 0))
             given: Scope = {
-                ("hidden", 0): rows.scope.pop(("hidden", 0)),
-                **{("side", i): rows.scope["side", s] for i, s in enumerate(layer.sides)},
+                ("hidden", 0): self._picked(whole, some),
+                **{("side", i): self._side(rows.scope, layer, i, some) for i in range(len(layer.sides))},
             }
             purpose = "forward_save" if index in rows.route.saved else "forward"
             graph = self._manifest.kinds[layer.kind].graphs[purpose]
-            returns = index >= rows.route.lowest
+            slots = rows.weights.of(layer.tensors, graph, bare=index in rows.route.bare)
+            returns = index >= rows.route.lowest and index not in rows.route.around
             with rows.weights.in_use(index, then=then, stays=returns and then is None):
-                found = self._run(graph, {**given, **rows.weights.of(layer.tensors, graph)})
-            rows.scope["hidden", 0] = found.pop(("hidden", 0))
+                found = self._run(graph, {**given, **slots})
+            rows.scope["hidden", 0] = self._merged(whole, found.pop(("hidden", 0)), some)
             if returns:
-                tape.append(Kept(index, {**given, **found}))
+                tape.append(Kept(index, {**given, **found}, some))
         return tape
 
     def _descend(self, rows: _Pass, tape: list[Kept], gradient: Value, grads: Arrays) -> None:
         """Take the gradient (B, S, H) down the tape, adding to ``grads``; a layer's values are let go as soon as it is done."""
         while tape:
-            index, kept = tape.pop()
+            index, kept, some = tape.pop()
             layer = self._manifest.layers[index]
             purpose = "backward" if tape else "backward_lowest"
             purpose += "" if index in rows.route.saved else "_recompute"
             graph = self._manifest.kinds[layer.kind].graphs[purpose]
-            given = {**kept, ("d_hidden", 0): gradient, **rows.weights.of(layer.tensors, graph)}
+            slots = rows.weights.of(layer.tensors, graph, bare=index in rows.route.bare)
+            given = {**kept, ("d_hidden", 0): self._picked(gradient, some), **slots}
             with rows.weights.in_use(index, then=tape[-1].layer if tape else None):
                 found = self._run(graph, given)
-            gradient = found.get(("d_hidden", 0))
+            if tape:
+                gradient = self._merged(gradient, found["d_hidden", 0], some)
             if index in rows.route.trained:
                 for name, grad in self._gradients(found, layer.tensors).items():
                     grads[name] = np.add(grads[name], grad) if name in grads else grad
+
+    def _side(self, scope: Scope, layer: Layer, slot: int, rows: Indices | None) -> Value:
+        """A side input of a layer, of some rows if it has rows."""
+        ports = self._manifest.kinds[layer.kind].graphs["forward"].inputs
+        shape = next((port.shape for port in ports if (port.role, port.index) == ("side", slot)), ())
+        value = scope["side", layer.sides[slot]]
+        return self._picked(value, rows) if shape[:1] == ("batch",) else value
+
+    def _picked(self, value: Value, rows: Indices | None) -> Value:
+        """Some rows of a value (B, …); None for all."""
+        return value if rows is None else self._value(self._loader.array_of(value)[rows])
+
+    def _merged(self, whole: Value, some: Value, rows: Indices | None) -> Value:
+        """``whole`` (B, …) with some of its rows in place of its own."""
+        if rows is None:
+            return some
+        array = self._loader.array_of(whole).copy()
+        array[rows] = self._loader.array_of(some)
+        return self._value(array)
 
     def _run_head(self, rows: _Pass, *, backward: bool, keep_logits: bool) -> HeadResult:
         """Loss, answers, the gradient of the hidden stream (B, S, H) and the head's own gradients."""

@@ -7,6 +7,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan
 from fleetune.device_runtime.engine.batches import StepResult
+from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
 
@@ -47,6 +48,8 @@ class Engine(Protocol):
         rows: Rows | None = None,
         keep_logits: bool = False,
         hidden: OpenRows | None = None,
+        gates: Gates | None = None,
+        cache_below: int = -1,
     ) -> StepResult:
         """Run forward and backward once over the active layers; weights are not touched.
 
@@ -56,14 +59,17 @@ class Engine(Protocol):
             adapter: every trainable tensor by name, float32.
             rows: how its rows run; None for what :meth:`rows` says of this batch.
             keep_logits: return them also where they are large (batch, seq, vocabulary).
-            hidden: where the examples' hidden streams below the lowest trained layer are kept; filled for those not there.
+            hidden: where the examples' hidden streams are kept as they flow over the boundary; filled for those not there.
+            gates: bool (layers, batch): which rows run through which layer, for the others it is the identity; None for all.
+            cache_below: no layer below this one learns anywhere: the boundary is here, or at the lowest trained layer where
+                that is lower; -1 for there.
 
         Returns:
             Mean loss, logits, and gradients by tensor name, float32, for the trained layers and the head only.
 
         Raises:
             ArtifactError: a name, dtype or shape differs from the manifest (all differences listed).
-            ConfigError: a plan of another length.
+            ConfigError: a plan of another length, gates of another shape, or a mode or gates that this engine cannot follow.
         """
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:

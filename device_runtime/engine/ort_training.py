@@ -23,6 +23,7 @@ from fleetune.device_runtime.contracts.ort_training_layout import (
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, full, trained_layers
 from fleetune.device_runtime.engine.batches import StepResult, check_batch
 from fleetune.device_runtime.engine.engine import Setup
+from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.engine.loaders import check_cpu
@@ -79,9 +80,13 @@ class OrtTrainingEngine:
         rows: Rows | None = None,
         keep_logits: bool = False,
         hidden: OpenRows | None = None,
+        gates: Gates | None = None,
+        cache_below: int = -1,
     ) -> StepResult:
         """As :meth:`Engine.step`; the logits always exist whole, and are returned; ``hidden`` is of no use here."""
         self._check_plan(plan)
+        if gates is not None:
+            raise ConfigError("backend ort-training: a layer runs on all rows of a batch or on none")
         layers = active_layers(plan)
         module = self.module(len(layers))
         module.write(self, adapter, layers)
@@ -136,6 +141,10 @@ class OrtTrainingEngine:
         if len(plan) != self.artifact.manifest.num_layers:
             raise ConfigError(
                 f"plan of {len(plan)} layers; the model has {self.artifact.manifest.num_layers}"
+            )
+        if found := sorted({mode.name.lower() for mode in plan} & {"bypass", "bare"}):
+            raise ConfigError(
+                f"backend ort-training: no layer can {' or '.join(found)}; its models are whole"
             )
 
 

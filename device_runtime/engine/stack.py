@@ -24,11 +24,12 @@ from fleetune.device_runtime.engine.batches import (
 )
 from fleetune.device_runtime.engine.chain import Chain
 from fleetune.device_runtime.engine.engine import Setup
+from fleetune.device_runtime.engine.gates import Gates, check_gates, lowest_shut, open_layers
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, rows_for
 from fleetune.device_runtime.engine.loaders import Loader
 from fleetune.device_runtime.engine.token_head import HeadResult
-from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights
+from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, check_bare
 from fleetune.device_runtime.errors import ConfigError
 
 R = TypeVar("R")
@@ -83,18 +84,29 @@ class Stack:
         rows: Rows | None = None,
         keep_logits: bool = False,
         hidden: OpenRows | None = None,
+        gates: Gates | None = None,
+        cache_below: int = -1,
     ) -> StepResult:
         """As :meth:`Engine.step`."""
         manifest = self.artifact.manifest
         if len(plan) != manifest.num_layers:
             raise ConfigError(f"plan of {len(plan)} layers; the model has {manifest.num_layers}")
-        rows = self._checked(batch, rows)
-        way, weights = route(learnable(plan, manifest.learning), rows.memory), self._weights(adapter, rows)
-        stored = hidden(self._below(way, adapter)) if hidden and way.below and way.back else None
+        rows, plan = self._checked(batch, rows), learnable(plan, manifest.learning)
+        if gates is not None:
+            check_gates(gates, plan, num_rows(batch, manifest.inputs))
+            plan = open_layers(plan, gates)
+            cache_below = min(route(plan, cache_below=cache_below).boundary, lowest_shut(gates))
+        way, weights = route(plan, rows.memory, cache_below=cache_below), self._weights(adapter, rows)
+        check_bare(way, manifest)
+        stored = hidden(self._below(way, adapter)) if hidden and way.below else None
 
         def train(chain: Chain, part: Part) -> tuple[StepResult, int]:
             some = None if stored is None else stored.some(part.place)
-            made = chain.step(part.arrays, way, weights, keep_logits=keep_logits, hidden=some)
+            here = None if gates is None else gates[:, part.place]
+            own = (
+                way if here is None else route(open_layers(plan, here), rows.memory, cache_below=cache_below)
+            )
+            made = chain.step(part.arrays, own, weights, keep_logits=keep_logits, hidden=some, gates=here)
             return made, self._share(part.arrays)
 
         mean = Mean(self._share(batch))
@@ -178,8 +190,10 @@ class Stack:
         return share_of(batch[manifest.label_name], manifest.counted)
 
     def _below(self, way: Route, adapter: Arrays) -> Mapping[str, Array]:
-        """What makes the hidden stream below the lowest trained layer, beside the base: layers and their adapters."""
+        """What makes the hidden stream below the boundary, beside the base: layers, how they run, and their adapters."""
         m = self.artifact.manifest
+        bare = [i for i in way.below if i in way.bare]
         used = {*m.prelude.tensors, *(i for layer in way.below for i in m.layers[layer].tensors)}
         names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
-        return {"layers": np.array(way.below), **{name: adapter[name] for name in names}}
+        modes = {"layers": np.array(way.below), "bare": np.array(bare)}
+        return {**modes, **{name: adapter[name] for name in names}}

@@ -13,9 +13,10 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import Graph, Role
+from fleetune.device_runtime.contracts.manifest import Graph, Manifest, Role
+from fleetune.device_runtime.contracts.plans import Route
 from fleetune.device_runtime.engine.loaders import Value
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
 
 Span = tuple[int, int]
 """First byte and the byte after the last, in the weights file."""
@@ -104,16 +105,16 @@ class StepWeights:
         """Around a graph that runs on the layer's weights; arguments as of :meth:`FrozenWeights.streaming`."""
         return self._frozen.streaming(layer, then=then, stays=stays) if self._streamed else nullcontext()
 
-    def of(self, slots: Sequence[int], graph: Graph) -> dict[tuple[Role, int], Value]:
-        """What ``graph`` wants of the section or layer whose slots are given.
+    def of(self, slots: Sequence[int], graph: Graph, *, bare: bool = False) -> dict[tuple[Role, int], Value]:
+        """What ``graph`` wants of the section or layer whose slots are given; ``bare``: every B of its LoRA is zeros.
 
         Raises:
             ArtifactError: an adapter tensor is missing, or has another shape or dtype.
         """
         wanted = [port.index for port in graph.inputs if port.role == "weight"]
-        return {("weight", slot): self._value(slots[slot]) for slot in wanted}
+        return {("weight", slot): self._value(slots[slot], bare=bare) for slot in wanted}
 
-    def _value(self, index: int) -> Value:
+    def _value(self, index: int, *, bare: bool) -> Value:
         row = self._rows[index]
         if not row.trainable:
             return self._frozen.value(index)
@@ -123,7 +124,19 @@ class StepWeights:
             raise ArtifactError(
                 f"adapter tensor {row.name}: expected {row.dtype}{list(row.shape)}, got {got}"
             )
-        return self._hold(array)
+        return self._hold(np.zeros_like(array) if bare and is_lora_b(row.name) else array)
+
+
+def is_lora_b(name: str) -> bool:
+    """Whether PEFT gives this name to a second factor: at zero its pair adds nothing."""
+    return ".lora_B" in name or ".lora_embedding_B" in name
+
+
+def check_bare(way: Route, manifest: Manifest) -> None:
+    """Raise ConfigError where a layer is to run without a LoRA that it does not have."""
+    for layer in sorted(way.bare):
+        if not any(is_lora_b(manifest.tensors[i].name) for i in manifest.layers[layer].tensors):
+            raise ConfigError(f"layer {layer} has no LoRA to switch off; drop or freeze it")
 
 
 def _tables(artifact: Artifact) -> list[Span]:

@@ -107,6 +107,7 @@ class Trainer:
             self.adapter,
             rows=self._rows,
             hidden=partial(self._hidden.of, examples) if self._hidden else None,
+            cache_below=self._work.cache_below,
         )
         self._update(result.loss, result.grads)
         seconds = self._clock() - start_s
