@@ -6,7 +6,7 @@ one machine, and not promised across versions of numpy.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -54,8 +54,6 @@ class Subject(NamedTuple):
     """Class of each example, int64 (N,)."""
     columns: Callable[[str], Sequence[object]]
     """A column of the data by name, one value for each example."""
-    records: Sequence[Any] = ()
-    """For user code: whatever the data were read as."""
 
 
 class Share(NamedTuple):
@@ -205,10 +203,13 @@ def evenly(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
 
 
 def by_code(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
-    """Call the user's ``FUNCTION(labels, records, num_devices, seed)``, which returns a list of indices for each device."""
+    """Call the user's ``FUNCTION(labels, column, num_devices, seed)``, which returns a list of indices for each device.
+
+    ``column("speaker")`` gives that column of the data, one text for each example.
+    """
     function = load_function(wanted.code)
     try:
-        made = function(subject.labels, subject.records, wanted.devices, seed)
+        made = function(subject.labels, subject.columns, wanted.devices, seed)
         parts = [np.asarray(part, np.int64).reshape(-1) for part in made]
     except Exception as exc:
         raise ConfigError(

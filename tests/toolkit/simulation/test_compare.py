@@ -120,6 +120,11 @@ def test_an_arm_that_reached_it_in_some_seeds_has_no_mean(runs):
     assert ratio == pytest.approx(4 / 7), "of two that did and one that did not, the median did"
 
 
+def test_the_final_accuracy_is_the_mean_of_the_last_three(tmp_path):
+    assert read_curve(write_run(tmp_path, "ref", [0.9, 0.6, None, 0.7, 0.8])).final == pytest.approx(0.7)
+    assert read_curve(write_run(tmp_path, "short", [0.6, 0.8])).final == pytest.approx(0.7)
+
+
 def test_each_seed_is_measured_by_the_reference_of_its_own(tmp_path):
     write_run(tmp_path, "ref", [0.0, 0.4, 0.4, 0.4], seed=0)
     write_run(tmp_path, "ref", [0.0, 0.8, 0.8, 0.8], seed=1)

@@ -78,6 +78,13 @@ def test_the_command_line_sets_over_the_file(base):
     assert config.data.train == "own.jsonl", "from the current folder"
 
 
+def test_a_column_is_in_the_data_or_in_a_file_of_its_own(base):
+    by = ["partition.kind=by", "partition.column=speaker"]
+    assert load_config(base, by).column_file == base.parent / "train.jsonl"
+    path = arm(base, '[partition]\nkind = "by"\ncolumn = "speaker"\nfile = "who.npz"\n')
+    assert load_config(path).column_file == path.parent / "who.npz"
+
+
 def test_a_merge_leaves_what_it_merges_alone():
     under, over = {"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"c": [2]}, "d": {"e": 1}}
     assert merged(under, over) == {"a": {"b": 1, "c": [2]}, "d": {"e": 1}}

@@ -158,6 +158,15 @@ def test_a_device_is_away_once_a_period_for_its_share():
             assert all(is_there(plan, x, seed=1, device=0) for x in np.linspace(t, leaves, 5)[:-1])
 
 
+def test_devices_are_away_at_times_of_their_own():
+    plan = Availability(period_s=100.0, on_share=0.5)
+    leave = [
+        leaves_at(plan, 100.0 * n, seed=1, device=d) % 100 for d in range(20) for n in range(20) if d != n
+    ]
+    assert max(leave) > 45
+    assert len(set(leave)) > 300
+
+
 def test_without_a_period_a_device_never_leaves():
     assert is_there(Availability(), 1e9, seed=1, device=0)
     assert (

@@ -11,13 +11,13 @@ from fleetune.device_runtime.errors import ConfigError, DataError
 from fleetune.toolkit.simulation.partitions import KINDS, Partition, Subject, partition, read_column, shares
 
 CODE = """
-def rows(labels, records, num_devices, seed):
+def rows(labels, column, num_devices, seed):
     return [range(i, len(labels), num_devices) for i in range(num_devices)]
 """
 
 
 def subject_of(labels, column=()):
-    return Subject(np.asarray(labels, np.int64), lambda name: column, range(len(labels)))
+    return Subject(np.asarray(labels, np.int64), lambda name: column)
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +133,12 @@ def test_too_few_examples_are_told():
         ("return [[0], []]", "devices 1 have fewer than min_samples (1)"),
         ("return 3", "no list of indices for each device: TypeError"),
         ("return [[float('nan')], [1]]", "no list of indices for each device"),
-        ("return records['x']", "no list of indices for each device"),
+        ("return column['x']", "no list of indices for each device"),
         ("return 1 / 0", "ZeroDivisionError"),
     ],
 )  # fmt: skip
 def test_user_code_is_held_to_the_law(tmp_path, body, said):
-    (tmp_path / "mine.py").write_text(f"def rows(labels, records, num_devices, seed):\n    {body}\n")
+    (tmp_path / "mine.py").write_text(f"def rows(labels, column, num_devices, seed):\n    {body}\n")
     wanted = Partition(kind="code", code=f"{tmp_path / 'mine'}:rows", devices=2)
     with pytest.raises(ConfigError, match=re.escape(said)):
         partition(subject_of(range(10)), wanted, seed=0)

@@ -1,4 +1,4 @@
-"""Commands of the simulator: compare."""
+"""Command of the simulator: compare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,8 @@ def compare(
     ],
     *,
     to: Annotated[
-        str | None, shown("shares of the reference's final accuracy, as a,b", "0.95,0.99", metavar="SHARES")
+        str | None,
+        shown("shares of the reference's final accuracy, as a,b", "0.95 and 0.99", metavar="SHARES"),
     ] = None,
     of: Annotated[
         str | None, shown("arm that is the reference", "that of the first run", metavar="NAME")
