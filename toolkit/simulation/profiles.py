@@ -189,8 +189,8 @@ PROFILES: dict[str, Profile] = {
         memory_mb=1500,
         active_w=3.0,
         idle_w=0.5,
-        source="2 Cortex-A76 and 6 Cortex-A55 (https://github.com/kdrag0n/freqbench/pull/27) at 2.4 GHz (from memory), half of the large "
-        "cores' peak; a phone sheds 3 W (https://petewarden.com/2015/10/08/smartphone-energy-consumption)",
+        source="2 Cortex-A76 and 6 Cortex-A55 (https://github.com/kdrag0n/freqbench/pull/27) at 2.4 GHz (from memory), half of "
+        "the large cores' peak; a phone sheds 3 W (https://petewarden.com/2015/10/08/smartphone-energy-consumption)",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
     "phone-good": Profile(
