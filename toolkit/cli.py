@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fleetune.toolkit.commands import comparing
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -26,6 +27,7 @@ COMMANDS = (
     models.merge,
     fleet.demo,
     fleet.bench,
+    comparing.compare,
 )
 
 
