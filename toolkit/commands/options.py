@@ -42,10 +42,10 @@ DEPTH = {"policy.shape": "depth_shape"}
 ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
 OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
-"""What every device of every round gets of its own."""
+"""What every device of every round gets of its own, or the kind of its round says."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns")),
+    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
