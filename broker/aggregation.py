@@ -15,6 +15,7 @@ from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
@@ -68,7 +69,8 @@ def aggregate(
     """
     arguments = plain(locals()) | {"mqtt": parse_url(mqtt).shown}  # a login is not for run.json
     artifact = open_artifact(artifact_dir)
-    settings = settings_of(job, artifact=artifact.digest, work=work)
+    head = class_head(artifact.manifest) if job.head_start == "class-mean" else ClassHead()
+    settings = settings_of(job, artifact=artifact.digest, work=work, head=head)
     check(reach)
     check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
     check_folder(Path(out))

@@ -4,13 +4,25 @@ from typing import Annotated
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import COUNT_MAX, FULL, SECONDS_MAX, LocalWork
+from fleetune.device_runtime.contracts.class_means import ClassHead
+from fleetune.device_runtime.contracts.wire import (
+    ADAPTER,
+    CLASS_MEANS,
+    COUNT_MAX,
+    FULL,
+    HEAD_STARTS,
+    SECONDS_MAX,
+    LocalWork,
+)
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option, values_of
 
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
+_EXACT = "fp32"
+"""The codec of class sums, whatever the job's."""
+_NO_HEAD = ClassHead()
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +57,13 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     evaluate_every: Annotated[
         int, Option("versions evaluated: 0, every so many, and the last", at_least=1)
     ] = 1
+    head_start: Annotated[
+        str,
+        Option(
+            "what the head begins with; class-mean: the first round asks every training device for its class sums",
+            choices=HEAD_STARTS,
+        ),
+    ] = "none"
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +72,13 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     artifact: str
     """SHA-256 of the artifact's manifest."""
     work: LocalWork = LocalWork()
+    head: ClassHead = _NO_HEAD
+    """What the round for the head fills; blank without one."""
+
+    @property
+    def head_rounds(self) -> int:
+        """Rounds for the head, before those that train."""
+        return int(self.head_start == "class-mean")
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,19 +104,20 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 10
 
 
-def settings_of(job: Job, *, artifact: str, work: LocalWork) -> Settings:
-    """Join a job, the digest of its artifact and its work; ``min_clients`` 0 becomes all of ``clients``.
+def settings_of(job: Job, *, artifact: str, work: LocalWork, head: ClassHead = _NO_HEAD) -> Settings:
+    """Join a job, the digest of its artifact, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
 
     Raises:
         ConfigError: ``work`` has what each device of each round gets of its own.
     """
     given = [name for name in ("seed", "rounds_before") if getattr(work, name)]
+    given += ["learns"] if work.learns != ADAPTER else []
     if given:
         raise ConfigError(
-            f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed"
+            f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed and round"
         )
     fields = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
-    return Settings(**fields, artifact=artifact, work=work)
+    return Settings(**fields, artifact=artifact, work=work, head=head)
 
 
 def differences(mine: Settings, theirs: Settings) -> list[str]:
@@ -104,9 +131,15 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     """Work of the device asked as number ``position`` (from 0) in a round (from 1), with a seed of its own.
 
     It says how many rounds came before, also to a device that was not asked in them: in a round all train the same layers.
+    A round for the head does not count: after it a job draws as it would have without.
     """
-    seed = device_seed(settings.seed, round_number=round_number, position=position)
-    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=round_number - 1)
+    if round_number <= settings.head_rounds:
+        return msgspec.structs.replace(
+            settings.work, learns=CLASS_MEANS, codec=_EXACT, codec_ratio=0.0, seed=settings.seed
+        )
+    trained = round_number - settings.head_rounds
+    seed = device_seed(settings.seed, round_number=trained, position=position)
+    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1)
 
 
 def device_seed(seed: int, *, round_number: int, position: int) -> int:

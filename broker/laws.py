@@ -36,6 +36,8 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
     yield from found
     if not 1 <= settings.min_clients <= settings.clients:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
+    if settings.head_rounds and not settings.head.weight:
+        yield f"head_start {settings.head_start!r}: the head's tensors are not named"
     if not found:
         yield from _down_problems(settings)
     yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)

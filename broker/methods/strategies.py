@@ -106,13 +106,15 @@ def add_values(sums: Sums, update: Update) -> Sums:
     return add_to_sums(sums, update.values, update.weight)
 
 
-def add_to_sums(sums: Sums, values: Values, weight: int) -> Sums:
+def add_to_sums(sums: Sums, values: Values, weight: int, *, value_max: float = VALUE_MAX) -> Sums:
     """Add ``weight * values`` exactly (float32 values; others rounded once to float64), in place.
+
+    ``value_max`` is the largest magnitude that is believed; times the weights of a round it must stay below 2**62.
 
     Raises:
         WireError: a tensor, shape, weight or magnitude that cannot be right; nothing has been added then.
     """
-    problems = list(_problems(sums, values, weight))
+    problems = list(_problems(sums, values, weight, value_max))
     if problems:
         raise WireError("implausible update: " + "; ".join(problems))
     for name, value in values.items():
@@ -124,7 +126,15 @@ def add_to_sums(sums: Sums, values: Values, weight: int) -> Sums:
 STRATEGIES: Table[Callable[[], Strategy]] = Table("strategy", {"fedavg": fedavg, "fedavgm": fedavgm})
 
 
-def _problems(sums: Sums, values: Values, weight: int) -> Iterator[str]:
+def total_of(sums: Sums, name: str) -> NDArray[np.float64]:
+    """One tensor's weighted sum, rounded once to float64."""
+    total = np.zeros((), np.float64)
+    for limb in reversed(sums.limbs[name]):
+        total = total * 2.0**-_LIMB_BITS + limb
+    return np.asarray(total)
+
+
+def _problems(sums: Sums, values: Values, weight: int, value_max: float) -> Iterator[str]:
     if not 0 < weight <= WEIGHT_MAX:
         yield f"{weight} samples (expected 1 to {WEIGHT_MAX})"
     for name, value in values.items():
@@ -132,8 +142,8 @@ def _problems(sums: Sums, values: Values, weight: int) -> Iterator[str]:
             yield f"{name}: unknown tensor"
         elif value.shape != sums.limbs[name][0].shape:
             yield f"{name}: shape {list(value.shape)}, expected {list(sums.limbs[name][0].shape)}"
-        elif not np.all(np.abs(value) <= VALUE_MAX):
-            yield f"{name}: a value that is not finite or beyond {VALUE_MAX:.0f}"
+        elif not np.all(np.abs(value) <= value_max):
+            yield f"{name}: a value that is not finite or beyond {value_max:.0f}"
         elif sums.weights[name] + weight > TOTAL_WEIGHT_MAX:
             yield f"{name}: more than {TOTAL_WEIGHT_MAX} samples in one round"
 
@@ -162,7 +172,4 @@ def _split(value: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _mean(sums: Sums, name: str) -> NDArray[np.float64]:
-    total = np.zeros((), np.float64)
-    for limb in reversed(sums.limbs[name]):
-        total = total * 2.0**-_LIMB_BITS + limb
-    return np.asarray(total / sums.weights[name])
+    return np.asarray(total_of(sums, name) / sums.weights[name])

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from math import inf
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.job import Patience, Settings, device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
@@ -15,7 +15,13 @@ from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.open_round import OpenRound, Standing
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import Outcome, Task, listed
-from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, UpdateReady, default_task_id
+from fleetune.device_runtime.contracts.wire import (
+    ADAPTER,
+    REASON_CHARS_MAX,
+    LocalWork,
+    UpdateReady,
+    default_task_id,
+)
 from fleetune.device_runtime.errors import TransportError
 
 log = logging.getLogger(__name__)
@@ -36,7 +42,7 @@ class Barrier:
         self._configurator = CONFIGURATORS[settings.configurator]()
         self._learned = self._configurator.init(settings)
         for outcome in outcomes:
-            self._learned = self._configurator.learn(self._learned, outcome)
+            self._learn(outcome)
         self.open_round = self._restored(past, now) if past.tasks and not self.is_done else None
         """The round that is open, if one is."""
 
@@ -75,8 +81,7 @@ class Barrier:
         """An update is good, and durable."""
         if self.open_round and (task := self.task_of(update)):
             self.open_round.stand(task.device_id, Standing.ACCEPTED)
-            outcome = Outcome(task.device_id, task.work, update.stats)
-            self._learned = self._configurator.learn(self._learned, outcome)
+            self._learn(Outcome(task.device_id, task.work, update.stats))
 
     def refused(self, update: UpdateReady, reason: str) -> None:
         """An update is bad: the round goes on without it, but a better one is welcome."""
@@ -140,12 +145,16 @@ class Barrier:
         return self._ask(self.open_round, now)
 
     def _ask_more(self, open_round: OpenRound, now: float) -> list[Action]:
+        if self._is_of_head(open_round):
+            return self._ask(open_round, now)
         enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
         return [] if enough or open_round.count(Standing.PENDING) else self._ask(open_round, now)
 
     def _ask(self, open_round: OpenRound, now: float) -> list[Action]:
-        """Ask as many as are lacking of those here who were not asked in this round."""
+        """Ask as many as are lacking of those here who were not asked in this round; for the head all of them."""
         lacking = self._settings.clients - open_round.count(Standing.ACCEPTED)
+        if self._is_of_head(open_round):
+            lacking = len(self.roster)
         first = len(open_round.tasks)
         draw = seeded(self._settings.seed, round_number=open_round.number, asked=first)
         devices = self.roster.take(lacking, draw)
@@ -156,7 +165,6 @@ class Barrier:
         return [Enrol(tasks), *self._offers(open_round, devices, now)]
 
     def _task(self, number: int, position: int, device: str) -> Task:
-        work = self._configurator.choose(self._learned, Candidate(device, number, position))
         return Task(
             task_id=default_task_id("train", number, device),
             device_id=device,
@@ -164,8 +172,20 @@ class Barrier:
             round=number,
             version=self.version,
             position=position,
-            work=work,
+            work=self._work(number, position, device),
         )
+
+    def _work(self, number: int, position: int, device: str) -> LocalWork:
+        if number <= self._settings.head_rounds:
+            return device_work(self._settings, round_number=number, position=position)
+        return self._configurator.choose(self._learned, Candidate(device, number, position))
+
+    def _learn(self, outcome: Outcome) -> None:
+        if outcome.work.learns == ADAPTER:
+            self._learned = self._configurator.learn(self._learned, outcome)
+
+    def _is_of_head(self, open_round: OpenRound) -> bool:
+        return open_round.number <= self._settings.head_rounds
 
     def _offers(self, open_round: OpenRound, devices: Iterable[str], now: float) -> list[Assign]:
         left_s = max(open_round.deadline - now, 0.0) if self._patience.deadline_s else 0.0

@@ -132,7 +132,9 @@ class Evaluations:
         return [version for version in self._due if device not in self._reporters[version]]
 
     def _task(self, device: str, version: int) -> Task:
-        work = device_work(self._settings, round_number=max(version, 1), position=0)
+        work = device_work(
+            self._settings, round_number=max(version, self._settings.head_rounds + 1), position=0
+        )
         identity = default_task_id("evaluate", version, device)
         return Task(
             task_id=identity,

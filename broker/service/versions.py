@@ -5,12 +5,15 @@ import logging
 import numpy as np
 
 from fleetune.broker.job import Settings
-from fleetune.broker.methods.strategies import STRATEGIES, Update, Values
+from fleetune.broker.methods.class_mean import class_mean
+from fleetune.broker.methods.strategies import STRATEGIES, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
+from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.contracts.wire import CLASS_MEANS
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
@@ -31,8 +34,8 @@ class Versions:
         if store.newest < 0:
             store.add_version(0, to_bytes(adapter), round_number=0)
         self.newest = store.newest
-        self._store = store
-        self._strategy = STRATEGIES[settings.strategy]()
+        self._store, self._settings = store, settings
+        self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
         self.downlink = Downlink(store, settings)
@@ -49,7 +52,7 @@ class Versions:
 
     def update_bytes_max(self, task: Task) -> int:
         """Largest payload that the update of a task can have."""
-        return update_bytes_max(_codec_of(task), self.reference(task.version))
+        return update_bytes_max(_codec_of(task), self._told(task))
 
     def add(self, task: Task, content: bytes, num_samples: int) -> None:
         """Add the payload of a task's update to what makes the next version.
@@ -74,9 +77,21 @@ class Versions:
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
 
+    @property
+    def _strategy(self) -> Strategy:
+        """How the next version is made."""
+        return self._head if self.newest < self._settings.head_rounds else self._trained
+
+    def _told(self, task: Task) -> Arrays:
+        """What the update of a task is a difference from: the version that it starts from, or blank sums."""
+        reference = self.reference(task.version)
+        if task.work.learns == CLASS_MEANS:
+            return blank_sums(*reference[self._settings.head.weight].shape)
+        return reference
+
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
-        codec, reference, named = _codec_of(task), self.reference(task.version), reference_of(content)
+        codec, reference, named = _codec_of(task), self._told(task), reference_of(content)
         if not named:
             return unpack(codec, content, reference).values
         replica = self.downlink.replica(task.version, named)

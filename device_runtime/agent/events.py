@@ -9,8 +9,8 @@ NO_ROUND = -1
 class Event(NamedTuple):
     """Something that a person may want to see.
 
-    ``kind`` is connected, data, aggregator, offer, restored, step, paused, resumed, trained, evaluated, accepted, refused,
-    declined or finished; the rest depends on it, and ``round`` is ``NO_ROUND`` for what belongs to none.
+    ``kind`` is connected, data, aggregator, offer, restored, step, paused, resumed, trained, summed, evaluated, accepted,
+    refused, declined or finished; the rest depends on it, and ``round`` is ``NO_ROUND`` for what belongs to none.
     """
 
     kind: str

@@ -1,7 +1,7 @@
 """The work of one offer, a step at a time: training with its checkpoints, or an evaluation; gives what is to be delivered."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,10 +13,11 @@ from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
 from fleetune.device_runtime.contracts.codecs.codec import of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
-from fleetune.device_runtime.contracts.wire import Offer, Report, TransferManifest, UpdateReady
+from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, FleetuneError, StateError
 from fleetune.device_runtime.tables import Table
 
@@ -87,6 +88,8 @@ class LocalRun:
             self._home.state.keep_checkpoint(self._key, self._training.save)
 
     def _train(self) -> Product | None:
+        if self._offer.work.learns == CLASS_MEANS:
+            return self._sum()
         if self._training is None:
             self._training = self._started()
         training = self._training
@@ -123,6 +126,25 @@ class LocalRun:
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
         stats = _stats(training.history)
+        # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
+        self._memory.keep(offer.round, packed.memory)
+        loss = {"loss": stats["loss"]} if stats else {}
+        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
+        return Product(self._announcement(stats), packed.payload, event)
+
+    def _sum(self) -> Product:
+        """Class sums of all samples in one go, exact whatever the job's codec; there is no memory to keep."""
+        offer, class_sums = self._offer, self._workbench.class_sums
+        if class_sums is None:
+            raise ConfigError("this device makes no class sums")
+        sums = class_sums(offer.work, self._reference)
+        packed = pack(make_codec(offer.work.codec), sums, blank_sums(*sums[SUMS].shape))
+        event = Event("summed", offer.round, {"size_bytes": len(packed.payload)})
+        return Product(self._announcement({}), packed.payload, event)
+
+    def _announcement(self, stats: Mapping[str, float]) -> Callable[[TransferManifest], UpdateReady]:
+        """What announces the update of this offer, once its payload has a manifest."""
+        offer = self._offer
         header = partial(
             UpdateReady,
             device_id=self._home.identity.device_id,
@@ -132,13 +154,9 @@ class LocalRun:
             version=offer.version,
             codec=offer.work.codec,
             num_samples=self._workbench.num_samples,
-            stats=stats,
+            stats=dict(stats),
         )
-        # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
-        self._memory.keep(offer.round, packed.memory)
-        loss = {"loss": stats["loss"]} if stats else {}
-        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
-        return Product(lambda manifest: header(payload=manifest), packed.payload, event)
+        return lambda manifest: header(payload=manifest)
 
     def _evaluate(self) -> Product:
         offer = self._offer

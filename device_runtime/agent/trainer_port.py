@@ -75,3 +75,5 @@ class Workbench(NamedTuple):
     start: Callable[[LocalWork, Arrays], Training]
     evaluate: Callable[[LocalWork, Arrays], Measured]
     num_samples: int
+    class_sums: Callable[[LocalWork, Arrays], Arrays] | None = None
+    """Sums for a class-mean head, by the names in ``contracts.class_means``; None where nothing makes them."""

@@ -141,7 +141,7 @@ class _Desk:
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self) -> Workbench:
-        return Workbench(self._start, self._evaluate, self._dataset.num_samples)
+        return Workbench(self._start, self._evaluate, self._dataset.num_samples, self._class_sums)
 
     def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
         return self._machine.trainer(self._rows(work.seq_len), work, adapter)
@@ -150,6 +150,10 @@ class _Desk:
         rows = self._rows(work.seq_len)
         self._machine.prepare(rows, work)
         return self._machine.evaluate(rows, adapter, before_batch=self._notifier.beat)
+
+    def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
+        rows = self._rows(work.seq_len)
+        return self._machine.class_sums(rows, work, adapter, before_batch=self._notifier.beat)
 
     def _rows(self, seq_len: int) -> Dataset:
         if seq_len != self._seq_len:

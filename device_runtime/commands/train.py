@@ -8,12 +8,14 @@ from typing import Any
 from fleetune.device_runtime.commands.train_report import TrainReport, as_measured, report_of
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.class_means import class_head
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
+from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.rules.gate import Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
@@ -41,6 +43,7 @@ def train(
     checkpoint_every: int = 50,
     resume: bool = True,
     adapter: Path | str | None = None,
+    head_start: str = "none",
     rules: Mapping[str, Any] | Path | str | None = None,
     on_step: Callable[[StepReport], object] | None = None,
     on_note: Note | None = None,
@@ -60,6 +63,8 @@ def train(
         checkpoint_every: steps between checkpoints, of which there is one a minute too; 0 for none but the last.
         resume: False starts anew though there is a checkpoint, or a finished run.
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
+        head_start: what the head begins with: ``none`` for as it was exported (or as ``adapter`` has it), ``class-mean`` for the
+            class means of ``data``, from one forward pass before the first step.
         rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
         on_step: called with each step's report.
         on_note: called with what a person may want to read: texts that are cut, a memory budget's choice, a pause by the
@@ -72,11 +77,14 @@ def train(
     tell: Note = on_note or _log
     if checkpoint_every < 0:
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
+    if head_start not in HEAD_STARTS:
+        raise UnknownName(f"no head_start {head_start!r}; have: {choices(HEAD_STARTS)}")
     gate = open_gate(rules, on_change=tell)
     folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
     check_work(work, manifest.num_layers)
+    head = class_head(manifest) if head_start == "class-mean" else None
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
@@ -84,11 +92,15 @@ def train(
         if cut:
             tell(cut)
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
-        trainer = machine.trainer(dataset, work, start)
+        trainer = machine.trainer(dataset, work, start, head_start=head_start)
         if machine.fit:
             tell(machine.fit)
         if resume and (folder / CHECKPOINT).exists():
             _go_on(trainer, folder, tell)
+        if head and not trainer.step_index:
+            tell(f"{head.weight}: class means of {dataset.num_samples} samples")
+            sums = machine.class_sums(dataset, work, start, before_batch=gate.wait)
+            trainer.begin_with(class_mean_head(sums, head))
         was_done = trainer.done
         finish(
             trainer,

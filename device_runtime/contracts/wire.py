@@ -38,6 +38,10 @@ STATS_MAX = 32
 """Statistics of one update."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
+ADAPTER, CLASS_MEANS = LEARNED = ("adapter", "class-means")
+"""What may come of a device's work."""
+HEAD_STARTS = ("none", "class-mean")
+"""What a model's head may begin with: as it was exported, or the class means of all training data."""
 FULL = "full"
 """The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
 
@@ -146,6 +150,13 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = 0
+    learns: Annotated[
+        Word,
+        Option(
+            "what comes of the work: a trained adapter, or sums for a class-mean head from one forward pass",
+            choices=LEARNED,
+        ),
+    ] = ADAPTER
     cache_below: Annotated[
         int,
         Option(

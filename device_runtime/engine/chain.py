@@ -105,12 +105,21 @@ class Chain:
         """Logits at full depth of what ``choose`` picks of the hidden stream (B, S, H)."""
         scope = self._climbed(batch, weights).scope
         scope["hidden", 0] = self._value(choose(self._loader.array_of(scope["hidden", 0])))
+        return self._logits(batch, scope, weights)
+
+    def features(self, batch: Arrays, weights: StepWeights, heads: Sequence[StepWeights]) -> Array:
+        """The logits (B, C) of each of ``heads``, side by side, after one way up through the layers."""
+        scope = self._climbed(batch, weights).scope
+        return np.concatenate([self._logits(batch, scope, head) for head in heads], axis=-1)
+
+    def _logits(self, batch: Arrays, scope: Scope, weights: StepWeights) -> Array:
+        """What the head says of the hidden stream in ``scope``: (B, C) or (B, S, C)."""
         head = self._manifest.head
         graph = head.graphs["predict"]
         if self._labels in {(port.role, port.index) for port in graph.inputs}:
             scope[self._labels] = self._value(self._blank_labels(batch))
         ends = self._run(graph, {**scope, **weights.of(head.tensors, graph)})
-        return self._loader.array_of(ends["logits", 0])  # (B, C) or (B, S, C)
+        return self._loader.array_of(ends["logits", 0])
 
     def _blank_labels(self, batch: Arrays) -> Array:
         """Zeros in the place of labels: graphs of 0.1.0 ask them for their size, though for nothing else."""

@@ -87,6 +87,13 @@ class Engine(Protocol):
             ConfigError: the head does not work token by token.
         """
 
+    def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+        """What the linear that ends a classifier sees, (batch, width) float32, at full depth; ``batch`` needs no labels.
+
+        Raises:
+            ConfigError: as :func:`fleetune.device_runtime.contracts.class_means.class_head`, or this engine cannot.
+        """
+
     def close(self) -> None:
         """Let go of threads, graphs and weights."""
 

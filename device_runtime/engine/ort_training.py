@@ -112,6 +112,12 @@ class OrtTrainingEngine:
         logits = self.predict(batch, adapter)
         return logits[np.arange(len(logits)), positions]
 
+    def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+        """ConfigError: the head is no graph of its own."""
+        raise ConfigError(
+            "the models of ort-training are whole: what their last linear sees cannot be asked for"
+        )
+
     def scope(self, batch: Arrays) -> dict[Any, Value]:
         """A checked batch as values."""
         check_batch(batch, self.artifact.manifest.inputs, bounds=self.artifact.manifest.bounds)

@@ -1,6 +1,6 @@
 """An artifact's block graphs as an engine: checks batches, cuts them into what runs together, and takes the mean."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from threading import Lock
 from typing import TypeVar
@@ -9,6 +9,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Route, learnable, route
@@ -144,18 +145,35 @@ class Stack:
 
         return np.concatenate([found[0] for found in self._predict(batch, adapter, rows, chosen)])
 
+    def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+        """As :meth:`Engine.features`: with C rows of the identity for a head, C of the features are its logits."""
+        head = class_head(self.artifact.manifest)
+        rows, given = self._unlabelled(batch, rows)
+        weights = self._weights(adapter, rows)
+        heads = [self._weights({**adapter, **identity}, rows) for identity in _identities(head, adapter)]
+
+        def seen(chain: Chain, part: Part) -> Array:
+            return chain.features(part.arrays, weights, heads)
+
+        width = adapter[head.weight].shape[1]
+        return np.concatenate(self._in_parts(given, rows, seen))[:, :width]
+
     def _predict(
         self, batch: Arrays, adapter: Arrays, rows: Rows | None, choose: Callable[[slice, Array], Array]
     ) -> list[Array]:
         """Logits of each part; ``choose`` takes its place in the batch and its hidden stream, and gives what the head sees."""
-        given = {name: array for name, array in batch.items() if name != self.artifact.manifest.label_name}
-        rows = self._checked(given, rows, labelled=False)
+        rows, given = self._unlabelled(batch, rows)
         weights = self._weights(adapter, rows)
 
         def logits(chain: Chain, part: Part) -> Array:
             return chain.predict(part.arrays, weights, partial(choose, part.place))
 
         return self._in_parts(given, rows, logits)
+
+    def _unlabelled(self, batch: Arrays, rows: Rows | None) -> tuple[Rows, Arrays]:
+        """How a batch runs, and the batch without labels; errors as of :func:`check_batch`."""
+        given = {name: array for name, array in batch.items() if name != self.artifact.manifest.label_name}
+        return self._checked(given, rows, labelled=False), given
 
     def _checked(self, batch: Arrays, rows: Rows | None, *, labelled: bool = True) -> Rows:
         """How a batch runs, after a look at it; errors as of :func:`check_batch`."""
@@ -197,3 +215,11 @@ class Stack:
         names = sorted(m.tensors[i].name for i in used if m.tensors[i].trainable)
         modes = {"layers": np.array(way.below), "bare": np.array(bare)}
         return {**modes, **{name: adapter[name] for name in names}}
+
+
+def _identities(head: ClassHead, adapter: Arrays) -> Iterator[Arrays]:
+    """Heads without bias whose weights (C, D) are the rows of the identity (D, D), C at a time, and zeros after its end."""
+    classes, width = adapter[head.weight].shape
+    for start in range(0, width, classes):
+        weight = np.eye(classes, width, k=start, dtype=np.float32)
+        yield {head.weight: weight} | ({head.bias: np.zeros(classes, np.float32)} if head.bias else {})

@@ -34,6 +34,8 @@ class Origin(msgspec.Struct, frozen=True):
     adapter: str
     """SHA-256 of the adapter the run started from."""
     work: LocalWork
+    head_start: str = "none"
+    """What took the place of the starting adapter's head before the first step."""
 
 
 class Checkpoint(NamedTuple):
@@ -156,6 +158,7 @@ def _differences(found: Origin, wanted: Origin, but_for: Collection[str]) -> lis
             ("artifact", found.artifact[:12], wanted.artifact[:12]),
             ("data", found.data[:12], wanted.data[:12]),
             ("starting adapter", found.adapter[:12], wanted.adapter[:12]),
+            ("head_start", found.head_start, wanted.head_start),
         )
     ]
     theirs, ours = values_of(found.work), values_of(wanted.work)

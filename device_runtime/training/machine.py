@@ -17,8 +17,10 @@ from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.batches import num_tokens
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.training.budget import Fit, fit, resident_mb
+from fleetune.device_runtime.training.class_means import class_sums
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -68,20 +70,50 @@ class Machine:
             self._hidden[1].close()
             self._hidden = None
 
-    def trainer(self, dataset: Dataset, work: LocalWork, adapter: Arrays) -> Trainer:
+    def trainer(
+        self, dataset: Dataset, work: LocalWork, adapter: Arrays, *, head_start: str = "none"
+    ) -> Trainer:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
 
         Raises:
             ConfigError: nothing fits the budget; says the least that would.
         """
         work = self.prepare(dataset, work)
-        return Trainer(self.engine, dataset, work, adapter, memory=self.memory, hidden=self._cache(dataset))
+        return Trainer(
+            self.engine,
+            dataset,
+            work,
+            adapter,
+            memory=self.memory,
+            hidden=self._cache(dataset),
+            head_start=head_start,
+        )
 
     def evaluate(
         self, dataset: Dataset, adapter: Arrays, *, before_batch: Callable[[], object] = lambda: None
     ) -> Evaluation:
         """Measure an adapter within the resources; arguments as of :func:`evaluate`."""
         return evaluate(self.engine, dataset, adapter, memory=self.memory, before_batch=before_batch)
+
+    def class_sums(
+        self,
+        dataset: Dataset,
+        work: LocalWork,
+        adapter: Arrays,
+        *,
+        before_batch: Callable[[], object] = lambda: None,
+    ) -> Arrays:
+        """Sums for a class-mean head within the resources; errors as :func:`class_sums`, and of ``work``."""
+        check_work(work, self._artifact.manifest.num_layers)
+        self.prepare(dataset, work)
+        return class_sums(
+            self.engine,
+            dataset,
+            adapter,
+            batch_size=work.batch_size,
+            memory=self.memory,
+            before_batch=before_batch,
+        )
 
     def prepare(self, dataset: Dataset, work: LocalWork) -> LocalWork:
         """Return ``work`` with ``policy.drop`` raised if the budget needs it, and set ``memory`` to what keeps within it.

@@ -13,7 +13,7 @@ from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import active_layers
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.engine import Engine
@@ -52,6 +52,7 @@ class Trainer:
         *,
         memory: MemoryPlan | None = None,
         hidden: HiddenCache | None = None,
+        head_start: str = "none",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare a run.
@@ -63,6 +64,7 @@ class Trainer:
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
             memory: how a step is held; None for the engine's own way.
             hidden: where examples' hidden streams below the lowest trained layer are kept.
+            head_start: what the head begins with, for checkpoints to know it by; :meth:`begin_with` puts it in place.
             clock: seconds, for the reports; their times go into checkpoints.
 
         Raises:
@@ -72,6 +74,8 @@ class Trainer:
         manifest = engine.artifact.manifest
         check_adapter(manifest, adapter)
         check_work(work, manifest.num_layers)
+        if work.learns != ADAPTER:
+            raise ConfigError(f"work that learns {work.learns} takes no steps")
         self.adapter = dict(adapter)
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
@@ -79,7 +83,7 @@ class Trainer:
         self._engine, self._dataset, self._work = engine, dataset, work
         self._hidden, self._clock = hidden, clock
         self._rows = engine.rows(min(work.batch_size, dataset.num_samples), dataset.mean_tokens, memory)
-        self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work)
+        self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
         self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
@@ -115,6 +119,19 @@ class Trainer:
         self.history.append(report)
         self.step_index += 1
         return report
+
+    def begin_with(self, head: Arrays) -> None:
+        """Put these tensors in the place of the starting adapter's, before the first step of a run that was not restored.
+
+        Raises:
+            ConfigError: a step is taken.
+            ArtifactError: they do not fit the artifact.
+        """
+        if self.step_index:
+            raise ConfigError(f"a run at step {self.step_index} begins with nothing")
+        check_adapter(self._engine.artifact.manifest, {**self.adapter, **head})
+        self.adapter = {**self.adapter, **head}
+        self._optimizer_state = self._optimizer.init(self.adapter)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically."""

@@ -4,8 +4,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
+import numpy as np
 import pytest
-from flat import aggregate, device
+from flat import aggregate, device, train
 
 from fleetune.broker.service import rivals
 from fleetune.device_runtime.arrays import load_arrays
@@ -137,3 +138,27 @@ def test_the_folder_of_another_command_is_refused_and_left_as_it_is(home, left):
         home.aggregate(on_note=pytest.fail)
     assert (home.out / left).read_text() == "mine"
     assert not (home.out / LEDGER).exists()
+
+
+def test_a_round_for_the_head_and_one_that_trains_are_one_local_run_that_begins_with_it(home, tmp_path):
+    kitchen = home.device()
+    report = home.aggregate(head_start="class-mean", codec="fp32", rounds=2, local_steps=3)
+    assert kitchen.result().rounds == 2
+    assert [row.devices for row in report.history] == [0, 1, 1]
+    work = {"steps": 3, "seq_len": 8, "threads": 1, "head_start": "class-mean"}
+    train(home.artifact, data=home.data, out=tmp_path / "local", **work)
+    local = load_arrays(tmp_path / "local/adapter/adapter_model.safetensors")
+    federated = load_arrays(home.out / "adapter/adapter_model.safetensors")
+    first = load_arrays(home.out / "versions/00000.safetensors")
+    for name, value in local.items():
+        np.testing.assert_allclose(federated[name], value, atol=1e-4, err_msg=name)
+    assert np.abs(federated["head.weight"] - first["head.weight"]).max() > 0.1
+    assert home.run()["arguments"]["job"]["head_start"] == "class-mean"
+
+
+def test_a_job_does_not_go_on_with_another_head_start(home):
+    kitchen = home.device()
+    home.aggregate(rounds=1)
+    kitchen.result()
+    with pytest.raises(ConfigError, match="head_start: 'class-mean', was 'none'"):
+        home.aggregate(rounds=2, head_start="class-mean")

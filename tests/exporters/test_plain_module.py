@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plain_models import Block, Classifier, export
+from plain_models import Block, Classifier, export, program
 from torch import Tensor, nn
 
 from fleetune.device_runtime.arrays import Arrays
@@ -19,6 +19,7 @@ from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
+from fleetune.exporters.writing import Description, write_artifact
 
 
 def arrays(batch: dict[str, Tensor]) -> Arrays:
@@ -126,3 +127,22 @@ def test_a_forward_that_cannot_be_traced_names_its_line(tmp_path: Path) -> None:
     ):
         export(module, tmp_path / "artifact")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_features_are_found_with_more_classes_than_they_are_wide(tmp_path: Path) -> None:
+    """16 wide: one identity of 21 rows does; with 5 classes it takes four."""
+    torch.manual_seed(0)
+    module = Classifier((0.25,))
+    module.head = nn.Linear(16, 21, bias=False)
+    made = program(module)
+    names = tuple(f"class {i}" for i in range(21))
+    write_artifact(
+        made, Description("wide", "Classifier", "sequence-classification", names, {}), tmp_path / "a"
+    )
+    batch = made.make_batch(3, 7)
+    features: list[Tensor] = []
+    module.head.register_forward_pre_hook(lambda _, given: features.append(given[0].detach()))
+    module(batch["input_ids"], batch["attention_mask"])
+    with open_engine(open_artifact(tmp_path / "a")) as engine:
+        found = engine.features(arrays(batch), engine.artifact.adapter())
+    np.testing.assert_allclose(found, features[0].numpy(), atol=1e-5)

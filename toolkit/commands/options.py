@@ -18,7 +18,7 @@ from fleetune.broker.job import Job, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.network.address import Reach
 from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
@@ -41,11 +41,11 @@ _ANNOTATED: Any = Annotated
 DEPTH = {"policy.shape": "depth_shape"}
 ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
-OWN_BY_DEVICE = ("seed", "rounds_before")
-"""What every device of every round gets of its own."""
+OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
+"""What every device of every round gets of its own, or the kind of its round says."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "cache_below")),
+    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
@@ -139,6 +139,14 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens
 Data = Annotated[Path | None, shown("labelled data: .jsonl, .jsonl.gz, .csv or .npz", metavar="FILE")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
 StartAdapter = Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")]
+HeadStart = Annotated[
+    str | None,
+    shown(
+        f"what the head begins with; class-mean: the class means of --data, from one forward pass: {listed(HEAD_STARTS)}",
+        "none",
+        metavar="NAME",
+    ),
+]
 Threads = Annotated[int | None, shown("threads of the kernels; 0 for one a core", "0")]
 Seed = Annotated[int | None, shown("seed of everything random", "0")]
 Rules = Annotated[

@@ -11,11 +11,13 @@ from flat import train
 from paths import ROOT
 from pretended import PretendedSystem
 
+from fleetune.device_runtime.commands import train as training
 from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import LEDGER
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError, UnknownName
 from fleetune.device_runtime.methods.policies import POLICIES
 
 OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
@@ -349,3 +351,52 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(word_artifact, word_file
         StateError, match=r"checkpoint\.safetensors: a damaged checkpoint: .*delete it to start anew"
     ):
         train(**run)
+
+
+HEADED = {**OPTIONS, "steps": 6, "head_start": "class-mean"}
+
+
+def test_a_head_of_class_means_answers_before_anything_is_trained(word_artifact, word_file, tmp_path):
+    """One step at a rate of nearly nothing."""
+    options = {**OPTIONS, "lr": 1e-12, "steps": 1, "eval": word_file}
+    plain = train(word_artifact, data=word_file, out=tmp_path / "plain", **options)
+    notes = []
+    out = tmp_path / "run"
+    headed = train(
+        word_artifact, data=word_file, out=out, head_start="class-mean", on_note=notes.append, **options
+    )
+    assert plain.accuracy < 0.6
+    assert headed.accuracy > 0.9
+    assert headed.loss_first < plain.loss_first / 2
+    assert "head.weight: class means of 120 samples" in notes
+    assert json.loads((out / "run.json").read_text())["arguments"]["head_start"] == "class-mean"
+
+
+def test_a_killed_run_with_a_head_of_class_means_goes_on_to_the_bit(word_artifact, word_file, tmp_path):
+    options = {**HEADED, "data": word_file, "checkpoint_every": 1, "proximal": 0.1}
+    train(word_artifact, out=tmp_path / "whole", **options)
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "run", on_step=killer(3), **options)
+    notes = []
+    train(word_artifact, out=tmp_path / "run", on_note=notes.append, **options)
+    assert not [note for note in notes if "class means" in str(note)], "they are in the checkpoint"
+    assert same(adapter_of(tmp_path / "run", word_artifact), adapter_of(tmp_path / "whole", word_artifact))
+
+
+def test_a_run_does_not_go_on_with_another_head_start(word_artifact, word_file, tmp_path):
+    options = {**HEADED, "data": word_file, "out": tmp_path / "run"}
+    train(word_artifact, **options)
+    with pytest.raises(ConfigError, match="head_start: class-mean there, none here"):
+        train(word_artifact, **{**options, "head_start": "none", "steps": 8})
+    assert train(word_artifact, **{**options, "steps": 8}).steps == 8
+
+
+def test_an_unknown_head_start_is_refused(word_artifact, word_file, tmp_path):
+    with pytest.raises(UnknownName, match="no head_start 'zeros'; have: class-mean, none"):
+        train(word_artifact, data=word_file, out=tmp_path / "run", **{**HEADED, "head_start": "zeros"})
+
+
+def test_work_that_learns_no_adapter_is_refused(word_artifact, word_file, tmp_path):
+    work = LocalWork(learns="class-means")
+    with pytest.raises(ConfigError, match="work that learns class-means takes no steps"):
+        training.train(word_artifact, data=word_file, out=tmp_path / "run", work=work)

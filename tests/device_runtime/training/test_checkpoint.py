@@ -43,6 +43,12 @@ def test_every_difference_of_the_runs_is_named(tmp_path):
         load_checkpoint(path, other)
 
 
+def test_a_checkpoint_of_before_head_starts_is_of_a_run_without():
+    said = json.loads(msgspec.json.encode(ORIGIN))
+    del said["head_start"], said["work"]["learns"]
+    assert msgspec.json.decode(json.dumps(said), type=Origin) == ORIGIN
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     save_checkpoint(path, CHECKPOINT)

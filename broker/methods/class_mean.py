@@ -1,0 +1,64 @@
+"""The round for the head: sums by class of every device, added exactly, become the head of the next version.
+
+Source: FedNCM, arXiv 2306.03937, section 3. The result does not depend on which device holds which sample.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fleetune.broker.methods.strategies import (
+    Strategy,
+    Sums,
+    Update,
+    Values,
+    add_to_sums,
+    init_sums,
+    total_of,
+)
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead, blank_sums
+from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.methods.class_means import class_mean_head
+
+SUM_MAX = 2.0**40
+"""Largest magnitude of one sum that is believed; of a million devices none overflows."""
+_ROUNDING = 1e-3
+"""How far sums in float32 may be from what their squares allow, as a share of it."""
+
+
+def class_mean(head: ClassHead) -> Strategy:
+    """Put the class means of all updates in the place of ``head``; what else an adapter holds stays."""
+
+    def init(reference: Arrays) -> Sums:
+        return init_sums(blank_sums(*reference[head.weight].shape))
+
+    def add(sums: Sums, update: Update) -> Sums:
+        problems = list(_problems(sums, update.values, update.weight))
+        if problems:
+            raise WireError("implausible class means: " + "; ".join(problems))
+        return add_to_sums(sums, update.values, 1, value_max=SUM_MAX)
+
+    def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
+        made = class_mean_head({name: total_of(sums, name) for name in sums.limbs}, head)
+        return {name: made.get(name, value) for name, value in reference.items()}, state
+
+    return Strategy(init, add, finish)
+
+
+def _problems(sums: Sums, values: Values, num_samples: int) -> Iterator[str]:
+    """Why sums cannot be those of ``num_samples`` samples; a shape, NaN or size that is wrong ``add_to_sums`` finds."""
+    if missing := sorted(sums.limbs.keys() - values.keys()):
+        yield f"{', '.join(missing)}: missing"
+        return
+    if any(values[name].shape != sums.limbs[name][0].shape for name in sums.limbs):
+        return
+    totals, counts, squares = values[SUMS], values[COUNTS], values[SQUARES]
+    if np.any(counts < 0) or np.any(counts != np.rint(counts)):
+        yield f"{COUNTS}: a number that is negative or not whole"
+    elif not 0 < counts.sum() <= num_samples * (1 + _ROUNDING):
+        yield f"{COUNTS}: {counts.sum():.0f} samples with a class, of {num_samples}"
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_met = np.square(totals).sum(1) <= counts * squares * (1 + _ROUNDING) + _ROUNDING**3
+    if not np.all(is_met):
+        yield f"{SUMS}: longer than {SQUARES} allow"
