@@ -11,6 +11,7 @@ from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.contracts.lora import trained_part
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Versions:
 
     def update_bytes_max(self, task: Task) -> int:
         """Largest payload that the update of a task can have."""
-        return update_bytes_max(_codec_of(task), self.reference(task.version))
+        return update_bytes_max(_codec_of(task), trained_part(self.reference(task.version), task.work))
 
     def add(self, task: Task, content: bytes, num_samples: int) -> None:
         """Add the payload of a task's update to what makes the next version.
@@ -76,10 +77,11 @@ class Versions:
 
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
-        codec, reference, named = _codec_of(task), self.reference(task.version), reference_of(content)
+        codec, named = _codec_of(task), reference_of(content)
+        reference = trained_part(self.reference(task.version), task.work)
         if not named:
             return unpack(codec, content, reference).values
-        replica = self.downlink.replica(task.version, named)
+        replica = trained_part(self.downlink.replica(task.version, named), task.work)
         values = unpack(codec, content, replica).values
         return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
 

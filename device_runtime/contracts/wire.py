@@ -40,6 +40,8 @@ ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
 FULL = "full"
 """The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
+LORA_A = "lora-a"
+"""What :attr:`LocalWork.frozen` may name."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ASCII = r"^[ -~]*\Z"
@@ -155,6 +157,19 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = -1
+    frozen: Annotated[
+        Word,
+        Option(
+            "part of the adapter that is not trained, the A of every LoRA pair; none without it",
+            choices=("", LORA_A),
+        ),
+    ] = ""
+    rank: Annotated[
+        int,
+        Option(
+            "train the first so many components of every LoRA pair; 0 for all", at_least=0, at_most=COUNT_MAX
+        ),
+    ] = 0
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

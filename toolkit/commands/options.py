@@ -111,7 +111,7 @@ def _needed(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _option(flag: Flag) -> Any:
     option, dashed = flag.option, flag.name.replace("_", "-")
-    names = [*option.choices, *(TABLES[option.table] if option.table else ())]
+    names = [*filter(None, option.choices), *(TABLES[option.table] if option.table else ())]
     text = f"{option.help}: {listed(names)}" if names else option.help
     metavar = option.metavar or ("NAME" if names else None)
     if flag.type is bool:
