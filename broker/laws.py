@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterator
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.methods.configurators import CONFIGURATORS
 from fleetune.broker.methods.selection import SELECTIONS
-from fleetune.broker.methods.strategies import STRATEGIES
+from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.wire import FULL, check_name
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.options import problems, refuse
 
@@ -38,6 +38,7 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
     if not found:
         yield from _down_problems(settings)
+        yield from _lora_problems(settings)
     yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)
 
 
@@ -50,3 +51,11 @@ def _down_problems(settings: Settings) -> Iterator[str]:
         make_codec(settings.down_codec, settings.down_ratio)
     except ConfigError as exc:
         yield str(exc)
+
+
+def _lora_problems(settings: Settings) -> Iterator[str]:
+    strategy, work = settings.strategy, settings.work
+    if work.rank and strategy not in OF_RANKS:
+        yield f"rank {work.rank}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
+    if work.frozen and strategy == "product":
+        yield f"frozen {work.frozen!r}: strategy 'product' makes A anew; the mean of B alone is exact: 'fedavg'"

@@ -5,7 +5,8 @@ import logging
 import numpy as np
 
 from fleetune.broker.job import Settings
-from fleetune.broker.methods.strategies import STRATEGIES, Update, Values
+from fleetune.broker.methods.strategies import STRATEGIES
+from fleetune.broker.methods.strategy import Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task

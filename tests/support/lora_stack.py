@@ -1,7 +1,5 @@
 """The little model of ``device_runtime/conftest.py`` with a LoRA pair of rank 4 in the place of each layer's matrix."""
 
-import numpy as np
-
 from fleetune.device_runtime.contracts.manifest import Tensor
 
 WIDTH, RANK = 8, 4

@@ -26,7 +26,9 @@ def make_trainer(make_manifest, linear_stack, text_folder):
     def make(optimizer="adamw", **part):
         stack = lora_stack(linear_stack)(manifest)
         spec = OptimizerSpec(name=optimizer, lr=0.05, weight_decay=0.1, proximal=0.1, clip_norm=1.0)
-        return Trainer(stack, dataset, LocalWork(optimizer=spec, steps=8, batch_size=4, **part), stack.adapter())
+        return Trainer(
+            stack, dataset, LocalWork(optimizer=spec, steps=8, batch_size=4, **part), stack.adapter()
+        )
 
     return make
 
