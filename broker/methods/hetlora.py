@@ -1,9 +1,9 @@
 """Strategies for devices that train different ranks: each component of a LoRA is averaged over the devices that hold it.
 
-HetLoRA (Cho, Liu, Xu, Fahrezi and Joshi, arXiv 2401.06432) truncates the version to each device's rank, fills up with zeros what
-comes back, and weighs it by the Frobenius norm of B A: who learned more counts for more. Ours: no zeros are counted, so that a
-component that few hold is not shrunk by those who do not; the weight is that norm, by module, times the samples. Its pruning of a
-device's rank is left out: the operator or a configurator says the rank (``LocalWork.rank``).
+HetLoRA (Cho, Liu, Xu, Fahrezi and Joshi, arXiv 2401.06432) truncates the version to each device's rank, fills up with zeros
+what comes back, and weighs it by the Frobenius norm of B A: who learned more counts for more. Ours: no zeros are counted, so
+that a component that few hold is not shrunk by those who do not; the weight is that norm, by module, times the samples. Its
+pruning of a device's rank is left out: the operator or a configurator says the rank (``LocalWork.rank``).
 """
 
 import math

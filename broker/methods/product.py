@@ -1,10 +1,10 @@
 """Product averaging: the mean of the devices' B A, exact, and the best factors of the artifact's rank for it.
 
-The mean of products is not the product of means: what FedIT makes of A and B apart is not what the devices learned on average.
-FlexLoRA (Bai et al., arXiv 2402.11505) averages the products and takes an SVD. So it is here, with exact sums; what of the mean
-has no place in the rank is lost. FedEx-LoRA (Singhal et al., arXiv 2410.09432) adds that to the frozen weights: not here, where
-every device holds them as they are in the artifact. FLoRA (Wang et al., arXiv 2409.05976) stacks the factors: not here, where
-graphs have one rank.
+The mean of products is not the product of means: what FedIT makes of A and B apart is not what the devices learned on
+average. FlexLoRA (Bai et al., arXiv 2402.11505) averages the products and takes an SVD. So it is here, with exact sums; what
+of the mean has no place in the rank is lost. FedEx-LoRA (Singhal et al., arXiv 2410.09432) adds that to the frozen weights:
+not here, where every device holds them as they are in the artifact. FLoRA (Wang et al., arXiv 2409.05976) stacks the factors:
+not here, where graphs have one rank.
 """
 
 from collections.abc import Iterator, Mapping

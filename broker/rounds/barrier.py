@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from math import inf
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.job import Patience, Settings, device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
@@ -156,7 +156,8 @@ class Barrier:
         return [Enrol(tasks), *self._offers(open_round, devices, now)]
 
     def _task(self, number: int, position: int, device: str) -> Task:
-        work = self._configurator.choose(self._learned, Candidate(device, number, position))
+        choice = self._configurator.choose(self._learned, Candidate(device, number, position))
+        work = choice.work or device_work(self._settings, round_number=number, position=position)
         return Task(
             task_id=default_task_id("train", number, device),
             device_id=device,

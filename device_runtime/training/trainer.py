@@ -13,7 +13,7 @@ from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
 from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems, truncated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import active_layers
+from fleetune.device_runtime.contracts.plans import active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
@@ -99,7 +99,8 @@ class Trainer:
         """Take one step.
 
         Raises:
-            ConfigError: the loss, a gradient or an updated tensor is not finite; the run stands before this step.
+            ConfigError: the loss, a gradient or an updated tensor is not finite, or nothing is trained; the run stands before
+                this step.
         """
         start_s = self._clock()
         before = self._work.rounds_before * self.total_steps
@@ -113,6 +114,10 @@ class Trainer:
             hidden=partial(self._hidden.of, examples) if self._hidden else None,
             cache_below=self._work.cache_below,
         )
+        if not (result.grads or trained_layers(plan)):
+            raise ConfigError(
+                f"policy {self._work.policy.name!r} trains the head alone, and this model's is frozen"
+            )
         self._update(result.loss, self._learned(result.grads))
         seconds = self._clock() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
