@@ -26,7 +26,7 @@ class Declined(NamedTuple):
     device_id: str
     work: LocalWork
     stats: dict
-    cause: str
+    declined: str
 
 
 class Game:

@@ -1,5 +1,6 @@
 import pytest
 from layered_job import deep_job, needs_blocks
+from paths import ROOT
 from rounds_by_hand import job
 
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_RANK, Candidate, fixed
@@ -34,3 +35,8 @@ def test_fixed_gives_all_the_job_s_own_work():
 def test_a_line_of_the_log_names_a_few_of_many():
     assert listed(["a", "b"]) == "a, b"
     assert listed([f"d{i}" for i in range(10_000)]).endswith("d14, d15 and 9984 more")
+
+
+def test_every_configurator_is_told_of_in_the_docs():
+    told = (ROOT / "docs" / "operate.md").read_text()
+    assert [name for name in CONFIGURATORS if f"`{name}`" not in told] == []
