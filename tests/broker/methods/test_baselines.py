@@ -94,6 +94,7 @@ def test_caff_keeps_one_layer_for_the_slowest_and_all_for_the_quickest():
     for device, seconds in (("a", 18.0), ("b", 18.0), ("c", 1e6), ("d", 0.1)):
         game.play(device, seconds=seconds)
     assert [game.depth(device, 2) for device in "cd"] == [1, 12]
+    assert "what it does in" in game.choose("d", 2).reason
 
 
 def test_caff_goes_below_what_a_device_had_no_memory_for():
