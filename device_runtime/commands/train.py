@@ -8,6 +8,7 @@ from typing import Any
 from fleetune.device_runtime.commands.train_report import TrainReport, as_measured, report_of
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
 from fleetune.device_runtime.contracts.wire import LocalWork
@@ -15,6 +16,7 @@ from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.work import check_work
+from fleetune.device_runtime.options import refuse
 from fleetune.device_runtime.rules.gate import Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
 from fleetune.device_runtime.training.machine import Machine
@@ -77,6 +79,7 @@ def train(
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
     check_work(work, manifest.num_layers)
+    refuse(lora_problems(work, manifest))
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None

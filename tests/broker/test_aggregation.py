@@ -137,3 +137,10 @@ def test_the_folder_of_another_command_is_refused_and_left_as_it_is(home, left):
         home.aggregate(on_note=pytest.fail)
     assert (home.out / left).read_text() == "mine"
     assert not (home.out / LEDGER).exists()
+
+
+@pytest.mark.parametrize("part", [{"frozen": "lora-a"}, {"rank": 2, "strategy": "product"}])
+def test_a_part_of_a_lora_that_the_artifact_has_not_is_refused_before_a_server_is_asked(home, part):
+    with pytest.raises(ConfigError, match=r"the artifact has no LoRA pairs \(lora_A with lora_B\)"):
+        home.aggregate(mqtt="mqtt://nowhere.invalid", **part)
+    assert not home.out.exists()

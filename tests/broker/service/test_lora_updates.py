@@ -4,6 +4,7 @@ from itertools import count
 
 import msgspec
 import pytest
+from flat import train
 from fleet import Aggregator, Device, World, settings_of
 from lora_artifact import lora_artifact
 from words import write_lines
@@ -19,9 +20,9 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.lora import cut, pairs_of, trained_part
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.training.machine import Machine, Resources
 
@@ -167,3 +168,30 @@ def test_an_update_can_be_no_larger_than_its_part(artifact):
     ]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == 3
+
+
+def test_a_local_run_of_a_part_refuses_an_artifact_without_lora(word_artifact, word_file, tmp_path):
+    with pytest.raises(ConfigError, match="rank 2: the artifact has no LoRA pairs"):
+        train(word_artifact, data=word_file, out=tmp_path / "run", rank=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "part"),
+    [
+        ("fedavg", {}),
+        ("fedavg", {"frozen": "lora-a"}),
+        ("fedavg", {"policy": PolicySpec(name="head")}),
+        ("product", {}),
+        ("product", {"rank": 2}),
+        ("hetlora", {"rank": 2}),
+        ("rank-mean", {"rank": 2}),
+    ],
+    ids=str,
+)
+def test_every_baseline_learns(artifact, machine, federate, tmp_path, strategy, part):
+    aggregator, _ = federate(strategy, steps=12, numbers=(0, 1, 2), **part)
+    path = write_lines(tmp_path / "all.csv", seed=9)
+    data = load_dataset(path, artifact.manifest, artifact.folder, seq_len=WORK.seq_len)
+    before = machine.evaluate(data, artifact.adapter())
+    after = machine.evaluate(data, parse_arrays(aggregator.version(ROUNDS)))
+    assert after.loss < 0.9 * before.loss
