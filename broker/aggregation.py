@@ -16,6 +16,7 @@ from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
+from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
@@ -23,7 +24,7 @@ from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
-from fleetune.device_runtime.options import check
+from fleetune.device_runtime.options import check, refuse
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def aggregate(
     settings = settings_of(job, artifact=artifact.digest, work=work, head=head)
     check(reach)
     check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
+    refuse(lora_problems(work, artifact.manifest))
     check_folder(Path(out))
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:

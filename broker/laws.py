@@ -3,12 +3,12 @@
 from collections.abc import Collection, Iterator
 
 from fleetune.broker.job import Patience, Settings
-from fleetune.broker.methods.configurators import CONFIGURATORS
+from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.selection import SELECTIONS
-from fleetune.broker.methods.strategies import STRATEGIES
+from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
 from fleetune.device_runtime.contracts.codecs import make_codec
-from fleetune.device_runtime.contracts.wire import FULL, check_name
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.contracts.wire import FULL, PolicySpec, check_name
+from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.options import problems, refuse
 
@@ -40,6 +40,8 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
         yield f"head_start {settings.head_start!r}: the head's tensors are not named"
     if not found:
         yield from _down_problems(settings)
+        yield from _lora_problems(settings)
+        yield from _configurator_problems(settings)
     yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)
 
 
@@ -52,3 +54,19 @@ def _down_problems(settings: Settings) -> Iterator[str]:
         make_codec(settings.down_codec, settings.down_ratio)
     except ConfigError as exc:
         yield str(exc)
+
+
+def _lora_problems(settings: Settings) -> Iterator[str]:
+    strategy, work = settings.strategy, settings.work
+    if work.rank and strategy not in OF_RANKS:
+        yield f"rank {work.rank}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
+    if work.frozen and strategy == "product":
+        yield f"frozen {work.frozen!r}: strategy 'product' makes A anew; the mean of B alone is exact: 'fedavg'"
+
+
+def _configurator_problems(settings: Settings) -> Iterator[str]:
+    name, work = settings.configurator, settings.work
+    if name in OF_LAYERS and work.policy != PolicySpec():
+        yield f"policy {work.policy.name!r}: configurator {name!r} chooses the layers itself; leave it out"
+    if name in OF_RANK and not work.rank:
+        yield f"configurator {name!r}: give the largest rank that it may choose (rank)"

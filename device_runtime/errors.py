@@ -41,7 +41,7 @@ class ExportError(FleetuneError):
 
 def choices(names: Iterable[str]) -> str:
     """Join ``names`` as error messages list them."""
-    return ", ".join(sorted(names)) or "nothing"
+    return ", ".join(sorted(name or "''" for name in names)) or "nothing"
 
 
 def some(names: Sequence[str], *, at_most: int = 5, by: str = ", ") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fleetune.broker.methods.strategies import (
+from fleetune.broker.methods.strategy import (
     Strategy,
     Sums,
     Update,

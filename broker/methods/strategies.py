@@ -1,175 +1,22 @@
-"""Strategies combine the updates of a round as they come; more devices do not take more memory."""
+"""Strategies: how a round's updates become the next version. The families are in files of their own, with their sources."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.errors import WireError
+from fleetune.broker.methods.averaging import fedavg, fedavgm
+from fleetune.broker.methods.hetlora import hetlora, rank_mean
+from fleetune.broker.methods.product import product
+from fleetune.broker.methods.strategy import Strategy
 from fleetune.device_runtime.tables import Table
 
-Values = Mapping[str, NDArray[np.float64]]
-WEIGHT_MAX = 2**29
-"""Largest weight of one update: its product with a float32 is exact in float64."""
-TOTAL_WEIGHT_MAX = 2**41
-VALUE_MAX = 2.0**20
-"""Largest magnitude of one value that is believed; with it no sum can overflow."""
-
-_LIMB_BITS = 50
-_NUM_LIMBS = 4
-
-
-class Sums(NamedTuple):
-    """Exact weighted sums by tensor name.
-
-    ``limbs[name][i]`` is int64 in units of 2**(-50 i) and, but for i = 0, within ±2**49. That form is unique:
-    equal sums are equal bits. Lower limbs exist once a value needs them, 8 bytes a parameter each,
-    two or three in practice.
-    """
-
-    limbs: dict[str, list[NDArray[np.int64]]]
-    weights: dict[str, int]
-
-
-class Update(NamedTuple):
-    """What one device has learned."""
-
-    values: Values
-    """By tensor; those that it did not touch are absent."""
-    reference: Arrays
-    """The version that it starts from; not to be written."""
-    weight: int
-    """Number of samples."""
-    staleness: int = 0
-    """How many versions were made since that one; 0 where rounds wait for their devices."""
-
-
-class Strategy(NamedTuple):
-    """How a round's updates become the next version; ``add`` may reuse the sums' arrays."""
-
-    init: Callable[[Arrays], Sums]
-    """(reference) -> sums"""
-    add: Callable[[Sums, Update], Sums]
-    """(sums, update) -> sums; WireError, and nothing added, if implausible"""
-    finish: Callable[[Sums, Arrays, Arrays], tuple[Arrays, Arrays]]
-    """(sums, reference, state) -> (new version, float32; state); the state crosses rounds, empty at first"""
-
-
-def fedavg() -> Strategy:
-    """Mean weighted by samples, of each tensor over the updates that hold it; unchanged where none does.
-
-    The sums are exact, so the mean is the same bits in any order of arrival, and the mean of equal float32
-    updates is that update (but for the sign of a zero).
-
-    Source: McMahan et al., arXiv 1602.05629, algorithm 1.
-    """
-
-    def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
-        new = {
-            n: _mean(sums, n).astype(np.float32) if sums.weights[n] else r.copy()
-            for n, r in reference.items()
-        }
-        return new, state
-
-    return Strategy(init_sums, add_values, finish)
-
-
-def fedavgm(*, momentum: float = 0.9) -> Strategy:
-    """FedAvg whose server step has momentum: m = momentum m + (mean - reference), new = reference + m.
-
-    Source: Hsu et al., arXiv 1909.06335, section 4.
-    """
-
-    def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
-        new: Arrays = {}
-        kept: Arrays = {}
-        for name, value in reference.items():
-            start = np.asarray(value, np.float64)
-            delta = _mean(sums, name) - start if sums.weights[name] else np.zeros(start.shape)
-            speed = momentum * np.asarray(state.get(name, 0.0), np.float64) + delta
-            new[name] = (start + speed).astype(np.float32)
-            kept[name] = speed
-        return new, kept
-
-    return Strategy(init_sums, add_values, finish)
-
-
-def init_sums(reference: Arrays) -> Sums:
-    """Sums of nothing, for the tensors of ``reference``."""
-    return Sums({n: [np.zeros(r.shape, np.int64)] for n, r in reference.items()}, dict.fromkeys(reference, 0))
-
-
-def add_values(sums: Sums, update: Update) -> Sums:
-    """Add an update's values by its samples, whatever it starts from; WireError as :func:`add_to_sums`."""
-    return add_to_sums(sums, update.values, update.weight)
-
-
-def add_to_sums(sums: Sums, values: Values, weight: int, *, value_max: float = VALUE_MAX) -> Sums:
-    """Add ``weight * values`` exactly (float32 values; others rounded once to float64), in place.
-
-    ``value_max`` is the largest magnitude that is believed; times the weights of a round it must stay below 2**62.
-
-    Raises:
-        WireError: a tensor, shape, weight or magnitude that cannot be right; nothing has been added then.
-    """
-    problems = list(_problems(sums, values, weight, value_max))
-    if problems:
-        raise WireError("implausible update: " + "; ".join(problems))
-    for name, value in values.items():
-        _add_limbs(sums.limbs[name], np.asarray(value, np.float64) * weight)
-        sums.weights[name] += weight
-    return sums
-
-
-STRATEGIES: Table[Callable[[], Strategy]] = Table("strategy", {"fedavg": fedavg, "fedavgm": fedavgm})
-
-
-def total_of(sums: Sums, name: str) -> NDArray[np.float64]:
-    """One tensor's weighted sum, rounded once to float64."""
-    total = np.zeros((), np.float64)
-    for limb in reversed(sums.limbs[name]):
-        total = total * 2.0**-_LIMB_BITS + limb
-    return np.asarray(total)
-
-
-def _problems(sums: Sums, values: Values, weight: int, value_max: float) -> Iterator[str]:
-    if not 0 < weight <= WEIGHT_MAX:
-        yield f"{weight} samples (expected 1 to {WEIGHT_MAX})"
-    for name, value in values.items():
-        if name not in sums.limbs:
-            yield f"{name}: unknown tensor"
-        elif value.shape != sums.limbs[name][0].shape:
-            yield f"{name}: shape {list(value.shape)}, expected {list(sums.limbs[name][0].shape)}"
-        elif not np.all(np.abs(value) <= value_max):
-            yield f"{name}: a value that is not finite or beyond {value_max:.0f}"
-        elif sums.weights[name] + weight > TOTAL_WEIGHT_MAX:
-            yield f"{name}: more than {TOTAL_WEIGHT_MAX} samples in one round"
-
-
-def _add_limbs(limbs: list[NDArray[np.int64]], value: NDArray[np.float64]) -> None:
-    pieces = list(_split(value))
-    while len(limbs) < len(pieces):
-        limbs.append(np.zeros(value.shape, np.int64))
-    for i in reversed(range(len(limbs))):
-        if i < len(pieces):
-            limbs[i] += pieces[i]
-        if i > 0:
-            carry = (limbs[i] + (1 << (_LIMB_BITS - 1))) >> _LIMB_BITS
-            limbs[i] -= carry << _LIMB_BITS
-            limbs[i - 1] += carry
-
-
-def _split(value: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
-    rest = value
-    for i in range(_NUM_LIMBS):
-        whole = np.rint(rest) if i == _NUM_LIMBS - 1 else np.trunc(rest)
-        yield np.asarray(whole, np.int64)
-        rest = (rest - whole) * 2.0**_LIMB_BITS
-        if not np.any(rest):
-            return
-
-
-def _mean(sums: Sums, name: str) -> NDArray[np.float64]:
-    return np.asarray(total_of(sums, name) / sums.weights[name])
+STRATEGIES: Table[Callable[[], Strategy]] = Table(
+    "strategy",
+    {
+        "fedavg": fedavg,
+        "fedavgm": fedavgm,
+        "product": product,
+        "hetlora": hetlora,
+        "rank-mean": rank_mean,
+    },
+)
+OF_RANKS = ("product", "hetlora", "rank-mean")
+"""Those that take updates of fewer components than the version has; all others average whole tensors."""

@@ -178,7 +178,8 @@ class Barrier:
     def _work(self, number: int, position: int, device: str) -> LocalWork:
         if number <= self._settings.head_rounds:
             return device_work(self._settings, round_number=number, position=position)
-        return self._configurator.choose(self._learned, Candidate(device, number, position))
+        choice = self._configurator.choose(self._learned, Candidate(device, number, position))
+        return choice.work or device_work(self._settings, round_number=number, position=position)
 
     def _learn(self, outcome: Outcome) -> None:
         if outcome.work.learns == ADAPTER:

@@ -6,13 +6,15 @@ import numpy as np
 
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
-from fleetune.broker.methods.strategies import STRATEGIES, Strategy, Update, Values
+from fleetune.broker.methods.strategies import STRATEGIES
+from fleetune.broker.methods.strategy import Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.contracts.lora import trained_part
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -87,14 +89,14 @@ class Versions:
         reference = self.reference(task.version)
         if task.work.learns == CLASS_MEANS:
             return blank_sums(*reference[self._settings.head.weight].shape)
-        return reference
+        return trained_part(reference, task.work)
 
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
         codec, reference, named = _codec_of(task), self._told(task), reference_of(content)
         if not named:
             return unpack(codec, content, reference).values
-        replica = self.downlink.replica(task.version, named)
+        replica = trained_part(self.downlink.replica(task.version, named), task.work)
         values = unpack(codec, content, replica).values
         return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
 

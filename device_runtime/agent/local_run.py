@@ -15,8 +15,9 @@ from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbe
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
-from fleetune.device_runtime.contracts.codecs.codec import of_kind
+from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
+from fleetune.device_runtime.contracts.lora import trained_part
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, FleetuneError, StateError
 from fleetune.device_runtime.tables import Table
@@ -117,17 +118,18 @@ class LocalRun:
         return self._workbench.start(self._offer.work, _copied(self._reference))
 
     def _pack(self, training: Training) -> Product:
-        offer, memory = self._offer, self._memory.before(self._offer.round)
+        offer, reference = self._offer, trained_part(self._reference, self._offer.work)
+        memory, left = _fitting(self._memory.before(offer.round), reference)
         packed = pack(
             with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
-            _changed(training.adapter, self._reference, owed=of_kind(RESIDUAL, memory)),
-            self._reference,
+            _changed(trained_part(training.adapter, offer.work), reference, owed=of_kind(RESIDUAL, memory)),
+            reference,
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
         stats = _stats(training.history)
         # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
-        self._memory.keep(offer.round, packed.memory)
+        self._memory.keep(offer.round, {**left, **packed.memory})
         loss = {"loss": stats["loss"]} if stats else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
         return Product(self._announcement(stats), packed.payload, event)
@@ -204,6 +206,14 @@ def _figures(step: Stepped, step_index: int) -> dict[str, float]:
 def _copied(arrays: Arrays) -> Arrays:
     """Own, writable copies."""
     return {name: np.array(value) for name, value in arrays.items()}
+
+
+def _fitting(memory: Arrays, reference: Arrays) -> tuple[Arrays, Arrays]:
+    """Split a codec's memory: what fits the tensors that travel now, and what is owed of frozen ones or of another rank."""
+    owed = of_kind(RESIDUAL, memory)
+    fits = [n for n, value in owed.items() if n in reference and value.shape == reference[n].shape]
+    left = as_kind(RESIDUAL, {n: value for n, value in owed.items() if n not in fits})
+    return {n: value for n, value in memory.items() if n not in left}, left
 
 
 def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:

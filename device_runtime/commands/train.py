@@ -9,6 +9,7 @@ from fleetune.device_runtime.commands.train_report import TrainReport, as_measur
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import class_head
+from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
 from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
@@ -17,6 +18,7 @@ from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
 from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.methods.work import check_work
+from fleetune.device_runtime.options import refuse
 from fleetune.device_runtime.rules.gate import Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
 from fleetune.device_runtime.training.machine import Machine
@@ -85,6 +87,7 @@ def train(
     manifest = artifact.manifest
     check_work(work, manifest.num_layers)
     head = class_head(manifest) if head_start == "class-mean" else None
+    refuse(lora_problems(work, manifest))
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None

@@ -44,6 +44,8 @@ HEAD_STARTS = ("none", "class-mean")
 """What a model's head may begin with: as it was exported, or the class means of all training data."""
 FULL = "full"
 """The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
+LORA_A = "lora-a"
+"""What :attr:`LocalWork.frozen` may name."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ASCII = r"^[ -~]*\Z"
@@ -166,6 +168,19 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = -1
+    frozen: Annotated[
+        Word,
+        Option(
+            "part of the adapter that is not trained, the A of every LoRA pair; none without it",
+            choices=("", LORA_A),
+        ),
+    ] = ""
+    rank: Annotated[
+        int,
+        Option(
+            "train the first so many components of every LoRA pair; 0 for all", at_least=0, at_most=COUNT_MAX
+        ),
+    ] = 0
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

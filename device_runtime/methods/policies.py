@@ -64,6 +64,12 @@ def full(num_layers: int, spec: PolicySpec) -> Policy:
     return lambda step, draws, state: plan
 
 
+def head(num_layers: int, spec: PolicySpec) -> Policy:
+    """Run every layer, train none: the head alone learns, and a hidden cache holds all that is below it. Ours, as a control."""
+    plan = (Mode.FORWARD,) * num_layers
+    return lambda step, draws, state: plan
+
+
 def bernoulli(num_layers: int, spec: PolicySpec) -> Policy:
     """Drop each layer independently with its rate; if all fall, one survives, drawn by its chance to live.
 
@@ -199,6 +205,7 @@ POLICIES: Table[PolicyFamily] = Table(
     "policy",
     {
         "full": PolicyFamily(full),
+        "head": PolicyFamily(head),
         "bernoulli": PolicyFamily(bernoulli, uses=("drop", "shape")),
         "exact-k": PolicyFamily(exact_k, uses=("drop", "shape")),
         "suffix": PolicyFamily(suffix, uses=("drop",)),

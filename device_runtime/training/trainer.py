@@ -11,8 +11,9 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
+from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems, truncated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import active_layers
+from fleetune.device_runtime.contracts.plans import active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
@@ -22,6 +23,7 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
 from fleetune.device_runtime.methods.work import check_work
+from fleetune.device_runtime.options import refuse
 from fleetune.device_runtime.training.checkpoint import (
     Checkpoint,
     Origin,
@@ -69,14 +71,15 @@ class Trainer:
 
         Raises:
             ArtifactError: the adapter does not fit the artifact.
-            ConfigError: a number of ``work`` is out of range, or a name unknown.
+            ConfigError: a number of ``work`` is out of range, a name unknown, or the artifact has not the LoRA that it is about.
         """
         manifest = engine.artifact.manifest
         check_adapter(manifest, adapter)
         check_work(work, manifest.num_layers)
         if work.learns != ADAPTER:
             raise ConfigError(f"work that learns {work.learns} takes no steps")
-        self.adapter = dict(adapter)
+        refuse(lora_problems(work, manifest))
+        self.adapter = truncated(adapter, work.rank)
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
         self.history = History(self.total_steps)
@@ -89,6 +92,7 @@ class Trainer:
         self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
         self._optimizer_state = self._optimizer.init(self.adapter)
         self._epoch: tuple[int, list[Indices]] = (-1, [])
+        self._frozen = frozen_names(self.adapter, work)
 
     @property
     def done(self) -> bool:
@@ -99,7 +103,8 @@ class Trainer:
         """Take one step.
 
         Raises:
-            ConfigError: the loss, a gradient or an updated tensor is not finite; the run stands before this step.
+            ConfigError: the loss, a gradient or an updated tensor is not finite, or nothing is trained; the run stands before
+                this step.
         """
         start_s = self._clock()
         before = self._work.rounds_before * self.total_steps
@@ -113,7 +118,11 @@ class Trainer:
             hidden=partial(self._hidden.of, examples) if self._hidden else None,
             cache_below=self._work.cache_below,
         )
-        self._update(result.loss, result.grads)
+        if not (result.grads or trained_layers(plan)):
+            raise ConfigError(
+                f"policy {self._work.policy.name!r} trains the head alone, and this model's is frozen"
+            )
+        self._update(result.loss, self._learned(result.grads))
         seconds = self._clock() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
         self.history.append(report)
@@ -198,6 +207,10 @@ class Trainer:
         if self._epoch[0] != epoch:
             self._epoch = epoch, self._dataset.epoch_batches(self._work.seed, epoch, self._work.batch_size)
         return self._epoch[1][place]
+
+    def _learned(self, grads: Arrays) -> Arrays:
+        """Gradients of what this work trains; of components beyond its rank they are zeros, for any rule of descent."""
+        return truncated({n: g for n, g in grads.items() if n not in self._frozen}, self._work.rank)
 
     def _update(self, loss: float, grads: Arrays) -> None:
         wrong = [] if math.isfinite(loss) else [f"the loss is {loss}"]

@@ -162,3 +162,10 @@ def test_a_job_does_not_go_on_with_another_head_start(home):
     kitchen.result()
     with pytest.raises(ConfigError, match="head_start: 'class-mean', was 'none'"):
         home.aggregate(rounds=2, head_start="class-mean")
+
+
+@pytest.mark.parametrize("part", [{"frozen": "lora-a"}, {"rank": 2, "strategy": "product"}])
+def test_a_part_of_a_lora_that_the_artifact_has_not_is_refused_before_a_server_is_asked(home, part):
+    with pytest.raises(ConfigError, match=r"the artifact has no LoRA pairs \(lora_A with lora_B\)"):
+        home.aggregate(mqtt="mqtt://nowhere.invalid", **part)
+    assert not home.out.exists()

@@ -25,7 +25,8 @@ from servers import free_port
 from waiting import until
 
 from fleetune.broker.job import device_seed
-from fleetune.broker.methods.strategies import Update, fedavg
+from fleetune.broker.methods.averaging import fedavg
+from fleetune.broker.methods.strategy import Update
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact

@@ -68,6 +68,41 @@ def test_a_codec_that_cannot_be_is_refused(changes, said):
         check_settings(job(**changes), Patience(), num_layers=4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"work": LocalWork(rank=4)},
+            "rank 4: strategy 'fedavg' averages whole tensors; of parts: hetlora, product",
+        ),
+        (
+            {"work": LocalWork(frozen="lora-a"), "strategy": "product"},
+            "frozen 'lora-a': strategy 'product' makes A anew",
+        ),
+        ({"work": LocalWork(frozen="lora-b")}, "no frozen 'lora-b'; have: '', lora-a"),
+        ({"work": LocalWork(rank=-1)}, "rank must be at least 0, got -1"),
+        ({"configurator": "ranks"}, "configurator 'ranks': give the largest rank"),
+        (
+            {"configurator": "caf"},
+            "no configurator 'caf'; have: caff, fedadapter, fedcybgd, fixed, random-depth",
+        ),
+        (
+            {"configurator": "caff", "work": LocalWork(policy=PolicySpec(name="suffix", drop=0.5))},
+            "policy 'suffix': configurator 'caff' chooses the layers itself",
+        ),
+    ],
+)
+def test_what_cannot_go_together_is_refused_at_the_start(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        check_settings(job(**changes), Patience(), num_layers=4)
+
+
+def test_what_goes_together_is_taken():
+    for strategy in ("product", "hetlora", "rank-mean"):
+        check_settings(job(work=LocalWork(rank=4), strategy=strategy), Patience(), num_layers=4)
+    check_settings(job(work=LocalWork(frozen="lora-a")), Patience(), num_layers=4)
+
+
 def test_every_device_of_every_round_has_a_seed_of_its_own():
     seeds = [device_work(job(seed=5), round_number=r, position=p).seed for r in (1, 2, 3) for p in range(50)]
     assert seeds[0] == 5

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.broker.job import Patience, Settings, device_seed
-from fleetune.broker.methods.strategies import STRATEGIES, Update
+from fleetune.broker.methods.strategies import STRATEGIES
+from fleetune.broker.methods.strategy import Update
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.memory_store import MemoryStore

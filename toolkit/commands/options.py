@@ -45,7 +45,9 @@ OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")),
+    "work": Part(
+        LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")
+    ),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
@@ -111,7 +113,7 @@ def _needed(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _option(flag: Flag) -> Any:
     option, dashed = flag.option, flag.name.replace("_", "-")
-    names = [*option.choices, *(TABLES[option.table] if option.table else ())]
+    names = [*filter(None, option.choices), *(TABLES[option.table] if option.table else ())]
     text = f"{option.help}: {listed(names)}" if names else option.help
     metavar = option.metavar or ("NAME" if names else None)
     if flag.type is bool:

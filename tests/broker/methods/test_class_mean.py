@@ -5,7 +5,7 @@ import pytest
 from tiny import noisy_adapter
 
 from fleetune.broker.methods.class_mean import SUM_MAX, class_mean
-from fleetune.broker.methods.strategies import Update
+from fleetune.broker.methods.strategy import Update
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, class_head
 from fleetune.device_runtime.data.loading import load_dataset

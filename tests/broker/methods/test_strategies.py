@@ -7,16 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 
-from fleetune.broker.methods.strategies import (
-    STRATEGIES,
-    VALUE_MAX,
-    WEIGHT_MAX,
-    Update,
-    add_to_sums,
-    fedavg,
-    fedavgm,
-    init_sums,
-)
+from fleetune.broker.methods.averaging import fedavg, fedavgm
+from fleetune.broker.methods.strategies import STRATEGIES
+from fleetune.broker.methods.strategy import VALUE_MAX, WEIGHT_MAX, Update, add_to_sums, init_sums
 from fleetune.device_runtime.errors import UnknownName, WireError
 
 REFERENCE = {"a": np.array([1.0, -2.0, 1e-30], np.float32), "b": np.zeros((2, 2), np.float32)}
@@ -198,5 +191,7 @@ def test_every_strategy_is_told_of_in_the_docs():
 
 
 def test_unknown_strategy_lists_what_there_is():
-    with pytest.raises(UnknownName, match="no strategy 'fedprox'; have: fedavg, fedavgm"):
+    with pytest.raises(
+        UnknownName, match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, product, rank-mean"
+    ):
         STRATEGIES["fedprox"]

@@ -6,7 +6,7 @@ import pytest
 from rounds_by_hand import decline, federation, give, hello, job, of, update
 
 from fleetune.broker.job import Patience, device_work
-from fleetune.broker.methods.configurators import CONFIGURATORS, Configurator
+from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.rounds.actions import Assign, Close, Enrol, Finish
 from fleetune.broker.rounds.barrier import Barrier
 from fleetune.broker.store.store import Past
@@ -105,7 +105,7 @@ def test_no_configurator_is_asked_or_taught(monkeypatch):
 
     def choose(state, candidate):
         asked.append(candidate.round)
-        return LocalWork()
+        return Choice(LocalWork())
 
     watching = Configurator(
         lambda settings: None, choose, lambda state, outcome: learned.append(outcome.work.learns)

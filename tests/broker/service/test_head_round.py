@@ -19,7 +19,8 @@ from fleet import (
 from safetensors.numpy import load
 
 from fleetune.broker.job import Patience, device_seed
-from fleetune.broker.methods.strategies import Update, fedavg
+from fleetune.broker.methods.averaging import fedavg
+from fleetune.broker.methods.strategy import Update
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.local_run import LocalRun

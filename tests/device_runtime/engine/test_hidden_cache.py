@@ -208,3 +208,31 @@ def largest_difference(one: Trainer, other: Trainer) -> float:
     """Of the losses."""
     found = [abs(a.loss - b.loss) for a, b in zip(one.history, other.history, strict=True)]
     return max(found)
+
+
+def test_where_the_head_alone_learns_every_layer_is_passed_once(word_artifact, word_file, tmp_path) -> None:
+    policy = PolicySpec(name="head")
+    plain, ran = run(word_artifact, word_file, tmp_path / "a", policy=policy, lr=0.02, cached=False)
+    cached, ran = run(word_artifact, word_file, tmp_path / "b", policy=policy, lr=0.02)
+    assert [layers for layers in ran if layers] == [[0, 1, 2, 3]] * (len(plain.history) // 3)
+    losses = [report.loss for report in cached.history]
+    np.testing.assert_allclose(losses, [r.loss for r in plain.history], atol=2e-3, rtol=0)
+    start = open_artifact(word_artifact).adapter()
+    learned = {n for n, value in cached.adapter.items() if value.tobytes() != start[n].tobytes()}
+    assert learned == {"head.weight", "head.bias"}
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+
+
+def test_a_model_whose_head_is_frozen_cannot_train_the_head_alone(word_artifact, word_file, tmp_path) -> None:
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    work = LocalWork(policy=PolicySpec(name="head"), steps=1, seq_len=16)
+    with open_engine(artifact, threads=1) as stack:
+        trainer = Trainer(stack, data, work, artifact.adapter())
+        step = stack.step
+        trainer._engine.step = lambda *rest, **named: step(*rest, **named)._replace(grads={})
+        with pytest.raises(
+            ConfigError, match="policy 'head' trains the head alone, and this model's is frozen"
+        ):
+            trainer.step()
+    assert trainer.step_index == 0
