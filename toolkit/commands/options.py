@@ -45,7 +45,9 @@ OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")),
+    "work": Part(
+        LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")
+    ),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
