@@ -59,7 +59,7 @@ class Executor:
             task.device_id,
             task.version,
             chunk_bytes=self._outbound.chunk_bytes,
-            exactly=task.role == "evaluate",
+            exactly=task.role == "evaluate" or 0 < task.version <= self._settings.head_rounds,
         )
         offer = Offer(
             job=self._settings.job,

@@ -41,9 +41,12 @@ def test_every_device_is_asked_and_those_that_come_while_it_is_open():
     assert {task.work.learns for enrol in of(Enrol, actions) for task in enrol.tasks} == {"class-means"}
     assert asked(found.hello(hello("c"), 2.0)) == ["c"]
     assert asked(found.hello(hello("c"), 3.0)) == [], "once"
-    for name in "abc":
+    give(found, "a", 1)
+    give(found, "b", 1)
+    assert asked(found.hello(hello("d"), 4.0)) == ["d"], "though as many as clients have answered"
+    for name in "cd":
         actions = give(found, name, 1)
-    assert of(Close, actions) == [Close(1, 1, ("a", "b", "c"))]
+    assert of(Close, actions) == [Close(1, 1, ("a", "b", "c", "d"))]
     assert len(asked(actions)) == 2, "the next round trains, with as many as clients"
     assert {task.work.learns for enrol in of(Enrol, actions) for task in enrol.tasks} == {"adapter"}
 

@@ -14,6 +14,7 @@ from fleet import (
     World,
     first_adapter,
     points_of,
+    spoken,
     workbench_of,
 )
 from safetensors.numpy import load
@@ -25,7 +26,7 @@ from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.local_run import LocalRun
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import LocalWork, Offer
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.network.loopback import Loopback
@@ -114,6 +115,16 @@ def test_training_goes_on_from_it_with_the_draws_of_a_job_without(tmp_path):
     assert load(done.aggregator.version(3))["w"].tobytes() == trained(2).tobytes()
     assert [d.kinds().count("summed") for d in done.devices] == [1, 1, 1, 1]
     assert [d.kinds().count("trained") for d in done.devices] == [2, 2, 2, 2]
+
+
+def test_a_lossy_downlink_sends_the_new_head_to_the_bit(tmp_path):
+    """As ``topk`` sends it most rows would be those of before."""
+    running, heard = world(tmp_path, numbers=(0, 1), down_codec="topk", down_ratio=0.001), []
+    running.server.disturb = lambda topic, payload: (heard.append((topic, payload)), (payload,))[1]
+    running.run()
+    offers = [offer for _, offer in spoken(heard, Offer) if offer.role == "train"]
+    assert {offer.is_exact for offer in offers if offer.version == 1} == {True}
+    assert {offer.is_exact for offer in offers if offer.version == 2} == {False}
 
 
 def test_its_row_says_how_many_devices_and_no_loss(tmp_path):

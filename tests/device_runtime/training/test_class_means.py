@@ -5,11 +5,14 @@ import pytest
 from tiny import draw_data, noisy_adapter
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS
+from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, class_head
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.training.class_means import class_sums
+from fleetune.device_runtime.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,26 @@ def test_a_causal_model_is_refused_before_anything_runs(make_manifest):
     engine = SimpleNamespace(artifact=SimpleNamespace(manifest=make_manifest(task="causal-lm")))
     with pytest.raises(ConfigError, match="this model's task is causal-lm"):
         class_sums(engine, None, {})
+
+
+WORK = LocalWork(steps=3, batch_size=8, seq_len=16, optimizer=OptimizerSpec(lr=0.01, proximal=0.5))
+
+
+def test_a_run_that_begins_with_a_head_is_one_from_an_adapter_with_it(engine, dataset):
+    adapter = engine.artifact.adapter()
+    head = class_mean_head(class_sums(engine, dataset, adapter), class_head(engine.artifact.manifest))
+    begun = Trainer(engine, dataset, WORK, adapter, head_start="class-mean")
+    begun.begin_with(head)
+    plain = Trainer(engine, dataset, WORK, {**adapter, **head})
+    while not plain.done:
+        assert begun.step().loss == plain.step().loss
+    assert all(begun.adapter[name].tobytes() == plain.adapter[name].tobytes() for name in adapter)
+    with pytest.raises(ConfigError, match="a run at step 3 begins with nothing"):
+        begun.begin_with(head)
+
+
+def test_a_run_begins_with_no_head_of_another_shape(engine, dataset):
+    with pytest.raises(ArtifactError, match=r"head\.weight"):
+        Trainer(engine, dataset, WORK, engine.artifact.adapter()).begin_with(
+            {"head.weight": np.zeros((2, 16), np.float32)}
+        )
