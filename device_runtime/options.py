@@ -73,8 +73,25 @@ def problems(struct: msgspec.Struct, tables: Tables | None = None) -> list[str]:
         if isinstance(value, msgspec.Struct):
             found += problems(value, tables)
         else:
-            found += _broken(field, value, tables or {})
+            found += broken_laws(field, value, tables or {})
     return found
+
+
+def broken_laws(field: Field, value: object, tables: Tables) -> Iterator[str]:
+    """Yield what a value has against the type, the bounds and the names of its field."""
+    name, option = field.name, field.option
+    try:
+        msgspec.convert(value, field.type)
+    except msgspec.ValidationError as exc:
+        yield f"{name} {value!r}: {exc}"
+        return
+    if isinstance(value, (int, float)) and (wanted := _unmet(option, value)):
+        yield f"{name} must be {wanted}, got {value}"
+    if option.table and option.table not in tables:
+        return
+    known = {*option.choices, *tables.get(option.table, ())}
+    if known and value not in known:
+        yield f"no {option.table or name} {value!r}; have: {choices(known)}"
 
 
 def check(*structs: msgspec.Struct, tables: Tables | None = None) -> None:
@@ -98,22 +115,6 @@ def _unpacked(annotation: Any, default: object) -> tuple[Any, object, Option]:
         return annotation, default, Option()
     bare, *notes = get_args(annotation)
     return bare, default, next((note for note in notes if isinstance(note, Option)), Option())
-
-
-def _broken(field: Field, value: object, tables: Tables) -> Iterator[str]:
-    name, option = field.name, field.option
-    try:
-        msgspec.convert(value, field.type)
-    except msgspec.ValidationError as exc:
-        yield f"{name} {value!r}: {exc}"
-        return
-    if isinstance(value, (int, float)) and (wanted := _unmet(option, value)):
-        yield f"{name} must be {wanted}, got {value}"
-    if option.table and option.table not in tables:
-        return
-    known = {*option.choices, *tables.get(option.table, ())}
-    if known and value not in known:
-        yield f"no {option.table or name} {value!r}; have: {choices(known)}"
 
 
 def _unmet(option: Option, value: float) -> str:

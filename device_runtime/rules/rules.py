@@ -11,7 +11,13 @@ from fleetune.device_runtime.tables import Table
 PowerSource = Literal["mains", "battery"]
 NetworkKind = Literal["wired", "wireless", "cellular", "other", "none"]
 OnMissing = Literal["allow", "deny"]
-_Window = Annotated[str, Meta(pattern=r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$")]
+_Window = Annotated[
+    str,
+    Meta(
+        pattern=r"^([01]\d|2[0-3]):[0-5]\d-(([01]\d|2[0-3]):[0-5]\d|24:00)$",
+        description="'HH:MM-HH:MM' from 00:00 to 24:00",
+    ),
+]
 
 
 class _Rule(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""Many virtual devices on one machine, under a virtual clock."""
