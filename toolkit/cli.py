@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
+from fleetune.toolkit.commands import simulating
 from fleetune.toolkit.commands import workstation as models
 from fleetune.toolkit.commands.grouped import Grouped, usage_told
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
@@ -23,6 +24,7 @@ COMMANDS = (
     fleet.device,
     fleet.aggregate,
     fleet.broker,
+    simulating.simulate,
     models.merge,
     fleet.demo,
     fleet.bench,

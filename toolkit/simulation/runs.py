@@ -4,7 +4,8 @@ from functools import partial
 
 from fleetune.toolkit.simulation.jobs import Done, Task
 from fleetune.toolkit.simulation.journal import Journal
-from fleetune.toolkit.simulation.workers import Ticket, Workers
+from fleetune.toolkit.simulation.pool import Ticket
+from fleetune.toolkit.simulation.workers import Workers
 
 
 class Begun:

@@ -1,5 +1,6 @@
 """``fleetune simulate``: a fleet on one machine under a virtual clock, with everything real but sockets and time."""
 
+import os
 import shutil
 import time
 from collections import deque
@@ -36,7 +37,7 @@ from fleetune.toolkit.simulation.config_copy import config_text
 from fleetune.toolkit.simulation.costs import Costs, Measure, Stopwatch
 from fleetune.toolkit.simulation.desks import Desk, Equipment, Started, layer_digests
 from fleetune.toolkit.simulation.fleet import DeviceSpec, fleet_of, test_share
-from fleetune.toolkit.simulation.jobs import Share, Task
+from fleetune.toolkit.simulation.jobs import Task
 from fleetune.toolkit.simulation.journal import JOURNAL, Journal
 from fleetune.toolkit.simulation.members import Aggregator, Place, VirtualDevice
 from fleetune.toolkit.simulation.profiles import slowdown
@@ -52,7 +53,7 @@ from fleetune.toolkit.simulation.records import (
     write_report,
 )
 from fleetune.toolkit.simulation.runs import Begun, Runs
-from fleetune.toolkit.simulation.workers import Inline, Processes, Workers
+from fleetune.toolkit.simulation.workers import Inline, Workers, processes
 
 CONFIG, TIMINGS = "config.toml", "timings.json"
 _ANY_TIME = ("workers", "timings", "rounds")
@@ -158,7 +159,7 @@ class _World:
         self._turns = Turns(self._server)
         self._alarms = Alarms(self._server, self._turns)
         self._vanished: dict[str, VirtualDevice] = {}
-        self._pending: deque[tuple[RoundRecord, bytes, Begun | None]] = deque()
+        self._pending: deque[tuple[RoundRecord, Begun | None]] = deque()
         self._history: list[RoundRecord] = []
         self._say: Callable[[Progress], object] = lambda _: None
         self._book = Book(specs, self._now)
@@ -273,7 +274,7 @@ class _World:
         record = self._book.closed(version, bytes_up=cost.bytes_up, bytes_down=cost.bytes_down)
         job = self._config.job
         is_due = version % job.evaluate_every == 0 or version == job.rounds
-        self._pending.append((record, content, self._measure(content) if is_due else None))
+        self._pending.append((record, self._measure(content) if is_due else None))
         for device in list(self._vanished.values()):
             self._come(device, self._now())
         self._vanished.clear()
@@ -290,7 +291,7 @@ class _World:
     def _write_due(self, *, all_of_them: bool) -> None:
         """Write the rounds, in their order, whose versions are measured."""
         while self._pending:
-            record, content, begun = self._pending[0]
+            record, begun = self._pending[0]
             if begun and not begun.is_done and not all_of_them:
                 return
             self._pending.popleft()
@@ -395,18 +396,21 @@ def _begin(folder: Path, config: SimulationConfig) -> None:
 
 @contextmanager
 def _workers(config: SimulationConfig, count: int | None, ray: str) -> Iterator[Workers]:
-    directory = Path(config.artifact)
-    if ray:
-        from fleetune.toolkit.simulation.ray_workers import RayWorkers
-
-        team: Workers = RayWorkers(directory, ray)
-    else:
-        wanted = count if count is not None else config.workers or _cores()
-        team = Processes(directory, wanted) if wanted > 1 or count else Inline(directory)
+    team = _team(Path(config.artifact), config.workers if count is None else count, ray)
     try:
         yield team
     finally:
         team.close()
+
+
+def _team(artifact_dir: Path, count: int, ray: str) -> Workers:
+    """Workers of the kind that was asked for; of one alone this process is it."""
+    if ray:
+        from fleetune.toolkit.simulation.ray_workers import RayWorkers  # an extra
+
+        return RayWorkers(artifact_dir, ray, count or None)
+    count = count or len(os.sched_getaffinity(0))
+    return processes(artifact_dir, count) if count > 1 else Inline(artifact_dir)
 
 
 @contextmanager
@@ -425,12 +429,3 @@ def _costs(
         yield Costs(path, artifact.digest, measure or watch)
     finally:
         watch.close()
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
-
-
-__all__ = ["Progress", "Share", "simulate"]
