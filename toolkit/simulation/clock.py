@@ -15,16 +15,17 @@ class Alarms:
     """A member of :class:`Turns` that nobody writes to; calls due at one time are made in the order in which they were set."""
 
     def __init__(self, server: Loopback, turns: Turns) -> None:
-        """Join ``turns``."""
+        """Prepare to take turns."""
         self._calls: list[tuple[float, int, Call]] = []
         self._count = 0
-        turns.join(server.connect(()), self)
+        self._turns, self._link = turns, server.connect(())
 
     def at(self, time_s: float, call: Call) -> None:
-        """Have ``call`` made at ``time_s``; never for inf. Before the first turn, or from within a call."""
+        """Have ``call`` made at ``time_s``; never for inf."""
         if time_s < inf:
             self._count += 1
             heapq.heappush(self._calls, (time_s, self._count, call))
+            self._turns.join(self._link, self)  # it is asked again when it is due
 
     def poll(self, now: float) -> None:
         """Make the calls that are due."""

@@ -59,6 +59,8 @@ CONFIG, TIMINGS = "config.toml", "timings.json"
 _ANY_TIME = ("workers", "timings", "rounds")
 """Settings that make no other simulation: what was done of it before is used again."""
 _CACHE_MB = 4096.0
+_AWAY_S = 600.0
+"""Where rounds have no deadline, a device that vanished is back after this time at the latest."""
 _EVALUATOR = "simulator"
 """Who reports measurements, in the ledger."""
 
@@ -159,6 +161,8 @@ class _World:
         self._turns = Turns(self._server)
         self._alarms = Alarms(self._server, self._turns)
         self._vanished: dict[str, VirtualDevice] = {}
+        self._drawn: dict[str, int] = {}
+        """The round in which each device was last drawn to vanish: it does so once in a round."""
         self._pending: deque[tuple[RoundRecord, Begun | None]] = deque()
         self._history: list[RoundRecord] = []
         self._say: Callable[[Progress], object] = lambda _: None
@@ -228,11 +232,10 @@ class _World:
 
     def _started(self, spec: DeviceSpec, started: Started) -> None:
         self._book.started(spec.name, started)
-        number = started.work.rounds_before + 1
-        found = dropout(
-            self._config.availability, seed=self._config.seed, device=spec.number, round_number=number
-        )
-        if found:
+        number, rules = started.work.rounds_before + 1, self._config.availability
+        found = dropout(rules, seed=self._config.seed, device=spec.number, round_number=number)
+        if found and self._drawn.get(spec.name) != number:
+            self._drawn[spec.name] = number
             run = started.run
             at = run.begins_at + found.at * (run.ends_at - run.begins_at)
             self._alarms.at(at, partial(self._vanish, spec.name, started))
@@ -242,11 +245,12 @@ class _World:
             self._book.declined(device)
 
     def _vanish(self, name: str, started: Started, now: float) -> None:
-        """A device is gone until the round is over, if it is still at the run that this was drawn for."""
+        """A device is gone, if it is still at the run that this was drawn for: until the round is over, or long past."""
         device = self._devices[name]
         if device.is_there and device.desk.current is started:
             self._vanished[name] = device
             self._lose(device, now)
+            self._alarms.at(now + (self._config.patience.deadline_s or _AWAY_S), partial(self._come, device))
 
     def _lose(self, device: VirtualDevice, now: float) -> None:
         if device.desk.ends_at > now:
