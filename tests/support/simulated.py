@@ -80,5 +80,3 @@ def devices(folder: Path) -> list[dict]:
 def outcome(folder: Path) -> tuple:
     """All that must not differ between two runs of one simulation."""
     return records(folder), devices(folder), (folder / "adapter" / "adapter_model.safetensors").read_bytes()
-
-

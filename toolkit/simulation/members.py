@@ -15,6 +15,9 @@ from fleetune.device_runtime.network.turns import Turns
 from fleetune.toolkit.simulation.desks import Desk
 from fleetune.toolkit.simulation.links import Line, TimedLink
 
+HELLO_S = 24 * 3600.0
+"""Here no message is lost but by a device that leaves, which says hello when it is back."""
+
 
 class Aggregator:
     """A real service and its link, which has no limit."""
@@ -84,6 +87,7 @@ class VirtualDevice:
             adapter,
             checkpoint_every=0,
             on_event=self._on_event,
+            hello_s=HELLO_S,
         )
         self._agent = Agent(home, self.desk.workbench())
         turns.join(self._raw, self)

@@ -61,6 +61,8 @@ _ANY_TIME = ("workers", "timings", "rounds")
 _CACHE_MB = 4096.0
 _AWAY_S = 600.0
 """Where rounds have no deadline, a device that vanished is back after this time at the latest."""
+_STALLED_S = 30 * 24 * 3600.0
+"""A round that is open for longer is never closed."""
 _EVALUATOR = "simulator"
 """Who reports measurements, in the ledger."""
 
@@ -116,6 +118,7 @@ def simulate(
     _check_folder(folder, must_go_on=resume)
     datasets = Datasets(Path(wanted.artifact))
     specs = fleet_of(wanted, datasets.whole(wanted.data.train, wanted.work.seq_len))
+    _check_fleet(wanted, settings, specs)
     with ExitStack() as stack:
         journal = Journal(folder, _digest(wanted, artifact, datasets))
         stack.callback(journal.close)
@@ -165,6 +168,7 @@ class _World:
         """The round in which each device was last drawn to vanish: it does so once in a round."""
         self._pending: deque[tuple[RoundRecord, Begun | None]] = deque()
         self._history: list[RoundRecord] = []
+        self._closed_at = 0.0
         self._say: Callable[[Progress], object] = lambda _: None
         self._book = Book(specs, self._now)
         self._test = test_share(config, datasets.whole(config.data.test, config.work.seq_len))
@@ -184,13 +188,16 @@ class _World:
         self._write_due(all_of_them=False)
         for spec_device in self._devices.values():
             self._come(spec_device, 0.0)
-        if not self._turns.run(lambda: self._service.finished):
+        if not self._turns.run(self._is_over) or not self._service.finished:
             raise ConfigError(
-                f"round {self._service.federation.round}: nobody has anything to do any more; {len(self._devices)} devices "
-                "have samples, and every round needs its clients: look at clients, min_clients and patience"
+                f"round {self._service.federation.round}: nothing has come of it in {self._now() - self._closed_at:.0f} virtual "
+                f"seconds, and nothing will: look at clients, min_clients, availability and patience"
             )
         self._write_due(all_of_them=True)
         return self._conclude()
+
+    def _is_over(self) -> bool:
+        return self._service.finished or self._now() - self._closed_at > _STALLED_S
 
     def _now(self) -> float:
         return self._turns.now
@@ -274,6 +281,7 @@ class _World:
 
     def _closed(self, version: int, content: bytes) -> None:
         """A version is made, 0 before the first round: have it measured, and bring back who vanished."""
+        self._closed_at = self._now()
         cost = self._ledger.cost(version)
         record = self._book.closed(version, bytes_up=cost.bytes_up, bytes_down=cost.bytes_down)
         job = self._config.job
@@ -371,6 +379,15 @@ def _digest(config: SimulationConfig, artifact: Artifact, datasets: Datasets) ->
         datasets.whole(path, config.work.seq_len).digest for path in (config.data.train, config.data.test)
     ]
     return sha256(msgspec.json.encode((kept, job, limits, artifact.digest, data), order="sorted")).hexdigest()
+
+
+def _check_fleet(config: SimulationConfig, settings: Settings, specs: Sequence[DeviceSpec]) -> None:
+    count = sum(spec.samples > 0 for spec in specs)
+    if count < settings.min_clients:
+        raise ConfigError(
+            f"{count} of {len(specs)} devices have samples; a round needs at least {settings.min_clients}: look at clients, "
+            "job.min_clients and partition"
+        )
 
 
 def _check_folder(folder: Path, *, must_go_on: bool) -> None:

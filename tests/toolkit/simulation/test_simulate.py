@@ -53,7 +53,9 @@ def test_virtual_time_is_what_it_is_by_hand(path, undisturbed):
 
 def test_compute_and_energy_are_those_of_the_profiles(undisturbed):
     line = undisturbed[0][-1]
-    by_device = {c["device"]: (3.0 if c["profile"] == "slow" else 1.0) * STEPS * SECONDS for c in line["choices"]}
+    by_device = {
+        c["device"]: (3.0 if c["profile"] == "slow" else 1.0) * STEPS * SECONDS for c in line["choices"]
+    }
     assert {c["device"]: c["compute_s"] for c in line["choices"]} == pytest.approx(by_device)
     assert line["compute_s"] == pytest.approx(sum(by_device.values()))
     assert line["energy_j"] == pytest.approx(2.0 * line["compute_s"])
@@ -79,7 +81,19 @@ def test_bandwidth_delays_a_round_by_its_bytes(path, undisturbed):
 def test_killed_in_the_middle_it_is_replayed_to_the_same_records(path):
     """With real timings, which are in the folder: they are not measured again."""
     out = path.parent / "killed"
-    command = [sys.executable, "-m", "fleetune", "simulate", str(path), "--out", str(out), "--workers", "2", "--set", "rounds=8"]
+    command = [
+        sys.executable,
+        "-m",
+        "fleetune",
+        "simulate",
+        str(path),
+        "--out",
+        str(out),
+        "--workers",
+        "2",
+        "--set",
+        "rounds=8",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         for line in process.stderr:
             if line.startswith("round 3"):
@@ -146,7 +160,12 @@ def test_a_pause_makes_a_device_late_by_its_length(path, undisturbed):
 
 
 def test_devices_that_come_and_go_take_part_when_they_are_there(path):
-    changes = ("availability.period_s=12", "availability.on_share=0.5", "patience.deadline_s=20", "job.min_clients=1")
+    changes = (
+        "availability.period_s=12",
+        "availability.on_share=0.5",
+        "patience.deadline_s=20",
+        "job.min_clients=1",
+    )
     report = run(path, "comers", *changes)
     assert report.rounds == 3
     lines = records(path.parent / "comers")
@@ -172,8 +191,11 @@ def test_a_frozen_prefix_is_found_in_the_cache_from_the_second_epoch_on(path):
 
 
 def test_devices_that_cannot_make_a_round_end_it_in_one_line(path):
-    with pytest.raises(ConfigError, match="nobody has anything to do any more"):
-        run(path, "too-few", "clients=9", "patience.gather_s=0")
+    with pytest.raises(ConfigError, match="4 of 4 devices have samples; a round needs at least 9"):
+        run(path, "too-few", "clients=9")
+    away = ("availability.period_s=1e9", "availability.on_share=1e-9", "patience.deadline_s=0")
+    with pytest.raises(ConfigError, match=r"round \d: nothing has come of it"):
+        run(path, "away", *away)
 
 
 def test_numbers_of_devices_add_up(path, undisturbed):
