@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from fleetune.toolkit.commands import comparing
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import simulating
@@ -28,6 +29,7 @@ COMMANDS = (
     models.merge,
     fleet.demo,
     fleet.bench,
+    comparing.compare,
 )
 
 

@@ -36,6 +36,7 @@ HOMES = {
     "merge": "fleetune.toolkit.merge",
     "demo": "fleetune.toolkit.demo",
     "bench": "fleetune.toolkit.benchmark",
+    "compare": "fleetune.toolkit.simulation.compare",
 }
 AROUND = {"config", "json", "verbose"}
 PARTS = {"train": TRAIN, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}

@@ -94,6 +94,11 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     cache: Cache = Cache()
 
     @property
+    def column_file(self) -> Path:
+        """Where the column of a partition by column is read from, row by row as the training data."""
+        return Path(self.partition.file or self.data.train)
+
+    @property
     def all_profiles(self) -> dict[str, Profile]:
         """Ours, and the file's own over them."""
         return {**PROFILES, **self.profiles}

@@ -4,10 +4,9 @@ Every example is used at most once; indices are in rising order. Draws are numpy
 one machine, and not promised across versions of numpy.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +19,7 @@ from fleetune.device_runtime.errors import ConfigError, DataError, choices, some
 from fleetune.device_runtime.options import Option
 from fleetune.device_runtime.tables import Table
 from fleetune.toolkit.simulation.chance import chance
+from fleetune.toolkit.simulation.user_code import load_function
 
 _DRAWS = 100
 """So often a Dirichlet partition is drawn before small devices are filled up from large ones."""
@@ -54,8 +54,6 @@ class Subject(NamedTuple):
     """Class of each example, int64 (N,)."""
     columns: Callable[[str], Sequence[object]]
     """A column of the data by name, one value for each example."""
-    records: Sequence[Any] = ()
-    """For user code: whatever the data were read as."""
 
 
 class Share(NamedTuple):
@@ -205,12 +203,18 @@ def evenly(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
 
 
 def by_code(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
-    """Call the user's ``FUNCTION(labels, records, num_devices, seed)``, which returns a list of indices for each device."""
-    made = _function(wanted.code)(subject.labels, subject.records, wanted.devices, seed)
+    """Call the user's ``FUNCTION(labels, column, num_devices, seed)``, which returns a list of indices for each device.
+
+    ``column("speaker")`` gives that column of the data, one text for each example.
+    """
+    function = load_function(wanted.code)
     try:
+        made = function(subject.labels, subject.columns, wanted.devices, seed)
         parts = [np.asarray(part, np.int64).reshape(-1) for part in made]
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise ConfigError(f"{wanted.code}: expected a list of indices for each device: {exc}") from exc
+    except Exception as exc:
+        raise ConfigError(
+            f"{wanted.code}: no list of indices for each device: {type(exc).__name__}: {exc}"
+        ) from exc
     if problems := list(_unlawful(parts, len(subject.labels), wanted)):
         raise ConfigError(f"{wanted.code}: " + "; ".join(problems))
     return parts
@@ -252,28 +256,6 @@ def _grouped(groups: Sequence[Indices], count: int) -> list[Indices]:
     for group in sorted(groups, key=len, reverse=True):
         min(hands, key=lambda hand: sum(map(len, hand))).append(group)
     return [np.concatenate(hand) for hand in hands]
-
-
-def _function(code: str) -> Callable[..., Any]:
-    file, _, name = code.rpartition(":")
-    path = Path(file).with_suffix(".py") if file else Path()
-    if not file or not path.is_file():
-        raise ConfigError(
-            f"partition.code = {code!r}: expected FILE.py:FUNCTION, a file beside the configuration"
-        )
-    spec = importlib.util.spec_from_file_location(f"fleetune_partition_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path}: cannot be loaded as Python")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as exc:
-        raise ConfigError(f"{path}: cannot be loaded: {type(exc).__name__}: {exc}") from exc
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"{path}: no function {name!r} in it")
-    found: Callable[..., Any] = function
-    return found
 
 
 def _unlawful(parts: Sequence[Indices], count: int, wanted: Partition) -> Iterator[str]:

@@ -152,7 +152,7 @@ PROFILES: dict[str, Profile] = {
         active_w=6.8,
         idle_w=1.9,
         network="ethernet",
-        source=f"4 Cortex-A57 at 1.479 GHz, 10 W at most: {_NVIDIA}; by core and GHz the rate of pi-4, whose cores do as much a cycle",
+        source=f"4 Cortex-A57 at 1.479 GHz, 10 W at most: {_NVIDIA}; by core and GHz the rate of pi-4",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
     "jetson-tx2": Profile(
