@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fleetune.toolkit.commands import comparing
+from fleetune.toolkit.commands import comparing, simulating
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
-from fleetune.toolkit.commands import simulating
 from fleetune.toolkit.commands import workstation as models
 from fleetune.toolkit.commands.grouped import Grouped, usage_told
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED

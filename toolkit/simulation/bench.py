@@ -3,19 +3,22 @@
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
-from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.data.samples import Dataset, Ragged
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.device_runtime.training.machine import Machine
+from fleetune.toolkit.simulation.calls import WatchedEngine
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
 
 V = TypeVar("V")
@@ -74,7 +77,7 @@ class Bench:
         self._artifact = open_artifact(artifact_dir)
         self._datasets = Datasets(artifact_dir)
         self._folder = Path(tempfile.mkdtemp(prefix="fleetune-worker-"))
-        self._machines: dict[float, Machine] = {}
+        self._machines: dict[float, _Machine] = {}
 
     def close(self) -> None:
         """Let go of everything."""
@@ -84,16 +87,19 @@ class Bench:
 
     def do(self, task: Task) -> Done:
         """Do a task; what keeps it from being done is in what it returns."""
+        machine = self._machine(task.hidden_cache_mb)
+        machine.begin(task.files)
         try:
-            return _KINDS[task.kind](self, task)
+            done = _KINDS[task.kind](self, machine, task)
         except FleetuneError as exc:
-            return Done(error=str(exc), error_kind=type(exc).__name__)
+            done = Done(error=str(exc), error_kind=type(exc).__name__)
         except MemoryError as exc:
-            return Done(error=f"not enough memory for this work: {exc}", error_kind="ConfigError")
+            done = Done(error=f"not enough memory for this work: {exc}", error_kind="ConfigError")
+        return msgspec.structs.replace(done, calls=machine.watched.calls, files=machine.files())
 
-    def _train(self, task: Task) -> Done:
+    def _train(self, machine: "_Machine", task: Task) -> Done:
         start = parse_arrays(task.adapter)
-        trainer = self._machine(task).trainer(self._data(task), task.work, start)
+        trainer: Any = machine.trainer(self._data(task), task.work, start)
         while not trainer.done:
             trainer.step()
         return Done(
@@ -102,26 +108,84 @@ class Bench:
             active_layers=[step.active_layers for step in trainer.history],
             stats=dict(getattr(trainer, "stats", {})),
             importance=[float(value) for value in getattr(trainer, "importance", ())],
+            personal=sorted(getattr(trainer, "personal", ())),
         )
 
-    def _evaluate(self, task: Task) -> Done:
-        found = self._machine(task).evaluate(self._data(task), parse_arrays(task.adapter))
+    def _evaluate(self, machine: "_Machine", task: Task) -> Done:
+        found = machine.evaluate(self._data(task), parse_arrays(task.adapter))
         return Done(loss=found.loss, accuracy=found.accuracy, num_samples=found.num_samples)
+
+    def _class_sums(self, machine: Any, task: Task) -> Done:
+        sums = machine.class_sums(self._data(task), task.work, parse_arrays(task.adapter))
+        return Done(adapter=to_bytes(sums), num_samples=self._data(task).num_samples)
+
+    def _held_out(self, machine: Any, task: Task) -> Done:
+        found = machine.held_out(self._data(task), task.work, parse_arrays(task.adapter))
+        return (
+            Done(loss=found.loss, accuracy=found.accuracy, num_samples=found.num_samples) if found else Done()
+        )
 
     def _data(self, task: Task) -> Dataset:
         return self._datasets.of(task.share, task.work.seq_len)
 
-    def _machine(self, task: Task) -> Machine:
-        cache_mb = task.hidden_cache_mb if task.kind == "train" else 0.0
+    def _machine(self, cache_mb: float) -> "_Machine":
         if cache_mb not in self._machines:
-            resources = Resources(threads=1, hidden_cache_mb=cache_mb)
-            folder = self._folder / f"cache-{len(self._machines)}"
-            self._machines[cache_mb] = Machine(self._artifact, resources, folder=folder)
+            folder = self._folder / f"machine-{len(self._machines)}"
+            self._machines[cache_mb] = _Machine(self._artifact, cache_mb, folder)
         return self._machines[cache_mb]
+
+
+class _Machine(Machine):
+    """A machine of many devices: its engine notes what it is asked, and of the devices served last it keeps the caches."""
+
+    def __init__(self, artifact: Artifact, cache_mb: float, folder: Path) -> None:
+        super().__init__(artifact, Resources(threads=1, hidden_cache_mb=cache_mb), folder=folder)
+        self.watched = WatchedEngine(self.engine)
+        self.engine = self.watched
+        self._place, self._limit_bytes = folder, int(1e6 * cache_mb)
+        self._caches: Latest[HiddenCache] = Latest(_CACHES, HiddenCache.close)
+
+    def begin(self, files: Mapping[str, bytes]) -> None:
+        """Be the machine of a device that has kept these files."""
+        self.watched.calls = []
+        self._place.mkdir(parents=True, exist_ok=True)
+        for path in self._kept():
+            path.unlink()
+        for name, content in files.items():
+            (self._place / name).write_bytes(content)
+
+    def files(self) -> dict[str, bytes]:
+        """What the device keeps now."""
+        return {path.name: path.read_bytes() for path in self._kept()}
+
+    def close(self) -> None:
+        self._caches.clear()
+        super().close()
+
+    def _kept(self) -> list[Path]:
+        return sorted(path for path in self._place.iterdir() if path.is_file())
+
+    def _cache(self, dataset: Dataset) -> HiddenCache | None:
+        return (
+            self._caches.get(dataset.digest, lambda: self._new_cache(dataset)) if self._limit_bytes else None
+        )
+
+    def _new_cache(self, dataset: Dataset) -> HiddenCache:
+        is_ragged = any(isinstance(column, Ragged) for column in dataset.columns.values())
+        return HiddenCache(
+            self._place / dataset.digest[:16],
+            lengths=dataset.lengths if is_ragged else None,
+            limit_bytes=self._limit_bytes,
+        )
 
 
 def _changed(values: Arrays, start: Arrays) -> Arrays:
     return {name: value for name, value in values.items() if not np.array_equal(value, start[name])}
 
 
-_KINDS: dict[str, Callable[[Bench, Task], Done]] = {"train": Bench._train, "evaluate": Bench._evaluate}
+_KINDS: dict[str, Callable[[Bench, _Machine, Task], Done]] = {
+    "train": Bench._train,
+    "evaluate": Bench._evaluate,
+    "class-means": Bench._class_sums,
+    "held-out": Bench._held_out,
+}

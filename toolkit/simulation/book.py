@@ -37,7 +37,7 @@ class _Asked:
 
     @property
     def peak_mb(self) -> float:
-        return max((one.peak_mb for one in self.started), default=0.0)
+        return max((one.run.account.peak_mb for one in self.started), default=0.0)
 
 
 @dataclass
@@ -165,22 +165,28 @@ class WatchedLedger(Ledger):
     """A real ledger that tells what it keeps."""
 
     def __init__(
-        self, folder: Path, settings: Settings, book: Book, on_version: Callable[[int, bytes], object]
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        on_tasks: Callable[[tuple[Task, ...]], object],
+        on_update: Callable[[UpdateReady], object],
+        on_version: Callable[[int, bytes], object],
     ) -> None:
         """Open; ``on_version`` is told of each version, and its adapter file."""
         super().__init__(folder, settings)
-        self._book, self._on_version = book, on_version
+        self._on_tasks, self._on_update, self._on_version = on_tasks, on_update, on_version
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """As the ledger, and tell."""
         tasks = tuple(tasks)
         super().enrol(tasks)
-        self._book.enrolled(tasks)
+        self._on_tasks(tasks)
 
     def accept(self, update: UpdateReady, payload: bytes) -> None:
         """As the ledger, and tell."""
         super().accept(update, payload)
-        self._book.accepted(update)
+        self._on_update(update)
 
     def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
         """As the ledger, and tell."""

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,15 +15,16 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Indices, write_atomically
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.plans import LayerPlan
+from fleetune.device_runtime.contracts.plans import Mode
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
-from fleetune.device_runtime.engine.hidden_cache import HiddenCache
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache, OpenRows
 from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.files import doing, read_json
+from fleetune.toolkit.simulation.calls import Call, StepKind
 from fleetune.toolkit.simulation.profiles import measure_gflops
-from fleetune.toolkit.simulation.schedule import Step, StepKind
 
 _TIMED, _WARM = 5, 1
 _CACHE_BYTES = 2**30
@@ -48,11 +49,11 @@ class Timings(msgspec.Struct, kw_only=True):
 
 
 class Sample(NamedTuple):
-    """What is to be timed: ``step`` None for a forward."""
+    """What is to be timed."""
 
-    step: Step | None
-    cached: bool
-    cache_below: int
+    call: Call
+    cached: bool = False
+    """Whether all of its rows are found in the hidden cache."""
 
 
 Measure = Callable[[Sample], list[Point]]
@@ -61,12 +62,12 @@ Measure = Callable[[Sample], list[Point]]
 class Costs:
     """Seconds of steps. What is in the file is never measured again, so that a simulation stays what it was."""
 
-    def __init__(self, path: Path, artifact: str, measure: Measure) -> None:
+    def __init__(self, path: Path, artifact: Artifact, measure: Measure) -> None:
         """Prepare.
 
         Args:
             path: the file; made with the first measurement.
-            artifact: digest of the manifest.
+            artifact: of which they are.
             measure: of what is not in the file, (tokens, seconds) at two sizes.
 
         Raises:
@@ -76,17 +77,24 @@ class Costs:
         self._lines: dict[str, Callable[[int], float]] = {}
         self._read()
 
-    def step_s(self, step: Step, *, hit_share: float, cache_below: int) -> float:
-        """Seconds of a step of whose rows ``hit_share`` is found in the hidden cache."""
-        plain = self._line(key_of(step.kind), Sample(step, False, cache_below))(step.tokens)
+    def call_s(self, call: Call, *, hit_share: float = 0.0) -> float:
+        """Seconds of a call of whose rows ``hit_share`` is found in the hidden cache."""
+        if not call.is_step:
+            return call.share * self._line(FORWARD, Sample(call))(call.tokens)
+        key = StepKind.of(call, self._artifact.manifest).key
+        plain = self._line(key, Sample(call))(call.tokens)
         if not hit_share:
             return plain
-        cached = self._line(key_of(step.kind, cached=True), Sample(step, True, cache_below))(step.tokens)
+        cached = self._line(f"{key}; cached", Sample(call, cached=True))(call.tokens)
         return (1 - hit_share) * plain + hit_share * cached
 
-    def forward_s(self, tokens: int) -> float:
-        """Seconds of a forward at full depth."""
-        return self._line(FORWARD, Sample(None, False, -1))(tokens)
+    def least_s(self, work: LocalWork, num_samples: int) -> float:
+        """Seconds that a run of ``work`` takes at least: its steps, by the head alone, of few and short rows."""
+        num_layers = self._artifact.manifest.num_layers
+        rows = max(1, min(work.batch_size, num_samples // 2))
+        steps = work.steps or work.epochs * max(1, num_samples // 2 // work.batch_size)
+        call = Call(rows, rows, plan=(int(Mode.DROP),) * num_layers)
+        return steps * self.call_s(call)
 
     def gflops(self, measure: Callable[[], float] = measure_gflops) -> float:
         """GFLOP/s of matrix products on one thread of this machine."""
@@ -101,12 +109,12 @@ class Costs:
         if key not in self._lines:
             points = self._measure(sample)
             with self._writing() as timings:
-                timings.artifacts.setdefault(self._artifact, {}).setdefault(key, points)
+                timings.artifacts.setdefault(self._artifact.digest, {}).setdefault(key, points)
             self._read()
         return self._lines[key]
 
     def _read(self) -> None:
-        found = self._file().artifacts.get(self._artifact, {})
+        found = self._file().artifacts.get(self._artifact.digest, {})
         self._lines = {key: line_through(points, f"{self._path}: {key}") for key, points in found.items()}
 
     def _file(self) -> Timings:
@@ -122,12 +130,6 @@ class Costs:
                 timings = self._file()
                 yield timings
                 write_atomically(self._path, msgspec.json.format(msgspec.json.encode(timings), indent=1))
-
-
-def key_of(kind: StepKind, *, cached: bool = False) -> str:
-    """Name a kind of step in the file."""
-    counts = ", ".join(f"{name} {count}" for name, count in kind._asdict().items() if count)
-    return f"{counts or 'head alone'}{'; cached' if cached else ''}"
 
 
 def line_through(points: list[Point], where: str) -> Callable[[int], float]:
@@ -182,24 +184,37 @@ class Stopwatch:
 
     def _time(self, engine: Engine, sample: Sample, rows: Indices) -> Point:
         batch = self._dataset.rows(rows)
-        tokens = len(rows) * self._dataset.width_of(rows)
-        with tempfile.TemporaryDirectory(prefix="fleetune-timing-") as folder:
-            if sample.step is None:
-                run: Callable[[], object] = partial(engine.evaluate, batch, self._adapter)
-            else:
-                run = self._stepping(engine, sample, sample.step.plan, batch, Path(folder))
+        with ExitStack() as stack:
+            run: Callable[[], object] = partial(engine.evaluate, batch, self._adapter)
+            if sample.call.is_step:
+                hidden = self._filled(stack, len(rows)) if sample.cached else None
+                run = self._stepping(engine, sample.call, batch, hidden)
             times = [_seconds(run) for _ in range(_WARM + _TIMED)][_WARM:]
+        tokens = len(rows) * self._dataset.width_of(rows)
         return Point(tokens, max(statistics.median(times), 1e-9))
 
     def _stepping(
-        self, engine: Engine, sample: Sample, plan: LayerPlan, batch: Arrays, folder: Path
+        self, engine: Engine, call: Call, batch: Arrays, hidden: OpenRows | None
     ) -> Callable[[], object]:
-        hidden = None
-        if sample.cached:
-            cache = HiddenCache(folder, lengths=None, limit_bytes=_CACHE_BYTES)
-            examples = np.arange(len(next(iter(batch.values()))))
-            hidden = partial(cache.of, examples)
-        return partial(engine.step, batch, plan, self._adapter, hidden=hidden, cache_below=sample.cache_below)
+        gates = call.open_rows()
+        if gates is not None:
+            count = len(next(iter(batch.values())))
+            gates = gates[:, np.arange(count) % gates.shape[1]]
+        return partial(
+            engine.step,
+            batch,
+            call.layer_plan,
+            self._adapter,
+            hidden=hidden,
+            gates=gates,
+            cache_below=call.cache_below,
+        )
+
+    def _filled(self, stack: ExitStack, count: int) -> OpenRows:
+        """A cache that the first step, which is not timed, fills."""
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleetune-timing-"))
+        cache = stack.enter_context(HiddenCache(Path(folder), lengths=None, limit_bytes=_CACHE_BYTES))
+        return partial(cache.of, np.arange(count))
 
 
 def _two_sizes(dataset: Dataset, batch_size: int) -> list[Indices]:

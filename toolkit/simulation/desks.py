@@ -2,30 +2,25 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from hashlib import sha256
 from itertools import accumulate
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from fleetune.device_runtime.agent.trainer_port import Measured, Workbench
+from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
-from fleetune.device_runtime.errors import ConfigError
-from fleetune.toolkit.simulation.bench import Latest
+from fleetune.toolkit.simulation.calls import CacheModel, Call
 from fleetune.toolkit.simulation.costs import Costs
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
 from fleetune.toolkit.simulation.runs import Begun, Runs
-from fleetune.toolkit.simulation.schedule import CacheModel, Step, schedule
 
 CHECKPOINT_STEPS = 20
 """A device that was gone goes on from its last step that is a multiple of this, as ``fleetune device`` does."""
+_CLASS_MEANS = "class-means"
 
 
 class Made(NamedTuple):
@@ -37,35 +32,60 @@ class Made(NamedTuple):
     """Virtual."""
 
 
+class Account(NamedTuple):
+    """A run in virtual seconds."""
+
+    steps: list[float]
+    rest: float
+    """What else it asked of the engine: measuring, class means."""
+    peak_mb: float
+    """Expected, in 10^6 bytes."""
+
+
 class VirtualRun:
-    """A :class:`fleetune.device_runtime.agent.trainer_port.Training` that is done when its virtual time is over."""
+    """A :class:`fleetune.device_runtime.agent.trainer_port.Training` that is done when its virtual time is over.
+
+    How long it takes is known when the worker is done. Until it must be known the virtual clock goes on, so that other devices
+    begin too: to ``begins_at`` and the least time that such work takes.
+    """
 
     def __init__(
         self,
-        seconds: Sequence[float],
-        *,
-        skipped: int,
-        delay_s: float,
         start: Arrays,
+        *,
         wait: Callable[[], Done],
+        account: Callable[[Done], Account],
         clock: Callable[[], float],
+        least_s: float,
+        skipped: int = 0,
+        delay_s: float = 0.0,
+        on_known: Callable[["VirtualRun"], object] = lambda _: None,
     ) -> None:
         """Begin.
 
         Args:
-            seconds: of each step, virtual.
-            skipped: steps that were done before the device was gone.
-            delay_s: how long it pauses.
             start: the adapter that it starts from.
             wait: gives what came of the run; blocks.
+            account: its virtual times.
             clock: virtual time.
+            least_s: it takes at least so long.
+            skipped: steps that were done before the device was gone.
+            delay_s: how long it pauses.
+            on_known: called once, when its end is known.
         """
-        self.seconds, self.skipped = list(seconds), skipped
-        self.begins_at = clock()
-        self._sums = list(accumulate(self.seconds[skipped:]))
-        self.ends_at = self.begins_at + (self._sums[-1] if self._sums else 0.0) + delay_s
-        self._start, self._wait, self._clock = start, wait, clock
-        self._done: Done | None = None
+        self.begins_at, self.skipped = clock(), skipped
+        self._start, self._wait, self._to_account, self._clock = start, wait, account, clock
+        self._least_s, self._delay_s, self._on_known = least_s, delay_s, on_known
+        self._known: tuple[Done, Account] | None = None
+        self._sums: list[float] = []
+
+    @property
+    def ends_at(self) -> float:
+        """Its end; or as long as that need not be known, a time before it."""
+        least = self.begins_at + self._least_s
+        if self._known is None and self._clock() < least:
+            return least
+        return max(least, self.begins_at + self._all_s + self._delay_s)
 
     @property
     def done(self) -> bool:
@@ -73,39 +93,52 @@ class VirtualRun:
         return self._clock() >= self.ends_at
 
     @property
+    def account(self) -> Account:
+        """Its virtual times."""
+        return self._result()[1]
+
+    @property
     def step_index(self) -> int:
         """Steps done."""
-        return len(self.seconds) if self.done else self.steps_by(self._clock())
+        return self.steps_by(self._clock())
 
     def steps_by(self, now: float) -> int:
-        """Steps done at a time; a pause counts as if it came last."""
+        """Steps done at a time; what is no step, and a pause, count as if they came last."""
+        self._result()
         return self.skipped + bisect_right(self._sums, now - self.begins_at)
 
     def compute_s(self, now: float) -> float:
         """Virtual seconds that it has computed by then."""
-        return min(now - self.begins_at, self._sums[-1] if self._sums else 0.0)
+        return min(now - self.begins_at, self._all_s)
 
     @property
     def history(self) -> list[Made]:
         """What every step reported, in virtual seconds; raises what kept the run from being done."""
-        done = self._result()
-        rows = zip(done.losses, done.active_layers, self.seconds, strict=True)
-        return [Made(*row) for row in rows]
+        done, account = self._result()
+        done.check()
+        return [Made(*row) for row in zip(done.losses, done.active_layers, account.steps, strict=True)]
 
     @property
     def adapter(self) -> Arrays:
         """The tensors as trained; raises as ``history``."""
-        return {**self._start, **parse_arrays(self._result().adapter)}
+        return {**self._start, **parse_arrays(self._result()[0].check().adapter)}
 
     @property
     def stats(self) -> Mapping[str, float]:
-        """More figures of the run; raises as ``history``."""
-        return self._result().stats
+        """More figures of the run, those of time and memory virtual; raises as ``history``."""
+        done, account = self._result()
+        ours = {"held_seconds": account.rest, "peak_mb": account.peak_mb}
+        return done.check().stats | {name: ours[name] for name in ours if name in done.stats}
 
     @property
     def importance(self) -> Sequence[float]:
         """Of each layer; raises as ``history``."""
-        return self._result().importance
+        return self._result()[0].check().importance
+
+    @property
+    def personal(self) -> Sequence[str]:
+        """Names of the tensors that stay on the device; raises as ``history``."""
+        return self._result()[0].check().personal
 
     def step(self) -> Made:
         """Pass the time."""
@@ -117,10 +150,18 @@ class VirtualRun:
     def restore(self, path: Path) -> None:
         """Do nothing, as ``save``."""
 
-    def _result(self) -> Done:
-        if self._done is None:
-            self._done = self._wait()
-        return self._done.check()
+    @property
+    def _all_s(self) -> float:
+        account = self.account
+        return (self._sums[-1] if self._sums else 0.0) + account.rest
+
+    def _result(self) -> tuple[Done, Account]:
+        if self._known is None:
+            done = self._wait()
+            self._known = done, self._to_account(done)
+            self._sums = list(accumulate(self._known[1].steps[self.skipped :]))
+            self._on_known(self)
+        return self._known
 
 
 class Equipment(NamedTuple):
@@ -132,8 +173,6 @@ class Equipment(NamedTuple):
     datasets: Callable[[Share, int], Dataset]
     """(share, longest sequence) -> its samples."""
     clock: Callable[[], float]
-    layers: Callable[[bytes], Mapping[int, str]]
-    """Adapter file -> digest of each layer's tensors in it."""
 
 
 class Started(NamedTuple):
@@ -141,7 +180,6 @@ class Started(NamedTuple):
 
     work: LocalWork
     run: VirtualRun
-    peak_mb: float
 
 
 class Desk:
@@ -158,6 +196,7 @@ class Desk:
         hidden_cache_mb: float = 0.0,
         pause_s: Callable[[int], float] = lambda _: 0.0,
         on_start: Callable[[Started], object] = lambda _: None,
+        on_known: Callable[[Started], object] = lambda _: None,
     ) -> None:
         """Prepare.
 
@@ -170,13 +209,19 @@ class Desk:
             hidden_cache_mb: disk for its hidden cache; 0 for none.
             pause_s: round -> how long it pauses in that round's work.
             on_start: told of each run.
+            on_known: told of it again when its end is known.
         """
         self.current: Started | None = None
         """The run at work, or the last one."""
+        self.busy_until = -inf
+        """End of what it does without a run: until then it says nothing."""
         self._equipment, self._name, self._share = equipment, name, share
         self._num_samples, self._slowdown = num_samples, slowdown
-        self._hidden_cache_mb, self._pause_s, self._on_start = hidden_cache_mb, pause_s, on_start
+        self._hidden_cache_mb, self._pause_s = hidden_cache_mb, pause_s
+        self._on_start, self._on_known = on_start, on_known
+        self._ahead: tuple[str, Begun] | None = None
         self._begun: Begun | None = None
+        self._files: dict[str, bytes] = {}
         self._key, self._kept_steps = "", 0
         self._cache = CacheModel(
             limit_bytes=int(1e6 * hidden_cache_mb), width=equipment.artifact.manifest.hidden_size
@@ -184,99 +229,117 @@ class Desk:
 
     def workbench(self) -> Workbench:
         """What an agent works with."""
-        return Workbench(self._begin, _no_evaluation, self._num_samples)
+        made = Workbench(self._begin, self._measure, self._num_samples)
+        ours: dict[str, Any] = {"class_sums": self._class_sums, "held_out": self._held_out}
+        return made._replace(**{name: ours[name] for name in ours if name in made._fields})
 
     @property
     def ends_at(self) -> float:
-        """When the run at work is done; -inf if there is none."""
+        """When the run at work is done, or a time before; -inf if there is none."""
         return self.current.run.ends_at if self.current else -inf
+
+    def begin_ahead(self, work: LocalWork, adapter: Arrays) -> None:
+        """Have workers begin what the device will most likely be asked to do; nothing comes of it otherwise."""
+        task = self._task(work, adapter)
+        self._ahead = task.key, self._equipment.runs.begin(task)
 
     def power_off(self, now: float) -> None:
         """Lose the run at work, but for its last checkpoint, and the hidden cache."""
-        self._cache.clear()
         if self.current and now < self.ends_at:
             done = self.current.run.steps_by(now)
             self._kept_steps = done - done % CHECKPOINT_STEPS
             self._abandon()
-        self.current = None
+        self._cache.clear()
+        self.current, self.busy_until = None, -inf
 
     def _begin(self, work: LocalWork, adapter: Arrays) -> VirtualRun:
-        content = to_bytes(adapter)
-        task = Task(
-            kind="train",
-            device=self._name,
-            share=self._share,
-            work=work,
-            adapter=content,
-            hidden_cache_mb=self._hidden_cache_mb,
-        )
+        task = self._task(work, adapter)
         skipped = self._kept_steps if task.key == self._key else 0
-        self._abandon()
-        self._begun = begun = self._equipment.runs.begin(task)
         self._key, self._kept_steps = task.key, 0
-        dataset = self._equipment.datasets(self._share, work.seq_len)
-        steps = schedule(work, dataset, self._equipment.artifact.manifest)
+        begun = self._submit(task)
         run = VirtualRun(
-            self._seconds(steps, work, dataset, content),
+            adapter,
+            wait=begun.wait,
+            account=lambda done: self._account(done, work),
+            clock=self._equipment.clock,
+            least_s=self._slowdown * self._equipment.costs.least_s(work, self._num_samples),
             skipped=skipped,
             delay_s=self._pause_s(work.rounds_before + 1),
-            start=adapter,
-            wait=begun.wait,
-            clock=self._equipment.clock,
+            on_known=lambda _: self._on_known(started),
         )
-        self.current = Started(work, run, peak_mb(self._equipment.artifact, steps, work))
-        self._on_start(self.current)
+        self.current = started = Started(work, run)
+        self._on_start(started)
         return run
+
+    def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
+        return parse_arrays(self._at_once(self._task(work, adapter, kind=_CLASS_MEANS)).adapter)
+
+    def _held_out(self, work: LocalWork, adapter: Arrays) -> Done | None:
+        done = self._at_once(self._task(work, adapter, kind="held-out"))
+        return done if done.num_samples else None
+
+    def _measure(self, work: LocalWork, adapter: Arrays) -> Done:
+        return self._at_once(self._task(work, adapter, kind="evaluate"))
+
+    def _at_once(self, task: Task) -> Done:
+        """Do what an agent waits for in one go: the device says nothing before its time is over."""
+        done = self._submit(task).wait()
+        self.busy_until = max(self.busy_until, self._equipment.clock()) + self._account(done, task.work).rest
+        return done.check()
+
+    def _submit(self, task: Task) -> Begun:
+        self._abandon()
+        is_ahead = self._ahead is not None and self._ahead[0] == task.key
+        self._begun = self._ahead[1] if is_ahead and self._ahead else self._equipment.runs.begin(task)
+        if self._ahead and not is_ahead:
+            self._ahead[1].cancel()
+        self._ahead = None
+        return self._begun
 
     def _abandon(self) -> None:
         if self._begun:
             self._begun.cancel()
         self._begun = None
 
-    def _seconds(self, steps: list[Step], work: LocalWork, dataset: Dataset, adapter: bytes) -> list[float]:
-        shares = [0.0] * len(steps)
-        if self._hidden_cache_mb:
-            shares = [*self._cache.hit_shares(steps, dataset, self._equipment.layers(adapter))]
-        cost = partial(self._equipment.costs.step_s, cache_below=work.cache_below)
-        return [self._slowdown * cost(step, hit_share=s) for step, s in zip(steps, shares, strict=True)]
+    def _task(self, work: LocalWork, adapter: Arrays, *, kind: str = "") -> Task:
+        learns = getattr(work, "learns", "adapter")
+        return Task(
+            kind=kind or (_CLASS_MEANS if learns == _CLASS_MEANS else "train"),
+            device=self._name,
+            share=self._share,
+            work=work,
+            adapter=to_bytes(adapter),
+            hidden_cache_mb=self._hidden_cache_mb,
+            files=self._files,
+        )
+
+    def _account(self, done: Done, work: LocalWork) -> Account:
+        """Work out what a run takes here, and take over what the device keeps of it."""
+        self._files = done.files
+        dataset = self._equipment.datasets(self._share, work.seq_len)
+        shares = self._cache.hit_shares(done.calls, dataset.lengths)
+        timed = [
+            (call, self._slowdown * self._equipment.costs.call_s(call, hit_share=share))
+            for call, share in zip(done.calls, shares, strict=True)
+        ]
+        steps = [seconds for call, seconds in timed if call.is_step]
+        rest = sum(seconds for call, seconds in timed if not call.is_step)
+        return Account(steps, rest, peak_mb(self._equipment.artifact, done.calls))
 
 
-def peak_mb(artifact: Artifact, steps: list[Step], work: LocalWork) -> float:
-    """Expected peak of a run in 10^6 bytes: that of its deepest step; 0 where the artifact does not tell."""
-    if not steps or holds_whole_models(artifact.manifest):
+def peak_mb(artifact: Artifact, calls: Sequence[Call]) -> float:
+    """Expected peak of a run in 10^6 bytes: that of its deepest step; 0 without one, or where the artifact does not tell."""
+    manifest = artifact.manifest
+    steps = [call for call in calls if call.is_step]
+    if not steps or holds_whole_models(manifest):
         return 0.0
-    deepest = max(steps, key=lambda step: (len(step.way.layers), len(step.way.back)))
+    ways = {(call.plan, call.gates, call.cache_below): (call, call.way(manifest)) for call in steps}
+    deepest, _ = max(ways.values(), key=lambda pair: (len(pair[1].layers), len(pair[1].back)))
     found = footprint(
         artifact,
-        deepest.plan,
-        batch_size=max(len(step.examples) for step in steps),
-        seq_len=max(step.width for step in steps),
-        also_read={layer for step in steps for layer in step.way.layers},
+        deepest.layer_plan,
+        batch_size=max(call.rows for call in steps),
+        seq_len=max(call.tokens // call.rows for call in steps),
+        also_read={layer for _, way in ways.values() for layer in way.layers},
     )
     return found.peak / 1e6
-
-
-def layer_digests(artifact: Artifact) -> Callable[[bytes], Mapping[int, str]]:
-    """Make what says of an adapter file which tensors each layer has in it."""
-    manifest = artifact.manifest
-    names = {
-        i: sorted(manifest.tensors[t].name for t in layer.tensors if manifest.tensors[t].trainable)
-        for i, layer in enumerate(manifest.layers)
-    }
-    latest: Latest[Mapping[int, str]] = Latest(2)
-
-    def of(content: bytes) -> Mapping[int, str]:
-        return latest.get(sha256(content).digest(), lambda: made(parse_arrays(content)))
-
-    def made(arrays: Arrays) -> Mapping[int, str]:
-        return {i: _digest([arrays[name] for name in some]) for i, some in names.items()}
-
-    return of
-
-
-def _digest(arrays: Sequence[np.ndarray]) -> str:
-    return sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
-
-
-def _no_evaluation(work: LocalWork, adapter: Arrays) -> Measured:
-    raise ConfigError("virtual devices train; the simulator evaluates")

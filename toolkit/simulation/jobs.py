@@ -1,7 +1,7 @@
 """What is asked of a worker and what it answers, as bytes: the same to a process, a Ray actor and the journal."""
 
 from hashlib import sha256
-from typing import Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,6 +10,7 @@ from fleetune.device_runtime import errors
 from fleetune.device_runtime.arrays import Indices
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import FleetuneError
+from fleetune.toolkit.simulation.calls import Call
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +34,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A whole local run of a device, or the evaluation of a version on a share; what comes of it depends on this alone."""
 
-    kind: Literal["train", "evaluate"]
+    kind: str
+    """``train``, ``class-means``, ``held-out`` or ``evaluate``: what :class:`Bench` knows."""
     device: str
     share: Share
     work: LocalWork
@@ -41,20 +43,29 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """To start from, or to evaluate: a safetensors file."""
     hidden_cache_mb: float = 0.0
     """Disk that the device has for a hidden cache; 0 for none."""
+    files: dict[str, bytes] = {}
+    """What the device has kept of earlier runs, beside its checkpoint and caches."""
 
     @property
     def key(self) -> str:
         """Digest of all of it."""
-        return sha256(_encoder.encode(self)).hexdigest()
+        return sha256(_sorting.encode(self)).hexdigest()
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a task; of one that could not be done, why."""
 
     adapter: bytes = b""
-    """The tensors that training changed: a safetensors file."""
+    """The tensors that training changed, or class sums: a safetensors file."""
+    calls: list[Call] = []
+    """Of the engine, in their order."""
+    files: dict[str, bytes] = {}
+    """What the device keeps."""
+    personal: list[str] = []
+    """Names of the tensors that stay on the device."""
     losses: list[float] = []
-    active_layers: list[int] = []
+    active_layers: list[Any] = []
+    """Whole numbers, or means where rows pass layers by."""
     stats: dict[str, float] = {}
     importance: list[float] = []
     loss: float = 0.0
@@ -70,7 +81,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
         return self
 
 
-_encoder = msgspec.msgpack.Encoder()
+_encoder, _sorting = msgspec.msgpack.Encoder(), msgspec.msgpack.Encoder(order="sorted")
 _task_decoder = msgspec.msgpack.Decoder(Task)
 _done_decoder = msgspec.msgpack.Decoder(Done)
 

@@ -24,12 +24,14 @@ class Way(Generic[T]):
 
     def __init__(self, rate: Callable[[float], float], latency_s: float) -> None:
         self._rate, self._latency_s = rate, latency_s
+        self.held_until = -inf
+        """Nothing leaves before."""
         self._free_at = -inf
         self._flying: deque[tuple[float, T]] = deque()
 
     def send(self, thing: T, *, size_bytes: int, now: float) -> None:
         """Put it on its way."""
-        start = max(now, self._free_at)
+        start = max(now, self._free_at, self.held_until)
         self._free_at = start + size_bytes / self._rate(start)
         self._flying.append((self._free_at + self._latency_s, thing))
 
@@ -73,6 +75,10 @@ class TimedLink:
     def due_at(self) -> float:
         """Time at which something arrives at either end."""
         return min(self._down.due_at, self._up.due_at)
+
+    def hold(self, until: float) -> None:
+        """Let nothing that is published from now on leave before a time."""
+        self._up.held_until = until
 
     def has_mail(self, now: float) -> bool:
         """Whether ``receive`` has a message."""

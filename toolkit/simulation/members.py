@@ -108,6 +108,7 @@ class VirtualDevice:
         self._link.move(now)
         if self._link.has_mail(now) or self._own_due_at(now) <= now:
             self._agent.poll(now)
+            self._link.hold(self.desk.busy_until)
             self._link.move(now)
 
     def due_at(self, now: float) -> float:

@@ -16,6 +16,7 @@ import msgspec
 from fleetune.broker.job import Settings, settings_of
 from fleetune.broker.laws import check_settings
 from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.tasks import Task as Assigned
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.identity import Identity
@@ -23,7 +24,7 @@ from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN
-from fleetune.device_runtime.contracts.wire import Report
+from fleetune.device_runtime.contracts.wire import FULL, Report
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.loopback import Loopback
@@ -35,7 +36,7 @@ from fleetune.toolkit.simulation.clock import Alarms
 from fleetune.toolkit.simulation.config import SimulationConfig, load_config
 from fleetune.toolkit.simulation.config_copy import config_text
 from fleetune.toolkit.simulation.costs import Costs, Measure, Stopwatch
-from fleetune.toolkit.simulation.desks import Desk, Equipment, Started, layer_digests
+from fleetune.toolkit.simulation.desks import Desk, Equipment, Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec, fleet_of, test_share
 from fleetune.toolkit.simulation.jobs import Task
 from fleetune.toolkit.simulation.journal import JOURNAL, Journal
@@ -172,11 +173,14 @@ class _World:
         self._say: Callable[[Progress], object] = lambda _: None
         self._book = Book(specs, self._now)
         self._test = test_share(config, datasets.whole(config.data.test, config.work.seq_len))
-        self._ledger = WatchedLedger(folder, settings, self._book, self._closed)
+        self._devices: dict[str, VirtualDevice] = {}
+        self._ledger = WatchedLedger(
+            folder, settings, on_tasks=self._asked, on_update=self._book.accepted, on_version=self._closed
+        )
         self._service = self._aggregate(settings)
-        equipment = Equipment(artifact, runs, costs, datasets.of, self._now, layer_digests(artifact))
+        equipment = Equipment(artifact, runs, costs, datasets.of, self._now)
         place = Place(self._server, self._turns, FirstAdapter.of(artifact.adapter()))
-        self._devices = {
+        self._devices |= {
             spec.name: self._device(spec, place, equipment, costs) for spec in specs if spec.samples
         }
 
@@ -226,7 +230,8 @@ class _World:
             slowdown=factor,
             hidden_cache_mb=_CACHE_MB if self._config.cache.hidden_cache else 0.0,
             pause_s=partial(self._pause_s, spec.number),
-            on_start=partial(self._started, spec),
+            on_start=partial(self._book.started, spec.name),
+            on_known=partial(self._known, spec),
         )
         identity = Identity(spec.name, self._config.job.job, self._artifact.digest)
         return VirtualDevice(place, identity, desk, line=spec.line, on_event=partial(self._heard, spec.name))
@@ -237,8 +242,8 @@ class _World:
         )
         return found.seconds if found else 0.0
 
-    def _started(self, spec: DeviceSpec, started: Started) -> None:
-        self._book.started(spec.name, started)
+    def _known(self, spec: DeviceSpec, started: Started) -> None:
+        """The end of a run is known: and so is when the device vanishes, if it does."""
         number, rules = started.work.rounds_before + 1, self._config.availability
         found = dropout(rules, seed=self._config.seed, device=spec.number, round_number=number)
         if found and self._drawn.get(spec.name) != number:
@@ -278,6 +283,16 @@ class _World:
     def _go(self, device: VirtualDevice, now: float) -> None:
         self._lose(device, now)
         self._come(device, now)
+
+    def _asked(self, tasks: Sequence[Assigned]) -> None:
+        """Have all devices of a round begin at once, where it is known from which adapter."""
+        self._book.enrolled(tasks)
+        if self._config.job.down_codec != FULL:
+            return
+        for task in tasks:
+            if not getattr(task.work, "personal", 0):
+                start = parse_arrays(self._ledger.version(task.version))
+                self._devices[task.device_id].desk.begin_ahead(task.work, start)
 
     def _closed(self, version: int, content: bytes) -> None:
         """A version is made, 0 before the first round: have it measured, and bring back who vanished."""
@@ -447,6 +462,6 @@ def _costs(
     train = datasets.whole(config.data.train, config.work.seq_len)
     watch = Stopwatch(artifact, train, batch_size=config.work.batch_size, settle=team.settle)
     try:
-        yield Costs(path, artifact.digest, measure or watch)
+        yield Costs(path, artifact, measure or watch)
     finally:
         watch.close()

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 from paths import ROOT
@@ -43,7 +44,7 @@ def test_virtual_time_is_what_it_is_by_hand(path, undisturbed):
     rounds = undisturbed[0]
     assert [line["round"] for line in rounds] == [0, 1, 2, 3]
     assert rounds[0]["time_s"] == 0
-    for before, line in zip(rounds, rounds[1:], strict=False):
+    for before, line in pairwise(rounds):
         slowest = max(3.0 if choice["profile"] == "slow" else 1.0 for choice in line["choices"])
         # Hello and offer, or offer, request and chunk; then announcement, request and chunk of the update.
         messages = 5 if line["round"] == 1 else 6
