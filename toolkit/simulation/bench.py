@@ -27,9 +27,9 @@ _FILES, _DEVICES, _CACHES = 4, 64, 8
 
 
 class Latest(Generic[V]):
-    """Values by key, the latest used ones; ``close`` is called with what is forgotten."""
+    """Values by key, those used last; ``close`` is called with key and value of what is forgotten."""
 
-    def __init__(self, limit: int, close: Callable[[V], object] = lambda _: None) -> None:
+    def __init__(self, limit: int, close: Callable[[Any, V], object] = lambda _, __: None) -> None:
         self._limit, self._close = limit, close
         self._values: OrderedDict[Any, V] = OrderedDict()
 
@@ -39,13 +39,13 @@ class Latest(Generic[V]):
             self._values[key] = make()
         self._values.move_to_end(key)
         while len(self._values) > self._limit:
-            self._close(self._values.popitem(last=False)[1])
+            self._close(*self._values.popitem(last=False))
         return self._values[key]
 
     def clear(self) -> None:
         """Forget everything."""
         while self._values:
-            self._close(self._values.popitem()[1])
+            self._close(*self._values.popitem())
 
 
 class Datasets:
@@ -143,7 +143,9 @@ class _Machine(Machine):
         self.watched = WatchedEngine(self.engine)
         self.engine = self.watched
         self._place, self._limit_bytes = folder, int(1e6 * cache_mb)
-        self._caches: Latest[HiddenCache] = Latest(_CACHES, HiddenCache.close)
+        self._caches: Latest[HiddenCache] = Latest(_CACHES, self._forget)
+        self._folders: dict[str, Path] = {}
+        self._free: list[Path] = []
 
     def begin(self, files: Mapping[str, bytes]) -> None:
         """Be the machine of a device that has kept these files."""
@@ -166,17 +168,21 @@ class _Machine(Machine):
         return sorted(path for path in self._place.iterdir() if path.is_file())
 
     def _cache(self, dataset: Dataset) -> HiddenCache | None:
-        return (
-            self._caches.get(dataset.digest, lambda: self._new_cache(dataset)) if self._limit_bytes else None
-        )
+        if not self._limit_bytes:
+            return None
+        return self._caches.get(dataset.digest, lambda: self._new_cache(dataset))
 
     def _new_cache(self, dataset: Dataset) -> HiddenCache:
         is_ragged = any(isinstance(column, Ragged) for column in dataset.columns.values())
-        return HiddenCache(
-            self._place / dataset.digest[:16],
-            lengths=dataset.lengths if is_ragged else None,
-            limit_bytes=self._limit_bytes,
-        )
+        folder = self._free.pop() if self._free else Path(tempfile.mkdtemp(dir=self._place.parent))
+        self._folders[dataset.digest] = folder
+        lengths = dataset.lengths if is_ragged else None
+        return HiddenCache(folder, lengths=lengths, limit_bytes=self._limit_bytes)
+
+    def _forget(self, digest: str, cache: HiddenCache) -> None:
+        """Empty a cache; its folder is the next one's."""
+        cache.close()
+        self._free.append(self._folders.pop(digest))
 
 
 def _changed(values: Arrays, start: Arrays) -> Arrays:
