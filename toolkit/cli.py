@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from fleetune.toolkit.commands import comparing
+from fleetune.toolkit.commands import comparing, simulating
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -24,6 +24,7 @@ COMMANDS = (
     fleet.device,
     fleet.aggregate,
     fleet.broker,
+    simulating.simulate,
     models.merge,
     fleet.demo,
     fleet.bench,

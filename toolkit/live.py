@@ -74,6 +74,23 @@ def steps(console: Console) -> Iterator[Callback]:
         progress.update(task, visible=bool(progress.tasks[0].completed))
 
 
+@contextmanager
+def simulated(console: Console) -> Iterator[Callback]:
+    """Follow simulated rounds (``round`` of ``rounds``, ``time_s``, ``accuracy``): a bar with the time left, or a line each."""
+    if not console.is_terminal:
+        yield lambda at: console.print(f"round {at.round} of {at.rounds}: {_simulated(at)}", markup=False)
+        return
+    with Progress(*_columns("round"), console=console, redirect_stderr=_has_tty()) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda at: progress.update(
+            task, completed=at.round, total=at.rounds, description=_simulated(at)
+        )
+
+
+def _simulated(at: Any) -> str:
+    return f"{at.time_s:.0f} virtual s, accuracy {_fixed(at.accuracy, '.3f')}"
+
+
 def _columns(what: str) -> tuple[ProgressColumn, ...]:
     """``what`` 3/8, a bar, the task's description, and the time it took and will take."""
     return (

@@ -85,13 +85,17 @@ class Agent:
 
     def due_at(self, now: float) -> float:
         """Time from which ``poll`` has something to do even if no message comes: ``now`` or before for at once, inf for never."""
+        return inf if self.finished else min(self.talk_due_at(now), self._work_due_at(now))
+
+    def talk_due_at(self, now: float) -> float:
+        """As ``due_at``, of all but work: for who has the work done elsewhere."""
         if self.finished:
             return inf
         work = self._assignments
         is_waiting = work.is_idle or work.is_fetching
         greeting = now if work.must_greet else self._presence.due_at(is_waiting=is_waiting)
         transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
-        return min(self._gate.due_at, greeting, transfer, self._work_due_at(now))
+        return min(self._gate.due_at, greeting, transfer)
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.

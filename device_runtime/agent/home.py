@@ -50,6 +50,8 @@ class Home(NamedTuple):
     """Steps between two checkpoints; 0 for none but at a pause."""
     on_event: Callable[[Event], object] = _ignore
     """Told of everything that happens."""
+    hello_s: float = 0.0
+    """A device that has nothing to do and has heard nothing for so long says hello again; 0 for the usual time."""
 
     @property
     def state(self) -> StateFolder:

@@ -19,6 +19,7 @@ class Presence:
         """When the last message came."""
         self._link, self._outbox, self._identity = home.link, home.outbox, home.identity
         self._num_samples = num_samples
+        self._hello_s = home.hello_s or HELLO_S
         self._connections = -1
         self._session = ""
         self._must_greet = False
@@ -50,7 +51,7 @@ class Presence:
         if not self._must_greet and not (is_waiting and now >= self._hello_due):
             return False
         self._must_greet = False
-        self._hello_due = now + HELLO_S
+        self._hello_due = now + self._hello_s
         identity = self._identity
         hello = Hello(
             device_id=identity.device_id,
@@ -72,7 +73,7 @@ class Presence:
     def heard(self, now: float) -> None:
         """A message came: no hello for a while."""
         self.heard_at = now
-        self._hello_due = max(self._hello_due, now + HELLO_S)
+        self._hello_due = max(self._hello_due, now + self._hello_s)
 
     def meet(self, session: str) -> bool:
         """The aggregator says which session of it this is; True if it is a new one, which knows nothing of the device."""

@@ -1,0 +1,205 @@
+"""What is written down of a simulation: a record of each round when its version is measured, and of each device at the end."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fleetune.broker.job import Settings
+from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.tasks import Task
+from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
+from fleetune.toolkit.simulation.desks import Started
+from fleetune.toolkit.simulation.fleet import DeviceSpec
+from fleetune.toolkit.simulation.profiles import energy_j
+from fleetune.toolkit.simulation.records import Choice, DeviceRecord, RoundRecord, finite
+
+COUNTED, LATE, DROPPED, DECLINED = "counted", "late", "dropped-out", "declined"
+
+
+@dataclass
+class _Asked:
+    """A device in the open round."""
+
+    task: Task
+    since: float
+    outcome: str = LATE
+    seconds: float | None = None
+    started: list[Started] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    """When each run but the last was lost."""
+    gain: float | None = None
+
+    def compute_s(self, now: float) -> float:
+        """Virtual seconds that it has computed."""
+        ends = [*self.ended, *[now] * (len(self.started) - len(self.ended))]
+        return sum(one.run.compute_s(end) for one, end in zip(self.started, ends, strict=True))
+
+    @property
+    def peak_mb(self) -> float:
+        return max((one.run.account.peak_mb for one in self.started), default=0.0)
+
+
+@dataclass
+class _Sums:
+    """Of one device over all rounds."""
+
+    rounds: int = 0
+    compute_s: float = 0.0
+    energy_j: float = 0.0
+    peak_mb: float = 0.0
+
+
+class Book:
+    """Told of everything; makes records."""
+
+    def __init__(self, specs: Iterable[DeviceSpec], clock: Callable[[], float]) -> None:
+        """Begin."""
+        self.device_rounds = 0
+        self._specs = {spec.name: spec for spec in specs}
+        self._clock, self._wall = clock, time.perf_counter()
+        self._asked: dict[str, _Asked] = {}
+        self._since = 0.0
+        self._sums = {name: _Sums() for name in self._specs}
+
+    def enrolled(self, tasks: Iterable[Task]) -> None:
+        """Devices are asked."""
+        now = self._clock()
+        self._asked |= {task.device_id: _Asked(task, now) for task in tasks if task.role == "train"}
+
+    def started(self, device: str, started: Started) -> None:
+        """A device has begun a run."""
+        if asked := self._asked.get(device):
+            asked.started.append(started)
+
+    def lost(self, device: str) -> None:
+        """A device has lost the run that it was at."""
+        asked = self._asked.get(device)
+        if asked and asked.outcome == LATE:
+            asked.outcome = DROPPED
+            asked.ended += [self._clock()] * (len(asked.started) - len(asked.ended))
+
+    def declined(self, device: str) -> None:
+        """A device cannot do its task."""
+        if asked := self._asked.get(device):
+            asked.outcome = DECLINED
+
+    def accepted(self, update: UpdateReady) -> None:
+        """An update counts."""
+        asked = self._asked.get(update.device_id)
+        if asked and asked.task.task_id == update.task_id:
+            asked.outcome, asked.seconds = COUNTED, self._clock() - asked.since
+            asked.gain = _gain(update.stats)
+
+    def closed(self, number: int, *, bytes_up: int, bytes_down: int) -> RoundRecord:
+        """A round is over, number 0 before it began; its version is not measured yet."""
+        now, wall = self._clock(), time.perf_counter()
+        choices = tuple(self._choice(name, asked, now) for name, asked in self._asked.items())
+        energies = [self._book(choice, now) for choice in choices]
+        counted = [choice for choice in choices if choice.outcome == COUNTED]
+        peaks = [choice.peak_mb for choice in choices if choice.peak_mb]
+        record = RoundRecord(
+            round=number,
+            time_s=now,
+            devices=len(counted),
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            compute_s=sum(choice.compute_s for choice in choices),
+            energy_j=sum(energies),
+            peak_mb=max(peaks, default=0.0),
+            peak_mb_mean=sum(peaks) / len(peaks) if peaks else 0.0,
+            wall_s=wall - self._wall,
+            choices=choices,
+        )
+        self.device_rounds += len(counted)
+        self._since, self._wall = now, wall
+        self._asked.clear()
+        return record
+
+    def devices(self, bytes_of: Callable[[str], tuple[int, int]]) -> list[DeviceRecord]:
+        """All devices; ``bytes_of`` a name gives (up, down)."""
+        return [self._device(spec, *bytes_of(spec.name)) for spec in self._specs.values()]
+
+    def _choice(self, name: str, asked: _Asked, now: float) -> Choice:
+        return Choice(
+            device=name,
+            profile=self._specs[name].profile_name,
+            policy=named(asked.task.work.policy),
+            reason=getattr(asked.task, "reason", ""),
+            outcome=asked.outcome,
+            seconds=now - asked.since if asked.seconds is None else asked.seconds,
+            compute_s=asked.compute_s(now),
+            peak_mb=asked.peak_mb,
+            gain=asked.gain,
+        )
+
+    def _book(self, choice: Choice, now: float) -> float:
+        """Add a round to a device's sums; returns its joules."""
+        sums = self._sums[choice.device]
+        spent = energy_j(
+            self._specs[choice.device].profile, active_s=choice.compute_s, total_s=now - self._since
+        )
+        sums.rounds += choice.outcome == COUNTED
+        sums.compute_s += choice.compute_s
+        sums.energy_j += spent
+        sums.peak_mb = max(sums.peak_mb, choice.peak_mb)
+        return spent
+
+    def _device(self, spec: DeviceSpec, bytes_up: int, bytes_down: int) -> DeviceRecord:
+        sums = self._sums[spec.name]
+        return DeviceRecord(
+            device=spec.name,
+            profile=spec.profile_name,
+            samples=spec.samples,
+            classes=spec.classes,
+            rounds=sums.rounds,
+            compute_s=sums.compute_s,
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+            energy_j=sums.energy_j,
+            peak_mb=sums.peak_mb,
+        )
+
+
+class WatchedLedger(Ledger):
+    """A real ledger that tells what it keeps."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        *,
+        on_tasks: Callable[[tuple[Task, ...]], object],
+        on_update: Callable[[UpdateReady], object],
+        on_version: Callable[[int, bytes], object],
+    ) -> None:
+        """Open; ``on_version`` is told of each version, and its adapter file."""
+        super().__init__(folder, settings)
+        self._on_tasks, self._on_update, self._on_version = on_tasks, on_update, on_version
+
+    def enrol(self, tasks: Iterable[Task]) -> None:
+        """As the ledger, and tell."""
+        tasks = tuple(tasks)
+        super().enrol(tasks)
+        self._on_tasks(tasks)
+
+    def accept(self, update: UpdateReady, payload: bytes) -> None:
+        """As the ledger, and tell."""
+        super().accept(update, payload)
+        self._on_update(update)
+
+    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+        """As the ledger, and tell."""
+        super().add_version(version, content, round_number=round_number, state=state)
+        self._on_version(version, content)
+
+
+def named(policy: PolicySpec) -> str:
+    """A policy in a few words: ``suffix 0.5``."""
+    settings = [policy.shape] if policy.shape != "uniform" else []
+    return " ".join([policy.name, *([f"{policy.drop:g}"] if policy.drop else []), *settings])
+
+
+def _gain(stats: Mapping[str, float]) -> float | None:
+    after, before = stats.get("held_accuracy_after"), stats.get("held_accuracy_before")
+    return None if after is None or before is None else finite(after - before)

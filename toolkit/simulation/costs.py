@@ -1,0 +1,234 @@
+"""How long a step takes on this machine on one thread: measured once for each kind of step, kept in a file, then looked up."""
+
+import fcntl
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from fleetune.device_runtime.arrays import Arrays, Indices, write_atomically
+from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.plans import Mode
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.engine import Engine
+from fleetune.device_runtime.engine.hidden_cache import HiddenCache, OpenRows
+from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.files import doing, read_json
+from fleetune.toolkit.simulation.calls import Call, StepKind
+from fleetune.toolkit.simulation.profiles import measure_gflops
+
+_TIMED, _WARM = 5, 1
+_CACHE_BYTES = 2**30
+FORWARD = "forward"
+"""Key of a forward at full depth, as an evaluation runs it."""
+
+
+class Point(NamedTuple):
+    """What was measured."""
+
+    tokens: int
+    seconds: float
+
+
+class Timings(msgspec.Struct, kw_only=True):
+    """The file: by artifact, then by kind of step."""
+
+    machine: str
+    gflops: float = 0.0
+    """Of matrix products on one thread."""
+    artifacts: dict[str, dict[str, list[Point]]] = {}
+
+
+class Sample(NamedTuple):
+    """What is to be timed."""
+
+    call: Call
+    cached: bool = False
+    """Whether all of its rows are found in the hidden cache."""
+
+
+Measure = Callable[[Sample], list[Point]]
+
+
+class Costs:
+    """Seconds of steps. What is in the file is never measured again, so that a simulation stays what it was."""
+
+    def __init__(self, path: Path, artifact: Artifact, measure: Measure) -> None:
+        """Prepare.
+
+        Args:
+            path: the file; made with the first measurement.
+            artifact: of which they are.
+            measure: of what is not in the file, (tokens, seconds) at two sizes.
+
+        Raises:
+            StateError: the file is damaged.
+        """
+        self._path, self._artifact, self._measure = path, artifact, measure
+        self._lines: dict[str, Callable[[int], float]] = {}
+        self._read()
+
+    def call_s(self, call: Call, *, hit_share: float = 0.0) -> float:
+        """Seconds of a call of whose rows ``hit_share`` is found in the hidden cache."""
+        if not call.is_step:
+            return call.share * self._line(FORWARD, Sample(call))(call.tokens)
+        key = StepKind.of(call, self._artifact.manifest).key
+        plain = self._line(key, Sample(call))(call.tokens)
+        if not hit_share:
+            return plain
+        cached = self._line(f"{key}; cached", Sample(call, cached=True))(call.tokens)
+        return (1 - hit_share) * plain + hit_share * cached
+
+    def least_s(self, work: LocalWork, num_samples: int) -> float:
+        """Seconds that a run of ``work`` takes at least: its steps, by the head alone, of few and short rows."""
+        num_layers = self._artifact.manifest.num_layers
+        rows = max(1, min(work.batch_size, num_samples // 2))
+        steps = work.steps or work.epochs * max(1, num_samples // 2 // work.batch_size)
+        call = Call(rows, rows, plan=(int(Mode.DROP),) * num_layers)
+        return steps * self.call_s(call)
+
+    def gflops(self, measure: Callable[[], float] = measure_gflops) -> float:
+        """GFLOP/s of matrix products on one thread of this machine."""
+        if not self._file().gflops:
+            with self._writing() as timings:
+                timings.gflops = timings.gflops or measure()
+        return self._file().gflops
+
+    def _line(self, key: str, sample: Sample) -> Callable[[int], float]:
+        if key not in self._lines:
+            self._read()
+        if key not in self._lines:
+            points = self._measure(sample)
+            with self._writing() as timings:
+                timings.artifacts.setdefault(self._artifact.digest, {}).setdefault(key, points)
+            self._read()
+        return self._lines[key]
+
+    def _read(self) -> None:
+        found = self._file().artifacts.get(self._artifact.digest, {})
+        self._lines = {key: line_through(points, f"{self._path}: {key}") for key, points in found.items()}
+
+    def _file(self) -> Timings:
+        return read_json(self._path, Timings) or Timings(machine=machine_name())
+
+    @contextmanager
+    def _writing(self) -> Iterator[Timings]:
+        """The file as it is, to be changed; other simulations wait."""
+        with doing("written", self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                timings = self._file()
+                yield timings
+                write_atomically(self._path, msgspec.json.format(msgspec.json.encode(timings), indent=1))
+
+
+def line_through(points: list[Point], where: str) -> Callable[[int], float]:
+    """Seconds by tokens, a line through two points that neither falls nor begins below zero.
+
+    Raises:
+        StateError: not two points of finite times above zero.
+    """
+    if len(points) != 2 or not all(p.tokens > 0 and 0 < p.seconds < 1e9 for p in points):
+        raise StateError(f"{where}: expected two times above 0 s; move the file away to measure again")
+    (t1, s1), (t2, s2) = sorted(points)
+    slope = max(0.0, (s2 - s1) / (t2 - t1)) if t2 > t1 else s2 / t2
+    start = s1 - slope * t1
+    if start < 0:
+        start, slope = 0.0, s2 / t2
+    return lambda tokens: start + slope * tokens
+
+
+def machine_name() -> str:
+    """What this machine's processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+class Stopwatch:
+    """Measures steps with the real engine on one thread: its processor time, which other processes disturb least."""
+
+    def __init__(
+        self, artifact: Artifact, dataset: Dataset, *, batch_size: int, settle: Callable[[], object]
+    ) -> None:
+        """Prepare; ``settle`` is called before a measurement."""
+        self._artifact, self._dataset, self._settle = artifact, dataset, settle
+        self._sizes = _two_sizes(dataset, batch_size)
+        self._adapter = artifact.adapter()
+        self._engine: Engine | None = None
+
+    def __call__(self, sample: Sample) -> list[Point]:
+        """Time a step, or a forward, on a real batch of either size."""
+        self._settle()
+        if self._engine is None:
+            self._engine = open_engine(self._artifact, threads=1)
+        return [self._time(self._engine, sample, rows) for rows in self._sizes]
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        if self._engine:
+            self._engine.close()
+
+    def _time(self, engine: Engine, sample: Sample, rows: Indices) -> Point:
+        batch = self._dataset.rows(rows)
+        with ExitStack() as stack:
+            run: Callable[[], object] = partial(engine.evaluate, batch, self._adapter)
+            if sample.call.is_step:
+                hidden = self._filled(stack, len(rows)) if sample.cached else None
+                run = self._stepping(engine, sample.call, batch, hidden)
+            times = [_seconds(run) for _ in range(_WARM + _TIMED)][_WARM:]
+        tokens = len(rows) * self._dataset.width_of(rows)
+        return Point(tokens, max(statistics.median(times), 1e-9))
+
+    def _stepping(
+        self, engine: Engine, call: Call, batch: Arrays, hidden: OpenRows | None
+    ) -> Callable[[], object]:
+        gates = call.open_rows()
+        if gates is not None:
+            count = len(next(iter(batch.values())))
+            gates = gates[:, np.arange(count) % gates.shape[1]]
+        return partial(
+            engine.step,
+            batch,
+            call.layer_plan,
+            self._adapter,
+            hidden=hidden,
+            gates=gates,
+            cache_below=call.cache_below,
+        )
+
+    def _filled(self, stack: ExitStack, count: int) -> OpenRows:
+        """A cache that the first step, which is not timed, fills."""
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fleetune-timing-"))
+        cache = stack.enter_context(HiddenCache(Path(folder), lengths=None, limit_bytes=_CACHE_BYTES))
+        return partial(cache.of, np.arange(count))
+
+
+def _two_sizes(dataset: Dataset, batch_size: int) -> list[Indices]:
+    """Two batches between which most lie: a short one and a long one, or where rows have one shape, half of it and all."""
+    batches = [
+        b for b in dataset.ordered_batches(batch_size) if len(b) == min(batch_size, dataset.num_samples)
+    ]
+    short, long = batches[len(batches) // 10], batches[len(batches) - 1 - len(batches) // 10]
+    if dataset.width_of(short) == dataset.width_of(long):
+        short = long[: max(1, len(long) // 2)]
+    return [short, long]
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start

@@ -1,0 +1,101 @@
+"""What is asked of a worker and what it answers, as bytes: the same to a process, a Ray actor and the journal."""
+
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from fleetune.device_runtime import errors
+from fleetune.device_runtime.arrays import Indices
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.errors import FleetuneError
+from fleetune.toolkit.simulation.calls import Call
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """Which samples of a data file a device holds."""
+
+    path: str
+    rows: bytes | None
+    """Their indices, int32; None for all."""
+
+    @classmethod
+    def of(cls, path: str, rows: Indices | None) -> "Share":
+        """Pack indices."""
+        return cls(path=path, rows=None if rows is None else np.asarray(rows, np.int32).tobytes())
+
+    @property
+    def indices(self) -> Indices | None:
+        """Indices of the samples, int64 (num_samples,)."""
+        return None if self.rows is None else np.frombuffer(self.rows, np.int32).astype(np.int64)
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole local run of a device, or the evaluation of a version on a share; what comes of it depends on this alone."""
+
+    kind: str
+    """``train``, ``class-means``, ``held-out`` or ``evaluate``: what :class:`Bench` knows."""
+    device: str
+    share: Share
+    work: LocalWork
+    adapter: bytes
+    """To start from, or to evaluate: a safetensors file."""
+    hidden_cache_mb: float = 0.0
+    """Disk that the device has for a hidden cache; 0 for none."""
+    files: dict[str, bytes] = {}
+    """What the device has kept of earlier runs, beside its checkpoint and caches."""
+
+    @property
+    def key(self) -> str:
+        """Digest of all of it."""
+        return sha256(_sorting.encode(self)).hexdigest()
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a task; of one that could not be done, why."""
+
+    adapter: bytes = b""
+    """The tensors that training changed, or class sums: a safetensors file."""
+    calls: list[Call] = []
+    """Of the engine, in their order."""
+    files: dict[str, bytes] = {}
+    """What the device keeps."""
+    personal: list[str] = []
+    """Names of the tensors that stay on the device."""
+    losses: list[float] = []
+    active_layers: list[Any] = []
+    """Whole numbers, or means where rows pass layers by."""
+    stats: dict[str, float] = {}
+    importance: list[float] = []
+    loss: float = 0.0
+    accuracy: float = 0.0
+    num_samples: int = 0
+    error: str = ""
+    error_kind: str = ""
+
+    def check(self) -> "Done":
+        """Return it; raise its error if it has one, as it was raised in the worker."""
+        if self.error_kind:
+            raise getattr(errors, self.error_kind, FleetuneError)(self.error)
+        return self
+
+
+_encoder, _sorting = msgspec.msgpack.Encoder(), msgspec.msgpack.Encoder(order="sorted")
+_task_decoder = msgspec.msgpack.Decoder(Task)
+_done_decoder = msgspec.msgpack.Decoder(Done)
+
+
+def encode(message: Task | Done) -> bytes:
+    """Pack it."""
+    return _encoder.encode(message)
+
+
+def decode_task(content: bytes) -> Task:
+    """Unpack a task."""
+    return _task_decoder.decode(content)
+
+
+def decode_done(content: bytes) -> Done:
+    """Unpack what came of one."""
+    return _done_decoder.decode(content)
