@@ -55,4 +55,4 @@ def test_an_aggregator_that_is_killed_chooses_as_one_that_is_not(tmp_path, monke
     undisturbed = choices(tmp_path / "a", configurator)
     assert len({work.policy for works in undisturbed.values() for work in works}) > 1
     assert all(len(works) == 6 for works in undisturbed.values())
-    assert choices(tmp_path / "b", configurator, kills=range(5, 400, 7)) == undisturbed
+    assert choices(tmp_path / "b", configurator, kills=range(5, 4000, 3)) == undisturbed
