@@ -7,16 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fleetune.broker.job import Job, Patience, Settings, settings_of
-from fleetune.broker.laws import check_settings
+from fleetune.broker.job import Job, Patience, Settings
+from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
-from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
@@ -24,7 +22,7 @@ from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
-from fleetune.device_runtime.options import check, refuse
+from fleetune.device_runtime.options import check
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +68,8 @@ def aggregate(
     """
     arguments = plain(locals()) | {"mqtt": parse_url(mqtt).shown}  # a login is not for run.json
     artifact = open_artifact(artifact_dir)
-    head = class_head(artifact.manifest) if job.head_start == "class-mean" else ClassHead()
-    settings = settings_of(job, artifact=artifact.digest, work=work, head=head)
     check(reach)
-    check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
-    refuse(lora_problems(work, artifact.manifest))
+    settings = lawful_settings(artifact, job, work=work, patience=patience)
     check_folder(Path(out))
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:

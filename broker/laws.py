@@ -2,12 +2,15 @@
 
 from collections.abc import Collection, Iterator
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.job import Job, Patience, Settings, settings_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
+from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
-from fleetune.device_runtime.contracts.wire import FULL, PolicySpec, check_name
+from fleetune.device_runtime.contracts.lora import lora_problems
+from fleetune.device_runtime.contracts.wire import FULL, LocalWork, PolicySpec, check_name
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.options import problems, refuse
@@ -17,6 +20,16 @@ TABLES: dict[str, Collection[str]] = {
     **{table.kind: table for table in (STRATEGIES, SELECTIONS, CONFIGURATORS)},
 }
 """Where the names in a job and its work are looked up."""
+
+
+def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: Patience) -> Settings:
+    """Settings of a job of this artifact; raises as :func:`check_settings`, and for what this artifact has not."""
+    manifest = artifact.manifest
+    head = class_head(manifest) if job.head_start == "class-mean" else ClassHead()
+    settings = settings_of(job, artifact=artifact.digest, work=work, head=head)
+    check_settings(settings, patience, num_layers=manifest.num_layers)
+    refuse(lora_problems(work, manifest))
+    return settings
 
 
 def check_settings(settings: Settings, patience: Patience, *, num_layers: int) -> None:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from fleetune.broker.job import Settings, settings_of
-from fleetune.broker.laws import check_settings
+from fleetune.broker.job import Settings
+from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.tasks import Task as Assigned
 from fleetune.device_runtime.agent.events import Event
@@ -114,8 +114,7 @@ def simulate(
     wanted = load_config(config, set)
     folder = Path(out) if out else Path(f"{wanted.name}-{wanted.seed}")
     artifact = open_artifact(wanted.artifact)
-    settings = settings_of(wanted.job, artifact=artifact.digest, work=wanted.work)
-    check_settings(settings, wanted.patience, num_layers=artifact.manifest.num_layers)
+    settings = lawful_settings(artifact, wanted.job, work=wanted.work, patience=wanted.patience)
     _check_folder(folder, must_go_on=resume)
     datasets = Datasets(Path(wanted.artifact))
     specs = fleet_of(wanted, datasets.whole(wanted.data.train, wanted.work.seq_len))
