@@ -3,9 +3,9 @@
 Stochastic layer dropout per mini-batch (``bernoulli``) is DropPEFT's (arXiv 2503.10217). ``dropbp`` is DropBP's (arXiv
 2402.17812): the forward pass stays exact, and the gradient goes around the layers left out; ours are whole layers in the place of
 its sub-layers, rates by depth shape in the place of its sensitivities, and a fixed number a step. ``coto`` is CoTo's (arXiv
-2506.05713): all layers run, some without their adapter, fewer and fewer of them with schedule ``falling``. Ours besides:
-at least one layer that trains, ``exact-k`` (a hard memory budget), row gates of a fixed size (rows one by one are Elhoushi et al.'s,
-arXiv 2609.05275), protected layers, and ``width``.
+2506.05713): all layers run, some without their adapter, fewer and fewer of them with schedule ``falling``. Gates for single
+rows are Elhoushi et al.'s (arXiv 2609.05275). Ours besides: at least one layer that trains, ``exact-k`` (a hard memory budget),
+equally many rows at each layer in every step, protected layers, and ``width``.
 
 Nothing is rescaled, in training or after. A kept branch times 1 / (1 - rate), as for layers with their norm before them, harms
 encoders with their norm after: bge-small with half of its layers keeps a cosine of 0.77 to its full depth, rescaled 0.49

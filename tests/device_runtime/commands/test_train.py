@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from flat import train
 from paths import ROOT
+from policies import BY_NAME
 from pretended import PretendedSystem
 
 from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
@@ -76,17 +78,12 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, word_file, tmp_path, policy):
-    uses = POLICIES[policy].uses
-    drop, period = 0.5 * ("drop" in uses), 3 * ("period" in uses)
-    options = {
-        **OPTIONS,
-        "data": word_file,
-        "policy": policy,
-        "drop": drop,
-        "period": period,
-        "steps": 20,
-        "checkpoint_every": 4,
+    spec = {
+        "policy" if name == "name" else name: value
+        for name, value in msgspec.structs.asdict(BY_NAME[policy]).items()
     }
+    spec["depth_shape"] = spec.pop("shape")
+    options = {**OPTIONS, **spec, "data": word_file, "steps": 20, "checkpoint_every": 4}
     straight = train(word_artifact, out=tmp_path / "straight", **options)
     with pytest.raises(Killed):
         train(word_artifact, out=tmp_path / "cut", on_step=killer(10), **options)

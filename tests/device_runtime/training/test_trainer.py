@@ -1,6 +1,7 @@
 import msgspec
 import numpy as np
 import pytest
+from policies import BY_NAME
 
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import trained_layers
@@ -35,7 +36,7 @@ def dataset(text_folder, manifest):
 
 def work(name="full", optimizer="adamw", *, lr=0.02, **changes):
     uses = POLICIES[name].uses
-    policy = PolicySpec(name=name, drop=0.4 * ("drop" in uses), period=4 * ("period" in uses))
+    policy = msgspec.structs.replace(BY_NAME[name], drop=0.4 * ("drop" in uses))
     spec = OptimizerSpec(
         name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0, weight_decay=0.01, proximal=0.1
     )
