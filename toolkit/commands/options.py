@@ -45,7 +45,7 @@ OWN_BY_DEVICE = ("seed", "rounds_before")
 """What every device of every round gets of its own."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before")),
+    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "cache_below")),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
