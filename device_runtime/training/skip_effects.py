@@ -19,10 +19,11 @@ from fleetune.device_runtime.arrays import Arrays, Indices, to_bytes, write_atom
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
 from fleetune.device_runtime.contracts.wire import LocalWork
-from fleetune.device_runtime.data.samples import IGNORED, Dataset
+from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.lanes import Rows
+from fleetune.device_runtime.engine.token_head import shifted
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.files import read_json
 
@@ -48,16 +49,16 @@ def skip_effects(
         memory: how a batch is held; None for the engine's own way.
 
     Raises:
-        ConfigError: the logits are not finite, or the engine cannot leave a layer out.
+        ConfigError: the logits are not finite, no label counts where tokens have them, or the engine cannot leave a layer out.
     """
     drawn = Draws(seed, "effects", 0).permutation(dataset.num_samples)[:NUM_EXAMPLES]
     some, num_layers = dataset.subset(drawn), engine.artifact.manifest.num_layers
     rows = engine.rows(min(_BATCH_SIZE, some.num_samples), some.mean_tokens, memory)
-    found = [
-        _cosines(engine, some, batch, adapter, rows, num_layers)
-        for batch in some.ordered_batches(_BATCH_SIZE)
-    ]
-    effects: NDArray[np.float64] = 1 - np.concatenate(found, axis=1).mean(1)  # (L,)
+    batches = some.ordered_batches(_BATCH_SIZE)
+    cosines = np.concatenate([_cosines(engine, some, b, adapter, rows, num_layers) for b in batches], axis=1)
+    if not cosines.size:
+        raise ConfigError("skip effects: no label of the samples counts, and only their tokens have answers")
+    effects: NDArray[np.float64] = 1 - cosines.mean(1)  # (L,)
     if not np.isfinite(effects).all():
         raise ConfigError(
             "skip effects: the logits are not finite; start from another adapter, or export again"
@@ -139,15 +140,14 @@ def _answers(
 ) -> NDArray[np.float64]:
     """Logits (answers, classes) of the rows, or of those of their tokens that count."""
     manifest = engine.artifact.manifest
-    batch = dataset.rows(indices)
-    if manifest.head.targets is not None:
+    batch, counted = dataset.rows(indices), manifest.counted
+    if manifest.head.targets and manifest.head.targets.shift:
         last = np.minimum(dataset.lengths[indices], dataset.width_of(indices)) - 1
         return np.asarray(engine.predict_at(batch, adapter, last, rows=rows, plan=plan), np.float64)
     logits = np.asarray(engine.predict(batch, adapter, rows=rows, plan=plan), np.float64)
-    labels = batch.get(manifest.label_name)
-    if logits.ndim > 2 and labels is not None and labels.shape == logits.shape[:-1]:
-        return np.asarray(logits[labels != IGNORED])
-    return logits.reshape(len(indices), -1)
+    if counted is None:
+        return logits.reshape(len(indices), -1)
+    return np.asarray(logits[shifted(batch[manifest.label_name], counted) != counted.ignored])
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

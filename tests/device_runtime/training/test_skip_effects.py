@@ -1,19 +1,23 @@
 """Skip effects against hand-made ones, and where they are kept."""
 
 import json
+import mmap
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.manifest import Input, Section, Targets
 from fleetune.device_runtime.contracts.plans import Mode, dropping
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
-from fleetune.device_runtime.data.samples import Dense, make_dataset
+from fleetune.device_runtime.data.samples import Dense, Ragged, make_dataset
 from fleetune.device_runtime.draws import Key, permutation
 from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.protection import EFFECTS
 from fleetune.device_runtime.training.machine import Machine
@@ -89,6 +93,55 @@ def test_a_layer_that_does_nothing_has_no_effect(linear_stack, make_manifest, te
     assert (
         skip_effects(stack, data, adapter, seed=0) == [0.0] * 3
     )  # an answer that says nothing tells nothing
+
+
+class TokenStack:
+    """Hidden streams (B, S, 2) turned by an angle at each layer, which are the logits."""
+
+    def __init__(self, manifest):
+        self.artifact = Artifact(Path(), manifest, "d" * 64, mmap.mmap(-1, 1))
+
+    def rows(self, size, tokens=0, memory=None):
+        return Rows()
+
+    def predict(self, batch, adapter, *, rows, plan):
+        turned = sum(adapter["angles"][i] for i, mode in enumerate(plan) if mode is not Mode.DROP)
+        angles = batch["input_ids"] * turned
+        return np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+
+    def predict_at(self, batch, adapter, positions, *, rows, plan):
+        logits = self.predict(batch, adapter, rows=rows, plan=plan)
+        return logits[np.arange(len(logits)), positions]
+
+
+@pytest.mark.parametrize(
+    ("targets", "turns"),
+    [(Targets(shift=0, ignored=-100), [1, 3, 2]), (Targets(shift=1, ignored=-100), [3, 5])],
+    ids=["tokens that count", "last tokens"],
+)
+def test_of_tokens_those_that_count_are_compared(make_manifest, targets, turns):
+    """A layer of angle a turns a token x by a x: its effect is 1 - cos(a x), of the mean over the tokens that count."""
+    inputs = (
+        Input("input_ids", "int64", ("batch", "seq"), 0),
+        Input("labels", "int64", ("batch", "seq"), -100, role="labels"),
+    )
+    head = Section({}, targets=targets, counted=targets)
+    stack = TokenStack(make_manifest(inputs=inputs, head=head))
+    ids, labels = np.array([1, 4, 3, 2, 5]), np.array([0, -100, 1, 2, -100])
+    lengths = np.array([3, 2])
+    columns = {
+        "input_ids": Ragged(ids, lengths, 0, "int64"),
+        "labels": Ragged(labels, lengths, -100, "int64"),
+    }
+    data = make_dataset(columns, lengths, seq_len=8, num_classes=2, label_name="labels")
+    angles = [0.1, 0.0, 0.4]
+    found = skip_effects(stack, data, {"angles": np.array(angles)}, seed=0)
+    if not targets.shift:
+        columns["labels"] = Ragged(np.full(5, -100), lengths, -100, "int64")
+        silent = make_dataset(columns, lengths, seq_len=8, num_classes=2, label_name="labels")
+        with pytest.raises(ConfigError, match="skip effects: no label of the samples counts"):
+            skip_effects(stack, silent, {"angles": np.array(angles)}, seed=0)
+    assert found == pytest.approx([np.mean([1 - np.cos(a * x) for x in turns]) for a in angles], abs=1e-6)
 
 
 def test_answers_that_are_not_finite_are_refused(linear_stack, make_manifest, text_folder):
