@@ -216,7 +216,8 @@ def test_a_machine_measures_for_who_needs_them_and_for_nobody_else(artifact, wor
         trainer.save(tmp_path / "c.safetensors")
         found = json.loads((tmp_path / "cache" / "skip-effects.json").read_text())
         assert found["effects"] == skip_effects(machine.engine, words, adapter, seed=3)
-        resumed = Trainer(machine.engine, words, WORK, adapter, effects=lambda: [0.0, 9.0, 0.0, 0.0])
+        turned = [-effect for effect in found["effects"]]
+        resumed = Trainer(machine.engine, words, WORK, adapter, effects=lambda: turned)
         resumed.restore(tmp_path / "c.safetensors")
         assert [trainer.step().loss for _ in range(5)] == [resumed.step().loss for _ in range(5)]
-        assert EFFECTS in resumed._policy_state
+        assert resumed._policy_state[EFFECTS] == found["effects"]
