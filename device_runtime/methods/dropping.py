@@ -9,7 +9,7 @@ equally many rows at each layer in every step, protected layers, and ``width``.
 
 Nothing is rescaled, in training or after. A kept branch times 1 / (1 - rate), as for layers with their norm before them, harms
 encoders with their norm after: bge-small with half of its layers keeps a cosine of 0.77 to its full depth, rescaled 0.49
-(measured, ``docs/lab.md``).
+(forward passes alone, ``docs/lab.md``).
 """
 
 from collections.abc import Callable
