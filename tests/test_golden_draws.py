@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -18,12 +19,17 @@ from fleetune.device_runtime import draws
 from fleetune.device_runtime.contracts.wire import PolicySpec
 from fleetune.device_runtime.data.samples import Ragged, make_dataset
 from fleetune.device_runtime.draws import SEED_MAX, Draws, Key
-from fleetune.device_runtime.methods.policies import POLICIES, SHAPES, drop_rates, make_policy
+from fleetune.device_runtime.methods.policies import POLICIES, make_gates, make_policy
+from fleetune.device_runtime.methods.protection import EFFECTS
+from fleetune.device_runtime.methods.schedules import SCHEDULES
+from fleetune.device_runtime.methods.shapes import SHAPES, drop_rates
 
 GOLDEN = Path(__file__).parent / "data" / "draws.json"
 SCRIPT = Path(__file__).parent / "support" / "draws.mjs"
 PLANNED = ("full", "bernoulli", "exact-k", "suffix", "successive", "cyclic")
-"""Policies that other languages repeat."""
+"""Policies of 0.1.0, in a form of their own: their cases stay as they were."""
+MIDDLE = [0.1, 0.2, 0.9, 0.4, 0.4, 0.7, 0.1, 0.1, 0.2, 0.3, 0.3, 0.0]
+"""Skip effects of twelve layers, some of them equal."""
 KEYS = [Key(0, "plans", 0), Key(7, "batches", 3, 1), Key(SEED_MAX, "devices", 2**32 - 1, 2**32 - 1)]
 
 
@@ -62,6 +68,28 @@ def plans(policy, num_layers, seed, steps):
     return [[int(mode) for mode in made(step, Draws(seed, "plans", step), state)] for step in range(steps)]
 
 
+def schedule(spec, num_layers, seed, steps, effects):
+    made, state = make_policy(msgspec.convert(spec, PolicySpec), num_layers), {EFFECTS: effects}
+    return [[int(mode) for mode in made(step, Draws(seed, "plans", step), state)] for step in steps]
+
+
+def gates(spec, num_layers, seed, steps, effects, num_rows):
+    """The rows that run through each layer, after the plan of the step."""
+    spec = msgspec.convert(spec, PolicySpec)
+    made, rows_of, state = make_policy(spec, num_layers), make_gates(spec, num_layers), {EFFECTS: effects}
+    found = []
+    for step in steps:
+        drawn = Draws(seed, "plans", step)
+        made(step, drawn, state)
+        rows = rows_of(step, drawn, state, num_rows)
+        found.append([np.flatnonzero(row).tolist() for row in rows])
+    return found
+
+
+def examples(seed, num_samples):
+    return draws.permutation(Key(seed, "effects", 0), num_samples)[:100].tolist()
+
+
 def device_seeds(seed, places):
     return [device_seed(seed, round_number=number, position=position) for number, position in places]
 
@@ -90,22 +118,74 @@ def cases():
         for num_layers, drop in ((1, 0.5), (6, 0.5), (24, 0.3), (129, 0.9)):
             yield "rates", {"num_layers": num_layers, "drop": drop, "shape": shape}
     yield from (("plans", case) for name in PLANNED for case in policies(name))
+    yield from (("schedule", case) for case in scheduled())
+    yield from (("gates", case) for case in gated())
+    yield "examples", {"seed": 4, "num_samples": 120}
     places = [[1, 0], [1, 1], [2, 0], [20, 999]]
     yield from (("device_seeds", {"seed": seed, "places": places}) for seed in (0, 1))
     yield from (("selection", case) for case in selections())
 
 
 def policies(name):
+    """As they were written when a spec had four fields."""
     uses, given = POLICIES[name].uses, {"num_layers": 12, "seed": 5, "steps": 12}
     for shape in SHAPES if "shape" in uses else ["uniform"]:
         spec = PolicySpec(name=name, drop=0.4 * ("drop" in uses), shape=shape, period=2 * ("period" in uses))
-        yield {"policy": msgspec.to_builtins(spec), **given}
+        yield {"policy": _four(spec), **given}
     if name == "bernoulli":  # often none is left, and one is drawn to survive
         yield {
-            "policy": msgspec.to_builtins(PolicySpec(name=name, drop=0.9, shape="decay")),
+            "policy": _four(PolicySpec(name=name, drop=0.9, shape="decay")),
             **given,
             "num_layers": 2,
         }
+
+
+def _four(spec):
+    return {name: getattr(spec, name) for name in ("name", "drop", "shape", "period")}
+
+
+def scheduled():
+    """Every policy that draws or grows, under every schedule and protection, with and without a width."""
+    given = {"num_layers": 12, "seed": 5, "steps": [*range(10), 15, 19, 20, 21], "effects": MIDDLE}
+    for name, schedule, protect in product(
+        ("bernoulli", "exact-k", "dropbp", "coto"), SCHEDULES, ("ends", "effect")
+    ):
+        horizon, width = 20 * (schedule != "constant"), 8 * (name in ("dropbp", "coto") and protect == "ends")
+        spec = PolicySpec(
+            name=name,
+            drop=0.45,
+            shape="incremental",
+            schedule=schedule,
+            horizon=horizon,
+            protected=3,
+            protect=protect,
+            width=width,
+        )
+        yield {"spec": msgspec.to_builtins(spec), **given}
+    for spec in (
+        PolicySpec(name="growing", drop=0.2, period=3, width=4),
+        PolicySpec(name="block", width=3, first=2),
+        PolicySpec(name="coto", drop=0.95, width=2),
+    ):
+        yield {"spec": msgspec.to_builtins(spec), **given}
+
+
+def gated():
+    given = {"num_layers": 12, "seed": 5, "steps": [0, 7, 20], "effects": MIDDLE, "num_rows": 7}
+    for name, schedule in product(("bernoulli", "exact-k"), ("constant", "falling")):
+        horizon = 20 * (schedule != "constant")
+        spec = PolicySpec(
+            name=name,
+            drop=0.5,
+            gates="row",
+            schedule=schedule,
+            horizon=horizon,
+            protected=2,
+            protect="effect",
+        )
+        yield {"spec": msgspec.to_builtins(spec), **given}
+    alone = PolicySpec(name="bernoulli", drop=0.9, gates="row")
+    yield {"spec": msgspec.to_builtins(alone), **given, "num_rows": 1}
 
 
 def selections():

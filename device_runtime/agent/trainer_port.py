@@ -16,7 +16,7 @@ class Stepped(Protocol):
         """Mean loss of the batch."""
 
     @property
-    def active_layers(self) -> int:
+    def active_layers(self) -> float:
         """Layers that ran."""
 
     @property

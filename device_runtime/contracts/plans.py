@@ -47,10 +47,9 @@ def trained_layers(plan: LayerPlan) -> tuple[int, ...]:
 
 
 def learnable(plan: LayerPlan, learning: Collection[int]) -> LayerPlan:
-    """``plan`` with those layers frozen that have nothing to train; ``learning`` are the others, as of a manifest."""
-    return tuple(
-        Mode.FORWARD if mode is Mode.TRAIN and i not in learning else mode for i, mode in enumerate(plan)
-    )
+    """``plan`` with those layers frozen that have nothing to train, or to run without; ``learning`` are the others."""
+    own = (Mode.TRAIN, Mode.BARE)
+    return tuple(Mode.FORWARD if mode in own and i not in learning else mode for i, mode in enumerate(plan))
 
 
 class Route(NamedTuple):

@@ -79,13 +79,16 @@ class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A layer policy by name. ``drop`` is the mean share of layers dropped, or not trained if the policy drops none."""
+    """A layer policy by name. ``drop`` is the mean share of layers dropped, or not trained if the policy drops none.
+
+    Steps are counted through all rounds. What a policy has no use for stands at its default.
+    """
 
     name: Annotated[Word, Option("which layers train in a step", table="policy")] = "full"
     drop: Annotated[
         float,
         Option(
-            "mean share of layers dropped (suffix, successive, cyclic: not trained), 0 to below 1",
+            "mean share of layers dropped (coto: without adapter; those that drop none: not trained), 0 to below 1",
             at_least=0,
             below=1,
         ),
@@ -94,11 +97,40 @@ class PolicySpec(msgspec.Struct, frozen=True, kw_only=True):
     period: Annotated[
         int,
         Option(
-            "successive, cyclic: steps on one group of layers, counted through all rounds; 0 for all others",
+            "successive, cyclic: steps on one group of layers; growing: until the suffix grows; 0 for all others",
             at_least=0,
             at_most=COUNT_MAX,
         ),
     ] = 0
+    schedule: Annotated[Word, Option("how the share dropped goes over the steps", table="schedule")] = (
+        "constant"
+    )
+    horizon: Annotated[
+        int,
+        Option(
+            "step at which dropping has fallen to nothing, or ends; 0 for schedule constant",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
+    protected: Annotated[int, Option("so many layers are never dropped", at_least=0, at_most=COUNT_MAX)] = 0
+    protect: Annotated[
+        Word, Option("which: the outermost, or those whose absence tells most", choices=("ends", "effect"))
+    ] = "ends"
+    gates: Annotated[
+        Word,
+        Option("what a dropped layer is dropped for: a batch, or some of its rows", choices=("batch", "row")),
+    ] = "batch"
+    width: Annotated[
+        int,
+        Option(
+            "growing: layers trained at first, and more in each period; block: layers trained; dropbp, coto: topmost "
+            "layers that take part, 0 for all",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
+    first: Annotated[int, Option("block: lowest layer trained", at_least=0, at_most=COUNT_MAX)] = 0
 
 
 class OptimizerSpec(msgspec.Struct, frozen=True, kw_only=True):

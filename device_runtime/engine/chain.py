@@ -16,7 +16,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
-from fleetune.device_runtime.contracts.plans import Mode, Route, route
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, route
 from fleetune.device_runtime.engine.batches import StepResult, pick
 from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
@@ -101,9 +101,16 @@ class Chain:
         """Loss and likeliest classes at full depth."""
         return self._run_head(self._climbed(batch, weights), backward=False, keep_logits=False)
 
-    def predict(self, batch: Arrays, weights: StepWeights, choose: Callable[[Array], Array]) -> Array:
-        """Logits at full depth of what ``choose`` picks of the hidden stream (B, S, H)."""
-        scope = self._climbed(batch, weights).scope
+    def predict(
+        self,
+        batch: Arrays,
+        weights: StepWeights,
+        choose: Callable[[Array], Array],
+        *,
+        plan: LayerPlan | None = None,
+    ) -> Array:
+        """Logits of what ``choose`` picks of the hidden stream (B, S, H); at full depth, but for what ``plan`` drops."""
+        scope = self._climbed(batch, weights, plan).scope
         scope["hidden", 0] = self._value(choose(self._loader.array_of(scope["hidden", 0])))
         return self._logits(batch, scope, weights)
 
@@ -129,9 +136,11 @@ class Chain:
         labels = self._manifest.inputs[self._manifest.label_index]
         return np.zeros([sizes[n] if isinstance(n, str) else n for n in labels.shape], labels.dtype)
 
-    def _climbed(self, batch: Arrays, weights: StepWeights) -> _Pass:
-        """Prelude and every layer, frozen."""
-        rows = _Pass(self._values(batch), route((Mode.FORWARD,) * self._manifest.num_layers), weights)
+    def _climbed(self, batch: Arrays, weights: StepWeights, plan: LayerPlan | None = None) -> _Pass:
+        """Prelude and every layer, frozen, but for those that ``plan`` drops."""
+        plan = plan or (Mode.FORWARD,) * self._manifest.num_layers
+        frozen = tuple(Mode.DROP if mode is Mode.DROP else Mode.FORWARD for mode in plan)
+        rows = _Pass(self._values(batch), route(frozen), weights)
         self._enter(rows)
         self._rise(rows, rows.route.layers)
         return rows

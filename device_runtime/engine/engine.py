@@ -75,16 +75,28 @@ class Engine(Protocol):
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
         """Mean loss and likeliest classes, (batch,) or (batch, seq), at full depth; ``batch`` as of :meth:`step`."""
 
-    def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
-        """Logits (batch, …, classes) at full depth; ``batch`` needs no labels."""
+    def predict(
+        self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None, plan: LayerPlan | None = None
+    ) -> Array:
+        """Logits (batch, …, classes), without the layers that ``plan`` drops, if any; ``batch`` needs no labels.
+
+        Raises:
+            ConfigError: a plan of another length, or an engine that runs all layers or none.
+        """
 
     def predict_at(
-        self, batch: Arrays, adapter: Arrays, positions: Indices, *, rows: Rows | None = None
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        positions: Indices,
+        *,
+        rows: Rows | None = None,
+        plan: LayerPlan | None = None,
     ) -> Array:
         """Logits (batch, vocabulary) of one token in each row, whose places are ``positions`` (batch,).
 
         Raises:
-            ConfigError: the head does not work token by token.
+            ConfigError: as of :meth:`predict`, or the head does not work token by token.
         """
 
     def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:

@@ -98,18 +98,28 @@ class OrtTrainingEngine:
         loss, logits = self._evaluated(batch, adapter)
         return loss, logits.argmax(-1)
 
-    def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
-        """As :meth:`Engine.predict`."""
+    def predict(
+        self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None, plan: LayerPlan | None = None
+    ) -> Array:
+        """As :meth:`Engine.predict`; a plan is refused."""
+        if plan is not None:
+            raise ConfigError(f"backend {self.artifact.manifest.backend}: it answers at full depth only")
         manifest = self.artifact.manifest
         given = next(iter(batch.values())).shape
         labels = np.zeros(given[: len(manifest.inputs[manifest.label_index].shape)], np.int64)
         return self._evaluated({**batch, manifest.label_name: labels}, adapter)[1]
 
     def predict_at(
-        self, batch: Arrays, adapter: Arrays, positions: Indices, *, rows: Rows | None = None
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        positions: Indices,
+        *,
+        rows: Rows | None = None,
+        plan: LayerPlan | None = None,
     ) -> Array:
-        """As :meth:`Engine.predict_at`."""
-        logits = self.predict(batch, adapter)
+        """As :meth:`Engine.predict_at`; a plan is refused."""
+        logits = self.predict(batch, adapter, plan=plan)
         return logits[np.arange(len(logits)), positions]
 
     def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:

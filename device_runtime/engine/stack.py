@@ -89,9 +89,8 @@ class Stack:
         cache_below: int = -1,
     ) -> StepResult:
         """As :meth:`Engine.step`."""
+        self._check_plan(plan)
         manifest = self.artifact.manifest
-        if len(plan) != manifest.num_layers:
-            raise ConfigError(f"plan of {len(plan)} layers; the model has {manifest.num_layers}")
         rows, plan = self._checked(batch, rows), learnable(plan, manifest.learning)
         if gates is not None:
             check_gates(gates, plan, num_rows(batch, manifest.inputs))
@@ -129,12 +128,20 @@ class Stack:
             mean.add(StepResult(end.loss, None, {}), share)
         return mean.result().loss, np.concatenate([end.answers for end, _ in ends])
 
-    def predict(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+    def predict(
+        self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None, plan: LayerPlan | None = None
+    ) -> Array:
         """As :meth:`Engine.predict`."""
-        return np.concatenate(self._predict(batch, adapter, rows, lambda place, hidden: hidden))
+        return np.concatenate(self._predict(batch, adapter, rows, plan, lambda place, hidden: hidden))
 
     def predict_at(
-        self, batch: Arrays, adapter: Arrays, positions: Indices, *, rows: Rows | None = None
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        positions: Indices,
+        *,
+        rows: Rows | None = None,
+        plan: LayerPlan | None = None,
     ) -> Array:
         """As :meth:`Engine.predict_at`."""
         if self.artifact.manifest.head.targets is None:
@@ -143,7 +150,7 @@ class Stack:
         def chosen(place: slice, hidden: Array) -> Array:
             return hidden[np.arange(len(hidden)), positions[place]][None]  # (1, B, H)
 
-        return np.concatenate([found[0] for found in self._predict(batch, adapter, rows, chosen)])
+        return np.concatenate([found[0] for found in self._predict(batch, adapter, rows, plan, chosen)])
 
     def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
         """As :meth:`Engine.features`: with C rows of the identity for a head, C of the features are its logits."""
@@ -159,14 +166,21 @@ class Stack:
         return np.concatenate(self._in_parts(given, rows, seen))[:, :width]
 
     def _predict(
-        self, batch: Arrays, adapter: Arrays, rows: Rows | None, choose: Callable[[slice, Array], Array]
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        rows: Rows | None,
+        plan: LayerPlan | None,
+        choose: Callable[[slice, Array], Array],
     ) -> list[Array]:
         """Logits of each part; ``choose`` takes its place in the batch and its hidden stream, and gives what the head sees."""
+        if plan is not None:
+            self._check_plan(plan)
         rows, given = self._unlabelled(batch, rows)
         weights = self._weights(adapter, rows)
 
         def logits(chain: Chain, part: Part) -> Array:
-            return chain.predict(part.arrays, weights, partial(choose, part.place))
+            return chain.predict(part.arrays, weights, partial(choose, part.place), plan=plan)
 
         return self._in_parts(given, rows, logits)
 
@@ -174,6 +188,12 @@ class Stack:
         """How a batch runs, and the batch without labels; errors as of :func:`check_batch`."""
         given = {name: array for name, array in batch.items() if name != self.artifact.manifest.label_name}
         return self._checked(given, rows, labelled=False), given
+
+    def _check_plan(self, plan: LayerPlan) -> None:
+        if len(plan) != self.artifact.manifest.num_layers:
+            raise ConfigError(
+                f"plan of {len(plan)} layers; the model has {self.artifact.manifest.num_layers}"
+            )
 
     def _checked(self, batch: Arrays, rows: Rows | None, *, labelled: bool = True) -> Rows:
         """How a batch runs, after a look at it; errors as of :func:`check_batch`."""

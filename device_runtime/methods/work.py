@@ -7,12 +7,14 @@ from fleetune.device_runtime.contracts.codecs import CODECS, make_codec
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import DECAYS, OPTIMIZERS, make_optimizer
-from fleetune.device_runtime.methods.policies import POLICIES, SHAPES, make_policy
+from fleetune.device_runtime.methods.policies import POLICIES, make_policy
+from fleetune.device_runtime.methods.schedules import SCHEDULES
+from fleetune.device_runtime.methods.shapes import SHAPES
 from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.tables import Table
 
 TABLES: dict[str, Table[Any]] = {
-    table.kind: table for table in (CODECS, DECAYS, OPTIMIZERS, POLICIES, SHAPES)
+    table.kind: table for table in (CODECS, DECAYS, OPTIMIZERS, POLICIES, SCHEDULES, SHAPES)
 }
 """Where the names in a :class:`LocalWork` are looked up."""
 

@@ -14,10 +14,13 @@ from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.methods.policies import PolicyState, make_policy
+from fleetune.device_runtime.methods.policies import make_policy
+from fleetune.device_runtime.methods.protection import EFFECTS
 
 _DRAWS = 256
-"""Plans drawn to find a policy's deepest, and the layers that it ever runs."""
+"""So many plans are made to find a policy's deepest, and the layers that it ever runs."""
+_SPREAD = 0.6180339887498949
+"""Steps are picked by multiples of the golden ratio: their places in a run, or in a period, are spread evenly whatever it is."""
 MARGIN = 1.125
 """Measured peaks were at most 10 % above the estimates (`fleetune bench budget`: BERT, one row at a time)."""
 _SLOW_TOKENS = 40
@@ -59,6 +62,7 @@ def fit(
     num_tokens: int,
     budget_mb: float,
     resident_mb: float = 0.0,
+    num_steps: int = 0,
     count_lanes: Callable[[int], int] = lambda rows: 1,
 ) -> Fit:
     """The quickest way to do ``work`` within ``budget_mb`` (10^6 bytes).
@@ -71,6 +75,7 @@ def fit(
         num_tokens: tokens of each row of the widest batch, padding included.
         budget_mb: largest resident memory that the process may reach.
         resident_mb: what the process holds before it opens a graph, if that is more than a bare one does.
+        num_steps: steps of this run; 0 where that is not known.
         count_lanes: on how many lanes so many rows run.
 
     Raises:
@@ -79,7 +84,7 @@ def fit(
     extra_mb = max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - BARE_BYTES / 1e6)
     least_mb = float("inf")
     for drop in _drops(work, artifact.manifest.num_layers):
-        plans = _plans(work, artifact.manifest.num_layers, drop)
+        plans = _plans(work, artifact.manifest.num_layers, drop, num_steps or _DRAWS)
         plan, way = max(plans, key=lambda pair: (len(pair[1].layers), len(pair[1].back)))
         read = {layer for _, way in plans for layer in way.layers}
         for memory in sorted(
@@ -115,7 +120,8 @@ def resident_mb() -> float:
 
 def _drops(work: LocalWork, num_layers: int) -> list[float]:
     """The policy's own share of dropped layers, then higher ones if it is a hard budget of layers anyway."""
-    more = [i / num_layers for i in range(1, num_layers)] if work.policy.name == "exact-k" else []
+    least = max(1, work.policy.protected)
+    more = [i / num_layers for i in range(1, num_layers - least + 1)] if _is_budget(work) else []
     return [work.policy.drop, *(drop for drop in more if drop > work.policy.drop)]
 
 
@@ -137,12 +143,26 @@ def _time(memory: MemoryPlan, way: Route, batch_size: int, num_tokens: int) -> f
 
 
 def _hint(work: LocalWork) -> str:
-    return "" if work.policy.name == "exact-k" else ", or use policy exact-k, which may drop layers to fit"
+    return "" if _is_budget(work) else ", or use policy exact-k, which may drop layers to fit"
 
 
-def _plans(work: LocalWork, num_layers: int, drop: float) -> list[tuple[LayerPlan, Route]]:
-    """The first of a job."""
-    spec = msgspec.structs.replace(work.policy, drop=drop)
-    policy, state = make_policy(spec, num_layers), PolicyState()
-    plans = (policy(step, Draws(work.seed, "plans", step), state) for step in range(_DRAWS))
-    return [(plan, route(plan)) for plan in plans]
+def _is_budget(work: LocalWork) -> bool:
+    """Whether more layers may be dropped than asked for."""
+    return work.policy.name == "exact-k" and work.policy.gates == "batch"
+
+
+def _plans(work: LocalWork, num_layers: int, drop: float, num_steps: int) -> list[tuple[LayerPlan, Route]]:
+    """Plans of this run: all of a short one, of a long one the first, the last, and some in between.
+
+    Where effects decide which layers are protected and none are measured yet, the lowest are: the way back is longest so.
+    """
+    policy = make_policy(msgspec.structs.replace(work.policy, drop=drop), num_layers)
+    before, state = work.rounds_before * num_steps, {EFFECTS: [-float(i) for i in range(num_layers)]}
+    plans = [policy(before + i, Draws(work.seed, "plans", i), state) for i in _some_steps(num_steps)]
+    return [(plan, route(plan)) for plan in dict.fromkeys(plans)]
+
+
+def _some_steps(num_steps: int) -> list[int]:
+    if num_steps <= _DRAWS:
+        return list(range(num_steps))
+    return sorted({num_steps - 1, *(int(i * _SPREAD % 1.0 * num_steps) for i in range(_DRAWS))})

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.training.budget import Fit, fit, resident_mb
 from fleetune.device_runtime.training.class_means import class_sums
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.device_runtime.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class Machine:
         self._artifact, self._resources, self._folder = artifact, resources, folder
         self._hidden: tuple[str, HiddenCache] | None = None
         self._held_mb = 0.0
+        self._effects = KeptEffects(self.engine, folder)
 
     def __enter__(self) -> "Machine":
         return self
@@ -87,6 +90,7 @@ class Machine:
             memory=self.memory,
             hidden=self._cache(dataset),
             head_start=head_start,
+            effects=partial(self._effects.of, dataset, work, adapter, memory=self.memory),
         )
 
     def evaluate(
@@ -137,6 +141,7 @@ class Machine:
             num_tokens=_widest(dataset, self._artifact),
             budget_mb=self._resources.memory_budget_mb,
             resident_mb=self._held_mb,
+            num_steps=work.steps or work.epochs * dataset.num_batches(work.batch_size),
             count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
         )
 

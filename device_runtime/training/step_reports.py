@@ -16,7 +16,8 @@ class StepReport(NamedTuple):
     step: int
     total_steps: int
     loss: float
-    active_layers: int
+    active_layers: float
+    """Layers that ran; where rows have gates of their own, the mean over the rows."""
     seconds: float
 
 
@@ -51,4 +52,5 @@ class History(Sequence[StepReport]):
             return [self[i] for i in range(*index.indices(len(self)))]
         step = range(len(self))[index]
         loss, active_layers, seconds = (column[step] for column in self._columns.values())
-        return StepReport(step, self._total_steps, loss, int(active_layers), seconds)
+        layers = int(active_layers) if active_layers.is_integer() else active_layers
+        return StepReport(step, self._total_steps, loss, layers, seconds)

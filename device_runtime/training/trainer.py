@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
 from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems, truncated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import active_layers, trained_layers
+from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
@@ -21,7 +22,9 @@ from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
-from fleetune.device_runtime.methods.policies import PolicyState, make_policy
+from fleetune.device_runtime.methods.policies import frozen_below, make_gates, make_policy
+from fleetune.device_runtime.methods.policy import PolicyState
+from fleetune.device_runtime.methods.protection import EFFECTS, needs_effects
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import refuse
 from fleetune.device_runtime.training.checkpoint import (
@@ -32,6 +35,7 @@ from fleetune.device_runtime.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fleetune.device_runtime.training.skip_effects import skip_effects
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
 _LENGTH = ("steps", "epochs")
@@ -55,6 +59,7 @@ class Trainer:
         memory: MemoryPlan | None = None,
         hidden: HiddenCache | None = None,
         head_start: str = "none",
+        effects: Callable[[], list[float]] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare a run.
@@ -67,6 +72,8 @@ class Trainer:
             memory: how a step is held; None for the engine's own way.
             hidden: where examples' hidden streams below the lowest trained layer are kept.
             head_start: what the head begins with, for checkpoints to know it by; :meth:`begin_with` puts it in place.
+            effects: measures, or remembers, each layer's skip effect; asked before the first step of a policy that needs them.
+                None to measure them.
             clock: seconds, for the reports; their times go into checkpoints.
 
         Raises:
@@ -88,7 +95,13 @@ class Trainer:
         self._rows = engine.rows(min(work.batch_size, dataset.num_samples), dataset.mean_tokens, memory)
         self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start)
         self._policy = make_policy(work.policy, manifest.num_layers)
+        self._gates = make_gates(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
+        self._effects = effects or partial(
+            skip_effects, engine, dataset, dict(adapter), seed=work.seed, memory=memory
+        )
+        frozen = frozen_below(work.policy, manifest.num_layers)
+        self._cache_below = frozen if work.cache_below < 0 else work.cache_below
         self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
         self._optimizer_state = self._optimizer.init(self.adapter)
         self._epoch: tuple[int, list[Indices]] = (-1, [])
@@ -107,16 +120,16 @@ class Trainer:
                 this step.
         """
         start_s = self._clock()
-        before = self._work.rounds_before * self.total_steps
-        plan = self._policy(before + self.step_index, self._draws(), self._policy_state)
         examples = self._batch()
+        plan, gates = self._planned(len(examples))
         result = self._engine.step(
             self._dataset.rows(examples),
             plan,
             self.adapter,
             rows=self._rows,
             hidden=partial(self._hidden.of, examples) if self._hidden else None,
-            cache_below=self._work.cache_below,
+            gates=gates,
+            cache_below=self._cache_below,
         )
         if not (result.grads or trained_layers(plan)):
             raise ConfigError(
@@ -124,7 +137,8 @@ class Trainer:
             )
         self._update(result.loss, self._learned(result.grads))
         seconds = self._clock() - start_s
-        report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
+        layers = len(active_layers(plan)) if gates is None else float(gates.mean(1).sum())
+        report = StepReport(self.step_index, self.total_steps, result.loss, layers, seconds)
         self.history.append(report)
         self.step_index += 1
         return report
@@ -199,8 +213,14 @@ class Trainer:
         counts = [n for n, array in found.items() if array.dtype.kind == "i" and np.less(array, 0).any()]
         return layout_problems(found, wanted) or [f"{name}: negative" for name in counts]
 
-    def _draws(self) -> Draws:
-        return Draws(self._work.seed, "plans", self.step_index)
+    def _planned(self, num_rows: int) -> tuple[LayerPlan, NDArray[np.bool_] | None]:
+        """The layer plan of the next step, and its row gates (layers, rows) if it has any."""
+        step = self._work.rounds_before * self.total_steps + self.step_index
+        draws, state = Draws(self._work.seed, "plans", self.step_index), self._policy_state
+        if needs_effects(self._work.policy) and EFFECTS not in state:
+            state[EFFECTS] = self._effects()
+        plan = self._policy(step, draws, state)
+        return plan, self._gates(step, draws, state, num_rows) if self._gates else None
 
     def _batch(self) -> Indices:
         epoch, place = divmod(self.step_index, self._dataset.num_batches(self._work.batch_size))

@@ -153,7 +153,7 @@ def test_work_with_what_a_device_gets_of_its_own_is_refused(work):
 
 def test_the_aggregator_refuses_what_a_device_would_decline():
     wrong = job(work=LocalWork(policy=PolicySpec(name="cyclic", drop=0.5)))
-    with pytest.raises(ConfigError, match="stays on a group of layers for a period of at least 1 step"):
+    with pytest.raises(ConfigError, match="needs a period of at least 1 step"):
         check_settings(wrong, Patience(), num_layers=4)
     check_settings(job(), Patience(), num_layers=4)
 

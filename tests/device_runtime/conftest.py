@@ -76,6 +76,7 @@ class LinearStack:
         self.artifact = Artifact(folder, manifest, "d" * 64, mmap.mmap(-1, 1))
         self._embeddings = np.random.default_rng(0).normal(size=(30522, WIDTH)).astype(np.float32)
         self.plans: list[LayerPlan] = []
+        self.gates: list[Any] = []
 
     def adapter(self) -> Arrays:
         rng = np.random.default_rng(1)
@@ -93,11 +94,13 @@ class LinearStack:
         *,
         rows: Rows | None = None,
         hidden: None = None,
-        gates: None = None,
+        gates: Any = None,
         cache_below: int = -1,
     ) -> Any:
         self.plans.append(plan)
-        inputs, h = self._forward(batch, plan, adapter)
+        self.gates.append(gates)
+        runs = np.ones((len(plan), len(batch["labels"])), bool) if gates is None else gates
+        inputs, h = self._forward(batch, plan, adapter, runs)
         logits, p = _softmax(h @ adapter["head.w"])
         rows = np.arange(len(h))
         loss = -np.log(p[rows, batch["labels"]]).mean()
@@ -106,28 +109,33 @@ class LinearStack:
         grads = {"head.w": h.T @ dy}
         dh = dy @ adapter["head.w"].T
         for i in reversed(range(len(plan))):
+            into = dh * runs[i][:, None]
             if plan[i] is Mode.TRAIN:
-                grads[f"layer{i}.a"] = inputs[i].T @ dh
-            if plan[i] is not Mode.DROP:
-                dh = dh + dh @ adapter[f"layer{i}.a"].T
+                grads[f"layer{i}.a"] = inputs[i].T @ into
+            if plan[i] in (Mode.FORWARD, Mode.TRAIN):
+                dh = dh + into @ adapter[f"layer{i}.a"].T
         return SimpleNamespace(loss=float(loss), logits=logits, grads=grads)
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Any]:
         logits, p = _softmax(self.predict(batch, adapter))
         return float(-np.log(p[np.arange(len(p)), batch["labels"]]).mean()), logits.argmax(-1)
 
-    def predict(self, batch: Arrays, adapter: Arrays) -> Any:
-        plan = (Mode.FORWARD,) * self.artifact.manifest.num_layers
+    def predict(
+        self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None, plan: LayerPlan | None = None
+    ) -> Any:
+        plan = plan or (Mode.FORWARD,) * self.artifact.manifest.num_layers
         return self._forward(batch, plan, adapter)[1] @ adapter["head.w"]
 
-    def _forward(self, batch: Arrays, plan: LayerPlan, adapter: Arrays) -> tuple[dict[int, Any], Any]:
+    def _forward(
+        self, batch: Arrays, plan: LayerPlan, adapter: Arrays, runs: Any = None
+    ) -> tuple[dict[int, Any], Any]:
         mask = batch["attention_mask"][..., None].astype(np.float32)
         h = (self._embeddings[batch["input_ids"]] * mask).sum(1) / mask.sum(1)
         inputs = {}
         for i, mode in enumerate(plan):
-            if mode is not Mode.DROP:
+            if mode not in (Mode.DROP, Mode.BARE):
                 inputs[i] = h
-                h = h + h @ adapter[f"layer{i}.a"]
+                h = h + h @ adapter[f"layer{i}.a"] * (1 if runs is None else runs[i][:, None])
         return inputs, h
 
 

@@ -52,7 +52,7 @@ def test_layers_without_an_adapter_train_nothing(
     artifact = exported(tmp_path, subject, settings, backend)
     assert artifact.manifest.learning == learning
     assert_equals_torch(artifact, subject[1])
-    for policy in ("suffix", "exact-k", "bernoulli", "cyclic"):
+    for policy in ("suffix", "exact-k", "bernoulli", "cyclic", "dropbp", "coto"):
         moved = trained(artifact, policy)
         layers = {row.layer for row in artifact.manifest.trainable if row.name in moved}
         assert layers <= learning | {-1}, policy

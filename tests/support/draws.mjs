@@ -2,8 +2,8 @@
 import assert from "node:assert";
 import { readFileSync } from "node:fs";
 
-const STREAMS = { plans: 1, batches: 2, selection: 3, devices: 4, configurator: 10 };
-const DROP = 0, FORWARD = 1, TRAIN = 2;
+const STREAMS = { plans: 1, batches: 2, selection: 3, devices: 4, personal: 5, effects: 9, configurator: 10 };
+const DROP = 0, FORWARD = 1, TRAIN = 2, BYPASS = 3, BARE = 4;
 const RATE_MAX = 0.95;
 
 function philox({ counter, key }) {
@@ -81,24 +81,25 @@ const SHAPES = {
   },
 };
 
-function rates({ num_layers, drop, shape }) {
-  const weights = Array.from({ length: num_layers }, (_, i) => SHAPES[shape](i, num_layers));
+function rates({ num_layers, drop, shape, stays = [] }) {
+  const weights = span(0, num_layers).map((i) => (stays.includes(i) ? 0 : SHAPES[shape](i, num_layers)));
+  if (!drop || weights.every((w) => w === 0)) return weights.map(() => 0);
   const at = (m) => weights.map((w) => Math.min(m * w, RATE_MAX));
-  let low = 0, high = RATE_MAX / Math.min(...weights);
+  let low = 0, high = RATE_MAX / Math.min(...weights.filter((w) => w > 0));
   for (let i = 0; i < 80; i++) {
     const middle = (low + high) / 2;
     if (at(middle).reduce((sum, r) => sum + r, 0) / num_layers < drop) low = middle;
     else high = middle;
   }
-  return drop ? at(high) : weights.map(() => 0);
+  return at(high);
 }
 
-function numKept(n, drop) {
-  const exact = n * (1 - drop), below = Math.floor(exact);
-  const even = below % 2 === 0 ? below : below + 1;
-  return Math.max(1, exact - below === 0.5 ? even : Math.round(exact));
+function halfToEven(exact) {
+  const below = Math.floor(exact), even = below % 2 === 0 ? below : below + 1;
+  return exact - below === 0.5 ? even : Math.round(exact);
 }
 
+const numKept = (n, drop) => Math.max(1, halfToEven(n * (1 - drop)));
 const training = (n, layers, rest) => Array.from({ length: n }, (_, i) => (layers.includes(i) ? TRAIN : rest));
 const span = (first, size) => Array.from({ length: size }, (_, i) => first + i);
 
@@ -108,19 +109,51 @@ function groups(n, { drop }) {
   return [...firsts, last].map((first) => training(n, span(first, size), FORWARD));
 }
 
+const SCHEDULES = {
+  constant: (drop) => drop,
+  falling: (drop, horizon, step) => (step < horizon ? (drop * (horizon - step)) / horizon : 0),
+  tail: (drop, horizon, step) => (step < horizon ? drop : 0),
+};
+
+function chances(n, spec, step, effects) {
+  const lowest = n - (spec.width || n), size = n - lowest;
+  const order = span(0, size).map((i) => lowest + (i % 2 ? (i - 1) / 2 : size - 1 - i / 2));
+  if (spec.protect === "effect") order.sort((a, b) => effects[b] - effects[a]); // stable
+  const stays = order.slice(0, spec.protected ?? 0).map((layer) => layer - lowest);
+  const drop = SCHEDULES[spec.schedule ?? "constant"](spec.drop, spec.horizon, step);
+  return { lowest, size, stays, drop, rate: rates({ num_layers: size, drop, shape: spec.shape, stays }) };
+}
+
+const above = (lowest, plan) => [...span(0, lowest).map(() => FORWARD), ...plan];
+
+const oneByOne = (out) => (n, spec) => (step, seed, effects) => {
+  if (spec.gates === "row") return training(n, span(0, n), DROP);
+  const { lowest, size, rate } = chances(n, spec, step, effects);
+  const drawn = uniforms({ key: [seed, "plans", step, 0], count: size });
+  let kept = span(0, size).filter((i) => !(drawn[i] < rate[i]));
+  if (!kept.length) kept = weighted({ key: [seed, "plans", step, 1], weights: rate.map((r) => 1 - r), count: 1 });
+  return above(lowest, training(size, kept, out));
+};
+
+const soMany = (out) => (n, spec) => (step, seed, effects) => {
+  if (spec.gates === "row") return training(n, span(0, n), DROP);
+  const { lowest, size, stays, drop, rate } = chances(n, spec, step, effects);
+  const weights = rate.map((r, i) => (stays.includes(i) ? 0 : 1 - r));
+  const drawn = weighted({ key: [seed, "plans", step, 0], weights, count: numKept(size, drop) - stays.length });
+  return above(lowest, training(size, [...stays, ...drawn], out));
+};
+
 const POLICIES = {
   full: (n) => () => training(n, span(0, n), DROP),
-  bernoulli: (n, { drop, shape }) => (step, seed) => {
-    const rate = rates({ num_layers: n, drop, shape });
-    const drawn = uniforms({ key: [seed, "plans", step, 0], count: n });
-    let kept = span(0, n).filter((i) => !(drawn[i] < rate[i]));
-    if (!kept.length) kept = weighted({ key: [seed, "plans", step, 1], weights: rate.map((r) => 1 - r), count: 1 });
-    return training(n, kept, DROP);
+  bernoulli: oneByOne(DROP),
+  "exact-k": soMany(DROP),
+  dropbp: soMany(BYPASS),
+  coto: oneByOne(BARE),
+  growing: (n, { drop, period, width }) => (step) => {
+    const count = Math.min(width * (1 + Math.floor(step / period)), numKept(n, drop));
+    return training(n, span(n - count, count), FORWARD);
   },
-  "exact-k": (n, { drop, shape }) => (step, seed) => {
-    const weights = rates({ num_layers: n, drop, shape }).map((r) => 1 - r);
-    return training(n, weighted({ key: [seed, "plans", step, 0], weights, count: numKept(n, drop) }), DROP);
-  },
+  block: (n, { first, width }) => () => training(n, span(first, width), FORWARD),
   suffix: (n, { drop }) => () => training(n, span(n - numKept(n, drop), numKept(n, drop)), FORWARD),
   successive: (n, spec) => (step) => {
     const plans = groups(n, spec);
@@ -137,6 +170,29 @@ function plans({ policy, num_layers, seed, steps }) {
   return span(0, steps).map((step) => plan(step, seed));
 }
 
+function schedule({ spec, num_layers, seed, steps, effects }) {
+  const plan = POLICIES[spec.name](num_layers, spec);
+  return steps.map((step) => plan(step, seed, effects));
+}
+
+function gates({ spec, num_layers, seed, steps, effects, num_rows }) {
+  return steps.map((step) => {
+    const { stays, rate } = chances(num_layers, spec, step, effects), key = (part) => [seed, "plans", step, part];
+    let part = 0;
+    const runs = rate.map((r, layer) => {
+      if (stays.includes(layer)) return span(0, num_rows);
+      const order = permutation({ key: key(part++), count: num_rows });
+      return order.slice(0, halfToEven(num_rows * (1 - r))).sort((a, b) => a - b);
+    });
+    if (runs.some((rows) => rows.length)) return runs;
+    const [one] = weighted({ key: key(part), weights: rate.map((r) => 1 - r), count: 1 });
+    return runs.map((_, layer) => (layer === one ? span(0, num_rows) : []));
+  });
+}
+
+const examples = ({ seed, num_samples }) =>
+  permutation({ key: [seed, "effects", 0, 0], count: num_samples }).slice(0, 100);
+
 function device_seeds({ seed, places }) {
   const draw = (round, position) => integers({ key: [seed, "devices", round, position], count: 1 })[0];
   return places.map(([round, position]) => (round === 1 && position === 0 ? seed : draw(round, position)));
@@ -148,7 +204,9 @@ function selection({ seed, number, asked, present, paused, limit }) {
   return order.slice(0, limit).sort((a, b) => a - b).map((i) => present[i]);
 }
 
-const DRAWS = { philox, words, uniforms, permutation, weighted, batches, rates, plans, device_seeds, selection };
+const DRAWS = {
+  philox, words, uniforms, permutation, weighted, batches, rates, plans, schedule, gates, examples, device_seeds, selection,
+};
 const cases = JSON.parse(readFileSync(process.argv[2], "utf8"));
 for (const { name, given, drawn } of cases) assert.deepStrictEqual(DRAWS[name](given), drawn, name);
 console.log(`${cases.length} cases agree`);

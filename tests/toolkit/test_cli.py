@@ -201,9 +201,10 @@ def test_a_shell_can_complete_it():
 
 
 PROMISED = """
-    train: data eval policy drop depth-shape period batch-size seq-len steps epochs lr optimizer weight-decay warmup-steps decay
-        clip-norm seed threads cores provider recompute save stream resident memory-budget-mb checkpoint-every
-        resume no-resume adapter rules out config json
+    train: data eval policy drop depth-shape period schedule horizon protected protect gates width first
+        batch-size seq-len steps epochs lr optimizer weight-decay warmup-steps decay clip-norm seed
+        threads cores provider recompute save stream resident memory-budget-mb checkpoint-every resume
+        no-resume adapter rules out config json
     device: data mqtt job id state role threads cores provider recompute stream memory-budget-mb ca-file checkpoint-every
         timeout-s idle-limit-s rules config json
     aggregate: mqtt job rounds clients out strategy codec policy drop depth-shape period batch-size seq-len local-steps

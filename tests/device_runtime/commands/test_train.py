@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from flat import train
 from paths import ROOT
+from policies import BY_NAME
 from pretended import PretendedSystem
 
 from fleetune.device_runtime.commands import train as training
@@ -76,19 +78,14 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
     assert not same(adapter_of(tmp_path / "run", word_artifact), open_artifact(word_artifact).adapter())
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "coto"])
 def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, word_file, tmp_path, policy):
-    uses = POLICIES[policy].uses
-    drop, period = 0.5 * ("drop" in uses), 3 * ("period" in uses)
-    options = {
-        **OPTIONS,
-        "data": word_file,
-        "policy": policy,
-        "drop": drop,
-        "period": period,
-        "steps": 20,
-        "checkpoint_every": 4,
+    spec = {
+        "policy" if name == "name" else name: value
+        for name, value in msgspec.structs.asdict(BY_NAME[policy]).items()
     }
+    spec["depth_shape"] = spec.pop("shape")
+    options = {**OPTIONS, **spec, "data": word_file, "steps": 20, "checkpoint_every": 4}
     straight = train(word_artifact, out=tmp_path / "straight", **options)
     with pytest.raises(Killed):
         train(word_artifact, out=tmp_path / "cut", on_step=killer(10), **options)
@@ -99,6 +96,31 @@ def test_a_killed_run_started_again_ends_as_if_it_had_not_been(word_artifact, wo
     assert resumed.losses == straight.losses
     assert resumed.mean_active_layers == straight.mean_active_layers
     assert same(adapter_of(tmp_path / "cut", word_artifact), adapter_of(tmp_path / "straight", word_artifact))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"gates": "row"}, {"protect": "effect"}, {"gates": "row", "protect": "effect"}]
+)
+def test_gates_and_effects_go_on_where_they_were(word_artifact, word_file, tmp_path, changes):
+    options = {**OPTIONS, "data": word_file, "policy": "bernoulli", "drop": 0.5, "protected": 2, **changes}
+    options |= {"schedule": "falling", "horizon": 15, "steps": 20, "checkpoint_every": 4}
+    straight = train(word_artifact, out=tmp_path / "straight", **options)
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "cut", on_step=killer(10), **options)
+    kept = tmp_path / "cut" / "cache" / "skip-effects.json"
+    assert kept.exists() == ("protect" in changes)
+    kept.unlink(missing_ok=True)  # the checkpoint has them
+    resumed = train(word_artifact, out=tmp_path / "cut", **options)
+    assert resumed.losses == straight.losses
+    assert resumed.mean_active_layers == straight.mean_active_layers
+    assert same(adapter_of(tmp_path / "cut", word_artifact), adapter_of(tmp_path / "straight", word_artifact))
+    assert not kept.exists()
+
+
+def test_without_lora_there_is_nothing_to_switch_off(word_artifact, word_file, tmp_path):
+    options = {**OPTIONS, "data": word_file, "policy": "coto", "drop": 0.5, "steps": 4}
+    with pytest.raises(ConfigError, match=r"layer \d has no LoRA to switch off"):
+        train(word_artifact, out=tmp_path, **options)
 
 
 def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, word_file, tmp_path):

@@ -35,5 +35,6 @@ def test_the_way_back_goes_through_frozen_layers_above_a_trained_one() -> None:
 
 def test_a_layer_with_nothing_to_train_runs_frozen_and_stays_dropped() -> None:
     assert learnable((T, T, F, D, T), {1, 2, 3}) == (F, T, F, D, F)
+    assert learnable((Mode.BARE, Mode.BARE, Mode.BYPASS), {1}) == (F, Mode.BARE, Mode.BYPASS)
     assert route(learnable(full(3), {2})).lowest == 2  # no backward below
     assert route(learnable(full(3), ())).back == ()

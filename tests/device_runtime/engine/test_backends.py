@@ -1,12 +1,14 @@
 """Opening an artifact by its backend: each runs or says why not."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from msgspec.structs import replace
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, MemoryPlan
+from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine.backends import BACKENDS, open_engine
 from fleetune.device_runtime.engine.engine import Setup
 from fleetune.device_runtime.engine.lanes import Rows
@@ -68,3 +70,9 @@ def test_an_artifact_of_blocks_is_no_whole_model(artifact, monkeypatch):
     monkeypatch.setattr("fleetune.device_runtime.engine.ort_training._api", lambda: None)
     with pytest.raises(ArtifactError, match="made for onnx, not for ort-training"):
         OrtTrainingEngine(artifact, Setup())
+
+
+def test_whole_models_answer_at_full_depth_only():
+    engine = SimpleNamespace(artifact=SimpleNamespace(manifest=SimpleNamespace(backend="ort-training")))
+    with pytest.raises(ConfigError, match="backend ort-training: it answers at full depth only"):
+        OrtTrainingEngine.predict(engine, {}, {}, plan=dropping(4, {1}))

@@ -187,6 +187,25 @@ def test_the_prefix_of_successive_grows(word_artifact, word_file, tmp_path) -> N
     assert [ran.count(list(range(n, 4))) for n in (0, 1, 2, 3)] == [2 * EPOCH] * 4
 
 
+def test_what_lies_below_the_width_is_kept_whichever_layer_above_trains(
+    word_artifact, word_file, tmp_path
+) -> None:
+    """One of the upper two trains in a step, and often the upper: the boundary stays below both."""
+    policy = PolicySpec(name="dropbp", drop=0.5, width=2)
+    plain, _ = run(word_artifact, word_file, tmp_path / "a", policy=policy, lr=0.02, cached=False)
+    cached, ran = run(word_artifact, word_file, tmp_path / "b", policy=policy, lr=0.02)
+    assert largest_difference(cached, plain) < NEAR
+    assert (ran.count([0, 1]), ran.count([2, 3]), len(ran)) == (EPOCH, 3 * EPOCH, 4 * EPOCH)
+
+
+def test_a_suffix_that_grows_fills_it_anew(word_artifact, word_file, tmp_path) -> None:
+    changes = {"policy": PolicySpec(name="growing", period=2 * EPOCH, width=2), "epochs": 4, "lr": 0.02}
+    plain, _ = run(word_artifact, word_file, tmp_path / "a", cached=False, **changes)
+    cached, ran = run(word_artifact, word_file, tmp_path / "b", **changes)
+    assert largest_difference(cached, plain) < NEAR
+    assert [ran.count(layers) for layers in ([0, 1], [2, 3], [0, 1, 2, 3])] == [EPOCH, 2 * EPOCH, 2 * EPOCH]
+
+
 @pytest.mark.parametrize("period", [3, EPOCH + 3])
 def test_a_period_that_is_no_epoch_gives_nothing_stale(word_artifact, word_file, tmp_path, period) -> None:
     changes = {"policy": moving("cyclic", drop=0.75, period=period), "epochs": 6, "lr": 0.02}

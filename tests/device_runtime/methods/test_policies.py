@@ -7,24 +7,21 @@ from fleetune.device_runtime.contracts.plans import Mode, active_layers, full, t
 from fleetune.device_runtime.contracts.wire import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, UnknownName
-from fleetune.device_runtime.methods.policies import (
-    POLICIES,
-    RATE_MAX,
-    SHAPES,
-    drop_rates,
-    layer_groups,
-    make_policy,
-    num_kept,
-)
+from fleetune.device_runtime.methods.policies import POLICIES, make_policy
+from fleetune.device_runtime.methods.shapes import RATE_MAX, SHAPES, drop_rates, num_kept
+from fleetune.device_runtime.methods.suffixes import layer_groups
 
-SHAPED = [(name, shape) for name in ("bernoulli", "exact-k") for shape in SHAPES]
+SHAPED = [(name, shape) for name in ("bernoulli", "exact-k", "dropbp", "coto") for shape in SHAPES]
 DEPTHS = (1, 2, 6, 24)
 NUM_STEPS = 1500
 PERIOD = 3
 
 
 def spec(name, drop, shape="uniform"):
-    return PolicySpec(name=name, drop=drop, shape=shape, period=PERIOD * ("period" in POLICIES[name].uses))
+    uses = POLICIES[name].uses
+    return PolicySpec(
+        name=name, drop=drop, shape=shape, period=PERIOD * ("period" in uses), width=2 * (name == "growing")
+    )
 
 
 def plans(policy, num_steps, seed=7):
@@ -158,7 +155,7 @@ def test_wrong_choices_are_refused_with_the_right_ones():
 @pytest.mark.parametrize(
     ("period", "said"),
     [
-        (0, "stays on a group of layers for a period of at least 1 step, got 0"),
+        (0, "needs a period of at least 1 step, got 0"),
         (-1, "period must be at least 0, got -1"),
     ],
 )

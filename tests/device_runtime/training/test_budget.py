@@ -103,6 +103,50 @@ def test_a_block_that_moves_counts_where_it_lies_lowest(artifact, name):
     assert fitted(artifact, peak_mb(artifact) - 1, moving).memory != WHOLE
 
 
+def test_a_schedule_counts_with_the_steps_at_hand(artifact):
+    """Half of the layers falls out at first, none from step 40 on; rounds of ten steps."""
+    falling = PolicySpec(name="exact-k", drop=0.5, schedule="falling", horizon=40)
+
+    def layers(rounds_before, num_steps=10, policy=falling):
+        work = LocalWork(batch_size=16, policy=policy, rounds_before=rounds_before)
+        found = fit(artifact, work, num_tokens=64, budget_mb=PLENTY, num_steps=num_steps)
+        return found.active_layers
+
+    assert [layers(n) for n in range(6)] == [4, 4, 5, 6, 6, 6]
+    assert layers(0, num_steps=10_000) == 6  # the last of many steps is among those looked at
+    assert layers(0, policy=PolicySpec(name="exact-k", drop=0.5, schedule="tail", horizon=10)) == 3
+    assert layers(1, policy=PolicySpec(name="exact-k", drop=0.5, schedule="tail", horizon=10)) == 6
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "period", "rounds_before"), [(60_000, 10, 0), (256 * 36 + 1, 6, 8), (10_007, 39, 1)]
+)
+def test_a_long_run_is_looked_at_everywhere(artifact, num_steps, period, rounds_before):
+    """The lowest of six blocks is found; every 36th step of the second run trains the one above."""
+    policy = PolicySpec(name="cyclic", drop=0.8, period=period)
+    work = LocalWork(batch_size=16, policy=policy, rounds_before=rounds_before)
+    found = fit(artifact, work, num_tokens=64, budget_mb=PLENTY, num_steps=num_steps)
+    assert found.expected_mb == pytest.approx(peak_mb(artifact))
+
+
+def test_layers_that_the_gradient_goes_around_keep_nothing(artifact):
+    """All run and are read; the way back goes through half of them."""
+    bypassing = fitted(artifact, PLENTY, PolicySpec(name="dropbp", drop=0.5))
+    assert bypassing.active_layers == 6
+    assert peak_mb(artifact, (0, 1, 2)) - 1 < bypassing.expected_mb < peak_mb(artifact) - 1
+    bare = fitted(artifact, PLENTY, PolicySpec(name="coto", drop=0.1))
+    assert bare.expected_mb == pytest.approx(peak_mb(artifact))
+
+
+@pytest.mark.parametrize("protected", [2, 3])
+def test_what_is_protected_is_not_given_up(artifact, protected):
+    policy = PolicySpec(name="exact-k", drop=0.1, protected=protected, protect="effect")
+    with pytest.raises(ConfigError, match="the least that would do is"):
+        fitted(artifact, 1, policy)
+    found = fitted(artifact, least(artifact, policy) + 1, policy)
+    assert found.active_layers >= protected
+
+
 def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):
     needed = least(artifact, PolicySpec())
     policy = PolicySpec(name="exact-k", drop=0.0)

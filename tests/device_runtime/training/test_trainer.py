@@ -1,6 +1,7 @@
 import msgspec
 import numpy as np
 import pytest
+from policies import BY_NAME
 
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import trained_layers
@@ -10,7 +11,7 @@ from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.methods.optim import OPTIMIZERS
-from fleetune.device_runtime.methods.policies import POLICIES, make_policy
+from fleetune.device_runtime.methods.policies import POLICIES, make_gates, make_policy
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -35,7 +36,7 @@ def dataset(text_folder, manifest):
 
 def work(name="full", optimizer="adamw", *, lr=0.02, **changes):
     uses = POLICIES[name].uses
-    policy = PolicySpec(name=name, drop=0.4 * ("drop" in uses), period=4 * ("period" in uses))
+    policy = msgspec.structs.replace(BY_NAME[name], drop=0.4 * ("drop" in uses))
     spec = OptimizerSpec(
         name=optimizer, lr=lr, warmup_steps=3, decay="cosine", clip_norm=1.0, weight_decay=0.01, proximal=0.1
     )
@@ -107,6 +108,67 @@ def test_plans_are_drawn_for_the_seed_and_the_step(make_trainer, linear_stack, m
     run(make_trainer(job, stack))
     policy = make_policy(job.policy, manifest.num_layers)
     assert stack.plans == [policy(i, Draws(5, "plans", i), {}) for i in range(18)]
+
+
+def test_rows_have_gates_of_their_own_and_the_report_their_mean_depth(make_trainer, linear_stack, manifest):
+    """45 samples in batches of 8: the last of an epoch has 5 rows."""
+    stack = linear_stack(manifest)
+    job = work(policy=PolicySpec(name="bernoulli", drop=0.5, gates="row"), epochs=1)
+    reports, depths = run(make_trainer(job, stack)), []
+    make, sizes = make_gates(job.policy, 3), [gates.shape[1] for gates in stack.gates]
+    assert sorted(sizes) == [5, 8, 8, 8, 8, 8]
+    for step, gates in enumerate(stack.gates):
+        np.testing.assert_array_equal(gates, make(step, Draws(5, "plans", step), {}, sizes[step]))
+        depths.append(gates.sum() / sizes[step])
+    assert [report.active_layers for report in reports] == pytest.approx(depths)
+    assert set(depths) == {1.5, 1.2}  # 4 of 8 rows, 2 of 5
+
+
+def test_a_run_with_gates_and_effects_is_cut_and_goes_on_to_the_bit(make_trainer, tmp_path):
+    policy = msgspec.structs.replace(BY_NAME["exact-k"], drop=0.3, gates="row", protect="effect", horizon=30)
+    job = work(policy=policy, rounds_before=1)
+    straight, first, second = (make_trainer(job) for _ in range(3))
+    reports = run(straight)
+    run(first, 7)
+    first.save(tmp_path / "c.safetensors")
+    second.restore(tmp_path / "c.safetensors")
+    assert [r.loss for r in run(second)] == [r.loss for r in reports[7:]]
+    assert equal(second.adapter, straight.adapter)
+    assert [r.active_layers for r in second.history] == [r.active_layers for r in straight.history]
+
+
+def test_a_schedule_falls_through_all_rounds(make_trainer, linear_stack, manifest):
+    """Six steps a round: the horizon lies at the end of the second."""
+    policy = PolicySpec(name="exact-k", drop=0.9, schedule="falling", horizon=12)
+
+    def depths(rounds_before):
+        return [
+            r.active_layers
+            for r in run(make_trainer(work(policy=policy, steps=6, rounds_before=rounds_before)))
+        ]
+
+    assert depths(0) + depths(1) == [max(1, round(3 * (1 - 0.9 * (12 - step) / 12))) for step in range(12)]
+    assert depths(2) == [3] * 6
+
+
+@pytest.mark.parametrize(
+    ("policy", "cache_below", "told"),
+    [
+        (PolicySpec(name="dropbp", drop=0.5, width=2), -1, 1),
+        (PolicySpec(name="coto", drop=0.5), -1, 0),
+        (PolicySpec(name="coto", drop=0.5, width=2), 0, 0),
+        (PolicySpec(name="exact-k", drop=0.5), -1, -1),
+        (PolicySpec(name="exact-k", drop=0.5), 2, 2),
+    ],
+)
+def test_the_engine_is_told_below_which_layer_none_learns(
+    make_trainer, linear_stack, manifest, policy, cache_below, told
+):
+    stack, seen = linear_stack(manifest), []
+    step = stack.step
+    stack.step = lambda *rest, **named: (seen.append(named["cache_below"]), step(*rest, **named))[1]
+    run(make_trainer(work(policy=policy, cache_below=cache_below, steps=3), stack))
+    assert seen == [told] * 3
 
 
 def test_every_epoch_has_an_order_of_its_own(make_trainer, linear_stack, manifest):
