@@ -68,7 +68,7 @@ def aggregate(
     """
     arguments = plain(locals()) | {"mqtt": parse_url(mqtt).shown}  # a login is not for run.json
     artifact = open_artifact(artifact_dir)
-    settings = settings_of(job, artifact=artifact.digest, work=work)
+    settings = settings_of(job, artifact=artifact.digest, work=work, num_layers=artifact.manifest.num_layers)
     check(reach)
     check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
     check_folder(Path(out))

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.job import AUTO, Patience, Settings
 from fleetune.broker.methods.configurators import CONFIGURATORS
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import STRATEGIES
@@ -36,6 +36,8 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
     yield from found
     if not 1 <= settings.min_clients <= settings.clients:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
+    if settings.explore != "epsilon" and settings.configurator != AUTO:
+        yield f"explore {settings.explore!r}: configurator {settings.configurator!r} explores nothing"
     if not found:
         yield from _down_problems(settings)
     yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)

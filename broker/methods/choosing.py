@@ -1,0 +1,42 @@
+"""What a configurator is: whom it chooses for, what it chooses, and the three functions that it consists of."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from fleetune.broker.job import Settings
+from fleetune.broker.tasks import Outcome
+from fleetune.device_runtime.contracts.wire import LocalWork
+
+
+class Candidate(NamedTuple):
+    """A device that is to be asked."""
+
+    device_id: str
+    round: int
+    """From 1."""
+    position: int
+    """Place among those asked in the round, from 0."""
+
+
+class Choice(NamedTuple):
+    """What a device is to do, and why."""
+
+    work: LocalWork | None
+    """Seed included; None: there is nothing that the device could do, and it is left out from now on."""
+    reason: str = ""
+    """A few words for people; empty where there was nothing to choose."""
+
+
+class Configurator(NamedTuple):
+    """How work is chosen. What is chosen is recorded before it is offered: a restart asks for the very same.
+
+    Draws, if any, come from the job's seed, the round and the position. After a restart the outcomes of the whole job are learned
+    again, in the order in which they came: a choice is a function of the settings and of the outcomes before it.
+    """
+
+    init: Callable[[Settings], Any]
+    """(job) -> state"""
+    choose: Callable[[Any, Candidate], Choice]
+    """(state, device) -> its choice; the state stays as it is"""
+    learn: Callable[[Any, Outcome], Any]
+    """(state, an accepted update or a declined task) -> state; the one given is used up"""
