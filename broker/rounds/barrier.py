@@ -13,7 +13,7 @@ from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.open_round import OpenRound, Standing
-from fleetune.broker.store.store import Past
+from fleetune.broker.store.store import Past, finite
 from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
 from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, LocalWork, UpdateReady, default_task_id
@@ -77,7 +77,7 @@ class Barrier:
         """An update is good, and durable."""
         if self.open_round and (task := self.task_of(update)):
             self.open_round.stand(task.device_id, Standing.ACCEPTED)
-            outcome = Outcome(task.device_id, task.work, update.stats)
+            outcome = Outcome(task.device_id, task.work, finite(update.stats))
             self._learned = self._configurator.learn(self._learned, outcome)
 
     def refused(self, update: UpdateReady, reason: str) -> None:

@@ -121,7 +121,8 @@ class Ledger:
                     LEFT JOIN declines USING (task_id) ORDER BY tasks.round, position"""
         with self._reading():
             for count, stats, declined, *task in self._sql.execute(query):
-                yield Decided(task_of(task), count, None if stats is None else _stats(stats), declined)
+                known, why = msgspec.convert((count, declined), tuple[int, str | None])
+                yield Decided(task_of(task), known, None if stats is None else _stats(stats), why)
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks; once this returns they may be offered."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stranger import Stranger, good_payload
 
 from fleetune.broker.job import Patience
-from fleetune.broker.methods.configurators import CONFIGURATORS, Configurator
+from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.service import service
 from fleetune.broker.service.rivals import is_knock, knock_of
 from fleetune.broker.store.rows import rows
@@ -63,7 +63,7 @@ class Choosy:
         codec, steps = ("int8", "fp32")[self.lives % 2], 10 * self.lives
 
         def choose(state, candidate):
-            return LocalWork(steps=steps + candidate.position, codec=codec, seed=candidate.round)
+            return Choice(LocalWork(steps=steps + candidate.position, codec=codec, seed=candidate.round))
 
         def learn(state, outcome):
             self.learned.append((self.lives, outcome))

@@ -64,7 +64,7 @@ def test_nothing_of_an_old_ledger_is_lost(folder, caplog):
             bytes_down=684, bytes_up=267, bytes_sent=5818, bytes_received=2892, seconds=8.0
         )
         assert len(list(ledger.outcomes())) == 3
-    assert caplog.text.count("format 1 brought to 2; an open round goes on with the devices and seeds") == 1
+    assert caplog.text.count("format 1 brought to 3; an open round goes on with the devices and seeds") == 1
 
 
 def test_it_is_taken_over_once(folder, caplog):
