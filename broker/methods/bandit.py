@@ -1,9 +1,9 @@
 """Statistics of a bandit whose arms are tried by many devices at once: what each arm gains, and how long it takes whom.
 
 A gain falls from round to round as the model learns, differs from device to device as their data do, and is measured on few
-samples. So a gain is taken for the sum of a round's level, an arm's effect, a device's effect and noise, and the three are estimated
-in turns from the trials of the last rounds. Of an arm's gains the outer fifths are drawn in, a round's level is a median, and a device's
-effect is shrunk: no single device moves an arm far. Ours.
+samples. So a gain is taken for the sum of a round's level, an arm's effect, a device's effect and noise, and the three are
+estimated in turns from the trials of the last rounds. Of an arm's gains the outer fifths are drawn in, a round's level is a
+median, and a device's effect is shrunk: no single device moves an arm far. Ours.
 """
 
 from bisect import bisect_left
@@ -26,9 +26,13 @@ LOSS_MAX = 1e3
 RATIO_MIN, RATIO_MAX = 0.2, 4.0
 _PASSES = 4
 _LASTING_ROUNDS, _LASTING_LEAST = 3, 3
+_FAR = 5.0
+"""Median absolute deviations from the median beyond which a gain is drawn in."""
+_DEVICE_TRIALS = 2
+"""Of one device that count for an arm's number of trials, where there are three devices: no arm is judged by one alone."""
 _OUTER = 0.2
 """Share of an arm's gains on either side that is drawn in to the next one."""
-_DEVICE_PSEUDO, _ARM_PSEUDO = 2.0, 1.0
+_DEVICE_PSEUDO, _ARM_PSEUDO = 1.0, 1.0
 """So many trials of no effect are added to those of a device, and of an arm."""
 _NORMAL_MAD = 1.4826
 """Standard deviation of a normal distribution by its median absolute deviation."""
@@ -99,7 +103,7 @@ def effects(trials: Sequence[Trial]) -> Effects:
         by_arm = _winsorised(left - by_device[devices], arms)
     left = gains - by_round[rounds] - by_device[devices]
     spread = _NORMAL_MAD * float(np.median(np.abs(left - by_arm[arms])))
-    counts = np.bincount(arms)
+    counts = _counts(arms, devices)
     return Effects(
         level=lasting(told, float(by_round[-1])),
         arms={
@@ -128,7 +132,7 @@ def lasting(trials: Sequence[Trial], gain: float) -> float:
 
 
 def cost_ratio(trials: Mapping[str, Sequence[Trial]], arms: Mapping[PolicySpec, Arm]) -> float:
-    """What the way back through a layer costs beside the way there: the median over devices that tried two arms; 1 without any."""
+    """Cost of the way back through a layer beside the way there: median over devices that tried two arms; 1 without any."""
     found = [
         ratio
         for own in trials.values()
@@ -158,8 +162,16 @@ def _codes(values: Sequence[Hashable]) -> Codes:
 def _clipped(gains: Doubles) -> Doubles:
     """Draw in what lies further from the median than any noise would."""
     middle = float(np.median(gains))
-    far = 10 * float(np.median(np.abs(gains - middle))) + 1e-9
+    far = _FAR * float(np.median(np.abs(gains - middle))) + 1e-9
     return np.clip(gains, middle - far, middle + far)
+
+
+def _counts(arms: Codes, devices: Codes) -> Codes:
+    """Trials of each arm, of one device no more than a few."""
+    table = np.zeros((arms.max() + 1, devices.max() + 1), np.intp)
+    np.add.at(table, (arms, devices), 1)
+    counted: Codes = np.minimum(table, _DEVICE_TRIALS) if table.shape[1] > 2 else table
+    return np.asarray(counted.sum(axis=1), np.intp)
 
 
 def _medians(values: Doubles, groups: Codes) -> Doubles:
@@ -177,7 +189,7 @@ def _winsorised(values: Doubles, groups: Codes) -> Doubles:
 
 def _drawn_in(values: Doubles) -> float:
     ordered = np.sort(values)
-    cut = int(_OUTER * len(ordered))
+    cut = max(int(_OUTER * len(ordered)), 1) if len(ordered) > 2 else 0
     inner = np.clip(ordered, ordered[cut], ordered[len(ordered) - 1 - cut])
     return float(np.sum(inner)) / (len(inner) + _ARM_PSEUDO)
 

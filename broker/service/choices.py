@@ -39,7 +39,8 @@ def choices(store: Store) -> Iterator[Chosen]:
 def replay(store: Store, settings: Settings) -> Iterator[tuple[Task, Choice]]:
     """Choose anew by what was known at each time: (task as recorded, choice as made again).
 
-    They are the same however often an aggregator was killed: a choice is a function of the settings and of the outcomes before it.
+    They are the same however often an aggregator was killed: a choice is a function of the settings and of the outcomes
+    before it.
     """
     configurator = CONFIGURATORS[settings.configurator]()
     state, outcomes, learned = configurator.init(settings), iter(store.outcomes()), 0

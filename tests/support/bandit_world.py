@@ -1,7 +1,8 @@
 """A fleet without training: arms with gain curves that saturate, devices with speeds, measurements with noise; plain numpy.
 
-The model's quality q grows in a round by the mean over the devices of rate * (ceiling - q) of their arms. A device measures that on
-its own held-out part, plus what it gains by its data alone (``local``), plus noise. A round takes as long as its slowest device.
+The model's quality q grows in a round by the mean over the devices of rate * (ceiling - q) of their arms. A device measures
+that on its own held-out part, plus what it gains by its data alone (``local``), plus noise. A round takes as long as its slowest
+device.
 """
 
 from functools import cache
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.broker.job import Settings, device_work
+from fleetune.broker.job import Settings
 from fleetune.broker.methods.arms import arm_of, units
 from fleetune.broker.methods.choosing import Candidate
 from fleetune.broker.tasks import Outcome
@@ -89,11 +90,3 @@ class World:
         for _ in range(self.rounds):
             q += self.gain(policy, q)
         return Ended(q, self.rounds * max(self.speeds) * self.cost(policy), [])
-
-
-def work_of(settings, policy, number, position=0):
-    import msgspec
-
-    return msgspec.structs.replace(
-        device_work(settings, round_number=number, position=position), policy=policy
-    )
