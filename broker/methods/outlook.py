@@ -26,7 +26,7 @@ def bonus(memory: Memory, device: str, arm: Arm) -> float:
 
 
 def seconds_at(memory: Memory, device: str, arm: Arm) -> float:
-    """Seconds to be expected of a round: as the device took at this arm, or by its time per unit of cost; 0 if nothing is known."""
+    """Seconds to be expected of a round: as the device took at this arm, or by its time per unit of cost; 0 if not known."""
     found = summary_of(memory)
     own = [t.seconds for t in memory.own.get(device, ()) if t.arm == arm.policy and isfinite(t.seconds)]
     return median(own) if own else found.unit_s.get(device, found.fleet_unit_s) * units(arm, found.ratio)
