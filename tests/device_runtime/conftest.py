@@ -93,6 +93,7 @@ class LinearStack:
         *,
         rows: Rows | None = None,
         hidden: None = None,
+        gates: None = None,
         cache_below: int = -1,
     ) -> Any:
         self.plans.append(plan)

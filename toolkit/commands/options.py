@@ -46,7 +46,9 @@ OWN_BY_DEVICE = ("seed", "rounds_before")
 """What every device of every round gets of its own."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "held_out")),
+    "work": Part(
+        LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "cache_below", "held_out")
+    ),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
