@@ -53,7 +53,7 @@ def aggregate(
         mqtt: URL of the MQTT server.
         job: its name, rounds and clients, and how updates are combined.
         out: folder for ``ledger.sqlite`` and ``versions/``, and after each round ``adapter/`` and ``run.json``.
-        work: what a device does in a round; its seed is made from the job's.
+        work: what a device does in a round; its seed is made from the job's. Policy ``auto`` is the configurator of that name.
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
         on_round: called with each row of ``history``, in order, when it is complete.
@@ -65,6 +65,7 @@ def aggregate(
         ArtifactError: the artifact is damaged.
         StateError: the ledger is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or a round never gets enough updates.
+        ConfigError: too, if no device is left that can do any of the work that a configurator has for it.
     """
     arguments = plain(locals()) | {"mqtt": parse_url(mqtt).shown}  # a login is not for run.json
     artifact = open_artifact(artifact_dir)
@@ -73,7 +74,7 @@ def aggregate(
     check_folder(Path(out))
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
-        result = Result(ledger, artifact, arguments)
+        result = Result(ledger, artifact, arguments, configurator=settings.configurator)
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s

@@ -13,11 +13,16 @@ from fleetune.device_runtime.contracts.wire import (
     HEAD_STARTS,
     SECONDS_MAX,
     LocalWork,
+    PolicySpec,
 )
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option, values_of
 
+AUTO = "auto"
+"""The configurator that chooses each device's policy; as a policy, short for it."""
+HELD_OUT = 0.1
+"""Share of a device's samples that it measures on, unless the job says another."""
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
 _EXACT = "fp32"
@@ -54,6 +59,10 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (
         "fixed"
     )
+    explore: Annotated[
+        str,
+        Option("configurator auto: how it tries out what it does not know", choices=("epsilon", "ucb")),
+    ] = "epsilon"
     evaluate_every: Annotated[
         int, Option("versions evaluated: 0, every so many, and the last", at_least=1)
     ] = 1
@@ -74,6 +83,8 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     work: LocalWork = LocalWork()
     head: ClassHead = _NO_HEAD
     """What the round for the head fills; blank without one."""
+    num_layers: int = 0
+    """Of the artifact's model; 0 in ledgers of earlier releases: not known."""
 
     @property
     def head_rounds(self) -> int:
@@ -104,12 +115,15 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 10
 
 
-def settings_of(job: Job, *, artifact: str, work: LocalWork, head: ClassHead = _NO_HEAD) -> Settings:
-    """Join a job, the digest of its artifact, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
+def settings_of(
+    job: Job, *, artifact: str, work: LocalWork, num_layers: int = 0, head: ClassHead = _NO_HEAD
+) -> Settings:
+    """Join a job, the digest of its artifact, its layers, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
 
     Raises:
-        ConfigError: ``work`` has what each device of each round gets of its own.
+        ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
     """
+    job, work = as_chosen(job, work)
     given = [name for name in ("seed", "rounds_before") if getattr(work, name)]
     given += ["learns"] if work.learns != ADAPTER else []
     if given:
@@ -117,13 +131,31 @@ def settings_of(job: Job, *, artifact: str, work: LocalWork, head: ClassHead = _
             f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed and round"
         )
     fields = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
-    return Settings(**fields, artifact=artifact, work=work, head=head)
+    return Settings(**fields, artifact=artifact, work=work, num_layers=num_layers, head=head)
+
+
+def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:
+    """Say policy ``auto`` as what it means, a configurator, and hold back what that measures on.
+
+    Raises:
+        ConfigError: policy ``auto`` is given settings, which it chooses itself.
+    """
+    if work.policy.name == AUTO:
+        if work.policy != PolicySpec(name=AUTO):
+            raise ConfigError("policy 'auto' chooses each device's policy with its settings; give none")
+        job = msgspec.structs.replace(job, configurator=AUTO)
+        work = msgspec.structs.replace(work, policy=PolicySpec())
+    if job.configurator == AUTO and not work.held_out:
+        work = msgspec.structs.replace(work, held_out=HELD_OUT)
+    return job, work
 
 
 def differences(mine: Settings, theirs: Settings) -> list[str]:
     """Fields that make of two settings two jobs, as 'clients: 4, was 3', and of their work as 'work.optimizer.lr'."""
     left, right = values_of(mine), values_of(theirs)
     names = [name for name in left if name not in PATIENT and left[name] != right[name]]
+    if not (mine.num_layers and theirs.num_layers):
+        names = [name for name in names if name != "num_layers"]
     return [f"{name}: {left[name]!r}, was {right[name]!r}" for name in names]
 
 

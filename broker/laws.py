@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 
-from fleetune.broker.job import Job, Patience, Settings, settings_of
+from fleetune.broker.job import AUTO, Job, Patience, Settings, settings_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
@@ -26,9 +26,11 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
     """Settings of a job of this artifact; raises as :func:`check_settings`, and for what this artifact has not."""
     manifest = artifact.manifest
     head = class_head(manifest) if job.head_start == "class-mean" else ClassHead()
-    settings = settings_of(job, artifact=artifact.digest, work=work, head=head)
+    settings = settings_of(
+        job, artifact=artifact.digest, work=work, num_layers=manifest.num_layers, head=head
+    )
     check_settings(settings, patience, num_layers=manifest.num_layers)
-    refuse(lora_problems(work, manifest))
+    refuse(lora_problems(settings.work, manifest))
     return settings
 
 
@@ -51,6 +53,8 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
     if settings.head_rounds and not settings.head.weight:
         yield f"head_start {settings.head_start!r}: the head's tensors are not named"
+    if settings.explore != "epsilon" and settings.configurator != AUTO:
+        yield f"explore {settings.explore!r}: configurator {settings.configurator!r} explores nothing"
     if not found:
         yield from _down_problems(settings)
         yield from _lora_problems(settings)

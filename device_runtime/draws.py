@@ -20,7 +20,16 @@ SEED_MAX = 2**53 - 1
 """Largest seed, and largest integer drawn: every language and every JSON reader holds it exactly."""
 STREAMS: Table[int] = Table(
     "stream of draws",
-    {"plans": 1, "batches": 2, "selection": 3, "devices": 4, "personal": 5, "effects": 9, "configurator": 10},
+    {
+        "plans": 1,
+        "batches": 2,
+        "selection": 3,
+        "devices": 4,
+        "personal": 5,
+        "effects": 9,
+        "configurator": 10,
+        "held-out": 11,
+    },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fleetune.broker.job import Job
+from fleetune.broker.job import Job, as_chosen
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError, FleetuneError
@@ -77,7 +77,7 @@ def demo(
         FleetuneError: whatever went wrong; every process has ended by then.
     """
     say = on_event or (lambda event: None)
-    job = Job(JOB, rounds=rounds, clients=devices, seed=seed)
+    job, work = as_chosen(Job(JOB, rounds=rounds, clients=devices, seed=seed), work)
     check(job, work, tables=TABLES)
     started, out = time.monotonic(), _fresh(Path(out))
     corpus = (

@@ -22,6 +22,8 @@ class Part(NamedTuple):
     """Flag of a field (``policy.shape``) that has another name than the field."""
     without: Collection[str] = ()
     """Fields that are no flags."""
+    more: Mapping[str, str] = {}
+    """One more choice of a field, which the command resolves."""
 
 
 class Flag(NamedTuple):
@@ -41,10 +43,16 @@ def flags_of(part: Part) -> list[Flag]:
         ValueError: the part names a field that is not there.
     """
     fields = {".".join(path): (path, field) for path, field in _leaves(part.source)}
-    if strange := {*part.names, *part.without} - fields.keys():
+    if strange := {*part.names, *part.without, *part.more} - fields.keys():
         raise ValueError(f"{_type_of(part.source).__name__} has no field {choices(strange)}")
     return [
-        Flag(part.names.get(name, _own_name(path)), path, field.type, field.default, field.option)
+        Flag(
+            part.names.get(name, _own_name(path)),
+            path,
+            field.type,
+            field.default,
+            _widened(field, part.more.get(name)),
+        )
         for name, (path, field) in fields.items()
         if name not in part.without
     ]
@@ -82,6 +90,10 @@ def structs_of(flags: Mapping[str, Any], parts: Mapping[str, Part]) -> dict[str,
         )
         for parameter, part in parts.items()
     }
+
+
+def _widened(field: Field, more: str | None) -> Option:
+    return field.option._replace(choices=(*field.option.choices, more)) if more else field.option
 
 
 def _leaves(source: Source, above: Path = ()) -> Iterator[tuple[Path, Field]]:

@@ -55,7 +55,7 @@ def _depth(seen: _Seen, device_id: str, num_layers: int) -> tuple[int, str]:
 def _learned(seen: _Seen, outcome: Outcome) -> _Seen:
     num_layers = num_layers_of(seen.settings)
     depth, seconds = depth_of(outcome.work.policy, num_layers), outcome.stats.get("seconds", 0.0)
-    if getattr(outcome, "declined", None) == "memory":
+    if outcome.declined == "memory":
         return seen._replace(bounds={**seen.bounds, outcome.device_id: max(1, depth - 1)})
     if not is_time(seconds):
         return seen

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fleetune.broker.job import Settings, device_work
+from fleetune.broker.methods.auto import auto
 from fleetune.broker.methods.caff import caff
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.controls import random_depth, ranks
@@ -27,6 +28,7 @@ CONFIGURATORS: Table[Callable[[], Configurator]] = Table(
     "configurator",
     {
         "fixed": fixed,
+        "auto": auto,
         "caff": caff,
         "slt": slt,
         "fedcybgd": fedcybgd,

@@ -15,7 +15,7 @@ SECONDS_MIN = 1e-6
 
 def num_layers_of(settings: Settings) -> int:
     """Return the layers of the job's model; ConfigError where the job does not say."""
-    if not (found := int(getattr(settings, "num_layers", 0))):
+    if not (found := settings.num_layers):
         raise ConfigError(
             f"configurator {settings.configurator!r}: the job does not say how many layers there are"
         )

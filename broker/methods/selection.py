@@ -33,6 +33,8 @@ class Roster:
         self.paused: dict[str, str] = {}
         """Why a device's own rules keep it from working, by device, be it here or not."""
         self._select = select
+        self.barred: dict[str, str] = {}
+        """Devices that are asked no more, and why."""
         self._present: set[str] = set()
         self._free: set[str] = set()
 
@@ -48,7 +50,9 @@ class Roster:
         return tuple(sorted(self._present))
 
     def arrive(self, device_id: str, *, is_asked: bool) -> None:
-        """A device is here, or still here; ``is_asked``: it belongs to the open round."""
+        """A device is here, or still here; ``is_asked``: it belongs to the open round. One that is barred counts for nothing."""
+        if device_id in self.barred:
+            return
         self._present.add(device_id)
         if not is_asked:
             self._free.add(device_id)
@@ -57,6 +61,11 @@ class Roster:
         """A device is gone."""
         self._present.discard(device_id)
         self._free.discard(device_id)
+
+    def bar(self, device_id: str, reason: str) -> None:
+        """Ask a device no more."""
+        self.barred[device_id] = reason
+        self.leave(device_id)
 
     def pause(self, device_id: str, reason: str) -> None:
         """Note why a device does not work now; empty if it does."""

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 from math import inf
 
 from fleetune.broker.job import Patience, Settings, device_work
-from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate
+from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.open_round import OpenRound, Standing
-from fleetune.broker.store.store import Past
+from fleetune.broker.store.store import Past, finite
+from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
 from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     ADAPTER,
@@ -22,7 +23,7 @@ from fleetune.device_runtime.contracts.wire import (
     UpdateReady,
     default_task_id,
 )
-from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.errors import ConfigError, TransportError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class Barrier:
 
     def arrive(self, device_id: str, now: float) -> list[Action]:
         """A device is here, or still here: offer again what it still owes."""
-        self.roster.arrive(device_id, is_asked=self.task(device_id) is not None)
+        is_asked = self.open_round and device_id in self.open_round.tasks.keys() - self.open_round.again
+        self.roster.arrive(device_id, is_asked=bool(is_asked))
         if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
             return [*self._offers(self.open_round, (device_id,), now)]
         return []
@@ -81,7 +83,7 @@ class Barrier:
         """An update is good, and durable."""
         if self.open_round and (task := self.task_of(update)):
             self.open_round.stand(task.device_id, Standing.ACCEPTED)
-            self._learn(Outcome(task.device_id, task.work, update.stats))
+            self._learn(Outcome(task.device_id, task.work, finite(update.stats)))
 
     def refused(self, update: UpdateReady, reason: str) -> None:
         """An update is bad: the round goes on without it, but a better one is welcome."""
@@ -89,12 +91,19 @@ class Barrier:
             self.open_round.stand(update.device_id, Standing.REFUSED)
             self.open_round.refuse(update.device_id, identity(update), reason[:REASON_CHARS_MAX])
 
-    def declined(self, device_id: str, task_id: str) -> None:
-        """A device cannot do its task: the round goes on without it."""
+    def owed(self, device_id: str, task_id: str) -> Task | None:
+        """The task of the open round that a device still owes, if it is this one."""
         task, open_round = self.task(device_id), self.open_round
         is_owed = open_round and open_round.standing(device_id) is Standing.PENDING
-        if open_round and is_owed and task and task.task_id == task_id:
-            open_round.stand(device_id, Standing.REFUSED)
+        return task if is_owed and task and task.task_id == task_id else None
+
+    def declined(self, device_id: str, task_id: str, cause: str) -> None:
+        """A device cannot do its task, durably noted: it is asked for something else, or the round goes on without it."""
+        task, open_round = self.owed(device_id, task_id), self.open_round
+        if open_round and task:
+            outcome = Outcome(device_id, task.work, {}, cause)
+            self._learned = self._configurator.learn(self._learned, outcome)
+            self._put_aside(open_round, task)
 
     def advance(self, now: float) -> list[Action]:
         """Do what the events so far call for."""
@@ -111,12 +120,17 @@ class Barrier:
 
         Raises:
             TransportError: the round has been extended too often.
+            ConfigError: no device here can do any of the work that there is.
         """
+        if self._is_deserted:
+            raise ConfigError(self._desertion())
         late = self.open_round if self.open_round and self.open_round.deadline <= now else None
         return [*(self._end_of_time(late, now) if late else ()), *self.advance(now)]
 
     def due_at(self) -> float:
         """Time at which ``tick`` has something to do, if nothing happens before; inf for never."""
+        if self._is_deserted:
+            return -inf
         if self.open_round:
             return self.open_round.deadline
         is_enough = not self._gathered and len(self.roster) >= self._settings.min_clients
@@ -128,11 +142,41 @@ class Barrier:
 
     def _restored(self, past: Past, now: float) -> OpenRound:
         restored = OpenRound(past.tasks[0].round, self._deadline(now))
-        restored.add(past.tasks)
         for task in past.tasks:
+            restored.add([task])
             if task.task_id in past.accepted:
                 restored.stand(task.device_id, Standing.ACCEPTED)
+            elif task.task_id in past.declined:
+                self._put_aside(restored, task)
         return restored
+
+    def _put_aside(self, open_round: OpenRound, task: Task) -> None:
+        """Go on without a task that was declined; its device may be asked for another, or for nothing any more."""
+        device = task.device_id
+        open_round.stand(device, Standing.REFUSED)
+        choice = self._choice(open_round.number, open_round.num_asked, device)
+        if choice.work is None:
+            self._bar(device, choice.reason)
+        elif choice.work.policy != task.work.policy:
+            open_round.again.add(device)
+            if device in self.roster:
+                self.roster.arrive(device, is_asked=False)
+
+    def _bar(self, device: str, reason: str) -> None:
+        log.warning("device %s is asked no more: %s", device, reason)
+        self.roster.bar(device, reason)
+
+    @property
+    def _is_deserted(self) -> bool:
+        """Whether all devices that were here can do nothing of what there is, and nobody is at work."""
+        is_at_work = self.open_round and (
+            self.open_round.count(Standing.PENDING) or self.open_round.count(Standing.ACCEPTED)
+        )
+        return bool(self.roster.barred) and not len(self.roster) and not is_at_work and not self.is_done
+
+    def _desertion(self) -> str:
+        barred = [f"{device}: {reason}" for device, reason in sorted(self.roster.barred.items())]
+        return f"no device is left that can do any of the work: {listed(barred)}"
 
     def _deadline(self, now: float) -> float:
         return now + (self._patience.deadline_s or inf)
@@ -155,31 +199,38 @@ class Barrier:
         lacking = self._settings.clients - open_round.count(Standing.ACCEPTED)
         if self._is_of_head(open_round):
             lacking = len(self.roster)
-        first = len(open_round.tasks)
-        draw = seeded(self._settings.seed, round_number=open_round.number, asked=first)
-        devices = self.roster.take(lacking, draw)
-        if not devices:
+        draw = seeded(self._settings.seed, round_number=open_round.number, asked=open_round.num_asked)
+        tasks: list[Task] = []
+        for device in self.roster.take(lacking, draw):
+            position = open_round.num_asked + len(tasks)
+            choice = self._choice(open_round.number, position, device)
+            if choice.work is None:
+                self._bar(device, choice.reason)
+            else:
+                tasks.append(self._task(open_round, position, device, choice.work, choice.reason))
+        if not tasks:
             return []
-        tasks = tuple(self._task(open_round.number, first + i, device) for i, device in enumerate(devices))
         open_round.add(tasks)
-        return [Enrol(tasks), *self._offers(open_round, devices, now)]
+        return [Enrol(tuple(tasks)), *self._offers(open_round, [task.device_id for task in tasks], now)]
 
-    def _task(self, number: int, position: int, device: str) -> Task:
+    def _choice(self, number: int, position: int, device: str) -> Choice:
+        if number <= self._settings.head_rounds:
+            return Choice(device_work(self._settings, round_number=number, position=position))
+        return self._configurator.choose(self._learned, Candidate(device, number, position))
+
+    def _task(self, open_round: OpenRound, position: int, device: str, work: LocalWork, reason: str) -> Task:
+        number = open_round.number
+        identity = default_task_id("train", number, device)
         return Task(
-            task_id=default_task_id("train", number, device),
+            task_id=f"{identity}-{position}" if device in open_round.tasks else identity,
             device_id=device,
             role="train",
             round=number,
             version=self.version,
             position=position,
-            work=self._work(number, position, device),
+            work=work,
+            reason=one_line(reason, length_max=WHY_CHARS_MAX),
         )
-
-    def _work(self, number: int, position: int, device: str) -> LocalWork:
-        if number <= self._settings.head_rounds:
-            return device_work(self._settings, round_number=number, position=position)
-        choice = self._configurator.choose(self._learned, Candidate(device, number, position))
-        return choice.work or device_work(self._settings, round_number=number, position=position)
 
     def _learn(self, outcome: Outcome) -> None:
         if outcome.work.learns == ADAPTER:

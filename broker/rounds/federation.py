@@ -16,6 +16,7 @@ from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
+    CAUSES,
     REASON_CHARS_MAX,
     ROLES,
     Decline,
@@ -28,6 +29,8 @@ from fleetune.device_runtime.contracts.wire import (
 from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)
+
+_MEMORY_WORDS = ("memory budget of", "not enough memory")
 
 
 class Federation:
@@ -109,11 +112,15 @@ class Federation:
         self.rounds.refused(update, reason)
         return self._advance(now)
 
+    def owed(self, decline: Decline) -> Task | None:
+        """The training task that a device declines and still owes: that has to be durable before ``declined``."""
+        return self.rounds.owed(decline.device_id, _train_id(decline))
+
     def declined(self, decline: Decline, now: float) -> list[Action]:
         """A device cannot do what it was asked to do: nobody waits for it."""
         device, number, named = decline.device_id, decline.round, decline.task_id
         again = self.evaluations.declined(device, named or default_task_id("evaluate", number, device))
-        self.rounds.declined(device, named or default_task_id("train", number, device))
+        self.rounds.declined(device, _train_id(decline), cause_of(decline))
         return [*again, *self._advance(now)]
 
     def reported(self, report: Report, now: float) -> list[Action]:
@@ -131,6 +138,7 @@ class Federation:
 
         Raises:
             TransportError: the round has been extended too often.
+            ConfigError: no device here can do any of the work that there is.
         """
         return self._conclude(self.rounds.tick(now), now)
 
@@ -168,6 +176,17 @@ class Federation:
         self.finished = True
         here = tuple(sorted({*self.rounds.roster.present, *self.evaluations.present}))
         return [Finish(f"{self.rounds.closed} rounds are done", here)]
+
+
+def cause_of(decline: Decline) -> str:
+    """Why a device declines, one of CAUSES: one of release 0.1.0 says it in words alone."""
+    if decline.cause or not decline.reason.startswith(_MEMORY_WORDS):
+        return decline.cause if decline.cause in CAUSES else ""
+    return "memory"
+
+
+def _train_id(decline: Decline) -> str:
+    return decline.task_id or default_task_id("train", decline.round, decline.device_id)
 
 
 def verdict_on(update: UpdateReady, reason: str = "") -> Verdict:

@@ -25,7 +25,11 @@ class OpenRound:
         self.number, self.deadline = number, deadline
         self.extensions = 0
         self.tasks: dict[str, Task] = {}
-        """By device, in the order of their positions."""
+        """The newest of each device, in the order of their positions."""
+        self.num_asked = 0
+        """Tasks so far; the next one's position."""
+        self.again: set[str] = set()
+        """Devices that declined, and have something else to be asked."""
         self._refusals: dict[str, dict[bytes, str]] = {}
         self._standing: dict[str, Standing] = {}
         self._counts: Counter[Standing] = Counter()
@@ -33,7 +37,10 @@ class OpenRound:
     def add(self, tasks: Iterable[Task]) -> None:
         """Ask devices."""
         for task in tasks:
+            self.tasks.pop(task.device_id, None)
             self.tasks[task.device_id] = task
+            self.num_asked = task.position + 1
+            self.again.discard(task.device_id)
             self.stand(task.device_id, Standing.PENDING)
 
     def stand(self, device_id: str, standing: Standing) -> None:

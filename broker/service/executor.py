@@ -9,11 +9,17 @@ from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
-from fleetune.broker.tasks import Task, listed
+from fleetune.broker.tasks import Task, arm_name, listed
 from fleetune.device_runtime.contracts.wire import Finished, Offer
 from fleetune.device_runtime.network.complaints import Complaints
 
 log = logging.getLogger(__name__)
+
+
+def _told(task: Task) -> str:
+    return (
+        f"{task.device_id} ({arm_name(task.work.policy)}; {task.reason})" if task.reason else task.device_id
+    )
 
 
 class Executor:
@@ -50,7 +56,7 @@ class Executor:
 
     def _enrol(self, tasks: tuple[Task, ...], now: float) -> None:
         number = tasks[0].round
-        log.info("round %d: asking %s", number, listed([task.device_id for task in tasks]))
+        log.info("round %d: asking %s", number, listed([_told(task) for task in tasks]))
         self._store.enrol(tasks)
         self._meter.turn_to(number, now)
 

@@ -5,13 +5,22 @@ from typing import Any
 
 import msgspec
 
+from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, row, rows
-from fleetune.device_runtime.arrays import parse_arrays
+from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact
-from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, write_run
+from fleetune.device_runtime.contracts.run_file import (
+    ADAPTER,
+    CHECKPOINT,
+    CHOICES,
+    LEDGER,
+    RUN,
+    write_run,
+)
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.files import doing
 
 _FOREIGN = (RUN, ADAPTER, CHECKPOINT, MANIFEST)
 """What other commands leave in a folder: ``train`` the first three, ``export`` the last."""
@@ -43,8 +52,11 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
 class Result:
     """``adapter/`` for PEFT and ``run.json``, each file whole or as it was before."""
 
-    def __init__(self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any]) -> None:
-        """Prepare; ``arguments`` of the call are for ``run.json``."""
+    def __init__(
+        self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any], *, configurator: str = "fixed"
+    ) -> None:
+        """Prepare; ``arguments`` of the call are for ``run.json``. What another than ``fixed`` chose has a file."""
+        self._configurator = configurator
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self._told: list[Row] = []
         self._kept = (0, 0)
@@ -67,7 +79,15 @@ class Result:
 
     def conclude(self) -> AggregateReport:
         """Write everything afresh: a report may have come after its row was told. StateError as ``keep``."""
+        if self._configurator != "fixed":
+            self._write_choices()
         return self._write(rows(self._ledger))
+
+    def _write_choices(self) -> None:
+        """One JSON object a line, for each device in each round."""
+        path = self._ledger.folder / CHOICES
+        with doing("written", path):
+            write_atomically(path, msgspec.json.Encoder().encode_lines(list(choices(self._ledger))))
 
     def _write(self, history: list[Row]) -> AggregateReport:
         newest, folder = len(history) - 1, self._ledger.folder

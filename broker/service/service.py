@@ -7,7 +7,7 @@ import msgspec
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action
-from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.rounds.federation import Federation, cause_of
 from fleetune.broker.service.executor import Executor
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.narrator import Narrator
@@ -150,6 +150,7 @@ class Service:
 
         Raises:
             TransportError: a round has been extended too often.
+            ConfigError: no device here can do any of the work that there is.
         """
         if self._link.connections != self._connections:
             self._connections = self._link.connections
@@ -211,6 +212,8 @@ class Service:
                 self._complaints.warn(
                     device_id, now, "round %d: %s declined: %s", message.round, device_id, message.reason
                 )
+                if task := self.federation.owed(message):
+                    self._store.decline(task.task_id, cause_of(message), message.reason)
                 self._do(self.federation.declined(message, now), now)
             case _:
                 raise WireError(f"an aggregator takes no {type(message).__name__}")

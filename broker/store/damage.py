@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import Count, Word
+from fleetune.device_runtime.contracts.wire import Count, TaskId, Word
 from fleetune.device_runtime.errors import StateError, one_line
 
 DAMAGES = (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, OverflowError)
@@ -16,6 +16,7 @@ _COLUMNS = {
     "SELECT task_id, device, digest, num_samples, stats, file FROM updates JOIN tasks USING (task_id)": tuple[
         str, str, Word, Count, str, str
     ],
+    "SELECT task_id, updates, cause, reason FROM declines": tuple[TaskId, Count, Word, str],
     "SELECT version, device, loss, accuracy, num_samples FROM evaluations": tuple[
         Count, str, float, float, int
     ],
@@ -29,6 +30,7 @@ _TIES = {
     "SELECT max(version) - count(*) + 1 FROM versions": "versions are missing",
     "SELECT count(*) FROM updates WHERE task_id NOT IN (SELECT task_id FROM tasks)": "updates of no task",
     "SELECT count(*) FROM updates WHERE made NOT IN (SELECT version FROM versions)": "updates of no version",
+    "SELECT count(*) FROM declines WHERE task_id NOT IN (SELECT task_id FROM tasks)": "declines of no task",
     "SELECT count(*) FROM evaluations WHERE version NOT IN (SELECT version FROM versions)": "evaluations of no version",
     "SELECT count(*) FROM tasks WHERE work NOT IN (SELECT number FROM works)": "tasks without their work",
     "SELECT count(*) FROM tasks WHERE version NOT IN (SELECT version FROM versions)": "tasks of no version",

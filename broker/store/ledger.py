@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -22,16 +23,22 @@ from fleetune.broker.job import Settings
 from fleetune.broker.store.blobs import Blobs
 from fleetune.broker.store.costs import add_cost, total_cost
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
-from fleetune.broker.store.ledger_schema import TASK, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.store.store import Accepted, Cost, Figures, Past, finite
-from fleetune.broker.tasks import Outcome, Task
+from fleetune.broker.store.store import Accepted, Cost, Decided, Figures, Past, finite
+from fleetune.broker.tasks import Outcome, Task, arm_name
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 
 _LOCK = "ledger.lock"
 _TASKS = "tasks JOIN works ON tasks.work = works.number"
+_OUTCOMES = """
+SELECT device, seed, works.work, stats, cause FROM (
+    SELECT task_id, stats, NULL AS cause, number AS after, 0 AS place FROM updates
+    UNION ALL SELECT task_id, '{}', cause, updates, number FROM declines
+) JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number ORDER BY after, place
+"""
 _WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
 
 
@@ -39,7 +46,7 @@ class Ledger:
     """The :class:`fleetune.broker.store.store.Store` of one job in one folder; one aggregator at a time."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        """Open or begin; a ledger of format 1 is brought to this format.
+        """Open or begin; a ledger of an earlier format is brought to this one.
 
         Raises:
             ConfigError: the folder is another job's, or another aggregator's at this moment.
@@ -88,6 +95,9 @@ class Ledger:
                 f"SELECT {TASK} FROM {_TASKS} WHERE round > ? ORDER BY round, position", (closed,)
             )
             updates = self._sql.execute("SELECT task_id, digest FROM updates")
+            declines = self._sql.execute(
+                "SELECT task_id FROM declines JOIN tasks USING (task_id) WHERE round > ?", (closed,)
+            )
             reports = self._sql.execute("SELECT version, device FROM evaluations")
             return Past(
                 version=max(self.newest, 0),
@@ -96,14 +106,23 @@ class Ledger:
                 accepted=dict(updates.fetchall()),
                 reported=frozenset(reports.fetchall()),
                 finished=self.finished,
+                declined=frozenset(task_id for (task_id,) in declines),
             )
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Every accepted update of the job, in the order in which they were accepted."""
-        query = f"SELECT device, seed, works.work, stats FROM {_WITH_TASKS} ORDER BY updates.number"
+        """Every accepted update and declined task of the job, in the order in which they came."""
         with self._reading():
-            for device, seed, work, stats in self._sql.execute(query):
-                yield Outcome(device, parse_work(work, seed), _stats(stats))
+            for device, seed, work, stats, cause in self._sql.execute(_OUTCOMES):
+                yield Outcome(device, parse_work(work, seed), _stats(stats), cause)
+
+    def decided(self) -> Iterator[Decided]:
+        """Every training task of the job in the order in which they were chosen, and what came of it."""
+        query = f"""SELECT outcomes, stats, declines.reason, {TASK} FROM {_TASKS} LEFT JOIN updates USING (task_id)
+                    LEFT JOIN declines USING (task_id) ORDER BY tasks.round, position"""
+        with self._reading():
+            for count, stats, declined, *task in self._sql.execute(query):
+                known, why = msgspec.convert((count, declined), tuple[int, str | None])
+                yield Decided(task_of(task), known, None if stats is None else _stats(stats), why)
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks; once this returns they may be offered."""
@@ -126,6 +145,11 @@ class Ledger:
         with self._durably():
             self._blobs.write_payload(name, payload)
             self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL)", row)
+
+    def decline(self, task_id: str, cause: str, reason: str) -> None:
+        """Keep that a device declined a task, and why; once this returns another may be asked in its place."""
+        with self._durably():
+            add_decline(self._sql, task_id, cause, reason)
 
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet, one payload in memory at a time."""
@@ -191,8 +215,15 @@ class Ledger:
                 (version,),
             )
             number = self._one("SELECT round FROM versions WHERE version = ?", version)
+            policies = self._sql.execute(
+                f"SELECT works.work, count(*) FROM {_WITH_TASKS} WHERE made = ? GROUP BY works.work ORDER BY min(updates.number)",
+                (version,),
+            )
+            arms: Counter[str] = Counter()
+            for work, count in policies:
+                arms[arm_name(parse_work(work, 0).policy)] += count
             losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
-            return msgspec.convert((number, losses, evaluated.fetchall()), Figures)
+            return msgspec.convert((number, losses, evaluated.fetchall(), arms), Figures)
 
     def spend(self, round_number: int, cost: Cost) -> None:
         """Add to what a round, or AFTERWARDS, has cost."""

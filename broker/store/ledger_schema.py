@@ -10,14 +10,15 @@ from typing import Annotated
 import msgspec
 
 from fleetune.broker.job import Settings, differences
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import REASON_CHARS_MAX, Task
 from fleetune.device_runtime.contracts.wire import Count, LocalWork, TaskId, Word, default_task_id
 from fleetune.device_runtime.errors import ConfigError, StateError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work"
+FORMAT = 3
+"""3: tasks say why, and after how many outcomes, they were chosen; declined tasks are kept."""
+TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work, tasks.reason"
 """Columns of ``tasks JOIN works ON tasks.work = works.number`` that :func:`task_of` takes."""
 _SCHEMA = """
 CREATE TABLE job (format INTEGER, settings TEXT, finished REAL);
@@ -28,7 +29,9 @@ _SCHEMA_2 = """
 CREATE TABLE versions (version INTEGER PRIMARY KEY, round INTEGER NOT NULL, sha256 TEXT NOT NULL, state TEXT NOT NULL);
 CREATE TABLE tasks (task_id TEXT PRIMARY KEY, round INTEGER NOT NULL, position INTEGER NOT NULL, device TEXT NOT NULL,
                     version INTEGER NOT NULL, seed INTEGER NOT NULL, work INTEGER NOT NULL REFERENCES works,
-                    UNIQUE (round, position));
+                    reason TEXT NOT NULL DEFAULT '', outcomes INTEGER NOT NULL DEFAULT -1, UNIQUE (round, position));
+CREATE TABLE declines (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, updates INTEGER NOT NULL,
+                       cause TEXT NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE works (number INTEGER PRIMARY KEY, work TEXT UNIQUE NOT NULL);
 CREATE TABLE updates (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, digest TEXT NOT NULL,
                       num_samples INTEGER NOT NULL, stats TEXT NOT NULL, file TEXT NOT NULL, made INTEGER);
@@ -52,8 +55,19 @@ _FORMAT_1_OVER = (
     "DROP TABLE old_updates",
     "DROP TABLE old_evaluations",
     "DROP TABLE asked",
-    "UPDATE job SET format = 2",
+    f"UPDATE job SET format = {FORMAT}",
 )
+_FORMAT_2_OVER = (
+    "ALTER TABLE tasks ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE tasks ADD COLUMN outcomes INTEGER NOT NULL DEFAULT -1",
+    """CREATE TABLE declines (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, updates INTEGER NOT NULL,
+       cause TEXT NOT NULL, reason TEXT NOT NULL)""",
+    f"UPDATE job SET format = {FORMAT}",
+)
+_NUM_OUTCOMES = (
+    "(SELECT coalesce(max(number), 0) FROM updates) + (SELECT coalesce(max(number), 0) FROM declines)"
+)
+"""Nothing is ever taken out of either."""
 
 
 def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
@@ -70,26 +84,28 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
     with sql:
         sql.execute("INSERT INTO job SELECT ?, ?, NULL WHERE NOT EXISTS (SELECT * FROM job)", (FORMAT, text))
     found, theirs = sql.execute("SELECT format, settings FROM job").fetchone()
-    if found not in (1, FORMAT):
+    if found not in range(1, FORMAT + 1):
         raise StateError(
-            f"{path}: format {found}; this version reads 1 and {FORMAT}: use the fleetune that wrote it"
+            f"{path}: format {found}; this version reads 1 to {FORMAT}: use the fleetune that wrote it"
         )
     kept = msgspec.json.decode(theirs, type=Settings)
-    if not _has_begun(sql, found):
-        _begin_anew(sql, text)
-        return
-    if changed := differences(settings, kept):
+    has_begun = _has_begun(sql, found)
+    if has_begun and (changed := differences(settings, kept)):
         advice = "give the same settings to resume it, or another folder"
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
     if found == 1:
         _upgrade(sql, kept, path)
-    if settings != kept:
+    if found == 2:
+        _upgrade_2(sql)
+    if not has_begun:
+        _begin_anew(sql, text)
+    elif settings != kept:
         _be_patient(sql, settings, text)
 
 
 def _has_begun(sql: sqlite3.Connection, format: int) -> bool:
     """Whether anything hangs on the settings: without a version no device was ever asked, and they may all differ."""
-    return format != FORMAT or sql.execute("SELECT EXISTS (SELECT * FROM versions)").fetchone()[0] == 1
+    return format == 1 or sql.execute("SELECT EXISTS (SELECT * FROM versions)").fetchone()[0] == 1
 
 
 def _begin_anew(sql: sqlite3.Connection, text: str) -> None:
@@ -112,11 +128,22 @@ def add_tasks(sql: sqlite3.Connection, tasks: Iterable[Task]) -> None:
     for task in tasks:
         work = msgspec.json.encode(msgspec.structs.replace(task.work, seed=0)).decode()
         sql.execute("INSERT OR IGNORE INTO works VALUES (NULL, ?)", (work,))
-        row = (task.task_id, task.round, task.position, task.device_id, task.version, task.work.seed, work)
-        sql.execute("INSERT INTO tasks SELECT ?, ?, ?, ?, ?, ?, number FROM works WHERE work = ?", row)
+        place = (task.task_id, task.round, task.position, task.device_id, task.version, task.work.seed)
+        row = (*place, task.reason, work)
+        sql.execute(
+            f"INSERT INTO tasks SELECT ?, ?, ?, ?, ?, ?, number, ?, {_NUM_OUTCOMES} FROM works WHERE work = ?",
+            row,
+        )
 
 
-_Row = tuple[TaskId, Count, Count, Word, Count, Annotated[int, msgspec.Meta(ge=0)], str]
+def add_decline(sql: sqlite3.Connection, task_id: str, cause: str, reason: str) -> None:
+    """Insert a declined task, unless it is there. The caller commits."""
+    query = "INSERT OR IGNORE INTO declines SELECT NULL, ?, coalesce(max(number), 0), ?, ? FROM updates"
+    sql.execute(query, (task_id, cause, reason))
+
+
+_Why = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
+_Row = tuple[TaskId, Count, Count, Word, Count, Annotated[int, msgspec.Meta(ge=0)], str, _Why]
 
 
 def task_of(row: Iterable[object]) -> Task:
@@ -125,7 +152,7 @@ def task_of(row: Iterable[object]) -> Task:
     Raises:
         MsgspecError: a column is not what was written.
     """
-    task_id, number, position, device, version, seed, work = msgspec.convert(tuple(row), _Row)
+    task_id, number, position, device, version, seed, work, reason = msgspec.convert(tuple(row), _Row)
     return Task(
         task_id=task_id,
         device_id=device,
@@ -134,12 +161,21 @@ def task_of(row: Iterable[object]) -> Task:
         version=version,
         position=position,
         work=parse_work(work, seed),
+        reason=reason,
     )
 
 
 def parse_work(text: str, seed: int) -> LocalWork:
     """Read a recorded work; MsgspecError if it is damaged."""
     return msgspec.structs.replace(msgspec.json.decode(text, type=LocalWork), seed=seed)
+
+
+def _upgrade_2(sql: sqlite3.Connection) -> None:
+    """Bring format 2 to this one, in one transaction: what it did not keep stays unknown."""
+    with sql:
+        sql.execute("BEGIN IMMEDIATE")
+        for statement in _FORMAT_2_OVER:
+            sql.execute(statement)
 
 
 def _upgrade(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:

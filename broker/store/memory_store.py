@@ -1,12 +1,13 @@
 """A job's memory for simulations: nothing is written, and all of it is gone with the process."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.store.store import Accepted, Cost, Figures, Past, finite
-from fleetune.broker.tasks import Outcome, Task
+from fleetune.broker.store.store import Accepted, Cost, Decided, Figures, Past, finite
+from fleetune.broker.tasks import Outcome, Task, arm_name
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -28,7 +29,11 @@ class MemoryStore:
         self._versions: list[_Version] = []
         self._tasks: dict[str, Task] = {}
         self._open: list[Task] = []
+        self._known_before: dict[str, int] = {}
         self._updates: dict[str, UpdateReady] = {}
+        self._declines: dict[str, tuple[str, str]] = {}
+        self._outcomes: list[tuple[str, bool]] = []
+        """(task, whether it was declined)."""
         self._payloads: dict[str, bytes] = {}
         self._reports: dict[int, dict[str, Report]] = {}
         self._costs: dict[int, Cost] = {}
@@ -47,17 +52,30 @@ class MemoryStore:
             accepted={task_id: update.payload.sha256 for task_id, update in self._updates.items()},
             reported=frozenset((v, device) for v, reports in self._reports.items() for device in reports),
             finished=self.finished,
+            declined=frozenset(task.task_id for task in self._open if task.task_id in self._declines),
         )
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Every accepted update of the job, in the order in which they were accepted."""
-        for task_id, update in self._updates.items():
-            yield Outcome(update.device_id, self._tasks[task_id].work, finite(update.stats))
+        """Every accepted update and declined task of the job, in the order in which they came."""
+        for task_id, is_declined in self._outcomes:
+            task = self._tasks[task_id]
+            if is_declined:
+                yield Outcome(task.device_id, task.work, {}, self._declines[task_id][0])
+            else:
+                yield Outcome(task.device_id, task.work, finite(self._updates[task_id].stats))
+
+    def decided(self) -> Iterator[Decided]:
+        """Every training task of the job in the order in which they were chosen, and what came of it."""
+        for task_id, task in self._tasks.items():
+            update, declined = self._updates.get(task_id), self._declines.get(task_id)
+            stats = finite(update.stats) if update else None
+            yield Decided(task, self._known_before[task_id], stats, declined and declined[1])
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks."""
         for task in tasks:
             self._tasks[task.task_id] = task
+            self._known_before[task.task_id] = len(self._outcomes)
             self._open.append(task)
 
     def accept(self, update: UpdateReady, payload: bytes) -> None:
@@ -67,7 +85,14 @@ class MemoryStore:
         if update.task_id in self._updates:
             raise WireError(f"task {update.task_id!r} has an update already")
         self._updates[update.task_id] = update
+        self._outcomes.append((update.task_id, False))
         self._payloads[update.task_id] = payload
+
+    def decline(self, task_id: str, cause: str, reason: str) -> None:
+        """Keep that a device declined a task, and why."""
+        if task_id not in self._declines:
+            self._declines[task_id] = cause, reason
+            self._outcomes.append((task_id, True))
 
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet."""
@@ -106,6 +131,7 @@ class MemoryStore:
             made.round,
             [(finite(u.stats).get("loss"), u.num_samples) for u in made.updates],
             [(r.loss, r.accuracy, r.num_samples) for r in reports],
+            Counter(arm_name(self._tasks[u.task_id].work.policy) for u in made.updates),
         )
 
     def spend(self, round_number: int, cost: Cost) -> None:

@@ -24,6 +24,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int = 0
     seconds: float = 0.0
     """From the round before to the end of this one; 0 of round 0, which does nothing but wait."""
+    arms: dict[str, int] = {}
+    """How many devices trained under which policy."""
     waited_s: float = 0.0
     """Of round 0: how long devices were waited for."""
 
@@ -46,6 +48,7 @@ def row(store: Store, version: int) -> Row:
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
         seconds=cost.seconds if version else 0.0,
+        arms=dict(figures.arms),
         waited_s=0.0 if version else cost.seconds,
     )
 

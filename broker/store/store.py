@@ -27,6 +27,8 @@ class Past(NamedTuple):
     reported: frozenset[tuple[int, str]] = frozenset()
     """Evaluations at hand: (version, device)."""
     finished: bool = False
+    declined: frozenset[str] = frozenset()
+    """Tasks of the open round that their devices declined."""
 
 
 class Accepted(NamedTuple):
@@ -35,6 +37,18 @@ class Accepted(NamedTuple):
     task: Task
     num_samples: int
     payload: bytes
+
+
+class Decided(NamedTuple):
+    """A task, what was known when it was chosen, and what came of it."""
+
+    task: Task
+    num_outcomes: int
+    """Of the job, so far, when it was chosen; -1 in a ledger that does not say."""
+    stats: Mapping[str, float] | None
+    """Of its update; None without one."""
+    declined: str | None
+    """Why its device declined it, in words; None if it did not."""
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +82,8 @@ class Figures(NamedTuple):
     """(last local loss, samples) of each update that went into it."""
     evaluated: Sequence[tuple[float, float, int]]
     """(loss, accuracy, samples) of each report on it."""
+    arms: Mapping[str, int] = {}
+    """How many of the updates came of which policy."""
 
 
 class Store(Protocol):
@@ -89,13 +105,19 @@ class Store(Protocol):
         """Where the job stands."""
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Every accepted update of the job, in the order in which they were accepted."""
+        """Every accepted update and declined task of the job, in the order in which they came."""
+
+    def decided(self) -> Iterator[Decided]:
+        """Every training task of the job in the order in which they were chosen, and what came of it."""
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks, before they are offered."""
 
     def accept(self, update: UpdateReady, payload: bytes) -> None:
         """Keep the update of a task; WireError if the task was not enrolled, or has one."""
+
+    def decline(self, task_id: str, cause: str, reason: str) -> None:
+        """Keep that a device declined a task, and why: ``cause`` is one of the wire's CAUSES. A second time is nothing new."""
 
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet, one payload in memory at a time."""

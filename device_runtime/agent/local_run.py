@@ -19,7 +19,13 @@ from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.lora import trained_part
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, FleetuneError, StateError
+from fleetune.device_runtime.errors import (
+    ArtifactError,
+    ConfigError,
+    FleetuneError,
+    StateError,
+    TooLittleMemory,
+)
 from fleetune.device_runtime.tables import Table
 
 log = logging.getLogger(__name__)
@@ -76,7 +82,7 @@ class LocalRun:
         except FleetuneError:
             raise
         except MemoryError as exc:
-            raise ConfigError(f"not enough memory for this work: {exc}") from exc
+            raise TooLittleMemory(f"not enough memory for this work: {exc}") from exc
         except Exception as exc:  # a fault of ours in one round is no reason for a device to die
             log.debug("round %d: unexpected", self._offer.round, exc_info=True)
             raise ArtifactError(
@@ -127,10 +133,10 @@ class LocalRun:
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
-        stats = _stats(training.history)
+        stats = _stats(training.history, training.stats)
         # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
         self._memory.keep(offer.round, {**left, **packed.memory})
-        loss = {"loss": stats["loss"]} if stats else {}
+        loss = {"loss": stats["loss"]} if "loss" in stats else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
         return Product(self._announcement(stats), packed.payload, event)
 
@@ -181,7 +187,7 @@ class LocalRun:
         return Product(report, b"", Event("evaluated", offer.round, figures))
 
 
-def _stats(steps: Sequence[Stepped]) -> dict[str, float]:
+def _stats(steps: Sequence[Stepped], more: Mapping[str, float]) -> dict[str, float]:
     """What whoever chooses a device's next work may learn from this one; empty without a step."""
     if not steps:
         return {}
@@ -191,6 +197,7 @@ def _stats(steps: Sequence[Stepped]) -> dict[str, float]:
         "loss_first": float(np.mean([step.loss for step in first])),
         "active_layers": float(np.mean([step.active_layers for step in steps])),
         "seconds": float(sum(step.seconds for step in steps)),
+        **more,
     }
 
 

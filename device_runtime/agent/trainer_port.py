@@ -1,6 +1,6 @@
 """What an agent needs of a trainer and an evaluation, and no more: a simulation or a test brings its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -38,6 +38,10 @@ class Training(Protocol):
     @property
     def history(self) -> Sequence[Stepped]:
         """What every step done reported."""
+
+    @property
+    def stats(self) -> Mapping[str, float]:
+        """More figures for the update, all finite, beside those of the history."""
 
     @property
     def adapter(self) -> Arrays:

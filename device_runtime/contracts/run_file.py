@@ -19,6 +19,8 @@ CHECKPOINT = "checkpoint.safetensors"
 """Of ``train``."""
 LEDGER = "ledger.sqlite"
 """Of ``aggregate``."""
+CHOICES = "choices.jsonl"
+"""Of ``aggregate`` with a configurator that chooses: what each device was asked in each round, why, and what it brought."""
 _INNER = "run"
 """Where a demo has the run of its aggregator."""
 

@@ -36,6 +36,8 @@ FIGURE_MAX = 1e39
 """A loss or another statistic is at most this, which no float32 exceeds; a store keeps none beyond it."""
 STATS_MAX = 32
 """Statistics of one update."""
+CAUSES = ("memory", "work", "")
+"""Why a device declines."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
 ADAPTER, CLASS_MEANS = LEARNED = ("adapter", "class-means")
@@ -191,6 +193,14 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             choices=LEARNED,
         ),
     ] = ADAPTER
+    held_out: Annotated[
+        float,
+        Option(
+            "share of a device's own samples kept back from training, to measure what a round has gained; 0 for none",
+            at_least=0,
+            at_most=0.5,
+        ),
+    ] = 0.0
     cache_below: Annotated[
         int,
         Option(
@@ -272,8 +282,10 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     num_samples: Count
     payload: TransferManifest
     stats: Stats = {}
-    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers``: mean; ``seconds``: of all steps.
-    What is not finite, or beyond 1e39, is not kept."""
+    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers`` and ``trained_layers``: means of the
+    steps; ``seconds``: of all steps; ``peak_mb``: expected peak of a step, 10^6 bytes. With a held-out part, on its
+    ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
+    ``held_accuracy_after`` the last; ``held_seconds`` for measuring. What is not finite, or beyond 1e39, is not kept."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
@@ -301,6 +313,8 @@ class Decline(msgspec.Struct, frozen=True, kw_only=True, tag="decline"):
     task_id: TaskId = ""
     round: Count
     reason: Text
+    cause: Word = ""
+    """One of :data:`CAUSES`: ``memory``: too little of it; ``work``: it cannot be done as asked; empty: any other."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag="verdict"):

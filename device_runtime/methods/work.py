@@ -5,7 +5,7 @@ from typing import Any
 
 from fleetune.device_runtime.contracts.codecs import CODECS, make_codec
 from fleetune.device_runtime.contracts.wire import LocalWork
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods.optim import DECAYS, OPTIMIZERS, make_optimizer
 from fleetune.device_runtime.methods.policies import POLICIES, make_policy
 from fleetune.device_runtime.methods.schedules import SCHEDULES
@@ -21,6 +21,10 @@ TABLES: dict[str, Table[Any]] = {
 
 def work_problems(work: LocalWork, num_layers: int) -> list[str]:
     """Return all that keeps a model of ``num_layers`` blocks from being trained so."""
+    if work.policy.name == "auto":
+        return [
+            f"no policy 'auto' here: an aggregator chooses so for its devices (fleetune aggregate); have: {choices(POLICIES)}"
+        ]
     found = problems(work, TABLES)
     if not (work.steps or work.epochs):
         found.append("nothing to do: steps and epochs are both 0")

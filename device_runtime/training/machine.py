@@ -16,11 +16,12 @@ from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.batches import num_tokens
+from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import problems, refuse
-from fleetune.device_runtime.training.budget import Fit, fit, resident_mb
+from fleetune.device_runtime.training.budget import Fit, expected_mb, fit, resident_mb
 from fleetune.device_runtime.training.class_means import class_sums
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.skip_effects import KeptEffects
@@ -79,7 +80,7 @@ class Machine:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
 
         Raises:
-            ConfigError: nothing fits the budget; says the least that would.
+            TooLittleMemory: nothing fits the budget; says the least that would.
         """
         work = self.prepare(dataset, work)
         return Trainer(
@@ -91,6 +92,7 @@ class Machine:
             hidden=self._cache(dataset),
             head_start=head_start,
             effects=partial(self._effects.of, dataset, work, adapter, memory=self.memory),
+            expected_mb=self._expected_mb(dataset, work),
         )
 
     def evaluate(
@@ -123,7 +125,7 @@ class Machine:
         """Return ``work`` with ``policy.drop`` raised if the budget needs it, and set ``memory`` to what keeps within it.
 
         Raises:
-            ConfigError: nothing fits the budget; says the least that would.
+            TooLittleMemory: nothing fits the budget; says the least that would.
         """
         if not self._resources.memory_budget_mb:
             return work
@@ -133,15 +135,35 @@ class Machine:
         policy = msgspec.structs.replace(work.policy, drop=self.fit.drop)
         return msgspec.structs.replace(work, policy=policy)
 
-    def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
+    def _expected_mb(self, dataset: Dataset, work: LocalWork) -> float:
+        """Memory that a step of the run is expected to take at most; 0 if that is not known."""
+        if self._resources.memory_budget_mb and self.fit:
+            return self.fit.expected_mb
+        if holds_whole_models(self._artifact.manifest):
+            return 0.0
+        rows = self.engine.rows(work.batch_size, dataset.mean_tokens, self.memory)
+        return expected_mb(
+            self._artifact,
+            work,
+            num_tokens=_widest(dataset, self._artifact),
+            memory=self.memory,
+            resident_mb=self._held_before(),
+            lanes=rows.lanes,
+            num_steps=_num_steps(dataset, work),
+        )
+
+    def _held_before(self) -> float:
         self._held_mb = self._held_mb or resident_mb()  # later it holds graphs and their memory too
+        return self._held_mb
+
+    def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
         return fit(
             self._artifact,
             work,
             num_tokens=_widest(dataset, self._artifact),
             budget_mb=self._resources.memory_budget_mb,
-            resident_mb=self._held_mb,
-            num_steps=work.steps or work.epochs * dataset.num_batches(work.batch_size),
+            resident_mb=self._held_before(),
+            num_steps=_num_steps(dataset, work),
             count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
         )
 
@@ -159,6 +181,10 @@ class Machine:
             )
             self._hidden = dataset.digest, cache
         return self._hidden[1]
+
+
+def _num_steps(dataset: Dataset, work: LocalWork) -> int:
+    return work.steps or work.epochs * dataset.num_batches(work.batch_size)
 
 
 def _widest(dataset: Dataset, artifact: Artifact) -> int:

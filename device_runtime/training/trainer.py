@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,8 @@ from fleetune.device_runtime.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fleetune.device_runtime.training.evaluation import evaluate
+from fleetune.device_runtime.training.held_out import figures, measured, split
 from fleetune.device_runtime.training.skip_effects import skip_effects
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
@@ -60,20 +62,22 @@ class Trainer:
         hidden: HiddenCache | None = None,
         head_start: str = "none",
         effects: Callable[[], list[float]] | None = None,
+        expected_mb: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare a run.
 
         Args:
             engine: an opened artifact; it may serve any number of trainers.
-            dataset: labelled samples.
-            work: what to do; ``steps`` 0 means ``epochs`` passes over the data.
+            dataset: labelled samples; a ``held_out`` share of them never trains, and tells what the run has gained.
+            work: what to do; ``steps`` 0 means ``epochs`` passes over the samples that train.
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
             memory: how a step is held; None for the engine's own way.
-            hidden: where examples' hidden streams below the lowest trained layer are kept.
+            hidden: where examples' hidden streams below the lowest trained layer are kept, by their places in ``dataset``.
             head_start: what the head begins with, for checkpoints to know it by; :meth:`begin_with` puts it in place.
             effects: measures, or remembers, each layer's skip effect; asked before the first step of a policy that needs them.
                 None to measure them.
+            expected_mb: memory that the deepest step is expected to take, 10^6 bytes, for :attr:`stats`; 0 if that is not known.
             clock: seconds, for the reports; their times go into checkpoints.
 
         Raises:
@@ -88,11 +92,16 @@ class Trainer:
         refuse(lora_problems(work, manifest))
         self.adapter = truncated(adapter, work.rank)
         self.step_index = 0
-        self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
+        self._dataset, held, self._kept = split(dataset, work.held_out)
+        self.total_steps = work.steps or work.epochs * self._dataset.num_batches(work.batch_size)
         self.history = History(self.total_steps)
-        self._engine, self._dataset, self._work = engine, dataset, work
-        self._hidden, self._clock = hidden, clock
-        self._rows = engine.rows(min(work.batch_size, dataset.num_samples), dataset.mean_tokens, memory)
+        self._engine, self._work, self._memory = engine, work, memory
+        self._held = held and measured(held, num_trained=self.total_steps * work.batch_size)
+        self._hidden, self._clock, self._expected_mb = hidden, clock, expected_mb
+        self._rows = engine.rows(
+            min(work.batch_size, self._dataset.num_samples), self._dataset.mean_tokens, memory
+        )
+        self._figures: dict[str, float] = {}
         self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._gates = make_gates(work.policy, manifest.num_layers)
@@ -112,13 +121,23 @@ class Trainer:
         """Whether every step is taken."""
         return self.step_index >= self.total_steps
 
+    @property
+    def stats(self) -> Mapping[str, float]:
+        """More figures of the steps done: see ``stats`` of :class:`fleetune.device_runtime.contracts.wire.UpdateReady`."""
+        found = dict(self._figures)
+        if "trained_layers" in found and self.step_index:
+            found["trained_layers"] /= self.step_index
+        return found | ({"peak_mb": self._expected_mb} if self._expected_mb else {})
+
     def step(self) -> StepReport:
-        """Take one step.
+        """Take one step; the held-out part is measured before the first and after the last.
 
         Raises:
             ConfigError: the loss, a gradient or an updated tensor is not finite, or nothing is trained; the run stands before
                 this step.
         """
+        if not self.step_index:
+            self._measure("before")
         start_s = self._clock()
         examples = self._batch()
         plan, gates = self._planned(len(examples))
@@ -127,7 +146,7 @@ class Trainer:
             plan,
             self.adapter,
             rows=self._rows,
-            hidden=partial(self._hidden.of, examples) if self._hidden else None,
+            hidden=partial(self._hidden.of, self._kept[examples]) if self._hidden else None,
             gates=gates,
             cache_below=self._cache_below,
         )
@@ -140,7 +159,10 @@ class Trainer:
         layers = len(active_layers(plan)) if gates is None else float(gates.mean(1).sum())
         report = StepReport(self.step_index, self.total_steps, result.loss, layers, seconds)
         self.history.append(report)
+        self._count(plan)
         self.step_index += 1
+        if self.done:
+            self._measure("after")
         return report
 
     def begin_with(self, head: Arrays) -> None:
@@ -165,6 +187,7 @@ class Trainer:
             self.adapter,
             self._optimizer_state,
             self.history.columns(),
+            self._figures,
         )
         save_checkpoint(path, checkpoint)
 
@@ -192,6 +215,7 @@ class Trainer:
         self.adapter, self._optimizer_state = found.adapter, found.optimizer
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
+        self._figures = dict(found.figures)
 
     def _problems(self, found: Checkpoint) -> list[str]:
         """Why this run cannot go on from there: names, dtypes, shapes, values, or their number."""
@@ -221,6 +245,23 @@ class Trainer:
             state[EFFECTS] = self._effects()
         plan = self._policy(step, draws, state)
         return plan, self._gates(step, draws, state, num_rows) if self._gates else None
+
+    def _count(self, plan: LayerPlan) -> None:
+        """Add up the layers that trained; a checkpoint of an earlier release does not know those of its steps."""
+        if not self.step_index or "trained_layers" in self._figures:
+            self._figures["trained_layers"] = self._figures.get("trained_layers", 0.0) + len(
+                trained_layers(plan)
+            )
+
+    def _measure(self, when: str) -> None:
+        if self._held is None or (when == "after" and "held_loss_before" not in self._figures):
+            return
+        start_s = self._clock()
+        found = evaluate(
+            self._engine, self._held, self.adapter, batch_size=self._work.batch_size, memory=self._memory
+        )
+        spent_s = self._figures.get("held_seconds", 0.0) + self._clock() - start_s
+        self._figures |= {**figures(when, found), "held_seconds": spent_s}
 
     def _batch(self) -> Indices:
         epoch, place = divmod(self.step_index, self._dataset.num_batches(self._work.batch_size))

@@ -24,9 +24,11 @@ from safetensors.numpy import load
 from servers import free_port
 from waiting import until
 
-from fleetune.broker.job import device_seed
+from fleetune.broker.job import Job, device_seed, settings_of
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.strategy import Update
+from fleetune.broker.service.choices import replay
+from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
@@ -210,6 +212,37 @@ def test_four_processes_over_mosquitto_give_what_one_process_gives(fleet, expect
         assert device["mean_active_layers"] == 1.0
     assert fleet.report("e")["evaluations"] == 4
     assert_as_expected(fleet.root / "run", expected)
+
+
+@pytest.mark.slow
+def test_a_job_that_chooses_and_is_killed_chooses_as_its_ledger_has_it(fleet):
+    """What devices tell of their seconds differs from run to run: the same choices are those made anew from the ledger."""
+    options = {"policy": "auto", "drop": 0.0, "rounds": 6, "local_steps": 40, "held_out": 0.2}
+    fleet.aggregate(**options)
+    fleet.devices()
+    for version in (1, 3):
+        fleet.wait_for(f"run/versions/{version:05d}.safetensors")
+        fleet.kill("aggregator")
+        fleet.kill(NAMES[version])
+        fleet.aggregate(**options)
+        fleet.device(NAMES[version])
+    report = fleet.report("aggregator")
+    assert [sum(row["arms"].values()) for row in report["history"]] == [0, *[4] * 6]
+    lines = [json.loads(line) for line in (fleet.root / "run" / "choices.jsonl").read_text().splitlines()]
+    assert len(lines) == 24
+    assert all(line["gain"] is not None and line["seconds"] > 0 for line in lines)
+    manifest = open_artifact(fleet.artifact)
+    made = json.loads((fleet.root / "run" / "run.json").read_text())["arguments"]
+    settings = settings_of(
+        msgspec.convert(made["job"], Job),
+        artifact=manifest.digest,
+        work=msgspec.convert(made["work"], LocalWork),
+        num_layers=manifest.manifest.num_layers,
+    )
+    with Ledger(fleet.root / "run", settings) as ledger:
+        again = list(replay(ledger, settings))
+    assert len(again) == 24
+    assert all((choice.work, choice.reason) == (task.work, task.reason) for task, choice in again)
 
 
 def test_a_login_is_in_no_file_of_the_run(fleet):

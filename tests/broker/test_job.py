@@ -2,14 +2,7 @@ import msgspec
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import (
-    Job,
-    Patience,
-    Settings,
-    device_work,
-    differences,
-    settings_of,
-)
+from fleetune.broker.job import Job, Patience, Settings, device_work, differences, settings_of
 from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
@@ -169,3 +162,33 @@ def test_a_job_of_0_1_0_goes_on():
     theirs = msgspec.json.decode(OF_0_1_0 % (b"a" * 64), type=Settings)
     mine = job(work=LocalWork(policy=PolicySpec(name="suffix", drop=0.5), steps=3))
     assert differences(mine, theirs) == []
+
+
+def test_policy_auto_is_short_for_the_configurator_and_holds_samples_back():
+    made = settings_of(
+        Job("j", rounds=1, clients=1), artifact="a", work=LocalWork(policy=PolicySpec(name="auto"))
+    )
+    assert (made.configurator, made.work.policy, made.work.held_out) == ("auto", PolicySpec(), 0.1)
+    own = LocalWork(policy=PolicySpec(name="suffix", drop=0.5), held_out=0.2)
+    made = settings_of(Job("j", rounds=1, clients=1, configurator="auto"), artifact="a", work=own)
+    assert (made.work.policy, made.work.held_out) == (own.policy, 0.2)
+
+
+def test_policy_auto_takes_no_settings():
+    work = LocalWork(policy=PolicySpec(name="auto", drop=0.5))
+    with pytest.raises(
+        ConfigError, match="policy 'auto' chooses each device's policy with its settings; give none"
+    ):
+        settings_of(Job("j", rounds=1, clients=1), artifact="a", work=work)
+
+
+def test_how_many_layers_there_are_makes_no_other_job_where_it_was_not_known():
+    known = settings_of(Job("j", rounds=1, clients=1), artifact="a", work=LocalWork(), num_layers=6)
+    assert differences(known, msgspec.structs.replace(known, num_layers=0)) == []
+    assert differences(known, msgspec.structs.replace(known, num_layers=12)) == ["num_layers: 6, was 12"]
+
+
+def test_fixed_has_nothing_to_explore():
+    settings = settings_of(Job("j", rounds=1, clients=1, explore="ucb"), artifact="a", work=LocalWork())
+    with pytest.raises(ConfigError, match="explore 'ucb': configurator 'fixed' explores nothing"):
+        check_settings(settings, Patience(), num_layers=6)

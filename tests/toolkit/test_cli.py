@@ -486,3 +486,17 @@ from fleetune.toolkit.cli import main
 sys.argv = ["fleetune", "train", "x", "--data", "d", "--out", "o"]
 main()
 """
+
+
+def test_policy_auto_is_named_where_it_belongs_and_refused_elsewhere_with_the_place(tmp_path):
+    def helped(command):
+        return " ".join(fleetune(command, "--help").output.replace("│", " ").split())
+
+    assert "or auto" in helped("aggregate")
+    assert "auto" in helped("demo")
+    assert " auto" not in helped("train").replace("automatic", "")
+    artifact = ROOT / "tests" / "data" / "tiny_artifact"
+    refused = fleetune("train", artifact, "--data", "x.jsonl", "--out", tmp_path / "o", "--policy", "auto")
+    assert refused.exit_code == 1
+    said = "no policy 'auto' here: an aggregator chooses so for its devices (fleetune aggregate); have: "
+    assert said in refused.output + refused.stderr

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 import typer
 
-from fleetune.broker.job import Job, Patience
+from fleetune.broker.job import AUTO, Job, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
@@ -41,23 +41,27 @@ _ANNOTATED: Any = Annotated
 DEPTH = {"policy.shape": "depth_shape"}
 ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
+CHOSEN = {"policy.name": AUTO}
 OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
+OF_A_FEDERATION = ("codec", "codec_ratio", "rounds_before", "learns", "cache_below", "held_out")
 
 TRAIN = {
     "work": Part(
-        LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before", "learns", "cache_below")
+        LocalWork(),
+        names=DEPTH,
+        without=OF_A_FEDERATION,
     ),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
 AGGREGATE = {
     "job": Part(Job),
-    "work": Part(LocalWork(), names=DEPTH | ROUND, without=OWN_BY_DEVICE),
+    "work": Part(LocalWork(), names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN),
     "patience": Part(Patience()),
     "reach": Part(Reach()),
 }
-DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE)}
+DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
 
 
 def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 import pytest
-from layered_job import deep_job, needs_blocks
+from layered_job import deep_job
 
 from fleetune.broker.methods import slt
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate
@@ -136,7 +136,6 @@ def test_stages_of_slt_share_the_rounds_and_go_up():
     assert [slt.stage(deep_job(rounds=3, num_layers=7), r)[1:] for r in (1, 2, 3)] == [(0, 3), (3, 3), (6, 1)]
 
 
-@needs_blocks("slt")
 def test_slt_trains_the_group_of_the_round_and_keeps_what_flows_into_it():
     game = Game("slt", rounds=6)
     works = [game.choose(device, 2, i).work for i, device in enumerate("abc")]
@@ -145,7 +144,6 @@ def test_slt_trains_the_group_of_the_round_and_keeps_what_flows_into_it():
     assert game.choose("a", 6).reason == "stage 6 of 6: layers 10 to 11"
 
 
-@needs_blocks("fedcybgd")
 def test_fedcybgd_moves_each_place_on_by_one_layer_a_round():
     game = Game("fedcybgd", rounds=20)
     assert [trained(game.choose("a", 1, i).work) for i in (0, 1, 11, 12)] == [(0,), (1,), (11,), (0,)]

@@ -2,6 +2,7 @@ import json
 import logging
 from math import inf
 
+import msgspec
 import pytest
 from paths import DATA
 from rounds_by_hand import (
@@ -22,10 +23,11 @@ from rounds_by_hand import (
 
 from fleetune.broker.job import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Dismiss, Enrol, Finish
-from fleetune.broker.rounds.federation import Federation, verdict_on
+from fleetune.broker.rounds.federation import Federation, cause_of, verdict_on
+from fleetune.broker.rounds.open_round import Standing
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX
+from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, default_task_id
 from fleetune.device_runtime.errors import TransportError, WireError
 
 
@@ -334,3 +336,22 @@ def test_the_reports_of_a_model_that_went_astray_are_refused():
     for figures in ({"loss": 1e300}, {"loss": float("inf")}, {"accuracy": float("nan")}, {"num_samples": 0}):
         assert machine.evaluations.judge(report("e", 0, **figures), 0).endswith("not a measurement"), figures
     assert machine.evaluations.judge(report("e", 0, loss=3.4e38), 0) == ""
+
+
+def test_what_was_declined_before_a_restart_is_not_offered_again():
+    before = past(1, "a", "b", accepted=())._replace(declined=frozenset({default_task_id("train", 1, "a")}))
+    machine = federation(before)
+    assert of(Assign, machine.hello(hello("a"), 1.0)) == []
+    assert [offer.task.device_id for offer in of(Assign, machine.hello(hello("b"), 1.0))] == ["b"]
+    assert machine.rounds.open_round.standing("a") is Standing.REFUSED
+
+
+def test_a_device_of_0_1_0_says_in_words_that_memory_lacks():
+    said = decline("a", 1)
+    assert (
+        cause_of(msgspec.structs.replace(said, reason="memory budget of 9 MB: the least is 10 MB"))
+        == "memory"
+    )
+    assert cause_of(msgspec.structs.replace(said, cause="work")) == "work"
+    assert cause_of(msgspec.structs.replace(said, cause="anything")) == ""
+    assert cause_of(said) == ""

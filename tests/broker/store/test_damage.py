@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     playing.run(until=lambda: aggregator.service.federation.version == 2)
     devices[1].kill()
     playing.run(until=lambda: len(list(aggregator.ledger.accepted())) == 1)
+    aggregator.ledger.decline("train-2-device-1", "memory", "no")
     aggregator.kill()
     sql = sqlite3.connect(aggregator.folder / LEDGER)
     sql.execute("PRAGMA journal_mode = DELETE")
@@ -45,6 +46,7 @@ def start(folder):
     try:
         aggregator.start()
         rows(aggregator.ledger)
+        list(aggregator.ledger.decided())
         aggregator.service.snapshot()
         devices = [Device(server, None, n, size=4).start() for n in (0, 1)]
         playing = World(server, aggregator, devices)

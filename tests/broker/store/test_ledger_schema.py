@@ -64,7 +64,7 @@ def test_nothing_of_an_old_ledger_is_lost(folder, caplog):
             bytes_down=684, bytes_up=267, bytes_sent=5818, bytes_received=2892, seconds=8.0
         )
         assert len(list(ledger.outcomes())) == 3
-    assert caplog.text.count("format 1 brought to 2; an open round goes on with the devices and seeds") == 1
+    assert caplog.text.count("format 1 brought to 3; an open round goes on with the devices and seeds") == 1
 
 
 def test_it_is_taken_over_once(folder, caplog):
@@ -117,3 +117,45 @@ def test_a_takeover_cut_off_anywhere_is_made_up_for(folder, monkeypatch, when):
     with Ledger(folder, SETTINGS) as ledger:
         assert len(ledger.past().tasks) == 2
         assert len(ledger.strategy_state(1)) == 272
+
+
+def test_a_ledger_of_format_2_is_brought_to_this_one(tmp_path):
+    folder = tmp_path / "aggregator"
+    folder.mkdir()
+    server = Loopback()
+    aggregator = Aggregator(server, tmp_path, size=4, **CHANGES_2).start()
+    devices = [Device(server, tmp_path, n, size=4).start() for n in (0, 1)]
+    World(server, aggregator, devices).run(until=lambda: aggregator.service.federation.version == 1)
+    aggregator.kill()
+    _as_format_2(folder / LEDGER)
+    with Ledger(folder, msgspec.structs.replace(aggregator.settings, num_layers=12)) as ledger:
+        past = ledger.past()
+        assert {task.reason for task in past.tasks} == {""}
+        assert past.declined == frozenset()
+        assert [decided.num_outcomes for decided in ledger.decided()] == [-1] * 4
+        ledger.decline(past.tasks[0].task_id, "memory", "no")
+        assert ledger.past().declined == {past.tasks[0].task_id}
+        assert [outcome.declined for outcome in ledger.outcomes()] == [None, None, "memory"]
+        assert rows(ledger)[1].arms == {"full": 2}
+
+
+def test_a_ledger_of_format_2_without_a_round_takes_any_settings(tmp_path):
+    settings = settings_of(**CHANGES_2)
+    Ledger(tmp_path, settings).close()
+    _as_format_2(tmp_path / LEDGER)
+    with Ledger(tmp_path, msgspec.structs.replace(settings, clients=1, min_clients=1)) as ledger:
+        assert ledger._sql.execute("SELECT format FROM job").fetchone() == (3,)
+
+
+CHANGES_2 = {"rounds": 2, "clients": 2, "min_clients": 2}
+
+
+def _as_format_2(path):
+    """Take out of a ledger what format 3 added."""
+    sql = sqlite3.connect(path)
+    with sql:
+        sql.execute("ALTER TABLE tasks DROP COLUMN reason")
+        sql.execute("ALTER TABLE tasks DROP COLUMN outcomes")
+        sql.execute("DROP TABLE declines")
+        sql.execute("UPDATE job SET format = 2")
+    sql.close()

@@ -8,7 +8,7 @@ from fleetune.device_runtime.agent import local_run
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, Decline, LocalWork, Report, UpdateReady
-from fleetune.device_runtime.errors import DataError, StateError
+from fleetune.device_runtime.errors import ConfigError, DataError, StateError, TooLittleMemory
 
 
 @pytest.mark.parametrize("polls", [1, 2, 3, 4, 5, 6])
@@ -74,15 +74,17 @@ def test_a_checkpoint_whose_content_cannot_be_used_is_started_over(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "cause"),
     [
-        (KeyError(("side", 0)), "unexpected KeyError: ('side', 0); this is a fault of fleetune"),
-        (RuntimeError("two\nlines\x1b[2J" + "x" * 9999), "unexpected RuntimeError: two lines?[2Jxxx"),
-        (MemoryError(), "not enough memory for this work"),
-        (DataError("a.jsonl, line 7: no"), "a.jsonl, line 7: no"),
+        (KeyError(("side", 0)), "unexpected KeyError: ('side', 0); this is a fault of fleetune", ""),
+        (RuntimeError("two\nlines\x1b[2J" + "x" * 9999), "unexpected RuntimeError: two lines?[2Jxxx", ""),
+        (MemoryError(), "not enough memory for this work", "memory"),
+        (TooLittleMemory("memory budget of 9 MB"), "memory budget of 9 MB", "memory"),
+        (ConfigError("no policy 'x'"), "no policy 'x'", "work"),
+        (DataError("a.jsonl, line 7: no"), "a.jsonl, line 7: no", ""),
     ],
 )
-def test_a_device_that_fails_declines_and_lives(tmp_path, error, reason):
+def test_a_device_that_fails_declines_and_lives(tmp_path, error, reason, cause):
     fails = [True]
 
     def wrap(training):
@@ -99,6 +101,7 @@ def test_a_device_that_fails_declines_and_lives(tmp_path, error, reason):
     stage.poll(3)
     (declined,) = stage.aggregator.heard(Decline)
     assert declined.reason.startswith(reason)
+    assert declined.cause == cause
     assert declined.reason.isprintable()
     assert len(declined.reason) <= REASON_CHARS_MAX
     assert stage.trained(2).round == 2
@@ -144,7 +147,8 @@ class Resting:
     """A training that touches nothing: every layer is dropped in every step."""
 
     def __init__(self, training):
-        self.adapter, self.history, self.step_index, self.done = training.adapter, [], 0, True
+        self.adapter, self.history, self.stats, self.step_index = training.adapter, [], {}, 0
+        self.done = True
         self.restore = training.restore
 
 
@@ -227,10 +231,11 @@ def test_an_evaluating_device_reports_until_there_is_a_verdict(tmp_path):
 
 def test_what_an_update_tells_of_its_run():
     steps = [Step(loss=float(30 - i), active_layers=1 + i % 2, seconds=0.5) for i in range(30)]
-    assert local_run._stats(steps) == {
+    assert local_run._stats(steps, {"trained_layers": 2.0}) == {
         "loss": sum(range(1, 21)) / 20,
         "loss_first": sum(range(11, 31)) / 20,
         "active_layers": 1.5,
         "seconds": 15.0,
+        "trained_layers": 2.0,
     }
-    assert local_run._stats([]) == {}
+    assert local_run._stats([], {}) == {}

@@ -188,3 +188,21 @@ def test_a_full_disk_under_the_checkpoint_does_not_end_the_run(
     assert "no checkpoint: " in caplog.text
     assert "No space left on device; the one before stays" in caplog.text
     assert not list((tmp_path / "run").glob(".*.part"))
+
+
+def test_the_memory_that_a_run_expects_is_told_with_or_without_a_budget(
+    word_artifact, word_file, tmp_path
+) -> None:
+    artifact = open_artifact(word_artifact)
+    dataset = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+
+    def told(resources: Resources, **policy: object) -> float:
+        work = LocalWork(steps=1, seq_len=16, policy=PolicySpec(**policy))
+        with Machine(artifact, resources, folder=tmp_path / "cache") as machine:
+            stats = machine.trainer(dataset, work, artifact.adapter()).stats
+            assert not machine.fit or stats["peak_mb"] == machine.fit.expected_mb
+            return stats["peak_mb"]
+
+    assert told(Resources(memory_budget_mb=4000)) > 50
+    whole = told(Resources())
+    assert 50 < told(Resources(), name="suffix", drop=0.9) < whole

@@ -1,0 +1,228 @@
+"""What a bandit remembers of a job, and how it goes on: trials of the last rounds, what was declined, and the arms of today."""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, nan
+from statistics import median
+from typing import NamedTuple
+
+from fleetune.broker.job import Settings
+from fleetune.broker.methods.arms import (
+    FULL_DEPTH,
+    Arm,
+    arm_of,
+    first_arms,
+    neighbours,
+    units,
+)
+from fleetune.broker.methods.bandit import NOTHING, Effects, Trial, cost_ratio, effects, gain_of, seconds_of
+from fleetune.broker.tasks import Outcome
+from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.errors import ConfigError
+
+
+class Tuning(NamedTuple):
+    """The numbers of the bandit, all ours."""
+
+    window: int = 8
+    """Rounds that count."""
+    own_trials: int = 12
+    """Of a device, of any age: its times are taken from these."""
+    epsilon: float = 0.2
+    epsilon_decay: float = 0.95
+    """From round to round."""
+    optimism: float = 0.5
+    """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
+    pseudo: float = 4.0
+    tail: float = 0.35
+    """Share of the rounds, the last ones, in which nothing is tried out."""
+    ripe: float = 0.35
+    """Share of the rounds after which an arm must gain all but ``tolerance`` of what the best one gains; less before."""
+    tolerance: float = 0.1
+    """Share of the best gain that an arm may lack."""
+    trials_least: int = 4
+    """Before an arm is judged."""
+    arms_max: int = 8
+    steady_rounds: int = 3
+    """For which an arm must be the favourite before its neighbours join."""
+
+
+class Summary(NamedTuple):
+    """What the trials come to."""
+
+    effects: Effects
+    ratio: float
+    """Of the way back's cost to the way there's."""
+    unit_s: Mapping[str, float]
+    """Seconds per unit of cost and round, by device."""
+    paces: Sequence[float]
+    """What the devices' newest work took, sorted."""
+    fleet_unit_s: float
+    slowest_full_s: float
+    """Full depth on the slowest device."""
+
+
+@dataclass
+class Memory:
+    """What is learned so far. ``arms`` are those to choose from by policy, full depth first; ``known`` those ever chosen too."""
+
+    settings: Settings
+    tuning: Tuning
+    arms: dict[PolicySpec, Arm]
+    known: dict[PolicySpec, Arm]
+    round: int = 0
+    tried: set[PolicySpec] = field(default_factory=set)
+    trials: deque[Trial] = field(default_factory=deque)
+    own: dict[str, deque[Trial]] = field(default_factory=dict)
+    refused: dict[str, list[tuple[Arm, str]]] = field(default_factory=dict)
+    """By device: arms declined, and the cause."""
+    favourite: tuple[PolicySpec, int] = (FULL_DEPTH, 0)
+    """And for how many rounds it has been that."""
+    summary: Summary | None = None
+    """Of all this; None if something was learned since."""
+
+
+def begun(settings: Settings, tuning: Tuning) -> Memory:
+    """Begin with the job's first arms."""
+    arms = {arm.policy: arm for arm in first_arms(settings)}
+    return Memory(settings, tuning, arms, dict(arms))
+
+
+def learn(memory: Memory, outcome: Outcome) -> Memory:
+    """Take in what came of a task; what it says that is nonsense is left out."""
+    device, policy, number = outcome.device_id, outcome.work.policy, outcome.work.rounds_before + 1
+    if number > memory.round:
+        _evolve(memory, number)
+    memory.summary = None
+    if outcome.declined != "":
+        memory.tried.add(policy)
+    if outcome.declined is None:
+        _try(
+            memory,
+            Trial(
+                device,
+                policy,
+                number,
+                gain_of(outcome.stats),
+                seconds_of(outcome.stats),
+                outcome.stats.get("held_loss_before", nan),
+            ),
+        )
+    elif outcome.declined:
+        arm = _known(memory, policy)
+        memory.refused.setdefault(device, []).append((arm, outcome.declined))
+    return memory
+
+
+def is_tail(memory: Memory, number: int) -> bool:
+    """Whether a round is of the last ones, in which nothing is tried out."""
+    return number > (1 - memory.tuning.tail) * memory.settings.rounds
+
+
+def summary_of(memory: Memory) -> Summary:
+    """What is known by now, worked out once after each outcome."""
+    memory.summary = memory.summary or _summed(memory)
+    return memory.summary
+
+
+def newest_s(trials: Sequence[Trial]) -> float:
+    """Seconds of the newest of a device's trials that tells them; NaN if none does."""
+    return next((t.seconds for t in reversed(trials) if isfinite(t.seconds)), nan)
+
+
+def _evolve(memory: Memory, number: int) -> None:
+    """A round begins to tell: forget the oldest one, and change the arms if one has been the favourite long enough."""
+    if memory.trials:
+        _prefer(memory)
+        if memory.favourite[1] >= memory.tuning.steady_rounds and not is_tail(memory, number):
+            _spread_out(memory)
+    memory.round, memory.summary = number, None
+    while memory.trials and memory.trials[0].round <= number - memory.tuning.window:
+        memory.trials.popleft()
+
+
+def _prefer(memory: Memory) -> None:
+    """Note the arm that gains most for its cost."""
+    best = max(memory.arms.values(), key=lambda arm: _worth(memory, arm))
+    before, rounds = memory.favourite
+    memory.favourite = (best.policy, rounds + 1 if best.policy == before else 1)
+
+
+def _worth(memory: Memory, arm: Arm) -> float:
+    """Gain for its cost, in the fleet; nothing unless it was tried enough."""
+    found = summary_of(memory).effects
+    mine = found.arms.get(arm.policy)
+    if mine is None or mine.num_trials < memory.tuning.trials_least:
+        return 0.0
+    return max(found.level + mine.mean, 0.0) / units(arm, summary_of(memory).ratio)
+
+
+def _spread_out(memory: Memory) -> None:
+    """Let the favourite's neighbours join, and the worst go."""
+    favourite = memory.arms[memory.favourite[0]]
+    for arm in neighbours(favourite, memory.settings.num_layers):
+        if any(_is_near(arm, other) for other in memory.known.values()):
+            continue
+        if len(memory.arms) >= memory.tuning.arms_max and not _retire_worst(memory):
+            return
+        memory.arms[arm.policy] = memory.known[arm.policy] = arm
+
+
+def _is_near(arm: Arm, other: Arm) -> bool:
+    """Whether two arms are the same but for rounding."""
+    return arm.policy.name == other.policy.name and arm[1:] == other[1:]
+
+
+def _retire_worst(memory: Memory) -> bool:
+    """Take the arm of the least worth away, if one was tried enough; full depth, the job's own and the favourite stay."""
+    stays = {FULL_DEPTH, memory.settings.work.policy, memory.favourite[0]}
+    found = summary_of(memory).effects.arms
+    judged = [
+        arm
+        for policy, arm in memory.arms.items()
+        if policy not in stays and policy in found and found[policy].num_trials >= memory.tuning.trials_least
+    ]
+    if judged:
+        del memory.arms[min(judged, key=lambda arm: _worth(memory, arm)).policy]
+    return bool(judged)
+
+
+def _try(memory: Memory, trial: Trial) -> None:
+    _known(memory, trial.arm)
+    memory.trials.append(trial)
+    memory.own.setdefault(trial.device_id, deque(maxlen=memory.tuning.own_trials)).append(trial)
+
+
+def _known(memory: Memory, policy: PolicySpec) -> Arm:
+    """The arm of a policy, be it one of today's or not: of a policy that cannot be planned here, as full depth."""
+    if policy not in memory.known:
+        try:
+            memory.known[policy] = arm_of(policy, max(memory.settings.num_layers, 1))
+        except ConfigError:
+            memory.known[policy] = memory.arms[FULL_DEPTH]._replace(policy=policy)
+    return memory.known[policy]
+
+
+def _summed(memory: Memory) -> Summary:
+    recent = {trial.device_id for trial in memory.trials}
+    own = {device: list(memory.own[device]) for device in sorted(recent)}
+    ratio = cost_ratio(own, memory.known)
+    unit_s = {
+        device: found for device, trials in own.items() if isfinite(found := _unit_s(memory, trials, ratio))
+    }
+    full = units(memory.arms[FULL_DEPTH], ratio)
+    newest = (newest_s(trials) for trials in own.values())
+    return Summary(
+        effects(memory.trials) if memory.trials else NOTHING,
+        ratio,
+        unit_s,
+        sorted(seconds for seconds in newest if isfinite(seconds)),
+        median(unit_s.values()) if unit_s else 0.0,
+        max(unit_s.values(), default=0.0) * full,
+    )
+
+
+def _unit_s(memory: Memory, trials: Sequence[Trial], ratio: float) -> float:
+    found = [t.seconds / units(memory.known[t.arm], ratio) for t in trials if isfinite(t.seconds)]
+    return median(found) if found else nan

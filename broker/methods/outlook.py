@@ -1,0 +1,52 @@
+"""What a device may expect of an arm: its gain, its seconds, and the pace of the others."""
+
+from math import isfinite, log, sqrt
+from statistics import median
+
+from fleetune.broker.methods.arms import Arm, units
+from fleetune.broker.methods.bandit import Estimate, median_without
+from fleetune.broker.methods.bandit_memory import Memory, newest_s, summary_of
+
+
+def gain_at(memory: Memory, device: str, arm: Arm) -> float:
+    """Gain to be expected: the device's own trials, and as many of the fleet as ``pseudo`` says."""
+    found = summary_of(memory).effects
+    fleet = found.arms[arm.policy].mean if arm.policy in found.arms else 0.0
+    total, count = found.residuals.get((device, arm.policy), (0.0, 0))
+    pseudo = memory.tuning.pseudo
+    return found.level + (total + pseudo * fleet) / (count + pseudo)
+
+
+def bonus(memory: Memory, device: str, arm: Arm) -> float:
+    """What an arm may gain beyond what it seems to, for ``ucb``: less with each of the device's trials."""
+    found = summary_of(memory).effects
+    mine = sum(found.residuals.get((device, policy), (0.0, 0))[1] for policy in memory.known)
+    _, count = found.residuals.get((device, arm.policy), (0.0, 0))
+    return memory.tuning.optimism * found.spread * sqrt(log(2 + mine) / (1 + count))
+
+
+def seconds_at(memory: Memory, device: str, arm: Arm) -> float:
+    """Seconds to be expected of a round: as the device took at this arm, or by its time per unit of cost; 0 if not known."""
+    found = summary_of(memory)
+    own = [t.seconds for t in memory.own.get(device, ()) if t.arm == arm.policy and isfinite(t.seconds)]
+    return median(own) if own else found.unit_s.get(device, found.fleet_unit_s) * units(arm, found.ratio)
+
+
+def pace_of(memory: Memory, device: str) -> float:
+    """What the other devices' work takes; 0 if nothing is known."""
+    mine = newest_s(memory.own.get(device, ()))
+    return median_without(summary_of(memory).paces, mine)
+
+
+def leading(memory: Memory) -> Estimate | None:
+    """The best arm's gain of those tried enough, by what is sure of it."""
+    found = summary_of(memory).effects.arms
+    judged = [
+        found[p] for p in memory.arms if p in found and found[p].num_trials >= memory.tuning.trials_least
+    ]
+    return max(judged, key=lambda one: one.mean - one.error, default=None)
+
+
+def error_of(one: Estimate, other: Estimate) -> float:
+    """Standard error of a difference."""
+    return sqrt(one.error * one.error + other.error * other.error)

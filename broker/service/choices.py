@@ -1,0 +1,72 @@
+"""What was chosen for whom, why, and what it brought: read from a job's store, and chosen once more from what it holds."""
+
+from collections.abc import Iterator
+from itertools import islice
+from math import isfinite
+
+import msgspec
+
+from fleetune.broker.job import Settings
+from fleetune.broker.methods.bandit import gain_of, seconds_of
+from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
+from fleetune.broker.store.store import Decided, Store
+from fleetune.broker.tasks import Task, arm_name
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """One device in one round; a figure is None where the device did not tell it, or told nonsense."""
+
+    round: int
+    device: str
+    arm: str
+    reason: str
+    gain: float | None = None
+    """Loss taken off its held-out part."""
+    accuracy_gain: float | None = None
+    seconds: float | None = None
+    """Of training."""
+    reward: float | None = None
+    """``gain`` a second; what the configurator compares also knows the pace of the others."""
+    declined: str = ""
+    """Why the device did not do it."""
+
+
+def choices(store: Store) -> Iterator[Chosen]:
+    """Every training task of a job, in the order in which they were chosen."""
+    return (_chosen(decided) for decided in store.decided())
+
+
+def replay(store: Store, settings: Settings) -> Iterator[tuple[Task, Choice]]:
+    """Choose anew by what was known at each time: (task as recorded, choice as made again).
+
+    They are the same however often an aggregator was killed: a choice is a function of the settings and of the outcomes
+    before it.
+    """
+    configurator = CONFIGURATORS[settings.configurator]()
+    state, outcomes, learned = configurator.init(settings), iter(store.outcomes()), 0
+    for decided in store.decided():
+        for outcome in islice(outcomes, max(0, decided.num_outcomes - learned)):
+            state, learned = configurator.learn(state, outcome), learned + 1
+        task = decided.task
+        yield task, configurator.choose(state, Candidate(task.device_id, task.round, task.position))
+
+
+def _chosen(decided: Decided) -> Chosen:
+    task, stats = decided.task, decided.stats or {}
+    gain, seconds = _told(gain_of(stats)), _told(seconds_of(stats))
+    before, after = stats.get("held_accuracy_before"), stats.get("held_accuracy_after")
+    return Chosen(
+        round=task.round,
+        device=task.device_id,
+        arm=arm_name(task.work.policy),
+        reason=task.reason,
+        gain=gain,
+        accuracy_gain=None if before is None or after is None else after - before,
+        seconds=seconds,
+        reward=gain / seconds if gain is not None and seconds else None,
+        declined=decided.declined or "",
+    )
+
+
+def _told(value: float) -> float | None:
+    return value if isfinite(value) else None
