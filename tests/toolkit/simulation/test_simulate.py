@@ -208,6 +208,14 @@ def test_numbers_of_devices_add_up(path, undisturbed):
     assert devices(path.parent / "undisturbed") == found
 
 
-def test_an_unknown_ray_is_told_with_its_extra(path):
+def test_without_ray_its_extra_is_named(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"fleetune\[ray\]"):
-        simulate(path, out=path.parent / "ray", ray="local")
+        simulate(path, out=path.parent / "no-ray", ray="local")
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bits(path, undisturbed):
+    pytest.importorskip("ray")
+    run(path, "ray", ray="local", workers=2)
+    assert outcome(path.parent / "ray") == undisturbed
