@@ -140,10 +140,12 @@ def by_label(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
     draws = chance(seed, "partition")
     groups = [np.flatnonzero(subject.labels == label) for label in np.unique(subject.labels)]
     for _ in range(_DRAWS):
-        parts = _deal(groups, wanted, draws)
-        if min(map(len, parts)) >= wanted.min_samples:
-            return parts
-    return _filled(parts, subject.labels, wanted.min_samples)
+        owners = _deal(groups, wanted, draws)
+        if np.bincount(owners, minlength=wanted.devices).min() >= wanted.min_samples:
+            break
+    order = np.argsort(owners, kind="stable")
+    ends = np.cumsum(np.bincount(owners, minlength=wanted.devices))
+    return _filled(np.split(order, ends[:-1]), subject.labels, wanted.min_samples)
 
 
 def by_column(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
@@ -194,7 +196,8 @@ def by_shards(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
     ordered = shuffled[np.argsort(subject.labels[shuffled], kind="stable")]
     shards = np.array_split(ordered, wanted.devices * wanted.classes)
     hands = draws.permutation(len(shards)).reshape(wanted.devices, wanted.classes)
-    return _enough([np.concatenate([shards[i] for i in hand]) for hand in hands], subject, wanted)
+    parts = [np.concatenate([shards[i] for i in hand]) for hand in hands]
+    return _filled(parts, subject.labels, wanted.min_samples)
 
 
 def evenly(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
@@ -220,14 +223,15 @@ def by_code(subject: Subject, wanted: Partition, seed: int) -> list[Indices]:
     return parts
 
 
-def _deal(groups: Sequence[Indices], wanted: Partition, draws: np.random.Generator) -> list[Indices]:
-    hands: list[list[Indices]] = [[] for _ in range(wanted.devices)]
+def _deal(groups: Sequence[Indices], wanted: Partition, draws: np.random.Generator) -> Indices:
+    """Draw the device of each example, int64 (N,)."""
+    owners = np.empty(sum(map(len, groups)), np.int64)
     for group in groups:
         portions = _dirichlet(draws, wanted.alpha, wanted.devices)
-        cuts = np.rint(np.cumsum(portions)[:-1] * len(group)).astype(np.int64)
-        for hand, part in zip(hands, np.split(draws.permutation(group), cuts), strict=True):
-            hand.append(part)
-    return [np.concatenate(hand) for hand in hands]
+        ends = np.rint(np.cumsum(portions) * len(group)).astype(np.int64)
+        counts = np.diff(ends[:-1], prepend=0, append=len(group))
+        owners[draws.permutation(group)] = np.repeat(np.arange(wanted.devices), counts)
+    return owners
 
 
 def _dirichlet(draws: np.random.Generator, alpha: float, count: int) -> NDArray[np.float64]:
@@ -237,6 +241,8 @@ def _dirichlet(draws: np.random.Generator, alpha: float, count: int) -> NDArray[
 
 
 def _filled(parts: list[Indices], labels: Indices, min_samples: int) -> list[Indices]:
+    if min(map(len, parts)) >= min_samples:
+        return parts
     hands = [list(part) for part in parts]
     for hand in hands:
         while len(hand) < min_samples:
@@ -245,10 +251,6 @@ def _filled(parts: list[Indices], labels: Indices, min_samples: int) -> list[Ind
             most = int(np.bincount(own - labels.min()).argmax()) + labels.min()
             hand.append(giver.pop(int(np.flatnonzero(own == most)[-1])))
     return [np.asarray(hand, np.int64) for hand in hands]
-
-
-def _enough(parts: list[Indices], subject: Subject, wanted: Partition) -> list[Indices]:
-    return _filled(parts, subject.labels, wanted.min_samples)
 
 
 def _grouped(groups: Sequence[Indices], count: int) -> list[Indices]:

@@ -18,7 +18,6 @@ from fleetune.device_runtime.options import Option
 from fleetune.toolkit.simulation.chance import chance
 
 _HPL = "https://github.com/geerlingguy/top500-benchmark/issues"
-_NVIDIA = "https://docs.nvidia.com/jetson/archives/l4t-archived/l4t-3275"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _MEASURE = """
 import time
@@ -152,7 +151,8 @@ PROFILES: dict[str, Profile] = {
         active_w=6.8,
         idle_w=1.9,
         network="ethernet",
-        source=f"4 Cortex-A57 at 1.479 GHz, 10 W at most: {_NVIDIA}; by core and GHz the rate of pi-4",
+        source="4 Cortex-A57 at 1.479 GHz, 10 W at most: https://xiaopingtou.net/article-89752.html (NVIDIA's table); "
+        "by core and GHz the rate of pi-4",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
     "jetson-tx2": Profile(
@@ -161,7 +161,7 @@ PROFILES: dict[str, Profile] = {
         active_w=10.0,
         idle_w=3.0,
         network="ethernet",
-        source=f"4 Cortex-A57 and 2 Denver at 2.0 GHz, 15 W at most: {_NVIDIA}; the rate by core and GHz is pi-4's",
+        source="4 Cortex-A57 and 2 Denver at 2.0 GHz (from memory); by core and GHz the rate of pi-4",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
     "jetson-xavier-nx": Profile(
@@ -170,7 +170,7 @@ PROFILES: dict[str, Profile] = {
         active_w=11.0,
         idle_w=4.0,
         network="ethernet",
-        source=f"6 Carmel at 1.4 GHz, 15 W at most: {_NVIDIA}; 8 fp32 FLOP a cycle, of which 0.72 as jetson-orin-nano",
+        source="6 Carmel at 1.4 GHz, 8 fp32 FLOP a cycle (from memory), of which 0.72 as jetson-orin-nano",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
     "jetson-orin-nano": Profile(
@@ -180,7 +180,7 @@ PROFILES: dict[str, Profile] = {
         idle_w=5.0,
         network="ethernet",
         source="6 Cortex-A78AE at 1.51 GHz (https://github.com/ThomasKaiser/sbc-bench/issues/65), 7 to 25 W "
-        "(https://github.com/golemfactory/yagna/issues/3405); the rate is that of a report of OpenBLAS on an Orin NX, "
+        "(https://github.com/golemfactory/yagna/issues/3405); the rate is that of an unnamed report of OpenBLAS on an Orin NX, "
         "92 fp64 GFLOP/s on 8 such cores at 2.0 GHz, by core and GHz and doubled",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
@@ -189,8 +189,8 @@ PROFILES: dict[str, Profile] = {
         memory_mb=1500,
         active_w=3.0,
         idle_w=0.5,
-        source="2 Cortex-A76 at 2.4 GHz and 6 Cortex-A55 (https://github.com/kdrag0n/freqbench/pull/27), half of the large "
-        "cores' peak; a phone sheds 3 W (https://petewarden.com/2015/10/08/smartphone-energy-consumption)",
+        source="2 Cortex-A76 and 6 Cortex-A55 (https://github.com/kdrag0n/freqbench/pull/27) at 2.4 GHz (from memory), half of "
+        "the large cores' peak; a phone sheds 3 W (https://petewarden.com/2015/10/08/smartphone-energy-consumption)",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
     "phone-good": Profile(
@@ -198,7 +198,7 @@ PROFILES: dict[str, Profile] = {
         memory_mb=3000,
         active_w=4.0,
         idle_w=0.5,
-        source="1 Cortex-X2 and 3 Cortex-A710 (the chip of https://github.com/pigirons/cpufp/pull/36), 0.4 of their peak",
+        source="Dimensity 9000+: 1 Cortex-X2 at 3.2 GHz and 3 Cortex-A710 at 2.85 GHz (from memory), 0.4 of their peak",
         estimated=("gflops", "memory_mb", "active_w", "idle_w"),
     ),
 }
