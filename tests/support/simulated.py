@@ -63,7 +63,7 @@ def constant(sample):
 
 def run(path: Path, out: str, *overrides: str, **options):
     """Simulate into ``out`` beside the file, in this process; returns the report."""
-    options = {"workers": 1, "measure": constant, **options}
+    options = {"workers": 1, "measure": constant, "charts": False, **options}
     return simulate(path, out=path.parent / out, set=overrides, **options)
 
 

@@ -94,6 +94,7 @@ def test_killed_in_the_middle_it_is_replayed_to_the_same_records(path):
         "2",
         "--set",
         "rounds=8",
+        "--no-charts",
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         for line in process.stderr:
@@ -206,6 +207,14 @@ def test_numbers_of_devices_add_up(path, undisturbed):
     assert sum(d["compute_s"] for d in found) == pytest.approx(sum(line["compute_s"] for line in rounds))
     assert sum(d["bytes_up"] for d in found) > sum(line["bytes_up"] for line in rounds)
     assert devices(path.parent / "undisturbed") == found
+
+
+def test_where_matplotlib_is_the_run_is_drawn(path):
+    pytest.importorskip("matplotlib")
+    run(path, "drawn", "rounds=1", charts=True)
+    assert {"accuracy.svg", "arms.svg", "memory.svg"} <= {
+        file.name for file in (path.parent / "drawn").iterdir()
+    }
 
 
 def test_without_ray_its_extra_is_named(path, monkeypatch):
