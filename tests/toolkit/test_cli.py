@@ -37,6 +37,7 @@ HOMES = {
     "demo": "fleetune.toolkit.demo",
     "bench": "fleetune.toolkit.benchmark",
     "compare": "fleetune.toolkit.simulation.compare",
+    "simulate": "fleetune.toolkit.simulation.simulate",
 }
 AROUND = {"config", "json", "verbose"}
 PARTS = {"train": TRAIN, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}

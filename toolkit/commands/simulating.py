@@ -32,6 +32,12 @@ def simulate(
             metavar="KEY=VALUE",
         ),
     ] = None,
+    charts: Annotated[
+        bool | None,
+        typer.Option(
+            "--charts/--no-charts", help="draw the run, where matplotlib is installed", show_default=False
+        ),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -120,7 +120,8 @@ class Bench:
         return Done(adapter=to_bytes(sums), num_samples=self._data(task).num_samples)
 
     def _held_out(self, machine: Any, task: Task) -> Done:
-        found = machine.held_out(self._data(task), task.work, parse_arrays(task.adapter))
+        measure = getattr(machine, "held_out", None)
+        found = measure(self._data(task), task.work, parse_arrays(task.adapter)) if measure else None
         return (
             Done(loss=found.loss, accuracy=found.accuracy, num_samples=found.num_samples) if found else Done()
         )

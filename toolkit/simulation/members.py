@@ -1,6 +1,7 @@
 """Who takes turns under the pretended clock: virtual devices, each a real agent on a link that takes time, and the aggregator."""
 
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 from fleetune.broker.service.service import Service
@@ -15,7 +16,7 @@ from fleetune.device_runtime.network.turns import Turns
 from fleetune.toolkit.simulation.desks import Desk
 from fleetune.toolkit.simulation.links import Line, TimedLink
 
-HELLO_S = 24 * 3600.0
+HELLO_S = inf
 """Here no message is lost but by a device that leaves, which says hello when it is back."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from fleetune.device_runtime.network.turns import Turns
 from fleetune.toolkit.simulation.availability import back_at, dropout, is_there, leaves_at, pause
 from fleetune.toolkit.simulation.bench import Datasets
 from fleetune.toolkit.simulation.book import Book, WatchedLedger
+from fleetune.toolkit.simulation.charts import draw_run
 from fleetune.toolkit.simulation.clock import Alarms
 from fleetune.toolkit.simulation.config import SimulationConfig, load_config
 from fleetune.toolkit.simulation.config_copy import config_text
@@ -86,6 +88,7 @@ def simulate(
     workers: int | None = None,
     ray: str = "",
     set: Sequence[str] = (),
+    charts: bool = True,
     measure: Measure | None = None,
     on_progress: Callable[[Progress], object] | None = None,
     on_note: Callable[[str], object] | None = None,
@@ -102,6 +105,7 @@ def simulate(
         workers: processes; None for what the file says, and 0 there for one a core.
         ray: address of a Ray cluster that does the work in their place, ``local`` for one of this machine.
         set: ``key=value`` over the file.
+        charts: draw the run where matplotlib is installed.
         measure: how steps are timed, by default with the real engine; for tests.
         on_progress: told of each round.
         on_note: told in a line what is no progress.
@@ -140,7 +144,10 @@ def simulate(
             datasets=datasets,
         )
         stack.callback(world.close)
-        return world.run(on_progress or (lambda _: None))
+        report = world.run(on_progress or (lambda _: None))
+    if charts and find_spec("matplotlib"):
+        draw_run(folder)
+    return report
 
 
 class _World:

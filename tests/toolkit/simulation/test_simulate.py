@@ -94,6 +94,7 @@ def test_killed_in_the_middle_it_is_replayed_to_the_same_records(path):
         "2",
         "--set",
         "rounds=8",
+        "--no-charts",
     ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         for line in process.stderr:
@@ -208,6 +209,22 @@ def test_numbers_of_devices_add_up(path, undisturbed):
     assert devices(path.parent / "undisturbed") == found
 
 
-def test_an_unknown_ray_is_told_with_its_extra(path):
+def test_where_matplotlib_is_the_run_is_drawn(path):
+    pytest.importorskip("matplotlib")
+    run(path, "drawn", "rounds=1", charts=True)
+    assert {"accuracy.svg", "arms.svg", "memory.svg"} <= {
+        file.name for file in (path.parent / "drawn").iterdir()
+    }
+
+
+def test_without_ray_its_extra_is_named(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"fleetune\[ray\]"):
-        simulate(path, out=path.parent / "ray", ray="local")
+        simulate(path, out=path.parent / "no-ray", ray="local")
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_bits(path, undisturbed):
+    pytest.importorskip("ray")
+    run(path, "ray", ray="local", workers=2)
+    assert outcome(path.parent / "ray") == undisturbed

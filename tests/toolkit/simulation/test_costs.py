@@ -1,0 +1,98 @@
+"""Times of steps: measured once, kept, and between two sizes a line."""
+
+import json
+
+import numpy as np
+import pytest
+from simulated import TINY
+from tiny import draw_data
+
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.errors import StateError
+from fleetune.toolkit.simulation.calls import Call
+from fleetune.toolkit.simulation.costs import Costs, Point, Sample, Stopwatch, line_through
+from fleetune.toolkit.simulation.journal import Journal
+
+SUFFIX = (1, 1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def artifact():
+    return open_artifact(TINY)
+
+
+def test_a_kind_of_step_is_measured_once_and_for_all(artifact, tmp_path):
+    asked = []
+
+    def measure(sample):
+        asked.append(sample)
+        return [Point(10, 1.0), Point(20, 1.5)]
+
+    path = tmp_path / "shared" / "timings.json"
+    costs = Costs(path, artifact, measure)
+    assert costs.call_s(Call(4, 10, plan=SUFFIX)) == 1.0
+    assert costs.call_s(Call(4, 30, plan=SUFFIX)) == 2.0
+    assert (
+        Costs(path, artifact, lambda _: pytest.fail("measured again")).call_s(Call(4, 20, plan=SUFFIX)) == 1.5
+    )
+    assert len(asked) == 1
+    assert json.loads(path.read_text())["machine"]
+
+
+def test_of_rows_that_are_found_a_step_costs_its_share(artifact, tmp_path):
+    costs = Costs(
+        tmp_path / "timings.json",
+        artifact,
+        lambda sample: [Point(1, 1.0 if sample.cached else 3.0), Point(2, 1.0 if sample.cached else 3.0)],
+    )
+    assert costs.call_s(Call(4, 10, plan=SUFFIX), hit_share=0.25) == 0.75 * 3 + 0.25 * 1
+    assert costs.call_s(Call(4, 10, share=0.5)) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("points", "tokens", "seconds"),
+    [
+        ([(10, 1.0), (20, 2.0)], 40, 4.0),
+        ([(10, 2.0), (20, 1.0)], 15, 2.0),  # does not fall
+        ([(10, 0.1), (20, 2.0)], 10, 1.0),  # does not begin below zero
+        ([(10, 1.0), (10, 1.0)], 20, 2.0),
+    ],
+)
+def test_a_line_neither_falls_nor_begins_below_zero(points, tokens, seconds):
+    assert line_through([Point(*point) for point in points], "here")(tokens) == pytest.approx(seconds)
+
+
+BAD = [
+    [],
+    [(1, 1.0)],
+    [(1, 1.0), (2, 0.0)],
+    [(1, 1e300), (2, 1.0)],
+    [(1, float("nan")), (2, 1.0)],
+    [(0, 1.0), (2, 1.0)],
+]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_nonsense_in_the_file_is_refused(bad):
+    with pytest.raises(StateError, match="here: expected two times above 0 s"):
+        line_through([Point(*point) for point in bad], "here")
+
+
+def test_the_real_engine_is_timed_at_two_sizes(artifact):
+    rested = []
+    data = draw_data(artifact.manifest, 12, 16)
+    watch = Stopwatch(artifact, data, batch_size=4, settle=lambda: rested.append(1))
+    gates = np.packbits(np.eye(4, dtype=np.bool_) == 0).tobytes()
+    suffix, gated = Call(4, 64, plan=SUFFIX), Call(4, 64, plan=(2,) * 4, gates=gates)
+    for sample in (Sample(suffix), Sample(suffix, cached=True), Sample(Call(4, 64)), Sample(gated)):
+        short, long = watch(sample)
+        assert (short.tokens, long.tokens) == (32, 64)
+        assert min(short.seconds, long.seconds) > 0
+    watch.close()
+    assert len(rested) == 4
+
+
+def test_a_damaged_journal_is_told_in_one_line(tmp_path):
+    (tmp_path / "journal.sqlite").write_bytes(b"no database at all" * 100)
+    with pytest.raises(StateError, match="move it away to begin anew"):
+        Journal(tmp_path, "digest")
