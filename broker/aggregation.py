@@ -70,7 +70,8 @@ def aggregate(
     artifact = open_artifact(artifact_dir)
     settings = settings_of(job, artifact=artifact.digest, work=work)
     check(reach)
-    check_settings(settings, patience, num_layers=artifact.manifest.num_layers)
+    manifest = artifact.manifest
+    check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     check_folder(Path(out))
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:

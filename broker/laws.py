@@ -19,26 +19,30 @@ TABLES: dict[str, Collection[str]] = {
 """Where the names in a job and its work are looked up."""
 
 
-def check_settings(settings: Settings, patience: Patience, *, num_layers: int) -> None:
+def check_settings(
+    settings: Settings, patience: Patience, *, num_layers: int, learning: int | None = None
+) -> None:
     """Raise ConfigError that lists everything wrong; UnknownName for one unknown name.
 
     Args:
         settings: the job's.
         patience: the aggregator's.
         num_layers: of the model; devices would refuse work that does not suit it.
+        learning: how many of them have an adapter; None for all.
     """
     check_name("job", settings.job)
-    refuse([*_problems(settings, num_layers), *problems(patience)])
+    refuse([*_problems(settings, num_layers, learning), *problems(patience)])
 
 
-def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
+def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iterator[str]:
     found = problems(settings, TABLES)
     yield from found
     if not 1 <= settings.min_clients <= settings.clients:
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
     if not found:
         yield from _down_problems(settings)
-    yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)
+    of_work = works.work_problems(settings.work, num_layers, learning=learning)
+    yield from (said for said in of_work if said not in found)
 
 
 def _down_problems(settings: Settings) -> Iterator[str]:

@@ -1,16 +1,18 @@
 """The work of one offer, a step at a time: training with its checkpoints, or an evaluation; gives what is to be delivered."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from fleetune.device_runtime.agent.both_models import measure_both
 from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
@@ -45,6 +47,7 @@ class LocalRun:
         *,
         home: Home,
         memory: CodecMemory,
+        personal: PersonalLayers,
         workbench: Workbench,
         key: str,
     ) -> None:
@@ -55,11 +58,12 @@ class LocalRun:
             reference: the adapter that it names, float32 by tensor name; not written to.
             home: the device's.
             memory: of its codec.
+            personal: the layers that stay here.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
         """
         self._offer, self._reference, self._workbench = offer, reference, workbench
-        self._home, self._memory, self._key = home, memory, key
+        self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
 
     def step(self) -> Product | None:
@@ -101,7 +105,7 @@ class LocalRun:
         return None
 
     def _started(self) -> Training:
-        training = self._workbench.start(self._offer.work, _copied(self._reference))
+        training = self._workbench.start(self._offer.work, self._start_adapter())
         try:
             self._home.state.restore(self._key, training.restore)
         except (StateError, ArtifactError, ConfigError) as exc:
@@ -111,18 +115,28 @@ class LocalRun:
             if training.step_index:
                 self._home.on_event(Event("restored", self._offer.round, {"step": training.step_index}))
             return training
-        return self._workbench.start(self._offer.work, _copied(self._reference))
+        return self._workbench.start(self._offer.work, self._start_adapter())
+
+    def _start_adapter(self) -> Arrays:
+        """The version worked from, with the layers over it that stayed here; own, writable copies."""
+        if self._offer.work.personal:
+            return self._personal.over(self._reference, self._offer.round)
+        return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
         offer, memory = self._offer, self._memory.before(self._offer.round)
+        own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
             with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
-            _changed(training.adapter, self._reference, owed=of_kind(RESIDUAL, memory)),
+            _changed(shared, self._reference, owed=of_kind(RESIDUAL, memory)),
             self._reference,
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
         stats = _stats(training.history)
+        if offer.work.personal:
+            held_out = partial(self._workbench.held_out, offer.work)
+            stats |= measure_both(held_out, training.adapter, self._reference)
         header = partial(
             UpdateReady,
             device_id=self._home.identity.device_id,
@@ -134,11 +148,18 @@ class LocalRun:
             num_samples=self._workbench.num_samples,
             stats=stats,
         )
-        # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
+        # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
         self._memory.keep(offer.round, packed.memory)
-        loss = {"loss": stats["loss"]} if stats else {}
-        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
+        self._keep(own)
+        loss = {"loss": stats["loss"]} if "loss" in stats else {}
+        kept = {"tensors_kept": len(own)} if own else {}
+        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
         return Product(lambda manifest: header(payload=manifest), packed.payload, event)
+
+    def _keep(self, own: Arrays) -> None:
+        if self._offer.work.personal:
+            self._personal.keep(self._offer.round, own)
+            self._workbench.keep({**self._reference, **own})
 
     def _evaluate(self) -> Product:
         offer = self._offer
@@ -183,9 +204,10 @@ def _figures(step: Stepped, step_index: int) -> dict[str, float]:
     }
 
 
-def _copied(arrays: Arrays) -> Arrays:
-    """Own, writable copies."""
-    return {name: np.array(value) for name, value in arrays.items()}
+def _split(adapter: Arrays, personal: Collection[str]) -> tuple[Arrays, Arrays]:
+    """What stays here, and what is shared."""
+    own = {name: value for name, value in adapter.items() if name in personal}
+    return own, {name: value for name, value in adapter.items() if name not in personal}
 
 
 def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:

@@ -76,7 +76,7 @@ def train(
     folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
-    check_work(work, manifest.num_layers)
+    check_work(work, manifest.num_layers, learning=len(manifest.learning))
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None

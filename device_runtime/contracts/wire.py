@@ -155,6 +155,17 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = -1
+    personal: Annotated[
+        int,
+        Option(
+            "layers whose adapters each device keeps to itself, chosen anew in each round; 0 for none",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
+    personal_by: Annotated[Word, Option("which layers stay personal", table="ranking of layers")] = (
+        "importance"
+    )
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -215,7 +226,8 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     payload: TransferManifest
     stats: Stats = {}
     """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers``: mean; ``seconds``: of all steps.
-    What is not finite, or beyond 1e39, is not kept."""
+    If layers stay personal, on what the device held back: ``personal_loss`` and ``personal_accuracy`` of its own model,
+    ``global_loss`` and ``global_accuracy`` of the version that it was sent. What is not finite, or beyond 1e39, is not kept."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

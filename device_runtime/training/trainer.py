@@ -12,7 +12,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import active_layers
+from fleetune.device_runtime.contracts.plans import active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
@@ -20,6 +20,7 @@ from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
+from fleetune.device_runtime.methods.personal import personal_layers
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.training.checkpoint import (
@@ -30,6 +31,7 @@ from fleetune.device_runtime.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fleetune.device_runtime.training.importance import Importance
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
 _LENGTH = ("steps", "epochs")
@@ -71,7 +73,7 @@ class Trainer:
         """
         manifest = engine.artifact.manifest
         check_adapter(manifest, adapter)
-        check_work(work, manifest.num_layers)
+        check_work(work, manifest.num_layers, learning=len(manifest.learning))
         self.adapter = dict(adapter)
         self.step_index = 0
         self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
@@ -85,11 +87,25 @@ class Trainer:
         self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
         self._optimizer_state = self._optimizer.init(self.adapter)
         self._epoch: tuple[int, list[Indices]] = (-1, [])
+        self._adapters = manifest.layer_adapters
+        self._importance = Importance(self._adapters)
 
     @property
     def done(self) -> bool:
         """Whether every step is taken."""
         return self.step_index >= self.total_steps
+
+    @property
+    def importance(self) -> tuple[float, ...]:
+        """Mean gradient norm of each layer over the steps that trained it; 0 for a layer that none did."""
+        return self._importance.values
+
+    @property
+    def personal(self) -> frozenset[str]:
+        """Names of the tensors that stay on the device, as the steps taken so far have it."""
+        kept = personal_layers(self._work, self.importance)
+        shared = (names for i, names in enumerate(self._adapters) if i not in kept)
+        return frozenset().union(*(self._adapters[i] for i in kept)).difference(*shared)
 
     def step(self) -> StepReport:
         """Take one step.
@@ -110,6 +126,7 @@ class Trainer:
             cache_below=self._work.cache_below,
         )
         self._update(result.loss, result.grads)
+        self._importance.add(result.grads, trained_layers(plan))
         seconds = self._clock() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
         self.history.append(report)
@@ -125,6 +142,7 @@ class Trainer:
             self.adapter,
             self._optimizer_state,
             self.history.columns(),
+            self._importance.columns(),
         )
         save_checkpoint(path, checkpoint)
 
@@ -152,6 +170,7 @@ class Trainer:
         self.adapter, self._optimizer_state = found.adapter, found.optimizer
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
+        self._importance.restore(found.importance)
 
     def _problems(self, found: Checkpoint) -> list[str]:
         """Why this run cannot go on from there: names, dtypes, shapes, values, or their number."""
@@ -161,6 +180,7 @@ class Trainer:
         problems = layout_problems(found.adapter, self.adapter)
         problems += self._optimizer_problems(found.optimizer)
         problems += layout_problems(found.history, steps)
+        problems += self._importance.problems(found.importance)
         return problems or [f"{name} is not finite" for name in _not_finite(found.adapter)]
 
     def _optimizer_problems(self, found: Arrays) -> list[str]:

@@ -2,7 +2,7 @@
 import assert from "node:assert";
 import { readFileSync } from "node:fs";
 
-const STREAMS = { plans: 1, batches: 2, selection: 3, devices: 4 };
+const STREAMS = { plans: 1, batches: 2, selection: 3, devices: 4, personal: 5 };
 const DROP = 0, FORWARD = 1, TRAIN = 2;
 const RATE_MAX = 0.95;
 

@@ -43,9 +43,11 @@ ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
 OWN_BY_DEVICE = ("seed", "rounds_before")
 """What every device of every round gets of its own."""
+OF_A_FEDERATION = ("codec", "codec_ratio", "rounds_before", "personal", "personal_by")
+"""What means nothing to a machine that trains alone."""
 
 TRAIN = {
-    "work": Part(LocalWork(), names=DEPTH, without=("codec", "codec_ratio", "rounds_before")),
+    "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
