@@ -93,6 +93,8 @@ class LinearStack:
         *,
         rows: Rows | None = None,
         hidden: None = None,
+        gates: None = None,
+        cache_below: int = -1,
     ) -> Any:
         self.plans.append(plan)
         inputs, h = self._forward(batch, plan, adapter)

@@ -144,6 +144,6 @@ def test_a_key_out_of_range_is_refused(key, said):
     with pytest.raises(ConfigError, match=said):
         words(key, 1)
     with pytest.raises(
-        UnknownName, match="no stream of draws 'plan'; have: batches, devices, plans, selection"
+        UnknownName, match="no stream of draws 'plan'; have: batches, devices, personal, plans, selection"
     ):
         words(KEY._replace(stream="plan"), 1)
