@@ -1,8 +1,8 @@
 """A pretended model of three layers and a head, of which a device keeps the layers that a test says."""
 
 import numpy as np
-from fleet import JOB, Device, Measure, Step
-from stage import Prompter, Stage
+from fleet import Measure, Step
+from stage import Stage
 
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
@@ -10,7 +10,7 @@ from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.wire import LocalWork, Request, UpdateReady
 from fleetune.device_runtime.errors import ConfigError
 
-__all__ = ["JOB", "Device", "Layered", "LayeredStage", "Prompter", "first", "moved", "name_of", "work_of"]
+__all__ = ["LayeredStage", "bench_of", "first", "moved", "name_of", "trained", "work_of"]
 SIZE, STEPS = 400, 3
 
 
@@ -34,11 +34,11 @@ def work_of(number, *, personal=1, **changes):
 
 
 class Layered:
-    """Adds to every tensor what the seed and the step draw; ``kept`` says by seed which layers stay, ``idle`` which rest."""
+    """Adds to every tensor what the seed and the step draw; ``kept`` says for a seed which layers stay, ``idle`` which rest."""
 
     def __init__(self, work, adapter, *, kept, idle=()):
         self.work, self.adapter, self.start = work, adapter, dict(adapter)
-        self.history, self._kept, self._idle = [], kept.get(work.seed, ()), {name_of(i) for i in idle}
+        self.history, self._kept, self._idle = [], kept(work.seed), {name_of(i) for i in idle}
 
     @property
     def step_index(self):
@@ -71,17 +71,31 @@ class Layered:
         self.adapter = found
 
 
+def bench_of(kept, starts, *, num_samples, idle=()):
+    """A workbench; what each run starts from is added to ``starts``, with its work."""
+
+    def start(work, adapter):
+        starts.append((work, {n: np.array(v) for n, v in adapter.items()}))
+        return Layered(work, adapter, kept=kept, idle=idle)
+
+    return Workbench(start, lambda work, adapter: Measure(1.0, 0.5, num_samples), num_samples)
+
+
+def trained(work, start):
+    """What a run makes of ``start``."""
+    run = Layered(work, dict(start), kept=lambda seed: ())
+    while not run.done:
+        run.step()
+    return run.adapter
+
+
 class LayeredStage(Stage):
     """A device of that model and its aggregator; gathers what runs started from, and the models of its owner."""
 
     def __init__(self, tmp_path, *, kept, idle=(), held_out=None, **options):
         self.starts, self.own = [], []
-
-        def start(work, adapter):
-            self.starts.append({n: np.array(v) for n, v in adapter.items()})
-            return Layered(work, adapter, kept=kept, idle=idle)
-
-        bench = Workbench(start, lambda work, adapter: Measure(1.0, 0.5, 9), 9, keep=self.own.append)
+        bench = bench_of(lambda seed: kept.get(seed, ()), self.starts, idle=idle, num_samples=9)
+        bench = bench._replace(keep=self.own.append)
         bench = bench._replace(held_out=held_out) if held_out else bench
         super().__init__(tmp_path, workbench=bench, adapter=FirstAdapter.of(first()), **options)
 

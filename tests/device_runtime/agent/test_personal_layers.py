@@ -7,7 +7,7 @@ import children
 import numpy as np
 import pytest
 from fleet import Measure
-from layered import Layered, LayeredStage, first, moved, name_of, work_of
+from layered import LayeredStage, first, moved, name_of, trained, work_of
 from paths import ROOT
 
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
@@ -15,7 +15,7 @@ from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.files import DiskFiles
 
-CODECS = {"fp32": 0.0, "fp16": 0.0, "int8": 0.0, "topk": 0.1}
+CODECS = {"fp32": 0.0, "fp16": 0.0, "int8": 0.0, "topk": 0.1, "xor": 0.0}
 every_codec = pytest.mark.parametrize("codec", CODECS)
 
 
@@ -25,14 +25,6 @@ def layers_of(folder, *, job="job", artifact="a" * 64, device_id="device-3"):
 
 def own(value, layer=1):
     return {name_of(layer): np.full(400, value, np.float32)}
-
-
-def trained(number, start):
-    """What a run of round ``number`` makes of ``start``."""
-    run = Layered(work_of(number), dict(start), kept={})
-    while not run.done:
-        run.step()
-    return run.adapter
 
 
 def same(left, right):
@@ -99,7 +91,7 @@ def test_kept_layers_do_not_travel_and_the_bytes_fall(tmp_path):
     payload = LayeredStage(tmp_path / "2", kept={1: (0, 2)}).settled(1, first(), work=work_of(1, personal=2))
     sent = decode_update(payload, first())
     assert sorted(sent) == ["head", name_of(1)]
-    wanted = trained(1, first())
+    wanted = trained(work_of(1), first())
     assert all(np.array_equal(sent[name], wanted[name]) for name in sent)
     assert whole - len(payload) >= 2 * first()[name_of(0)].nbytes
 
@@ -110,18 +102,18 @@ def test_the_next_round_starts_from_the_global_layers_and_the_own(tmp_path, code
     stage = LayeredStage(tmp_path, kept={1: (0,), 2: (2,)})
     with_codec = {"codec": codec, "codec_ratio": CODECS[codec]}
     stage.settled(1, first(), work=work_of(1, **with_codec))
-    after, newer = trained(1, first()), moved(first(), 0.25)
+    after, newer = trained(work_of(1), first()), moved(first(), 0.25)
     payload = stage.settled(2, newer, work=work_of(2, **with_codec))
     start = {**newer, name_of(0): after[name_of(0)]}
-    assert same(stage.starts[1], start)
+    assert same(stage.starts[1][1], start)
     sent, owed = decode_update(payload, newer), memory_of(stage)
-    wanted = trained(2, start)
+    wanted = trained(work_of(2), start)
     debts = {n: after[n] - sent_of_round_1(tmp_path, with_codec)[n] for n in (name_of(1), "head")}
     assert sorted(sent) == ["head", name_of(0), name_of(1)]
     for name in sent:
         conveyed = sent[name] + owed.get(name, 0.0) - debts.get(name, 0.0)
         np.testing.assert_allclose(conveyed, wanted[name], atol=1e-6)
-    tolerance = {"fp32": 0.0, "fp16": 2e-3, "int8": 2e-2, "topk": 3.0}[codec]
+    tolerance = {"fp32": 0.0, "fp16": 2e-3, "int8": 2e-2, "topk": 3.0, "xor": 0.0}[codec]
     np.testing.assert_allclose(sent[name_of(0)], wanted[name_of(0)], atol=tolerance)
 
 
@@ -146,7 +138,7 @@ def test_a_kept_layer_owes_nothing_new_and_what_it_owed_before_waits(tmp_path):
     assert name_of(0) not in sent
     assert np.array_equal(memory_of(stage)[name_of(0)], debt), "what a device keeps to itself it does not owe"
     payload = stage.settled(3, first(), work=work_of(3, codec="fp32"))
-    wanted = trained(3, stage.starts[2])[name_of(0)]
+    wanted = trained(work_of(3), stage.starts[2][1])[name_of(0)]
     sent = decode_update(payload, first())[name_of(0)]
     np.testing.assert_array_equal(sent, (wanted.astype(np.float64) + debt).astype(np.float32))
     assert np.abs(memory_of(stage)[name_of(0)]).max() < 1e-6, "paid, but for what float32 rounds off"
@@ -158,8 +150,8 @@ def test_a_layer_shared_again_goes_on_from_the_global_one(tmp_path):
         stage.settled(number, first())
     newest = moved(first(), 0.5)
     stage.settled(3, newest)
-    own_1 = trained(2, stage.starts[1])[name_of(1)]
-    assert same(stage.starts[2], {**newest, name_of(1): own_1})
+    own_1 = trained(work_of(2), stage.starts[1][1])[name_of(1)]
+    assert same(stage.starts[2][1], {**newest, name_of(1): own_1})
 
 
 def test_a_layer_that_rests_travels_once_it_is_shared_and_not_while_it_is_global(tmp_path):
@@ -227,14 +219,14 @@ def test_after_a_refusal_the_layers_are_as_before_it(tmp_path):
     before = stage.device.agent._assignments._personal.before(99)
     stage.settled(2, first(), accepted=False)
     stage.settled(3, first())
-    assert same(stage.starts[2], {**first(), **before})
+    assert same(stage.starts[2][1], {**first(), **before})
 
 
 def test_work_that_keeps_no_layer_starts_from_the_version_alone(tmp_path):
     stage = LayeredStage(tmp_path, kept={1: (0,)})
     stage.settled(1, first())
     stage.settled(2, first(), work=work_of(2, personal=0))
-    assert same(stage.starts[1], first())
+    assert same(stage.starts[1][1], first())
     assert list(stage.device.folder.glob("personal-*")) == []
 
 
@@ -243,7 +235,7 @@ def test_the_owner_is_given_the_version_with_the_own_layers(tmp_path):
     stage.settled(1, first())
     newer = moved(first(), 0.25)
     stage.settled(2, newer)
-    kept = trained(2, stage.starts[1])[name_of(0)]
+    kept = trained(work_of(2), stage.starts[1][1])[name_of(0)]
     assert same(stage.own[1], {**newer, name_of(0): kept})
     stage.settled(3, newer, work=work_of(3, personal=0))
     assert len(stage.own) == 2
@@ -256,7 +248,7 @@ def test_both_models_are_measured_on_what_was_held_back(tmp_path):
 
     stage = LayeredStage(tmp_path, kept={1: (0,)}, held_out=held_out)
     stats = stage.round(1, first()).stats
-    mine, everyones = (held_out(LocalWork(), a) for a in (trained(1, first()), first()))
+    mine, everyones = (held_out(LocalWork(), a) for a in (trained(work_of(1), first()), first()))
     assert (stats["personal_loss"], stats["personal_accuracy"]) == tuple(mine)[:2]
     assert (stats["global_loss"], stats["global_accuracy"]) == tuple(everyones)[:2]
     stats = stage.round(2, first(), work=work_of(2, personal=0)).stats
