@@ -24,7 +24,12 @@ GOLDEN = Path(__file__).parent / "data" / "draws.json"
 SCRIPT = Path(__file__).parent / "support" / "draws.mjs"
 PLANNED = ("full", "bernoulli", "exact-k", "suffix", "successive", "cyclic")
 """Policies that other languages repeat."""
-KEYS = [Key(0, "plans", 0), Key(7, "batches", 3, 1), Key(SEED_MAX, "devices", 2**32 - 1, 2**32 - 1)]
+KEYS = [
+    Key(0, "plans", 0),
+    Key(7, "batches", 3, 1),
+    Key(SEED_MAX, "devices", 2**32 - 1, 2**32 - 1),
+    Key(5, "personal", 0),
+]
 
 
 def philox(counter, key):
