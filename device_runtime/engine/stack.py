@@ -29,7 +29,7 @@ from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, rows_for
 from fleetune.device_runtime.engine.loaders import Loader
 from fleetune.device_runtime.engine.token_head import HeadResult
-from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights
+from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, check_bare
 from fleetune.device_runtime.errors import ConfigError
 
 R = TypeVar("R")
@@ -97,6 +97,7 @@ class Stack:
             plan = open_layers(plan, gates)
             cache_below = min(route(plan, cache_below=cache_below).boundary, lowest_shut(gates))
         way, weights = route(plan, rows.memory, cache_below=cache_below), self._weights(adapter, rows)
+        check_bare(way, manifest)
         stored = hidden(self._below(way, adapter)) if hidden and way.below else None
 
         def train(chain: Chain, part: Part) -> tuple[StepResult, int]:

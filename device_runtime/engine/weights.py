@@ -13,9 +13,10 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import Graph, Role
+from fleetune.device_runtime.contracts.manifest import Graph, Manifest, Role
+from fleetune.device_runtime.contracts.plans import Route
 from fleetune.device_runtime.engine.loaders import Value
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
 
 Span = tuple[int, int]
 """First byte and the byte after the last, in the weights file."""
@@ -129,6 +130,13 @@ class StepWeights:
 def is_lora_b(name: str) -> bool:
     """Whether PEFT gives this name to a second factor: at zero its pair adds nothing."""
     return ".lora_B" in name or ".lora_embedding_B" in name
+
+
+def check_bare(way: Route, manifest: Manifest) -> None:
+    """Raise ConfigError where a layer is to run without a LoRA that it does not have."""
+    for layer in sorted(way.bare):
+        if not any(is_lora_b(manifest.tensors[i].name) for i in manifest.layers[layer].tensors):
+            raise ConfigError(f"layer {layer} has no LoRA to switch off; drop or freeze it")
 
 
 def _tables(artifact: Artifact) -> list[Span]:

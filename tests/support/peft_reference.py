@@ -27,12 +27,23 @@ def torch_losses(model: Any, batches: list[dict[str, Any]], plans: list[LayerPla
     losses = []
     for batch, plan in zip(batches, plans, strict=True):
         for layer, mode in zip(layers, plan, strict=True):
-            layer.__dict__.pop("forward", None)
-            if mode is Mode.DROP:
-                layer.forward = lambda hidden_states, *_, **__: hidden_states
+            set_mode(layer, mode)
         optimizer.zero_grad()
         loss = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def set_mode(layer: Any, mode: Mode) -> None:
+    """Let a layer drop, be gone around (its forward exact, the gradient passed straight through), or rest its LoRA."""
+    layer.__dict__.pop("forward", None)
+    run = layer.forward
+    if mode is Mode.DROP:
+        layer.forward = lambda hidden_states, *_, **__: hidden_states
+    if mode is Mode.BYPASS:
+        layer.forward = lambda hidden, *a, **k: hidden + (run(hidden, *a, **k) - hidden).detach()
+    for module in layer.modules():
+        if hasattr(module, "lora_B"):
+            module.enable_adapters(mode is not Mode.BARE)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft_reference import peft_model, torch_losses
+from peft_reference import peft_model, set_mode, torch_losses
 from pretrained import minilm_artifact, shared_data
 
 from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.plans import dropping
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, dropping
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
@@ -87,3 +87,35 @@ def test_only_layers_that_ran_get_gradients(artifact_folder: Path) -> None:
         grads = stack.step(batch, dropping(6, (0, 2, 5)), artifact.adapter()).grads
     layers = {int(n.split("encoder.layer.")[1].split(".")[0]) for n in grads if "encoder.layer." in n}
     assert layers == {1, 3, 4}
+
+
+T, F, Y, B, D = Mode.TRAIN, Mode.FORWARD, Mode.BYPASS, Mode.BARE, Mode.DROP
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("plan", [(T, Y, T, Y, T, Y), (T, B, F, T, B, T), (B, B, T, Y, D, T)])
+def test_modes_are_what_torch_makes_of_them(artifact_folder: Path, tmp_path: Path, plan: LayerPlan) -> None:
+    """MiniLM is post-norm: around a block goes around its norms too."""
+    data, artifact = banking(artifact_folder, "train"), open_artifact(artifact_folder, verify=False)
+    rng = np.random.default_rng(0)
+    adapter = {n: a + rng.normal(0, 0.02, a.shape).astype(np.float32) for n, a in artifact.adapter().items()}
+    save_peft(tmp_path / "start", artifact.manifest, adapter)
+    model = peft_model(tmp_path / "start", trainable=True)
+    for layer, mode in zip(model.base_model.model.bert.encoder.layer, plan, strict=True):
+        set_mode(layer, mode)
+    batch = data.rows(np.arange(6))
+    loss = model(**{name: torch.from_numpy(array) for name, array in batch.items()}).loss
+    loss.backward()
+    torch_grads = {n.replace(".default", ""): p.grad for n, p in model.named_parameters() if p.requires_grad}
+    with open_engine(artifact) as engine:
+        step = engine.step(batch, plan, adapter)
+    assert step.loss == pytest.approx(loss.item(), rel=1e-4)
+    lora = [name for name in step.grads if "lora" in name]
+    assert {int(name.split("layer.")[1].split(".")[0]) for name in lora} == {
+        i for i, mode in enumerate(plan) if mode is T
+    }
+    for name in lora:
+        expected = torch_grads[name].numpy()
+        np.testing.assert_allclose(
+            step.grads[name], expected, atol=1e-4 * np.abs(expected).max(), err_msg=name
+        )

@@ -43,7 +43,7 @@ ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
 OWN_BY_DEVICE = ("seed", "rounds_before")
 """What every device of every round gets of its own."""
-OF_A_FEDERATION = ("codec", "codec_ratio", "rounds_before", "personal", "personal_by")
+OF_A_FEDERATION = ("codec", "codec_ratio", "rounds_before", "cache_below", "personal", "personal_by")
 """What means nothing to a machine that trains alone."""
 
 TRAIN = {
