@@ -19,7 +19,16 @@ Doubles = NDArray[np.float64]
 SEED_MAX = 2**53 - 1
 """Largest seed, and largest integer drawn: every language and every JSON reader holds it exactly."""
 STREAMS: Table[int] = Table(
-    "stream of draws", {"plans": 1, "batches": 2, "selection": 3, "devices": 4, "personal": 5}
+    "stream of draws",
+    {
+        "plans": 1,
+        "batches": 2,
+        "selection": 3,
+        "devices": 4,
+        "personal": 5,
+        "configurator": 10,
+        "held-out": 11,
+    },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""
 

@@ -19,6 +19,10 @@ class UnknownName(ConfigError):
     """A name is in no registry: choose one of those listed."""
 
 
+class TooLittleMemory(ConfigError):
+    """The work does not fit the memory that there is, or is allowed: ask for less."""
+
+
 class DataError(FleetuneError):
     """A data file does not say what it should: fix the line named."""
 

@@ -32,6 +32,7 @@ from fleetune.device_runtime.errors import (
     ConfigError,
     DataError,
     FleetuneError,
+    TooLittleMemory,
     WireError,
     one_line,
 )
@@ -203,6 +204,7 @@ class Assignments:
             task_id=offer.task_id,
             round=number,
             reason=said,
+            cause=_cause(reason),
         )
         send(self._home.link, identity.up, encode(decline))
         self._home.on_event(Event("declined", number, text=said))
@@ -281,6 +283,12 @@ class Assignments:
     def _let_go(self) -> None:
         self._current = None
         self._home.state.forget_checkpoints()
+
+
+def _cause(reason: FleetuneError | str) -> str:
+    if isinstance(reason, TooLittleMemory):
+        return "memory"
+    return "work" if isinstance(reason, ConfigError) else ""
 
 
 def _deadline(offer: Offer, now: float) -> float:

@@ -1,7 +1,7 @@
 """The work of one offer, a step at a time: training with its checkpoints, or an evaluation; gives what is to be delivered."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +19,13 @@ from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feed
 from fleetune.device_runtime.contracts.codecs.codec import of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.wire import Offer, Report, TransferManifest, UpdateReady
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, FleetuneError, StateError
+from fleetune.device_runtime.errors import (
+    ArtifactError,
+    ConfigError,
+    FleetuneError,
+    StateError,
+    TooLittleMemory,
+)
 from fleetune.device_runtime.tables import Table
 
 log = logging.getLogger(__name__)
@@ -78,7 +84,7 @@ class LocalRun:
         except FleetuneError:
             raise
         except MemoryError as exc:
-            raise ConfigError(f"not enough memory for this work: {exc}") from exc
+            raise TooLittleMemory(f"not enough memory for this work: {exc}") from exc
         except Exception as exc:  # a fault of ours in one round is no reason for a device to die
             log.debug("round %d: unexpected", self._offer.round, exc_info=True)
             raise ArtifactError(
@@ -133,10 +139,9 @@ class LocalRun:
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
-        stats = _stats(training.history)
+        stats = _stats(training.history, training.stats)
         if offer.work.personal:
-            held_out = partial(self._workbench.held_out, offer.work)
-            stats |= measure_both(held_out, training.adapter, self._reference)
+            stats |= measure_both(training.measure, training.adapter, self._reference)
         header = partial(
             UpdateReady,
             device_id=self._home.identity.device_id,
@@ -182,7 +187,7 @@ class LocalRun:
         return Product(report, b"", Event("evaluated", offer.round, figures))
 
 
-def _stats(steps: Sequence[Stepped]) -> dict[str, float]:
+def _stats(steps: Sequence[Stepped], more: Mapping[str, float]) -> dict[str, float]:
     """What whoever chooses a device's next work may learn from this one; empty without a step."""
     if not steps:
         return {}
@@ -192,6 +197,7 @@ def _stats(steps: Sequence[Stepped]) -> dict[str, float]:
         "loss_first": float(np.mean([step.loss for step in first])),
         "active_layers": float(np.mean([step.active_layers for step in steps])),
         "seconds": float(sum(step.seconds for step in steps)),
+        **more,
     }
 
 

@@ -1,6 +1,6 @@
 """What an agent needs of a trainer and an evaluation, and no more: a simulation or a test brings its own."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -40,12 +40,19 @@ class Training(Protocol):
         """What every step done reported."""
 
     @property
+    def stats(self) -> Mapping[str, float]:
+        """More figures for the update, all finite, beside those of the history."""
+
+    @property
     def adapter(self) -> Arrays:
         """The tensors as trained so far, float32."""
 
     @property
     def personal(self) -> Collection[str]:
         """Names of the tensors that the work keeps on the device, after the steps done; asked only of work with ``personal``."""
+
+    def measure(self, adapter: Arrays) -> "Measured | None":
+        """Measure an adapter on the samples held out of training; None if none are. Asked only of work with ``personal``."""
 
     def step(self) -> Stepped:
         """Do one step."""
@@ -79,7 +86,5 @@ class Workbench(NamedTuple):
     start: Callable[[LocalWork, Arrays], Training]
     evaluate: Callable[[LocalWork, Arrays], Measured]
     num_samples: int
-    held_out: Callable[[LocalWork, Arrays], Measured | None] = lambda work, adapter: None
-    """Measures an adapter on the samples that the work keeps back from training; None if it keeps none."""
     keep: Callable[[Arrays], object] = lambda adapter: None
     """Told the device's own model after each run that keeps layers: the version worked from with the personal layers over it."""

@@ -36,6 +36,8 @@ FIGURE_MAX = 1e39
 """A loss or another statistic is at most this, which no float32 exceeds; a store keeps none beyond it."""
 STATS_MAX = 32
 """Statistics of one update."""
+CAUSES = ("memory", "work", "")
+"""Why a device declines."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
 FULL = "full"
@@ -146,6 +148,14 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = 0
+    held_out: Annotated[
+        float,
+        Option(
+            "share of a device's own samples kept back from training, to measure what a round has gained; 0 for none",
+            at_least=0,
+            at_most=0.5,
+        ),
+    ] = 0.0
     cache_below: Annotated[
         int,
         Option(
@@ -225,9 +235,12 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     num_samples: Count
     payload: TransferManifest
     stats: Stats = {}
-    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers``: mean; ``seconds``: of all steps.
-    If layers stay personal, on what the device held back: ``personal_loss`` and ``personal_accuracy`` of its own model,
-    ``global_loss`` and ``global_accuracy`` of the version that it was sent. What is not finite, or beyond 1e39, is not kept."""
+    """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers`` and ``trained_layers``: means of the
+    steps; ``seconds``: of all steps; ``peak_mb``: expected peak of a step, 10^6 bytes. With a held-out part, on its
+    ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
+    ``held_accuracy_after`` the last; ``held_seconds`` for measuring. If layers stay personal too, ``personal_loss`` and
+    ``personal_accuracy`` of the device's own model, ``global_loss`` and ``global_accuracy`` of the version that it was sent.
+    What is not finite, or beyond 1e39, is not kept."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):
@@ -255,6 +268,8 @@ class Decline(msgspec.Struct, frozen=True, kw_only=True, tag="decline"):
     task_id: TaskId = ""
     round: Count
     reason: Text
+    cause: Word = ""
+    """One of :data:`CAUSES`: ``memory``: too little of it; ``work``: it cannot be done as asked; empty: any other."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, tag="verdict"):

@@ -13,7 +13,7 @@ from fleetune.device_runtime.contracts.plans import LayerPlan, Route, route
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import TooLittleMemory
 from fleetune.device_runtime.methods.policies import PolicyState, make_policy
 
 _DRAWS = 256
@@ -74,14 +74,12 @@ def fit(
         count_lanes: on how many lanes so many rows run.
 
     Raises:
-        ConfigError: nothing fits; says the least that would.
+        TooLittleMemory: nothing fits; says the least that would.
     """
-    extra_mb = max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - BARE_BYTES / 1e6)
+    extra_mb = _extra_mb(resident_mb)
     least_mb = float("inf")
     for drop in _drops(work, artifact.manifest.num_layers):
-        plans = _plans(work, artifact.manifest.num_layers, drop)
-        plan, way = max(plans, key=lambda pair: (len(pair[1].layers), len(pair[1].back)))
-        read = {layer for _, way in plans for layer in way.layers}
+        plan, way, read = _deepest(work, artifact.manifest.num_layers, drop)
         for memory in sorted(
             _choices(way, work.batch_size), key=lambda m: _time(m, way, work.batch_size, num_tokens)
         ):
@@ -98,10 +96,37 @@ def fit(
             least_mb = min(least_mb, expected_mb)
             if expected_mb <= budget_mb:
                 return Fit(memory, drop, len(way.layers), expected_mb)
-    raise ConfigError(
+    raise TooLittleMemory(
         f"memory budget of {budget_mb:g} MB: the least that would do is {least_mb:.0f} MB (one row of {num_tokens} tokens at a "
         f"time, recomputed, weights streamed); shorten the text{_hint(work)}"
     )
+
+
+def expected_mb(
+    artifact: Artifact,
+    work: LocalWork,
+    *,
+    num_tokens: int,
+    memory: MemoryPlan,
+    resident_mb: float = 0.0,
+    lanes: int = 1,
+) -> float:
+    """Expected peak of the deepest step of ``work`` (10^6 bytes, margin included); arguments as of :func:`fit`.
+
+    Raises:
+        ConfigError: the artifact holds whole models, whose memory is not known.
+    """
+    plan, _, read = _deepest(work, artifact.manifest.num_layers, work.policy.drop)
+    found = footprint(
+        artifact,
+        plan,
+        batch_size=work.batch_size,
+        seq_len=num_tokens,
+        memory=memory,
+        lanes=lanes,
+        also_read=read,
+    )
+    return MARGIN * (found.peak / 1e6 + _extra_mb(resident_mb))
 
 
 def resident_mb() -> float:
@@ -138,6 +163,18 @@ def _time(memory: MemoryPlan, way: Route, batch_size: int, num_tokens: int) -> f
 
 def _hint(work: LocalWork) -> str:
     return "" if work.policy.name == "exact-k" else ", or use policy exact-k, which may drop layers to fit"
+
+
+def _extra_mb(resident_mb: float) -> float:
+    """What the process holds beyond a bare one, rounded up."""
+    return max(0.0, -(-resident_mb // _SETTLED_MB) * _SETTLED_MB - BARE_BYTES / 1e6)
+
+
+def _deepest(work: LocalWork, num_layers: int, drop: float) -> tuple[LayerPlan, Route, set[int]]:
+    """The deepest plan of a policy, its way, and every layer that any plan runs."""
+    plans = _plans(work, num_layers, drop)
+    plan, way = max(plans, key=lambda pair: (len(pair[1].layers), len(pair[1].back)))
+    return plan, way, {layer for _, way in plans for layer in way.layers}
 
 
 def _plans(work: LocalWork, num_layers: int, drop: float) -> list[tuple[LayerPlan, Route]]:

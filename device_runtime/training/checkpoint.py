@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
@@ -47,6 +48,8 @@ class Checkpoint(NamedTuple):
     history: dict[str, NDArray[np.float64]]
     importance: Arrays
     """Sums over the steps, by layer; empty in checkpoints of releases that kept none."""
+    figures: Mapping[str, float] = MappingProxyType({})
+    """What else it came to."""
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -54,6 +57,7 @@ class _Header(msgspec.Struct, frozen=True):
     origin: Origin
     step: Annotated[int, msgspec.Meta(ge=0)]
     policy_state: dict[str, Any]
+    figures: dict[str, float] = {}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -62,7 +66,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         StateError: the disk is full, say; what was there before stays whole.
     """
-    header = _Header(FORMAT, checkpoint.origin, checkpoint.step, checkpoint.policy_state)
+    header = _Header(
+        FORMAT, checkpoint.origin, checkpoint.step, checkpoint.policy_state, dict(checkpoint.figures)
+    )
     arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(checkpoint, part).items()}
     said = msgspec.json.encode(header).decode()
     try:
@@ -90,7 +96,16 @@ def load_checkpoint(path: Path, origin: Origin, *, but_for: Collection[str] = ()
         raise damaged(path, "its checksum differs")
     adapter, optimizer, history, importance = (_part(arrays, part) for part in _PARTS)
     floats = {name: array.astype(np.float64) for name, array in history.items()}
-    return Checkpoint(origin, header.step, header.policy_state, adapter, optimizer, floats, importance)
+    return Checkpoint(
+        origin,
+        header.step,
+        header.policy_state,
+        adapter,
+        optimizer,
+        floats,
+        importance,
+        header.figures,
+    )
 
 
 def damaged(path: Path, problem: str) -> StateError:

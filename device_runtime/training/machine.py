@@ -15,10 +15,11 @@ from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.batches import num_tokens
+from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import problems, refuse
-from fleetune.device_runtime.training.budget import Fit, fit, resident_mb
+from fleetune.device_runtime.training.budget import Fit, expected_mb, fit, resident_mb
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -72,10 +73,18 @@ class Machine:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
 
         Raises:
-            ConfigError: nothing fits the budget; says the least that would.
+            TooLittleMemory: nothing fits the budget; says the least that would.
         """
         work = self.prepare(dataset, work)
-        return Trainer(self.engine, dataset, work, adapter, memory=self.memory, hidden=self._cache(dataset))
+        return Trainer(
+            self.engine,
+            dataset,
+            work,
+            adapter,
+            memory=self.memory,
+            hidden=self._cache(dataset),
+            expected_mb=self._expected_mb(dataset, work),
+        )
 
     def evaluate(
         self, dataset: Dataset, adapter: Arrays, *, before_batch: Callable[[], object] = lambda: None
@@ -87,7 +96,7 @@ class Machine:
         """Return ``work`` with ``policy.drop`` raised if the budget needs it, and set ``memory`` to what keeps within it.
 
         Raises:
-            ConfigError: nothing fits the budget; says the least that would.
+            TooLittleMemory: nothing fits the budget; says the least that would.
         """
         if not self._resources.memory_budget_mb:
             return work
@@ -97,14 +106,33 @@ class Machine:
         policy = msgspec.structs.replace(work.policy, drop=self.fit.drop)
         return msgspec.structs.replace(work, policy=policy)
 
-    def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
+    def _expected_mb(self, dataset: Dataset, work: LocalWork) -> float:
+        """Memory that a step of the run is expected to take at most; 0 if that is not known."""
+        if self._resources.memory_budget_mb and self.fit:
+            return self.fit.expected_mb
+        if holds_whole_models(self._artifact.manifest):
+            return 0.0
+        rows = self.engine.rows(work.batch_size, dataset.mean_tokens, self.memory)
+        return expected_mb(
+            self._artifact,
+            work,
+            num_tokens=_widest(dataset, self._artifact),
+            memory=self.memory,
+            resident_mb=self._held_before(),
+            lanes=rows.lanes,
+        )
+
+    def _held_before(self) -> float:
         self._held_mb = self._held_mb or resident_mb()  # later it holds graphs and their memory too
+        return self._held_mb
+
+    def _fit(self, dataset: Dataset, work: LocalWork) -> Fit:
         return fit(
             self._artifact,
             work,
             num_tokens=_widest(dataset, self._artifact),
             budget_mb=self._resources.memory_budget_mb,
-            resident_mb=self._held_mb,
+            resident_mb=self._held_before(),
             count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
         )
 

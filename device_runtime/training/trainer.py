@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import active_layers, trained_layers
+from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
@@ -31,6 +31,8 @@ from fleetune.device_runtime.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.held_out import figures, measured, split
 from fleetune.device_runtime.training.importance import Importance
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
@@ -54,17 +56,19 @@ class Trainer:
         *,
         memory: MemoryPlan | None = None,
         hidden: HiddenCache | None = None,
+        expected_mb: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare a run.
 
         Args:
             engine: an opened artifact; it may serve any number of trainers.
-            dataset: labelled samples.
-            work: what to do; ``steps`` 0 means ``epochs`` passes over the data.
+            dataset: labelled samples; a ``held_out`` share of them never trains, and tells what the run has gained.
+            work: what to do; ``steps`` 0 means ``epochs`` passes over the samples that train.
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
             memory: how a step is held; None for the engine's own way.
-            hidden: where examples' hidden streams below the lowest trained layer are kept.
+            hidden: where examples' hidden streams below the lowest trained layer are kept, by their places in ``dataset``.
+            expected_mb: memory that the deepest step is expected to take, 10^6 bytes, for :attr:`stats`; 0 if that is not known.
             clock: seconds, for the reports; their times go into checkpoints.
 
         Raises:
@@ -76,11 +80,16 @@ class Trainer:
         check_work(work, manifest.num_layers, learning=len(manifest.learning))
         self.adapter = dict(adapter)
         self.step_index = 0
-        self.total_steps = work.steps or work.epochs * dataset.num_batches(work.batch_size)
+        self._dataset, held, self._kept = split(dataset, work.held_out)
+        self.total_steps = work.steps or work.epochs * self._dataset.num_batches(work.batch_size)
         self.history = History(self.total_steps)
-        self._engine, self._dataset, self._work = engine, dataset, work
-        self._hidden, self._clock = hidden, clock
-        self._rows = engine.rows(min(work.batch_size, dataset.num_samples), dataset.mean_tokens, memory)
+        self._engine, self._work, self._memory = engine, work, memory
+        self._held = held and measured(held, num_trained=self.total_steps * work.batch_size)
+        self._hidden, self._clock, self._expected_mb = hidden, clock, expected_mb
+        self._rows = engine.rows(
+            min(work.batch_size, self._dataset.num_samples), self._dataset.mean_tokens, memory
+        )
+        self._figures: dict[str, float] = {}
         self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
@@ -107,12 +116,22 @@ class Trainer:
         shared = (names for i, names in enumerate(self._adapters) if i not in kept)
         return frozenset().union(*(self._adapters[i] for i in kept)).difference(*shared)
 
+    @property
+    def stats(self) -> Mapping[str, float]:
+        """More figures of the steps done: see ``stats`` of :class:`fleetune.device_runtime.contracts.wire.UpdateReady`."""
+        found = dict(self._figures)
+        if "trained_layers" in found and self.step_index:
+            found["trained_layers"] /= self.step_index
+        return found | ({"peak_mb": self._expected_mb} if self._expected_mb else {})
+
     def step(self) -> StepReport:
-        """Take one step.
+        """Take one step; the held-out part is measured before the first and after the last.
 
         Raises:
             ConfigError: the loss, a gradient or an updated tensor is not finite; the run stands before this step.
         """
+        if not self.step_index:
+            self._measure("before")
         start_s = self._clock()
         before = self._work.rounds_before * self.total_steps
         plan = self._policy(before + self.step_index, self._draws(), self._policy_state)
@@ -122,7 +141,7 @@ class Trainer:
             plan,
             self.adapter,
             rows=self._rows,
-            hidden=partial(self._hidden.of, examples) if self._hidden else None,
+            hidden=partial(self._hidden.of, self._kept[examples]) if self._hidden else None,
             cache_below=self._work.cache_below,
         )
         self._update(result.loss, result.grads)
@@ -130,8 +149,18 @@ class Trainer:
         seconds = self._clock() - start_s
         report = StepReport(self.step_index, self.total_steps, result.loss, len(active_layers(plan)), seconds)
         self.history.append(report)
+        self._count(plan)
         self.step_index += 1
+        if self.done:
+            self._measure("after")
         return report
+
+    def measure(self, adapter: Arrays) -> Evaluation | None:
+        """Measure an adapter on the held-out part at full depth; None if nothing is held out."""
+        if self._held is None:
+            return None
+        size, memory = self._work.batch_size, self._memory
+        return evaluate(self._engine, self._held, adapter, batch_size=size, memory=memory)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically."""
@@ -143,6 +172,7 @@ class Trainer:
             self._optimizer_state,
             self.history.columns(),
             self._importance.columns(),
+            self._figures,
         )
         save_checkpoint(path, checkpoint)
 
@@ -171,6 +201,7 @@ class Trainer:
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
         self._importance.restore(found.importance)
+        self._figures = dict(found.figures)
 
     def _problems(self, found: Checkpoint) -> list[str]:
         """Why this run cannot go on from there: names, dtypes, shapes, values, or their number."""
@@ -192,6 +223,22 @@ class Trainer:
         wanted = {n: a for n, a in full.items() if n in first or n.partition("/")[2] in tensors}
         counts = [n for n, array in found.items() if array.dtype.kind == "i" and np.less(array, 0).any()]
         return layout_problems(found, wanted) or [f"{name}: negative" for name in counts]
+
+    def _count(self, plan: LayerPlan) -> None:
+        """Add up the layers that trained; a checkpoint of an earlier release does not know those of its steps."""
+        if not self.step_index or "trained_layers" in self._figures:
+            self._figures["trained_layers"] = self._figures.get("trained_layers", 0.0) + len(
+                trained_layers(plan)
+            )
+
+    def _measure(self, when: str) -> None:
+        start_s = self._clock()
+        if when == "after" and "held_loss_before" not in self._figures:
+            return
+        if (found := self.measure(self.adapter)) is None:
+            return
+        spent_s = self._figures.get("held_seconds", 0.0) + self._clock() - start_s
+        self._figures |= {**figures(when, found), "held_seconds": spent_s}
 
     def _draws(self) -> Draws:
         return Draws(self._work.seed, "plans", self.step_index)

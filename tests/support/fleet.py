@@ -43,7 +43,7 @@ class LinearTraining:
 
     def __init__(self, points, work, adapter):
         self.points, self.work, self.adapter = points, work, adapter
-        self.step_index, self.history = 0, []
+        self.step_index, self.history, self.stats = 0, [], {}
 
     @property
     def done(self):

@@ -36,7 +36,9 @@ def work_of(number, *, personal=1, **changes):
 class Layered:
     """Adds to every tensor what the seed and the step draw; ``kept`` says for a seed which layers stay, ``idle`` which rest."""
 
-    def __init__(self, work, adapter, *, kept, idle=()):
+    def __init__(self, work, adapter, *, kept, idle=(), held_out=None):
+        self.stats = {}
+        self.measure = held_out or (lambda adapter: None)
         self.work, self.adapter, self.start = work, adapter, dict(adapter)
         self.history, self._kept, self._idle = [], kept(work.seed), {name_of(i) for i in idle}
 
@@ -71,12 +73,12 @@ class Layered:
         self.adapter = found
 
 
-def bench_of(kept, starts, *, num_samples, idle=()):
+def bench_of(kept, starts, *, num_samples, idle=(), held_out=None):
     """A workbench; what each run starts from is added to ``starts``, with its work."""
 
     def start(work, adapter):
         starts.append((work, {n: np.array(v) for n, v in adapter.items()}))
-        return Layered(work, adapter, kept=kept, idle=idle)
+        return Layered(work, adapter, kept=kept, idle=idle, held_out=held_out)
 
     return Workbench(start, lambda work, adapter: Measure(1.0, 0.5, num_samples), num_samples)
 
@@ -94,9 +96,10 @@ class LayeredStage(Stage):
 
     def __init__(self, tmp_path, *, kept, idle=(), held_out=None, **options):
         self.starts, self.own = [], []
-        bench = bench_of(lambda seed: kept.get(seed, ()), self.starts, idle=idle, num_samples=9)
+        bench = bench_of(
+            lambda seed: kept.get(seed, ()), self.starts, idle=idle, num_samples=9, held_out=held_out
+        )
         bench = bench._replace(keep=self.own.append)
-        bench = bench._replace(held_out=held_out) if held_out else bench
         super().__init__(tmp_path, workbench=bench, adapter=FirstAdapter.of(first()), **options)
 
     def round(self, number, adapter, **changes):

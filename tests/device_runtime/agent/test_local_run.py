@@ -144,7 +144,8 @@ class Resting:
     """A training that touches nothing: every layer is dropped in every step."""
 
     def __init__(self, training):
-        self.adapter, self.history, self.step_index, self.done = training.adapter, [], 0, True
+        self.adapter, self.history, self.stats, self.step_index = training.adapter, [], {}, 0
+        self.done = True
         self.restore = training.restore
 
 
@@ -227,10 +228,11 @@ def test_an_evaluating_device_reports_until_there_is_a_verdict(tmp_path):
 
 def test_what_an_update_tells_of_its_run():
     steps = [Step(loss=float(30 - i), active_layers=1 + i % 2, seconds=0.5) for i in range(30)]
-    assert local_run._stats(steps) == {
+    assert local_run._stats(steps, {"trained_layers": 2.0}) == {
         "loss": sum(range(1, 21)) / 20,
         "loss_first": sum(range(11, 31)) / 20,
         "active_layers": 1.5,
         "seconds": 15.0,
+        "trained_layers": 2.0,
     }
-    assert local_run._stats([]) == {}
+    assert local_run._stats([], {}) == {}

@@ -12,7 +12,6 @@ from paths import ROOT
 
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.files import DiskFiles
 
 CODECS = {"fp32": 0.0, "fp16": 0.0, "int8": 0.0, "topk": 0.1, "xor": 0.0}
@@ -242,13 +241,13 @@ def test_the_owner_is_given_the_version_with_the_own_layers(tmp_path):
 
 
 def test_both_models_are_measured_on_what_was_held_back(tmp_path):
-    def held_out(work, adapter):
+    def held_out(adapter):
         mean = float(np.mean(adapter[name_of(0)], dtype=np.float64))
-        return Measure(mean, mean / 2, work.steps)
+        return Measure(mean, mean / 2, 9)
 
     stage = LayeredStage(tmp_path, kept={1: (0,)}, held_out=held_out)
     stats = stage.round(1, first()).stats
-    mine, everyones = (held_out(LocalWork(), a) for a in (trained(work_of(1), first()), first()))
+    mine, everyones = (held_out(a) for a in (trained(work_of(1), first()), first()))
     assert (stats["personal_loss"], stats["personal_accuracy"]) == tuple(mine)[:2]
     assert (stats["global_loss"], stats["global_accuracy"]) == tuple(everyones)[:2]
     stats = stage.round(2, first(), work=work_of(2, personal=0)).stats

@@ -102,6 +102,19 @@ def test_the_most_moved_layers_stay_wherever_a_run_is_cut(make_trainer, tmp_path
     assert make_trainer(job).personal == set(), "nothing was trained yet"
 
 
+def test_any_adapter_is_measured_on_what_was_held_out(make_trainer, linear_stack, manifest):
+    trainer = make_trainer(work(personal=1, held_out=0.2))
+    start = trainer.adapter
+    run(trainer)
+    own, reference = trainer.measure(trainer.adapter), trainer.measure(start)
+    assert (own.loss, own.accuracy) == (
+        trainer.stats["held_loss_after"],
+        trainer.stats["held_accuracy_after"],
+    )
+    assert (reference.loss, reference.num_samples) == (trainer.stats["held_loss_before"], 9)
+    assert make_trainer(work(personal=1)).measure(start) is None
+
+
 def test_a_checkpoint_of_a_release_without_importance_is_gone_on_from(make_trainer, tmp_path):
     path = tmp_path / "c.safetensors"
     first = make_trainer(work())
