@@ -29,24 +29,27 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
     settings = settings_of(
         job, artifact=artifact.digest, work=work, num_layers=manifest.num_layers, head=head
     )
-    check_settings(settings, patience, num_layers=manifest.num_layers)
+    check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
     return settings
 
 
-def check_settings(settings: Settings, patience: Patience, *, num_layers: int) -> None:
+def check_settings(
+    settings: Settings, patience: Patience, *, num_layers: int, learning: int | None = None
+) -> None:
     """Raise ConfigError that lists everything wrong; UnknownName for one unknown name.
 
     Args:
         settings: the job's.
         patience: the aggregator's.
         num_layers: of the model; devices would refuse work that does not suit it.
+        learning: how many of them have an adapter; None for all.
     """
     check_name("job", settings.job)
-    refuse([*_problems(settings, num_layers), *problems(patience)])
+    refuse([*_problems(settings, num_layers, learning), *problems(patience)])
 
 
-def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
+def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iterator[str]:
     found = problems(settings, TABLES)
     yield from found
     if not 1 <= settings.min_clients <= settings.clients:
@@ -59,7 +62,8 @@ def _problems(settings: Settings, num_layers: int) -> Iterator[str]:
         yield from _down_problems(settings)
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
-    yield from (said for said in works.work_problems(settings.work, num_layers) if said not in found)
+    of_work = works.work_problems(settings.work, num_layers, learning=learning)
+    yield from (said for said in of_work if said not in found)
 
 
 def _down_problems(settings: Settings) -> Iterator[str]:

@@ -30,7 +30,12 @@ PLANNED = ("full", "bernoulli", "exact-k", "suffix", "successive", "cyclic")
 """Policies of 0.1.0, in a form of their own: their cases stay as they were."""
 MIDDLE = [0.1, 0.2, 0.9, 0.4, 0.4, 0.7, 0.1, 0.1, 0.2, 0.3, 0.3, 0.0]
 """Skip effects of twelve layers, some of them equal."""
-KEYS = [Key(0, "plans", 0), Key(7, "batches", 3, 1), Key(SEED_MAX, "devices", 2**32 - 1, 2**32 - 1)]
+KEYS = [
+    Key(0, "plans", 0),
+    Key(7, "batches", 3, 1),
+    Key(SEED_MAX, "devices", 2**32 - 1, 2**32 - 1),
+    Key(5, "personal", 0),
+]
 
 
 def philox(counter, key):

@@ -14,6 +14,7 @@ from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
 from fleetune.device_runtime.agent.made import Made
 from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
+from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
@@ -67,7 +68,9 @@ class Assignments:
         """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
         self._adapters = HeldAdapters(home.state, home.adapter)
-        self._memory = CodecMemory(home.files, job=home.identity.job, artifact=home.identity.artifact)
+        device_id, job, artifact, *_ = home.identity
+        self._memory = CodecMemory(home.files, job=job, artifact=artifact)
+        self._personal = PersonalLayers(home.files, job=job, artifact=artifact, device_id=device_id)
         self._made = Made(home.outbox, home.identity)
         self._memory.adopt(self._made.has_round, like=home.adapter.arrays)
         self._current: _Assignment | None = None
@@ -214,7 +217,8 @@ class Assignments:
         if key := self._made.key(task_id_of(header)):
             self._done.add(key)
         if isinstance(header, UpdateReady):
-            self._memory.settle(verdict.round, accepted=verdict.accepted)
+            for kept in (self._memory, self._personal):
+                kept.settle(verdict.round, accepted=verdict.accepted)
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)
         kind = "accepted" if verdict.accepted else "refused"
@@ -264,6 +268,7 @@ class Assignments:
             reference,
             home=self._home,
             memory=self._memory,
+            personal=self._personal,
             workbench=self._workbench,
             key=assignment.key,
         )

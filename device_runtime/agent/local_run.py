@@ -1,16 +1,18 @@
 """The work of one offer, a step at a time: training with its checkpoints, or an evaluation; gives what is to be delivered."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from fleetune.device_runtime.agent.both_models import measure_both
 from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
@@ -53,6 +55,7 @@ class LocalRun:
         *,
         home: Home,
         memory: CodecMemory,
+        personal: PersonalLayers,
         workbench: Workbench,
         key: str,
     ) -> None:
@@ -63,11 +66,12 @@ class LocalRun:
             reference: the adapter that it names, float32 by tensor name; not written to.
             home: the device's.
             memory: of its codec.
+            personal: the layers that stay here.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
         """
         self._offer, self._reference, self._workbench = offer, reference, workbench
-        self._home, self._memory, self._key = home, memory, key
+        self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
 
     def step(self) -> Product | None:
@@ -111,7 +115,7 @@ class LocalRun:
         return None
 
     def _started(self) -> Training:
-        training = self._workbench.start(self._offer.work, _copied(self._reference))
+        training = self._workbench.start(self._offer.work, self._start_adapter())
         try:
             self._home.state.restore(self._key, training.restore)
         except (StateError, ArtifactError, ConfigError) as exc:
@@ -121,23 +125,34 @@ class LocalRun:
             if training.step_index:
                 self._home.on_event(Event("restored", self._offer.round, {"step": training.step_index}))
             return training
-        return self._workbench.start(self._offer.work, _copied(self._reference))
+        return self._workbench.start(self._offer.work, self._start_adapter())
+
+    def _start_adapter(self) -> Arrays:
+        """The version worked from, with the layers over it that stayed here; own, writable copies."""
+        if self._offer.work.personal:
+            return self._personal.over(self._reference, self._offer.round)
+        return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
         offer, reference = self._offer, trained_part(self._reference, self._offer.work)
         memory, left = _fitting(self._memory.before(offer.round), reference)
+        own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
             with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
-            _changed(trained_part(training.adapter, offer.work), reference, owed=of_kind(RESIDUAL, memory)),
+            _changed(trained_part(shared, offer.work), reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
         stats = _stats(training.history, training.stats)
-        # Before the update is put: a crash in between packs again from the last checkpoint, with the same memory.
+        if offer.work.personal:
+            stats |= measure_both(training.measure, training.adapter, self._reference)
+        # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
         self._memory.keep(offer.round, {**left, **packed.memory})
+        self._keep(own)
         loss = {"loss": stats["loss"]} if "loss" in stats else {}
-        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload)})
+        kept = {"tensors_kept": len(own)} if own else {}
+        event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
         return Product(self._announcement(stats), packed.payload, event)
 
     def _sum(self) -> Product:
@@ -165,6 +180,11 @@ class LocalRun:
             stats=dict(stats),
         )
         return lambda manifest: header(payload=manifest)
+
+    def _keep(self, own: Arrays) -> None:
+        if self._offer.work.personal:
+            self._personal.keep(self._offer.round, own)
+            self._workbench.keep({**self._reference, **own})
 
     def _evaluate(self) -> Product:
         offer = self._offer
@@ -210,9 +230,10 @@ def _figures(step: Stepped, step_index: int) -> dict[str, float]:
     }
 
 
-def _copied(arrays: Arrays) -> Arrays:
-    """Own, writable copies."""
-    return {name: np.array(value) for name, value in arrays.items()}
+def _split(adapter: Arrays, personal: Collection[str]) -> tuple[Arrays, Arrays]:
+    """What stays here, and what is shared."""
+    own = {name: value for name, value in adapter.items() if name in personal}
+    return own, {name: value for name, value in adapter.items() if name not in personal}
 
 
 def _fitting(memory: Arrays, reference: Arrays) -> tuple[Arrays, Arrays]:

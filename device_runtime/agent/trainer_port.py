@@ -1,6 +1,6 @@
 """What an agent needs of a trainer and an evaluation, and no more: a simulation or a test brings its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -47,6 +47,13 @@ class Training(Protocol):
     def adapter(self) -> Arrays:
         """The tensors as trained so far, float32."""
 
+    @property
+    def personal(self) -> Collection[str]:
+        """Names of the tensors that the work keeps on the device, after the steps done; asked only of work with ``personal``."""
+
+    def measure(self, adapter: Arrays) -> "Measured | None":
+        """Measure an adapter on the samples held out of training; None if none are. Asked only of work with ``personal``."""
+
     def step(self) -> Stepped:
         """Do one step."""
 
@@ -81,3 +88,5 @@ class Workbench(NamedTuple):
     num_samples: int
     class_sums: Callable[[LocalWork, Arrays], Arrays] | None = None
     """Sums for a class-mean head, by the names in ``contracts.class_means``; None where nothing makes them."""
+    keep: Callable[[Arrays], object] = lambda adapter: None
+    """Told the device's own model after each run that keeps layers: the version worked from with the personal layers over it."""

@@ -18,6 +18,7 @@ from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
 from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
+from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork, check_name
@@ -34,6 +35,9 @@ from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.trainer import Trainer
+
+OWN_MODEL = "personal"
+"""PEFT folder in the state folder: the device's own model, if layers stay personal."""
 
 _SLEEP_MAX_S = 600.0
 _DEFAULT_SEQ_LEN = LocalWork().seq_len
@@ -91,7 +95,7 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         tally = Tally(on_event, notifier)
-        desk = _Desk(artifact, Path(data), machine, notifier, tally)
+        desk = _Desk(artifact, Path(data), machine, notifier, tally, own=folder / OWN_MODEL)
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
@@ -134,14 +138,23 @@ class _Desk:
     """The machine and the data of a device; the data is read again when the aggregator asks for another length."""
 
     def __init__(
-        self, artifact: Artifact, data: Path, machine: Machine, notifier: Notifier, tally: Tally
+        self,
+        artifact: Artifact,
+        data: Path,
+        machine: Machine,
+        notifier: Notifier,
+        tally: Tally,
+        *,
+        own: Path,
     ) -> None:
-        self._artifact, self._data, self._machine = artifact, data, machine
+        self._artifact, self._data, self._machine, self._own = artifact, data, machine, own
         self._notifier, self._tally = notifier, tally
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self) -> Workbench:
-        return Workbench(self._start, self._evaluate, self._dataset.num_samples, self._class_sums)
+        return Workbench(
+            self._start, self._evaluate, self._dataset.num_samples, self._class_sums, keep=self._keep
+        )
 
     def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
         return self._machine.trainer(self._rows(work.seq_len), work, adapter)
@@ -154,6 +167,9 @@ class _Desk:
     def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
         rows = self._rows(work.seq_len)
         return self._machine.class_sums(rows, work, adapter, before_batch=self._notifier.beat)
+
+    def _keep(self, adapter: Arrays) -> None:
+        save_peft(self._own, self._artifact.manifest, adapter)
 
     def _rows(self, seq_len: int) -> Dataset:
         if seq_len != self._seq_len:

@@ -85,7 +85,7 @@ def train(
     folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
     manifest = artifact.manifest
-    check_work(work, manifest.num_layers)
+    check_work(work, manifest.num_layers, learning=len(manifest.learning))
     head = class_head(manifest) if head_start == "class-mean" else None
     refuse(lora_problems(work, manifest))
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()

@@ -210,6 +210,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return frozenset(i for i, layer in enumerate(self.layers) if trainable.intersection(layer.tensors))
 
     @property
+    def layer_adapters(self) -> tuple[frozenset[str], ...]:
+        """Names of the tensors that each layer has to train; a tensor of two layers is in both."""
+        names = {i: row.name for i, row in enumerate(self.tensors) if row.trainable}
+        return tuple(frozenset(names[i] for i in layer.tensors if i in names) for layer in self.layers)
+
+    @property
     def label_index(self) -> int:
         """Place of the labels among the inputs."""
         return [row.role for row in self.inputs].index("labels")

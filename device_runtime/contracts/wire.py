@@ -223,6 +223,17 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             "train the first so many components of every LoRA pair; 0 for all", at_least=0, at_most=COUNT_MAX
         ),
     ] = 0
+    personal: Annotated[
+        int,
+        Option(
+            "layers whose adapters each device keeps to itself, chosen anew in each round; 0 for none",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
+    personal_by: Annotated[Word, Option("which layers stay personal", table="ranking of layers")] = (
+        "importance"
+    )
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -285,7 +296,9 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers`` and ``trained_layers``: means of the
     steps; ``seconds``: of all steps; ``peak_mb``: expected peak of a step, 10^6 bytes. With a held-out part, on its
     ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
-    ``held_accuracy_after`` the last; ``held_seconds`` for measuring. What is not finite, or beyond 1e39, is not kept."""
+    ``held_accuracy_after`` the last; ``held_seconds`` for measuring. If layers stay personal too, ``personal_loss`` and
+    ``personal_accuracy`` of the device's own model, ``global_loss`` and ``global_accuracy`` of the version that it was sent.
+    What is not finite, or beyond 1e39, is not kept."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

@@ -7,6 +7,7 @@ from fleetune.device_runtime.contracts.codecs import CODECS, make_codec
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods.optim import DECAYS, OPTIMIZERS, make_optimizer
+from fleetune.device_runtime.methods.personal import RANKINGS
 from fleetune.device_runtime.methods.policies import POLICIES, make_policy
 from fleetune.device_runtime.methods.schedules import SCHEDULES
 from fleetune.device_runtime.methods.shapes import SHAPES
@@ -14,13 +15,19 @@ from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.tables import Table
 
 TABLES: dict[str, Table[Any]] = {
-    table.kind: table for table in (CODECS, DECAYS, OPTIMIZERS, POLICIES, SCHEDULES, SHAPES)
+    table.kind: table for table in (CODECS, DECAYS, OPTIMIZERS, POLICIES, RANKINGS, SCHEDULES, SHAPES)
 }
 """Where the names in a :class:`LocalWork` are looked up."""
 
 
-def work_problems(work: LocalWork, num_layers: int) -> list[str]:
-    """Return all that keeps a model of ``num_layers`` blocks from being trained so."""
+def work_problems(work: LocalWork, num_layers: int, *, learning: int | None = None) -> list[str]:
+    """Return all that keeps a model from being trained so.
+
+    Args:
+        work: what is asked.
+        num_layers: blocks of the model.
+        learning: how many of them have an adapter; None for all.
+    """
     if work.policy.name == "auto":
         return [
             f"no policy 'auto' here: an aggregator chooses so for its devices (fleetune aggregate); have: {choices(POLICIES)}"
@@ -28,12 +35,14 @@ def work_problems(work: LocalWork, num_layers: int) -> list[str]:
     found = problems(work, TABLES)
     if not (work.steps or work.epochs):
         found.append("nothing to do: steps and epochs are both 0")
+    if work.personal > 0 and work.personal >= (have := num_layers if learning is None else learning):
+        found.append(f"personal {work.personal}: one layer at least is shared, and {have} have an adapter")
     return found or [*_refusals(work, num_layers)]
 
 
-def check_work(work: LocalWork, num_layers: int) -> None:
+def check_work(work: LocalWork, num_layers: int, *, learning: int | None = None) -> None:
     """Raise ConfigError that lists all of :func:`work_problems`, UnknownName for one unknown name."""
-    refuse(work_problems(work, num_layers))
+    refuse(work_problems(work, num_layers, learning=learning))
 
 
 def _refusals(work: LocalWork, num_layers: int) -> Iterator[str]:

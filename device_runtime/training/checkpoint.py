@@ -22,7 +22,7 @@ FORMAT = 2
 _HEADER = "fleetune.checkpoint"
 _SEAL = re.compile(r',"sha256":"([0-9a-f]{64})"\}$')
 """The end of a header: SHA-256 of what stands before it, and of the arrays. Releases that knew none wrote none."""
-_PARTS = ("adapter", "optimizer", "history")
+_PARTS = ("adapter", "optimizer", "history", "importance")
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -48,6 +48,8 @@ class Checkpoint(NamedTuple):
     adapter: Arrays
     optimizer: Arrays
     history: dict[str, NDArray[np.float64]]
+    importance: Arrays
+    """Sums over the steps, by layer; empty in checkpoints of releases that kept none."""
     figures: Mapping[str, float] = MappingProxyType({})
     """What else it came to."""
 
@@ -94,9 +96,18 @@ def load_checkpoint(path: Path, origin: Origin, *, but_for: Collection[str] = ()
     arrays = _read_arrays(path)
     if not _is_whole(said, arrays):
         raise damaged(path, "its checksum differs")
-    adapter, optimizer, history = (_part(arrays, part) for part in _PARTS)
+    adapter, optimizer, history, importance = (_part(arrays, part) for part in _PARTS)
     floats = {name: array.astype(np.float64) for name, array in history.items()}
-    return Checkpoint(origin, header.step, header.policy_state, adapter, optimizer, floats, header.figures)
+    return Checkpoint(
+        origin,
+        header.step,
+        header.policy_state,
+        adapter,
+        optimizer,
+        floats,
+        importance,
+        header.figures,
+    )
 
 
 def damaged(path: Path, problem: str) -> StateError:

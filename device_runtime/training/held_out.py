@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Indices
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Key, permutation
 from fleetune.device_runtime.training.evaluation import Evaluation
@@ -47,6 +48,13 @@ def measured(held: Dataset, *, num_trained: int) -> Dataset:
     """The held-out rows that a run which trains on ``num_trained`` rows, repetitions counted, measures: the first few."""
     count = max(_ROWS_FREE, num_trained // _ROWS_TRAINED_EACH)
     return held if count >= held.num_samples else held.subset(np.arange(count))
+
+
+def measured_rows(dataset: Dataset, work: LocalWork) -> Dataset | None:
+    """The held-out rows that a run of ``work`` measures; None if nothing is held out."""
+    training, held, _ = split(dataset, work.held_out)
+    num_steps = work.steps or work.epochs * training.num_batches(work.batch_size)
+    return held and measured(held, num_trained=num_steps * work.batch_size)
 
 
 def figures(when: str, found: Evaluation) -> dict[str, float]:

@@ -24,6 +24,7 @@ from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.training.budget import Fit, expected_mb, fit, resident_mb
 from fleetune.device_runtime.training.class_means import class_sums
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.held_out import split
 from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -109,12 +110,12 @@ class Machine:
         *,
         before_batch: Callable[[], object] = lambda: None,
     ) -> Arrays:
-        """Sums for a class-mean head within the resources; errors as :func:`class_sums`, and of ``work``."""
+        """Sums for a class-mean head, of what ``work`` does not hold out; errors as :func:`class_sums`, and of ``work``."""
         check_work(work, self._artifact.manifest.num_layers)
         self.prepare(dataset, work)
         return class_sums(
             self.engine,
-            dataset,
+            split(dataset, work.held_out).training,
             adapter,
             batch_size=work.batch_size,
             memory=self.memory,

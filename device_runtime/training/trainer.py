@@ -22,6 +22,7 @@ from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer
+from fleetune.device_runtime.methods.personal import personal_layers
 from fleetune.device_runtime.methods.policies import frozen_below, make_gates, make_policy
 from fleetune.device_runtime.methods.policy import PolicyState
 from fleetune.device_runtime.methods.protection import EFFECTS, needs_effects
@@ -35,8 +36,9 @@ from fleetune.device_runtime.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from fleetune.device_runtime.training.evaluation import evaluate
-from fleetune.device_runtime.training.held_out import figures, measured, split
+from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.held_out import figures, measured_rows, split
+from fleetune.device_runtime.training.importance import Importance
 from fleetune.device_runtime.training.skip_effects import skip_effects
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
@@ -86,17 +88,17 @@ class Trainer:
         """
         manifest = engine.artifact.manifest
         check_adapter(manifest, adapter)
-        check_work(work, manifest.num_layers)
+        check_work(work, manifest.num_layers, learning=len(manifest.learning))
         if work.learns != ADAPTER:
             raise ConfigError(f"work that learns {work.learns} takes no steps")
         refuse(lora_problems(work, manifest))
         self.adapter = truncated(adapter, work.rank)
         self.step_index = 0
-        self._dataset, held, self._kept = split(dataset, work.held_out)
+        self._dataset, _, self._kept = split(dataset, work.held_out)
         self.total_steps = work.steps or work.epochs * self._dataset.num_batches(work.batch_size)
         self.history = History(self.total_steps)
         self._engine, self._work, self._memory = engine, work, memory
-        self._held = held and measured(held, num_trained=self.total_steps * work.batch_size)
+        self._held = measured_rows(dataset, work)
         self._hidden, self._clock, self._expected_mb = hidden, clock, expected_mb
         self._rows = engine.rows(
             min(work.batch_size, self._dataset.num_samples), self._dataset.mean_tokens, memory
@@ -115,11 +117,25 @@ class Trainer:
         self._optimizer_state = self._optimizer.init(self.adapter)
         self._epoch: tuple[int, list[Indices]] = (-1, [])
         self._frozen = frozen_names(self.adapter, work)
+        self._adapters = manifest.layer_adapters
+        self._importance = Importance(self._adapters)
 
     @property
     def done(self) -> bool:
         """Whether every step is taken."""
         return self.step_index >= self.total_steps
+
+    @property
+    def importance(self) -> tuple[float, ...]:
+        """Mean gradient norm of each layer over the steps that trained it; 0 for a layer that none did."""
+        return self._importance.values
+
+    @property
+    def personal(self) -> frozenset[str]:
+        """Names of the tensors that stay on the device, as the steps taken so far have it."""
+        kept = personal_layers(self._work, self.importance)
+        shared = (names for i, names in enumerate(self._adapters) if i not in kept)
+        return frozenset().union(*(self._adapters[i] for i in kept)).difference(*shared)
 
     @property
     def stats(self) -> Mapping[str, float]:
@@ -154,7 +170,9 @@ class Trainer:
             raise ConfigError(
                 f"policy {self._work.policy.name!r} trains the head alone, and this model's is frozen"
             )
-        self._update(result.loss, self._learned(result.grads))
+        grads = self._learned(result.grads)
+        self._update(result.loss, grads)
+        self._importance.add(grads, trained_layers(plan))
         seconds = self._clock() - start_s
         layers = len(active_layers(plan)) if gates is None else float(gates.mean(1).sum())
         report = StepReport(self.step_index, self.total_steps, result.loss, layers, seconds)
@@ -178,6 +196,13 @@ class Trainer:
         self.adapter = {**self.adapter, **head}
         self._optimizer_state = self._optimizer.init(self.adapter)
 
+    def measure(self, adapter: Arrays) -> Evaluation | None:
+        """Measure an adapter on the held-out part at full depth; None if nothing is held out."""
+        if self._held is None:
+            return None
+        size, memory = self._work.batch_size, self._memory
+        return evaluate(self._engine, self._held, adapter, batch_size=size, memory=memory)
+
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically."""
         checkpoint = Checkpoint(
@@ -187,6 +212,7 @@ class Trainer:
             self.adapter,
             self._optimizer_state,
             self.history.columns(),
+            self._importance.columns(),
             self._figures,
         )
         save_checkpoint(path, checkpoint)
@@ -215,6 +241,7 @@ class Trainer:
         self.adapter, self._optimizer_state = found.adapter, found.optimizer
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
+        self._importance.restore(found.importance)
         self._figures = dict(found.figures)
 
     def _problems(self, found: Checkpoint) -> list[str]:
@@ -225,6 +252,7 @@ class Trainer:
         problems = layout_problems(found.adapter, self.adapter)
         problems += self._optimizer_problems(found.optimizer)
         problems += layout_problems(found.history, steps)
+        problems += self._importance.problems(found.importance)
         return problems or [f"{name} is not finite" for name in _not_finite(found.adapter)]
 
     def _optimizer_problems(self, found: Arrays) -> list[str]:
@@ -254,12 +282,11 @@ class Trainer:
             )
 
     def _measure(self, when: str) -> None:
-        if self._held is None or (when == "after" and "held_loss_before" not in self._figures):
-            return
         start_s = self._clock()
-        found = evaluate(
-            self._engine, self._held, self.adapter, batch_size=self._work.batch_size, memory=self._memory
-        )
+        if when == "after" and "held_loss_before" not in self._figures:
+            return
+        if (found := self.measure(self.adapter)) is None:
+            return
         spent_s = self._figures.get("held_seconds", 0.0) + self._clock() - start_s
         self._figures |= {**figures(when, found), "held_seconds": spent_s}
 

@@ -149,6 +149,10 @@ def test_the_aggregator_refuses_what_a_device_would_decline():
     with pytest.raises(ConfigError, match="needs a period of at least 1 step"):
         check_settings(wrong, Patience(), num_layers=4)
     check_settings(job(), Patience(), num_layers=4)
+    selfish = job(work=LocalWork(personal=2))
+    check_settings(selfish, Patience(), num_layers=4)
+    with pytest.raises(ConfigError, match="personal 2: one layer at least is shared, and 2 have an adapter"):
+        check_settings(selfish, Patience(), num_layers=4, learning=2)
 
 
 OF_0_1_0 = b"""{"job":"j","artifact":"%s","rounds":2,"clients":2,"min_clients":2,"strategy":"fedavg",

@@ -143,7 +143,5 @@ def test_each_call_draws_anew_and_equal_calls_draw_alike():
 def test_a_key_out_of_range_is_refused(key, said):
     with pytest.raises(ConfigError, match=said):
         words(key, 1)
-    with pytest.raises(
-        UnknownName, match="no stream of draws 'plan'; have: batches, configurator, devices, plans, selection"
-    ):
+    with pytest.raises(UnknownName, match=f"no stream of draws 'plan'; have: {', '.join(sorted(STREAMS))}"):
         words(KEY._replace(stream="plan"), 1)

@@ -2,7 +2,9 @@
 import assert from "node:assert";
 import { readFileSync } from "node:fs";
 
-const STREAMS = { plans: 1, batches: 2, selection: 3, devices: 4, personal: 5, effects: 9, configurator: 10 };
+const STREAMS = {
+  plans: 1, batches: 2, selection: 3, devices: 4, personal: 5, effects: 9, configurator: 10, "held-out": 11,
+};
 const DROP = 0, FORWARD = 1, TRAIN = 2, BYPASS = 3, BARE = 4;
 const RATE_MAX = 0.95;
 

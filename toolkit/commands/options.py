@@ -44,14 +44,22 @@ ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 CHOSEN = {"policy.name": AUTO}
 OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
-OF_A_FEDERATION = ("codec", "codec_ratio", "rounds_before", "learns", "cache_below", "held_out")
+OF_A_FEDERATION = (
+    *(
+        "codec",
+        "codec_ratio",
+        "rounds_before",
+        "learns",
+        "cache_below",
+        "held_out",
+        "personal",
+        "personal_by",
+    ),
+)
+"""What means nothing to a machine that trains alone."""
 
 TRAIN = {
-    "work": Part(
-        LocalWork(),
-        names=DEPTH,
-        without=OF_A_FEDERATION,
-    ),
+    "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }
 DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}

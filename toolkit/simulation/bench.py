@@ -17,7 +17,10 @@ from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import FleetuneError
+from fleetune.device_runtime.training.evaluation import evaluate
+from fleetune.device_runtime.training.held_out import measured_rows
 from fleetune.device_runtime.training.machine import Machine
+from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.toolkit.simulation.calls import WatchedEngine
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
 
@@ -99,32 +102,33 @@ class Bench:
 
     def _train(self, machine: "_Machine", task: Task) -> Done:
         start = parse_arrays(task.adapter)
-        trainer: Any = machine.trainer(self._data(task), task.work, start)
+        trainer = machine.trainer(self._data(task), task.work, start)
         while not trainer.done:
             trainer.step()
         return Done(
             adapter=to_bytes(_changed(trainer.adapter, start)),
             losses=[step.loss for step in trainer.history],
             active_layers=[step.active_layers for step in trainer.history],
-            stats=dict(getattr(trainer, "stats", {})),
-            importance=[float(value) for value in getattr(trainer, "importance", ())],
-            personal=sorted(getattr(trainer, "personal", ())),
+            stats=dict(trainer.stats),
+            importance=[float(value) for value in trainer.importance],
+            personal=sorted(trainer.personal) if task.work.personal else [],
         )
 
     def _evaluate(self, machine: "_Machine", task: Task) -> Done:
         found = machine.evaluate(self._data(task), parse_arrays(task.adapter))
         return Done(loss=found.loss, accuracy=found.accuracy, num_samples=found.num_samples)
 
-    def _class_sums(self, machine: Any, task: Task) -> Done:
+    def _class_sums(self, machine: "_Machine", task: Task) -> Done:
         sums = machine.class_sums(self._data(task), task.work, parse_arrays(task.adapter))
         return Done(adapter=to_bytes(sums), num_samples=self._data(task).num_samples)
 
-    def _held_out(self, machine: Any, task: Task) -> Done:
-        measure = getattr(machine, "held_out", None)
-        found = measure(self._data(task), task.work, parse_arrays(task.adapter)) if measure else None
-        return (
-            Done(loss=found.loss, accuracy=found.accuracy, num_samples=found.num_samples) if found else Done()
-        )
+    def _held_out(self, machine: "_Machine", task: Task) -> Done:
+        rows = measured_rows(self._data(task), task.work)
+        if rows is None:
+            return Done()
+        size, adapter = task.work.batch_size, parse_arrays(task.adapter)
+        found = evaluate(machine.engine, rows, adapter, batch_size=size, memory=machine.memory)
+        return Done(loss=found.loss, accuracy=found.accuracy, num_samples=found.num_samples)
 
     def _data(self, task: Task) -> Dataset:
         return self._datasets.of(task.share, task.work.seq_len)
@@ -143,6 +147,7 @@ class _Machine(Machine):
         super().__init__(artifact, Resources(threads=1, hidden_cache_mb=cache_mb), folder=folder)
         self.watched = WatchedEngine(self.engine)
         self.engine = self.watched
+        self._effects = KeptEffects(self.watched, folder)
         self._place, self._limit_bytes = folder, int(1e6 * cache_mb)
         self._caches: Latest[HiddenCache] = Latest(_CACHES, self._forget)
         self._folders: dict[str, Path] = {}

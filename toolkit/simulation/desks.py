@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import CLASS_MEANS, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
 from fleetune.toolkit.simulation.calls import CacheModel, Call
@@ -20,7 +20,6 @@ from fleetune.toolkit.simulation.runs import Begun, Runs
 
 CHECKPOINT_STEPS = 20
 """A device that was gone goes on from its last step that is a multiple of this, as ``fleetune device`` does."""
-_CLASS_MEANS = "class-means"
 
 
 class Made(NamedTuple):
@@ -59,6 +58,7 @@ class VirtualRun:
         least_s: float,
         skipped: int = 0,
         delay_s: float = 0.0,
+        measure: Callable[[Arrays], Done | None] = lambda _: None,
         on_known: Callable[["VirtualRun"], object] = lambda _: None,
     ) -> None:
         """Begin.
@@ -71,8 +71,10 @@ class VirtualRun:
             least_s: it takes at least so long.
             skipped: steps that were done before the device was gone.
             delay_s: how long it pauses.
+            measure: an adapter on what the work holds out; None if it holds out nothing.
             on_known: called once, when its end is known.
         """
+        self.measure = measure
         self.begins_at, self.skipped = clock(), skipped
         self._start, self._wait, self._to_account, self._clock = start, wait, account, clock
         self._least_s, self._delay_s, self._on_known = least_s, delay_s, on_known
@@ -229,9 +231,7 @@ class Desk:
 
     def workbench(self) -> Workbench:
         """What an agent works with."""
-        made = Workbench(self._begin, self._measure, self._num_samples)
-        ours: dict[str, Any] = {"class_sums": self._class_sums, "held_out": self._held_out}
-        return made._replace(**{name: ours[name] for name in ours if name in made._fields})
+        return Workbench(self._begin, self._measure, self._num_samples, self._class_sums)
 
     @property
     def ends_at(self) -> float:
@@ -265,6 +265,7 @@ class Desk:
             least_s=self._slowdown * self._equipment.costs.least_s(work, self._num_samples),
             skipped=skipped,
             delay_s=self._pause_s(work.rounds_before + 1),
+            measure=lambda measured: self._held_out(work, measured),
             on_known=lambda _: self._on_known(started),
         )
         self.current = started = Started(work, run)
@@ -272,7 +273,7 @@ class Desk:
         return run
 
     def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
-        return parse_arrays(self._at_once(self._task(work, adapter, kind=_CLASS_MEANS)).adapter)
+        return parse_arrays(self._at_once(self._task(work, adapter, kind=CLASS_MEANS)).adapter)
 
     def _held_out(self, work: LocalWork, adapter: Arrays) -> Done | None:
         done = self._at_once(self._task(work, adapter, kind="held-out"))
@@ -302,9 +303,8 @@ class Desk:
         self._begun = None
 
     def _task(self, work: LocalWork, adapter: Arrays, *, kind: str = "") -> Task:
-        learns = getattr(work, "learns", "adapter")
         return Task(
-            kind=kind or (_CLASS_MEANS if learns == _CLASS_MEANS else "train"),
+            kind=kind or (CLASS_MEANS if work.learns == CLASS_MEANS else "train"),
             device=self._name,
             share=self._share,
             work=work,

@@ -1,14 +1,18 @@
 from math import inf
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.commands import device
 from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
+from fleetune.device_runtime.commands.predict import predict
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
+from fleetune.device_runtime.contracts.adapters import load_peft
+from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import StateError, TransportError
 
 
@@ -170,3 +174,14 @@ def test_a_state_folder_in_which_nothing_can_be_written_is_told(tmp_path):
     (tmp_path / "lock").mkdir()
     with pytest.raises(StateError, match="cannot be written: Is a directory"), alone_in(tmp_path):
         pass
+
+
+def test_the_owners_model_is_an_adapter_folder_that_predict_takes(word_artifact, word_file, tmp_path):
+    artifact, folder = open_artifact(word_artifact), tmp_path / "state" / device.OWN_MODEL
+    desk = device._Desk(artifact, word_file, None, Notifier({}), lambda _: None, own=folder)
+    own = {name: value + np.float32(0.25) for name, value in artifact.adapter().items()}
+    desk.workbench().keep(own)
+    found = load_peft(folder, artifact.manifest)
+    assert all(np.array_equal(found[name], own[name]) for name in own)
+    mine, version_0 = (predict(word_artifact, text="red", adapter=a, threads=1)[0] for a in (folder, None))
+    assert mine.score != version_0.score

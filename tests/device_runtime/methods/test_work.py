@@ -27,3 +27,32 @@ def test_what_only_the_policy_knows_is_asked_of_it():
 def test_one_unknown_name_is_an_unknown_name():
     with pytest.raises(UnknownName, match="no optimizer 'newton'; have: adamw, sgd"):
         check_work(LocalWork(optimizer=OptimizerSpec(name="newton")), 4)
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "learning", "personal"),
+    [(4, None, 4), (4, None, 2**31 - 1), (4, 2, 2), (1, None, 1), (4, 0, 1)],
+)
+def test_a_device_that_would_share_no_layer_is_refused(num_layers, learning, personal):
+    have = num_layers if learning is None else learning
+    with pytest.raises(
+        ConfigError, match=f"personal {personal}: one layer at least is shared, and {have} have an adapter"
+    ):
+        check_work(LocalWork(personal=personal), num_layers, learning=learning)
+
+
+def test_all_layers_but_one_may_stay_and_none_does_by_default():
+    check_work(LocalWork(personal=3), 4)
+    check_work(LocalWork(personal=1), 4, learning=2)
+    assert LocalWork().personal == 0
+
+
+@pytest.mark.parametrize("personal", [-1, 1e300, float("nan"), 2**31])
+def test_a_number_of_personal_layers_that_is_none_is_refused(personal):
+    with pytest.raises(ConfigError, match="personal"):
+        check_work(LocalWork(personal=personal), 4)
+
+
+def test_a_ranking_that_is_not_known_is_an_unknown_name():
+    with pytest.raises(UnknownName, match="no ranking of layers 'loss'; have: importance, random, top"):
+        check_work(LocalWork(personal_by="loss"), 4)

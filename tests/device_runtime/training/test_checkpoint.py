@@ -17,6 +17,7 @@ CHECKPOINT = Checkpoint(
     adapter={"layer.0.a": np.arange(6, dtype=np.float32).reshape(2, 3)},
     optimizer={"step": np.array([3]), "m/layer.0.a": np.ones((2, 3), np.float32)},
     history={"loss": np.array([1.1, 0.1 + 0.2, 3.0])},
+    importance={"norms": np.array([0.1, 0.0]), "steps": np.array([3, 0])},
 )
 
 
@@ -25,7 +26,7 @@ def test_everything_comes_back_to_the_bit(tmp_path):
     save_checkpoint(path, CHECKPOINT)
     found = load_checkpoint(path, ORIGIN)
     assert found[:3] == CHECKPOINT[:3]
-    for part in ("adapter", "optimizer", "history"):
+    for part in ("adapter", "optimizer", "history", "importance"):
         want, got = getattr(CHECKPOINT, part), getattr(found, part)
         assert want.keys() == got.keys()
         assert all(np.array_equal(want[n], got[n]) and want[n].dtype == got[n].dtype for n in want)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
@@ -82,6 +84,72 @@ def test_a_run_cut_anywhere_ends_equal_to_the_bit(make_trainer, tmp_path, name, 
         assert equal(second.adapter, straight.adapter)
         assert [r.loss for r in rest] == [r.loss for r in reports[cut:]]
         assert [r[:4] for r in second.history] == [r[:4] for r in reports]
+        assert second.importance == straight.importance
+
+
+def test_the_most_moved_layers_stay_wherever_a_run_is_cut(make_trainer, tmp_path):
+    job = work("exact-k", personal=1)
+    straight, cut = make_trainer(job), make_trainer(job)
+    run(straight)
+    assert min(straight.importance) > 0
+    run(cut, 7)
+    cut.save(tmp_path / "c.safetensors")
+    again = make_trainer(job)
+    again.restore(tmp_path / "c.safetensors")
+    assert again.importance == cut.importance
+    run(again)
+    assert again.importance == straight.importance
+    assert again.personal == {f"layer{int(np.argmax(straight.importance))}.a"}
+    assert make_trainer(job).personal == set(), "nothing was trained yet"
+
+
+def test_any_adapter_is_measured_on_what_was_held_out(make_trainer, linear_stack, manifest):
+    trainer = make_trainer(work(personal=1, held_out=0.2))
+    start = trainer.adapter
+    run(trainer)
+    own, reference = trainer.measure(trainer.adapter), trainer.measure(start)
+    assert (own.loss, own.accuracy) == (
+        trainer.stats["held_loss_after"],
+        trainer.stats["held_accuracy_after"],
+    )
+    assert (reference.loss, reference.num_samples) == (trainer.stats["held_loss_before"], 9)
+    assert make_trainer(work(personal=1)).measure(start) is None
+
+
+def test_a_checkpoint_of_a_release_without_importance_is_gone_on_from(make_trainer, tmp_path):
+    path = tmp_path / "c.safetensors"
+    first = make_trainer(work())
+    run(first, 7)
+    first._importance = SimpleNamespace(columns=dict)
+    first.save(path)
+    again, straight = make_trainer(work()), make_trainer(work())
+    again.restore(path)
+    run(again), run(straight)
+    assert equal(again.adapter, straight.adapter)
+
+
+def test_a_tensor_that_a_shared_layer_has_too_does_not_stay(linear_stack, make_manifest, dataset):
+    """Layers 0 and 1 have one adapter between them."""
+    manifest = make_manifest()
+    layers = (manifest.layers[0], manifest.layers[0], manifest.layers[2])
+    tied = msgspec.structs.replace(manifest, layers=layers)
+    assert tied.layer_adapters == ({"layer0.a"}, {"layer0.a"}, {"layer2.a"})
+    trainer = Trainer(linear_stack(manifest), dataset, work(personal=1), linear_stack(manifest).adapter())
+    trainer._adapters = tied.layer_adapters
+    trainer._importance = SimpleNamespace(values=(2.0, 1.0, 0.5))
+    assert trainer.personal == set()
+
+
+def test_a_device_that_would_share_no_adapter_of_a_layer_is_refused(linear_stack, make_manifest, dataset):
+    manifest = make_manifest()
+    layers = tuple(
+        msgspec.structs.replace(layer, tensors=layer.tensors * (i > 0))
+        for i, layer in enumerate(manifest.layers)
+    )
+    sparse = linear_stack(msgspec.structs.replace(manifest, layers=layers))
+    Trainer(sparse, dataset, work(personal=1), sparse.adapter())
+    with pytest.raises(ConfigError, match="personal 2: one layer at least is shared, and 2 have an adapter"):
+        Trainer(sparse, dataset, work(personal=2), sparse.adapter())
 
 
 @pytest.mark.parametrize("name", ["successive", "cyclic"])
