@@ -77,7 +77,7 @@ def test_a_codec_that_cannot_be_is_refused(changes, said):
         ({"configurator": "ranks"}, "configurator 'ranks': give the largest rank"),
         (
             {"configurator": "caf"},
-            "no configurator 'caf'; have: caff, fedadapter, fedcybgd, fixed, random-depth",
+            "no configurator 'caf'; have: auto, caff, fedadapter, fedcybgd, fixed, random-depth",
         ),
         (
             {"configurator": "caff", "work": LocalWork(policy=PolicySpec(name="suffix", drop=0.5))},

@@ -27,6 +27,8 @@ from fleetune.toolkit.simulation.jobs import Done, Share, Task
 V = TypeVar("V")
 _FILES, _DEVICES, _CACHES = 4, 64, 8
 """So many data files, devices' shares and hidden caches a worker keeps; those used last."""
+_OF_THIS_MACHINE = ("held_seconds", "peak_mb")
+"""Figures of a run that are the machine's, which no virtual device has."""
 
 
 class Latest(Generic[V]):
@@ -109,7 +111,7 @@ class Bench:
             adapter=to_bytes(_changed(trainer.adapter, start)),
             losses=[step.loss for step in trainer.history],
             active_layers=[step.active_layers for step in trainer.history],
-            stats=dict(trainer.stats),
+            stats={name: value for name, value in trainer.stats.items() if name not in _OF_THIS_MACHINE},
             importance=[float(value) for value in trainer.importance],
             personal=sorted(trainer.personal) if task.work.personal else [],
         )

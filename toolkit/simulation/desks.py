@@ -129,8 +129,8 @@ class VirtualRun:
     def stats(self) -> Mapping[str, float]:
         """More figures of the run, those of time and memory virtual; raises as ``history``."""
         done, account = self._result()
-        ours = {"held_seconds": account.rest, "peak_mb": account.peak_mb}
-        return done.check().stats | {name: ours[name] for name in ours if name in done.stats}
+        held = {"held_seconds": account.rest} if "held_samples" in done.stats else {}
+        return done.check().stats | held | {"peak_mb": account.peak_mb}
 
     @property
     def importance(self) -> Sequence[float]:
