@@ -17,6 +17,10 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
   where that is not shown a device trains at full depth.
 - **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much. A device behind the
   pace gets no arm that takes longer than full depth does, on itself or on the slowest device.
+- **Frozen below**: while the arms that train only the upper half gain enough, no device trains a layer below it, so that
+  every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the quicker devices train all
+  layers, and what that gains decides. In the last rounds all layers learn again, on a device as many as it has time for in
+  ``patience`` times what the middle one takes for all of them, unless the upper half is shown to gain as much.
 - **Arms** one layer deeper and less deep than the favourite join when it has been the favourite for a while; the worst that was
   tried enough goes where there are too many.
 """
@@ -29,7 +33,15 @@ from fleetune.broker.job import device_work
 from fleetune.broker.methods.arms import FULL_DEPTH, Arm, needs_as_much
 from fleetune.broker.methods.bandit_memory import Memory, Tuning, begun, is_tail, learn, summary_of
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
-from fleetune.broker.methods.outlook import bonus, error_of, gain_at, leading, pace_of, seconds_at
+from fleetune.broker.methods.outlook import (
+    bonus,
+    error_of,
+    gain_at,
+    leading,
+    median_full_s,
+    pace_of,
+    seconds_at,
+)
 from fleetune.device_runtime.draws import Key, permutation, uniforms
 
 TUNING = Tuning()
@@ -47,9 +59,12 @@ def choose(memory: Memory, candidate: Candidate) -> Choice:
     feasible = _feasible(memory, candidate.device_id)
     if not feasible:
         return Choice(None, _refusal(memory, candidate.device_id))
-    arm, reason = _picked(memory, candidate, feasible)
+    below = floor_of(memory, candidate.round)
+    above = [arm for arm in feasible if arm.lowest >= below]
+    below = below if above else 0
+    arm, reason = _picked(memory, candidate, above or feasible, below)
     work = device_work(memory.settings, round_number=candidate.round, position=candidate.position)
-    return Choice(msgspec.structs.replace(work, policy=arm.policy), reason)
+    return Choice(msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1), reason)
 
 
 def _feasible(memory: Memory, device: str) -> list[Arm]:
@@ -66,19 +81,22 @@ def _refusal(memory: Memory, device: str) -> str:
     return f"it declined every arm, {least.name} the least of them"
 
 
-def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm]) -> tuple[Arm, str]:
-    """The arm, and why."""
+def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
+    """The arm, and why; no layer beneath ``below`` learns in this round."""
+    device = candidate.device_id
     if is_tail(memory, candidate.round):
-        return _settled(memory, candidate.device_id, feasible)
+        return _settled(memory, device, feasible, below)
+    if is_pilot(memory, candidate.round) and candidate.position % 2 == 0 and _is_quick(memory, device):
+        return feasible[0], "pilot: what would all layers gain?"
     untried = [arm for arm in _in_warm_up_order(memory) if arm.policy not in memory.tried and arm in feasible]
     if untried and (candidate.position < len(untried) or not memory.trials):
         return untried[candidate.position % len(untried)], "warm-up: the fleet has not tried it"
     allowed = [arm for arm in feasible if _gains_enough(memory, arm, candidate.round)]
-    allowed = [arm for arm in allowed if _keeps_pace(memory, arm, candidate.device_id)] or list(feasible[:1])
+    allowed = [arm for arm in allowed if _keeps_pace(memory, arm, device, below)] or list(feasible[:1])
     lot, place = uniforms(Key(memory.settings.seed, "configurator", candidate.round, candidate.position), 2)
     if memory.settings.explore == "epsilon" and lot < _epsilon(memory, candidate.round):
         return allowed[int(place * len(allowed))], "explores"
-    return _best(memory, candidate.device_id, allowed, feasible)
+    return _best(memory, device, allowed, feasible, below)
 
 
 def _in_warm_up_order(memory: Memory) -> list[Arm]:
@@ -94,7 +112,9 @@ def _epsilon(memory: Memory, number: int) -> float:
     return chance
 
 
-def _best(memory: Memory, device: str, allowed: Sequence[Arm], feasible: Sequence[Arm]) -> tuple[Arm, str]:
+def _best(
+    memory: Memory, device: str, allowed: Sequence[Arm], feasible: Sequence[Arm], below: int
+) -> tuple[Arm, str]:
     """The arm of the highest reward; full depth, or what is nearest, while nothing was measured."""
     found = summary_of(memory)
     if not found.effects.arms:
@@ -104,14 +124,14 @@ def _best(memory: Memory, device: str, allowed: Sequence[Arm], feasible: Sequenc
 
     def reward(arm: Arm) -> float:
         gain = gain_at(memory, device, arm) + (bonus(memory, device, arm) if is_optimistic else 0.0)
-        return max(gain, _GAIN_LEAST) / max(seconds_at(memory, device, arm), pace, _GAIN_LEAST)
+        return max(gain, _GAIN_LEAST) / max(seconds_at(memory, device, arm, below=below), pace, _GAIN_LEAST)
 
     best = max(allowed, key=reward)
-    return best, _told(memory, device, best, pace)
+    return best, _told(memory, device, best, pace, below)
 
 
-def _told(memory: Memory, device: str, arm: Arm, pace: float) -> str:
-    gain, seconds = gain_at(memory, device, arm), seconds_at(memory, device, arm)
+def _told(memory: Memory, device: str, arm: Arm, pace: float, below: int) -> str:
+    gain, seconds = gain_at(memory, device, arm), seconds_at(memory, device, arm, below=below)
     full = memory.arms[FULL_DEPTH]
     beside = f"; full {gain_at(memory, device, full):.3g} in {seconds_at(memory, device, full):.3g} s"
     return f"most for its time: gains {gain:.3g} in {seconds:.3g} s, pace {pace:.3g} s" + beside * (
@@ -119,16 +139,40 @@ def _told(memory: Memory, device: str, arm: Arm, pace: float) -> str:
     )
 
 
-def _settled(memory: Memory, device: str, feasible: Sequence[Arm]) -> tuple[Arm, str]:
-    """Of the arms that are shown to gain as much as full depth, the one of the highest reward."""
+def _settled(memory: Memory, device: str, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
+    """Of the arms that are shown to gain as much as full depth, the one of the highest reward; else the deepest in time."""
     shown = [arm for arm in feasible if arm.policy == FULL_DEPTH or _is_as_good(memory, arm)]
-    allowed = [arm for arm in shown if _keeps_pace(memory, arm, device)]
-    if not allowed:
-        return feasible[0], "last rounds: the deepest that it can"
-    if [arm.policy for arm in allowed] == [FULL_DEPTH]:
-        return allowed[0], "last rounds: no other is shown to gain as much"
-    arm, reason = _best(memory, device, allowed, feasible)
-    return arm, f"last rounds, {reason}"
+    allowed = [arm for arm in shown if _keeps_pace(memory, arm, device, below)]
+    if any(arm.policy != FULL_DEPTH for arm in allowed):
+        arm, reason = _best(memory, device, allowed, feasible, below)
+        return arm, f"last rounds, {reason}"
+    limit = memory.tuning.patience * median_full_s(memory)
+    in_time = [arm for arm in feasible if seconds_at(memory, device, arm, below=below) <= limit]
+    arm = max(in_time or feasible[-1:], key=lambda arm: arm.back) if limit else feasible[0]
+    return arm, "last rounds: the deepest in the time that full depth takes in the middle of the fleet"
+
+
+def floor_of(memory: Memory, number: int) -> int:
+    """The lowest layer that any device trains in a round, so that what flows into it can be kept."""
+    num_layers = memory.settings.num_layers
+    floor = int(memory.tuning.shallow * num_layers)
+    above = [arm for arm in memory.arms.values() if arm.lowest >= floor]
+    if not floor or not above or is_pilot(memory, number):
+        return 0
+    deepest = max(above, key=lambda arm: arm.back)
+    if is_tail(memory, number):
+        return floor if _is_as_good(memory, deepest) else 0
+    return floor if _gains_enough(memory, deepest, number) else 0
+
+
+def is_pilot(memory: Memory, number: int) -> bool:
+    """Whether some devices train all layers in a round, whatever seems best."""
+    return number % memory.tuning.pilot == 0 and not is_tail(memory, number)
+
+
+def _is_quick(memory: Memory, device: str) -> bool:
+    """Whether a device trains all layers no more slowly than the middle one does; yes where nothing is known."""
+    return seconds_at(memory, device, memory.arms[FULL_DEPTH]) <= median_full_s(memory)
 
 
 def _gains_enough(memory: Memory, arm: Arm, number: int) -> bool:
@@ -155,7 +199,8 @@ def _is_as_good(memory: Memory, arm: Arm) -> bool:
         mine is None
         or best is None
         or full is None
-        or min(mine.num_trials, full.num_trials) < memory.tuning.trials_least
+        or mine.num_trials < memory.tuning.trials_least
+        or full.num_trials < memory.tuning.pilots_least
     ):
         return False
     slack = memory.tuning.tolerance * max(found.level + full.mean, 0.0)
@@ -165,9 +210,9 @@ def _is_as_good(memory: Memory, arm: Arm) -> bool:
     )
 
 
-def _keeps_pace(memory: Memory, arm: Arm, device: str) -> bool:
+def _keeps_pace(memory: Memory, arm: Arm, device: str, below: int) -> bool:
     """Whether a device is ahead of the others, or would not be longer at this than at full depth, nor the slowest device."""
-    seconds, full = seconds_at(memory, device, arm), memory.arms[FULL_DEPTH]
+    seconds, full = seconds_at(memory, device, arm, below=below), memory.arms[FULL_DEPTH]
     if arm == full or seconds <= pace_of(memory, device):
         return True
     return seconds <= min(seconds_at(memory, device, full), summary_of(memory).slowest_full_s)

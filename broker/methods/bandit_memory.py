@@ -35,8 +35,16 @@ class Tuning(NamedTuple):
     optimism: float = 0.5
     """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
     pseudo: float = 4.0
-    tail: float = 0.35
+    tail: float = 0.4
     """Share of the rounds, the last ones, in which nothing is tried out."""
+    patience: float = 2.0
+    """In the last rounds a device trains as deep as it can in so many times what the middle one takes for all layers."""
+    shallow: float = 0.5
+    """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
+    pilots_least: int = 8
+    """Trials of full depth without which nothing is shown to gain as much."""
+    pilot: int = 6
+    """Every so many rounds some devices train all layers, so that it is known what the frozen ones would gain."""
     ripe: float = 0.35
     """Share of the rounds after which an arm must gain all but ``tolerance`` of what the best one gains; less before."""
     tolerance: float = 0.1
@@ -107,6 +115,7 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
                 gain_of(outcome.stats),
                 seconds_of(outcome.stats),
                 outcome.stats.get("held_loss_before", nan),
+                max(outcome.work.cache_below, 0),
             ),
         )
     elif outcome.declined:
@@ -224,5 +233,6 @@ def _summed(memory: Memory) -> Summary:
 
 
 def _unit_s(memory: Memory, trials: Sequence[Trial], ratio: float) -> float:
-    found = [t.seconds / units(memory.known[t.arm], ratio) for t in trials if isfinite(t.seconds)]
+    costs = [(t.seconds, units(memory.known[t.arm], ratio, below=t.below)) for t in trials]
+    found = [seconds / cost for seconds, cost in costs if isfinite(seconds) and cost > 0]
     return median(found) if found else nan
