@@ -4,6 +4,7 @@ Cells (models on tasks) and arms are the configurations in ``benchmarks/droppeft
 FLEETUNE_RUNS names (``droppeft-runs`` here if it names none): the same command goes on where it was stopped.
 """
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,12 +75,17 @@ def _run(
 def _config(root: Path, name: str, cell: Cell, arm: str, form: str) -> str:
     """The cell, the arm over it, and where things are on this machine."""
     parts = [FOLDER / "cells" / f"{name}.toml", *([FOLDER / "full.toml"] if form == "full" else [])]
-    table: dict[str, Any] = {
-        "include": [str(part) for part in (*parts, FOLDER / "arms" / f"{arm}.toml")],
-        "artifact": str(cell.artifact),
-        "timings": str(root / "timings.json"),
-        "data": {"train": str(cell.train), "test": str(cell.test)},
-    }
+    included = [*parts, FOLDER / "arms" / f"{arm}.toml"]
+    lines = [
+        f"include = {json.dumps([str(part) for part in included])}",
+        f"artifact = {_text(cell.artifact)}",
+        f"timings = {_text(root / 'timings.json')}",
+        f"data = {{ train = {_text(cell.train)}, test = {_text(cell.test)} }}",
+    ]
     if cell.owners:
-        table["partition"] = {"file": str(cell.owners)}
-    return msgspec.toml.encode(table).decode()
+        lines.append(f"partition = {{ file = {_text(cell.owners)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _text(path: Path) -> str:
+    return json.dumps(str(path))

@@ -89,6 +89,12 @@ def seconds_of(stats: Mapping[str, float]) -> float:
     return found if 0 < found <= SECONDS_MAX else nan
 
 
+def batch_s(stats: Mapping[str, float], batch_size: int) -> float:
+    """Seconds of a batch in the pass for a class-mean head; NaN if it does not say, or says nonsense."""
+    seconds, samples = seconds_of(stats), stats.get("samples", nan)
+    return seconds * batch_size / samples if 0 < samples <= SECONDS_MAX else nan
+
+
 def effects(trials: Sequence[Trial]) -> Effects:
     """Part the gains of trials into round, arm and device."""
     told = [trial for trial in trials if isfinite(trial.gain)]

@@ -3,7 +3,7 @@
 from math import isfinite, log, sqrt
 from statistics import median
 
-from fleetune.broker.methods.arms import FULL_DEPTH, Arm, units
+from fleetune.broker.methods.arms import Arm, units
 from fleetune.broker.methods.bandit import Estimate, median_without
 from fleetune.broker.methods.bandit_memory import Memory, newest_s, summary_of
 
@@ -37,10 +37,10 @@ def seconds_at(memory: Memory, device: str, arm: Arm, *, below: int = 0) -> floa
     return median(own) if own else unit_s * units(arm, found.ratio, below=below)
 
 
-def median_full_s(memory: Memory) -> float:
-    """Seconds of a round in which the middle device trains all layers; 0 if nothing is known."""
+def limit_s(memory: Memory, deepest: Arm, *, below: int = 0) -> float:
+    """How long a device may take in a round whose deepest arm this is; 0 if nothing is known."""
     found = summary_of(memory)
-    return found.fleet_unit_s * units(memory.arms[FULL_DEPTH], found.ratio)
+    return memory.tuning.patience * found.fleet_unit_s * units(deepest, found.ratio, below=below)
 
 
 def pace_of(memory: Memory, device: str) -> float:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.class_means import COUNTS
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
@@ -272,8 +273,10 @@ class Desk:
         self._on_start(started)
         return run
 
-    def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
-        return parse_arrays(self._at_once(self._task(work, adapter, kind=CLASS_MEANS)).adapter)
+    def _class_sums(self, work: LocalWork, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
+        begun_at = max(self.busy_until, self._equipment.clock())
+        sums = parse_arrays(self._at_once(self._task(work, adapter, kind=CLASS_MEANS)).adapter)
+        return sums, {"seconds": self.busy_until - begun_at, "samples": float(sums[COUNTS].sum())}
 
     def _held_out(self, work: LocalWork, adapter: Arrays) -> Done | None:
         done = self._at_once(self._task(work, adapter, kind="held-out"))
