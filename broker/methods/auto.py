@@ -4,7 +4,8 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
 (``papers.md`` 1.4, [MEM]): its reward is the accuracy gained per second, and a sliding window forgets. All the rest is ours.
 
 - **Time**: a round waits for its devices. Each may take ``patience`` times what the middle device takes for the deepest arm of
-  the round. Speeds are known from what a device has trained, and before that from its pass for the class-mean head, if there is one.
+  the round. Speeds are known from what a device has trained, and before that from its pass for the class-mean head, where
+  there is one.
 - **Depth**: within its time a device trains the deepest arm, until another is shown to gain no less.
 - **Reward**: what tells such arms apart is the loss taken off the device's own held-out part, divided by the longer of the
   round's seconds and the *pace*, the median of what the other devices' work takes. Loss, because the accuracy of twenty rows is
