@@ -4,6 +4,7 @@ Each device may use a share of one core, kept by the kernel (cgroup's CFS quota;
 ``slowdown`` is one over that share, and a network as quick as this machine's own. What is compared is the time of a round.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -142,7 +143,7 @@ def _virtual(out: Path, artifact: Path, root: Path, work: LocalWork, say: Say) -
     simulate(config, out=out, workers=1, on_note=say)
     lines = (out / ROUNDS).read_text().splitlines()
     times = [json.loads(line)["time_s"] for line in lines]
-    return statistics.median(after - before for before, after in zip(times[1:], times[2:], strict=False))
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 
 def _plain(work: LocalWork) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Tuning(NamedTuple):
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
     pilots_least: int = 8
     """Trials of full depth without which nothing is shown to gain as much."""
-    pilot: int = 6
+    pilot: int = 8
     """Every so many rounds some devices train all layers, so that it is known what the frozen ones would gain."""
     ripe: float = 0.35
     """Share of the rounds after which an arm must gain all but ``tolerance`` of what the best one gains; less before."""
