@@ -291,7 +291,7 @@ def test_arms_have_names_of_their_own():
 
 def test_the_pass_for_the_head_tells_who_is_slow_before_anyone_has_trained():
     made, configurator = world(equal, 0, devices=4), auto()
-    settings = made.settings(head_start="class-mean")
+    settings = made.settings(head_start="class-mean", explore="ucb")
     state = configurator.init(settings)
     for i, seconds in enumerate((1.0, 1.0, 1.0, 8.0)):
         work = LocalWork(learns="class-means")
