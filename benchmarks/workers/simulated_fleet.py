@@ -57,6 +57,7 @@ def run(devices: int, clients: int, rounds: int, folder: Path) -> dict[str, floa
         folder / "tiny.toml",
         out=folder / "out",
         workers=1,
+        charts=False,
         measure=lambda _: [Point(1, 0.01), Point(2, 0.01)],
         on_progress=lambda _: peaks_mb.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     )
