@@ -7,7 +7,6 @@ from typing import Protocol
 
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
 
-
 _HEAP_MIN = 64
 """A heap of so many entries is not worth looking through."""
 
