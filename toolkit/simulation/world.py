@@ -170,10 +170,10 @@ class World:
         self._book.enrolled(tasks)
         if self._parts.config.job.down_codec != FULL:
             return
+        starts = {task.version: parse_arrays(self._ledger.version(task.version)) for task in tasks[:1]}
         for task in tasks:
             if not task.work.personal:
-                start = parse_arrays(self._ledger.version(task.version))
-                self._devices[task.device_id].desk.begin_ahead(task.work, start)
+                self._devices[task.device_id].desk.begin_ahead(task.work, starts[task.version])
 
     def _closed(self, version: int, content: bytes) -> None:
         """A version is made, 0 before the first round: have it measured, and bring back who vanished."""
