@@ -112,5 +112,3 @@ def test_a_tight_budget_costs_time_and_keeps_to_itself(path):
                 assert choice["peak_mb"] < min(TIGHT_MB, plain["peak_mb"])
     run(path, "tight-again", tight, measure=measure, workers=2)
     assert outcome(path.parent / "tight-again") == outcome(path.parent / "tight")
-
-
