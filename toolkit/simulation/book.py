@@ -98,7 +98,8 @@ class Book:
     def closed(self, number: int, *, bytes_up: int, bytes_down: int) -> RoundRecord:
         """A round is over, number 0 before it began; its version is not measured yet."""
         now, wall = self._clock(), time.perf_counter()
-        spent = {name: working.take(now) for name, working in self._working.items()}
+        taken = {name: working.take(now) for name, working in self._working.items()}
+        spent = {name: seconds for name, seconds in taken.items() if seconds or name in self._asked}
         choices = tuple(self._choice(name, asked, spent[name], now) for name, asked in self._asked.items())
         energies = [self._book(name, seconds, now) for name, seconds in spent.items()]
         counted = [choice for choice in choices if choice.outcome == COUNTED]

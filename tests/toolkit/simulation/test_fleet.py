@@ -59,5 +59,5 @@ def test_a_column_of_another_length_is_refused(base):
             DataError, match=r"short\.csv: column 'speaker' has 29 values, for 30 training examples"
         ):
             fleet(base, short, *more)
-    with pytest.raises(DataError, match="no .*age"):
+    with pytest.raises(DataError, match=r"no .*age"):
         fleet(base, "partition.column=age")
