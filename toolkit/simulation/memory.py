@@ -11,7 +11,8 @@ from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
-from fleetune.device_runtime.training.budget import MARGIN, fit
+from fleetune.device_runtime.errors import TooLittleMemory
+from fleetune.device_runtime.training.budget import MARGIN, Fit, fit
 from fleetune.device_runtime.training.machine import steps_of, widest
 from fleetune.toolkit.simulation.calls import Call
 
@@ -26,7 +27,7 @@ class MemoryModel:
         self._artifact = artifact
         self._is_known = not holds_whole_models(artifact.manifest)
         self._peak_mb = lru_cache(_REMEMBERED)(partial(_peak_mb, artifact))
-        self._fit = lru_cache(_REMEMBERED)(partial(fit, artifact))
+        self._fit = lru_cache(_REMEMBERED)(partial(_fit, artifact))
 
     def fit(
         self, work: LocalWork, data: Callable[[], Dataset], budget_mb: float
@@ -50,6 +51,8 @@ class MemoryModel:
             budget_mb=budget_mb,
             num_steps=steps_of(dataset, work),
         )
+        if isinstance(found, str):
+            raise TooLittleMemory(found)
         policy = msgspec.structs.replace(work.policy, drop=found.drop)
         return msgspec.structs.replace(work, policy=policy), found.memory
 
@@ -77,6 +80,16 @@ class MemoryModel:
             deepest.memory,
             frozenset(layer for route in routes for layer in route.layers),
         )
+
+
+def _fit(
+    artifact: Artifact, work: LocalWork, *, num_tokens: int, budget_mb: float, num_steps: int
+) -> Fit | str:
+    """What fits, or why nothing does: to be remembered either way."""
+    try:
+        return fit(artifact, work, num_tokens=num_tokens, budget_mb=budget_mb, num_steps=num_steps)
+    except TooLittleMemory as exc:
+        return str(exc)
 
 
 def _peak_mb(
