@@ -102,7 +102,7 @@ class Barrier:
         task, open_round = self.owed(device_id, task_id), self.open_round
         if open_round and task:
             outcome = Outcome(device_id, task.work, {}, cause)
-            self._learned = self._configurator.learn(self._learned, outcome)
+            self._learn(outcome)
             self._put_aside(open_round, task)
 
     def advance(self, now: float) -> list[Action]:
