@@ -9,13 +9,13 @@ from typing import Any
 from benchmarks.measuring.figures import table
 from benchmarks.measuring.processes import run_worker
 
-CASES = ((10, 10, 4), (100, 100, 4), (1000, 1000, 2), (100, 20, 10), (100, 20, 50))
+CASES = ((100, 50, 100), (400, 50, 100), (1000, 50, 100), (1000, 1000, 3))
 """(devices, of them in a round, rounds)."""
 Say = Callable[[str], None]
 
 
 def measure(say: Say) -> dict[str, Any]:
-    """One row per case: ``device_round_ms`` of CPU time, and resident memory when half of the rounds are done and at the end."""
+    """One row per case: ``device_round_ms`` of CPU time, resident memory after round 1, 10, 50 and 100, and its peak."""
     rows = [run_worker("simulated_fleet", *case, threads=1) for case in CASES]
     for line in table(rows):
         say(line)

@@ -7,6 +7,7 @@ The command line is made from the fields (``fleetune.toolkit.flags``), and :func
 
 import math
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import msgspec
@@ -50,9 +51,14 @@ class Field(NamedTuple):
 
 def fields_of(kind: type[msgspec.Struct]) -> list[Field]:
     """Return a struct's fields in their order; one without an Option has an empty one."""
-    return [
+    return [*_fields(kind)]
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[Field, ...]:
+    return tuple(
         Field(field.name, *_unpacked(field.type, field.default)) for field in msgspec.structs.fields(kind)
-    ]
+    )
 
 
 def values_of(struct: msgspec.Struct) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ENDS = 4
 FALLEN_AT = 0.65
 """Share of a job's steps after which a dropping arm drops nothing any more."""
 _PLANS = 32
-_STEPWISE = ("suffix", "exact-k", "dropbp")
+_STEPWISE = ("suffix", "exact-k")
 """Policies that have a neighbour one layer deeper, and one less deep."""
 
 
@@ -38,6 +38,8 @@ class Arm(NamedTuple):
     back: float
     deepest: tuple[int, int]
     """Most layers that a step goes back through, and that it runs: its memory follows these."""
+    lowest: int
+    """The lowest layer that any step trains."""
 
     @property
     def name(self) -> str:
@@ -45,9 +47,9 @@ class Arm(NamedTuple):
         return arm_name(self.policy)
 
 
-def units(arm: Arm, ratio: float) -> float:
-    """What a step costs, in layers run forward; a layer's way back costs ``ratio`` of that."""
-    return arm.forward + ratio * arm.back
+def units(arm: Arm, ratio: float, *, below: int = 0) -> float:
+    """What a step costs, in layers run forward; a layer's way back costs ``ratio`` of that, one below ``below`` nothing."""
+    return max(arm.forward - below, 0.0) + ratio * arm.back
 
 
 def needs_as_much(arm: Arm, than: Arm) -> bool:
@@ -63,7 +65,8 @@ def arm_of(policy: PolicySpec, num_layers: int) -> Arm:
     """
     ways = [route(plan) for plan in _plans(policy, num_layers)]
     there, back = ([len(way.layers) for way in ways], [len(way.back) for way in ways])
-    return Arm(policy, sum(there) / len(ways), sum(back) / len(ways), (max(back), max(there)))
+    lowest = min(way.lowest for way in ways)
+    return Arm(policy, sum(there) / len(ways), sum(back) / len(ways), (max(back), max(there)), lowest)
 
 
 def first_arms(settings: Settings) -> tuple[Arm, ...]:
@@ -92,21 +95,9 @@ def _suggested(settings: Settings) -> Iterator[PolicySpec]:
     num_layers = settings.num_layers
     for share in (*SHARES, 1 / num_layers):
         yield _suffix(max(1, round(num_layers * share)), num_layers)
-    falling = _falling(settings)
-    yield from _spec(name="exact-k", drop=DROPPED, protected=min(ENDS, num_layers), **falling)
-    yield from _spec(name="dropbp", drop=DROPPED, width=max(1, num_layers // 2), **falling)
-
-
-def _falling(settings: Settings) -> dict[str, object]:
-    """A schedule that drops less and less; none where the steps of a round are not known."""
-    steps = int(FALLEN_AT * settings.rounds * settings.work.steps)
-    return {"schedule": "falling", "horizon": steps} if steps else {}
-
-
-def _spec(**fields: object) -> Iterator[PolicySpec]:
-    """The policy with these fields, if this release has them all."""
-    if fields.keys() <= set(PolicySpec.__struct_fields__):
-        yield msgspec.convert(fields, PolicySpec)
+    if steps := int(FALLEN_AT * settings.rounds * settings.work.steps):
+        ends = min(ENDS, num_layers)
+        yield PolicySpec(name="exact-k", drop=DROPPED, protected=ends, schedule="falling", horizon=steps)
 
 
 def _suffix(num_trained: int, num_layers: int) -> PolicySpec:
@@ -130,7 +121,6 @@ def _arms(specs: Iterable[PolicySpec], num_layers: int) -> Iterator[Arm]:
 
 def _plans(policy: PolicySpec, num_layers: int) -> list[LayerPlan]:
     """Plans of the first steps; layers that a device would protect by their effect count as the outermost."""
-    known = {"protect": "ends"} if "protect" in PolicySpec.__struct_fields__ else {}
-    plan_of = make_policy(msgspec.structs.replace(policy, **known), num_layers)
+    plan_of = make_policy(msgspec.structs.replace(policy, protect="ends"), num_layers)
     state: dict[str, object] = {}
     return [plan_of(step, Draws(0, "plans", step), state) for step in range(_PLANS)]

@@ -3,20 +3,25 @@
 DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploits, per device. As remembered, not confirmed
 (``papers.md`` 1.4, [MEM]): its reward is the accuracy gained per second, and a sliding window forgets. All the rest is ours.
 
-- **Reward**: the loss taken off the device's own held-out part, divided by the longer of the round's seconds and the *pace*, the
-  median of what the other devices' work takes. A round waits for its devices, so to be faster than the others is worth nothing: a
-  fast device is asked for what gains most, a slow one for what gains most in its time. Loss, because the accuracy of twenty rows
-  is too coarse.
+- **Time**: a round waits for its devices. Each may take ``patience`` times what the middle device takes for the deepest arm of
+  the round. Speeds are known from what a device has trained, and before that from its pass for the class-mean head, where
+  there is one.
+- **Depth**: within its time a device trains the deepest arm, until another is shown to gain no less.
+- **Reward**: what tells such arms apart is the loss taken off the device's own held-out part, divided by the longer of the
+  round's seconds and the *pace*, the median of what the other devices' work takes. Loss, because the accuracy of twenty rows is
+  too coarse.
 - **Gains** are those of ``bandit.effects``, as far as they last until the next round; a device's own count with ``pseudo`` trials
   of the fleet.
-- **Warm-up**: the fleet tries each arm once, different devices different ones. Then ``epsilon`` (explores by chance, less from
-  round to round) or ``ucb`` (adds to an arm's gain what its trials leave open).
+- **Warm-up**: every other device tries an arm that nobody has tried. Then ``epsilon`` (explores by chance, less from round to
+  round) or ``ucb`` (adds to an arm's gain what its trials leave open).
 - **Guards.** An arm that gains quickly at first, as a head does, may have nothing left to gain later. So an arm must also gain a
   share of what the best one gains, growing from 0 to all but ``tolerance``, unless noise could be why it does not. In the last
-  ``tail`` of the rounds nothing is explored, and an arm must be shown to gain no less than full depth does, by ``tolerance``;
-  where that is not shown a device trains at full depth.
-- **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much. A device behind the
-  pace gets no arm that takes longer than full depth does, on itself or on the slowest device.
+  ``tail`` of the rounds nothing is explored, and an arm must be shown to gain no less than full depth does, by ``tolerance``.
+- **Frozen below**: while the arms that train only the upper half gain enough, no device trains a layer below it, so that
+  every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have the time
+  train all layers, and what that gains decides. In the last rounds all layers learn again, unless the upper half is shown to gain
+  as much.
+- **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much.
 - **Arms** one layer deeper and less deep than the favourite join when it has been the favourite for a while; the worst that was
   tried enough goes where there are too many.
 """
@@ -27,9 +32,18 @@ import msgspec
 
 from fleetune.broker.job import device_work
 from fleetune.broker.methods.arms import FULL_DEPTH, Arm, needs_as_much
+from fleetune.broker.methods.bandit import Estimate
 from fleetune.broker.methods.bandit_memory import Memory, Tuning, begun, is_tail, learn, summary_of
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
-from fleetune.broker.methods.outlook import bonus, error_of, gain_at, leading, pace_of, seconds_at
+from fleetune.broker.methods.outlook import (
+    bonus,
+    error_of,
+    gain_at,
+    leading,
+    limit_s,
+    pace_of,
+    seconds_at,
+)
 from fleetune.device_runtime.draws import Key, permutation, uniforms
 
 TUNING = Tuning()
@@ -39,7 +53,7 @@ _GAIN_LEAST = 1e-6
 
 def auto(tuning: Tuning = TUNING) -> Configurator:
     """Choose by what was gained; see the module's text."""
-    return Configurator(lambda settings: begun(settings, tuning), choose, learn)
+    return Configurator(lambda settings: begun(settings, tuning), choose, learn, hears_of_head=True)
 
 
 def choose(memory: Memory, candidate: Candidate) -> Choice:
@@ -47,9 +61,12 @@ def choose(memory: Memory, candidate: Candidate) -> Choice:
     feasible = _feasible(memory, candidate.device_id)
     if not feasible:
         return Choice(None, _refusal(memory, candidate.device_id))
-    arm, reason = _picked(memory, candidate, feasible)
+    below = floor_of(memory, candidate.round)
+    above = [arm for arm in feasible if arm.lowest >= below]
+    below = below if above else 0
+    arm, reason = _picked(memory, candidate, above or feasible, below)
     work = device_work(memory.settings, round_number=candidate.round, position=candidate.position)
-    return Choice(msgspec.structs.replace(work, policy=arm.policy), reason)
+    return Choice(msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1), reason)
 
 
 def _feasible(memory: Memory, device: str) -> list[Arm]:
@@ -66,19 +83,30 @@ def _refusal(memory: Memory, device: str) -> str:
     return f"it declined every arm, {least.name} the least of them"
 
 
-def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm]) -> tuple[Arm, str]:
-    """The arm, and why."""
+def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
+    """The arm, and why; no layer beneath ``below`` learns in this round."""
+    device = candidate.device_id
     if is_tail(memory, candidate.round):
-        return _settled(memory, candidate.device_id, feasible)
-    untried = [arm for arm in _in_warm_up_order(memory) if arm.policy not in memory.tried and arm in feasible]
-    if untried and (candidate.position < len(untried) or not memory.trials):
-        return untried[candidate.position % len(untried)], "warm-up: the fleet has not tried it"
-    allowed = [arm for arm in feasible if _gains_enough(memory, arm, candidate.round)]
-    allowed = [arm for arm in allowed if _keeps_pace(memory, arm, candidate.device_id)] or list(feasible[:1])
+        return _settled(memory, device, feasible, below)
+    deepest = max(feasible, key=lambda arm: arm.back)
+    in_time = _in_time(memory, device, feasible, deepest, below)
+    if is_pilot(memory, candidate.round) and candidate.position % 2 == 0 and deepest in in_time:
+        return deepest, "pilot: what would all layers gain?"
+    untried = [arm for arm in _in_warm_up_order(memory) if arm.policy not in memory.tried and arm in in_time]
+    if untried and candidate.position % 2:
+        return untried[candidate.position // 2 % len(untried)], "warm-up: the fleet has not tried it"
     lot, place = uniforms(Key(memory.settings.seed, "configurator", candidate.round, candidate.position), 2)
+    allowed = [arm for arm in in_time if _gains_enough(memory, arm, candidate.round)] or in_time
     if memory.settings.explore == "epsilon" and lot < _epsilon(memory, candidate.round):
         return allowed[int(place * len(allowed))], "explores"
-    return _best(memory, candidate.device_id, allowed, feasible)
+    return _best(memory, device, allowed, below)
+
+
+def _in_time(memory: Memory, device: str, feasible: Sequence[Arm], deepest: Arm, below: int) -> list[Arm]:
+    """The arms that do not keep the others waiting; the quickest, where all would."""
+    limit = limit_s(memory, deepest, below=below)
+    found = [arm for arm in feasible if seconds_at(memory, device, arm, below=below) <= limit or not limit]
+    return found or [min(feasible, key=lambda arm: seconds_at(memory, device, arm, below=below))]
 
 
 def _in_warm_up_order(memory: Memory) -> list[Arm]:
@@ -94,41 +122,66 @@ def _epsilon(memory: Memory, number: int) -> float:
     return chance
 
 
-def _best(memory: Memory, device: str, allowed: Sequence[Arm], feasible: Sequence[Arm]) -> tuple[Arm, str]:
-    """The arm of the highest reward; full depth, or what is nearest, while nothing was measured."""
-    found = summary_of(memory)
-    if not found.effects.arms:
-        return feasible[0], "nothing was measured yet: the deepest that it can"
-    is_optimistic = memory.settings.explore == "ucb" and not is_tail(memory, memory.round + 1)
+def _best(memory: Memory, device: str, allowed: Sequence[Arm], below: int) -> tuple[Arm, str]:
+    """The deepest arm, unless another is shown to be worth more; full depth, or what is nearest, while nothing was measured."""
+    deepest = max(allowed, key=lambda arm: arm.back)
+    found = summary_of(memory).effects.arms
     pace = pace_of(memory, device)
 
     def reward(arm: Arm) -> float:
-        gain = gain_at(memory, device, arm) + (bonus(memory, device, arm) if is_optimistic else 0.0)
-        return max(gain, _GAIN_LEAST) / max(seconds_at(memory, device, arm), pace, _GAIN_LEAST)
+        optimism = bonus(memory, device, arm) if memory.settings.explore == "ucb" else 0.0
+        seconds = seconds_at(memory, device, arm, below=below)
+        return max(gain_at(memory, device, arm) + optimism, _GAIN_LEAST) / max(seconds, pace, _GAIN_LEAST)
 
     best = max(allowed, key=reward)
-    return best, _told(memory, device, best, pace)
+    if best != deepest and not _is_shown(memory, found.get(best.policy), found.get(deepest.policy)):
+        return deepest, f"the deepest in its time: {_expected(memory, device, deepest, below)}"
+    return best, f"most for its time: {_expected(memory, device, best, below)}, pace {pace:.3g} s"
 
 
-def _told(memory: Memory, device: str, arm: Arm, pace: float) -> str:
-    gain, seconds = gain_at(memory, device, arm), seconds_at(memory, device, arm)
-    full = memory.arms[FULL_DEPTH]
-    beside = f"; full {gain_at(memory, device, full):.3g} in {seconds_at(memory, device, full):.3g} s"
-    return f"most for its time: gains {gain:.3g} in {seconds:.3g} s, pace {pace:.3g} s" + beside * (
-        arm != full
-    )
+def _is_shown(memory: Memory, mine: Estimate | None, other: Estimate | None) -> bool:
+    """Whether enough was tried to say that one arm gains no less than another, but for the tolerance."""
+    if mine is None or other is None:
+        return False
+    least = memory.tuning.trials_least
+    if min(mine.num_trials, other.num_trials) < least:
+        return False
+    level = summary_of(memory).effects.level
+    slack = memory.tuning.tolerance * max(level + other.mean, 0.0)
+    return mine.mean - error_of(mine, other) >= other.mean - slack
 
 
-def _settled(memory: Memory, device: str, feasible: Sequence[Arm]) -> tuple[Arm, str]:
-    """Of the arms that are shown to gain as much as full depth, the one of the highest reward."""
-    shown = [arm for arm in feasible if arm.policy == FULL_DEPTH or _is_as_good(memory, arm)]
-    allowed = [arm for arm in shown if _keeps_pace(memory, arm, device)]
-    if not allowed:
-        return feasible[0], "last rounds: the deepest that it can"
-    if [arm.policy for arm in allowed] == [FULL_DEPTH]:
-        return allowed[0], "last rounds: no other is shown to gain as much"
-    arm, reason = _best(memory, device, allowed, feasible)
-    return arm, f"last rounds, {reason}"
+def _expected(memory: Memory, device: str, arm: Arm, below: int) -> str:
+    seconds = seconds_at(memory, device, arm, below=below)
+    return f"gains {gain_at(memory, device, arm):.3g} in {seconds:.3g} s"
+
+
+def _settled(memory: Memory, device: str, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
+    """Of the arms that are shown to gain as much as full depth, the one of the highest reward; else the deepest in time."""
+    deepest = max(feasible, key=lambda arm: arm.back)
+    in_time = _in_time(memory, device, feasible, deepest, below)
+    if shown := [arm for arm in in_time if _is_as_good(memory, arm)]:
+        arm, reason = _best(memory, device, shown, below)
+        return arm, f"last rounds, {reason}"
+    return max(in_time, key=lambda arm: arm.back), "last rounds: the deepest in its time"
+
+
+def floor_of(memory: Memory, number: int) -> int:
+    """The lowest layer that any device trains in a round, so that what flows into it can be kept."""
+    num_layers = memory.settings.num_layers
+    floor = int(memory.tuning.shallow * num_layers)
+    above = [arm for arm in memory.arms.values() if arm.lowest >= floor]
+    if not floor or not above or is_pilot(memory, number):
+        return 0
+    deepest = max(above, key=lambda arm: arm.back)
+    if is_tail(memory, number):
+        return floor if _is_as_good(memory, deepest) else 0
+    return floor if _gains_enough(memory, deepest, number) else 0
+
+
+def is_pilot(memory: Memory, number: int) -> bool:
+    """Whether some devices train all layers in a round, whatever seems best."""
+    return number % memory.tuning.pilot == 0 and not is_tail(memory, number)
 
 
 def _gains_enough(memory: Memory, arm: Arm, number: int) -> bool:
@@ -155,7 +208,8 @@ def _is_as_good(memory: Memory, arm: Arm) -> bool:
         mine is None
         or best is None
         or full is None
-        or min(mine.num_trials, full.num_trials) < memory.tuning.trials_least
+        or mine.num_trials < memory.tuning.trials_least
+        or full.num_trials < memory.tuning.pilots_least
     ):
         return False
     slack = memory.tuning.tolerance * max(found.level + full.mean, 0.0)
@@ -163,11 +217,3 @@ def _is_as_good(memory: Memory, arm: Arm) -> bool:
         mine.mean - error_of(mine, full) >= full.mean - slack
         and mine.mean + error_of(mine, best) >= best.mean - slack
     )
-
-
-def _keeps_pace(memory: Memory, arm: Arm, device: str) -> bool:
-    """Whether a device is ahead of the others, or would not be longer at this than at full depth, nor the slowest device."""
-    seconds, full = seconds_at(memory, device, arm), memory.arms[FULL_DEPTH]
-    if arm == full or seconds <= pace_of(memory, device):
-        return True
-    return seconds <= min(seconds_at(memory, device, full), summary_of(memory).slowest_full_s)

@@ -49,6 +49,8 @@ class Trial(NamedTuple):
     seconds: float
     loss: float = nan
     """On the held-out part before."""
+    below: int = 0
+    """Layers whose work a hidden cache does."""
 
 
 class Estimate(NamedTuple):
@@ -85,6 +87,12 @@ def seconds_of(stats: Mapping[str, float]) -> float:
     """Seconds that a run trained; NaN if it does not say, or says nonsense."""
     found = stats.get("seconds", nan)
     return found if 0 < found <= SECONDS_MAX else nan
+
+
+def batch_s(stats: Mapping[str, float], batch_size: int) -> float:
+    """Seconds of a batch in the pass for a class-mean head; NaN if it does not say, or says nonsense."""
+    seconds, samples = seconds_of(stats), stats.get("samples", nan)
+    return seconds * batch_size / samples if 0 < samples <= SECONDS_MAX else nan
 
 
 def effects(trials: Sequence[Trial]) -> Effects:
@@ -205,6 +213,7 @@ def _sums(told: Sequence[Trial], left: Doubles) -> dict[tuple[str, PolicySpec], 
 def _ratio(a: Trial, b: Trial, arms: Mapping[PolicySpec, Arm]) -> float:
     """Solve seconds(a) : seconds(b) = units(a) : units(b) for the ratio; NaN where it does not tell."""
     one, other = arms[a.arm], arms[b.arm]
-    below = a.seconds * other.back - b.seconds * one.back
-    above = b.seconds * one.forward - a.seconds * other.forward
-    return above / below if below and units(one, 1.0) != units(other, 1.0) else nan
+    there, back_there = max(one.forward - a.below, 0.0), max(other.forward - b.below, 0.0)
+    divisor = a.seconds * other.back - b.seconds * one.back
+    is_told = divisor and units(one, 1.0, below=a.below) != units(other, 1.0, below=b.below)
+    return (b.seconds * there - a.seconds * back_there) / divisor if is_told else nan

@@ -16,9 +16,18 @@ from fleetune.broker.methods.arms import (
     neighbours,
     units,
 )
-from fleetune.broker.methods.bandit import NOTHING, Effects, Trial, cost_ratio, effects, gain_of, seconds_of
+from fleetune.broker.methods.bandit import (
+    NOTHING,
+    Effects,
+    Trial,
+    batch_s,
+    cost_ratio,
+    effects,
+    gain_of,
+    seconds_of,
+)
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.wire import ADAPTER, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 
 
@@ -35,8 +44,16 @@ class Tuning(NamedTuple):
     optimism: float = 0.5
     """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
     pseudo: float = 4.0
-    tail: float = 0.35
+    tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
+    patience: float = 1.5
+    """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
+    shallow: float = 0.5
+    """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
+    pilots_least: int = 8
+    """Trials of full depth without which nothing is shown to gain as much."""
+    pilot: int = 8
+    """Every so many rounds some devices train all layers, so that it is known what the frozen ones would gain."""
     ripe: float = 0.35
     """Share of the rounds after which an arm must gain all but ``tolerance`` of what the best one gains; less before."""
     tolerance: float = 0.1
@@ -75,6 +92,8 @@ class Memory:
     tried: set[PolicySpec] = field(default_factory=set)
     trials: deque[Trial] = field(default_factory=deque)
     own: dict[str, deque[Trial]] = field(default_factory=dict)
+    pass_s: dict[str, float] = field(default_factory=dict)
+    """By device: seconds of a batch in the round for the head; how much slower than another it is."""
     refused: dict[str, list[tuple[Arm, str]]] = field(default_factory=dict)
     """By device: arms declined, and the cause."""
     favourite: tuple[PolicySpec, int] = (FULL_DEPTH, 0)
@@ -92,6 +111,12 @@ def begun(settings: Settings, tuning: Tuning) -> Memory:
 def learn(memory: Memory, outcome: Outcome) -> Memory:
     """Take in what came of a task; what it says that is nonsense is left out."""
     device, policy, number = outcome.device_id, outcome.work.policy, outcome.work.rounds_before + 1
+    if outcome.work.learns != ADAPTER:
+        memory.summary = None
+        memory.pass_s |= (
+            {device: found} if isfinite(found := batch_s(outcome.stats, outcome.work.batch_size)) else {}
+        )
+        return memory
     if number > memory.round:
         _evolve(memory, number)
     memory.summary = None
@@ -107,6 +132,7 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
                 gain_of(outcome.stats),
                 seconds_of(outcome.stats),
                 outcome.stats.get("held_loss_before", nan),
+                max(outcome.work.cache_below, 0),
             ),
         )
     elif outcome.declined:
@@ -208,9 +234,10 @@ def _summed(memory: Memory) -> Summary:
     recent = {trial.device_id for trial in memory.trials}
     own = {device: list(memory.own[device]) for device in sorted(recent)}
     ratio = cost_ratio(own, memory.known)
-    unit_s = {
+    told = {
         device: found for device, trials in own.items() if isfinite(found := _unit_s(memory, trials, ratio))
     }
+    unit_s = _by_pass(memory, told) | told
     full = units(memory.arms[FULL_DEPTH], ratio)
     newest = (newest_s(trials) for trials in own.values())
     return Summary(
@@ -224,5 +251,13 @@ def _summed(memory: Memory) -> Summary:
 
 
 def _unit_s(memory: Memory, trials: Sequence[Trial], ratio: float) -> float:
-    found = [t.seconds / units(memory.known[t.arm], ratio) for t in trials if isfinite(t.seconds)]
+    costs = [(t.seconds, units(memory.known[t.arm], ratio, below=t.below)) for t in trials]
+    found = [seconds / cost for seconds, cost in costs if isfinite(seconds) and cost > 0]
     return median(found) if found else nan
+
+
+def _by_pass(memory: Memory, told: Mapping[str, float]) -> dict[str, float]:
+    """Seconds per unit of devices that have not trained yet: by their pass for the head, and by what it came to on others."""
+    both = [told[device] / memory.pass_s[device] for device in told if device in memory.pass_s]
+    scale = median(both) if both else 1.0
+    return {device: scale * seconds for device, seconds in memory.pass_s.items()}

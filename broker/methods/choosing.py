@@ -40,3 +40,5 @@ class Configurator(NamedTuple):
     """(state, device) -> its choice; the state stays as it is"""
     learn: Callable[[Any, Outcome], Any]
     """(state, an accepted update or a declined task) -> state; the one given is used up"""
+    hears_of_head: bool = False
+    """Whether it is told of the round for the head too, where nothing is chosen: each device's ``seconds`` and ``samples``."""

@@ -25,11 +25,22 @@ def bonus(memory: Memory, device: str, arm: Arm) -> float:
     return memory.tuning.optimism * found.spread * sqrt(log(2 + mine) / (1 + count))
 
 
-def seconds_at(memory: Memory, device: str, arm: Arm) -> float:
+def seconds_at(memory: Memory, device: str, arm: Arm, *, below: int = 0) -> float:
     """Seconds to be expected of a round: as the device took at this arm, or by its time per unit of cost; 0 if not known."""
     found = summary_of(memory)
-    own = [t.seconds for t in memory.own.get(device, ()) if t.arm == arm.policy and isfinite(t.seconds)]
-    return median(own) if own else found.unit_s.get(device, found.fleet_unit_s) * units(arm, found.ratio)
+    own = [
+        t.seconds
+        for t in memory.own.get(device, ())
+        if (t.arm, t.below) == (arm.policy, below) and isfinite(t.seconds)
+    ]
+    unit_s = found.unit_s.get(device, found.fleet_unit_s)
+    return median(own) if own else unit_s * units(arm, found.ratio, below=below)
+
+
+def limit_s(memory: Memory, deepest: Arm, *, below: int = 0) -> float:
+    """How long a device may take in a round whose deepest arm this is; 0 if nothing is known."""
+    found = summary_of(memory)
+    return memory.tuning.patience * found.fleet_unit_s * units(deepest, found.ratio, below=below)
 
 
 def pace_of(memory: Memory, device: str) -> float:

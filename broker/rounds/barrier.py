@@ -101,8 +101,7 @@ class Barrier:
         """A device cannot do its task, durably noted: it is asked for something else, or the round goes on without it."""
         task, open_round = self.owed(device_id, task_id), self.open_round
         if open_round and task:
-            outcome = Outcome(device_id, task.work, {}, cause)
-            self._learn(outcome)
+            self._learn(Outcome(device_id, task.work, {}, cause))
             self._put_aside(open_round, task)
 
     def advance(self, now: float) -> list[Action]:
@@ -233,7 +232,7 @@ class Barrier:
         )
 
     def _learn(self, outcome: Outcome) -> None:
-        if outcome.work.learns == ADAPTER:
+        if outcome.work.learns == ADAPTER or self._configurator.hears_of_head:
             self._learned = self._configurator.learn(self._learned, outcome)
 
     def _is_of_head(self, open_round: OpenRound) -> bool:

@@ -5,7 +5,7 @@ Actions are to be carried out in order, durably, before the next event: what the
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import inf
 
 from fleetune.broker.job import Patience, Settings
@@ -44,14 +44,27 @@ class Federation:
         now: float,
         past: Past | None = None,
         outcomes: Iterable[Outcome] = (),
+        digest_of: Callable[[str], str | None] | None = None,
     ) -> None:
-        """Begin, or resume from ``past`` with the ``outcomes`` of all accepted updates, in their order."""
+        """Begin, or resume.
+
+        Args:
+            settings: the job's.
+            patience: how long to wait for what.
+            now: the time.
+            past: where the job stands.
+            outcomes: of all accepted updates, in their order.
+            digest_of: of a task's accepted update, None without one; asked of whoever made it durable. By default this
+                remembers all.
+        """
         past = past or Past()
         self.settings, self.finished = settings, past.finished
         self.rounds = Barrier(settings, patience, now=now, past=past, outcomes=outcomes)
         self.evaluations = Evaluations(settings, past.reported)
         self.evaluations.advance(past.version, is_last=self.rounds.is_done)
-        self._accepted = dict(past.accepted)
+        self._accepted = {} if digest_of else dict(past.accepted)
+        self._digest_of = digest_of or self._accepted.get
+        self._has_to_remember = digest_of is None
         self._evaluation_s, self._reported_at = patience.evaluation_s or inf, now
 
     @property
@@ -95,15 +108,18 @@ class Federation:
 
     def judge(self, update: UpdateReady) -> Verdict | Task:
         """Answer an announced update at once, or return its task if its payload has to be seen; ``task_id`` is filled in."""
-        if self._accepted.get(update.task_id) == update.payload.sha256:
+        digest = self._digest_of(update.task_id)
+        if digest == update.payload.sha256:
             return verdict_on(update)
-        reason = refusal(update, self.rounds.open_round, self._accepted, newest_round=self.round)
+        accepted = {update.task_id} if digest else ()
+        reason = refusal(update, self.rounds.open_round, accepted, newest_round=self.round)
         task = self.rounds.task_of(update)
         return verdict_on(update, reason or "it answers no task") if reason or task is None else task
 
     def accepted(self, update: UpdateReady, now: float) -> list[Action]:
         """The payload of an update that ``judge`` passed is good, and durable."""
-        self._accepted[update.task_id] = update.payload.sha256
+        if self._has_to_remember:
+            self._accepted[update.task_id] = update.payload.sha256
         self.rounds.accepted(update)
         return self._advance(now)
 

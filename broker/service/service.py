@@ -94,7 +94,9 @@ class Service:
         """
         self._versions = Versions(store, settings, adapter)
         past = store.past()
-        self.federation = Federation(settings, patience, now=now, past=past, outcomes=store.outcomes())
+        self.federation = Federation(
+            settings, patience, now=now, past=past, outcomes=store.outcomes(), digest_of=store.digest_of
+        )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session)

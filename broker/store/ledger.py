@@ -109,6 +109,12 @@ class Ledger:
                 declined=frozenset(task_id for (task_id,) in declines),
             )
 
+    def digest_of(self, task_id: str) -> str | None:
+        """Digest of the accepted update of a task; None if it has none."""
+        with self._reading():
+            found: str | None = self._one("SELECT digest FROM updates WHERE task_id = ?", task_id)
+        return found
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         with self._reading():

@@ -55,6 +55,11 @@ class MemoryStore:
             declined=frozenset(task.task_id for task in self._open if task.task_id in self._declines),
         )
 
+    def digest_of(self, task_id: str) -> str | None:
+        """Digest of the accepted update of a task; None if it has none."""
+        update = self._updates.get(task_id)
+        return update.payload.sha256 if update else None
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         for task_id, is_declined in self._outcomes:

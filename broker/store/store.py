@@ -104,6 +104,9 @@ class Store(Protocol):
     def past(self) -> Past:
         """Where the job stands."""
 
+    def digest_of(self, task_id: str) -> str | None:
+        """Digest of the accepted update of a task; None if it has none."""
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
 

@@ -216,6 +216,7 @@ class Assignments:
             return
         if key := self._made.key(task_id_of(header)):
             self._done.add(key)
+            self._made.forget(task_id_of(header))
         if isinstance(header, UpdateReady):
             for kept in (self._memory, self._personal):
                 kept.settle(verdict.round, accepted=verdict.accepted)
@@ -234,6 +235,8 @@ class Assignments:
         if content is None and self._adapters.lacks_reference(offer):
             self._ask_again(assignment.key)
             return
+        if offer.round > self.newest_round:
+            self._forget_older()  # they are refused by their round
         self.newest_round = offer.round
         if offer.task_id == self._made.default_task_id(offer):
             self._home.state.rename_checkpoint(key_of_0_1(offer), assignment.key)
@@ -248,6 +251,10 @@ class Assignments:
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
         except (WireError, ConfigError) as exc:
             self.decline(exc)
+
+    def _forget_older(self) -> None:
+        self._done.clear()
+        self._asked_again.clear()
 
     def _ask_again(self, key: str) -> None:
         """Say hello, once for an offer: it tells what is here, and the aggregator offers again."""

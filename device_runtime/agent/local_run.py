@@ -160,10 +160,10 @@ class LocalRun:
         offer, class_sums = self._offer, self._workbench.class_sums
         if class_sums is None:
             raise ConfigError("this device makes no class sums")
-        sums = class_sums(offer.work, self._reference)
+        sums, stats = class_sums(offer.work, self._reference)
         packed = pack(make_codec(offer.work.codec), sums, blank_sums(*sums[SUMS].shape))
         event = Event("summed", offer.round, {"size_bytes": len(packed.payload)})
-        return Product(self._announcement({}), packed.payload, event)
+        return Product(self._announcement(stats), packed.payload, event)
 
     def _announcement(self, stats: Mapping[str, float]) -> Callable[[TransferManifest], UpdateReady]:
         """What announces the update of this offer, once its payload has a manifest."""

@@ -20,6 +20,10 @@ class Made:
         """Key of the offer that a task's product came of; empty if nothing was made."""
         return (self._outbox.recall(self._name(task_id)) or b"").decode(errors="replace")
 
+    def forget(self, task_id: str) -> None:
+        """A task's product is settled: nobody asks any more what it came of."""
+        self._outbox.forget(self._name(task_id))
+
     def came_of(self, offer: Offer, key: str) -> bool:
         """Whether what the outbox holds of a task came of this very offer, whose key is ``key``."""
         made = self._outbox.recall(self._name(offer.task_id))

@@ -86,7 +86,8 @@ class Workbench(NamedTuple):
     start: Callable[[LocalWork, Arrays], Training]
     evaluate: Callable[[LocalWork, Arrays], Measured]
     num_samples: int
-    class_sums: Callable[[LocalWork, Arrays], Arrays] | None = None
-    """Sums for a class-mean head, by the names in ``contracts.class_means``; None where nothing makes them."""
+    class_sums: Callable[[LocalWork, Arrays], tuple[Arrays, Mapping[str, float]]] | None = None
+    """Sums for a class-mean head, by the names in ``contracts.class_means``, with the ``seconds`` that they took and the
+    ``samples`` in them; None where nothing makes them."""
     keep: Callable[[Arrays], object] = lambda adapter: None
     """Told the device's own model after each run that keeps layers: the version worked from with the personal layers over it."""

@@ -20,6 +20,7 @@ from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.class_means import COUNTS
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork, check_name
 from fleetune.device_runtime.data.loading import load_dataset
@@ -164,9 +165,10 @@ class _Desk:
         self._machine.prepare(rows, work)
         return self._machine.evaluate(rows, adapter, before_batch=self._notifier.beat)
 
-    def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
-        rows = self._rows(work.seq_len)
-        return self._machine.class_sums(rows, work, adapter, before_batch=self._notifier.beat)
+    def _class_sums(self, work: LocalWork, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
+        rows, start_s = self._rows(work.seq_len), time.perf_counter()
+        sums = self._machine.class_sums(rows, work, adapter, before_batch=self._notifier.beat)
+        return sums, {"seconds": time.perf_counter() - start_s, "samples": float(sums[COUNTS].sum())}
 
     def _keep(self, adapter: Arrays) -> None:
         save_peft(self._own, self._artifact.manifest, adapter)

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
 
+_HEAP_MIN = 64
+"""A heap of so many entries is not worth looking through."""
+
 
 class Member(Protocol):
     """An agent, or an aggregator."""
@@ -96,3 +99,10 @@ class Turns:
             self._due[link] = due
             self._pushed += 1
             heapq.heappush(self._heap, (due, self._pushed, link))
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Drop what is out of date, once that is most of the heap: it does not grow with the time that has passed."""
+        if len(self._heap) > _HEAP_MIN + 4 * len(self._due):
+            self._heap = [entry for entry in self._heap if self._due.get(entry[2]) == entry[0]]
+            heapq.heapify(self._heap)

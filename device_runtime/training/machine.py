@@ -146,11 +146,11 @@ class Machine:
         return expected_mb(
             self._artifact,
             work,
-            num_tokens=_widest(dataset, self._artifact),
+            num_tokens=widest(dataset, self._artifact),
             memory=self.memory,
             resident_mb=self._held_before(),
             lanes=rows.lanes,
-            num_steps=_num_steps(dataset, work),
+            num_steps=steps_of(dataset, work),
         )
 
     def _held_before(self) -> float:
@@ -161,10 +161,10 @@ class Machine:
         return fit(
             self._artifact,
             work,
-            num_tokens=_widest(dataset, self._artifact),
+            num_tokens=widest(dataset, self._artifact),
             budget_mb=self._resources.memory_budget_mb,
             resident_mb=self._held_before(),
-            num_steps=_num_steps(dataset, work),
+            num_steps=steps_of(dataset, work),
             count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
         )
 
@@ -184,11 +184,12 @@ class Machine:
         return self._hidden[1]
 
 
-def _num_steps(dataset: Dataset, work: LocalWork) -> int:
+def steps_of(dataset: Dataset, work: LocalWork) -> int:
+    """Steps of a run."""
     return work.steps or work.epochs * dataset.num_batches(work.batch_size)
 
 
-def _widest(dataset: Dataset, artifact: Artifact) -> int:
+def widest(dataset: Dataset, artifact: Artifact) -> int:
     """Tokens of each row of the widest batch, padding included; 1 where rows are no sequences."""
     return num_tokens(dataset.rows(dataset.ordered_batches(1)[-1]), artifact.manifest.inputs) or 1
 

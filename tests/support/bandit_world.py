@@ -44,8 +44,8 @@ class World:
         fields |= {"min_clients": 1, "num_layers": self.num_layers, "configurator": "auto", "seed": self.seed}
         return Settings(**{**fields, "work": LocalWork(held_out=0.1), **changes})
 
-    def cost(self, policy):
-        return units(self.arm(policy), 1.0)
+    def cost(self, policy, below=0):
+        return units(self.arm(policy), 1.0, below=below)
 
     def gain(self, policy, q):
         back = self.arm(policy).back / self.num_layers
@@ -71,7 +71,10 @@ class World:
                 if cause is not None:
                     state = configurator.learn(state, Outcome(f"d{i}", choice.work, {}, cause))
                     continue
-                gain, time = self.gain(policy, q), self.speeds[i] * self.cost(policy)
+                gain, time = (
+                    self.gain(policy, q),
+                    self.speeds[i] * self.cost(policy, max(choice.work.cache_below, 0)),
+                )
                 after = 2.0 - q - gain - self.local - own[i] / 2 + rng.normal(0, self.noise)
                 stats = {"held_loss_before": 2.0 - q + own[i], "held_loss_after": after + own[i]}
                 stats |= {"seconds": time * (1 + rng.normal(0, 0.03))}

@@ -36,12 +36,16 @@ class Interruption(NamedTuple):
 
 def dropout(availability: Availability, *, seed: int, device: int, round_number: int) -> Interruption | None:
     """Draw whether the device vanishes in this round, and when; None if it stays."""
+    if not availability.dropout:
+        return None
     happens, at = chance(seed, "dropout", device, round_number).random(2)
     return Interruption(float(at), float("inf")) if happens < availability.dropout else None
 
 
 def pause(availability: Availability, *, seed: int, device: int, round_number: int) -> Interruption | None:
     """Draw whether the device pauses in this round, when, and for how long; None if it does not."""
+    if not availability.pause:
+        return None
     draws = chance(seed, "pause", device, round_number)
     happens, at = draws.random(2)
     seconds = float(draws.exponential(availability.pause_s))

@@ -12,7 +12,9 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
@@ -93,7 +95,7 @@ class Bench:
     def do(self, task: Task) -> Done:
         """Do a task; what keeps it from being done is in what it returns."""
         machine = self._machine(task.hidden_cache_mb)
-        machine.begin(task.files)
+        machine.begin(task.files, task.memory)
         try:
             done = _KINDS[task.kind](self, machine, task)
         except FleetuneError as exc:
@@ -155,9 +157,9 @@ class _Machine(Machine):
         self._folders: dict[str, Path] = {}
         self._free: list[Path] = []
 
-    def begin(self, files: Mapping[str, bytes]) -> None:
-        """Be the machine of a device that has kept these files."""
-        self.watched.calls = []
+    def begin(self, files: Mapping[str, bytes], memory: MemoryPlan) -> None:
+        """Be the machine of a device that has kept these files, and holds its steps so."""
+        self.watched.calls, self.memory = [], memory
         self._place.mkdir(parents=True, exist_ok=True)
         for path in self._kept():
             path.unlink()
@@ -171,6 +173,10 @@ class _Machine(Machine):
     def close(self) -> None:
         self._caches.clear()
         super().close()
+
+    def _expected_mb(self, dataset: Dataset, work: LocalWork) -> float:
+        """Not of this machine: what a device expects is worked out where its runs are."""
+        return 0.0
 
     def _kept(self) -> list[Path]:
         return sorted(path for path in self._place.iterdir() if path.is_file())

@@ -13,6 +13,8 @@ from fleetune.toolkit.simulation.desks import Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec
 from fleetune.toolkit.simulation.profiles import energy_j
 from fleetune.toolkit.simulation.records import Choice, DeviceRecord, RoundRecord, finite
+from fleetune.toolkit.simulation.virtual_run import VirtualRun
+from fleetune.toolkit.simulation.working import Working
 
 COUNTED, LATE, DROPPED, DECLINED = "counted", "late", "dropped-out", "declined"
 
@@ -25,19 +27,14 @@ class _Asked:
     since: float
     outcome: str = LATE
     seconds: float | None = None
-    started: list[Started] = field(default_factory=list)
-    ended: list[float] = field(default_factory=list)
-    """When each run but the last was lost."""
+    left_at: float | None = None
+    """When it was gone."""
+    runs: list[VirtualRun] = field(default_factory=list)
     gain: float | None = None
-
-    def compute_s(self, now: float) -> float:
-        """Virtual seconds that it has computed."""
-        ends = [*self.ended, *[now] * (len(self.started) - len(self.ended))]
-        return sum(one.run.compute_s(end) for one, end in zip(self.started, ends, strict=True))
 
     @property
     def peak_mb(self) -> float:
-        return max((one.run.account.peak_mb for one in self.started), default=0.0)
+        return max((run.account.peak_mb for run in self.runs), default=0.0)
 
 
 @dataclass
@@ -59,7 +56,7 @@ class Book:
         self._specs = {spec.name: spec for spec in specs}
         self._clock, self._wall = clock, time.perf_counter()
         self._asked: dict[str, _Asked] = {}
-        self._since = 0.0
+        self._working = {name: Working() for name in self._specs}
         self._sums = {name: _Sums() for name in self._specs}
 
     def enrolled(self, tasks: Iterable[Task]) -> None:
@@ -69,15 +66,22 @@ class Book:
 
     def started(self, device: str, started: Started) -> None:
         """A device has begun a run."""
+        self._working[device].begin(started.run, self._clock())
         if asked := self._asked.get(device):
-            asked.started.append(started)
+            asked.runs.append(started.run)
+            asked.left_at = None
+
+    def spent(self, device: str, seconds: float) -> None:
+        """A device computes for so long without a run: sums for the head, a measurement."""
+        self._working[device].add(seconds)
 
     def lost(self, device: str) -> None:
         """A device has lost the run that it was at."""
+        now = self._clock()
+        self._working[device].stop(now)
         asked = self._asked.get(device)
         if asked and asked.outcome == LATE:
-            asked.outcome = DROPPED
-            asked.ended += [self._clock()] * (len(asked.started) - len(asked.ended))
+            asked.outcome, asked.left_at = DROPPED, now
 
     def declined(self, device: str) -> None:
         """A device cannot do its task."""
@@ -94,8 +98,10 @@ class Book:
     def closed(self, number: int, *, bytes_up: int, bytes_down: int) -> RoundRecord:
         """A round is over, number 0 before it began; its version is not measured yet."""
         now, wall = self._clock(), time.perf_counter()
-        choices = tuple(self._choice(name, asked, now) for name, asked in self._asked.items())
-        energies = [self._book(choice, now) for choice in choices]
+        taken = {name: working.take(now) for name, working in self._working.items()}
+        spent = {name: seconds for name, seconds in taken.items() if seconds or name in self._asked}
+        choices = tuple(self._choice(name, asked, spent[name], now) for name, asked in self._asked.items())
+        energies = [self._book(name, seconds, now) for name, seconds in spent.items()]
         counted = [choice for choice in choices if choice.outcome == COUNTED]
         peaks = [choice.peak_mb for choice in choices if choice.peak_mb]
         record = RoundRecord(
@@ -104,7 +110,7 @@ class Book:
             devices=len(counted),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
-            compute_s=sum(choice.compute_s for choice in choices),
+            compute_s=sum(spent.values()),
             energy_j=sum(energies),
             peak_mb=max(peaks, default=0.0),
             peak_mb_mean=sum(peaks) / len(peaks) if peaks else 0.0,
@@ -112,7 +118,7 @@ class Book:
             choices=choices,
         )
         self.device_rounds += len(counted)
-        self._since, self._wall = now, wall
+        self._wall = wall
         self._asked.clear()
         return record
 
@@ -120,7 +126,7 @@ class Book:
         """All devices; ``bytes_of`` a name gives (up, down)."""
         return [self._device(spec, *bytes_of(spec.name)) for spec in self._specs.values()]
 
-    def _choice(self, name: str, asked: _Asked, now: float) -> Choice:
+    def _choice(self, name: str, asked: _Asked, compute_s: float, now: float) -> Choice:
         return Choice(
             device=name,
             profile=self._specs[name].profile_name,
@@ -128,21 +134,21 @@ class Book:
             reason=getattr(asked.task, "reason", ""),
             outcome=asked.outcome,
             seconds=now - asked.since if asked.seconds is None else asked.seconds,
-            compute_s=asked.compute_s(now),
+            compute_s=compute_s,
             peak_mb=asked.peak_mb,
             gain=asked.gain,
         )
 
-    def _book(self, choice: Choice, now: float) -> float:
-        """Add a round to a device's sums; returns its joules."""
-        sums = self._sums[choice.device]
-        spent = energy_j(
-            self._specs[choice.device].profile, active_s=choice.compute_s, total_s=now - self._since
-        )
-        sums.rounds += choice.outcome == COUNTED
-        sums.compute_s += choice.compute_s
+    def _book(self, name: str, compute_s: float, now: float) -> float:
+        """Add a round to a device's sums; returns its joules: of one that was asked, also those of waiting while it was there."""
+        sums, asked = self._sums[name], self._asked.get(name)
+        total_s = 0.0 if asked is None else (now if asked.left_at is None else asked.left_at) - asked.since
+        spent = energy_j(self._specs[name].profile, active_s=compute_s, total_s=total_s)
+        sums.compute_s += compute_s
         sums.energy_j += spent
-        sums.peak_mb = max(sums.peak_mb, choice.peak_mb)
+        if asked:
+            sums.rounds += asked.outcome == COUNTED
+            sums.peak_mb = max(sums.peak_mb, asked.peak_mb)
         return spent
 
     def _device(self, spec: DeviceSpec, bytes_up: int, bytes_down: int) -> DeviceRecord:

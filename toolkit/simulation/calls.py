@@ -11,6 +11,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, learnable, route
 from fleetune.device_runtime.engine.batches import StepResult, num_rows, num_tokens
 from fleetune.device_runtime.engine.engine import Engine
@@ -40,6 +41,8 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     """Index of each row's example, int32, where hidden streams are kept."""
     below: str = ""
     """Digest of what makes the hidden stream there."""
+    memory: MemoryPlan = SAVE_ALL
+    """How a step was held."""
 
     @property
     def is_step(self) -> bool:
@@ -134,11 +137,13 @@ class WatchedEngine:
         **options: Any,
     ) -> StepResult:
         """As of the engine."""
+        size = self._size(batch)
         call = Call(
-            *self._size(batch),
+            *size,
             plan=tuple(map(int, plan)),
             cache_below=cache_below,
             gates=b"" if gates is None else np.packbits(gates).tobytes(),
+            memory=_held(options.get("rows"), size[0]),
         )
         self.calls.append(call)
         opened = partial(self._open, call, hidden) if hidden else None
@@ -212,6 +217,12 @@ class CacheModel:
                 self._held.add(example)
                 self._end += size
         return 1 - len(missing) / len(examples)
+
+
+def _held(rows: Rows | None, count: int) -> MemoryPlan:
+    """The memory plan of a step, as for ``count`` rows: a micro-batch that holds all of them is none."""
+    memory = rows.memory if rows else SAVE_ALL
+    return memory._replace(micro_batch=0) if memory.micro_batch >= count else memory
 
 
 def _digest(below: Mapping[str, Array]) -> str:

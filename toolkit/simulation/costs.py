@@ -15,6 +15,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays, Indices, write_atomically
 from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import Mode
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
@@ -81,7 +82,7 @@ class Costs:
         """Seconds of a call of whose rows ``hit_share`` is found in the hidden cache."""
         if not call.is_step:
             return call.share * self._line(FORWARD, Sample(call))(call.tokens)
-        key = StepKind.of(call, self._artifact.manifest).key
+        key = StepKind.of(call, self._artifact.manifest).key + held(call.memory)
         plain = self._line(key, Sample(call))(call.tokens)
         if not hit_share:
             return plain
@@ -148,6 +149,13 @@ def line_through(points: list[Point], where: str) -> Callable[[int], float]:
     return lambda tokens: start + slope * tokens
 
 
+def held(memory: MemoryPlan) -> str:
+    """How a memory plan ends the name of a kind of step; empty where all is kept."""
+    rows = f", {memory.micro_batch} rows at a time" if memory.micro_batch else ""
+    saved = "" if memory.saved_layers is None else f", saved {memory.saved_layers}"
+    return rows + saved + (", streamed" if memory.streamed else "")
+
+
 def machine_name() -> str:
     """What this machine's processor calls itself."""
     try:
@@ -205,6 +213,7 @@ class Stopwatch:
             batch,
             call.layer_plan,
             self._adapter,
+            rows=engine.rows(len(next(iter(batch.values()))), 0, call.memory),
             hidden=hidden,
             gates=gates,
             cache_below=call.cache_below,

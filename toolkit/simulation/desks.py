@@ -1,169 +1,29 @@
-"""What a virtual device works with: workers do its runs while the virtual clock stands; it has them when their time is over."""
+"""What a virtual device works with: its runs are workers', its memory its profile's, and its clock the virtual one."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from math import inf
-from pathlib import Path
 from typing import NamedTuple
 
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.class_means import COUNTS
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
-from fleetune.toolkit.simulation.calls import CacheModel, Call
+from fleetune.device_runtime.errors import TooLittleMemory
+from fleetune.toolkit.simulation.availability import Interruption
+from fleetune.toolkit.simulation.calls import CacheModel
 from fleetune.toolkit.simulation.costs import Costs
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
+from fleetune.toolkit.simulation.memory import MemoryModel
 from fleetune.toolkit.simulation.runs import Begun, Runs
+from fleetune.toolkit.simulation.virtual_run import Account, VirtualRun
 
 CHECKPOINT_STEPS = 20
 """A device that was gone goes on from its last step that is a multiple of this, as ``fleetune device`` does."""
-
-
-class Made(NamedTuple):
-    """A step of a virtual run."""
-
-    loss: float
-    active_layers: int
-    seconds: float
-    """Virtual."""
-
-
-class Account(NamedTuple):
-    """A run in virtual seconds."""
-
-    steps: list[float]
-    rest: float
-    """What else it asked of the engine: measuring, class means."""
-    peak_mb: float
-    """Expected, in 10^6 bytes."""
-
-
-class VirtualRun:
-    """A :class:`fleetune.device_runtime.agent.trainer_port.Training` that is done when its virtual time is over.
-
-    How long it takes is known when the worker is done. Until it must be known the virtual clock goes on, so that other devices
-    begin too: to ``begins_at`` and the least time that such work takes.
-    """
-
-    def __init__(
-        self,
-        start: Arrays,
-        *,
-        wait: Callable[[], Done],
-        account: Callable[[Done], Account],
-        clock: Callable[[], float],
-        least_s: float,
-        skipped: int = 0,
-        delay_s: float = 0.0,
-        measure: Callable[[Arrays], Done | None] = lambda _: None,
-        on_known: Callable[["VirtualRun"], object] = lambda _: None,
-    ) -> None:
-        """Begin.
-
-        Args:
-            start: the adapter that it starts from.
-            wait: gives what came of the run; blocks.
-            account: its virtual times.
-            clock: virtual time.
-            least_s: it takes at least so long.
-            skipped: steps that were done before the device was gone.
-            delay_s: how long it pauses.
-            measure: an adapter on what the work holds out; None if it holds out nothing.
-            on_known: called once, when its end is known.
-        """
-        self.measure = measure
-        self.begins_at, self.skipped = clock(), skipped
-        self._start, self._wait, self._to_account, self._clock = start, wait, account, clock
-        self._least_s, self._delay_s, self._on_known = least_s, delay_s, on_known
-        self._known: tuple[Done, Account] | None = None
-        self._sums: list[float] = []
-
-    @property
-    def ends_at(self) -> float:
-        """Its end; or as long as that need not be known, a time before it."""
-        least = self.begins_at + self._least_s
-        if self._known is None and self._clock() < least:
-            return least
-        return max(least, self.begins_at + self._all_s + self._delay_s)
-
-    @property
-    def done(self) -> bool:
-        """Whether its time is over."""
-        return self._clock() >= self.ends_at
-
-    @property
-    def account(self) -> Account:
-        """Its virtual times."""
-        return self._result()[1]
-
-    @property
-    def step_index(self) -> int:
-        """Steps done."""
-        return self.steps_by(self._clock())
-
-    def steps_by(self, now: float) -> int:
-        """Steps done at a time; what is no step, and a pause, count as if they came last."""
-        self._result()
-        return self.skipped + bisect_right(self._sums, now - self.begins_at)
-
-    def compute_s(self, now: float) -> float:
-        """Virtual seconds that it has computed by then."""
-        return min(now - self.begins_at, self._all_s)
-
-    @property
-    def history(self) -> list[Made]:
-        """What every step reported, in virtual seconds; raises what kept the run from being done."""
-        done, account = self._result()
-        done.check()
-        return [Made(*row) for row in zip(done.losses, done.active_layers, account.steps, strict=True)]
-
-    @property
-    def adapter(self) -> Arrays:
-        """The tensors as trained; raises as ``history``."""
-        return {**self._start, **parse_arrays(self._result()[0].check().adapter)}
-
-    @property
-    def stats(self) -> Mapping[str, float]:
-        """More figures of the run, those of time and memory virtual; raises as ``history``."""
-        done, account = self._result()
-        held = {"held_seconds": account.rest} if "held_samples" in done.stats else {}
-        return done.check().stats | held | {"peak_mb": account.peak_mb}
-
-    @property
-    def importance(self) -> Sequence[float]:
-        """Of each layer; raises as ``history``."""
-        return self._result()[0].check().importance
-
-    @property
-    def personal(self) -> Sequence[str]:
-        """Names of the tensors that stay on the device; raises as ``history``."""
-        return self._result()[0].check().personal
-
-    def step(self) -> Made:
-        """Pass the time."""
-        return Made(0.0, 0, 0.0)
-
-    def save(self, path: Path) -> None:
-        """Do nothing: the desk knows how far a run was."""
-
-    def restore(self, path: Path) -> None:
-        """Do nothing, as ``save``."""
-
-    @property
-    def _all_s(self) -> float:
-        account = self.account
-        return (self._sums[-1] if self._sums else 0.0) + account.rest
-
-    def _result(self) -> tuple[Done, Account]:
-        if self._known is None:
-            done = self._wait()
-            self._known = done, self._to_account(done)
-            self._sums = list(accumulate(self._known[1].steps[self.skipped :]))
-            self._on_known(self)
-        return self._known
 
 
 class Equipment(NamedTuple):
@@ -174,6 +34,7 @@ class Equipment(NamedTuple):
     costs: Costs
     datasets: Callable[[Share, int], Dataset]
     """(share, longest sequence) -> its samples."""
+    memory: MemoryModel
     clock: Callable[[], float]
 
 
@@ -196,9 +57,11 @@ class Desk:
         num_samples: int,
         slowdown: float,
         hidden_cache_mb: float = 0.0,
-        pause_s: Callable[[int], float] = lambda _: 0.0,
+        memory_mb: float = inf,
+        pause: Callable[[int], Interruption | None] = lambda _: None,
         on_start: Callable[[Started], object] = lambda _: None,
         on_known: Callable[[Started], object] = lambda _: None,
+        on_spent: Callable[[float], object] = lambda _: None,
     ) -> None:
         """Prepare.
 
@@ -209,9 +72,11 @@ class Desk:
             num_samples: how many.
             slowdown: its step time over this machine's on one thread.
             hidden_cache_mb: disk for its hidden cache; 0 for none.
-            pause_s: round -> how long it pauses in that round's work.
+            memory_mb: memory that it has for training, in 10^6 bytes.
+            pause: round -> its pause in that round's work.
             on_start: told of each run.
             on_known: told of it again when its end is known.
+            on_spent: told of seconds that it computes without a run.
         """
         self.current: Started | None = None
         """The run at work, or the last one."""
@@ -219,8 +84,8 @@ class Desk:
         """End of what it does without a run: until then it says nothing."""
         self._equipment, self._name, self._share = equipment, name, share
         self._num_samples, self._slowdown = num_samples, slowdown
-        self._hidden_cache_mb, self._pause_s = hidden_cache_mb, pause_s
-        self._on_start, self._on_known = on_start, on_known
+        self._hidden_cache_mb, self._memory_mb, self._pause = hidden_cache_mb, memory_mb, pause
+        self._on_start, self._on_known, self._on_spent = on_start, on_known, on_spent
         self._ahead: tuple[str, Begun] | None = None
         self._begun: Begun | None = None
         self._files: dict[str, bytes] = {}
@@ -240,8 +105,9 @@ class Desk:
 
     def begin_ahead(self, work: LocalWork, adapter: Arrays) -> None:
         """Have workers begin what the device will most likely be asked to do; nothing comes of it otherwise."""
-        task = self._task(work, adapter)
-        self._ahead = task.key, self._equipment.runs.begin(task)
+        with suppress(TooLittleMemory):  # which it will say itself
+            task = self._task(work, adapter)
+            self._ahead = task.key, self._equipment.runs.begin(task)
 
     def power_off(self, now: float) -> None:
         """Lose the run at work, but for its last checkpoint, and the hidden cache."""
@@ -264,7 +130,7 @@ class Desk:
             clock=self._equipment.clock,
             least_s=self._slowdown * self._equipment.costs.least_s(work, self._num_samples),
             skipped=skipped,
-            delay_s=self._pause_s(work.rounds_before + 1),
+            pause=self._pause(work.rounds_before + 1),
             measure=lambda measured: self._held_out(work, measured),
             on_known=lambda _: self._on_known(started),
         )
@@ -272,8 +138,10 @@ class Desk:
         self._on_start(started)
         return run
 
-    def _class_sums(self, work: LocalWork, adapter: Arrays) -> Arrays:
-        return parse_arrays(self._at_once(self._task(work, adapter, kind=CLASS_MEANS)).adapter)
+    def _class_sums(self, work: LocalWork, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
+        begun_at = max(self.busy_until, self._equipment.clock())
+        sums = parse_arrays(self._at_once(self._task(work, adapter, kind=CLASS_MEANS)).adapter)
+        return sums, {"seconds": self.busy_until - begun_at, "samples": float(sums[COUNTS].sum())}
 
     def _held_out(self, work: LocalWork, adapter: Arrays) -> Done | None:
         done = self._at_once(self._task(work, adapter, kind="held-out"))
@@ -285,7 +153,9 @@ class Desk:
     def _at_once(self, task: Task) -> Done:
         """Do what an agent waits for in one go: the device says nothing before its time is over."""
         done = self._submit(task).wait()
-        self.busy_until = max(self.busy_until, self._equipment.clock()) + self._account(done, task.work).rest
+        seconds = self._account(done, task.work).rest
+        self.busy_until = max(self.busy_until, self._equipment.clock()) + seconds
+        self._on_spent(seconds)
         return done.check()
 
     def _submit(self, task: Task) -> Begun:
@@ -299,10 +169,13 @@ class Desk:
 
     def _abandon(self) -> None:
         if self._begun:
+            if self.current:
+                self.current.run.settle()
             self._begun.cancel()
         self._begun = None
 
     def _task(self, work: LocalWork, adapter: Arrays, *, kind: str = "") -> Task:
+        work, memory = self._fitted(work)
         return Task(
             kind=kind or (CLASS_MEANS if work.learns == CLASS_MEANS else "train"),
             device=self._name,
@@ -311,7 +184,12 @@ class Desk:
             adapter=to_bytes(adapter),
             hidden_cache_mb=self._hidden_cache_mb,
             files=self._files,
+            memory=memory,
         )
+
+    def _fitted(self, work: LocalWork) -> tuple[LocalWork, MemoryPlan]:
+        data = partial(self._equipment.datasets, self._share, work.seq_len)
+        return self._equipment.memory.fit(work, data, self._memory_mb)
 
     def _account(self, done: Done, work: LocalWork) -> Account:
         """Work out what a run takes here, and take over what the device keeps of it."""
@@ -324,22 +202,4 @@ class Desk:
         ]
         steps = [seconds for call, seconds in timed if call.is_step]
         rest = sum(seconds for call, seconds in timed if not call.is_step)
-        return Account(steps, rest, peak_mb(self._equipment.artifact, done.calls))
-
-
-def peak_mb(artifact: Artifact, calls: Sequence[Call]) -> float:
-    """Expected peak of a run in 10^6 bytes: that of its deepest step; 0 without one, or where the artifact does not tell."""
-    manifest = artifact.manifest
-    steps = [call for call in calls if call.is_step]
-    if not steps or holds_whole_models(manifest):
-        return 0.0
-    ways = {(call.plan, call.gates, call.cache_below): (call, call.way(manifest)) for call in steps}
-    deepest, _ = max(ways.values(), key=lambda pair: (len(pair[1].layers), len(pair[1].back)))
-    found = footprint(
-        artifact,
-        deepest.layer_plan,
-        batch_size=max(call.rows for call in steps),
-        seq_len=max(call.tokens // call.rows for call in steps),
-        also_read={layer for _, way in ways.values() for layer in way.layers},
-    )
-    return found.peak / 1e6
+        return Account(steps, rest, self._equipment.memory.peak_mb(done.calls))

@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetune.device_runtime import errors
 from fleetune.device_runtime.arrays import Indices
+from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.toolkit.simulation.calls import Call
@@ -45,6 +46,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """Disk that the device has for a hidden cache; 0 for none."""
     files: dict[str, bytes] = {}
     """What the device has kept of earlier runs, beside its checkpoint and caches."""
+    memory: MemoryPlan = SAVE_ALL
+    """How its steps are held."""
 
     @property
     def key(self) -> str:

@@ -40,6 +40,11 @@ class Way(Generic[T]):
         """Time at which the next arrives; inf for none."""
         return self._flying[0][0] if self._flying else inf
 
+    @property
+    def last_at(self) -> float:
+        """Time at which the last arrives; -inf for none."""
+        return self._flying[-1][0] if self._flying else -inf
+
     def take(self, now: float) -> T | None:
         """The next that has arrived, or None."""
         return self._flying.popleft()[1] if self.due_at <= now else None
@@ -75,6 +80,11 @@ class TimedLink:
     def due_at(self) -> float:
         """Time at which something arrives at either end."""
         return min(self._down.due_at, self._up.due_at)
+
+    @property
+    def sent_by(self) -> float:
+        """Time at which all that was published has arrived."""
+        return max(self._up.last_at, self._clock())
 
     def hold(self, until: float) -> None:
         """Let nothing that is published from now on leave before a time."""

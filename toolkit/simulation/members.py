@@ -73,6 +73,11 @@ class VirtualDevice:
         """Whether it is connected."""
         return self._raw is not None
 
+    @property
+    def sent_by(self) -> float:
+        """Time at which all that it has sent has arrived."""
+        return self._link.sent_by
+
     def arrive(self, now: float) -> None:
         """Start, if it is not there."""
         if self._raw:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -58,10 +59,14 @@ def rates(model: NetworkModel, *, seed: int, device: int) -> Rates:
     if not model.sigma:
         return lambda time_s: (model.down_bytes_s, model.up_bytes_s)
 
-    def at(time_s: float) -> tuple[float, float]:
-        draws = chance(seed, "network", device, int(time_s // model.slot_s))
+    @lru_cache(maxsize=1)
+    def of_slot(slot: int) -> tuple[float, float]:
+        draws = chance(seed, "network", device, slot)
         factor = float(np.exp(model.sigma * draws.standard_normal()))
         return model.down_bytes_s * factor, model.up_bytes_s * factor
+
+    def at(time_s: float) -> tuple[float, float]:
+        return of_slot(int(time_s // model.slot_s))
 
     return at
 

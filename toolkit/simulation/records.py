@@ -36,7 +36,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     """Virtual, from the offer to the update's arrival."""
     compute_s: float = 0.0
-    """Virtual, of its steps alone."""
+    """Virtual, in this round: its steps, measuring, sums for the head, and what it had left of late work."""
     peak_mb: float = 0.0
     """Expected peak of its training, in 10^6 bytes."""
     gain: float | None = None

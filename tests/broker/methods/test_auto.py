@@ -12,7 +12,7 @@ from fleetune.broker.methods.arms import FULL_DEPTH, arm_of, first_arms, needs_a
 from fleetune.broker.methods.auto import Tuning, auto, is_tail
 from fleetune.broker.methods.choosing import Candidate
 from fleetune.broker.tasks import REASON_CHARS_MAX, Outcome, arm_name
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
 
 SEEDS = range(20)
 
@@ -67,8 +67,11 @@ def test_where_less_is_as_good_always_full_depth_is_beaten_in_time():
     assert time.mean() < 0.85
 
 
+_BOLD = Tuning(tail=0.0, tolerance=1.0, pilot=1000)
+
+
 def test_the_guards_are_what_keeps_it_from_an_arm_that_only_begins_well():
-    bold = mean(world(deep, seed).under(auto(Tuning(tail=0.0, tolerance=1.0))).quality for seed in range(4))
+    bold = mean(world(deep, seed).under(auto(_BOLD)).quality for seed in range(4))
     careful = mean(world(deep, seed).under(auto()).quality for seed in range(4))
     assert careful > bold + 0.005
 
@@ -91,10 +94,15 @@ def first_round(count, **changes):
     return [configurator.choose(state, Candidate(f"d{i}", 1, i)) for i in range(count)], settings
 
 
+def shallow_arms(settings):
+    return [arm for arm in first_arms(settings) if arm.lowest >= settings.num_layers // 2]
+
+
 def test_the_fleet_tries_each_arm_once_before_one_a_second_time():
-    choices, settings = first_round(len(first_arms(made := world(equal, 0).settings())))
-    assert {c.work.policy for c in choices} == {arm.policy for arm in first_arms(made)}
-    assert {c.reason for c in choices} == {"warm-up: the fleet has not tried it"}
+    arms = shallow_arms(world(equal, 0).settings())
+    choices, settings = first_round(2 * len(arms))
+    assert {c.work.policy for c in choices[1::2]} == {arm.policy for arm in arms}
+    assert {c.reason for c in choices[1::2]} == {"warm-up: the fleet has not tried it"}
     assert [c.work.seed for c in choices] == [
         device_work(settings, round_number=1, position=i).seed for i in range(len(choices))
     ]
@@ -196,9 +204,42 @@ def test_a_fleet_that_tells_nonsense_crashes_nothing(stats):
     assert len(ended.chosen) == 12
 
 
-def test_without_a_figure_everyone_ends_at_full_depth():
-    ended = world(equal, 0, rounds=12).under(auto(), lie=lambda i, stats: {"seconds": stats["seconds"]})
-    assert set(ended.chosen[-1].values()) == {FULL_DEPTH}
+def test_without_a_figure_everyone_ends_as_deep_as_its_time_allows():
+    made = world(equal, 0, rounds=12)
+    ended = made.under(auto(), lie=lambda i, stats: {"seconds": stats["seconds"]})
+    limit = 1.1 * Tuning().patience * float(np.median(made.speeds))
+    for i, speed in enumerate(made.speeds):
+        assert (ended.chosen[-1][i] == FULL_DEPTH) == (speed <= limit), i
+    told_nothing = made.under(auto(), lie=lambda i, stats: {})
+    assert set(told_nothing.chosen[-1].values()) == {FULL_DEPTH}
+
+
+def test_below_what_learns_nothing_learns_but_in_pilots_and_the_last_rounds():
+    """So that what flows into the lowest layer that learns can be kept from round to round on every device."""
+    made, lowest = world(equal, 0), []
+    configurator, settings = auto(), world(equal, 0).settings()
+    state = configurator.init(settings)
+    for number in range(1, 41):
+        works = [configurator.choose(state, Candidate(f"d{i}", number, i)).work for i in range(8)]
+        assert len({work.cache_below for work in works}) == 1
+        floor = max(works[0].cache_below, 0)
+        assert all(made.arm(work.policy).lowest >= floor for work in works)
+        lowest.append(floor)
+        for i, work in enumerate(works):
+            stats = {
+                "held_loss_before": 2.0,
+                "held_loss_after": 1.9,
+                "seconds": made.cost(work.policy, floor),
+            }
+            state = configurator.learn(state, Outcome(f"d{i}", work, stats))
+    assert [number for number, floor in enumerate(lowest[:24], 1) if floor == 0] == [8, 16, 24]
+    assert lowest[0] == 6
+
+
+def test_where_the_upper_half_gains_too_little_all_layers_learn_before_the_last_rounds():
+    made = World(lambda policy, back: Curve(0.2 * back**3, 0.9), speeds=[1.0] * 8, noise=0.005)
+    chosen = made.under(auto()).chosen[15:24]
+    assert mean(made.arm(policy).back for arms in chosen for policy in arms.values()) > 6.5
 
 
 def lies():
@@ -238,7 +279,7 @@ def test_every_choice_says_why_in_a_printable_line():
             state = configurator.learn(state, Outcome(f"d{i}", choice.work, stats))
     assert all(reason and reason.isprintable() and len(reason) <= REASON_CHARS_MAX for reason in reasons)
     assert {reason.partition(":")[0].partition(",")[0] for reason in reasons} == {
-        "warm-up", "explores", "most for its time", "last rounds",
+        "warm-up", "explores", "pilot", "the deepest in its time", "most for its time", "last rounds",
     }  # fmt: skip
     assert is_tail(state, 40)
 
@@ -246,3 +287,26 @@ def test_every_choice_says_why_in_a_printable_line():
 def test_arms_have_names_of_their_own():
     names = [arm_name(arm.policy) for arm in first_arms(world(equal, 0).settings())]
     assert len(set(names)) == len(names)
+
+
+def test_the_pass_for_the_head_tells_who_is_slow_before_anyone_has_trained():
+    made, configurator = world(equal, 0, devices=4), auto()
+    settings = made.settings(head_start="class-mean", explore="ucb")
+    state = configurator.init(settings)
+    for i, seconds in enumerate((1.0, 1.0, 1.0, 8.0)):
+        work = LocalWork(learns="class-means")
+        state = configurator.learn(state, Outcome(f"d{i}", work, {"seconds": seconds, "samples": 100.0}))
+    depth = [
+        made.arm(configurator.choose(state, Candidate(f"d{i}", 2, 0)).work.policy).back for i in range(4)
+    ]
+    assert depth[:3] == [6, 6, 6]
+    assert depth[3] < 6
+
+
+@pytest.mark.parametrize("stats", [{}, {"seconds": float("nan"), "samples": 1.0}, {"seconds": 1.0, "samples": 0.0},
+                                   {"seconds": 1e300, "samples": 1e300}, {"seconds": -1.0, "samples": -1.0}])  # fmt: skip
+def test_a_pass_that_tells_nonsense_tells_nothing(stats):
+    configurator = auto()
+    state = configurator.init(world(equal, 0).settings())
+    state = configurator.learn(state, Outcome("d0", LocalWork(learns="class-means"), stats))
+    assert not state.pass_s

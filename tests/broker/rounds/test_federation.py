@@ -355,3 +355,15 @@ def test_a_device_of_0_1_0_says_in_words_that_memory_lacks():
     assert cause_of(msgspec.structs.replace(said, cause="work")) == "work"
     assert cause_of(msgspec.structs.replace(said, cause="anything")) == ""
     assert cause_of(said) == ""
+
+
+def test_who_keeps_updates_is_asked_for_them_and_none_is_remembered():
+    kept = {}
+    machine = Federation(job(clients=1, rounds=9, min_clients=1), Patience(), now=0.0, digest_of=kept.get)
+    machine.hello(hello("a"), 0.0)
+    sent = update("a", 1)
+    kept[sent.task_id] = sent.payload.sha256
+    machine.accepted(sent, 1.0)
+    assert machine.judge(sent).accepted, "the round is closed"
+    assert not machine.judge(update("a", 1, digest="other")).accepted
+    assert machine._accepted == {}

@@ -51,7 +51,7 @@ def sums_of(number):
 
 
 def workbench(number, sums=None):
-    return workbench_of(number)._replace(class_sums=lambda work, held: sums or sums_of(number))
+    return workbench_of(number)._replace(class_sums=lambda work, held: (sums or sums_of(number), {}))
 
 
 def world(folder, *, numbers=FOUR, benches=None, **changes):

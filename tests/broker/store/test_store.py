@@ -94,6 +94,16 @@ def test_closing_a_round_keeps_versions_and_forgets_payloads(kept):
     assert [o.device_id for o in kept.store.outcomes()] == ["a"]
 
 
+def test_the_digest_of_an_accepted_update_is_told_in_any_later_life(kept):
+    kept.store.enrol([A, B])
+    assert kept.store.digest_of(A.task_id) is None
+    kept.store.accept(update_of(A, b"x"), b"x")
+    kept.store.add_version(1, b"one", round_number=1)
+    store = kept.reopened()
+    assert store.digest_of(A.task_id) == sha256(b"x").hexdigest()
+    assert (store.digest_of(B.task_id), store.digest_of("no task")) == (None, None)
+
+
 def test_versions_and_rounds_are_counted_apart(kept):
     later = task("a", 5, version=0)
     kept.store.enrol([later])

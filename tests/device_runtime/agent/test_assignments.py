@@ -181,6 +181,22 @@ def test_a_verdict_that_names_no_task_is_on_its_round(stage):
     assert stage.device.kinds()[-1] == "accepted"
 
 
+def test_what_is_settled_is_forgotten_in_the_end(stage):
+    stage.aggregator.status("one")
+    made = []
+    for number in range(1, 8):
+        made.append(stage.trained(number))
+        assert stage.device.outbox.recall(f"made/{JOB}/{made[-1].task_id}"), "until there is a verdict"
+        stage.aggregator.verdict(made[-1])
+        stage.poll()
+    left = [update for update in made if stage.device.outbox.recall(f"made/{JOB}/{update.task_id}")]
+    assert (left, stage.device.kinds().count("accepted")) == ([], 7)
+    assert len(stage.device.agent._assignments._done) == 1
+    stage.aggregator.offer(7)
+    stage.poll(3)
+    assert stage.device.kinds().count("trained") == 7, "the last one is done"
+
+
 def test_an_update_that_0_1_made_is_delivered_and_not_made_again(stage):
     update = stage.trained(1, task_id="train-1-device-3")
     stage.aggregator.heard()

@@ -108,3 +108,16 @@ def test_a_turn_costs_no_more_for_those_who_wait(server, turns):
         member.due_at = lambda now: asked.append(now) or inf
     turns.run(until=lambda: turns.now >= 499)
     assert (len(busy.polled), asked) == (500, [])
+
+
+def test_times_that_have_moved_are_forgotten_in_the_end(server, turns):
+    member = Member(turns, server.connect(["t"]), 1e6)
+    sender = server.connect([])
+    for i in range(1000):
+        member.due = [1e6 + i % 2]
+        sender.publish("t", b"x")
+        turns.turn()
+    assert len(member.read) > 900
+    assert len(turns._heap) < 100
+    turns.run(until=lambda: turns.now >= 1e6)
+    assert member.polled[-1] == 1e6 + 1, "what is due is kept"

@@ -1,0 +1,111 @@
+"""What the paper's comparison runs on: real pretrained models and real data, as artifacts and files, made once below a folder.
+
+Set FLEETUNE_SHARED to the folder with ``models/`` and ``data/`` if it is not ``../shared``.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.tables import Table
+from fleetune.toolkit.export import export
+from fleetune.toolkit.models import packaged_model
+
+SHARED = Path(os.environ.get("FLEETUNE_SHARED", "../shared"))
+BASE_DTYPE = "int8"
+"""Of the text encoders' frozen matrices: less time and memory for every arm alike."""
+
+
+class Cell(NamedTuple):
+    """A model on a task."""
+
+    artifact: Path
+    train: Path
+    test: Path
+    owners: Path | None = None
+    """File that says whose each training example is."""
+
+
+def bge_mnli(root: Path) -> Cell:
+    """BGE-small, 12 layers, on pairs of sentences."""
+    return _texts(_bge(root), root / "bge-mnli", "mnli_small", num_labels=3)
+
+
+def bge_banking(root: Path) -> Cell:
+    """BGE-small on banking77."""
+    return _texts(_bge(root), root / "bge-banking", "banking77", num_labels=77)
+
+
+def minilm_banking(root: Path) -> Cell:
+    """MiniLM, 6 layers, on banking77."""
+    return _texts(packaged_model(), root / "minilm-banking", "banking77", num_labels=77)
+
+
+def kwt_digits(root: Path) -> Cell:
+    """KWT-1, 12 narrow layers, on spoken digits, by speaker."""
+    from benchmarks.measuring.keywords import export_keywords, features_of
+
+    artifact = root / "kwt-digits"
+    with np.load(_there("models/kwt1/kwt1_weights.npz")) as file:
+        weights = dict(file)
+    if not (artifact / "manifest.json").exists():
+        export_keywords(weights, artifact)
+    with np.load(_there("data/fsdd/logmel_6bit.npz")) as file:
+        data: dict[str, Any] = dict(file)
+    low, high = float(data["lo"]), float(data["hi"])
+    bands = (low + data["x"].astype(np.float32) / 63 * (high - low)).astype(np.float32)
+    columns = {"mfcc": features_of(bands, weights), "labels": data["y"].astype(np.int64)}
+    paths = {name: root / f"digits-{name}.npz" for name in ("train", "test")}
+    for name, rows in (("train", ~data["is_test"]), ("test", data["is_test"])):
+        np.savez(paths[name], **{column: values[rows] for column, values in columns.items()})
+    owners = root / "digits-speakers.csv"
+    speakers = data["speaker"][~data["is_test"]].tolist()
+    owners.write_text("speaker\n" + "".join(f"{speaker}\n" for speaker in speakers), encoding="utf-8")
+    return Cell(artifact, paths["train"], paths["test"], owners)
+
+
+CELLS: Table[Callable[[Path], Cell]] = Table(
+    "cell",
+    {
+        "bge-mnli": bge_mnli,
+        "bge-banking": bge_banking,
+        "minilm-banking": minilm_banking,
+        "kwt-digits": kwt_digits,
+    },
+)
+
+
+def _texts(model: Path, artifact: Path, data: str, *, num_labels: int) -> Cell:
+    if not (artifact / "manifest.json").exists():
+        export(
+            model,
+            task="sequence-classification",
+            num_labels=num_labels,
+            out=artifact,
+            base_dtype=BASE_DTYPE,
+        )
+    folder = _there(f"data/{data}")
+    return Cell(artifact, folder / "train.jsonl.gz", folder / "test.jsonl.gz")
+
+
+def _bge(root: Path) -> Path:
+    folder = root / "bge-small"
+    if not (folder / "config.json").exists():
+        make = _there("models/bge_small_en/make_folder.py")
+        done = subprocess.run([sys.executable, make, folder], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigError(f"{make}: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+def _there(name: str) -> Path:
+    path = (SHARED / name).resolve()
+    if not path.exists():
+        raise ConfigError(f"{path}: not there; set FLEETUNE_SHARED to the folder with models/ and data/")
+    return path
