@@ -38,7 +38,7 @@ def test_law_all_but_the_policy_is_the_job_s_own_and_no_rank_is_above_it(name):
     configurator, settings = CONFIGURATORS[name](), job(work=work, num_layers=6, rounds=9)
     for candidate in CANDIDATES:
         chosen = configurator.choose(configurator.init(settings), candidate).work
-        assert chosen.rank == work.rank or name in OF_RANK and 0 < chosen.rank < work.rank
+        assert chosen.rank == work.rank or (name in OF_RANK and 0 < chosen.rank < work.rank)
         own = {"policy": PolicySpec(), "seed": 0, "rounds_before": 0, "cache_below": -1, "rank": work.rank}
         assert msgspec.structs.replace(chosen, **own) == work
 
