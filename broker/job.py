@@ -19,8 +19,8 @@ from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option, values_of
 
-AUTO = "auto"
-"""The configurator that chooses each device's policy; as a policy, short for it."""
+FIXED, AUTO = "fixed", "auto"
+"""Configurators: all devices as the job says, and the one that chooses each device's policy; as a policy, short for that one."""
 HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
 PATIENT = ("rounds",)
@@ -57,7 +57,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     selection: Annotated[str, Option("which of the devices here are asked", table="selection")] = "uniform"
     configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (
-        "fixed"
+        FIXED
     )
     explore: Annotated[
         str,
@@ -138,11 +138,15 @@ def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:
     """Say policy ``auto`` as what it means, a configurator, and hold back what that measures on.
 
     Raises:
-        ConfigError: policy ``auto`` is given settings, which it chooses itself.
+        ConfigError: policy ``auto`` is given settings, which it chooses itself, or another configurator.
     """
     if work.policy.name == AUTO:
         if work.policy != PolicySpec(name=AUTO):
             raise ConfigError("policy 'auto' chooses each device's policy with its settings; give none")
+        if job.configurator not in (AUTO, FIXED):
+            raise ConfigError(
+                f"policy 'auto' is a configurator too, beside {job.configurator!r}; give one of them"
+            )
         job = msgspec.structs.replace(job, configurator=AUTO)
         work = msgspec.structs.replace(work, policy=PolicySpec())
     if job.configurator == AUTO and not work.held_out:

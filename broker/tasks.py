@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork, PolicySpec
 from fleetune.device_runtime.errors import some
 
 _LISTED = 16
@@ -37,6 +37,11 @@ class Outcome(NamedTuple):
     """As the device told them, such as ``loss``."""
     declined: str | None = None
     """Why the device did not do it, one of the wire's CAUSES; None if it did."""
+
+
+def arm_of(work: LocalWork) -> str:
+    """Name what a device is to do: its policy, or what else comes of its work."""
+    return arm_name(work.policy) if work.learns == ADAPTER else work.learns
 
 
 def arm_name(policy: PolicySpec) -> str:

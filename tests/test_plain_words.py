@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from forks import Ended, Forks
 from servers import Mosquitto
+from simulated import FILE, run
 from tries import LINES, STOPPED_AFTER_S, WITH_TORCH, Try, copy_world, draw
 from words import write_lines
 
@@ -31,6 +32,8 @@ RUNTIME = (
     "fleetune.toolkit.cli",
     "fleetune.device_runtime.commands.train",
     "fleetune.broker.aggregation",
+    "fleetune.toolkit.simulation.compare",
+    "fleetune.toolkit.simulation.simulate",
     "tokenizers",
     "onnxruntime",
 )
@@ -61,6 +64,7 @@ def world(tmp_path_factory, word_artifact):
     (folder / "labels.txt").write_text("off\non\n")
     _train(folder)
     _federate(folder)
+    _simulate(folder)
     return folder
 
 
@@ -100,6 +104,17 @@ def _federate(folder):
         aggregate(
             folder / "artifact", mqtt=server.url, job=job, work=LocalWork(steps=2), out=folder / "federation"
         )
+
+
+def _simulate(folder):
+    """Two runs of one file, and what a step of each costs."""
+    text = FILE.format(artifact="artifact").replace("test.csv", "train.csv").replace("train.csv", "words.csv")
+    text = text.replace('name = "tiny"', 'name = "tiny"\ntimings = "timings.json"').replace(
+        "rounds = 3", "rounds = 1"
+    )
+    (folder / "simulation.toml").write_text(text)
+    for name, policy in (("tiny", "full"), ("head", "head")):
+        run(folder / "simulation.toml", f"runs/{name}-0", f"name={name}", f"work.policy.name={policy}")
 
 
 def _save_model(folder):

@@ -10,7 +10,8 @@ from fleetune.broker.job import Settings
 from fleetune.broker.methods.bandit import gain_of, seconds_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.store.store import Decided, Store
-from fleetune.broker.tasks import Task, arm_name
+from fleetune.broker.tasks import Task, arm_of
+from fleetune.device_runtime.contracts.wire import ADAPTER
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +38,7 @@ def choices(store: Store) -> Iterator[Chosen]:
 
 
 def replay(store: Store, settings: Settings) -> Iterator[tuple[Task, Choice]]:
-    """Choose anew by what was known at each time: (task as recorded, choice as made again).
+    """Choose anew by what was known at each time: (task as recorded, choice as made again), of rounds that train.
 
     They are the same however often an aggregator was killed: a choice is a function of the settings and of the outcomes
     before it.
@@ -46,9 +47,12 @@ def replay(store: Store, settings: Settings) -> Iterator[tuple[Task, Choice]]:
     state, outcomes, learned = configurator.init(settings), iter(store.outcomes()), 0
     for decided in store.decided():
         for outcome in islice(outcomes, max(0, decided.num_outcomes - learned)):
-            state, learned = configurator.learn(state, outcome), learned + 1
+            learned += 1
+            if outcome.work.learns == ADAPTER:
+                state = configurator.learn(state, outcome)
         task = decided.task
-        yield task, configurator.choose(state, Candidate(task.device_id, task.round, task.position))
+        if task.work.learns == ADAPTER:
+            yield task, configurator.choose(state, Candidate(task.device_id, task.round, task.position))
 
 
 def _chosen(decided: Decided) -> Chosen:
@@ -58,7 +62,7 @@ def _chosen(decided: Decided) -> Chosen:
     return Chosen(
         round=task.round,
         device=task.device_id,
-        arm=arm_name(task.work.policy),
+        arm=arm_of(task.work),
         reason=task.reason,
         gain=gain,
         accuracy_gain=None if before is None or after is None else after - before,

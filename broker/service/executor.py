@@ -9,7 +9,7 @@ from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
-from fleetune.broker.tasks import Task, arm_name, listed
+from fleetune.broker.tasks import Task, arm_of, listed
 from fleetune.device_runtime.contracts.wire import Finished, Offer
 from fleetune.device_runtime.network.complaints import Complaints
 
@@ -17,9 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def _told(task: Task) -> str:
-    return (
-        f"{task.device_id} ({arm_name(task.work.policy)}; {task.reason})" if task.reason else task.device_id
-    )
+    return f"{task.device_id} ({arm_of(task.work)}; {task.reason})" if task.reason else task.device_id
 
 
 class Executor:

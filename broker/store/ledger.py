@@ -26,7 +26,7 @@ from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import Accepted, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import Outcome, Task, arm_name
+from fleetune.broker.tasks import Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
@@ -227,7 +227,7 @@ class Ledger:
             )
             arms: Counter[str] = Counter()
             for work, count in policies:
-                arms[arm_name(parse_work(work, 0).policy)] += count
+                arms[arm_of(parse_work(work, 0))] += count
             losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
             return msgspec.convert((number, losses, evaluated.fetchall(), arms), Figures)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import Accepted, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import Outcome, Task, arm_name
+from fleetune.broker.tasks import Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -136,7 +136,7 @@ class MemoryStore:
             made.round,
             [(finite(u.stats).get("loss"), u.num_samples) for u in made.updates],
             [(r.loss, r.accuracy, r.num_samples) for r in reports],
-            Counter(arm_name(self._tasks[u.task_id].work.policy) for u in made.updates),
+            Counter(arm_of(self._tasks[u.task_id].work) for u in made.updates),
         )
 
     def spend(self, round_number: int, cost: Cost) -> None:

@@ -1,36 +1,50 @@
 """The key of an offer: by it a device knows what it is at, or has done, again."""
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 import msgspec
 
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
-from fleetune.device_runtime.contracts.wire import Offer, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.wire import LocalWork, Offer, OptimizerSpec, PolicySpec
 
-_WORK_OF_0_1 = (
-    "policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "rounds_before",
-)  # fmt: skip
-_PARTS_OF_0_1: dict[type, tuple[str, ...]] = {
+_Parts = Mapping[type, tuple[str, ...]]
+
+_PARTS: _Parts = {
+    LocalWork: (
+        "policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "codec_ratio", "rounds_before",
+    ),
+    PolicySpec: ("name", "drop", "shape", "period"),
+    OptimizerSpec: ("name", "lr", "weight_decay", "warmup_steps", "decay", "clip_norm", "proximal"),
+}  # fmt: skip
+"""Fields that every key is made of, in the order of keys that are on disks; of all others only those that say something."""
+_PARTS_OF_0_1: _Parts = {
+    LocalWork: ("policy", "optimizer", "steps", "epochs", "batch_size", "seq_len", "seed", "codec", "rounds_before"),
     PolicySpec: ("name", "drop", "shape", "period"),
     OptimizerSpec: ("name", "lr", "weight_decay", "warmup_steps", "decay", "clip_norm"),
-}
+}  # fmt: skip
 
 
 def key_of(offer: Offer) -> str:
-    """Key of all that decides what comes of an offer."""
-    same = (offer.job, offer.task_id, offer.version, offer.role, offer.work, wanted_sha256(offer))
-    return _digest(same)
+    """Key of all that decides what comes of an offer; a field at a default that is newer than the key leaves it as it was."""
+    work = _told(offer.work, _PARTS, is_newer_told=True)
+    return _digest((offer.job, offer.task_id, offer.version, offer.role, work, wanted_sha256(offer)))
 
 
 def key_of_0_1(offer: Offer) -> str:
     """Key that release 0.1.0 gave an offer: by its round, and by the fields that work had then."""
-    work = {name: _told(getattr(offer.work, name)) for name in _WORK_OF_0_1}
+    work = _told(offer.work, _PARTS_OF_0_1, is_newer_told=False)
     return _digest((offer.job, offer.round, offer.version, offer.role, work, wanted_sha256(offer)))
 
 
-def _told(value: object) -> object:
-    fields = _PARTS_OF_0_1.get(type(value))
-    return {name: getattr(value, name) for name in fields} if fields else value
+def _told(value: object, parts: _Parts, *, is_newer_told: bool) -> object:
+    if not isinstance(value, msgspec.Struct):
+        return value
+    names, default = parts[type(value)], type(value)()
+    if is_newer_told:
+        newer = (n for n in value.__struct_fields__ if n not in names)
+        names = (*names, *(n for n in newer if getattr(value, n) != getattr(default, n)))
+    return {name: _told(getattr(value, name), parts, is_newer_told=is_newer_told) for name in names}
 
 
 def _digest(same: object) -> str:

@@ -37,6 +37,8 @@ def work_problems(work: LocalWork, num_layers: int, *, learning: int | None = No
         found.append("nothing to do: steps and epochs are both 0")
     if work.personal > 0 and work.personal >= (have := num_layers if learning is None else learning):
         found.append(f"personal {work.personal}: one layer at least is shared, and {have} have an adapter")
+    if work.cache_below > num_layers:
+        found.append(f"cache_below {work.cache_below}: the model has {num_layers} layers")
     return found or [*_refusals(work, num_layers)]
 
 

@@ -169,7 +169,10 @@ def _time(memory: MemoryPlan, way: Route, batch_size: int, num_tokens: int) -> f
 
 
 def _hint(work: LocalWork) -> str:
-    return "" if _is_budget(work) else ", or use policy exact-k, which may drop layers to fit"
+    if _is_budget(work):
+        return ""
+    gates = " with gates for batches" if work.policy.gates == "row" else ""
+    return f", or use policy exact-k{gates}, which may drop layers to fit"
 
 
 def _extra_mb(resident_mb: float) -> float:

@@ -186,6 +186,13 @@ def test_policy_auto_takes_no_settings():
         settings_of(Job("j", rounds=1, clients=1), artifact="a", work=work)
 
 
+def test_policy_auto_is_no_other_configurator():
+    work = LocalWork(policy=PolicySpec(name="auto"))
+    with pytest.raises(ConfigError, match="policy 'auto' is a configurator too, beside 'caff'; give one"):
+        settings_of(Job("j", rounds=1, clients=1, configurator="caff"), artifact="a", work=work)
+    assert settings_of(Job("j", rounds=1, clients=1, configurator="auto"), artifact="a", work=work)
+
+
 def test_how_many_layers_there_are_makes_no_other_job_where_it_was_not_known():
     known = settings_of(Job("j", rounds=1, clients=1), artifact="a", work=LocalWork(), num_layers=6)
     assert differences(known, msgspec.structs.replace(known, num_layers=0)) == []

@@ -90,7 +90,7 @@ def test_a_layer_without_anything_to_train_is_run_and_trains_nothing(
     anatomy = find_anatomy(made, batch=3, seq=7)
     for memory in (SAVE_ALL, RECOMPUTE, MemoryPlan(micro_batch=1, streamed=True)):
         with open_engine(artifact, memory=memory, threads=1) as stack:
-            for plan in itertools.product(Mode, repeat=3):
+            for plan in itertools.product((Mode.DROP, Mode.FORWARD, Mode.TRAIN), repeat=3):
                 dropped = [i for i, mode in enumerate(plan) if mode is Mode.DROP]
                 expected = torch_step(made, anatomy, data, dropped=dropped)
                 result = stack.step(arrays(data), plan, artifact.adapter())

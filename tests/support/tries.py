@@ -35,6 +35,16 @@ LINES = {
     "--timeout-s 0.5 --threads 1",
     "device on": "device artifact --data words.csv --mqtt {url} --job home --id kitchen --state state --idle-limit-s 0.2 "
     "--timeout-s 0.5 --threads 1",
+    "train less": "train artifact --data words.csv --out new --steps 2 --threads 1 --policy coto --drop 0.5 --schedule falling "
+    "--horizon 2 --protected 1 --protect effect --head-start class-mean",
+    "train rows": "train artifact --data words.csv --out new --steps 2 --threads 1 --policy exact-k --drop 0.5 --gates row "
+    "--hidden-cache-mb 1",
+    "aggregate auto": "aggregate artifact --mqtt {url} --job home --rounds 1 --clients 1 --gather-s 0.1 --deadline-s 0.1 "
+    "--extensions-max 0 --timeout-s 0.5 --policy auto --explore ucb --held-out 0.2 --personal 1 --head-start class-mean "
+    "--out new",
+    "simulate": "simulate simulation.toml --out new --workers 1 --no-charts --set work.steps=1",
+    "simulate on": "simulate simulation.toml --out runs/tiny-0 --workers 1 --no-charts",
+    "compare": "compare runs --of tiny --to 0.95,0.99",
     "configure": "broker --configure new --password-file logins.txt --user root",
     "broker": "broker --port 0",
     "bench": "bench nothing",
@@ -53,7 +63,7 @@ _OPTIONS = {
     ]
     for command in COMMANDS
 }
-STOPPED_AFTER_S = {"broker": 0.4, "demo": 1.0, "aggregate": 0.6, "aggregate on": 0.6}
+STOPPED_AFTER_S = {"broker": 0.4, "demo": 1.0, "aggregate": 0.6, "aggregate on": 0.6, "aggregate auto": 0.6}
 """These go on by themselves until they are told to stop."""
 
 _NUMBERS = (
@@ -119,6 +129,18 @@ _VALUES = (
     "topk",
     "evaluate",
     "fedavgm",
+    "product",
+    "auto",
+    "growing",
+    "dropbp",
+    "coto",
+    "tail",
+    "effect",
+    "class-mean",
+    "lora-a",
+    "seed=-1",
+    "work.policy.name=auto",
+    "rounds=1e300",
     "causal-lm",
     "cuda",
     "-",

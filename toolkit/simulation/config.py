@@ -4,6 +4,7 @@ Docs: ``docs/simulation.md``.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +143,8 @@ def read_included(path: Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]
     Raises:
         ConfigError: a file that cannot be read, or that includes itself.
     """
-    if path.resolve() in below:
+    here = Path(realpath(path))  # Path.resolve fails at a loop of links, in words of its own
+    if here in below:
         raise ConfigError(f"{path}: includes itself, by way of {below[-1].name}")
     own = _from_folder(read_table(path), path.parent)
     included = own.pop(INCLUDE, [])
@@ -151,7 +153,7 @@ def read_included(path: Path, *, below: tuple[Path, ...] = ()) -> dict[str, Any]
         raise ConfigError(f"{path}: include = {included!r}: expected a file name, or a list of them")
     table: dict[str, Any] = {}
     for name in names:
-        table = merged(table, read_included(path.parent / name, below=(*below, path.resolve())))
+        table = merged(table, read_included(path.parent / name, below=(*below, here)))
     return merged(table, own)
 
 

@@ -22,6 +22,7 @@ from safetensors.numpy import load
 from fleetune.broker.job import Patience, device_seed
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.strategy import Update
+from fleetune.broker.service.choices import choices, replay
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.local_run import LocalRun
@@ -232,3 +233,29 @@ def test_a_device_that_cannot_declines_with_the_reason(tmp_path, caplog):
     assert "device-0 declined: this device makes no class sums" in caplog.text
     assert "device-2 declined: this head is not linear" in caplog.text
     assert_head(done, 1, (1, 3))
+
+
+def test_choices_begin_after_it_and_a_device_that_declined_it_may_do_all_of_them(tmp_path):
+    """Killed after the round for the head, an aggregator chooses as one that was not, and as its ledger has it."""
+    settings = {"configurator": "auto", "num_layers": 4, "rounds": 4, "min_clients": 2}
+    benches = {0: workbench_of(0)}
+
+    def run(folder, *, is_killed):
+        playing = world(
+            folder, numbers=(0, 1, 2), benches=benches, patience=Patience(deadline_s=30), **settings
+        )
+        if is_killed:
+            playing.run(until=lambda: playing.aggregator.ledger.newest == 1)
+            playing.aggregator.kill()
+            playing.aggregator.start(playing.now)
+        ledger = playing.run().aggregator.ledger
+        again = list(replay(ledger, playing.aggregator.settings))
+        assert {task.round for task, _ in again} == {2, 3, 4}
+        assert all((made.work, made.reason) == (task.work, task.reason) for task, made in again)
+        assert rows(ledger)[1].arms == {"class-means": 2}
+        return [(one.round, one.device, one.arm) for one in choices(ledger)]
+
+    plain, killed = run(tmp_path / "a", is_killed=False), run(tmp_path / "b", is_killed=True)
+    assert plain == killed
+    assert {arm for number, _, arm in plain if number == 1} == {"class-means"}
+    assert (4, "device-0", "full") in plain, "what it declined was no policy"

@@ -6,12 +6,13 @@ import pytest
 from fleet import JOB, STEPS, first_adapter, workbench_of
 from stage import Stage, locally, shifted
 
-from fleetune.device_runtime.agent.offer_keys import key_of_0_1
+from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import (
     Decline,
     LocalWork,
     Offer,
+    OptimizerSpec,
     PolicySpec,
     Request,
     TransferManifest,
@@ -231,3 +232,29 @@ def test_the_key_of_0_1_is_that_of_0_1():
         work=LocalWork(policy=PolicySpec(name="exact-k", drop=0.5), steps=3, seed=9, codec="int8", rounds_before=1),
     )  # fmt: skip
     assert key_of_0_1(offer) == "558b44cb015eb578"
+
+
+def test_fields_that_are_newer_than_a_checkpoint_leave_its_key_alone_until_they_say_something():
+    """The key is what ``key_of`` gave before work had ``learns`` and a policy ``schedule``, computed there."""
+    manifest = TransferManifest(size_bytes=1, chunk_bytes=1, chunk_digests=b"", sha256="ab")
+    work = LocalWork(
+        policy=PolicySpec(name="suffix", drop=0.5), optimizer=OptimizerSpec(proximal=0.1), steps=4, seed=7, codec="topk",
+        codec_ratio=0.1, rounds_before=3,
+    )  # fmt: skip
+    offer = Offer(
+        job="home",
+        task_id="t-7",
+        round=3,
+        version=2,
+        role="train",
+        work=work,
+        adapter=manifest,
+        deadline_s=0.0,
+    )
+    assert key_of(offer) == "90670177c7e7b59e"
+    others = (
+        {"rank": 2}, {"personal": 1}, {"held_out": 0.25}, {"frozen": "lora-a"}, {"learns": "class-means"}, {"cache_below": 0},
+        {"policy": msgspec.structs.replace(work.policy, protected=1)},
+    )  # fmt: skip
+    asked = [msgspec.structs.replace(offer, work=msgspec.structs.replace(work, **other)) for other in others]
+    assert len({key_of(other) for other in (offer, *asked)}) == 1 + len(others)

@@ -56,3 +56,9 @@ def test_a_number_of_personal_layers_that_is_none_is_refused(personal):
 def test_a_ranking_that_is_not_known_is_an_unknown_name():
     with pytest.raises(UnknownName, match="no ranking of layers 'loss'; have: importance, random, top"):
         check_work(LocalWork(personal_by="loss"), 4)
+
+
+def test_no_layer_is_kept_from_learning_that_is_not_there():
+    check_work(LocalWork(cache_below=4), 4)
+    with pytest.raises(ConfigError, match="cache_below 5: the model has 4 layers"):
+        check_work(LocalWork(cache_below=5), 4)

@@ -70,6 +70,9 @@ def test_with_the_least_everything_is_given_up_and_with_less_it_is_refused(artif
     assert found.memory == MemoryPlan(micro_batch=1, saved_layers=found.memory.saved_layers, streamed=True)
     with pytest.raises(ConfigError, match=r"one row of 64 tokens .* or use policy exact-k"):
         fitted(artifact, least(artifact) - 1)
+    by_row = PolicySpec(name="exact-k", drop=0.5, gates="row")
+    with pytest.raises(ConfigError, match="or use policy exact-k with gates for batches, which"):
+        fitted(artifact, 1, by_row)
 
 
 def test_what_is_expected_is_within_every_budget_and_never_slower_with_more(artifact):

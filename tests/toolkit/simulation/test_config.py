@@ -173,3 +173,10 @@ def test_a_file_that_includes_itself_or_what_is_not_there_is_refused(tmp_path):
     (tmp_path / "a.toml").write_text("include = 3")
     with pytest.raises(ConfigError, match="include = 3: expected a file name"):
         load_config(tmp_path / "a.toml")
+
+
+def test_a_loop_of_links_is_a_file_that_cannot_be_read(tmp_path):
+    path = tmp_path / "a.toml"
+    path.symlink_to(path)
+    with pytest.raises(ConfigError, match=r"a\.toml: cannot be read as TOML: .*[Ss]ymbolic links"):
+        load_config(path)
