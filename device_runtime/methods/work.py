@@ -35,7 +35,7 @@ def work_problems(work: LocalWork, num_layers: int, *, learning: int | None = No
     found = problems(work, TABLES)
     if not (work.steps or work.epochs):
         found.append("nothing to do: steps and epochs are both 0")
-    if work.personal_by != "importance" and not work.personal:
+    if work.personal_by in RANKINGS and work.personal_by != "importance" and not work.personal:
         found.append(f"personal_by {work.personal_by!r}: no layer stays personal")
     if work.personal > 0 and work.personal >= (have := num_layers if learning is None else learning):
         found.append(f"personal {work.personal}: one layer at least is shared, and {have} have an adapter")

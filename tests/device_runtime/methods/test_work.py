@@ -62,3 +62,8 @@ def test_no_layer_is_kept_from_learning_that_is_not_there():
     check_work(LocalWork(cache_below=4), 4)
     with pytest.raises(ConfigError, match="cache_below 5: the model has 4 layers"):
         check_work(LocalWork(cache_below=5), 4)
+
+
+def test_a_ranking_where_no_layer_stays_is_refused():
+    with pytest.raises(ConfigError, match="personal_by 'random': no layer stays personal"):
+        check_work(LocalWork(personal_by="random"), 4)
