@@ -17,10 +17,9 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
 - **Guards.** An arm that gains quickly at first, as a head does, may have nothing left to gain later. So an arm must also gain a
   share of what the best one gains, growing from 0 to all but ``tolerance``, unless noise could be why it does not. In the last
   ``tail`` of the rounds nothing is explored, and an arm must be shown to gain no less than full depth does, by ``tolerance``.
-- **Frozen below**: while the arms that train only the upper half gain enough, no device trains a layer below it, so that
-  every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have the time
-  train all layers, and what that gains decides. In the last rounds all layers learn again, unless the upper half is shown to gain
-  as much.
+- **Frozen below**: where the upper half of the layers is shown to gain as much as all of them, no device trains a layer below
+  it, so that every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have
+  the time train all layers, and show whether that is still so; before, now and then, some train the upper half alone.
 - **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much.
 - **Arms** one layer deeper and less deep than the favourite join when it has been the favourite for a while; the worst that was
   tried enough goes where there are too many.
@@ -44,6 +43,7 @@ from fleetune.broker.methods.outlook import (
     pace_of,
     seconds_at,
 )
+from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.draws import Key, permutation, uniforms
 
 TUNING = Tuning()
@@ -53,7 +53,26 @@ _GAIN_LEAST = 1e-6
 
 def auto(tuning: Tuning = TUNING) -> Configurator:
     """Choose by what was gained; see the module's text."""
-    return Configurator(lambda settings: begun(settings, tuning), choose, learn, hears_of_head=True)
+    return Configurator(lambda settings: begun(settings, tuning), choose, taught, hears_of_head=True)
+
+
+def taught(memory: Memory, outcome: Outcome) -> Memory:
+    """Learn, and with each round's first outcome see whether the lower layers are to learn."""
+    before = memory.round
+    memory = learn(memory, outcome)
+    if memory.round != before and (upper := _upper(memory)) is not None:
+        stays = memory.is_shallow and not is_tail(memory, memory.round)
+        memory.is_shallow = _holds(memory, upper) if stays else _is_as_good(memory, upper)
+    return memory
+
+
+def _holds(memory: Memory, upper: Arm) -> bool:
+    """Whether the last pilot, if there was one of late, does not say that all layers gain more."""
+    found = summary_of(memory).effects
+    mine, full = found.arms.get(upper.policy), found.arms.get(FULL_DEPTH)
+    if mine is None or full is None or full.num_trials < memory.tuning.trials_least:
+        return True
+    return mine.mean >= full.mean - memory.tuning.tolerance * max(found.level + full.mean, 0.0)
 
 
 def choose(memory: Memory, candidate: Candidate) -> Choice:
@@ -92,11 +111,14 @@ def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below
     in_time = _in_time(memory, device, feasible, deepest, below)
     if is_pilot(memory, candidate.round) and candidate.position % 2 == 0 and deepest in in_time:
         return deepest, "pilot: what would all layers gain?"
+    upper, is_trial = _upper(memory), candidate.round % memory.tuning.trial == 0
+    if upper in feasible and upper is not None and is_trial and candidate.position % 2 and not below:
+        return upper, "pilot: what would the upper layers gain?"
     untried = [arm for arm in _in_warm_up_order(memory) if arm.policy not in memory.tried and arm in in_time]
     if untried and candidate.position % 2:
         return untried[candidate.position // 2 % len(untried)], "warm-up: the fleet has not tried it"
     lot, place = uniforms(Key(memory.settings.seed, "configurator", candidate.round, candidate.position), 2)
-    allowed = [arm for arm in in_time if _gains_enough(memory, arm, candidate.round)] or in_time
+    allowed = [arm for arm in in_time if _gains_enough(memory, arm)] or in_time
     if memory.settings.explore == "epsilon" and lot < _epsilon(memory, candidate.round):
         return allowed[int(place * len(allowed))], "explores"
     return _best(memory, device, allowed, below)
@@ -168,15 +190,15 @@ def _settled(memory: Memory, device: str, feasible: Sequence[Arm], below: int) -
 
 def floor_of(memory: Memory, number: int) -> int:
     """The lowest layer that any device trains in a round, so that what flows into it can be kept."""
-    num_layers = memory.settings.num_layers
-    floor = int(memory.tuning.shallow * num_layers)
-    above = [arm for arm in memory.arms.values() if arm.lowest >= floor]
-    if not floor or not above or is_pilot(memory, number):
-        return 0
-    deepest = max(above, key=lambda arm: arm.back)
-    if is_tail(memory, number):
-        return floor if _is_as_good(memory, deepest) else 0
-    return floor if _gains_enough(memory, deepest, number) else 0
+    is_frozen = memory.is_shallow and not is_pilot(memory, number)
+    return int(memory.tuning.shallow * memory.settings.num_layers) if is_frozen else 0
+
+
+def _upper(memory: Memory) -> Arm | None:
+    """The deepest arm that trains nothing of the lower layers; None if there are none, or no such arm."""
+    floor = int(memory.tuning.shallow * memory.settings.num_layers)
+    above = [arm for arm in memory.arms.values() if floor and arm.lowest >= floor]
+    return max(above, key=lambda arm: arm.back, default=None)
 
 
 def is_pilot(memory: Memory, number: int) -> bool:
@@ -184,7 +206,7 @@ def is_pilot(memory: Memory, number: int) -> bool:
     return number % memory.tuning.pilot == 0 and not is_tail(memory, number)
 
 
-def _gains_enough(memory: Memory, arm: Arm, number: int) -> bool:
+def _gains_enough(memory: Memory, arm: Arm) -> bool:
     """Whether an arm gains the share of the best arm's that is asked for by now, or noise could be why it does not."""
     found = summary_of(memory).effects
     mine, best = found.arms.get(arm.policy), leading(memory)
@@ -195,7 +217,7 @@ def _gains_enough(memory: Memory, arm: Arm, number: int) -> bool:
         or mine.num_trials < memory.tuning.trials_least
     ):
         return True
-    progress = number / max(1.0, memory.tuning.ripe * memory.settings.rounds)
+    progress = memory.round / max(1.0, memory.tuning.ripe * memory.settings.rounds)
     asked = (1 - memory.tuning.tolerance) * min(1.0, progress) * (found.level + best.mean)
     return found.level + mine.mean + error_of(mine, best) >= asked
 

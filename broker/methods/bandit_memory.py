@@ -46,12 +46,14 @@ class Tuning(NamedTuple):
     pseudo: float = 4.0
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
-    patience: float = 1.5
+    patience: float = 1.15
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
-    pilots_least: int = 8
+    pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
+    trial: int = 2
+    """Every so many rounds some devices train the upper layers alone, so that it is known what these would gain."""
     pilot: int = 8
     """Every so many rounds some devices train all layers, so that it is known what the frozen ones would gain."""
     ripe: float = 0.35
@@ -98,6 +100,8 @@ class Memory:
     """By device: arms declined, and the cause."""
     favourite: tuple[PolicySpec, int] = (FULL_DEPTH, 0)
     """And for how many rounds it has been that."""
+    is_shallow: bool = False
+    """Whether the lower layers stay frozen on every device for now."""
     summary: Summary | None = None
     """Of all this; None if something was learned since."""
 
