@@ -41,6 +41,8 @@ class Barrier:
         self.roster = Roster(SELECTIONS[settings.selection])
         self._settings, self._patience, self._gathered = settings, patience, False
         self._configurator = CONFIGURATORS[settings.configurator]()
+        self._seen: set[str] = set()
+        """Devices that were here to train, in this life or before."""
         self._learned = self._configurator.init(settings)
         for outcome in outcomes:
             self._learn(outcome)
@@ -73,6 +75,7 @@ class Barrier:
 
     def arrive(self, device_id: str, now: float) -> list[Action]:
         """A device is here, or still here: offer again what it still owes."""
+        self._seen.add(device_id)
         is_asked = self.open_round and device_id in self.open_round.tasks.keys() - self.open_round.again
         self.roster.arrive(device_id, is_asked=bool(is_asked))
         if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
@@ -171,7 +174,8 @@ class Barrier:
         is_at_work = self.open_round and (
             self.open_round.count(Standing.PENDING) or self.open_round.count(Standing.ACCEPTED)
         )
-        return bool(self.roster.barred) and not len(self.roster) and not is_at_work and not self.is_done
+        is_everyone = self._seen <= self.roster.barred.keys() and bool(self._seen)
+        return is_everyone and not len(self.roster) and not is_at_work and not self.is_done
 
     def _desertion(self) -> str:
         barred = [f"{device}: {reason}" for device, reason in sorted(self.roster.barred.items())]
@@ -232,6 +236,7 @@ class Barrier:
         )
 
     def _learn(self, outcome: Outcome) -> None:
+        self._seen.add(outcome.device_id)
         if outcome.work.learns == ADAPTER or self._configurator.hears_of_head:
             self._learned = self._configurator.learn(self._learned, outcome)
 
