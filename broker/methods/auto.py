@@ -12,8 +12,8 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
   too coarse.
 - **Gains** are those of ``bandit.effects``, as far as they last until the next round; a device's own count with ``pseudo`` trials
   of the fleet.
-- **Warm-up**: every other device tries an arm that nobody has tried. Then ``epsilon`` (explores by chance, less from round to
-  round) or ``ucb`` (adds to an arm's gain what its trials leave open).
+- **Warm-up**: in every other round every other device tries an arm that nobody has tried. Then ``epsilon`` (explores by chance,
+  less from round to round) or ``ucb`` (adds to an arm's gain what its trials leave open).
 - **Guards.** An arm that gains quickly at first, as a head does, may have nothing left to gain later. So an arm must also gain a
   share of what the best one gains, growing from 0 to all but ``tolerance``, unless noise could be why it does not. In the last
   ``tail`` of the rounds nothing is explored, and an arm must be shown to gain no less than full depth does, by ``tolerance``.
@@ -112,10 +112,10 @@ def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below
     if is_pilot(memory, candidate.round) and candidate.position % 2 == 0 and deepest in in_time:
         return deepest, "pilot: what would all layers gain?"
     upper, is_trial = _upper(memory), candidate.round % memory.tuning.trial == 0
-    if upper in feasible and upper is not None and is_trial and candidate.position % 2 and not below:
+    if upper in in_time and upper is not None and is_trial and candidate.position % 2 and not below:
         return upper, "pilot: what would the upper layers gain?"
     untried = [arm for arm in _in_warm_up_order(memory) if arm.policy not in memory.tried and arm in in_time]
-    if untried and candidate.position % 2:
+    if untried and candidate.position % 2 and candidate.round % 2 == 0:
         return untried[candidate.position // 2 % len(untried)], "warm-up: the fleet has not tried it"
     lot, place = uniforms(Key(memory.settings.seed, "configurator", candidate.round, candidate.position), 2)
     allowed = [arm for arm in in_time if _gains_enough(memory, arm)] or in_time

@@ -38,7 +38,7 @@ class Tuning(NamedTuple):
     """Rounds that count."""
     own_trials: int = 12
     """Of a device, of any age: its times are taken from these."""
-    epsilon: float = 0.2
+    epsilon: float = 0.1
     epsilon_decay: float = 0.95
     """From round to round."""
     optimism: float = 0.5
@@ -52,7 +52,7 @@ class Tuning(NamedTuple):
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
-    trial: int = 2
+    trial: int = 4
     """Every so many rounds some devices train the upper layers alone, so that it is known what these would gain."""
     pilot: int = 8
     """Every so many rounds some devices train all layers, so that it is known what the frozen ones would gain."""

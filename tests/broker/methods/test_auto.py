@@ -82,7 +82,7 @@ def first_round(count, **changes):
     settings = made.settings(**changes)
     configurator = auto()
     state = configurator.init(settings)
-    return [configurator.choose(state, Candidate(f"d{i}", 1, i)) for i in range(count)], settings
+    return [configurator.choose(state, Candidate(f"d{i}", 2, i)) for i in range(count)], settings
 
 
 def test_the_fleet_tries_each_arm_once_before_one_a_second_time():
@@ -91,7 +91,7 @@ def test_the_fleet_tries_each_arm_once_before_one_a_second_time():
     assert {c.work.policy for c in choices[1::2]} == {arm.policy for arm in arms}
     assert {c.reason for c in choices[1::2]} == {"warm-up: the fleet has not tried it"}
     assert [c.work.seed for c in choices] == [
-        device_work(settings, round_number=1, position=i).seed for i in range(len(choices))
+        device_work(settings, round_number=2, position=i).seed for i in range(len(choices))
     ]
 
 
