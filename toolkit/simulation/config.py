@@ -23,11 +23,11 @@ from fleetune.toolkit.simulation.partitions import KINDS, Partition, partition_p
 from fleetune.toolkit.simulation.profiles import PROFILES, Profile, profile_problems
 
 INCLUDE = "include"
-_OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
+OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
 """Fields of a job that stand at the top of the file, and as what."""
-_OF_DEVICES = ("seed", "rounds_before")
+OF_DEVICES = ("seed", "rounds_before")
 """Fields of the work that each device of each round gets of its own."""
-_PATHS = (
+PATHS = (
     ("artifact",),
     ("timings",),
     ("data", "train"),
@@ -130,7 +130,7 @@ def config_of(table: Mapping[str, Any], where: str = "configuration") -> Simulat
     """Make the structs of a table that was read; errors as :func:`load_config`."""
     table = {**table, "job": table.get("job", {})}
     tables = {**TABLES, KINDS.kind: KINDS}
-    without = {"job": _OF_JOB, "work": _OF_DEVICES}
+    without = {"job": OF_JOB, "work": OF_DEVICES}
     _refuse(where, mistakes(SimulationConfig, table, "", tables=tables, without=without))
     config = msgspec.convert(_with_job(table), SimulationConfig)
     _refuse(where, _contradictions(config))
@@ -187,7 +187,7 @@ def _value(text: str) -> Any:
 
 
 def _from_folder(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    for *above, name in _PATHS:
+    for *above, name in PATHS:
         holder: Any = table
         for key in above:
             holder = holder.get(key) if isinstance(holder, dict) else None
@@ -202,7 +202,7 @@ def _refuse(where: str, found: Iterable[str]) -> None:
 
 
 def _with_job(table: Mapping[str, Any]) -> dict[str, Any]:
-    top = {field: table[name] for field, name in _OF_JOB.items() if name in table}
+    top = {field: table[name] for field, name in OF_JOB.items() if name in table}
     return {**table, "job": {**table.get("job", {}), **top}}
 
 

@@ -7,30 +7,19 @@ from typing import Any
 
 import msgspec
 
-from fleetune.toolkit.simulation.config import SimulationConfig
+from fleetune.toolkit.simulation.config import OF_DEVICES, OF_JOB, PATHS, SimulationConfig
 
-_PATHS = (
-    ("artifact",),
-    ("timings",),
-    ("data", "train"),
-    ("data", "test"),
-    ("partition", "file"),
-    ("network", "trace"),
-)
-_AT_THE_TOP = ("job", "rounds", "clients", "seed")
-"""Fields of a job that are not in its table."""
-_OF_DEVICES = ("seed", "rounds_before")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def config_text(config: SimulationConfig) -> str:
     """Write a configuration that :func:`load_config` reads as the same."""
     table: dict[str, Any] = msgspec.to_builtins(config, enc_hook=str)
-    for name in _AT_THE_TOP:
+    for name in OF_JOB:
         table["job"].pop(name, None)
-    for name in _OF_DEVICES:
+    for name in OF_DEVICES:
         table["work"].pop(name, None)
-    for *above, name in _PATHS:
+    for *above, name in PATHS:
         holder = table[above[0]] if above else table
         if holder[name]:
             holder[name] = str(Path(holder[name]).resolve())

@@ -1,9 +1,12 @@
 """The TOML of a simulation: what is wrong is named with its path and the choices, all at once."""
 
+from pathlib import Path
+
 import pytest
 
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.toolkit.simulation.config import load_config, merged
+from fleetune.toolkit.simulation.config_copy import config_text
 
 BASE = """
 name = "fedlora"
@@ -180,3 +183,16 @@ def test_a_loop_of_links_is_a_file_that_cannot_be_read(tmp_path):
     path.symlink_to(path)
     with pytest.raises(ConfigError, match=r"a\.toml: cannot be read as TOML: .*[Ss]ymbolic links"):
         load_config(path)
+
+
+def test_a_copy_kept_elsewhere_reads_as_the_same_whatever_path_it_names(tmp_path, monkeypatch):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    own = 'kind = "code"\ncode = "shares.py:shares"\ndevices = 20'
+    Path("own.toml").write_text(BASE.replace('kind = "dirichlet"\ndevices = 20', own), encoding="utf-8")
+    copy = tmp_path / "there" / "config.toml"
+    copy.write_text(config_text(load_config("own.toml")), encoding="utf-8")
+    found = load_config(copy)
+    assert found.partition.code == str(tmp_path / "here" / "shares.py:shares")
+    assert config_text(found) == copy.read_text(encoding="utf-8")
