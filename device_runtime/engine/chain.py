@@ -205,9 +205,11 @@ class Chain:
 
     def _side(self, scope: Scope, layer: Layer, slot: int, rows: Indices | None) -> Value:
         """A side input of a layer, of some rows if it has rows."""
+        value = scope["side", layer.sides[slot]]
+        if rows is None:
+            return value
         ports = self._manifest.kinds[layer.kind].graphs["forward"].inputs
         shape = next((port.shape for port in ports if (port.role, port.index) == ("side", slot)), ())
-        value = scope["side", layer.sides[slot]]
         return self._picked(value, rows) if shape[:1] == ("batch",) else value
 
     def _picked(self, value: Value, rows: Indices | None) -> Value:
