@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 
@@ -130,6 +131,10 @@ class Dataset:
         if batch_size < 1:
             raise ConfigError(f"batch size must be at least 1, got {batch_size}")
         return -(-self.num_samples // batch_size)
+
+    def num_steps(self, work: LocalWork) -> int:
+        """Steps of a run over these samples."""
+        return work.steps or work.epochs * self.num_batches(work.batch_size)
 
     def epoch_batches(self, seed: int, epoch: int, batch_size: int) -> list[Indices]:
         """Each row once, like lengths together, batches in random order: a function of the arguments alone."""

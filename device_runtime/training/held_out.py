@@ -50,11 +50,10 @@ def measured(held: Dataset, *, num_trained: int) -> Dataset:
     return held if count >= held.num_samples else held.subset(np.arange(count))
 
 
-def measured_rows(dataset: Dataset, work: LocalWork) -> Dataset | None:
+def measured_rows(parts: Split, work: LocalWork) -> Dataset | None:
     """The held-out rows that a run of ``work`` measures; None if nothing is held out."""
-    training, held, _ = split(dataset, work.held_out)
-    num_steps = work.steps or work.epochs * training.num_batches(work.batch_size)
-    return held and measured(held, num_trained=num_steps * work.batch_size)
+    num_trained = parts.training.num_steps(work) * work.batch_size
+    return parts.held and measured(parts.held, num_trained=num_trained)
 
 
 def figures(when: str, found: Evaluation) -> dict[str, float]:

@@ -150,7 +150,7 @@ class Machine:
             memory=self.memory,
             resident_mb=self._held_before(),
             lanes=rows.lanes,
-            num_steps=steps_of(dataset, work),
+            num_steps=dataset.num_steps(work),
         )
 
     def _held_before(self) -> float:
@@ -164,7 +164,7 @@ class Machine:
             num_tokens=widest(dataset, self._artifact),
             budget_mb=self._resources.memory_budget_mb,
             resident_mb=self._held_before(),
-            num_steps=steps_of(dataset, work),
+            num_steps=dataset.num_steps(work),
             count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
         )
 
@@ -175,18 +175,13 @@ class Machine:
         if self._hidden is None or self._hidden[0] != dataset.digest:
             if self._hidden:
                 self._hidden[1].close()
-            ragged = any(isinstance(column, Ragged) for column in dataset.columns.values())
-            limit_bytes = int(1e6 * self._resources.hidden_cache_mb)
-            cache = HiddenCache(
-                self._folder, lengths=dataset.lengths if ragged else None, limit_bytes=limit_bytes
-            )
-            self._hidden = dataset.digest, cache
+            self._hidden = dataset.digest, self._new_cache(dataset, self._folder)
         return self._hidden[1]
 
-
-def steps_of(dataset: Dataset, work: LocalWork) -> int:
-    """Steps of a run."""
-    return work.steps or work.epochs * dataset.num_batches(work.batch_size)
+    def _new_cache(self, dataset: Dataset, folder: Path) -> HiddenCache:
+        is_ragged = any(isinstance(column, Ragged) for column in dataset.columns.values())
+        limit_bytes = int(1e6 * self._resources.hidden_cache_mb)
+        return HiddenCache(folder, lengths=dataset.lengths if is_ragged else None, limit_bytes=limit_bytes)
 
 
 def widest(dataset: Dataset, artifact: Artifact) -> int:

@@ -94,11 +94,11 @@ class Trainer:
         refuse(lora_problems(work, manifest))
         self.adapter = truncated(adapter, work.rank)
         self.step_index = 0
-        self._dataset, _, self._kept = split(dataset, work.held_out)
-        self.total_steps = work.steps or work.epochs * self._dataset.num_batches(work.batch_size)
+        parts = split(dataset, work.held_out)
+        self._dataset, self._kept, self._held = parts.training, parts.kept, measured_rows(parts, work)
+        self.total_steps = self._dataset.num_steps(work)
         self.history = History(self.total_steps)
         self._engine, self._work, self._memory = engine, work, memory
-        self._held = measured_rows(dataset, work)
         self._hidden, self._clock, self._expected_mb = hidden, clock, expected_mb
         self._rows = engine.rows(
             min(work.batch_size, self._dataset.num_samples), self._dataset.mean_tokens, memory

@@ -16,11 +16,11 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.data.samples import Dataset, Ragged
+from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.device_runtime.training.evaluation import evaluate
-from fleetune.device_runtime.training.held_out import measured_rows
+from fleetune.device_runtime.training.held_out import measured_rows, split
 from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.toolkit.simulation.calls import WatchedEngine
@@ -127,7 +127,7 @@ class Bench:
         return Done(adapter=to_bytes(sums), num_samples=self._data(task).num_samples)
 
     def _held_out(self, machine: "_Machine", task: Task) -> Done:
-        rows = measured_rows(self._data(task), task.work)
+        rows = measured_rows(split(self._data(task), task.work.held_out), task.work)
         if rows is None:
             return Done()
         size, adapter = task.work.batch_size, parse_arrays(task.adapter)
@@ -184,14 +184,12 @@ class _Machine(Machine):
     def _cache(self, dataset: Dataset) -> HiddenCache | None:
         if not self._limit_bytes:
             return None
-        return self._caches.get(dataset.digest, lambda: self._new_cache(dataset))
+        return self._caches.get(dataset.digest, lambda: self._new_cache(dataset, self._folder_for(dataset)))
 
-    def _new_cache(self, dataset: Dataset) -> HiddenCache:
-        is_ragged = any(isinstance(column, Ragged) for column in dataset.columns.values())
+    def _folder_for(self, dataset: Dataset) -> Path:
         folder = self._free.pop() if self._free else Path(tempfile.mkdtemp(dir=self._place.parent))
         self._folders[dataset.digest] = folder
-        lengths = dataset.lengths if is_ragged else None
-        return HiddenCache(folder, lengths=lengths, limit_bytes=self._limit_bytes)
+        return folder
 
     def _forget(self, digest: str, cache: HiddenCache) -> None:
         """Empty a cache; its folder is the next one's."""

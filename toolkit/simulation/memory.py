@@ -13,7 +13,7 @@ from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
 from fleetune.device_runtime.errors import TooLittleMemory
 from fleetune.device_runtime.training.budget import MARGIN, Fit, fit
-from fleetune.device_runtime.training.machine import steps_of, widest
+from fleetune.device_runtime.training.machine import widest
 from fleetune.toolkit.simulation.calls import Call
 
 _REMEMBERED = 4096
@@ -49,7 +49,7 @@ class MemoryModel:
             work,
             num_tokens=widest(dataset, self._artifact),
             budget_mb=budget_mb,
-            num_steps=steps_of(dataset, work),
+            num_steps=dataset.num_steps(work),
         )
         if isinstance(found, str):
             raise TooLittleMemory(found)
