@@ -68,11 +68,11 @@ def taught(memory: Memory, outcome: Outcome) -> Memory:
 
 def _holds(memory: Memory, upper: Arm) -> bool:
     """Whether the last pilot, if there was one of late, does not say that all layers gain more."""
-    found = summary_of(memory).effects
-    mine, full = found.arms.get(upper.policy), found.arms.get(FULL_DEPTH)
+    found = summary_of(memory).effects.arms
+    mine, full = found.get(upper.policy), found.get(FULL_DEPTH)
     if mine is None or full is None or full.num_trials < memory.tuning.trials_least:
         return True
-    return mine.mean >= full.mean - memory.tuning.tolerance * max(found.level + full.mean, 0.0)
+    return mine.mean >= full.mean - _slack(memory, full)
 
 
 def choose(memory: Memory, candidate: Candidate) -> Choice:
@@ -104,11 +104,10 @@ def _refusal(memory: Memory, device: str) -> str:
 
 def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
     """The arm, and why; no layer beneath ``below`` learns in this round."""
-    device = candidate.device_id
-    if is_tail(memory, candidate.round):
-        return _settled(memory, device, feasible, below)
-    deepest = max(feasible, key=lambda arm: arm.back)
+    device, deepest = candidate.device_id, max(feasible, key=lambda arm: arm.back)
     in_time = _in_time(memory, device, feasible, deepest, below)
+    if is_tail(memory, candidate.round):
+        return _settled(memory, device, in_time, below)
     if is_pilot(memory, candidate.round) and candidate.position % 2 == 0 and deepest in in_time:
         return deepest, "pilot: what would all layers gain?"
     upper, is_trial = _upper(memory), candidate.round % memory.tuning.trial == 0
@@ -165,12 +164,14 @@ def _is_shown(memory: Memory, mine: Estimate | None, other: Estimate | None) -> 
     """Whether enough was tried to say that one arm gains no less than another, but for the tolerance."""
     if mine is None or other is None:
         return False
-    least = memory.tuning.trials_least
-    if min(mine.num_trials, other.num_trials) < least:
+    if min(mine.num_trials, other.num_trials) < memory.tuning.trials_least:
         return False
-    level = summary_of(memory).effects.level
-    slack = memory.tuning.tolerance * max(level + other.mean, 0.0)
-    return mine.mean - error_of(mine, other) >= other.mean - slack
+    return mine.mean - error_of(mine, other) >= other.mean - _slack(memory, other)
+
+
+def _slack(memory: Memory, one: Estimate) -> float:
+    """What an arm may gain less than this one."""
+    return memory.tuning.tolerance * max(summary_of(memory).effects.level + one.mean, 0.0)
 
 
 def _expected(memory: Memory, device: str, arm: Arm, below: int) -> str:
@@ -178,10 +179,8 @@ def _expected(memory: Memory, device: str, arm: Arm, below: int) -> str:
     return f"gains {gain_at(memory, device, arm):.3g} in {seconds:.3g} s"
 
 
-def _settled(memory: Memory, device: str, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
+def _settled(memory: Memory, device: str, in_time: Sequence[Arm], below: int) -> tuple[Arm, str]:
     """Of the arms that are shown to gain as much as full depth, the one of the highest reward; else the deepest in time."""
-    deepest = max(feasible, key=lambda arm: arm.back)
-    in_time = _in_time(memory, device, feasible, deepest, below)
     if shown := [arm for arm in in_time if _is_as_good(memory, arm)]:
         arm, reason = _best(memory, device, shown, below)
         return arm, f"last rounds, {reason}"
@@ -224,18 +223,9 @@ def _gains_enough(memory: Memory, arm: Arm) -> bool:
 
 def _is_as_good(memory: Memory, arm: Arm) -> bool:
     """Whether an arm is shown to gain no less than the best and than full depth, but for the tolerance."""
-    found = summary_of(memory).effects
-    mine, best, full = found.arms.get(arm.policy), leading(memory), found.arms.get(FULL_DEPTH)
-    if (
-        mine is None
-        or best is None
-        or full is None
-        or mine.num_trials < memory.tuning.trials_least
-        or full.num_trials < memory.tuning.pilots_least
-    ):
+    found = summary_of(memory).effects.arms
+    mine, best, full = found.get(arm.policy), leading(memory), found.get(FULL_DEPTH)
+    if mine is None or best is None or full is None or full.num_trials < memory.tuning.pilots_least:
         return False
-    slack = memory.tuning.tolerance * max(found.level + full.mean, 0.0)
-    return (
-        mine.mean - error_of(mine, full) >= full.mean - slack
-        and mine.mean + error_of(mine, best) >= best.mean - slack
-    )
+    is_near = mine.mean + error_of(mine, best) >= best.mean - _slack(memory, full)
+    return is_near and _is_shown(memory, mine, full)

@@ -78,8 +78,6 @@ class Summary(NamedTuple):
     paces: Sequence[float]
     """What the devices' newest work took, sorted."""
     fleet_unit_s: float
-    slowest_full_s: float
-    """Full depth on the slowest device."""
 
 
 @dataclass
@@ -242,7 +240,6 @@ def _summed(memory: Memory) -> Summary:
         device: found for device, trials in own.items() if isfinite(found := _unit_s(memory, trials, ratio))
     }
     unit_s = _by_pass(memory, told) | told
-    full = units(memory.arms[FULL_DEPTH], ratio)
     newest = (newest_s(trials) for trials in own.values())
     return Summary(
         effects(memory.trials) if memory.trials else NOTHING,
@@ -250,7 +247,6 @@ def _summed(memory: Memory) -> Summary:
         unit_s,
         sorted(seconds for seconds in newest if isfinite(seconds)),
         median(unit_s.values()) if unit_s else 0.0,
-        max(unit_s.values(), default=0.0) * full,
     )
 
 
