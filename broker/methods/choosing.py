@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fleetune.broker.job import Settings
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
 
 
 class Candidate(NamedTuple):
@@ -42,3 +42,8 @@ class Configurator(NamedTuple):
     """(state, an accepted update or a declined task) -> state; the one given is used up"""
     hears_of_head: bool = False
     """Whether it is told of the round for the head too, where nothing is chosen: each device's ``seconds`` and ``samples``."""
+
+    def taught(self, state: Any, outcome: Outcome) -> Any:
+        """The state after an outcome of the job; the one given is used up, unless this configurator does not hear of it."""
+        is_heard = outcome.work.learns == ADAPTER or self.hears_of_head
+        return self.learn(state, outcome) if is_heard else state

@@ -17,7 +17,6 @@ from fleetune.broker.store.store import Past, finite
 from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
 from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
-    ADAPTER,
     REASON_CHARS_MAX,
     LocalWork,
     UpdateReady,
@@ -237,8 +236,7 @@ class Barrier:
 
     def _learn(self, outcome: Outcome) -> None:
         self._seen.add(outcome.device_id)
-        if outcome.work.learns == ADAPTER or self._configurator.hears_of_head:
-            self._learned = self._configurator.learn(self._learned, outcome)
+        self._learned = self._configurator.taught(self._learned, outcome)
 
     def _is_of_head(self, open_round: OpenRound) -> bool:
         return open_round.number <= self._settings.head_rounds

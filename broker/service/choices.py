@@ -48,8 +48,7 @@ def replay(store: Store, settings: Settings) -> Iterator[tuple[Task, Choice]]:
     for decided in store.decided():
         for outcome in islice(outcomes, max(0, decided.num_outcomes - learned)):
             learned += 1
-            if outcome.work.learns == ADAPTER:
-                state = configurator.learn(state, outcome)
+            state = configurator.taught(state, outcome)
         task = decided.task
         if task.work.learns == ADAPTER:
             yield task, configurator.choose(state, Candidate(task.device_id, task.round, task.position))
