@@ -53,10 +53,10 @@ _GAIN_LEAST = 1e-6
 
 def auto(tuning: Tuning = TUNING) -> Configurator:
     """Choose by what was gained; see the module's text."""
-    return Configurator(lambda settings: begun(settings, tuning), choose, taught, hears_of_head=True)
+    return Configurator(lambda settings: begun(settings, tuning), choose, heard, hears_of_head=True)
 
 
-def taught(memory: Memory, outcome: Outcome) -> Memory:
+def heard(memory: Memory, outcome: Outcome) -> Memory:
     """Learn, and with each round's first outcome see whether the lower layers are to learn."""
     before = memory.round
     memory = learn(memory, outcome)
