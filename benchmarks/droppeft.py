@@ -39,9 +39,10 @@ def measure(
     """
     cells, arms = _chosen(only)
     root = Path(os.environ.get("FLEETUNE_RUNS", "droppeft-runs")).resolve() / form
+    (root / "made").mkdir(parents=True, exist_ok=True)
     found = {}
     for name in cells:
-        cell = CELLS[name](root)
+        cell = CELLS[name](root / "made")
         for seed in range(repeats):
             for arm in arms:
                 _run(root, name, cell, arm, seed, threads=threads, form=form, say=say)
@@ -83,7 +84,7 @@ def _config(root: Path, name: str, cell: Cell, arm: str, form: str) -> str:
         f"data = {{ train = {_text(cell.train)}, test = {_text(cell.test)} }}",
     ]
     if cell.owners:
-        lines.append(f"partition = {{ file = {_text(cell.owners)} }}")
+        lines.append(f"partition = {{ file = {_text(cell.owners)}, devices = 0 }}")  # one for each owner
     return "\n".join(lines) + "\n"
 
 
