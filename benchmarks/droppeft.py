@@ -15,12 +15,15 @@ import msgspec
 from benchmarks.measuring.cells import CELLS, Cell
 from fleetune.device_runtime.errors import UnknownName, choices
 from fleetune.toolkit.simulation.compare import compare
+from fleetune.toolkit.simulation.records import SimulationReport
 from fleetune.toolkit.simulation.simulate import simulate
 
 FOLDER = Path(__file__).resolve().parent / "droppeft"
 ARMS = tuple(sorted(path.stem for path in (FOLDER / "arms").glob("*.toml")))
 OF = "fedlora"
 """What all others are held to."""
+ROUNDS_MORE = 2
+"""Every other arm has as much virtual time as federated LoRA takes, and so many times its rounds at most."""
 SEEDS = 3
 Say = Callable[[str], None]
 
@@ -44,8 +47,10 @@ def measure(
     for name in cells:
         cell = CELLS[name](root / "made")
         for seed in range(repeats):
-            for arm in arms:
-                _run(root, name, cell, arm, seed, threads=threads, form=form, say=say)
+            reference = _run(root, name, cell, OF, seed, threads=threads, form=form, say=say)
+            limits = [f"until_s={reference.time_s}", f"rounds={ROUNDS_MORE * reference.rounds}"]
+            for arm in arms[1:]:
+                _run(root, name, cell, arm, seed, limits, threads=threads, form=form, say=say)
         runs = [root / name / arm for arm in arms]
         told = compare(runs, of=OF, charts=root / name / "charts")
         found[name] = msgspec.to_builtins(told)
@@ -63,14 +68,25 @@ def _chosen(only: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _run(
-    root: Path, name: str, cell: Cell, arm: str, seed: int, *, threads: int, form: str, say: Say
-) -> None:
+    root: Path,
+    name: str,
+    cell: Cell,
+    arm: str,
+    seed: int,
+    limits: Sequence[str] = (),
+    *,
+    threads: int,
+    form: str,
+    say: Say,
+) -> SimulationReport:
     out = root / name / arm / f"seed-{seed}"
     out.mkdir(parents=True, exist_ok=True)
     config = root / name / f"{arm}.toml"
     config.write_text(_config(root, name, cell, arm, form), encoding="utf-8")
-    report = simulate(config, out=out, workers=threads or None, set=[f"seed={seed}"])
-    say(f"{name}, {arm}, seed {seed}: accuracy {report.accuracy:.3f} after {report.time_s:.0f} virtual s")
+    report = simulate(config, out=out, workers=threads or None, set=[f"seed={seed}", *limits])
+    took = f"{report.rounds} rounds, {report.time_s:.0f} virtual s"
+    say(f"{name}, {arm}, seed {seed}: accuracy {report.accuracy:.3f} after {took}")
+    return report
 
 
 def _config(root: Path, name: str, cell: Cell, arm: str, form: str) -> str:

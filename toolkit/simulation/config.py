@@ -76,6 +76,10 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     clients: Annotated[int, Option("training devices in a round", at_least=1)]
     data: DataFiles
     partition: Partition
+    until_s: Annotated[
+        float,
+        Option("virtual seconds after which no further round begins; 0 for none but by rounds", at_least=0),
+    ] = 0.0
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     timings: Annotated[
         str, Option("file of measured step times; measured and written there if it is not there")

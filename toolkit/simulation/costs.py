@@ -1,4 +1,9 @@
-"""How long a step takes on this machine on one thread: measured once for each kind of step, kept in a file, then looked up."""
+"""How long a step takes on this machine on one thread: measured once for each kind of step, kept in a file, then looked up.
+
+A machine is quicker at one time than at another, by what else it does. So a step is timed in turns with a forward of the same
+batch, and what is kept is how many times longer it took, in seconds of a forward as that was measured: times of one artifact
+compare, whenever they were taken.
+"""
 
 import fcntl
 import statistics
@@ -27,16 +32,19 @@ from fleetune.device_runtime.files import doing, read_json
 from fleetune.toolkit.simulation.calls import Call, StepKind
 from fleetune.toolkit.simulation.profiles import measure_gflops
 
-_TIMED, _WARM = 5, 1
+_TIMED, _WARM = 7, 1
 _CACHE_BYTES = 2**30
 FORWARD = "forward"
 """Key of a forward at full depth, as an evaluation runs it."""
+BESIDE = "a round beside its steps"
+"""Key of what :mod:`fleetune.toolkit.simulation.overhead` measures; its sizes are steps."""
 
 
 class Point(NamedTuple):
     """What was measured."""
 
-    tokens: int
+    size: int
+    """In tokens; of a round beside its steps, in steps."""
     seconds: float
 
 
@@ -55,39 +63,55 @@ class Sample(NamedTuple):
     call: Call
     cached: bool = False
     """Whether all of its rows are found in the hidden cache."""
+    forward_s: Callable[[int], float] | None = None
+    """Seconds of a forward by its tokens, as far as they were measured."""
 
 
 Measure = Callable[[Sample], list[Point]]
+MeasureRounds = Callable[[], list[Point]]
 
 
 class Costs:
     """Seconds of steps. What is in the file is never measured again, so that a simulation stays what it was."""
 
-    def __init__(self, path: Path, artifact: Artifact, measure: Measure) -> None:
+    def __init__(
+        self,
+        path: Path,
+        artifact: Artifact,
+        measure: Measure,
+        *,
+        rounds: MeasureRounds | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             path: the file; made with the first measurement.
             artifact: of which they are.
             measure: of what is not in the file, (tokens, seconds) at two sizes.
+            rounds: the same of a round beside its steps, (steps, seconds); None where that takes no time.
 
         Raises:
             StateError: the file is damaged.
         """
-        self._path, self._artifact, self._measure = path, artifact, measure
+        self._path, self._artifact, self._measure, self._rounds = path, artifact, measure, rounds
         self._lines: dict[str, Callable[[int], float]] = {}
         self._read()
 
     def call_s(self, call: Call, *, hit_share: float = 0.0) -> float:
         """Seconds of a call of whose rows ``hit_share`` is found in the hidden cache."""
         if not call.is_step:
-            return call.share * self._line(FORWARD, Sample(call))(call.tokens)
+            return call.share * self._forward(call)(call.tokens)
         key = StepKind.of(call, self._artifact.manifest).key + held(call.memory)
-        plain = self._line(key, Sample(call))(call.tokens)
+        plain = self._step(key, call, cached=False)(call.tokens)
         if not hit_share:
             return plain
-        cached = self._line(f"{key}; cached", Sample(call, cached=True))(call.tokens)
+        cached = self._step(f"{key}; cached", call, cached=True)(call.tokens)
         return (1 - hit_share) * plain + hit_share * cached
+
+    def beside_s(self, num_steps: int) -> float:
+        """Seconds of what a device does in a round of so many steps beside the engine's work."""
+        rounds = self._rounds
+        return 0.0 if rounds is None else self._line(BESIDE, rounds)(num_steps)
 
     def least_s(self, work: LocalWork, num_samples: int) -> float:
         """Seconds that a run of ``work`` takes at least: its steps, by the head alone, of few and short rows."""
@@ -104,11 +128,17 @@ class Costs:
                 timings.gflops = timings.gflops or measure()
         return self._file().gflops
 
-    def _line(self, key: str, sample: Sample) -> Callable[[int], float]:
+    def _forward(self, call: Call) -> Callable[[int], float]:
+        return self._line(FORWARD, lambda: self._measure(Sample(Call(call.rows, call.tokens))))
+
+    def _step(self, key: str, call: Call, *, cached: bool) -> Callable[[int], float]:
+        return self._line(key, lambda: self._measure(Sample(call, cached, self._forward(call))))
+
+    def _line(self, key: str, measured: Callable[[], list[Point]]) -> Callable[[int], float]:
         if key not in self._lines:
             self._read()
         if key not in self._lines:
-            points = self._measure(sample)
+            points = measured()
             with self._writing() as timings:
                 timings.artifacts.setdefault(self._artifact.digest, {}).setdefault(key, points)
             self._read()
@@ -134,19 +164,19 @@ class Costs:
 
 
 def line_through(points: list[Point], where: str) -> Callable[[int], float]:
-    """Seconds by tokens, a line through two points that neither falls nor begins below zero.
+    """Seconds by size, a line through two points that neither falls nor begins below zero.
 
     Raises:
         StateError: not two points of finite times above zero.
     """
-    if len(points) != 2 or not all(p.tokens > 0 and 0 < p.seconds < 1e9 for p in points):
+    if len(points) != 2 or not all(p.size > 0 and 0 < p.seconds < 1e9 for p in points):
         raise StateError(f"{where}: expected two times above 0 s; move the file away to measure again")
     (t1, s1), (t2, s2) = sorted(points)
     slope = max(0.0, (s2 - s1) / (t2 - t1)) if t2 > t1 else s2 / t2
     start = s1 - slope * t1
     if start < 0:
         start, slope = 0.0, s2 / t2
-    return lambda tokens: start + slope * tokens
+    return lambda size: start + slope * size
 
 
 def held(memory: MemoryPlan) -> str:
@@ -193,13 +223,14 @@ class Stopwatch:
     def _time(self, engine: Engine, sample: Sample, rows: Indices) -> Point:
         batch = self._dataset.rows(rows)
         with ExitStack() as stack:
-            run: Callable[[], object] = partial(engine.evaluate, batch, self._adapter)
-            if sample.call.is_step:
-                hidden = self._filled(stack, len(rows)) if sample.cached else None
-                run = self._stepping(engine, sample.call, batch, hidden)
-            times = [_seconds(run) for _ in range(_WARM + _TIMED)][_WARM:]
-        tokens = len(rows) * self._dataset.width_of(rows)
-        return Point(tokens, max(statistics.median(times), 1e-9))
+            tokens = len(rows) * self._dataset.width_of(rows)
+            forward: Callable[[], object] = partial(engine.evaluate, batch, self._adapter)
+            if sample.forward_s is None:
+                return Point(tokens, _typical([_seconds(forward) for _ in range(_WARM + 2 * _TIMED)]))
+            hidden = self._filled(stack, len(rows)) if sample.cached else None
+            step = self._stepping(engine, sample.call, batch, hidden)
+            pairs = [(_seconds(step), _seconds(forward)) for _ in range(_WARM + _TIMED)]
+        return Point(tokens, sample.forward_s(tokens) * _typical([mine / other for mine, other in pairs]))
 
     def _stepping(
         self, engine: Engine, call: Call, batch: Arrays, hidden: OpenRows | None
@@ -240,4 +271,9 @@ def _two_sizes(dataset: Dataset, batch_size: int) -> list[Indices]:
 def _seconds(run: Callable[[], object]) -> float:
     start = time.process_time()
     run()
-    return time.process_time() - start
+    return max(time.process_time() - start, 1e-9)
+
+
+def _typical(values: list[float]) -> float:
+    """Median of what was measured once it is warm."""
+    return statistics.median(values[_WARM:])

@@ -139,24 +139,25 @@ class Desk:
         return run
 
     def _class_sums(self, work: LocalWork, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
-        begun_at = max(self.busy_until, self._equipment.clock())
-        sums = parse_arrays(self._at_once(self._task(work, adapter, kind=CLASS_MEANS)).adapter)
-        return sums, {"seconds": self.busy_until - begun_at, "samples": float(sums[COUNTS].sum())}
+        done, seconds = self._at_once(self._task(work, adapter, kind=CLASS_MEANS))
+        sums = parse_arrays(done.adapter)
+        return sums, {"seconds": seconds, "samples": float(sums[COUNTS].sum())}
 
     def _held_out(self, work: LocalWork, adapter: Arrays) -> Done | None:
-        done = self._at_once(self._task(work, adapter, kind="held-out"))
+        done, _ = self._at_once(self._task(work, adapter, kind="held-out"))
         return done if done.num_samples else None
 
     def _measure(self, work: LocalWork, adapter: Arrays) -> Done:
-        return self._at_once(self._task(work, adapter, kind="evaluate"))
+        return self._at_once(self._task(work, adapter, kind="evaluate"))[0]
 
-    def _at_once(self, task: Task) -> Done:
-        """Do what an agent waits for in one go: the device says nothing before its time is over."""
+    def _at_once(self, task: Task) -> tuple[Done, float]:
+        """Do what an agent waits for in one go: the device says nothing before its time is over; with the engine's seconds."""
         done = self._submit(task).wait()
-        seconds = self._account(done, task.work).rest
+        account = self._account(done, task.work, is_round=task.kind == CLASS_MEANS)
+        seconds = account.rest + account.beside
         self.busy_until = max(self.busy_until, self._equipment.clock()) + seconds
         self._on_spent(seconds)
-        return done.check()
+        return done.check(), account.rest
 
     def _submit(self, task: Task) -> Begun:
         self._abandon()
@@ -191,7 +192,7 @@ class Desk:
         data = partial(self._equipment.datasets, self._share, work.seq_len)
         return self._equipment.memory.fit(work, data, self._memory_mb)
 
-    def _account(self, done: Done, work: LocalWork) -> Account:
+    def _account(self, done: Done, work: LocalWork, *, is_round: bool = True) -> Account:
         """Work out what a run takes here, and take over what the device keeps of it."""
         self._files = done.files
         dataset = self._equipment.datasets(self._share, work.seq_len)
@@ -202,4 +203,5 @@ class Desk:
         ]
         steps = [seconds for call, seconds in timed if call.is_step]
         rest = sum(seconds for call, seconds in timed if not call.is_step)
-        return Account(steps, rest, self._equipment.memory.peak_mb(done.calls))
+        beside = self._slowdown * self._equipment.costs.beside_s(len(steps)) if is_round else 0.0
+        return Account(steps, rest, self._equipment.memory.peak_mb(done.calls), beside)

@@ -17,7 +17,7 @@ from fleetune.toolkit.simulation.journal import JOURNAL
 from fleetune.toolkit.simulation.records import DEVICES, ROUNDS, SimulationReport, read_report
 
 CONFIG, TIMINGS = "config.toml", "timings.json"
-_ANY_TIME = ("workers", "timings", "rounds")
+_ANY_TIME = ("workers", "timings", "rounds", "until_s")
 """Settings that make no other simulation: what was done of it before is used again."""
 
 
@@ -46,11 +46,12 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
 
 
 def find_finished(folder: Path, config: SimulationConfig) -> SimulationReport | None:
-    """Return what came of all the rounds that are asked for, if they were done before."""
+    """Return what came of all the rounds or the time that are asked for, if they were done before."""
     if not (folder / RUN).exists():
         return None
     report = read_report(folder)
-    return report if report.finished and report.rounds >= config.rounds else None
+    is_all = report.rounds >= config.rounds or 0 < config.until_s <= report.time_s
+    return report if report.finished and is_all else None
 
 
 def begin_folder(folder: Path, config: SimulationConfig) -> None:

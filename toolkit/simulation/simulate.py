@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fleetune.toolkit.simulation.fleet import DeviceSpec, fleet_of, told_of, who
 from fleetune.toolkit.simulation.history import Progress
 from fleetune.toolkit.simulation.journal import Journal
 from fleetune.toolkit.simulation.memory import MemoryModel
+from fleetune.toolkit.simulation.overhead import time_rounds
 from fleetune.toolkit.simulation.records import SimulationReport
 from fleetune.toolkit.simulation.run_folder import (
     TIMINGS,
@@ -142,8 +144,10 @@ def _costs(
 ) -> Iterator[Costs]:
     path = Path(config.timings) if config.timings else folder / TIMINGS
     train = datasets.whole(config.data.train, config.work.seq_len)
-    watch = Stopwatch(artifact, train, batch_size=config.work.batch_size, settle=team.settle)
+    batch_size = config.work.batch_size
+    watch = Stopwatch(artifact, train, batch_size=batch_size, settle=team.settle)
+    rounds = None if measure else partial(time_rounds, artifact, train, batch_size=batch_size)
     try:
-        yield Costs(path, artifact, measure or watch)
+        yield Costs(path, artifact, measure or watch, rounds=rounds)
     finally:
         watch.close()

@@ -28,6 +28,8 @@ class Account(NamedTuple):
     """What else it asked of the engine: measuring, class means."""
     peak_mb: float
     """Expected, in 10^6 bytes."""
+    beside: float = 0.0
+    """What the device does beside the engine's work: taking the version, keeping and packing what came of it."""
 
 
 class VirtualRun:
@@ -147,7 +149,7 @@ class VirtualRun:
     @property
     def _all_s(self) -> float:
         account = self.account
-        return (self._sums[-1] if self._sums else 0.0) + account.rest
+        return (self._sums[-1] if self._sums else 0.0) + account.rest + account.beside
 
     @property
     def _pause_s(self) -> float:

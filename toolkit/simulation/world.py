@@ -101,7 +101,7 @@ class World:
         """Simulate, and leave what came of it in the folder; ConfigError if a round never ends."""
         self._history.write(all_of_them=False)
         self._comings.begin()
-        if not self._turns.run(self._is_over) or not self._service.finished:
+        if not self._turns.run(self._is_over) or not self._is_done:
             raise ConfigError(
                 f"round {self._service.federation.round}: nothing has come of it in {self._now() - self._closed_at:.0f} virtual "
                 f"seconds, and nothing will: look at clients, min_clients, availability and patience"
@@ -109,8 +109,13 @@ class World:
         self._history.write(all_of_them=True)
         return self._conclude()
 
+    @property
+    def _is_done(self) -> bool:
+        """Whether all rounds are closed, or the last one that may begin."""
+        return self._service.finished or 0 < self._parts.config.until_s <= self._closed_at
+
     def _is_over(self) -> bool:
-        return self._service.finished or self._now() - self._closed_at > _STALLED_S
+        return self._is_done or self._now() - self._closed_at > _STALLED_S
 
     def _now(self) -> float:
         return self._turns.now

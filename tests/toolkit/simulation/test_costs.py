@@ -1,6 +1,7 @@
 """Times of steps: measured once, kept, and between two sizes a line."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from fleetune.device_runtime.errors import StateError
 from fleetune.toolkit.simulation.calls import Call
 from fleetune.toolkit.simulation.costs import Costs, Point, Sample, Stopwatch, line_through
 from fleetune.toolkit.simulation.journal import Journal
+from fleetune.toolkit.simulation.overhead import time_rounds
 
 SUFFIX = (1, 1, 2, 2)
 
@@ -35,8 +37,32 @@ def test_a_kind_of_step_is_measured_once_and_for_all(artifact, tmp_path):
     assert (
         Costs(path, artifact, lambda _: pytest.fail("measured again")).call_s(Call(4, 20, plan=SUFFIX)) == 1.5
     )
-    assert len(asked) == 1
+    assert [sample.call.is_step for sample in asked] == [False, True]
     assert json.loads(path.read_text())["machine"]
+
+
+def test_a_busy_machine_is_one_for_the_forward_beside_a_step_too(artifact, tmp_path, monkeypatch):
+    """A step that takes three forwards is kept as three of the forwards that were measured, whatever both take today."""
+    data, pace = draw_data(artifact.manifest, 12, 16), [1.0]
+    watch = Stopwatch(artifact, data, batch_size=4, settle=lambda: None)
+    timed = lambda run: pace[0] * (1.0 if getattr(run.func, "__name__", "") == "evaluate" else 3.0)  # noqa: E731
+    monkeypatch.setattr("fleetune.toolkit.simulation.costs._seconds", timed)
+    costs = Costs(tmp_path / "timings.json", artifact, watch)
+    assert costs.call_s(Call(4, 64)) == 1.0
+    pace[0] = 1.7
+    assert costs.call_s(Call(4, 64, plan=SUFFIX)) == pytest.approx(3.0)
+    watch.close()
+
+
+def test_a_round_beside_its_steps_is_timed_by_a_real_agent(artifact, tmp_path):
+    rounds = partial(time_rounds, artifact, draw_data(artifact.manifest, 12, 16), batch_size=4)
+    costs = Costs(
+        tmp_path / "timings.json", artifact, lambda _: pytest.fail("no step was asked for"), rounds=rounds
+    )
+    assert 1e-4 < costs.beside_s(1) < 5
+    kept = Costs(costs._path, artifact, lambda _: [], rounds=lambda: pytest.fail("measured again"))
+    assert kept.beside_s(30) == costs.beside_s(30) >= costs.beside_s(1)
+    assert Costs(tmp_path / "none.json", artifact, lambda _: []).beside_s(30) == 0
 
 
 def test_of_rows_that_are_found_a_step_costs_its_share(artifact, tmp_path):
@@ -86,7 +112,7 @@ def test_the_real_engine_is_timed_at_two_sizes(artifact):
     suffix, gated = Call(4, 64, plan=SUFFIX), Call(4, 64, plan=(2,) * 4, gates=gates)
     for sample in (Sample(suffix), Sample(suffix, cached=True), Sample(Call(4, 64)), Sample(gated)):
         short, long = watch(sample)
-        assert (short.tokens, long.tokens) == (32, 64)
+        assert (short.size, long.size) == (32, 64)
         assert min(short.seconds, long.seconds) > 0
     watch.close()
     assert len(rested) == 4

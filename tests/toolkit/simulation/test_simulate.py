@@ -10,6 +10,7 @@ from paths import ROOT
 from simulated import SECONDS, constant, devices, outcome, records, run, write_config
 
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.toolkit.simulation.costs import Point
 from fleetune.toolkit.simulation.simulate import simulate
 
 STEPS, LATENCY_S = 4, 0.25
@@ -127,6 +128,28 @@ def test_a_finished_one_says_so_and_more_rounds_go_on(path, undisturbed):
     assert "3 rounds were done before" in notes[0]
     assert run(path, "finished", "rounds=4").rounds == 4
     assert records(path.parent / "finished")[:4] == undisturbed[0]
+
+
+def test_after_a_time_no_round_begins_and_a_longer_one_goes_on(path, undisturbed):
+    out, lines = path.parent / "until", undisturbed[0]
+    until = (lines[1]["time_s"] + lines[2]["time_s"]) / 2
+    assert run(path, "until", f"until_s={until}").rounds == 2
+    assert records(out) == lines[:3]
+    notes = []
+    run(path, "until", f"until_s={until}", on_note=notes.append)
+    assert "2 rounds were done before" in notes[0]
+    assert run(path, "until", f"until_s={lines[2]['time_s'] + 0.001}").rounds == 3
+    assert outcome(out) == undisturbed
+
+
+def test_what_a_device_does_beside_its_steps_delays_a_round(path, undisturbed, monkeypatch):
+    module = "fleetune.toolkit.simulation.simulate"
+    monkeypatch.setattr(f"{module}.time_rounds", lambda *_, **__: [Point(1, 11.0), Point(9, 19.0)])
+    monkeypatch.setattr(f"{module}.Stopwatch.__call__", lambda _, sample: constant(sample))
+    run(path, "beside", "rounds=1", measure=None)
+    slowest = max(3.0 if c["profile"] == "slow" else 1.0 for c in undisturbed[0][1]["choices"])
+    late_s = records(path.parent / "beside")[1]["time_s"] - undisturbed[0][1]["time_s"]
+    assert late_s == pytest.approx(slowest * (10 + STEPS))
 
 
 def test_another_simulation_in_the_folder_is_refused(path):
