@@ -1,10 +1,9 @@
 """What a bandit remembers of a job, and how it goes on: trials of the last rounds, what was declined, and the arms of today."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
-from statistics import median
 from typing import NamedTuple
 
 from fleetune.broker.job import Settings
@@ -21,14 +20,18 @@ from fleetune.broker.methods.bandit import (
     Effects,
     Trial,
     batch_s,
-    cost_ratio,
     effects,
     gain_of,
     seconds_of,
 )
+from fleetune.broker.methods.paces import Paces, Timed, paces
 from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.wire import ADAPTER, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
+
+WAY_BACK = 1.5
+"""What a layer's way back costs in ways there, until times say otherwise: with LoRA no gradients of the frozen matrices."""
+_PASS = "pass for the head"
 
 
 class Tuning(NamedTuple):
@@ -71,13 +74,9 @@ class Summary(NamedTuple):
     """What the trials come to."""
 
     effects: Effects
-    ratio: float
-    """Of the way back's cost to the way there's."""
-    unit_s: Mapping[str, float]
-    """Seconds per unit of cost and round, by device."""
-    paces: Sequence[float]
+    paces: Paces
+    newest_s: Sequence[float]
     """What the devices' newest work took, sorted."""
-    fleet_unit_s: float
 
 
 @dataclass
@@ -183,7 +182,8 @@ def _worth(memory: Memory, arm: Arm) -> float:
     mine = found.arms.get(arm.policy)
     if mine is None or mine.num_trials < memory.tuning.trials_least:
         return 0.0
-    return max(found.level + mine.mean, 0.0) / units(arm, summary_of(memory).ratio)
+    cost = summary_of(memory).paces.by_arm.get(timed_as(arm.policy, 0), cost_before(arm, 0))
+    return max(found.level + mine.mean, 0.0) / cost
 
 
 def _spread_out(memory: Memory) -> None:
@@ -232,32 +232,28 @@ def _known(memory: Memory, policy: PolicySpec) -> Arm:
     return memory.known[policy]
 
 
+def timed_as(policy: PolicySpec, below: int) -> Hashable:
+    """What the seconds of a policy are kept under: a hidden cache makes another arm of it."""
+    return policy, below
+
+
+def cost_before(arm: Arm, below: int) -> float:
+    """What an arm costs as long as nobody has tried it, in layers run forward."""
+    return units(arm, WAY_BACK, below=below)
+
+
 def _summed(memory: Memory) -> Summary:
-    recent = {trial.device_id for trial in memory.trials}
-    own = {device: list(memory.own[device]) for device in sorted(recent)}
-    ratio = cost_ratio(own, memory.known)
-    told = {
-        device: found for device, trials in own.items() if isfinite(found := _unit_s(memory, trials, ratio))
-    }
-    unit_s = _by_pass(memory, told) | told
-    newest = (newest_s(trials) for trials in own.values())
+    own = [trial for device in sorted(memory.own) for trial in memory.own[device]]
+    newest = (newest_s(trials) for trials in memory.own.values())
     return Summary(
         effects(memory.trials) if memory.trials else NOTHING,
-        ratio,
-        unit_s,
+        _paces(memory, own),
         sorted(seconds for seconds in newest if isfinite(seconds)),
-        median(unit_s.values()) if unit_s else 0.0,
     )
 
 
-def _unit_s(memory: Memory, trials: Sequence[Trial], ratio: float) -> float:
-    costs = [(t.seconds, units(memory.known[t.arm], ratio, below=t.below)) for t in trials]
-    found = [seconds / cost for seconds, cost in costs if isfinite(seconds) and cost > 0]
-    return median(found) if found else nan
-
-
-def _by_pass(memory: Memory, told: Mapping[str, float]) -> dict[str, float]:
-    """Seconds per unit of devices that have not trained yet: by their pass for the head, and by what it came to on others."""
-    both = [told[device] / memory.pass_s[device] for device in told if device in memory.pass_s]
-    scale = median(both) if both else 1.0
-    return {device: scale * seconds for device, seconds in memory.pass_s.items()}
+def _paces(memory: Memory, own: Sequence[Trial]) -> Paces:
+    trained = [Timed(t.device_id, timed_as(t.arm, t.below), t.seconds) for t in own]
+    passes = [Timed(device, _PASS, seconds) for device, seconds in memory.pass_s.items()]
+    priors = {timed_as(t.arm, t.below): cost_before(memory.known[t.arm], t.below) for t in own}
+    return paces([*trained, *passes], {**priors, _PASS: 0.0})
