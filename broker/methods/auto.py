@@ -53,7 +53,13 @@ _GAIN_LEAST = 1e-6
 
 def auto(tuning: Tuning = TUNING) -> Configurator:
     """Choose by what was gained; see the module's text."""
-    return Configurator(lambda settings: begun(settings, tuning), choose, heard, hears_of_head=True)
+    return Configurator(
+        lambda settings: begun(settings, tuning),
+        choose,
+        heard,
+        head_below=lambda memory: floor_of(memory, memory.settings.head_rounds + 1) or -1,
+        hears_of_head=True,
+    )
 
 
 def heard(memory: Memory, outcome: Outcome) -> Memory:
@@ -189,8 +195,13 @@ def _settled(memory: Memory, device: str, in_time: Sequence[Arm], below: int) ->
 
 def floor_of(memory: Memory, number: int) -> int:
     """The lowest layer that any device trains in a round, so that what flows into it can be kept."""
-    is_frozen = memory.is_shallow and not is_pilot(memory, number)
-    return int(memory.tuning.shallow * memory.settings.num_layers) if is_frozen else 0
+    if is_pilot(memory, number):
+        return 0
+    staged = next(
+        (floor for until, floor in memory.tuning.stages if number <= until * memory.settings.rounds), 0.0
+    )
+    share = max(staged, memory.tuning.shallow if memory.is_shallow else 0.0)
+    return int(share * memory.settings.num_layers)
 
 
 def _upper(memory: Memory) -> Arm | None:

@@ -53,6 +53,8 @@ class Tuning(NamedTuple):
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
+    stages: tuple[tuple[float, float], ...] = ((0.25, 0.75), (0.5, 0.5))
+    """Until which share of the rounds which share of the layers, the lower ones, stays frozen on every device."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
     trial: int = 4

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterable
 from math import inf
 
+import msgspec
+
 from fleetune.broker.job import Patience, Settings, device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
@@ -217,7 +219,9 @@ class Barrier:
 
     def _choice(self, number: int, position: int, device: str) -> Choice:
         if number <= self._settings.head_rounds:
-            return Choice(device_work(self._settings, round_number=number, position=position))
+            work = device_work(self._settings, round_number=number, position=position)
+            below = self._configurator.head_below(self._learned)
+            return Choice(msgspec.structs.replace(work, cache_below=below) if below > 0 else work)
         return self._configurator.choose(self._learned, Candidate(device, number, position))
 
     def _task(self, open_round: OpenRound, position: int, device: str, work: LocalWork, reason: str) -> Task:
