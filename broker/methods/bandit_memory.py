@@ -26,7 +26,7 @@ from fleetune.broker.methods.bandit import (
 )
 from fleetune.broker.methods.paces import Paces, Timed, paces
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, PolicySpec
+from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 
 WAY_BACK = 1.5
@@ -47,13 +47,15 @@ class Tuning(NamedTuple):
     optimism: float = 0.5
     """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
     pseudo: float = 4.0
+    most_steps: float = 2.0
+    """Times the job's steps: of a device that would wait for the others."""
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
     patience: float = 1.15
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
-    stages: tuple[tuple[float, float], ...] = ((0.25, 0.75), (0.5, 0.5))
+    stages: tuple[tuple[float, float], ...] = ((0.2, 0.75), (0.4, 0.5))
     """Until which share of the rounds which share of the layers, the lower ones, stays frozen on every device."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
@@ -65,8 +67,10 @@ class Tuning(NamedTuple):
     """Share of the rounds after which an arm must gain all but ``tolerance`` of what the best one gains; less before."""
     tolerance: float = 0.1
     """Share of the best gain that an arm may lack."""
-    trials_least: int = 4
+    trials_least: int = 6
     """Before an arm is judged."""
+    sure: float = 2.0
+    """Standard errors that an arm must stand above what is asked of it, to be preferred to a deeper one."""
     arms_max: int = 8
     steady_rounds: int = 3
     """For which an arm must be the favourite before its neighbours join."""
@@ -133,7 +137,7 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
                 policy,
                 number,
                 gain_of(outcome.stats),
-                seconds_of(outcome.stats),
+                seconds_of(outcome.stats) / _times_steps(memory, outcome.work),
                 outcome.stats.get("held_loss_before", nan),
                 max(outcome.work.cache_below, 0),
             ),
@@ -142,6 +146,11 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
         arm = _known(memory, policy)
         memory.refused.setdefault(device, []).append((arm, outcome.declined))
     return memory
+
+
+def _times_steps(memory: Memory, work: LocalWork) -> float:
+    """How many times the job's steps a work has; 1 where it counts epochs."""
+    return work.steps / memory.settings.work.steps if work.steps and memory.settings.work.steps else 1.0
 
 
 def is_tail(memory: Memory, number: int) -> bool:
