@@ -74,7 +74,8 @@ def _down_problems(settings: Settings) -> Iterator[str]:
             yield f"down_bits {settings.down_bits}: {FULL!r} has none"
         return
     try:
-        make_codec(settings.down_codec, settings.down_ratio, settings.down_bits)
+        if make_codec(settings.down_codec, settings.down_ratio, settings.down_bits).receiver:
+            yield f"down_codec {settings.down_codec!r}: it remembers each device's updates, and is for codec alone"
     except ConfigError as exc:
         yield str(exc)
 
