@@ -6,7 +6,7 @@ adapter is the one that the receiver started from last. The sender holds it too,
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
@@ -45,26 +45,21 @@ _DTYPES = {16: "<f2", 32: "<f4"}
 _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
 
-class _Rest(NamedTuple):
-    """What travels of the elements that are not exact, each (elements of the layer that are not exact,)."""
+_PARTS = (LOW, HIGH, "positions", SIGNS, "scales")
+
+
+class _Told(NamedTuple):
+    """What travels of the elements of one layer that are not exact."""
 
     is_negative: Mask
-    mean: Floats
-    largest: Floats
+    """Of all elements; of exact ones it says nothing."""
+    mean: np.float32
+    largest: np.float32
+    """Of the magnitudes of those that are not exact."""
 
 
-class _Split(NamedTuple):
-    """Places of what travels exactly, and of what does not, with how many of the latter are in each layer."""
-
-    exact: Indices
-    left: Indices
-    counts: Indices
-
-
-_PARTS = (LOW, HIGH, "positions", SIGNS, "scales")
-_NO_REST = _Rest(np.zeros(0, bool), np.zeros(0, "<f4"), np.zeros(0, "<f4"))
-_Recover = Callable[[Floats, _Rest], Floats]
-"""(stale values, what travels) -> values of the elements that are not exact."""
+_Recover = Callable[[Floats, _Told], Floats]
+"""(stale values, what travels) -> values of a layer; those of exact elements are put over it."""
 
 
 def caesar(name: str, recover: _Recover, *, has_signs: bool = True) -> Callable[[float, int], Codec]:
@@ -78,27 +73,33 @@ def caesar(name: str, recover: _Recover, *, has_signs: bool = True) -> Callable[
     return make
 
 
-def layers_of(sizes: Mapping[str, int]) -> list[int]:
-    """Elements of each layer vector: tensors in the order of names whose names are equal up to their first number.
+def layers_of(names: Iterable[str]) -> list[list[str]]:
+    """Names of each layer vector: neighbours in the order of names that are equal up to their first number.
 
     Neighbours without a number are one layer too.
     """
-    grouped = groupby(sorted(sizes), key=lambda name: found[0] if (found := _LAYER.match(name)) else "")
-    return [sum(sizes[name] for name in names) for _, names in grouped]
+    grouped = groupby(sorted(names), key=lambda name: found[0] if (found := _LAYER.match(name)) else "")
+    return [[*layer] for _, layer in grouped]
 
 
-def by_stale(stale: Floats, rest: _Rest) -> Floats:
+def by_stale(stale: Floats, told: _Told) -> Floats:
     """The stale value where its sign and magnitude may be right, else the signed mean."""
-    is_plausible = ((stale < 0) == rest.is_negative) & (np.abs(stale) <= rest.largest)
-    return np.where(is_plausible, stale, by_sign(stale, rest))
+    is_plausible = (stale < 0) == told.is_negative
+    is_plausible &= np.abs(stale) <= told.largest
+    found = by_sign(stale, told)
+    np.copyto(found, stale, where=is_plausible)
+    return found
 
 
-def by_sign(stale: Floats, rest: _Rest) -> Floats:
+def by_sign(stale: Floats, told: _Told) -> Floats:
     """The signed mean."""
-    return np.where(rest.is_negative, -rest.mean, rest.mean)
+    bits = told.is_negative.astype("<u4")
+    bits <<= 31
+    bits |= told.mean.view("<u4")
+    return bits.view("<f4")
 
 
-def by_zero(stale: Floats, rest: _Rest) -> Floats:
+def by_zero(stale: Floats, told: _Told) -> Floats:
     """Zeros."""
     return np.zeros_like(stale)
 
@@ -107,37 +108,53 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
     dtype = _DTYPES[bits]
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
-        names = sorted(values)
-        flat, stale = joined(values, names), joined(reference, names)
-        layers = layers_of({n: values[n].size for n in names})
-        mask = _exact(np.abs(flat), layers, ratio)
-        split = _split(mask, layers)
-        exact, left = _rounded(flat[split.exact], dtype, name), flat[split.left]
-        parts = {**planes(exact), "positions": packed_positions(mask)}
+        found, done = np.empty(sum(value.size for value in values.values())), 0
+        masks, exacts, signs = [np.zeros(0, bool)], [np.zeros(0, dtype)], [np.zeros(0, bool)]
+        scalars = []
+        for names in layers_of(values):
+            flat, stale = joined(values, names), joined(reference, names)
+            magnitudes = np.abs(flat)
+            mask = largest(magnitudes, _num_exact(ratio, flat.size))
+            at = np.flatnonzero(mask)
+            exact = _rounded(flat[at], dtype, name)
+            magnitudes[at] = 0
+            told = _Told(flat < 0, *_scalars(magnitudes, flat.size - at.size))
+            done = _put(found, done, recover(stale, told), at, exact)
+            masks.append(mask)
+            exacts.append(exact)
+            signs.append(told.is_negative[~mask])
+            scalars.append(told[1:])
+        parts = {**planes(np.concatenate(exacts)), "positions": packed_positions(np.concatenate(masks))}
         if has_signs:
-            parts |= {
-                SIGNS: packed_bits((left < 0).view(np.uint8), 1),
-                "scales": _scalars(left, split).tobytes(),
-            }
-        rest = _read_rest(parts, split, name) if has_signs else _NO_REST
-        found = _recovered(exact, stale, split, recover(stale[split.left], rest))
-        return Encoded(parts, parted(found, reference, names), {})
+            parts[SIGNS] = packed_bits(np.concatenate(signs).view(np.uint8), 1)
+            parts["scales"] = np.array(scalars, "<f4").tobytes()
+        return Encoded(parts, parted(found, reference, sorted(values)), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts(name, parts, _PARTS if has_signs else _PARTS[:3])
-        stale = joined(reference, reference)
-        mask = unpacked_positions(parts.get("positions", b""), stale.size)
-        split = _split(mask, layers_of({n: value.size for n, value in reference.items()}))
-        exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, split.exact.size)
-        rest = _read_rest(parts, split, name) if has_signs else _NO_REST
-        found = _recovered(exact, stale, split, recover(stale[split.left], rest))
+        layers, count = layers_of(reference), sum(value.size for value in reference.values())
+        mask = unpacked_positions(parts.get("positions", b""), count)
+        num = int(np.count_nonzero(mask))
+        exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
+        is_negative, scalars = np.zeros(count, bool), np.zeros((len(layers), 2), "<f4")
+        if has_signs:
+            is_negative[~mask], scalars = _read_rest(parts, count - num, len(layers), name)
+        found, start, done = np.empty(count), 0, 0  # elements, and exact ones, of the layers before
+        for names, (mean, top) in zip(layers, scalars, strict=True):
+            stale = joined(reference, names)
+            here = slice(start, start + stale.size)
+            at = np.flatnonzero(mask[here])
+            recovered = recover(stale, _Told(is_negative[here], mean, top))
+            start = _put(found, start, recovered, at, exact[done : done + at.size])
+            done += at.size
         return Decoded(parted(found, reference, reference), {})
 
     def bound(shapes: Shapes) -> int:
-        sizes = {n: count_of(shape) for n, shape in shapes.items()}
-        count, layers = sum(sizes.values()), layers_of(sizes)
-        num = min(count, len(sizes) + sum(_num_exact(ratio, size) for size in layers))
-        signs = size_of(count, 1) + 8 * len(sizes) if has_signs else 0
+        sizes = [sum(count_of(shapes[n]) for n in names) for names in layers_of(shapes)]
+        count = sum(sizes)
+        # Of fewer tensors there may be more layers, each with one exact element at least.
+        num = min(count, len(shapes) + sum(_num_exact(ratio, size) for size in sizes))
+        signs = size_of(count, 1) + 8 * len(shapes) if has_signs else 0
         return bits // 8 * num + signs + position_bytes_max(count, num)
 
     return Codec(name, encode, decode, bound, frame=BY_KIND)
@@ -147,56 +164,36 @@ def _num_exact(ratio: float, count: int) -> int:
     return min(count, max(1, int(count * ratio)))
 
 
-def _exact(magnitudes: Floats, layers: list[int], ratio: float) -> Mask:
-    ends = np.cumsum(layers)[:-1]
-    pieces = np.split(magnitudes, ends) if layers else []
-    return np.concatenate(
-        [np.zeros(0, bool), *(largest(piece, _num_exact(ratio, piece.size)) for piece in pieces)]
-    )
-
-
-def _split(mask: Mask, layers: list[int]) -> _Split:
-    left = np.flatnonzero(~mask)
-    ends = np.searchsorted(left, np.cumsum(layers, dtype=np.int64))
-    return _Split(np.flatnonzero(mask), left, np.diff(ends, prepend=0))
-
-
 def _rounded(exact: Floats, dtype: str, name: str) -> Array:
     with np.errstate(over="ignore"):
-        found = exact.astype(dtype)
+        found = exact.astype(dtype, copy=False)
     if not np.isfinite(found).all():
         raise WireError(f"cannot pack: a value beyond 65504 does not fit {name} with 16 bits")
     return found
 
 
-def _scalars(left: Floats, split: _Split) -> Floats:
-    """(layers, 2): mean and largest magnitude of each layer's elements that are not exact; zeros for none."""
-    found = np.zeros((split.counts.size, 2), "<f4")
-    start = 0
-    for row, count in zip(found, split.counts.tolist(), strict=True):
-        if count:
-            magnitudes = np.abs(left[start : start + count])
-            top = magnitudes.max()
-            row[:] = min(np.float32(magnitudes.mean(dtype=np.float64)), top), top
-        start += count
-    return found
+def _scalars(magnitudes: Floats, num: int) -> tuple[np.float32, np.float32]:
+    """Mean of ``num`` magnitudes, all others being zeros, and the largest; zeros for none."""
+    if not num:
+        return np.float32(0), np.float32(0)
+    top = magnitudes.max()
+    return min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top
 
 
-def _read_rest(parts: Mapping[str, bytes], split: _Split, name: str) -> _Rest:
+def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> tuple[Mask, Floats]:
+    """Whether each of ``num`` elements is below zero, and (layers, 2): mean and largest magnitude."""
     signs, scales = parts.get(SIGNS, b""), parts.get("scales", b"")
-    if (len(signs), len(scales)) != (size_of(split.left.size, 1), 8 * split.counts.size):
-        raise WireError(
-            f"{name}: signs or scalars are not those of {split.left.size} elements in {split.counts.size} layers"
-        )
+    if (len(signs), len(scales)) != (size_of(num, 1), 8 * layers):
+        raise WireError(f"{name}: signs or scalars are not those of {num} elements in {layers} layers")
     scalars = np.frombuffer(scales, "<f4").reshape(-1, 2)
     if not ((scalars[:, 0] >= 0) & (scalars[:, 0] <= scalars[:, 1]) & np.isfinite(scalars[:, 1])).all():
         raise WireError(f"{name}: a mean is negative, above its maximum or not finite")
-    mean, top = (np.repeat(column, split.counts) for column in scalars.T)
-    return _Rest(unpacked_bits(signs, 1, split.left.size).view(np.bool_), mean, top)
+    return unpacked_bits(signs, 1, num).view(np.bool_), scalars
 
 
-def _recovered(exact: Array, stale: Floats, split: _Split, left: Floats) -> Doubles:
-    found = np.empty(stale.size, np.float64)
-    found[split.exact] = exact
-    found[split.left] = left
-    return found
+def _put(found: Doubles, start: int, recovered: Floats, at: Indices, exact: Array) -> int:
+    """Put a layer in its place, the exact values over what is recovered; return where the next begins."""
+    recovered[at] = exact
+    end = start + recovered.size
+    found[start:end] = recovered
+    return end

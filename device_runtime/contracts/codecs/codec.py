@@ -97,17 +97,22 @@ def joined(tensors: Tensors, names: Iterable[str]) -> Floats:
     return np.concatenate([np.zeros(0, "<f4"), *(tensors[name].reshape(-1) for name in names)])
 
 
-def moved(values: Tensors, reference: Tensors) -> tuple[Floats, Floats]:
-    """Difference from the reference in float32, and the reference, both joined in the order of names."""
-    names = sorted(values)
-    held = joined(reference, names)
+def moved(values: Tensors, reference: Tensors) -> Floats:
+    """Differences from the reference in float32, joined in the order of names."""
+    steps = np.empty(sum(value.size for value in values.values()), "<f4")
     with np.errstate(over="ignore"):
-        return joined(values, names) - held, held
+        for name, step in parted(steps, values, sorted(values)).items():
+            np.subtract(values[name], reference[name], out=step)
+    return steps
 
 
-def plus(held: Floats, steps: Floats) -> Doubles:
-    """Sum of two float32 arrays, in float64."""
-    return np.add(held, steps, dtype=np.float64)
+def shifted(reference: Tensors, steps: Floats, names: Iterable[str]) -> dict[str, Doubles]:
+    """Reference plus joined steps, in float64, by tensor."""
+    # One array for all: fresh memory costs more than the sums.
+    found = parted(np.empty(steps.size), reference, names)
+    for name, step in parted(steps, reference, found).items():
+        np.add(reference[name], step, out=found[name], dtype=np.float64)
+    return found
 
 
 def parted(flat: NDArray[_F], reference: Tensors, names: Iterable[str]) -> dict[str, NDArray[_F]]:

@@ -14,17 +14,19 @@ from fleetune.device_runtime.errors import WireError
 Mask = NDArray[np.bool_]
 _BITMAP, _TAKEN, _LEFT = b"\0", b"\1", b"\2"
 """First byte: a bitmap, lowest bit first; gaps between those that travel; gaps between those that do not."""
-_BREAK_EVEN = 0.4
-"""Share of the elements above which a bitmap is as short as gaps."""
+_FEW = 0.3
+"""Share of the elements above which gaps save less than an eighth of a bitmap, and take far longer."""
+_CODED = 256
+"""Gaps that are enough to be entropy-coded."""
 _MORE = 255
 
 
 def packed_positions(mask: Mask) -> bytes:
     """Pack which elements travel."""
     form, at = _rarer(mask)
-    if at.size <= _BREAK_EVEN * mask.size:
+    if at.size <= _FEW * mask.size:
         gaps = _gaps(at)
-        if _entropy_bytes(gaps) < size_of(mask.size, 1):
+        if gaps.size >= _CODED or gaps.size <= size_of(mask.size, 1):
             return form + gaps.tobytes()
     return _BITMAP + packed_bits(mask.view(np.uint8), 1)
 
@@ -44,7 +46,7 @@ def unpacked_positions(part: bytes, count: int) -> Mask:
 
 def position_bytes_max(count: int, travelling: int) -> int:
     """Length that the positions of at most so many elements never exceed, before they are entropy-coded."""
-    listed = min(travelling, int(_BREAK_EVEN * count) + 1)
+    listed = min(travelling, int(_FEW * count) + 1)
     return 2 + max(size_of(count, 1), listed + count // _MORE)
 
 
@@ -55,10 +57,11 @@ def _rarer(mask: Mask) -> tuple[bytes, Indices]:
 
 
 def _gaps(at: Indices) -> NDArray[np.uint8]:
-    passed = np.diff(at, prepend=-1) - 1
+    passed = at.copy()
+    passed[1:] -= at[:-1] + 1
+    if passed.max(initial=0) < _MORE:
+        return passed.astype(np.uint8)
     more, last = np.divmod(passed, _MORE)
-    if not more.any():
-        return last.astype(np.uint8)
     ends = np.cumsum(more + 1) - 1
     gaps = np.full(int(ends[-1]) + 1, _MORE, np.uint8)
     gaps[ends] = last
@@ -69,15 +72,11 @@ def _places(gaps: NDArray[np.uint8]) -> Indices | None:
     """Places of these gaps; None if the last one has no end."""
     if gaps.size and gaps[-1] == _MORE:
         return None
-    is_end = gaps < _MORE
-    ends: Indices = np.cumsum(gaps + is_end.view(np.uint8), dtype=np.int64)[is_end]
-    return ends - 1
-
-
-def _entropy_bytes(symbols: NDArray[np.uint8]) -> float:
-    counts = np.bincount(symbols)
-    shares = counts[counts > 0] / max(1, symbols.size)
-    return float(-(shares * np.log2(shares)).sum()) * symbols.size / 8
+    is_end, places = gaps < _MORE, gaps.astype(np.int64)
+    places += is_end
+    np.cumsum(places, out=places)
+    places -= 1
+    return places[is_end]
 
 
 def _overhang(body: NDArray[np.uint8], count: int) -> bool:

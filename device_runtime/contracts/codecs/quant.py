@@ -15,10 +15,8 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     check_no_ratio,
     check_parts,
     count_of,
-    joined,
     moved,
-    parted,
-    plus,
+    shifted,
 )
 from fleetune.device_runtime.contracts.codecs.quantise import quantise, quantised_bytes, restore
 
@@ -34,17 +32,14 @@ def quant(ratio: float, bits: int) -> Codec:
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         names = sorted(values)
-        differences, held = moved(values, reference)
-        codes, scales, conveyed = quantise(differences, width, "\n".join(names))
-        return Encoded(
-            {"values": codes, "scales": scales}, parted(plus(held, conveyed), reference, names), {}
-        )
+        codes, scales, conveyed = quantise(moved(values, reference), width, "\n".join(names))
+        return Encoded({"values": codes, "scales": scales}, shifted(reference, conveyed, names), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("quant", parts, ("values", "scales"))
-        held = joined(reference, reference)
-        steps = restore(parts.get("values", b""), parts.get("scales", b""), width, held.size)
-        return Decoded(parted(plus(held, steps), reference, reference), {})
+        count = sum(value.size for value in reference.values())
+        steps = restore(parts.get("values", b""), parts.get("scales", b""), width, count)
+        return Decoded(shifted(reference, steps, reference), {})
 
     def bound(shapes: Shapes) -> int:
         return quantised_bytes(sum(map(count_of, shapes.values())), width)

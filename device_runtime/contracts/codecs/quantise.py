@@ -19,6 +19,8 @@ BLOCK = 128
 """Elements that share one scale, of all tensors together in the order of their names."""
 LEAST, LARGEST = 2.0**-100, 2.0**100
 """Blocks whose largest magnitude is below the first travel as zeros; one beyond the second does not fit."""
+_PIECE = 2**16
+"""Elements worked on at a time, and drawn for under one key: what fits a cache."""
 _SCALE = np.dtype("<u2")
 
 
@@ -44,14 +46,17 @@ def quantise(flat: Floats, bits: int, name: str) -> Quantised:
     Raises:
         WireError: a magnitude beyond ``LARGEST``.
     """
-    blocks = _blocks(flat)
-    scales = _scales(np.abs(blocks), flat.size, bits)
-    codes = _signs(blocks) if bits == 1 else _rounded(blocks, scales, bits, _seed(name, scales))
-    return Quantised(
-        packed_bits(codes.reshape(-1)[: flat.size], bits),
-        scales.tobytes(),
-        _values(codes, scales, bits, flat.size),
-    )
+    pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+    scales = [_scales(piece, bits) for piece in pieces]
+    told = b"".join(scale.tobytes() for scale in scales)
+    seed = int(sha256(name.encode() + b"\0" + told).hexdigest()[:13], 16)
+    codes, conveyed = [], np.empty(flat.size, np.float32)
+    for i, (piece, scale) in enumerate(zip(pieces, scales, strict=True)):
+        blocks = _blocks(piece)
+        found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, Key(seed, "rounding", i))
+        codes.append(packed_bits(found.reshape(-1)[: piece.size], bits))
+        conveyed[i * _PIECE : i * _PIECE + piece.size] = _values(found, scale, bits, piece.size)
+    return Quantised(b"".join(codes), told, conveyed)
 
 
 def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
@@ -65,8 +70,14 @@ def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
     wide = _wide(stored)
     if not ((wide >= 0) & (wide <= LARGEST)).all():
         raise WireError("a scale is negative, not finite or beyond 2**100")
-    unpacked: Codes = unpacked_bits(codes, bits, count)
-    return _values(_blocks(unpacked), stored, bits, count)
+    conveyed = np.empty(count, np.float32)
+    for start in range(0, count, _PIECE):
+        piece = conveyed[start : start + _PIECE]
+        found: Codes = unpacked_bits(codes[size_of(start, bits) :], bits, piece.size)
+        piece[:] = _values(
+            _blocks(found), stored[start // BLOCK :][: _num_blocks(piece.size)], bits, piece.size
+        )
+    return conveyed
 
 
 def quantised_bytes(count: int, bits: int) -> int:
@@ -86,14 +97,15 @@ def _blocks(flat: NDArray[Any]) -> NDArray[Any]:
     return flat.reshape(-1, BLOCK)
 
 
-def _scales(magnitudes: Floats, count: int, bits: int) -> NDArray[np.uint16]:
+def _scales(piece: Floats, bits: int) -> NDArray[np.uint16]:
     """The upper halves of float32s: largest magnitudes, rounded up, or means; 0 for less than LEAST."""
+    magnitudes = np.abs(_blocks(piece))
     largest = magnitudes.max(axis=1)
     if not (largest <= LARGEST / 2).all():
         raise WireError("cannot pack: a difference beyond 2**99 does not fit")
     found = largest
     if bits == 1:
-        sizes = np.minimum(count - BLOCK * np.arange(len(magnitudes)), BLOCK)
+        sizes = np.minimum(piece.size - BLOCK * np.arange(len(magnitudes)), BLOCK)
         found = (magnitudes.sum(axis=1) / sizes).astype("<f4")
     found = np.where(largest < LEAST, np.float32(0), found)
     return ((found.view("<u4") + np.uint32(0xFFFF)) >> np.uint32(16)).astype(_SCALE)
@@ -107,15 +119,15 @@ def _signs(blocks: Floats) -> Codes:
     return (blocks >= 0).view(np.uint8)
 
 
-def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, seed: int) -> Codes:
+def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key) -> Codes:
     """Codes from 0 to twice the levels: floor of element / step + draw, where a draw is 16 random bits / 2**16."""
     wide, levels = np.float64(_wide(scales)), levels_of(bits)
     # A hair less than exact, so that the largest element stays within the levels.
     factors = np.divide(levels * 2.0**16 * (1 - 2.0**-22), wide, out=np.zeros_like(wide), where=wide > 0)
-    exact = np.float64 if bits == 16 else np.float32
+    exact, integer = (np.float64, np.int64) if bits == 16 else (np.float32, np.int32)
     steps = np.multiply(blocks, factors[:, None].astype(exact), dtype=exact)
-    whole = np.rint(steps, out=steps).astype(np.int64 if bits == 16 else np.int32)
-    whole += _draws(seed, blocks.size).reshape(blocks.shape)
+    whole = np.rint(steps, out=steps).astype(integer)
+    whole += words(key, blocks.size // 2).astype("<u4", copy=False).view("<u2").reshape(blocks.shape)
     whole >>= 16
     whole += levels
     codes: Codes = whole.astype(np.uint16 if bits == 16 else np.uint8)
@@ -130,15 +142,6 @@ def _values(codes: Codes, scales: NDArray[np.uint16], bits: int, count: int) -> 
     centred -= np.float32(levels_of(bits))
     centred *= steps[:, None]
     return centred.reshape(-1)[:count]
-
-
-def _draws(seed: int, count: int) -> NDArray[np.uint16]:
-    drawn = words(Key(seed, "rounding", 0), -(-count // 2))
-    return drawn.astype("<u4", copy=False).view("<u2")[:count]
-
-
-def _seed(name: str, scales: NDArray[np.uint16]) -> int:
-    return int(sha256(name.encode() + b"\0" + scales.tobytes()).hexdigest()[:13], 16)
 
 
 def _num_blocks(count: int) -> int:

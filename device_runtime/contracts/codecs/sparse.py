@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.arrays import Floats, Indices
 from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
     Codec,
@@ -18,15 +18,12 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Tensors,
     check_parts,
     count_of,
-    joined,
     moved,
-    parted,
-    plus,
+    shifted,
 )
 from fleetune.device_runtime.contracts.codecs.largest import largest, num_of
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.positions import (
-    Mask,
     packed_positions,
     position_bytes_max,
     unpacked_positions,
@@ -43,18 +40,20 @@ def sparse(ratio: float, bits: int) -> Codec:
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         names = sorted(values)
-        differences, held = moved(values, reference)
+        differences = moved(values, reference)
         mask = largest(np.abs(differences), num_of(ratio, differences.size))
-        parts, chosen = _packed(differences[mask], bits, "\n".join(names))
+        at = np.flatnonzero(mask)
+        parts, chosen = _packed(differences[at], bits, "\n".join(names))
         parts["positions"] = packed_positions(mask)
-        return Encoded(parts, parted(_value(held, mask, chosen), reference, names), {})
+        steps = _steps(differences.size, at, chosen)
+        return Encoded(parts, shifted(reference, steps, names), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("topk", parts, (LOW, HIGH, "scales", "positions"))
-        held = joined(reference, reference)
-        mask = unpacked_positions(parts.get("positions", b""), held.size)
-        chosen = _unpacked(parts, bits, int(np.count_nonzero(mask)))
-        return Decoded(parted(_value(held, mask, chosen), reference, reference), {})
+        count = sum(value.size for value in reference.values())
+        at = np.flatnonzero(unpacked_positions(parts.get("positions", b""), count))
+        steps = _steps(count, at, _unpacked(parts, bits, at.size))
+        return Decoded(shifted(reference, steps, reference), {})
 
     def bound(shapes: Shapes) -> int:
         count = sum(map(count_of, shapes.values()))
@@ -83,7 +82,7 @@ def _unpacked(parts: Mapping[str, bytes], bits: int, num: int) -> Floats:
     return joined_planes(low, parts.get(HIGH, b""), "<f2", num).astype("<f4")
 
 
-def _value(held: Floats, mask: Mask, chosen: Floats) -> np.typing.NDArray[np.float64]:
-    steps = np.zeros(held.size, "<f4")
-    steps[mask] = chosen
-    return plus(held, steps)
+def _steps(count: int, at: Indices, chosen: Floats) -> Floats:
+    steps = np.zeros(count, "<f4")
+    steps[at] = chosen
+    return steps

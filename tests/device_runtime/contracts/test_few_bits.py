@@ -229,16 +229,9 @@ def test_caesar_trusts_a_stale_value_of_its_sign_and_bound():
 
 
 def test_layers_are_told_by_the_first_number_of_a_name():
-    sizes = {
-        "a.layer.1.q": 1,
-        "a.layer.10.q": 2,
-        "a.layer.2.k.0": 4,
-        "a.layer.2.q.7": 8,
-        "head.b": 16,
-        "head.w": 32,
-    }
-    assert layers_of(sizes) == [1, 2, 12, 48]
-    assert layers_of({}) == []
+    names = ["a.layer.1.q", "a.layer.10.q", "a.layer.2.q.7", "a.layer.2.k.0", "head.b", "head.w"]
+    assert layers_of(names) == [[names[0]], [names[1]], [names[3], names[2]], [names[4], names[5]]]
+    assert layers_of([]) == []
 
 
 def test_each_layer_has_its_own_largest_and_scalars():
