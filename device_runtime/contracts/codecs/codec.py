@@ -108,11 +108,9 @@ def moved(values: Tensors, reference: Tensors) -> Floats:
 
 def shifted(reference: Tensors, steps: Floats, names: Iterable[str]) -> dict[str, Doubles]:
     """Reference plus joined steps, in float64, by tensor."""
-    # One array for all: fresh memory costs more than the sums.
-    found = parted(np.empty(steps.size), reference, names)
-    for name, step in parted(steps, reference, found).items():
-        np.add(reference[name], step, out=found[name], dtype=np.float64)
-    return found
+    # An array for each: one for all is fresh memory at every call, which costs more than the sums.
+    moves = parted(steps, reference, names)
+    return {name: np.add(reference[name], step, dtype=np.float64) for name, step in moves.items()}
 
 
 def parted(flat: NDArray[_F], reference: Tensors, names: Iterable[str]) -> dict[str, NDArray[_F]]:

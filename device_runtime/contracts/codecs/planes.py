@@ -9,14 +9,21 @@ LOW, HIGH = "values", "values-high"
 """Parts: all but the highest byte of each value, rank by rank but for the two lowest of a float32; and the highest bytes."""
 
 
+_PIECE = 2**16
+_RANKS = {2: ((0, "<u1"), (8, "<u1")), 4: ((0, "<u2"), (16, "<u1"), (24, "<u1"))}
+"""Shift and type of what is cut out of each value, by the bytes that it has."""
+
+
 def planes(values: Array) -> dict[str, bytes]:
     """Parts of float16 or float32 values."""
-    if values.dtype.itemsize == 2:
-        halves = values.view("<u2")
-        return {LOW: halves.astype(np.uint8).tobytes(), HIGH: (halves >> 8).astype(np.uint8).tobytes()}
-    words = values.view("<u4")
-    low = words.astype("<u2").tobytes() + (words >> 16).astype(np.uint8).tobytes()
-    return {LOW: low, HIGH: (words >> 24).astype(np.uint8).tobytes()}
+    kinds = _RANKS[values.dtype.itemsize]
+    ranks: list[list[bytes]] = [[] for _ in kinds]
+    for start in range(0, values.size, _PIECE):
+        words = values[start : start + _PIECE].view(f"<u{values.dtype.itemsize}")
+        for rank, (shift, kind) in zip(ranks, kinds, strict=True):
+            rank.append((words >> shift).astype(kind).tobytes())
+    *low, high = (b"".join(rank) for rank in ranks)
+    return {LOW: b"".join(low), HIGH: high}
 
 
 def joined_planes(low: bytes, high: bytes, dtype: str, count: int) -> Array:

@@ -23,9 +23,10 @@ _MORE = 255
 
 def packed_positions(mask: Mask) -> bytes:
     """Pack which elements travel."""
-    form, at = _rarer(mask)
-    if at.size <= _FEW * mask.size:
-        gaps = _gaps(at)
+    num = np.count_nonzero(mask)
+    if min(num, mask.size - num) <= _FEW * mask.size:
+        form, rarer = (_TAKEN, mask) if 2 * num <= mask.size else (_LEFT, ~mask)
+        gaps = _gaps(np.flatnonzero(rarer))
         if gaps.size >= _CODED or gaps.size <= size_of(mask.size, 1):
             return form + gaps.tobytes()
     return _BITMAP + packed_bits(mask.view(np.uint8), 1)
@@ -48,12 +49,6 @@ def position_bytes_max(count: int, travelling: int) -> int:
     """Length that the positions of at most so many elements never exceed, before they are entropy-coded."""
     listed = min(travelling, int(_FEW * count) + 1)
     return 2 + max(size_of(count, 1), listed + count // _MORE)
-
-
-def _rarer(mask: Mask) -> tuple[bytes, Indices]:
-    if 2 * np.count_nonzero(mask) <= mask.size:
-        return _TAKEN, np.flatnonzero(mask)
-    return _LEFT, np.flatnonzero(~mask)
 
 
 def _gaps(at: Indices) -> NDArray[np.uint8]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from fleetune.device_runtime.contracts.codecs.bits import WIDTHS
 from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
@@ -18,10 +20,13 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     moved,
     shifted,
 )
+from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.quantise import quantise, quantised_bytes, restore
 
 BITS = 8
 """Unless others are asked for."""
+_PLANED = 16
+"""Bits of codes whose lower bytes are not worth entropy-coding."""
 
 
 def quant(ratio: float, bits: int) -> Codec:
@@ -33,12 +38,16 @@ def quant(ratio: float, bits: int) -> Codec:
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         names = sorted(values)
         codes, scales, conveyed = quantise(moved(values, reference), width, "\n".join(names))
-        return Encoded({"values": codes, "scales": scales}, shifted(reference, conveyed, names), {})
+        parts = planes(np.frombuffer(codes, "<u2")) if width == _PLANED else {LOW: codes}
+        return Encoded({**parts, "scales": scales}, shifted(reference, conveyed, names), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
-        check_parts("quant", parts, ("values", "scales"))
+        check_parts("quant", parts, (LOW, HIGH, "scales") if width == _PLANED else (LOW, "scales"))
         count = sum(value.size for value in reference.values())
-        steps = restore(parts.get("values", b""), parts.get("scales", b""), width, count)
+        codes = parts.get(LOW, b"")
+        if width == _PLANED:
+            codes = joined_planes(codes, parts.get(HIGH, b""), "<u2", count).tobytes()
+        steps = restore(codes, parts.get("scales", b""), width, count)
         return Decoded(shifted(reference, steps, reference), {})
 
     def bound(shapes: Shapes) -> int:
