@@ -133,6 +133,22 @@ def test_the_memory_of_one_side_lost_is_healed_by_a_whole_update(tmp_path, who):
     assert remembered(running) == 2
 
 
+def test_a_memory_lost_while_a_device_trains_costs_a_second_training_and_no_round(tmp_path):
+    running = world(tmp_path, numbers=(0, 1), **SETTINGS)
+    running.run(until=lambda: running.devices[1].kinds().count("offer") == 2)
+    assert "train-2-device-1" not in running.aggregator.ledger.past().accepted
+    memories = running.aggregator.ledger.memories
+    for file in (tmp_path / "aggregator" / "memories").iterdir():
+        file.unlink()
+    memories._kept.clear()
+    memories._chains.clear()
+    running.run()
+    assert running.devices[1].kinds().count("trained") == 4
+    assert "refused" not in running.devices[1].kinds()
+    exact = load(in_process((0, 1), rounds=3, settings=settings_of()))
+    np.testing.assert_allclose(load(running.aggregator.version(3))["w"], exact["w"], atol=5e-3)
+
+
 def test_a_payload_with_another_memory_is_refused_and_one_without_is_taken():
     codec, value = make_codec("innovation"), first_value()
     other = pack(codec, value, HELD, memory=memory_of(1)).payload
