@@ -70,9 +70,12 @@ def _down_problems(settings: Settings) -> Iterator[str]:
     if settings.down_codec == FULL:
         if settings.down_ratio:
             yield f"down_ratio {settings.down_ratio:g}: {FULL!r} has none"
+        if settings.down_bits:
+            yield f"down_bits {settings.down_bits}: {FULL!r} has none"
         return
     try:
-        make_codec(settings.down_codec, settings.down_ratio)
+        if make_codec(settings.down_codec, settings.down_ratio, settings.down_bits).receiver:
+            yield f"down_codec {settings.down_codec!r}: it remembers each device's updates, and is for codec alone"
     except ConfigError as exc:
         yield str(exc)
 

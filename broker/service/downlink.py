@@ -31,6 +31,7 @@ class Download(NamedTuple):
     adapter_sha256: str
     down_codec: str = FULL
     down_ratio: float = 0.0
+    down_bits: int = 0
     reference: str = ""
     is_exact: bool = True
 
@@ -47,10 +48,11 @@ class Downlink:
         """Prepare, with the replicas of an earlier life.
 
         Raises:
-            ConfigError: the down codec is unknown, or its ratio wrong.
+            ConfigError: the down codec is unknown, or its ratio or bits wrong.
         """
-        self._store, self._name, self._ratio = store, settings.down_codec, settings.down_ratio
-        self._codec = None if self._name == FULL else make_codec(self._name, self._ratio)
+        self._store, self._name = store, settings.down_codec
+        self._ratio, self._bits = settings.down_ratio, settings.down_bits
+        self._codec = None if self._name == FULL else make_codec(self._name, self._ratio, self._bits)
         self._replicas = store.replicas
         self._held: dict[str, str] = {}
         self._offered: dict[str, tuple[int, str]] = {}
@@ -136,7 +138,8 @@ class Downlink:
             self._replicas.keep(version, delta.content)
         outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
         return _Ready(
-            outgoing, Download(outgoing.manifest, digest, self._name, self._ratio, held, is_exact=is_exact)
+            outgoing,
+            Download(outgoing.manifest, digest, self._name, self._ratio, self._bits, held, is_exact=is_exact),
         )
 
     def _may_stand_for(self, version: int, content: bytes) -> bool:

@@ -289,6 +289,26 @@ def test_a_lossy_downlink_comes_close_whatever_the_order_of_arrival(tmp_path, co
     assert down_bytes(runs[0])[2] < 4 * len(first) / 1.5
 
 
+@pytest.mark.parametrize(
+    ("codec", "ratio", "bits", "far"),
+    [("caesar", 0.5, 16, 2e-2), ("caesar-sign", 0.5, 0, 5e-2), ("quant", 0.0, 8, 2e-4)],
+)
+def test_a_recovered_start_is_the_same_on_both_sides(tmp_path, codec, ratio, bits, far):
+    settings = {"down_codec": codec, "down_ratio": ratio, "down_bits": bits}
+    log = []
+    running = world(
+        tmp_path, disturb=lambda topic, payload: log.append((topic, payload)) or (payload,), **settings
+    )
+    running.run()
+    offers = [offer for _, offer in spoken(log, Offer) if offer.role == "train" and offer.version]
+    assert {(o.down_codec, o.down_ratio, o.down_bits) for o in offers} == {(codec, ratio, bits)}
+    assert not any(offer.is_exact for offer in offers)
+    exact = load(in_process(FOUR, rounds=3, settings=settings_of()))
+    found = load(running.aggregator.version(3))
+    np.testing.assert_allclose(found["w"], exact["w"], atol=far)
+    assert down_bytes(running)[2] < 4 * len(running.aggregator.version(3)) / 1.4
+
+
 def test_a_lossy_downlink_survives_the_death_of_everyone(tmp_path):
     quiet = world(tmp_path / "quiet", down_codec="int8").run()
     running = world(tmp_path / "killed", down_codec="int8")
