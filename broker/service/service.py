@@ -249,7 +249,7 @@ class Service:
             self._do(self.federation.offline(status.device_id, now), now)
 
     def _serve(self, device_id: str, request: Request) -> None:
-        for chunk in self._versions.downlink.chunks(request):
+        for chunk in self._versions.downlink.chunks(device_id, request):
             self._meter.count(down=len(chunk.data))
             self._outbound.tell(device_id, chunk)
 
