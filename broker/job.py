@@ -1,6 +1,6 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -146,9 +146,9 @@ def settings_of(
         raise ConfigError(
             f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed and round"
         )
-    fields = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
-    sizes = {"num_layers": num_layers, "num_elements": num_elements, "num_classes": num_classes}
-    return Settings(**fields, **sizes, artifact=artifact, work=work, head=head)
+    fields: dict[str, Any] = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
+    fields |= {"num_layers": num_layers, "num_elements": num_elements, "num_classes": num_classes}
+    return Settings(**fields, artifact=artifact, work=work, head=head)
 
 
 def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:

@@ -22,8 +22,8 @@ class Carriage(NamedTuple):
 class Traffic(NamedTuple):
     """How transfers are packed. What is chosen is recorded before it is offered: a restart asks for the very same.
 
-    After a restart the outcomes of the whole job are learned again, in the order in which they came: a choice is a function of the
-    settings, of the outcomes before it, of the devices that are asked at once, and of the deadline, which are recorded with it.
+    After a restart the outcomes of the whole job are learned again, in the order in which they came: a choice is a function of
+    the settings, of the outcomes before it, of the devices that are asked at once, and of the deadline: all are recorded.
     """
 
     init: Callable[[Settings], Any]

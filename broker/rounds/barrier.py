@@ -15,8 +15,8 @@ from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.open_round import OpenRound, Standing
 from fleetune.broker.store.store import Past, accepted_outcome
-from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
 from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
     LocalWork,

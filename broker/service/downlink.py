@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from hashlib import sha256
+from itertools import islice
 from typing import NamedTuple
 
 from fleetune.broker.job import FIXED, Settings
@@ -24,6 +25,8 @@ _REPLICAS_MAX = 4
 another gets the whole."""
 _KEPT = 3
 """Versions whose replicas are kept; who holds an older one gets the whole."""
+_HELD_MAX = 1024
+"""Older replicas that are kept for devices that hold them, if a planner packs for each: so many adapters on disk at most."""
 
 
 class Download(NamedTuple):
@@ -69,20 +72,22 @@ class Downlink:
         self._store, self._usual = store, Packing(settings.down_codec, settings.down_ratio)
         _codec_of(self._usual)
         self._replicas = store.replicas
-        self._replicas_max = _REPLICAS_MAX if settings.traffic == FIXED else max(settings.clients, _REPLICAS_MAX)
+        self._is_fixed = settings.traffic == FIXED
+        self._replicas_max = _REPLICAS_MAX if self._is_fixed else max(settings.clients, _REPLICAS_MAX)
         self._held: dict[str, str] = {}
         self._offered: dict[str, _Offered] = {}
         self._shelf: dict[_Key, _Ready] = {}
 
     def holds(self, device_id: str, digest: str) -> None:
         """A device says which adapter file it holds; empty: it wants the whole."""
+        self._held.pop(device_id, None)  # those heard last come last
         self._held[device_id] = digest
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
         offered = self._offered.get(device_id)
         if offered and offered.key.version == version and self._held.get(device_id):
-            self._held[device_id] = offered.adapter_sha256
+            self.holds(device_id, offered.adapter_sha256)
 
     def size_of(self, task: Task) -> int:
         """Bytes of what a device was offered last, if that was for this task's version; 0 if not."""
@@ -140,7 +145,7 @@ class Downlink:
 
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
-        self._replicas.forget_before(version - _KEPT + 1)
+        self._replicas.forget_before(version - _KEPT + 1, but=self._held_by_planned())
 
     def _ready(self, key: _Key, chunk_bytes: int) -> _Ready:
         ready = self._shelf.pop(key, None)
@@ -158,6 +163,10 @@ class Downlink:
             return None
         ready = self._ready(offered.key, offered.transfer.chunk_bytes)
         return ready if ready.download.adapter.sha256 == digest else None
+
+    def _held_by_planned(self) -> set[str]:
+        """What devices hold, of those heard last: a planner packs also for one that was away for long."""
+        return set() if self._is_fixed else set(islice(reversed(self._held.values()), _HELD_MAX))
 
     def _knows(self, digest: str) -> bool:
         return self._replicas.knows(digest) or self._store.version_with(digest) is not None

@@ -18,8 +18,8 @@ from fleetune.device_runtime.errors import ConfigError, StateError
 log = logging.getLogger(__name__)
 
 FORMAT = 4
-"""3: tasks say why, and after how many outcomes, they were chosen; declined tasks are kept. 4: plans of traffic, and what is noted
-of an update; bytes by device, direction and kind."""
+"""3: tasks say why, and after how many outcomes, they were chosen; declined tasks are kept. 4: plans of traffic, what is
+noted of an update, and bytes by device, direction and kind."""
 TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work, tasks.reason, plan"
 """Columns of ``tasks JOIN works ON tasks.work = works.number`` that :func:`task_of` takes."""
 _SCHEMA = """
@@ -44,7 +44,7 @@ CREATE TABLE evaluations (version INTEGER, device TEXT, task_id TEXT NOT NULL, l
 """
 _CARRIED = f"""
 CREATE TABLE carried (round INTEGER, device TEXT, {", ".join(f"{name} INTEGER NOT NULL" for name in COLUMNS)},
-                      PRIMARY KEY (round, device)) WITHOUT ROWID;
+                      PRIMARY KEY (round, device));
 """
 _SCHEMA_2 += _CARRIED
 _FORMAT_1_AWAY = (

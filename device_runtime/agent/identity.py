@@ -26,7 +26,10 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
     tell_labels: Annotated[
         bool,
-        Option("tell an aggregator that asks how many samples here are of which class, or never do", off="keep-labels"),
+        Option(
+            "tell an aggregator that asks how many samples here are of which class, or never do",
+            off="keep-labels",
+        ),
     ] = False
 
 

@@ -239,7 +239,7 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     histogram: Annotated[
         bool,
         Option(
-            "ask each device once how many of its samples are of which class; one that is not started with --tell-labels tells nothing"
+            "ask each device once how many of its samples are of which class; only one with --tell-labels says so",
         ),
     ] = False
 
@@ -304,8 +304,9 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     """``loss`` and ``loss_first``: means of the last and the first steps; ``active_layers`` and ``trained_layers``: means of the
     steps; ``seconds``: of all steps; ``peak_mb``: expected peak of a step, 10^6 bytes. With a held-out part, on its
     ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
-    ``held_accuracy_after`` the last; ``held_seconds`` for measuring. ``fetch_seconds``: from the offer to the last chunk of its adapter. If layers stay personal too, ``personal_loss`` and
+    ``held_accuracy_after`` the last; ``held_seconds`` for measuring. If layers stay personal too, ``personal_loss`` and
     ``personal_accuracy`` of the device's own model, ``global_loss`` and ``global_accuracy`` of the version that it was sent.
+    ``fetch_seconds``: from the offer to the last chunk of its adapter, if that was not at hand.
     What is not finite, or beyond 1e39, is not kept."""
     histogram: Annotated[list[int], Meta(max_length=CLASSES_MAX)] = []
     """Samples of each class, in the artifact's order; only where the work asks for it and the device's owner allows it."""

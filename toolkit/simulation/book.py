@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import NOTHING, Noted, Task
 from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
 from fleetune.toolkit.simulation.desks import Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec
@@ -189,9 +189,9 @@ class WatchedLedger(Ledger):
         super().enrol(tasks)
         self._on_tasks(tasks)
 
-    def accept(self, update: UpdateReady, payload: bytes) -> None:
+    def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
         """As the ledger, and tell."""
-        super().accept(update, payload)
+        super().accept(update, payload, noted)
         self._on_update(update)
 
     def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:

@@ -57,7 +57,7 @@ class Sender:
     def content(self, download):
         pull = Pull(download.adapter, size_bytes_max=10**6, now=0.0)
         while request := pull.due(0.0):
-            for chunk in self.downlink.chunks(request):
+            for chunk in self.downlink.chunks("nobody", request):
                 pull.add(chunk, 0.0)
         return pull.content()
 
@@ -211,7 +211,7 @@ def test_a_replica_that_cannot_be_written_is_not_offered(tmp_path):
 def test_what_is_not_offered_is_not_served(tmp_path):
     sender = Sender(tmp_path)
     with pytest.raises(WireError, match="not offered"):
-        sender.downlink.chunks(Request(sha256="0" * 64, missing=b"\1"))
+        sender.downlink.chunks("nobody", Request(sha256="0" * 64, missing=b"\1"))
 
 
 @pytest.mark.parametrize(("codec", "error"), [("zip", UnknownName), ("topk", ConfigError)])
