@@ -54,8 +54,16 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = FULL
     down_ratio: Annotated[
         float,
-        Option("topk: share of the elements that is sent down; 0 for all others", at_least=0),
+        Option("topk, caesar: share of the elements that is sent down; 0 for all others", at_least=0),
     ] = 0.0
+    down_bits: Annotated[
+        int,
+        Option(
+            "bits of a value that is sent down, where the codec has a choice; 0 for the codec's own",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     selection: Annotated[str, Option("which of the devices here are asked", table="selection")] = "uniform"
     configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (
@@ -188,7 +196,12 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     """
     if round_number <= settings.head_rounds:
         return msgspec.structs.replace(
-            settings.work, learns=CLASS_MEANS, codec=_EXACT, codec_ratio=0.0, seed=settings.seed
+            settings.work,
+            learns=CLASS_MEANS,
+            codec=_EXACT,
+            codec_ratio=0.0,
+            codec_bits=0,
+            seed=settings.seed,
         )
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)

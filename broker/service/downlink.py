@@ -36,6 +36,7 @@ class Download(NamedTuple):
     adapter_sha256: str
     down_codec: str = FULL
     down_ratio: float = 0.0
+    down_bits: int = 0
     reference: str = ""
     is_exact: bool = True
 
@@ -67,9 +68,12 @@ class Downlink:
         """Prepare, with the replicas of an earlier life.
 
         Raises:
-            ConfigError: the down codec is unknown, or its ratio wrong.
+            ConfigError: the down codec is unknown, or its ratio or bits wrong.
         """
-        self._store, self._usual = store, Packing(settings.down_codec, settings.down_ratio)
+        self._store, self._usual = (
+            store,
+            Packing(settings.down_codec, settings.down_ratio, settings.down_bits),
+        )
         _codec_of(self._usual)
         self._replicas = store.replicas
         self._is_fixed = settings.traffic == FIXED
@@ -190,7 +194,7 @@ class Downlink:
         if not is_exact:
             self._replicas.keep(version, delta.content)
         outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
-        how = (packing.codec, packing.ratio)
+        how = (packing.codec, packing.ratio, packing.bits)
         return _Ready(outgoing, Download(outgoing.manifest, digest, *how, held, is_exact=is_exact))
 
     def _may_stand_for(self, version: int, content: bytes) -> bool:
@@ -214,7 +218,7 @@ class Downlink:
 
 
 def _codec_of(packing: Packing) -> Codec | None:
-    return None if packing.codec == FULL else make_codec(packing.codec, packing.ratio)
+    return None if packing.codec == FULL else make_codec(packing.codec, packing.ratio, packing.bits)
 
 
 def _whole(content: bytes, chunk_bytes: int, *, is_exact: bool = True) -> _Ready:

@@ -113,4 +113,4 @@ class Versions:
 
 
 def _codec_of(task: Task) -> Codec:
-    return make_codec(task.work.codec, task.work.codec_ratio)
+    return make_codec(task.work.codec, task.work.codec_ratio, task.work.codec_bits)

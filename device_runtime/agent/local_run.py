@@ -141,7 +141,7 @@ class LocalRun:
         memory, left = _fitting(self._memory.before(offer.round), reference)
         own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
-            with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
+            with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)),
             _changed(trained_part(shared, offer.work), reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,

@@ -178,8 +178,16 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     codec: Annotated[Word, Option("how updates are packed", table="codec")] = "fp32"
     codec_ratio: Annotated[
-        float, Option("topk: share of the elements that is sent up; 0 for all others", at_least=0)
+        float, Option("topk, caesar: share of the elements that is sent up; 0 for all others", at_least=0)
     ] = 0.0
+    codec_bits: Annotated[
+        int,
+        Option(
+            "bits of a value that is sent up, where the codec has a choice; 0 for the codec's own",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
     rounds_before: Annotated[
         int,
         Option(
@@ -278,7 +286,9 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     down_codec: Word = FULL
     """How ``adapter`` is packed."""
     down_ratio: Share = 0.0
-    """Share of the elements that ``topk`` sends; 0 for all other codecs."""
+    """Share of the elements that ``topk`` sends, and ``caesar`` exactly; 0 for all other codecs."""
+    down_bits: Count = 0
+    """Bits of a value, where the codec has a choice; 0 for the codec's own."""
     reference: Word = ""
     """SHA-256 of the adapter file that ``adapter`` is a difference from; empty: from none."""
     is_exact: bool = True

@@ -54,7 +54,7 @@ def _refusals(work: LocalWork, num_layers: int) -> Iterator[str]:
     for make in (
         lambda: make_policy(work.policy, num_layers),
         lambda: make_optimizer(work.optimizer, total_steps=1),
-        lambda: make_codec(work.codec, work.codec_ratio),
+        lambda: make_codec(work.codec, work.codec_ratio, work.codec_bits),
     ):
         try:
             make()

@@ -48,6 +48,7 @@ OF_A_FEDERATION = (
     *(
         "codec",
         "codec_ratio",
+        "codec_bits",
         "rounds_before",
         "learns",
         "cache_below",

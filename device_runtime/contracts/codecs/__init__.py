@@ -18,6 +18,8 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Doubles,
     Memory,
     Shapes,
+    check_bits,
+    check_no_ratio,
     check_tensors,
     floats,
 )
@@ -26,7 +28,7 @@ from fleetune.device_runtime.contracts.codecs.frame import Frame, check_shapes, 
 from fleetune.device_runtime.contracts.codecs.int8 import int8
 from fleetune.device_runtime.contracts.codecs.topk import topk
 from fleetune.device_runtime.contracts.codecs.xor import xor
-from fleetune.device_runtime.errors import ConfigError, WireError, choices, one_line
+from fleetune.device_runtime.errors import WireError, choices, one_line
 from fleetune.device_runtime.tables import Table
 
 __all__ = [
@@ -54,18 +56,19 @@ class Packed(NamedTuple):
     """The sender's, for next time."""
 
 
-def make_codec(name: str, ratio: float = 0.0) -> Codec:
+def make_codec(name: str, ratio: float = 0.0, bits: int = 0) -> Codec:
     """Make the codec ``name``.
 
     Args:
         name: a name in ``CODECS``.
-        ratio: share of the elements that travel; 0 for codecs that send all.
+        ratio: share of the elements that travel, with ``caesar`` exactly; 0 for codecs that send all.
+        bits: of a value that travels; 0 for the codec's own, or for codecs without a choice.
 
     Raises:
         UnknownName: no such codec.
-        ConfigError: a ratio that the codec does not have, or none where it needs one.
+        ConfigError: a ratio or bits that the codec does not have, or no ratio where it needs one.
     """
-    return CODECS[name](ratio)
+    return CODECS[name](ratio, bits)
 
 
 def pack(
@@ -173,18 +176,21 @@ def _shapes(tensors: Mapping[str, Array]) -> Shapes:
     return {name: value.shape for name, value in tensors.items()}
 
 
-def _whole(codec: Codec) -> Callable[[float], Codec]:
-    """A codec that sends every element: its ratio is 1, or is left open."""
+_Make = Callable[[float, int], Codec]
 
-    def make(ratio: float) -> Codec:
-        if ratio not in (0.0, 1.0):
-            raise ConfigError(f"codec {codec.name!r} sends all elements and has no ratio, got {ratio:g}")
+
+def _whole(codec: Codec) -> _Make:
+    """A codec that sends every element, in one way: its ratio is 1, or is left open, and it has no bits."""
+
+    def make(ratio: float, bits: int) -> Codec:
+        check_no_ratio(codec.name, ratio)
+        check_bits(codec.name, bits, ())
         return codec
 
     return make
 
 
-CODECS: Table[Callable[[float], Codec]] = Table(
+CODECS: Table[_Make] = Table(
     "codec",
     {"fp32": _whole(fp32), "fp16": _whole(fp16), "int8": _whole(int8), "topk": topk, "xor": _whole(xor)},
 )

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays, Floats
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.errors import ConfigError, WireError
 
 Doubles = NDArray[np.float64]
 Tensors = Mapping[str, Floats]
@@ -121,6 +121,26 @@ def check_tensors(values: Mapping[str, Array], reference: Mapping[str, Array]) -
             problems.append(f"{name}: not finite")
     if problems:
         raise WireError("cannot pack: " + "; ".join(problems))
+
+
+def check_no_ratio(name: str, ratio: float) -> None:
+    """Raise ConfigError if a codec that sends every element is given a ratio other than 1, or 0 for none."""
+    if ratio not in (0.0, 1.0):
+        raise ConfigError(f"codec {name!r} sends all elements and has no ratio, got {ratio:g}")
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Raise ConfigError if ``ratio`` is not above 0 and at most 1."""
+    if not 0 < ratio <= 1:
+        raise ConfigError(f"codec {name!r}: its ratio is above 0 and at most 1, got {ratio:g}")
+
+
+def check_bits(name: str, bits: int, have: tuple[int, ...]) -> None:
+    """Raise ConfigError if a codec has not so many bits; 0 is its own choice."""
+    if bits and not have:
+        raise ConfigError(f"codec {name!r} has no bits to choose, got {bits}")
+    if bits and bits not in have:
+        raise ConfigError(f"codec {name!r}: its bits are {' or '.join(map(str, have))}, got {bits}")
 
 
 def _named(name: str, decode: Callable[[bytes, Floats], Doubles], part: bytes, reference: Floats) -> Doubles:

@@ -20,23 +20,25 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Memory,
     Shapes,
     Tensors,
+    check_bits,
+    check_ratio,
     count_of,
     difference,
 )
-from fleetune.device_runtime.errors import ConfigError, WireError
+from fleetune.device_runtime.errors import WireError
 
 _BITMAP, _INDICES = b"\x00", b"\x01"
 _INDEX, _HALF = np.dtype("<u4"), np.dtype("<f2")
 
 
-def topk(ratio: float) -> Codec:
+def topk(ratio: float, bits: int) -> Codec:
     """Send the share ``ratio`` of all elements, at least one; equal magnitudes go by name and place.
 
     Raises:
-        ConfigError: ``ratio`` is not above 0 and at most 1.
+        ConfigError: ``ratio`` is not above 0 and at most 1, or ``bits`` not 16.
     """
-    if not 0 < ratio <= 1:
-        raise ConfigError(f"codec 'topk': its ratio is above 0 and at most 1, got {ratio:g}")
+    check_ratio("topk", ratio)
+    check_bits("topk", bits, (16,))
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         differences = {n: difference(values[n], reference[n]).reshape(-1) for n in sorted(values)}
