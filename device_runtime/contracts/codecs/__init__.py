@@ -24,8 +24,17 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     floats,
 )
 from fleetune.device_runtime.contracts.codecs.feedback import with_feedback
-from fleetune.device_runtime.contracts.codecs.frame import Frame, check_shapes, frame_bytes_max, read, write
+from fleetune.device_runtime.contracts.codecs.frame import (
+    Frame,
+    check_shapes,
+    frame_bytes_max,
+    read,
+    read_head,
+    sizes_by_kind,
+    write,
+)
 from fleetune.device_runtime.contracts.codecs.int8 import int8
+from fleetune.device_runtime.contracts.codecs.quant import quant
 from fleetune.device_runtime.contracts.codecs.topk import topk
 from fleetune.device_runtime.contracts.codecs.xor import xor
 from fleetune.device_runtime.errors import WireError, choices, one_line
@@ -40,6 +49,7 @@ __all__ = [
     "make_codec",
     "pack",
     "reference_of",
+    "sizes_by_kind",
     "unpack",
     "update_bytes_max",
     "with_feedback",
@@ -95,7 +105,7 @@ def pack(
     wanted = {name: floats(values[name]) for name in sorted(values)}
     held = {name: floats(value) for name, value in reference.items()}
     coded = codec.encode(wanted, held, memory or {})
-    payload = write(Frame(codec.name, reference_sha256, coded.parts), _shapes(wanted))
+    payload = write(Frame(codec.name, reference_sha256, coded.parts, codec.frame), _shapes(wanted))
     return Packed(payload, coded.conveyed, coded.memory)
 
 
@@ -117,59 +127,55 @@ def unpack(
         WireError: malformed, another version or codec, an unknown or repeated tensor, a wrong shape or size, NaN or
             infinity.
     """
-    _check_size(payload, reference, [codec])
-    frame, shapes = read(payload)
-    if frame.codec != codec.name:
-        raise WireError(f"update in codec {one_line(frame.codec)!r}; expected {codec.name}")
-    return _unpacked(codec, frame, shapes, reference, memory or {})
-
-
-def encode_update(
-    codec: str, values: Mapping[str, Array], reference: Mapping[str, Array], *, ratio: float = 1.0
-) -> bytes:
-    """Pack tensors without memory, by the name of the codec; errors as :func:`make_codec` and :func:`pack`."""
-    return pack(make_codec(codec, ratio), values, reference).payload
-
-
-def decode_update(
-    payload: bytes, reference: Mapping[str, Array], *, codec: str | None = None
-) -> dict[str, Doubles]:
-    """Unpack without memory what is in codec ``codec``, or in any for None; WireError as :func:`unpack`."""
-    expected = [codec] if codec else sorted(CODECS)
-    _check_size(payload, reference, [make_codec(name, 1.0) for name in expected])
-    frame, shapes = read(payload)
-    if frame.codec not in expected:
-        raise WireError(f"update in codec {one_line(frame.codec)!r}; expected {choices(expected)}")
-    return _unpacked(make_codec(frame.codec, 1.0), frame, shapes, reference, {}).values
-
-
-def reference_of(payload: bytes) -> str:
-    """SHA-256 of the adapter file that a payload names as its reference; empty if it names none, WireError if malformed."""
-    return read(payload)[0].reference
-
-
-def update_bytes_max(codec: Codec, reference: Mapping[str, Array]) -> int:
-    """Length that no payload of ``reference``'s tensors in ``codec`` exceeds: what to accept, at most."""
-    shapes = _shapes(reference)
-    return frame_bytes_max(shapes) + codec.size_bytes_max(shapes)
-
-
-def _unpacked(
-    codec: Codec, frame: Frame, shapes: Shapes, reference: Mapping[str, Array], memory: Memory
-) -> Decoded:
+    largest = update_bytes_max(codec, reference)
+    if len(payload) > largest:
+        raise WireError(f"update of {len(payload)} bytes; these tensors take at most {largest}")
+    if (named := read_head(payload).codec) != codec.name:
+        raise WireError(f"update in codec {one_line(named)!r}; expected {codec.name}")
+    frame, shapes = read(payload, bytes_max=largest)
+    if frame.version != codec.frame:
+        raise WireError(f"update in frame {frame.version}; expected {codec.frame}")
     check_shapes(shapes, reference)
-    held = {name: floats(value) for name, value in reference.items()}
-    decoded = codec.decode(frame.parts, held, memory)
+    held = {name: floats(reference[name]) for name in sorted(shapes)}
+    decoded = codec.decode(frame.parts, held, memory or {})
     for name, value in decoded.values.items():
         if not np.isfinite(value).all():
             raise WireError(f"{name}: NaN or infinity")
     return decoded
 
 
-def _check_size(payload: bytes, reference: Mapping[str, Array], codecs: list[Codec]) -> None:
-    largest = max(update_bytes_max(codec, reference) for codec in codecs)
-    if len(payload) > largest:
-        raise WireError(f"update of {len(payload)} bytes; these tensors take at most {largest}")
+def encode_update(
+    codec: str,
+    values: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    *,
+    ratio: float = 1.0,
+    bits: int = 0,
+) -> bytes:
+    """Pack tensors without memory, by the name of the codec; errors as :func:`make_codec` and :func:`pack`."""
+    return pack(make_codec(codec, ratio, bits), values, reference).payload
+
+
+def decode_update(
+    payload: bytes, reference: Mapping[str, Array], *, codec: str | None = None, bits: int = 0
+) -> dict[str, Doubles]:
+    """Unpack without memory what is in codec ``codec``, or in any for None; WireError as :func:`unpack`."""
+    expected = [codec] if codec else sorted(CODECS)
+    named = read_head(payload).codec
+    if named not in expected:
+        raise WireError(f"update in codec {one_line(named)!r}; expected {choices(expected)}")
+    return unpack(make_codec(named, 1.0, bits), payload, reference).values
+
+
+def reference_of(payload: bytes) -> str:
+    """SHA-256 of the adapter file that a payload names as its reference; empty if it names none, WireError if malformed."""
+    return read_head(payload).reference
+
+
+def update_bytes_max(codec: Codec, reference: Mapping[str, Array]) -> int:
+    """Length that no payload of ``reference``'s tensors in ``codec`` exceeds: what to accept, at most."""
+    shapes = _shapes(reference)
+    return frame_bytes_max(shapes) + codec.size_bytes_max(shapes)
 
 
 def _shapes(tensors: Mapping[str, Array]) -> Shapes:
@@ -192,5 +198,12 @@ def _whole(codec: Codec) -> _Make:
 
 CODECS: Table[_Make] = Table(
     "codec",
-    {"fp32": _whole(fp32), "fp16": _whole(fp16), "int8": _whole(int8), "topk": topk, "xor": _whole(xor)},
+    {
+        "fp32": _whole(fp32),
+        "fp16": _whole(fp16),
+        "int8": _whole(int8),
+        "topk": topk,
+        "quant": quant,
+        "xor": _whole(xor),
+    },
 )

@@ -1,6 +1,6 @@
 """A codec: pure functions between a set of tensors and bytes, with named memory on either side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +17,15 @@ Memory = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+BY_TENSOR, BY_KIND = 1, 2
+"""Versions of the frame around parts: one for each tensor, or for each kind of content, of all tensors in the order of names."""
+
+
 class Encoded(NamedTuple):
     """What a sender has of a set of tensors."""
 
     parts: dict[str, bytes]
-    """What travels, by tensor; the frame adds names and shapes."""
+    """What travels, as the codec's frame has it; the frame adds names and shapes."""
     conveyed: dict[str, Doubles]
     """To the bit what ``decode`` gives the receiver."""
     memory: Arrays
@@ -44,13 +48,15 @@ class Codec(NamedTuple):
     """(values, reference, memory) -> Encoded. ``values`` are any subset of the reference's tensors; equal arguments
     give equal bytes. WireError for values that it cannot hold."""
     decode: Callable[[Mapping[str, bytes], Tensors, Memory], Decoded]
-    """(parts, reference, memory) -> Decoded, float64, of the reference's shapes; WireError if it cannot be."""
+    """(parts, reference, memory) -> Decoded, float64, of the reference's shapes; WireError if it cannot be. The reference
+    is cut to the tensors that came, in the order of their names."""
     size_bytes_max: Callable[[Shapes], int]
     """Length that the parts of tensors of these shapes, or of fewer, never exceed together."""
     sender: tuple[str, ...] = ()
     """Kinds of memory that ``encode`` keeps."""
     receiver: tuple[str, ...] = ()
     """Kinds of memory that ``decode`` keeps."""
+    frame: int = BY_TENSOR
 
 
 def tensorwise(
@@ -81,6 +87,34 @@ def tensorwise(
         return sum(size_bytes_max(count_of(shape)) for shape in shapes.values())
 
     return Codec(name, encode_all, decode_all, bound)
+
+
+def joined(tensors: Tensors, names: Iterable[str]) -> Floats:
+    """Elements of tensors, one after the other, as one flat array."""
+    return np.concatenate([np.zeros(0, "<f4"), *(tensors[name].reshape(-1) for name in names)])
+
+
+def moved(values: Tensors, reference: Tensors) -> tuple[Floats, Floats]:
+    """Difference from the reference in float32, and the reference, both joined in the order of names."""
+    names = sorted(values)
+    held = joined(reference, names)
+    with np.errstate(over="ignore"):
+        return joined(values, names) - held, held
+
+
+def plus(held: Floats, steps: Floats) -> Doubles:
+    """Sum of two float32 arrays, in float64."""
+    return np.add(held, steps, dtype=np.float64)
+
+
+def parted(flat: Doubles, reference: Tensors, names: Iterable[str]) -> dict[str, Doubles]:
+    """Views of a joined array, by tensor."""
+    found, start = {}, 0
+    for name in names:
+        value = reference[name]
+        found[name] = flat[start : start + value.size].reshape(value.shape)
+        start += value.size
+    return found
 
 
 def floats(value: Array) -> Floats:
@@ -141,6 +175,12 @@ def check_bits(name: str, bits: int, have: tuple[int, ...]) -> None:
         raise ConfigError(f"codec {name!r} has no bits to choose, got {bits}")
     if bits and bits not in have:
         raise ConfigError(f"codec {name!r}: its bits are {' or '.join(map(str, have))}, got {bits}")
+
+
+def check_parts(name: str, parts: Mapping[str, bytes], known: Collection[str]) -> None:
+    """Raise WireError if a payload has parts that its codec does not know."""
+    if strange := sorted(parts.keys() - set(known)):
+        raise WireError(f"{name}: no part {strange[0]!r}")
 
 
 def _named(name: str, decode: Callable[[bytes, Floats], Doubles], part: bytes, reference: Floats) -> Doubles:

@@ -81,6 +81,13 @@ def _halves(chosen: Doubles) -> NDArray[np.float16]:
     return halves
 
 
+def place_bytes(part: bytes, count: int) -> int:
+    """Bytes of a part for ``count`` elements that say which of them travel."""
+    if part[:1] == _BITMAP:
+        return 1 + _bitmap_bytes(count)
+    return 1 + (len(part) - 1) // (_INDEX.itemsize + _HALF.itemsize) * _INDEX.itemsize
+
+
 def _part(at: Indices, halves: NDArray[np.float16], count: int) -> bytes:
     if _INDEX.itemsize * at.size < _bitmap_bytes(count):
         return _INDICES + at.astype(_INDEX).tobytes() + halves.tobytes()

@@ -6,7 +6,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, tensorwise
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.contracts.codecs.deflate import inflated
 
 _LEVEL = 6
 
@@ -18,21 +18,12 @@ def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
 
 
 def _decode(part: bytes, reference: Floats) -> Doubles:
-    planes = np.frombuffer(_inflated(part, 4 * reference.size), np.uint8).reshape(4, -1)
+    planes = np.frombuffer(
+        inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS), np.uint8
+    ).reshape(4, -1)
     changed = np.ascontiguousarray(planes.T).reshape(-1).view("<u4")
     bits = reference.reshape(-1).view("<u4") ^ changed
     return np.asarray(bits.view("<f4").reshape(reference.shape), np.float64)
-
-
-def _inflated(part: bytes, expected: int) -> bytes:
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(part, expected + 1)  # a byte more than expected, so never without a limit
-    except zlib.error as exc:
-        raise WireError(f"xor: {exc}") from exc
-    if len(content) != expected or not stream.eof or stream.unused_data:
-        raise WireError(f"xor: does not inflate to {expected} bytes and no more")
-    return content
 
 
 def _size_bytes_max(count: int) -> int:

@@ -1,0 +1,142 @@
+"""Elements in few bits, with one scale for each block of them, rounded at random so that their mean is right.
+
+Source: Alistarh et al., QSGD, arXiv 1610.02132 (stochastic rounding); Bernstein et al., signSGD, arXiv 1802.04434 (1 bit, with
+the mean magnitude as Seide et al., Interspeech 2014). Blocks, scales of 16 bits and the draws are ours.
+"""
+
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.contracts.codecs.bits import Codes, packed_bits, size_of, unpacked_bits
+from fleetune.device_runtime.draws import Key, words
+from fleetune.device_runtime.errors import WireError
+
+BLOCK = 128
+"""Elements that share one scale, of all tensors together in the order of their names."""
+LEAST, LARGEST = 2.0**-100, 2.0**100
+"""Blocks whose largest magnitude is below the first travel as zeros; one beyond the second does not fit."""
+_SCALE = np.dtype("<u2")
+
+
+class Quantised(NamedTuple):
+    """Elements as they travel, and as whoever receives them has them."""
+
+    codes: bytes
+    scales: bytes
+    conveyed: Floats
+
+
+def quantise(flat: Floats, bits: int, name: str) -> Quantised:
+    """Quantise float32 elements to codes of 1, 2, 4, 8 or 16 bits.
+
+    With 2 bits and more the expected value is the element itself, but for 2**-16 of a step. With 1 bit it is its sign times
+    the mean magnitude of its block.
+
+    Args:
+        flat: elements.
+        bits: of a code.
+        name: goes into the seed of the draws, beside the scales.
+
+    Raises:
+        WireError: a magnitude beyond ``LARGEST``.
+    """
+    blocks = _blocks(flat)
+    scales = _scales(np.abs(blocks), flat.size, bits)
+    codes = _signs(blocks) if bits == 1 else _rounded(blocks, scales, bits, _seed(name, scales))
+    return Quantised(
+        packed_bits(codes.reshape(-1)[: flat.size], bits),
+        scales.tobytes(),
+        _values(codes, scales, bits, flat.size),
+    )
+
+
+def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
+    """Return the elements that :func:`quantise` conveyed; WireError for a wrong length or a scale that cannot be."""
+    expected = size_of(count, bits), _SCALE.itemsize * _num_blocks(count)
+    if (len(codes), len(scales)) != expected:
+        raise WireError(
+            f"{len(codes)} bytes of values and {len(scales)} of scales, expected {expected[0]} and {expected[1]}"
+        )
+    stored = np.frombuffer(scales, _SCALE)
+    if not (_wide(stored) <= LARGEST).all():
+        raise WireError("a scale is negative, not finite or beyond 2**100")
+    return _values(_blocks(unpacked_bits(codes, bits, count)), stored, bits, count)
+
+
+def quantised_bytes(count: int, bits: int) -> int:
+    """Bytes of the codes and scales of so many elements."""
+    return size_of(count, bits) + _SCALE.itemsize * _num_blocks(count)
+
+
+def levels_of(bits: int) -> int:
+    """Steps from zero to the scale."""
+    return max(1, 2 ** (bits - 1) - 1)
+
+
+def _blocks(flat: NDArray[np.generic]) -> NDArray[np.generic]:
+    """(blocks, BLOCK), the last one filled up with zeros."""
+    if rest := -flat.size % BLOCK:
+        flat = np.concatenate([flat, np.zeros(rest, flat.dtype)])
+    return flat.reshape(-1, BLOCK)
+
+
+def _scales(magnitudes: Floats, count: int, bits: int) -> NDArray[np.uint16]:
+    """The upper halves of float32s: largest magnitudes, rounded up, or means; 0 for less than LEAST."""
+    largest = magnitudes.max(axis=1)
+    if not (largest <= LARGEST / 2).all():
+        raise WireError("cannot pack: a difference beyond 2**99 does not fit")
+    found = largest
+    if bits == 1:
+        sizes = np.minimum(count - BLOCK * np.arange(len(magnitudes)), BLOCK)
+        found = (magnitudes.sum(axis=1) / sizes).astype("<f4")
+    found = np.where(largest < LEAST, np.float32(0), found)
+    return ((found.view("<u4") + np.uint32(0xFFFF)) >> np.uint32(16)).astype(_SCALE)
+
+
+def _wide(scales: NDArray[np.uint16]) -> Floats:
+    return (scales.astype("<u4") << np.uint32(16)).view("<f4")
+
+
+def _signs(blocks: Floats) -> Codes:
+    return (blocks >= 0).view(np.uint8)
+
+
+def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, seed: int) -> Codes:
+    """Codes from 0 to twice the levels: floor of element / step + draw, where a draw is 16 random bits / 2**16."""
+    wide, levels = np.float64(_wide(scales)), levels_of(bits)
+    # A hair less than exact, so that the largest element stays within the levels.
+    factors = np.divide(levels * 2.0**16 * (1 - 2.0**-22), wide, out=np.zeros_like(wide), where=wide > 0)
+    exact = np.float64 if bits == 16 else np.float32
+    steps = np.multiply(blocks, factors[:, None].astype(exact), dtype=exact)
+    whole = np.rint(steps, out=steps).astype(np.int64 if bits == 16 else np.int32)
+    whole += _draws(seed, blocks.size).reshape(blocks.shape)
+    whole >>= 16
+    whole += levels
+    return whole.astype(np.uint16 if bits == 16 else np.uint8)
+
+
+def _values(codes: Codes, scales: NDArray[np.uint16], bits: int, count: int) -> Floats:
+    steps = _wide(scales) / np.float32(levels_of(bits))
+    centred = codes.astype(np.float32)
+    if bits == 1:
+        centred += centred
+    centred -= np.float32(levels_of(bits))
+    centred *= steps[:, None]
+    return centred.reshape(-1)[:count]
+
+
+def _draws(seed: int, count: int) -> NDArray[np.uint16]:
+    drawn = words(Key(seed, "rounding", 0), -(-count // 2))
+    return drawn.astype("<u4", copy=False).view("<u2")[:count]
+
+
+def _seed(name: str, scales: NDArray[np.uint16]) -> int:
+    return int(sha256(name.encode() + b"\0" + scales.tobytes()).hexdigest()[:13], 16)
+
+
+def _num_blocks(count: int) -> int:
+    return -(-count // BLOCK)
