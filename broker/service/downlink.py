@@ -7,7 +7,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from fleetune.broker.job import FIXED, Settings
-from fleetune.broker.store.store import Store
+from fleetune.broker.service.freight import sizes_of_file, sizes_of_update
+from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec
@@ -44,6 +45,7 @@ class Download(NamedTuple):
 class _Ready(NamedTuple):
     outgoing: Outgoing
     download: Download
+    sizes: ByKind
 
 
 class _Key(NamedTuple):
@@ -128,11 +130,11 @@ class Downlink:
 
     def chunks(self, device_id: str, request: Request) -> Iterator[Chunk]:
         """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
-        found = next((r for r in self._shelf.values() if r.download.adapter.sha256 == request.sha256), None)
-        found = found or self._again(device_id, request.sha256)
-        if found is None:
-            raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
-        return found.outgoing.chunks(request)
+        return self._asked_for(device_id, request).outgoing.chunks(request)
+
+    def sizes(self, device_id: str, request: Request) -> ByKind:
+        """What the transfer is made of whose chunks are asked for; WireError if it is not offered."""
+        return self._asked_for(device_id, request).sizes
 
     def replica(self, version: int, digest: str) -> Arrays:
         """Tensors of the replica of a version that has this SHA-256.
@@ -150,6 +152,13 @@ class Downlink:
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
         self._replicas.forget_before(version - _KEPT + 1, but=self._held_by_planned())
+
+    def _asked_for(self, device_id: str, request: Request) -> _Ready:
+        found = next((r for r in self._shelf.values() if r.download.adapter.sha256 == request.sha256), None)
+        found = found or self._again(device_id, request.sha256)
+        if found is None:
+            raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
+        return found
 
     def _ready(self, key: _Key, chunk_bytes: int) -> _Ready:
         ready = self._shelf.pop(key, None)
@@ -195,7 +204,8 @@ class Downlink:
             self._replicas.keep(version, delta.content)
         outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
         how = (packing.codec, packing.ratio, packing.bits)
-        return _Ready(outgoing, Download(outgoing.manifest, digest, *how, held, is_exact=is_exact))
+        download = Download(outgoing.manifest, digest, *how, held, is_exact=is_exact)
+        return _Ready(outgoing, download, sizes_of_update(delta.payload))
 
     def _may_stand_for(self, version: int, content: bytes) -> bool:
         is_kept = self._replicas.stands_for(version, sha256(content).hexdigest())
@@ -223,4 +233,5 @@ def _codec_of(packing: Packing) -> Codec | None:
 
 def _whole(content: bytes, chunk_bytes: int, *, is_exact: bool = True) -> _Ready:
     outgoing = Outgoing(content, chunk_bytes=chunk_bytes)
-    return _Ready(outgoing, Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact))
+    download = Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact)
+    return _Ready(outgoing, download, sizes_of_file(content))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, verdict_on
+from fleetune.broker.service.freight import sizes_of_update
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
@@ -92,6 +93,7 @@ class Uploads:
             return
         try:
             content = pull.content()
+            self._meter.knows(pull.sha256, sizes_of_update(content))
             self._versions.add(task, content, update.num_samples)
         except WireError as exc:
             self._refuse(update, str(exc), now)

@@ -1,6 +1,8 @@
 """What an aggregator needs of whatever remembers its job: on disk (``ledger``), or in memory (``memory_store``)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -105,6 +107,11 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 def _sum(left: _S, right: _S) -> _S:
     """Add structs of one kind field by field."""
     return type(left)(**{n: getattr(left, n) + getattr(right, n) for n in left.__struct_fields__})
+
+
+def in_all(carried: Mapping[str, Carried]) -> Carried:
+    """What was carried of all devices together."""
+    return reduce(add, carried.values(), Carried())
 
 
 def accepted_outcome(task: Task, update: UpdateReady, noted: Noted) -> Outcome:
