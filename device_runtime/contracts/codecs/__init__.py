@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.contracts.codecs.caesar import by_sign, by_stale, by_zero, caesar
 from fleetune.device_runtime.contracts.codecs.casts import fp16, fp32
 from fleetune.device_runtime.contracts.codecs.codec import (
     Codec,
@@ -33,6 +34,7 @@ from fleetune.device_runtime.contracts.codecs.frame import (
     sizes_by_kind,
     write,
 )
+from fleetune.device_runtime.contracts.codecs.innovation import innovation
 from fleetune.device_runtime.contracts.codecs.int8 import int8
 from fleetune.device_runtime.contracts.codecs.quant import quant
 from fleetune.device_runtime.contracts.codecs.topk import topk
@@ -204,6 +206,10 @@ CODECS: Table[_Make] = Table(
         "int8": _whole(int8),
         "topk": topk,
         "quant": quant,
+        "innovation": innovation,
         "xor": _whole(xor),
+        "caesar": caesar("caesar", by_stale),
+        "caesar-sign": caesar("caesar-sign", by_sign),
+        "caesar-zero": caesar("caesar-zero", by_zero, has_signs=False),
     },
 )

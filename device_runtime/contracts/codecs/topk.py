@@ -1,6 +1,7 @@
 """``topk``: the largest differences of all tensors together, in half precision; all others are as in the reference.
 
-Which elements travel is a bitmap or a list of indices, whichever is shorter for a tensor.
+Which elements travel is a bitmap or a list of indices, whichever is shorter for a tensor. So it was in release 0.1.0, and is
+unless bits are asked for; with them it is :mod:`sparse`.
 
 Source: Aji and Heafield, Sparse Communication for Distributed Gradient Descent, arXiv 1704.05021 (global threshold).
 """
@@ -25,6 +26,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     count_of,
     difference,
 )
+from fleetune.device_runtime.contracts.codecs.sparse import sparse
 from fleetune.device_runtime.errors import WireError
 
 _BITMAP, _INDICES = b"\x00", b"\x01"
@@ -35,10 +37,14 @@ def topk(ratio: float, bits: int) -> Codec:
     """Send the share ``ratio`` of all elements, at least one; equal magnitudes go by name and place.
 
     Raises:
-        ConfigError: ``ratio`` is not above 0 and at most 1, or ``bits`` not 16.
+        ConfigError: ``ratio`` is not above 0 and at most 1, or ``bits`` none of 4, 8 and 16.
     """
     check_ratio("topk", ratio)
-    check_bits("topk", bits, (16,))
+    check_bits("topk", bits, (4, 8, 16))
+    return sparse(ratio, bits) if bits else _of_0_1(ratio)
+
+
+def _of_0_1(ratio: float) -> Codec:
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         differences = {n: difference(values[n], reference[n]).reshape(-1) for n in sorted(values)}

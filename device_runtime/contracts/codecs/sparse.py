@@ -1,0 +1,89 @@
+"""``topk`` with bits: the largest differences of all tensors in 16, 8 or 4 bits each, their places as short as can be.
+
+Source: Aji and Heafield, arXiv 1704.05021 (global threshold). The quantised values and the form of the places are ours.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.contracts.codecs.codec import (
+    BY_KIND,
+    Codec,
+    Decoded,
+    Encoded,
+    Memory,
+    Shapes,
+    Tensors,
+    check_parts,
+    count_of,
+    joined,
+    moved,
+    parted,
+    plus,
+)
+from fleetune.device_runtime.contracts.codecs.largest import largest, num_of
+from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
+from fleetune.device_runtime.contracts.codecs.positions import (
+    Mask,
+    packed_positions,
+    position_bytes_max,
+    unpacked_positions,
+)
+from fleetune.device_runtime.contracts.codecs.quantise import quantise, quantised_bytes, restore
+from fleetune.device_runtime.errors import WireError
+
+HALF = 16
+"""Bits of values in half precision; fewer are quantised."""
+
+
+def sparse(ratio: float, bits: int) -> Codec:
+    """Send the share ``ratio`` of all elements, at least one, in ``bits`` bits each."""
+
+    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        names = sorted(values)
+        differences, held = moved(values, reference)
+        mask = largest(np.abs(differences), num_of(ratio, differences.size))
+        parts, chosen = _packed(differences[mask], bits, "\n".join(names))
+        parts["positions"] = packed_positions(mask)
+        return Encoded(parts, parted(_value(held, mask, chosen), reference, names), {})
+
+    def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
+        check_parts("topk", parts, (LOW, HIGH, "scales", "positions"))
+        held = joined(reference, reference)
+        mask = unpacked_positions(parts.get("positions", b""), held.size)
+        chosen = _unpacked(parts, bits, int(np.count_nonzero(mask)))
+        return Decoded(parted(_value(held, mask, chosen), reference, reference), {})
+
+    def bound(shapes: Shapes) -> int:
+        count = sum(map(count_of, shapes.values()))
+        num = num_of(ratio, count)
+        values = 2 * num if bits == HALF else quantised_bytes(num, bits)
+        return position_bytes_max(count, num) + values
+
+    return Codec("topk", encode, decode, bound, frame=BY_KIND)
+
+
+def _packed(chosen: Floats, bits: int, name: str) -> tuple[dict[str, bytes], Floats]:
+    if bits < HALF:
+        codes, scales, conveyed = quantise(chosen, bits, name)
+        return {LOW: codes, "scales": scales}, conveyed
+    with np.errstate(over="ignore"):
+        halves = chosen.astype("<f2")
+    if not np.isfinite(halves).all():
+        raise WireError("cannot pack: a difference beyond 65504 does not fit topk")
+    return planes(halves), halves.astype("<f4")
+
+
+def _unpacked(parts: Mapping[str, bytes], bits: int, num: int) -> Floats:
+    low = parts.get(LOW, b"")
+    if bits < HALF:
+        return restore(low, parts.get("scales", b""), bits, num)
+    return joined_planes(low, parts.get(HIGH, b""), "<f2", num).astype("<f4")
+
+
+def _value(held: Floats, mask: Mask, chosen: Floats) -> np.typing.NDArray[np.float64]:
+    steps = np.zeros(held.size, "<f4")
+    steps[mask] = chosen
+    return plus(held, steps)
