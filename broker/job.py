@@ -72,6 +72,22 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     traffic: Annotated[
         str, Option("how what each device sends and is sent is packed", table="traffic planner")
     ] = FIXED
+    compress_down: Annotated[
+        float,
+        Option(
+            "traffic caesar: largest share of the elements that are not sent down exactly",
+            at_least=0,
+            below=1,
+        ),
+    ] = 0.6
+    compress_up: Annotated[
+        float,
+        Option("traffic caesar: largest share of the elements that are not sent up", at_least=0, below=1),
+    ] = 0.6
+    compress_up_min: Annotated[
+        float,
+        Option("traffic caesar: smallest share of the elements that are not sent up", at_least=0, below=1),
+    ] = 0.1
     explore: Annotated[
         str,
         Option("configurator auto: how it tries out what it does not know", choices=("epsilon", "ucb")),

@@ -8,6 +8,7 @@ from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_R
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
 from fleetune.broker.methods.traffic import TRAFFIC
+from fleetune.broker.tasks import Outcome, Packing, Task
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
@@ -66,26 +67,39 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
         yield f"head_start {settings.head_start!r}: the head's tensors are not named"
     if settings.explore != "epsilon" and settings.configurator != AUTO:
         yield f"explore {settings.explore!r}: configurator {settings.configurator!r} explores nothing"
+    work = settings.work
     if not found:
-        yield from _down_problems(settings)
+        work, packing = _example(settings)
+        yield from _down_problems(settings, packing)
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
         yield from _traffic_problems(settings)
-    of_work = works.work_problems(settings.work, num_layers, learning=learning)
+    of_work = works.work_problems(work, num_layers, learning=learning)
     yield from (said for said in of_work if said not in found)
 
 
-def _down_problems(settings: Settings) -> Iterator[str]:
-    if settings.down_codec == FULL:
+def _down_problems(settings: Settings, packing: Packing) -> Iterator[str]:
+    if packing.codec == FULL:
         if settings.down_ratio:
             yield f"down_ratio {settings.down_ratio:g}: {FULL!r} has none"
         if settings.down_bits:
             yield f"down_bits {settings.down_bits}: {FULL!r} has none"
         return
     try:
-        make_codec(settings.down_codec, settings.down_ratio, settings.down_bits)
+        make_codec(packing.codec, packing.ratio, packing.bits)
     except ConfigError as exc:
         yield str(exc)
+
+
+def _example(settings: Settings) -> tuple[LocalWork, Packing]:
+    """The work of a device in its second round, and how it is sent a version, as the traffic planner would have them."""
+    traffic, usual = (
+        TRAFFIC[settings.traffic](),
+        Packing(settings.down_codec, settings.down_ratio, settings.down_bits),
+    )
+    state = traffic.learn(traffic.init(settings), Outcome("d", settings.work, {}, round=1, num_samples=1))
+    (carriage,) = traffic.choose(state, [Task("t", "d", "train", 2, 1, 0, settings.work)], 0.0)
+    return carriage.work, carriage.down or usual
 
 
 def _lora_problems(settings: Settings) -> Iterator[str]:
@@ -112,5 +126,7 @@ def _traffic_problems(settings: Settings) -> Iterator[str]:
         default = usual if of is settings else usual.work
         if (given := getattr(of, field)) != getattr(default, field):
             yield f"{field} {given!r}: traffic planner {name!r} chooses it itself; leave it out"
+    if settings.compress_up_min > settings.compress_up:
+        yield f"compress_up_min {settings.compress_up_min:g}: at most compress_up ({settings.compress_up:g})"
     if settings.work.histogram and not traffic.hears_labels:
         yield f"histogram: traffic planner {name!r} has no use for it"

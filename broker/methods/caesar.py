@@ -21,28 +21,35 @@ from fleetune.broker.methods.seen import Fleet, Seen, blank, note
 from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.contracts.wire import FULL
 
-DOWN_CODEC, UP_CODEC = "topk", "topk"
-DOWN_MAX, UP_MIN, UP_MAX = 0.6, 0.1, 0.6
-"""Shares that are compressed."""
+DOWN_CODEC, UP_CODEC = "caesar", "topk"
 LAMBDA = 0.5
 """What the number of samples counts for, beside their labels."""
 WINDOW = 20
 """Rounds after which ``caesar-window`` sends the whole."""
 BATCH_MIN = 0.25
 """Of the job's batch."""
-_CHOSEN = ("codec", "codec_ratio", "codec_bits", "down_codec", "down_ratio", "down_bits")
+_CHOSEN = ("codec", "codec_ratio", "down_codec", "down_ratio")
 
 Staleness = Callable[[int, int], float]
-"""(rounds since a device last took part, round from 1) -> share that is compressed; those two are equal if it never did"""
+"""(rounds since a device last took part, round from 1) -> part of the largest share; those two are equal if it never did"""
 
 
-def caesar(*, down: Staleness | None = None, by_importance: bool = True, has_batches: bool = True) -> Traffic:
-    """Pack by staleness, by default :func:`linear`, and by importance; any part may be taken out."""
+def caesar(
+    *,
+    down: Staleness | None = None,
+    down_codec: str = DOWN_CODEC,
+    by_importance: bool = True,
+    has_batches: bool = True,
+) -> Traffic:
+    """Pack by staleness, by default :func:`linear`, and by importance; any part may be taken out. Bits are the job's."""
     staleness = down or linear
 
     def choose(fleet: Fleet, tasks: Sequence[Task], deadline_s: float) -> list[Carriage]:
         shares = up_shares(fleet) if by_importance else {}
-        chosen = [_carriage(fleet, task, staleness, shares) for task in tasks]
+        chosen = [
+            _carriage(fleet, task, shares.get(task.device_id), _down(fleet, task, staleness, down_codec))
+            for task in tasks
+        ]
         return with_batches(fleet, tasks, chosen) if has_batches else chosen
 
     return Traffic(blank, choose, note, chooses=_CHOSEN, hears_labels=by_importance)
@@ -50,7 +57,7 @@ def caesar(*, down: Staleness | None = None, by_importance: bool = True, has_bat
 
 def linear(away: int, number: int) -> float:
     """The paper's: over all rounds so far."""
-    return DOWN_MAX * (1 - min(away / max(number, 1), 1.0))
+    return 1 - min(away / max(number, 1), 1.0)
 
 
 def windowed(away: int, number: int) -> float:
@@ -59,8 +66,8 @@ def windowed(away: int, number: int) -> float:
 
 
 def halfway(away: int, number: int) -> float:
-    """Half of the largest share for every device that took part before: a control."""
-    return DOWN_MAX / 2 if away < number else 0.0
+    """Half for every device that took part before: a control."""
+    return 0.5 if away < number else 0.0
 
 
 def importance(seen: Seen, *, num_samples_max: int) -> float:
@@ -86,7 +93,7 @@ def up_shares(fleet: Fleet) -> dict[str, float]:
     largest = max((seen.num_samples for seen in fleet.devices.values()), default=0)
     worth = {name: importance(seen, num_samples_max=largest) for name, seen in sorted(fleet.devices.items())}
     ranked = sorted(worth, key=lambda name: -worth[name])
-    return {name: UP_MIN + (UP_MAX - UP_MIN) * rank / len(ranked) for rank, name in enumerate(ranked, 1)}
+    return {name: _up_share(fleet, rank / len(ranked)) for rank, name in enumerate(ranked, 1)}
 
 
 def with_batches(fleet: Fleet, tasks: Sequence[Task], chosen: Sequence[Carriage]) -> list[Carriage]:
@@ -108,9 +115,9 @@ def _with_batch(carriage: Carriage, share: float) -> Carriage:
 def _pace(fleet: Fleet, task: Task, carriage: Carriage) -> Pace | None:
     down, elements = carriage.down, fleet.settings.num_elements
     bits_down = (
-        32.0 if down is None or down.codec == FULL else 2 + 32 * down.ratio
-    )  # kept values, their map, signs
-    bits_up = 1 + 16 * carriage.work.codec_ratio  # halves, their map
+        32.0 if down is None or down.codec == FULL else 2 + (down.bits or 32) * down.ratio
+    )  # with map and signs
+    bits_up = 1 + (carriage.work.codec_bits or 16) * carriage.work.codec_ratio  # with their map
     one = pace(
         fleet.devices.get(task.device_id),
         carriage.work,
@@ -120,25 +127,36 @@ def _pace(fleet: Fleet, task: Task, carriage: Carriage) -> Pace | None:
     return one if task.work.steps else None
 
 
-def _carriage(fleet: Fleet, task: Task, staleness: Staleness, shares: Mapping[str, float]) -> Carriage:
+def _carriage(fleet: Fleet, task: Task, share: float | None, down: Packing) -> Carriage:
     seen = fleet.devices.get(task.device_id)
-    away = task.round - (seen.round if seen else 0)
-    down = min(max(staleness(away, task.round), 0.0), DOWN_MAX)
-    up = shares.get(task.device_id, (UP_MIN + UP_MAX) / 2)
+    ratio = 1 - (_up_share(fleet, 0.5) if share is None else share)
     asks = task.work.histogram and (seen is None or seen.histogram is None)
-    work = msgspec.structs.replace(
-        task.work, codec=UP_CODEC, codec_ratio=1 - up, codec_bits=0, histogram=asks
-    )
-    packing = Packing(DOWN_CODEC, 1 - down) if down else Packing(FULL)
-    since = f"{away} rounds away" if seen else "never here"
-    return Carriage(work, packing, f"{since}: {1 - down:.2g} down, {1 - up:.2g} up")
+    work = msgspec.structs.replace(task.work, codec=UP_CODEC, codec_ratio=ratio, histogram=asks)
+    since = f"{task.round - seen.round} rounds away" if seen else "never here"
+    return Carriage(work, down, f"{since}: {down.ratio or 1:.2g} down, {ratio:.2g} up")
+
+
+def _down(fleet: Fleet, task: Task, staleness: Staleness, codec: str) -> Packing:
+    """How the version is packed for a device: the whole if it never took part."""
+    seen, settings = fleet.devices.get(task.device_id), fleet.settings
+    away = task.round - (seen.round if seen else 0)
+    share = settings.compress_down * staleness(away, task.round)
+    return Packing(codec, 1 - share, settings.down_bits) if share else Packing(FULL)
+
+
+def _up_share(fleet: Fleet, place: float) -> float:
+    """The share at a place between the most important device, 0, and the least, 1."""
+    low, high = fleet.settings.compress_up_min, fleet.settings.compress_up
+    return low + (high - low) * place
 
 
 CAESARS: Mapping[str, Callable[[], Traffic]] = {
     "caesar": caesar,
     "caesar-window": lambda: caesar(down=windowed),
     "caesar-fixed-ratio": lambda: caesar(down=halfway),
+    "caesar-sign": lambda: caesar(down_codec="caesar-sign"),
+    "caesar-zero": lambda: caesar(down_codec="caesar-zero"),
     "caesar-uniform": lambda: caesar(by_importance=False),
     "caesar-one-batch": lambda: caesar(has_batches=False),
 }
-"""The planner, and what it is without one of its parts."""
+"""The planner, and what it is without one of its parts: recovery from stale values is that of its down codec."""

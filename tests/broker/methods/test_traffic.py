@@ -10,9 +10,6 @@ from fleetune.broker.job import Patience
 from fleetune.broker.laws import check_settings
 from fleetune.broker.methods.bitwidth import WIDTHS, usual_s
 from fleetune.broker.methods.caesar import (
-    DOWN_MAX,
-    UP_MAX,
-    UP_MIN,
     WINDOW,
     divergence,
     halfway,
@@ -30,6 +27,7 @@ from fleetune.device_runtime.errors import ConfigError
 CHOOSING = [name for name in TRAFFIC if name != "fixed"]
 CAESARS = [name for name in TRAFFIC if name.startswith("caesar")]
 ELEMENTS = 100_000
+DOWN_MAX, UP_MIN, UP_MAX = 0.6, 0.1, 0.6
 WORK = LocalWork(steps=10, batch_size=16)
 
 
@@ -118,16 +116,16 @@ def test_every_planner_is_told_of_in_the_docs():
 def test_law_a_share_is_within_its_bounds_and_who_never_was_there_gets_everything(share):
     for number in (1, 2, WINDOW, WINDOW + 1, 500):
         shares = [share(away, number) for away in range(1, number + 1)]
-        assert all(0 <= one <= DOWN_MAX for one in shares)
+        assert all(0 <= one <= 1 for one in shares)
         assert shares[-1] == 0
         assert shares == sorted(shares, reverse=True), "the longer away, the less is compressed"
 
 
 def test_caesar_compresses_as_the_paper_and_the_window_forgets_after_20_rounds():
-    assert linear(50, 500) == pytest.approx(0.54)
+    assert linear(50, 500) == pytest.approx(0.9)
     assert windowed(50, 500) == 0
-    assert windowed(5, 500) == pytest.approx(0.45)
-    assert windowed(5, 10) == linear(5, 10) == pytest.approx(0.3)
+    assert windowed(5, 500) == pytest.approx(0.75)
+    assert windowed(5, 10) == linear(5, 10) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", CAESARS)
@@ -141,7 +139,7 @@ def test_a_device_that_is_back_after_50_rounds_is_sent_more_than_one_of_the_roun
         is_fixed = name == "caesar-fixed-ratio"
         assert (chosen["back"].plan.down == chosen["here"].plan.down) == is_fixed
         assert chosen["back"].plan.down.ratio >= chosen["here"].plan.down.ratio
-    if name in ("caesar", "caesar-uniform"):
+    if name in ("caesar", "caesar-uniform", "caesar-sign", "caesar-zero"):
         assert chosen["back"].plan.down.ratio == pytest.approx(1 - DOWN_MAX * (1 - 50 / 60))
         assert chosen["here"].plan.down.ratio == pytest.approx(1 - DOWN_MAX * (1 - 1 / 60))
 
@@ -257,6 +255,13 @@ def test_a_declined_task_is_no_part_taken():
             "histogram: traffic planner 'fixed' has no use",
         ),
         ({"traffic": "caesar-uniform", "work": LocalWork(histogram=True)}, "'caesar-uniform' has no use"),
+        (
+            {"traffic": "caesar", "work": LocalWork(codec_bits=3)},
+            "codec 'topk': its bits are 4 or 8 or 16, got 3",
+        ),
+        ({"traffic": "caesar", "down_bits": 8}, "codec 'caesar': its bits are 16 or 32, got 8"),
+        ({"traffic": "caesar", "compress_up_min": 0.7}, "compress_up_min 0.7: at most compress_up"),
+        ({"traffic": "caesar", "compress_down": 1.0}, "compress_down must be at least 0 and below 1"),
         ({"traffic": "cesar"}, "no traffic planner 'cesar'; have: bits, caesar, "),
     ],
 )
