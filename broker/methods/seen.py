@@ -51,7 +51,7 @@ def note(fleet: Fleet, outcome: Outcome) -> Fleet:
     fleet.devices[outcome.device_id] = Seen(
         max(before.round, outcome.round),
         outcome.num_samples or before.num_samples,
-        _sample_s(outcome) or before.sample_s,
+        _sample_s(fleet.settings, outcome, before.sample_s),
         _rate(noted.bytes_down, noted.seconds_down, before.down),
         _rate(noted.bytes_up, noted.seconds_up, before.up),
         noted.histogram if outcome.work.histogram else before.histogram,
@@ -64,9 +64,14 @@ def samples_of(work: LocalWork, num_samples: int) -> int:
     return work.steps * work.batch_size or work.epochs * num_samples
 
 
-def _sample_s(outcome: Outcome) -> float:
-    seconds, samples = outcome.stats.get("seconds", 0.0), samples_of(outcome.work, outcome.num_samples)
-    return seconds / samples if outcome.work.learns == ADAPTER and samples and is_time(seconds) else 0.0
+def _sample_s(settings: Settings, outcome: Outcome, before: float) -> float:
+    """Seconds for a sample; smaller batches than the job's only lower them: a step has costs of its own."""
+    work, seconds = outcome.work, outcome.stats.get("seconds", 0.0)
+    samples = samples_of(work, outcome.num_samples)
+    if work.learns != ADAPTER or not samples or not is_time(seconds):
+        return before
+    is_whole = work.batch_size >= settings.work.batch_size or not before
+    return seconds / samples if is_whole else min(seconds / samples, before)
 
 
 def _rate(size_bytes: int, seconds: float, before: float) -> float:

@@ -1,4 +1,4 @@
-"""The accounting against Mosquitto's own counters: payload bytes of all PUBLISH packets, in and out, to the byte but for the goodbyes."""
+"""The accounting against Mosquitto's own counters: payload of all PUBLISH packets, exact but for the last goodbyes."""
 
 import json
 import threading

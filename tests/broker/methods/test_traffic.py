@@ -234,6 +234,15 @@ def test_a_small_transfer_only_raises_what_is_believed_of_a_link():
     assert _fleet([fast, outcome("a", up=1e5)]).devices["a"].up == pytest.approx(1e5)
 
 
+def test_smaller_batches_do_not_make_a_device_look_slow():
+    small = outcome("a", seconds=1.6)
+    small = small._replace(work=LocalWork(steps=10, batch_size=4))
+    fleet = _fleet([outcome("a", seconds=1.6), small])
+    assert fleet.devices["a"].sample_s == pytest.approx(0.01)
+    assert _fleet([small]).devices["a"].sample_s == pytest.approx(0.04)
+    assert note(fleet, outcome("a", seconds=3.2)).devices["a"].sample_s == pytest.approx(0.02)
+
+
 def test_a_declined_task_is_no_part_taken():
     fleet = note(Fleet(settings("caesar"), {"a": Seen(3)}), outcome("a", 9)._replace(declined="memory"))
     assert fleet.devices["a"].round == 3
