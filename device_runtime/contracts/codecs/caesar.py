@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.arrays import Array, Floats, Indices
 from fleetune.device_runtime.contracts.codecs.bits import packed_bits, size_of, unpacked_bits
 from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
     Codec,
     Decoded,
+    Doubles,
     Encoded,
     Memory,
     Shapes,
@@ -52,6 +53,16 @@ class _Rest(NamedTuple):
     largest: Floats
 
 
+class _Split(NamedTuple):
+    """Places of what travels exactly, and of what does not, with how many of the latter are in each layer."""
+
+    exact: Indices
+    left: Indices
+    counts: Indices
+
+
+_PARTS = (LOW, HIGH, "positions", SIGNS, "scales")
+_NO_REST = _Rest(np.zeros(0, bool), np.zeros(0, "<f4"), np.zeros(0, "<f4"))
 _Recover = Callable[[Floats, _Rest], Floats]
 """(stale values, what travels) -> values of the elements that are not exact."""
 
@@ -100,32 +111,33 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         flat, stale = joined(values, names), joined(reference, names)
         layers = layers_of({n: values[n].size for n in names})
         mask = _exact(np.abs(flat), layers, ratio)
-        exact, left = _rounded(flat[mask], dtype, name), ~mask
-        scalars = _scalars(np.abs(flat), left, layers) if has_signs else np.zeros((0, 2), "<f4")
-        parts = {**planes(exact), "positions": packed_positions(mask), "scales": scalars.tobytes()}
+        split = _split(mask, layers)
+        exact, left = _rounded(flat[split.exact], dtype, name), flat[split.left]
+        parts = {**planes(exact), "positions": packed_positions(mask)}
         if has_signs:
-            parts[SIGNS] = packed_bits((flat[left] < 0).view(np.uint8), 1)
-        found = _recovered(exact, stale, mask, _rest(parts, scalars, left, layers, has_signs), recover)
+            parts |= {
+                SIGNS: packed_bits((left < 0).view(np.uint8), 1),
+                "scales": _scalars(left, split).tobytes(),
+            }
+        rest = _read_rest(parts, split, name) if has_signs else _NO_REST
+        found = _recovered(exact, stale, split, recover(stale[split.left], rest))
         return Encoded(parts, parted(found, reference, names), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
-        check_parts(name, parts, (LOW, HIGH, SIGNS, "positions", "scales"))
+        check_parts(name, parts, _PARTS if has_signs else _PARTS[:3])
         stale = joined(reference, reference)
-        layers = layers_of({n: value.size for n, value in reference.items()})
         mask = unpacked_positions(parts.get("positions", b""), stale.size)
-        num = int(np.count_nonzero(mask))
-        exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
-        scalars = _read_scalars(parts, len(layers) if has_signs else 0, name)
-        if len(parts.get(SIGNS, b"")) != (size_of(stale.size - num, 1) if has_signs else 0):
-            raise WireError(f"{name}: signs are not those of {stale.size - num} elements")
-        rest = _rest(parts, scalars, ~mask, layers, has_signs)
-        return Decoded(parted(_recovered(exact, stale, mask, rest, recover), reference, reference), {})
+        split = _split(mask, layers_of({n: value.size for n, value in reference.items()}))
+        exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, split.exact.size)
+        rest = _read_rest(parts, split, name) if has_signs else _NO_REST
+        found = _recovered(exact, stale, split, recover(stale[split.left], rest))
+        return Decoded(parted(found, reference, reference), {})
 
     def bound(shapes: Shapes) -> int:
         sizes = {n: count_of(shape) for n, shape in shapes.items()}
         count, layers = sum(sizes.values()), layers_of(sizes)
-        num = sum(_num_exact(ratio, size) for size in layers)
-        signs = size_of(count, 1) + 8 * len(layers) if has_signs else 0
+        num = min(count, len(sizes) + sum(_num_exact(ratio, size) for size in layers))
+        signs = size_of(count, 1) + 8 * len(sizes) if has_signs else 0
         return bits // 8 * num + signs + position_bytes_max(count, num)
 
     return Codec(name, encode, decode, bound, frame=BY_KIND)
@@ -136,15 +148,20 @@ def _num_exact(ratio: float, count: int) -> int:
 
 
 def _exact(magnitudes: Floats, layers: list[int], ratio: float) -> Mask:
-    pieces = [largest(piece, _num_exact(ratio, piece.size)) for piece in _pieces(magnitudes, layers)]
-    return np.concatenate([np.zeros(0, bool), *pieces])
+    ends = np.cumsum(layers)[:-1]
+    pieces = np.split(magnitudes, ends) if layers else []
+    return np.concatenate(
+        [np.zeros(0, bool), *(largest(piece, _num_exact(ratio, piece.size)) for piece in pieces)]
+    )
 
 
-def _pieces(flat: Floats, layers: list[int]) -> list[Floats]:
-    return np.split(flat, np.cumsum(layers)[:-1]) if layers else []
+def _split(mask: Mask, layers: list[int]) -> _Split:
+    left = np.flatnonzero(~mask)
+    ends = np.searchsorted(left, np.cumsum(layers, dtype=np.int64))
+    return _Split(np.flatnonzero(mask), left, np.diff(ends, prepend=0))
 
 
-def _rounded(exact: Floats, dtype: str, name: str) -> Floats:
+def _rounded(exact: Floats, dtype: str, name: str) -> Array:
     with np.errstate(over="ignore"):
         found = exact.astype(dtype)
     if not np.isfinite(found).all():
@@ -152,46 +169,34 @@ def _rounded(exact: Floats, dtype: str, name: str) -> Floats:
     return found
 
 
-def _scalars(magnitudes: Floats, left: Mask, layers: list[int]) -> Floats:
-    """(layers, 2): mean and largest magnitude of each layer's elements that are not exact."""
-    rows = [
-        _two(piece[here])
-        for piece, here in zip(_pieces(magnitudes, layers), _pieces(left, layers), strict=True)
-    ]
-    return np.array(rows, "<f4").reshape(-1, 2)
-
-
-def _two(magnitudes: Floats) -> tuple[np.float32, np.float32]:
-    if not magnitudes.size:
-        return np.float32(0), np.float32(0)
-    top = magnitudes.max()
-    return min(np.float32(magnitudes.mean(dtype=np.float64)), top), top
-
-
-def _read_scalars(parts: Mapping[str, bytes], num: int, name: str) -> Floats:
-    scales = parts.get("scales", b"")
-    if len(scales) != 8 * num:
-        raise WireError(f"{name}: {len(scales)} bytes of scalars, expected {8 * num}")
-    found = np.frombuffer(scales, "<f4").reshape(-1, 2)
-    if not ((found[:, 0] >= 0) & (found[:, 0] <= found[:, 1]) & np.isfinite(found[:, 1])).all():
-        raise WireError(f"{name}: a mean is negative, above its maximum or not finite")
+def _scalars(left: Floats, split: _Split) -> Floats:
+    """(layers, 2): mean and largest magnitude of each layer's elements that are not exact; zeros for none."""
+    found = np.zeros((split.counts.size, 2), "<f4")
+    start = 0
+    for row, count in zip(found, split.counts.tolist(), strict=True):
+        if count:
+            magnitudes = np.abs(left[start : start + count])
+            top = magnitudes.max()
+            row[:] = min(np.float32(magnitudes.mean(dtype=np.float64)), top), top
+        start += count
     return found
 
 
-def _rest(
-    parts: Mapping[str, bytes], scalars: Floats, left: Mask, layers: list[int], has_signs: bool
-) -> _Rest:
-    counts = [int(np.count_nonzero(piece)) for piece in _pieces(left, layers)]
-    if not has_signs:
-        return _Rest(np.zeros(0, bool), np.zeros(0, "<f4"), np.zeros(0, "<f4"))
-    is_negative = unpacked_bits(parts[SIGNS], 1, sum(counts)).view(np.bool_)
-    return _Rest(is_negative, np.repeat(scalars[:, 0], counts), np.repeat(scalars[:, 1], counts))
+def _read_rest(parts: Mapping[str, bytes], split: _Split, name: str) -> _Rest:
+    signs, scales = parts.get(SIGNS, b""), parts.get("scales", b"")
+    if (len(signs), len(scales)) != (size_of(split.left.size, 1), 8 * split.counts.size):
+        raise WireError(
+            f"{name}: signs or scalars are not those of {split.left.size} elements in {split.counts.size} layers"
+        )
+    scalars = np.frombuffer(scales, "<f4").reshape(-1, 2)
+    if not ((scalars[:, 0] >= 0) & (scalars[:, 0] <= scalars[:, 1]) & np.isfinite(scalars[:, 1])).all():
+        raise WireError(f"{name}: a mean is negative, above its maximum or not finite")
+    mean, top = (np.repeat(column, split.counts) for column in scalars.T)
+    return _Rest(unpacked_bits(signs, 1, split.left.size).view(np.bool_), mean, top)
 
 
-def _recovered(
-    exact: Floats, stale: Floats, mask: Mask, rest: _Rest, recover: _Recover
-) -> np.typing.NDArray[np.float64]:
+def _recovered(exact: Array, stale: Floats, split: _Split, left: Floats) -> Doubles:
     found = np.empty(stale.size, np.float64)
-    found[mask] = exact
-    found[~mask] = recover(stale[~mask], rest)
+    found[split.exact] = exact
+    found[split.left] = left
     return found

@@ -1,7 +1,7 @@
 """A codec: pure functions between a set of tensors and bytes, with named memory on either side."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from fleetune.device_runtime.arrays import Array, Arrays, Floats
 from fleetune.device_runtime.errors import ConfigError, WireError
 
 Doubles = NDArray[np.float64]
+_F = TypeVar("_F", np.float32, np.float64)
 Tensors = Mapping[str, Floats]
 """By name, float32, finite."""
 Memory = Mapping[str, Array]
@@ -107,7 +108,7 @@ def plus(held: Floats, steps: Floats) -> Doubles:
     return np.add(held, steps, dtype=np.float64)
 
 
-def parted(flat: Doubles, reference: Tensors, names: Iterable[str]) -> dict[str, Doubles]:
+def parted(flat: NDArray[_F], reference: Tensors, names: Iterable[str]) -> dict[str, NDArray[_F]]:
     """Views of a joined array, by tensor."""
     found, start = {}, 0
     for name in names:

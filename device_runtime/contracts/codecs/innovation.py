@@ -6,7 +6,7 @@ and laziness), both from memory. EXTRA bits beside that level, a range for each 
 
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ BITS_MAX = 16
 _DIGEST_BYTES = 32
 
 
+_F = TypeVar("_F", np.float32, np.float64)
+
+
 class _Grid(NamedTuple):
     """How each tensor is quantised."""
 
@@ -52,7 +55,7 @@ class _Grid(NamedTuple):
     levels: NDArray[np.uint8]
     """Bits of a code."""
 
-    def spread(self, values: Array) -> Array:
+    def spread(self, values: Floats) -> Floats:
         """One value for each tensor as one for each element."""
         return np.repeat(values, self.sizes)
 
@@ -152,7 +155,7 @@ def _grid(found: Floats, sizes: NDArray[np.int64], bits: int) -> _Grid:
     return _Grid(sizes, ranges, np.clip(levels, 1, BITS_MAX).astype(np.uint8))
 
 
-def _reduced(ufunc: np.ufunc, values: Array, sizes: NDArray[np.int64]) -> Array:
+def _reduced(ufunc: np.ufunc, values: NDArray[_F], sizes: NDArray[np.int64]) -> NDArray[_F]:
     """Reduce each tensor's stretch of joined values; 0 for one without elements."""
     found = np.zeros(sizes.size, values.dtype)
     starts, filled = np.cumsum(sizes) - sizes, sizes > 0
@@ -163,18 +166,25 @@ def _reduced(ufunc: np.ufunc, values: Array, sizes: NDArray[np.int64]) -> Array:
 
 def _codes(found: Floats, grid: _Grid) -> NDArray[np.uint16]:
     """Nearest of 2**level points from -range to range."""
-    tops = np.float32(2.0) ** grid.levels.astype(np.float32) - np.float32(1)
+    tops = _tops(grid)
     factors = np.divide(tops, 2 * grid.ranges, out=np.zeros_like(tops), where=grid.ranges > 0)
-    scaled = (found + grid.spread(grid.ranges)) * grid.spread(factors) + np.float32(0.5)
-    return np.clip(scaled, 0, grid.spread(tops), out=scaled).astype(np.uint16)
+    scaled = found + grid.spread(grid.ranges)
+    scaled *= grid.spread(factors)
+    scaled += np.float32(0.5)
+    np.minimum(scaled, np.float32(2**BITS_MAX - 1), out=scaled)
+    return scaled.astype(np.uint16)
 
 
 def _steps(codes: NDArray[np.uint16], grid: _Grid) -> Floats:
-    widths = 2 * grid.ranges / (np.float32(2.0) ** grid.levels.astype(np.float32) - np.float32(1))
     steps = codes.astype(np.float32)
-    steps *= grid.spread(widths)
+    steps *= grid.spread(2 * grid.ranges / _tops(grid))
     steps -= grid.spread(grid.ranges)
     return steps
+
+
+def _tops(grid: _Grid) -> Floats:
+    """Largest code of each tensor."""
+    return np.asarray(2 ** grid.levels.astype(np.int64) - 1, np.float32)
 
 
 def _width(level: int) -> int:
@@ -183,25 +193,37 @@ def _width(level: int) -> int:
 
 def _packed(codes: NDArray[np.uint16], grid: _Grid) -> bytes:
     """Codes by their width in bytes, narrowest first, each in the least of the widths that holds its level."""
-    pieces = np.split(codes, np.cumsum(grid.sizes)[:-1]) if grid.sizes.size else []
-    widths = [_width(level) for level in grid.levels.tolist()]
-    ordered = [(w, [p for p, width in zip(pieces, widths, strict=True) if width == w]) for w in WIDTHS]
-    return b"".join(packed_bits(np.concatenate(group), width) for width, group in ordered if group)
+    groups: dict[int, list[NDArray[np.uint16]]] = {width: [] for width in WIDTHS}
+    for (start, end), level in zip(_spans(grid), grid.levels.tolist(), strict=True):
+        groups[_width(level)].append(codes[start:end])
+    return b"".join(packed_bits(np.concatenate(group), width) for width, group in groups.items() if group)
 
 
 def _unpacked(data: bytes, grid: _Grid) -> NDArray[np.uint16]:
-    widths = np.array([_width(level) for level in grid.levels.tolist()], np.int64)
-    counts = {width: int(grid.sizes[widths == width].sum()) for width in WIDTHS}
+    levels = grid.levels.tolist()
+    counts = dict.fromkeys(WIDTHS, 0)
+    for size, level in zip(grid.sizes.tolist(), levels, strict=True):
+        counts[_width(level)] += size
     if len(data) != (expected := sum(size_of(count, width) for width, count in counts.items())):
         raise WireError(f"innovation: {len(data)} bytes of values, expected {expected}")
-    codes, spread, start = np.empty(int(grid.sizes.sum()), np.uint16), grid.spread(widths), 0
+    groups, at = {}, 0
     for width, count in counts.items():
-        end = start + size_of(count, width)
-        codes[spread == width] = unpacked_bits(data[start:end], width, count)
-        start = end
-    if (codes > grid.spread(2 ** grid.levels.astype(np.int64) - 1)).any():
-        raise WireError("innovation: a value beyond its level")
+        groups[width] = unpacked_bits(data[at : at + size_of(count, width)], width, count)
+        at += size_of(count, width)
+    codes, taken = np.empty(int(grid.sizes.sum()), np.uint16), dict.fromkeys(WIDTHS, 0)
+    for (start, end), level in zip(_spans(grid), levels, strict=True):
+        width = _width(level)
+        piece = groups[width][taken[width] : taken[width] + end - start]
+        if width > level and (piece >> level).any():
+            raise WireError("innovation: a value beyond its level")
+        codes[start:end] = piece
+        taken[width] += end - start
     return codes
+
+
+def _spans(grid: _Grid) -> list[tuple[int, int]]:
+    ends = np.cumsum(grid.sizes).tolist()
+    return list(zip([0, *ends], ends, strict=False))
 
 
 def _read_grid(parts: Mapping[str, bytes], sizes: NDArray[np.int64]) -> tuple[_Grid, bytes]:

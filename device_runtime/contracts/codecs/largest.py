@@ -11,7 +11,8 @@ from fleetune.device_runtime.arrays import Floats
 def largest(magnitudes: Floats, num: int) -> NDArray[np.bool_]:
     """Which are the ``num`` largest of flat magnitudes, of equal ones the first; zeros are none."""
     if num >= magnitudes.size:
-        return magnitudes > 0
+        taken: NDArray[np.bool_] = magnitudes > 0
+        return taken
     least = np.partition(magnitudes, magnitudes.size - num)[magnitudes.size - num]
     taken = magnitudes > least
     if least > 0 and (left := num - np.count_nonzero(taken)):

@@ -70,7 +70,8 @@ def _places(gaps: NDArray[np.uint8]) -> Indices | None:
     if gaps.size and gaps[-1] == _MORE:
         return None
     is_end = gaps < _MORE
-    return np.cumsum(gaps + is_end.view(np.uint8).astype(np.int64))[is_end] - 1
+    ends: Indices = np.cumsum(gaps + is_end.view(np.uint8), dtype=np.int64)[is_end]
+    return ends - 1
 
 
 def _entropy_bytes(symbols: NDArray[np.uint8]) -> float:

@@ -5,7 +5,7 @@ the mean magnitude as Seide et al., Interspeech 2014). Blocks, scales of 16 bits
 """
 
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,8 @@ def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
     stored = np.frombuffer(scales, _SCALE)
     if not (_wide(stored) <= LARGEST).all():
         raise WireError("a scale is negative, not finite or beyond 2**100")
-    return _values(_blocks(unpacked_bits(codes, bits, count)), stored, bits, count)
+    unpacked: Codes = unpacked_bits(codes, bits, count)
+    return _values(_blocks(unpacked), stored, bits, count)
 
 
 def quantised_bytes(count: int, bits: int) -> int:
@@ -74,10 +75,10 @@ def quantised_bytes(count: int, bits: int) -> int:
 
 def levels_of(bits: int) -> int:
     """Steps from zero to the scale."""
-    return max(1, 2 ** (bits - 1) - 1)
+    return max(1, (1 << (bits - 1)) - 1)
 
 
-def _blocks(flat: NDArray[np.generic]) -> NDArray[np.generic]:
+def _blocks(flat: NDArray[Any]) -> NDArray[Any]:
     """(blocks, BLOCK), the last one filled up with zeros."""
     if rest := -flat.size % BLOCK:
         flat = np.concatenate([flat, np.zeros(rest, flat.dtype)])
@@ -116,7 +117,8 @@ def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, seed: int) -
     whole += _draws(seed, blocks.size).reshape(blocks.shape)
     whole >>= 16
     whole += levels
-    return whole.astype(np.uint16 if bits == 16 else np.uint8)
+    codes: Codes = whole.astype(np.uint16 if bits == 16 else np.uint8)
+    return codes
 
 
 def _values(codes: Codes, scales: NDArray[np.uint16], bits: int, count: int) -> Floats:
