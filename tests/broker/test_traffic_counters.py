@@ -1,6 +1,7 @@
 """The accounting against Mosquitto's own counters: payload of all PUBLISH packets, exact but for the last goodbyes."""
 
 import json
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ from flat import aggregate, device
 from paho.mqtt.client import CallbackAPIVersion, Client
 
 from fleetune.broker import aggregation
-from fleetune.device_runtime.contracts.run_file import TRAFFIC
+from fleetune.device_runtime.contracts.run_file import LEDGER, TRAFFIC
 
 RECEIVED, SENT = (f"$SYS/broker/publish/bytes/{way}" for way in ("received", "sent"))
 
@@ -59,6 +60,7 @@ def test_every_byte_is_as_the_server_counts(start_mosquitto, word_artifact, word
                 mqtt=server.url,
                 job="home",
                 idle_limit_s=60,
+                tell_labels=name == "kitchen",
             )
             for name in names
         }
@@ -73,6 +75,7 @@ def test_every_byte_is_as_the_server_counts(start_mosquitto, word_artifact, word
             seq_len=8,
             evaluation_s=5,
             traffic="caesar",
+            histogram=True,
         )
         told = {name: done.result(60) for name, done in devices.items()}
     sent = report.link_bytes_sent + sum(one.bytes_sent for one in told.values())
@@ -94,6 +97,19 @@ def test_every_byte_is_as_the_server_counts(start_mosquitto, word_artifact, word
     assert received <= watcher.wait_for(SENT, received) <= received + statuses
     watcher.close()
     assert report.up.positions > 0
+    ((device_id, noted),) = noted_in(tmp_path / "run" / LEDGER)
+    assert (device_id, json.loads(noted)["histogram"][3:]) == ("kitchen", [0, 0]), (
+        "five classes, three in use"
+    )
+    assert sum(json.loads(noted)["histogram"]) == 120
+
+
+def noted_in(path):
+    with sqlite3.connect(path) as sql:
+        query = "SELECT device, noted FROM updates JOIN tasks USING (task_id) WHERE noted LIKE '%histogram%'"
+        found = sql.execute(query).fetchall()
+    sql.close()
+    return found
 
 
 def total(by_kind):

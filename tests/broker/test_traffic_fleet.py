@@ -7,7 +7,7 @@ from stranger import Stranger, good_payload
 from fleetune.broker.job import Patience
 from fleetune.broker.methods.traffic import TRAFFIC
 from fleetune.broker.service.choices import choices, replay
-from fleetune.device_runtime.contracts.wire import FULL, LocalWork, Offer
+from fleetune.device_runtime.contracts.wire import FULL, LocalWork, Offer, UpdateReady
 from fleetune.device_runtime.network.loopback import Loopback
 
 SIZES = {"num_elements": 3007, "num_classes": 3}
@@ -22,7 +22,8 @@ def told(number):
 def played(folder, traffic, *, kills=(), rounds=5, patience=None, tells=True, asks=True, **changes):
     """A job with this planner, its aggregator killed at these turns."""
     work = LocalWork(steps=4, histogram=asks and TRAFFIC[traffic]().hears_labels)
-    server = Loopback()
+    log = []
+    server = Loopback(disturb=lambda topic, payload: (log.append((topic, payload)), (payload,))[1])
     changes = {"traffic": traffic, "rounds": rounds, "work": work, **SIZES, **changes}
     aggregator = Aggregator(server, folder, patience=patience, **changes).start()
     devices = [
@@ -45,6 +46,7 @@ def played(folder, traffic, *, kills=(), rounds=5, patience=None, tells=True, as
         return aggregator.service.finished
 
     playing.run(until=is_over)
+    playing.log = log
     assert aggregator.starts > 3 or not kills
     return playing
 
@@ -74,8 +76,10 @@ def test_the_histogram_is_told_once_is_in_the_ledger_and_never_without_leave(tmp
     asked = [d.task for d in ledger.decided() if d.task.work.histogram]
     assert {t.round for t in asked} == {1}
     for how in ({"tells": False}, {"asks": False}):
-        quiet = played(tmp_path / str(how), "caesar", **how).aggregator.ledger
+        job = played(tmp_path / str(how), "caesar", **how)
+        quiet = job.aggregator.ledger
         assert not any(o.noted.histogram for o in quiet.outcomes())
+        assert not any(m.histogram for _, m in spoken(job.log, UpdateReady)), "nothing on the wire either"
         assert max(d.task.round * d.task.work.histogram for d in quiet.decided()) <= 1, "asked once"
 
 
@@ -158,3 +162,9 @@ def test_a_histogram_that_cannot_be_is_refused_and_the_round_goes_on(tmp_path, h
     ledger = stranger.aggregator.ledger
     assert list(ledger.outcomes()) == []
     assert not stranger.aggregator.service.finished
+
+
+def test_the_deadline_that_a_planner_went_by_is_recorded(tmp_path):
+    playing = played(tmp_path, "bits", rounds=2, patience=Patience(deadline_s=50))
+    assert {plan.deadline_s for _, _, plan in plans(playing)} == {50.0}
+    assert [plan.together for _, _, plan in plans(playing)] == [0] * 8
