@@ -234,6 +234,12 @@ def test_a_small_transfer_only_raises_what_is_believed_of_a_link():
     assert _fleet([fast, outcome("a", up=1e5)]).devices["a"].up == pytest.approx(1e5)
 
 
+@pytest.mark.parametrize("rate", [1e300, 1e-300])
+def test_a_link_that_cannot_be_is_not_believed(rate):
+    fleet = _fleet([outcome("a", up=1e5, down=1e6), outcome("a", up=rate, down=rate)])
+    assert (fleet.devices["a"].up, fleet.devices["a"].down) == (pytest.approx(1e5), pytest.approx(1e6))
+
+
 def test_smaller_batches_do_not_make_a_device_look_slow():
     small = outcome("a", seconds=1.6)
     small = small._replace(work=LocalWork(steps=10, batch_size=4))

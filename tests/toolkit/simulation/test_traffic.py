@@ -52,6 +52,7 @@ def test_links_labels_and_paces_are_seen_as_they_are(folder):
         assert sum(1 for count in seen.histogram if count) == by_name[name]["classes"]
         slow = 3.0 if by_name[name]["profile"] == "slow" else 1.0
         assert seen.sample_s * 8 == pytest.approx(0.5 * slow, rel=0.1)
+    assert any(seen.down for seen in fleet.devices.values())
     assert all(task == chosen for task, chosen in again)
     assert len({task.work.batch_size for task, _ in again}) > 1, "slow devices take smaller batches"
 
