@@ -86,7 +86,8 @@ def _down_problems(settings: Settings, packing: Packing) -> Iterator[str]:
             yield f"down_bits {settings.down_bits}: {FULL!r} has none"
         return
     try:
-        make_codec(packing.codec, packing.ratio, packing.bits)
+        if make_codec(packing.codec, packing.ratio, packing.bits).receiver:
+            yield f"down_codec {packing.codec!r}: it remembers each device's updates, and is for codec alone"
     except ConfigError as exc:
         yield str(exc)
 

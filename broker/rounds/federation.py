@@ -134,6 +134,10 @@ class Federation:
         self.rounds.refused(update, reason)
         return self._advance(now)
 
+    def again(self, device_id: str, now: float) -> list[Action]:
+        """What a device owes, to be offered to it once more."""
+        return self.rounds.arrive(device_id, now)
+
     def owed(self, decline: Decline) -> Task | None:
         """The training task that a device declines and still owes: that has to be durable before ``declined``."""
         return self.rounds.owed(decline.device_id, _train_id(decline))

@@ -74,6 +74,7 @@ class Executor:
             role=task.role,
             work=task.work,
             deadline_s=deadline_s,
+            memory=self._versions.remembered(task),
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)

@@ -12,7 +12,7 @@ from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Noted, Task
 from fleetune.device_runtime.contracts.wire import SECONDS_MAX, Chunk, UpdateReady
-from fleetune.device_runtime.errors import StateError, TransportError, WireError
+from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError
 from fleetune.device_runtime.network.complaints import Complaints, fault
 
 OURS = (StateError, TransportError, OSError, MemoryError)
@@ -37,6 +37,8 @@ class Uploads:
         self._federation, self._store, self._versions = federation, store, versions
         self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
         self._pulls = Pulls()
+        self._offered_again: set[str] = set()
+        """Tasks whose updates came with another memory."""
 
     def due_at(self) -> float:
         """Time at which ``tick`` has something to do, if no chunk comes before; inf for never."""
@@ -95,6 +97,9 @@ class Uploads:
             content = pull.content()
             self._meter.knows(pull.sha256, sizes_of_update(content))
             self._versions.add(task, content, update.num_samples)
+        except OtherMemory as exc:
+            self._offer_again(update, str(exc), now)
+            return
         except WireError as exc:
             self._refuse(update, str(exc), now)
             return
@@ -108,6 +113,17 @@ class Uploads:
         self._meter.spend(now)
         self._outbound.tell(update.device_id, verdict_on(update))
         self._act(self._federation.accepted(update, now, noted), now)
+
+    def _offer_again(self, update: UpdateReady, reason: str, now: float) -> None:
+        """Have a device make its update anew with the memory that there is; a second time it is refused."""
+        if update.task_id in self._offered_again:
+            self._refuse(update, reason, now)
+            return
+        self._offered_again.add(update.task_id)
+        self._complaints.warn(
+            update.device_id, now, "round %d: asking %s again: %s", update.round, update.device_id, reason
+        )
+        self._act(self._federation.again(update.device_id, now), now)
 
     def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
         who = update.device_id

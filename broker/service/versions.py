@@ -1,6 +1,7 @@
 """The adapter's versions: the newest, and what the open round adds to it."""
 
 import logging
+from hashlib import sha256
 
 import numpy as np
 
@@ -13,7 +14,14 @@ from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
-from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.contracts.codecs import (
+    Codec,
+    chain_named,
+    make_codec,
+    reference_of,
+    unpack,
+    update_bytes_max,
+)
 from fleetune.device_runtime.contracts.lora import trained_part
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS
 from fleetune.device_runtime.errors import StateError, WireError
@@ -40,6 +48,8 @@ class Versions:
         self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
+        self._added: set[str] = set()
+        """Devices whose updates are in the sums."""
         self.downlink = Downlink(store, settings)
         """What devices are sent of them."""
         self._fold()
@@ -67,6 +77,13 @@ class Versions:
             self._decoded(task, content), reference, num_samples, staleness=self.newest - task.version
         )
         self._sums = self._strategy.add(self._sums, update)
+        self._added.add(task.device_id)
+
+    def remembered(self, task: Task) -> str:
+        """Chain of what is remembered of a device's updates; empty if nothing is, or its codec needs no memory."""
+        if not _codec_of(task).receiver:
+            return ""
+        return self._store.memories.chain(task.device_id, self._store.last_update(task.device_id))
 
     def close(self, round_number: int, version: int) -> None:
         """Combine the updates added since the newest version into ``version``, made by a round."""
@@ -78,6 +95,8 @@ class Versions:
         self.newest, self._references[version] = version, new
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
+        self._store.memories.sweep((who, self._store.last_update(who)) for who in self._added)
+        self._added.clear()
 
     @property
     def _strategy(self) -> Strategy:
@@ -93,12 +112,23 @@ class Versions:
 
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
-        codec, reference, named = _codec_of(task), self._told(task), reference_of(content)
+        reference, named = self._told(task), reference_of(content)
         if not named:
-            return unpack(codec, content, reference).values
+            return self._unpacked(task, content, reference)
         replica = trained_part(self.downlink.replica(task.version, named), task.work)
-        values = unpack(codec, content, replica).values
+        values = self._unpacked(task, content, replica)
         return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
+
+    def _unpacked(self, task: Task, content: bytes, reference: Arrays) -> Values:
+        """Values of a payload; what its codec remembers of the device is durable when this returns."""
+        codec, memory, memories = _codec_of(task), None, self._store.memories
+        if codec.receiver and (chain := chain_named(content)):
+            memory = memories.find(task.device_id, chain)
+        decoded = unpack(codec, content, reference, memory=memory)
+        if codec.receiver:
+            update = sha256(content).hexdigest()
+            memories.keep(task.device_id, update, decoded.memory, version=task.version)
+        return decoded.values
 
     def _fold(self) -> None:
         """Add what was accepted in an earlier life and is in no version yet."""

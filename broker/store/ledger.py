@@ -24,6 +24,7 @@ from fleetune.broker.store.blobs import Blobs
 from fleetune.broker.store.costs import add_carried, add_cost, total_carried, total_cost
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
 from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
@@ -57,6 +58,8 @@ class Ledger:
         self._blobs = Blobs(folder)
         self.replicas = Replicas(folder / "replicas")
         """Adapters that devices have in place of versions."""
+        self.memories = Memories(folder / "memories")
+        """What codecs remember of devices' updates."""
         self._give_back = weakref.finalize(self, os.close, _locked(folder))
         try:
             self._sql = _opened(folder / LEDGER, settings)
@@ -113,6 +116,14 @@ class Ledger:
         """Digest of the accepted update of a task; None if it has none."""
         with self._reading():
             found: str | None = self._one("SELECT digest FROM updates WHERE task_id = ?", task_id)
+        return found
+
+    def last_update(self, device_id: str) -> str | None:
+        """Digest of the last accepted update of a device; None if it has none."""
+        query = """SELECT digest FROM updates JOIN tasks USING (task_id) WHERE tasks.device = ?
+                   ORDER BY updates.number DESC LIMIT 1"""
+        with self._reading():
+            found: str | None = self._one(query, device_id)
         return found
 
     def outcomes(self) -> Iterator[Outcome]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
+from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import (
     NOBODY,
@@ -36,6 +37,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self.finished = False
         self.replicas = Replicas()
+        self.memories = Memories()
+        self._last: dict[str, str] = {}
         self._versions: list[_Version] = []
         self._tasks: dict[str, Task] = {}
         self._open: list[Task] = []
@@ -72,6 +75,10 @@ class MemoryStore:
         update = self._updates.get(task_id)
         return update.payload.sha256 if update else None
 
+    def last_update(self, device_id: str) -> str | None:
+        """Digest of the last accepted update of a device; None if it has none."""
+        return self._last.get(device_id)
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         for task_id, is_declined in self._outcomes:
@@ -105,6 +112,7 @@ class MemoryStore:
         self._updates[update.task_id], self._noted[update.task_id] = update, noted
         self._outcomes.append((update.task_id, False))
         self._payloads[update.task_id] = payload
+        self._last[self._tasks[update.task_id].device_id] = update.payload.sha256
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why."""

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
@@ -158,6 +159,13 @@ class Store(Protocol):
     @property
     def replicas(self) -> Replicas:
         """Adapters that devices have in place of versions."""
+
+    @property
+    def memories(self) -> Memories:
+        """What codecs remember of devices' updates."""
+
+    def last_update(self, device_id: str) -> str | None:
+        """Digest of the last accepted update of a device; None if it has none."""
 
     def past(self) -> Past:
         """Where the job stands."""

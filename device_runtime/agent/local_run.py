@@ -16,7 +16,7 @@ from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
-from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
+from fleetune.device_runtime.contracts.codecs import Codec, chain_of, make_codec, pack, with_feedback
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.lora import trained_part
@@ -138,10 +138,11 @@ class LocalRun:
 
     def _pack(self, training: Training) -> Product:
         offer, reference = self._offer, trained_part(self._reference, self._offer.work)
-        memory, left = _fitting(self._memory.before(offer.round), reference)
+        codec = make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)
+        memory, left = _fitting(_shared(self._memory.before(offer.round), codec, offer), reference)
         own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
-            with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)),
+            with_feedback(codec),
             _changed(trained_part(shared, offer.work), reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,
@@ -246,6 +247,13 @@ def _fitting(memory: Arrays, reference: Arrays) -> tuple[Arrays, Arrays]:
     fits = [n for n, value in owed.items() if n in reference and value.shape == reference[n].shape]
     left = as_kind(RESIDUAL, {n: value for n, value in owed.items() if n not in fits})
     return {n: value for n, value in memory.items() if n not in left}, left
+
+
+def _shared(memory: Arrays, codec: Codec, offer: Offer) -> Arrays:
+    """A codec's memory, without what the aggregator should remember too where it does not remember the same."""
+    if not codec.receiver or chain_of(memory) == offer.memory:
+        return memory
+    return {name: value for name, value in memory.items() if name.split("/", 1)[0] not in codec.receiver}
 
 
 def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:

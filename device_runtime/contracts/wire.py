@@ -291,6 +291,9 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """Bits of a value, where the codec has a choice; 0 for the codec's own."""
     reference: Word = ""
     """SHA-256 of the adapter file that ``adapter`` is a difference from; empty: from none."""
+    memory: Word = ""
+    """Chain of what the aggregator remembers of the device's updates, for codecs with a receiver's memory; a device that
+    remembers another sends without. Empty: nothing."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     deadline_s: Seconds

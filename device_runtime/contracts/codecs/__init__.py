@@ -19,6 +19,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Doubles,
     Memory,
     Shapes,
+    chain_of,
     check_bits,
     check_no_ratio,
     check_tensors,
@@ -39,13 +40,15 @@ from fleetune.device_runtime.contracts.codecs.int8 import int8
 from fleetune.device_runtime.contracts.codecs.quant import quant
 from fleetune.device_runtime.contracts.codecs.topk import topk
 from fleetune.device_runtime.contracts.codecs.xor import xor
-from fleetune.device_runtime.errors import WireError, choices, one_line
+from fleetune.device_runtime.errors import OtherMemory, WireError, choices, one_line
 from fleetune.device_runtime.tables import Table
 
 __all__ = [
     "CODECS",
     "Codec",
     "Packed",
+    "chain_named",
+    "chain_of",
     "decode_update",
     "encode_update",
     "make_codec",
@@ -107,7 +110,8 @@ def pack(
     wanted = {name: floats(values[name]) for name in sorted(values)}
     held = {name: floats(value) for name, value in reference.items()}
     coded = codec.encode(wanted, held, memory or {})
-    payload = write(Frame(codec.name, reference_sha256, coded.parts, codec.frame), _shapes(wanted))
+    chain = chain_of(memory or {}) if codec.receiver else ""
+    payload = write(Frame(codec.name, reference_sha256, coded.parts, codec.frame, chain), _shapes(wanted))
     return Packed(payload, coded.conveyed, coded.memory)
 
 
@@ -126,6 +130,7 @@ def unpack(
         Float64 tensors by name, a subset of the reference's, all finite; and the memory for next time.
 
     Raises:
+        OtherMemory: encoded with another memory than this.
         WireError: malformed, another version or codec, an unknown or repeated tensor, a wrong shape or size, NaN or
             infinity.
     """
@@ -139,7 +144,8 @@ def unpack(
         raise WireError(f"update in frame {frame.version}; expected {codec.frame}")
     check_shapes(shapes, reference)
     held = {name: floats(reference[name]) for name in sorted(shapes)}
-    decoded = codec.decode(frame.parts, held, memory or {})
+    with np.errstate(invalid="ignore", over="ignore"):  # told below, by the names of the tensors
+        decoded = codec.decode(frame.parts, held, _meant(frame, codec, memory or {}))
     for name, value in decoded.values.items():
         if not np.isfinite(value).all():
             raise WireError(f"{name}: NaN or infinity")
@@ -169,6 +175,11 @@ def decode_update(
     return unpack(make_codec(named, 1.0, bits), payload, reference).values
 
 
+def chain_named(payload: bytes) -> str:
+    """Chain of the memory that a payload is encoded with; empty for none, WireError if malformed."""
+    return read_head(payload).memory
+
+
 def reference_of(payload: bytes) -> str:
     """SHA-256 of the adapter file that a payload names as its reference; empty if it names none, WireError if malformed."""
     return read_head(payload).reference
@@ -178,6 +189,17 @@ def update_bytes_max(codec: Codec, reference: Mapping[str, Array]) -> int:
     """Length that no payload of ``reference``'s tensors in ``codec`` exceeds: what to accept, at most."""
     shapes = _shapes(reference)
     return frame_bytes_max(shapes) + codec.size_bytes_max(shapes)
+
+
+def _meant(frame: Frame, codec: Codec, memory: Memory) -> Memory:
+    """The memory that a payload is encoded with, if it is the one at hand; WireError if not."""
+    if not codec.receiver or frame.memory == chain_of(memory):
+        return memory
+    if frame.memory:
+        raise OtherMemory(
+            f"update encoded with memory {one_line(frame.memory)[:12]!r}, which is not the one kept here"
+        )
+    return {}
 
 
 def _shapes(tensors: Mapping[str, Array]) -> Shapes:

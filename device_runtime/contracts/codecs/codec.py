@@ -15,6 +15,8 @@ Tensors = Mapping[str, Floats]
 """By name, float32, finite."""
 Memory = Mapping[str, Array]
 """What one side keeps from payload to payload, flat: ``kind/tensor`` -> array; empty at first, safetensors can hold it."""
+CHAIN = "chain"
+"""Kind of memory by which both sides of a codec with a receiver's memory see that they have the same."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -143,6 +145,12 @@ def of_kind(kind: str, memory: Memory) -> Arrays:
 def as_kind(kind: str, arrays: Mapping[str, Array]) -> Arrays:
     """Arrays by tensor as one kind of memory."""
     return {f"{kind}/{name}": np.asarray(value) for name, value in arrays.items()}
+
+
+def chain_of(memory: Memory) -> str:
+    """Digest, in hexadecimal, of the payloads that made a memory which both sides keep; empty for none."""
+    found = memory.get(f"{CHAIN}/")
+    return "" if found is None else np.asarray(found, np.uint8).tobytes().hex()
 
 
 def check_tensors(values: Mapping[str, Array], reference: Mapping[str, Array]) -> None:

@@ -32,12 +32,17 @@ class Frame(NamedTuple):
     """SHA-256 of the adapter file that it is encoded against; empty for that of the version named around it."""
     parts: dict[str, bytes]
     version: int = BY_TENSOR
+    memory: str = ""
+    """Chain of the memory that it is encoded with; empty without."""
 
 
-class _Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True):
+    """What a payload says before its parts, as :class:`Frame`."""
+
     v: int
     codec: str
     reference: str = ""
+    memory: str = ""
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -65,10 +70,11 @@ class _Lean(msgspec.Struct, frozen=True, omit_defaults=True):
     table: _Section
     parts: Annotated[dict[str, _Section], msgspec.Meta(max_length=_PARTS_MAX)]
     reference: str = ""
+    memory: str = ""
 
 
 _Rows = list[tuple[str, tuple[int, ...]]]
-_head, _by_tensor = msgspec.msgpack.Decoder(_Head), msgspec.msgpack.Decoder(_Update)
+_head, _by_tensor = msgspec.msgpack.Decoder(Head), msgspec.msgpack.Decoder(_Update)
 _by_kind, _rows = msgspec.msgpack.Decoder(_Lean), msgspec.msgpack.Decoder(_Rows)
 _MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -80,7 +86,9 @@ def write(frame: Frame, shapes: Shapes) -> bytes:
         return msgspec.msgpack.encode(_Update(BY_TENSOR, frame.codec, tensors, frame.reference))
     table = msgspec.msgpack.encode([(name, shapes[name]) for name in sorted(shapes)])
     parts = {kind: _section(frame.parts[kind]) for kind in sorted(frame.parts) if frame.parts[kind]}
-    return msgspec.msgpack.encode(_Lean(BY_KIND, frame.codec, _named(table), parts, frame.reference))
+    return msgspec.msgpack.encode(
+        _Lean(BY_KIND, frame.codec, _named(table), parts, frame.reference, frame.memory)
+    )
 
 
 def read(payload: bytes, *, bytes_max: int) -> tuple[Frame, Shapes]:
@@ -100,7 +108,7 @@ def read(payload: bytes, *, bytes_max: int) -> tuple[Frame, Shapes]:
         raise WireError(f"malformed update: {one_line(exc)}") from exc
 
 
-def read_head(payload: bytes) -> _Head:
+def read_head(payload: bytes) -> Head:
     """What a payload says before its parts; WireError if it is malformed, or of a version that this side does not read."""
     try:
         head = _head.decode(payload)
@@ -163,7 +171,7 @@ def _read_by_kind(payload: bytes, bytes_max: int) -> tuple[Frame, Shapes]:
     if any(left >= right for left, right in pairwise(names)):
         raise WireError("update does not fit: a tensor comes twice, or out of order")
     parts = {kind: _opened(kind, section) for kind, section in update.parts.items()}
-    return Frame(update.codec, update.reference, parts, BY_KIND), dict(rows)
+    return Frame(update.codec, update.reference, parts, BY_KIND, update.memory), dict(rows)
 
 
 def _kind_of(part: str) -> str:

@@ -1,7 +1,7 @@
 """``innovation``: how a device's update differs from the one that it sent last, which both sides remember, in few bits.
 
 Source: Sun et al., LAQ, arXiv 1909.07588 (quantiser); Zhao et al., AQUILA, arXiv 2308.00258 (level that goes by the innovation,
-and laziness), both from memory. EXTRA bits beside that level, a range for each tensor, and the digest are ours.
+and laziness), both from memory. EXTRA bits beside that level, and a range for each tensor are ours.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from fleetune.device_runtime.arrays import Array, Floats
 from fleetune.device_runtime.contracts.codecs.bits import WIDTHS, packed_bits, size_of, unpacked_bits
 from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
+    CHAIN,
     Codec,
     Decoded,
     Encoded,
@@ -22,6 +23,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Shapes,
     Tensors,
     as_kind,
+    chain_of,
     check_bits,
     check_no_ratio,
     check_parts,
@@ -35,12 +37,11 @@ from fleetune.device_runtime.contracts.codecs.codec import (
 from fleetune.device_runtime.contracts.codecs.quantise import LARGEST, LEAST
 from fleetune.device_runtime.errors import WireError
 
-LAST, CHAIN = "innovation", "chain"
-"""Kinds of memory of either side: the last update by tensor, float32; and a digest, 32 bytes, of the payloads that made it."""
+LAST = "innovation"
+"""Kind of memory of either side: the last update by tensor, float32."""
 EXTRA = 2
 """Bits beyond the level of AQUILA, at which one payload alone would tell about nothing."""
 BITS_MAX = 16
-_DIGEST_BYTES = 32
 
 
 _F = TypeVar("_F", np.float32, np.float64)
@@ -73,11 +74,10 @@ def innovation(ratio: float, bits: int) -> Codec:
             found = differences - last
         grid = _grid(found, np.array([reference[n].size for n in names], np.int64), bits)
         codes = _codes(found, grid)
-        chain = chain_of(memory)
         parts = {
             "values": _packed(codes, grid),
             "scales": grid.ranges.tobytes(),
-            "protocol": grid.levels.tobytes() + chain,
+            "protocol": grid.levels.tobytes(),
         }
         now = last + _steps(codes, grid)
         kept = _memory(memory, parts, now, reference, names)
@@ -86,27 +86,18 @@ def innovation(ratio: float, bits: int) -> Codec:
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("innovation", parts, ("values", "scales", "protocol"))
         names = list(reference)
-        grid, chain = _read_grid(parts, np.array([reference[n].size for n in names], np.int64))
-        known = memory if chain else {}
-        if chain != chain_of(known):
-            raise WireError("innovation: from an update that is not the last one known here")
-        now = _last(known, reference, names) + _steps(_unpacked(parts.get("values", b""), grid), grid)
-        kept = _memory(known, parts, now, reference, names)
+        grid = _read_grid(parts, np.array([reference[n].size for n in names], np.int64))
+        now = _last(memory, reference, names) + _steps(_unpacked(parts.get("values", b""), grid), grid)
+        kept = _memory(memory, parts, now, reference, names)
         return Decoded(parted(plus(joined(reference, names), now), reference, names), kept)
 
     def bound(shapes: Shapes) -> int:
         counts = [count_of(shape) for shape in shapes.values()]
         width = _width(bits) if bits else BITS_MAX
-        return sum(size_of(count, width) + 6 for count in counts) + _DIGEST_BYTES + len(WIDTHS)
+        return sum(size_of(count, width) + 6 for count in counts) + len(WIDTHS)
 
     kinds = (LAST, CHAIN)
     return Codec("innovation", encode, decode, bound, sender=kinds, receiver=kinds, frame=BY_KIND)
-
-
-def chain_of(memory: Memory) -> bytes:
-    """Digest of the payloads that made a memory; empty for none."""
-    found = memory.get(f"{CHAIN}/")
-    return b"" if found is None else np.asarray(found, np.uint8).tobytes()
 
 
 def is_lazy(step_norm2: float, error_norm2: float, model_move2: float, *, alpha: float, beta: float) -> bool:
@@ -136,7 +127,7 @@ def _memory(
 ) -> dict[str, Array]:
     lasts = {n: np.array(value, "<f4") for n, value in parted(now, reference, names).items()}
     told = b"".join(parts.get(kind, b"") for kind in ("values", "scales", "protocol"))
-    chain = sha256(chain_of(memory) + "\n".join(names).encode() + b"\0" + told).digest()
+    chain = sha256(chain_of(memory).encode() + "\n".join(names).encode() + b"\0" + told).digest()
     kept = {key: np.asarray(value) for key, value in memory.items() if key.startswith(f"{LAST}/")}
     return {**kept, **as_kind(LAST, lasts), f"{CHAIN}/": np.frombuffer(chain, np.uint8)}
 
@@ -226,15 +217,15 @@ def _spans(grid: _Grid) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _read_grid(parts: Mapping[str, bytes], sizes: NDArray[np.int64]) -> tuple[_Grid, bytes]:
-    """How each tensor is quantised, and the digest of what it is an innovation to."""
+def _read_grid(parts: Mapping[str, bytes], sizes: NDArray[np.int64]) -> _Grid:
+    """How each tensor is quantised."""
     scales, protocol = parts.get("scales", b""), parts.get("protocol", b"")
-    if len(scales) != 4 * sizes.size or len(protocol) not in (sizes.size, sizes.size + _DIGEST_BYTES):
+    if len(scales) != 4 * sizes.size or len(protocol) != sizes.size:
         raise WireError(f"innovation: ranges or levels are not those of {sizes.size} tensors")
     ranges = np.frombuffer(scales, "<f4")
-    levels, chain = np.frombuffer(protocol[: sizes.size], np.uint8), protocol[sizes.size :]
+    levels = np.frombuffer(protocol, np.uint8)
     if not ((ranges >= 0) & (ranges <= LARGEST)).all():
         raise WireError("innovation: a range is negative, not finite or beyond 2**100")
     if not ((levels >= 1) & (levels <= BITS_MAX)).all():
         raise WireError(f"innovation: a level is not from 1 to {BITS_MAX}")
-    return _Grid(sizes, ranges, levels), chain
+    return _Grid(sizes, ranges, levels)

@@ -62,7 +62,8 @@ def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
             f"{len(codes)} bytes of values and {len(scales)} of scales, expected {expected[0]} and {expected[1]}"
         )
     stored = np.frombuffer(scales, _SCALE)
-    if not (_wide(stored) <= LARGEST).all():
+    wide = _wide(stored)
+    if not ((wide >= 0) & (wide <= LARGEST)).all():
         raise WireError("a scale is negative, not finite or beyond 2**100")
     unpacked: Codes = unpacked_bits(codes, bits, count)
     return _values(_blocks(unpacked), stored, bits, count)
