@@ -17,7 +17,7 @@ import msgspec
 
 from fleetune.broker.methods.carrying import Carriage, Traffic
 from fleetune.broker.methods.paces import Pace, pace
-from fleetune.broker.methods.seen import Fleet, Seen, blank, note
+from fleetune.broker.methods.seen import Fleet, Seen, blank, note, places
 from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.contracts.wire import FULL
 
@@ -91,9 +91,14 @@ def divergence(histogram: Sequence[int]) -> float:
 def up_shares(fleet: Fleet) -> dict[str, float]:
     """The share that is compressed of what each known device sends: the least important device has the largest."""
     largest = max((seen.num_samples for seen in fleet.devices.values()), default=0)
-    worth = {name: importance(seen, num_samples_max=largest) for name, seen in sorted(fleet.devices.items())}
-    ranked = sorted(worth, key=lambda name: -worth[name])
-    return {name: _up_share(fleet, rank / len(ranked)) for rank, name in enumerate(ranked, 1)}
+    worth = {name: importance(seen, num_samples_max=largest) for name, seen in fleet.devices.items()}
+    return {name: up_share(fleet, place) for name, place in places(worth).items()}
+
+
+def up_share(fleet: Fleet, place: float) -> float:
+    """The share at a place between the most important device, 0, and the least, 1."""
+    low, high = fleet.settings.compress_up_min, fleet.settings.compress_up
+    return low + (high - low) * place
 
 
 def with_batches(fleet: Fleet, tasks: Sequence[Task], chosen: Sequence[Carriage]) -> list[Carriage]:
@@ -129,7 +134,7 @@ def _pace(fleet: Fleet, task: Task, carriage: Carriage) -> Pace | None:
 
 def _carriage(fleet: Fleet, task: Task, share: float | None, down: Packing) -> Carriage:
     seen = fleet.devices.get(task.device_id)
-    ratio = 1 - (_up_share(fleet, 0.5) if share is None else share)
+    ratio = 1 - (up_share(fleet, 0.5) if share is None else share)
     asks = task.work.histogram and (seen is None or seen.histogram is None)
     work = msgspec.structs.replace(task.work, codec=UP_CODEC, codec_ratio=ratio, histogram=asks)
     since = f"{task.round - seen.round} rounds away" if seen else "never here"
@@ -142,12 +147,6 @@ def _down(fleet: Fleet, task: Task, staleness: Staleness, codec: str) -> Packing
     away = task.round - (seen.round if seen else 0)
     share = settings.compress_down * staleness(away, task.round)
     return Packing(codec, 1 - share, settings.down_bits) if share else Packing(FULL)
-
-
-def _up_share(fleet: Fleet, place: float) -> float:
-    """The share at a place between the most important device, 0, and the least, 1."""
-    low, high = fleet.settings.compress_up_min, fleet.settings.compress_up
-    return low + (high - low) * place
 
 
 CAESARS: Mapping[str, Callable[[], Traffic]] = {

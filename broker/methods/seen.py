@@ -3,12 +3,13 @@
 It takes some 200 bytes for each device that ever took part, and 8 for each class of a label histogram.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.depths import is_time
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
+from fleetune.device_runtime.contracts.wire import ADAPTER, FIGURE_MAX, LocalWork
 
 RATE_MIN, RATE_MAX = 1.0, 1e12
 """Bytes a second of a link; what is outside is not believed."""
@@ -29,6 +30,8 @@ class Seen(NamedTuple):
     up: float = 0.0
     histogram: tuple[int, ...] | None = None
     """Samples of each class; empty: it was asked, and tells nothing; None: it was not asked yet."""
+    loss: float = 0.0
+    """Of its last steps."""
 
 
 class Fleet(NamedTuple):
@@ -55,6 +58,7 @@ def note(fleet: Fleet, outcome: Outcome) -> Fleet:
         _rate(noted.bytes_down, noted.seconds_down, before.down),
         _rate(noted.bytes_up, noted.seconds_up, before.up),
         noted.histogram if outcome.work.histogram else before.histogram,
+        _loss(outcome.stats.get("loss", before.loss), before.loss),
     )
     return fleet
 
@@ -62,6 +66,16 @@ def note(fleet: Fleet, outcome: Outcome) -> Fleet:
 def samples_of(work: LocalWork, num_samples: int) -> int:
     """Samples that a run goes through."""
     return work.steps * work.batch_size or work.epochs * num_samples
+
+
+def places(worth: Mapping[str, float]) -> dict[str, float]:
+    """Place of each device among all, from 1/n of the best to 1 of the last; of equals the first by name is before."""
+    ranked = sorted(sorted(worth), key=lambda name: -worth[name])
+    return {name: rank / len(ranked) for rank, name in enumerate(ranked, 1)}
+
+
+def _loss(told: float, before: float) -> float:
+    return told if 0 <= told <= FIGURE_MAX else before
 
 
 def _sample_s(settings: Settings, outcome: Outcome, before: float) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from fleetune.broker.methods.bitwidth import bits
 from fleetune.broker.methods.caesar import CAESARS
 from fleetune.broker.methods.carrying import Carriage, Traffic
+from fleetune.broker.methods.simple_traffic import SIMPLE
 from fleetune.broker.tasks import REASON_CHARS_MAX, Plan, Task
 from fleetune.device_runtime.errors import one_line
 from fleetune.device_runtime.tables import Table
@@ -39,4 +40,6 @@ def _laid(task: Task, carriage: Carriage, plan: Plan) -> Task:
     return task._replace(work=carriage.work, plan=plan, reason=one_line(why, length_max=REASON_CHARS_MAX))
 
 
-TRAFFIC: Table[Callable[[], Traffic]] = Table("traffic planner", {"fixed": fixed, "bits": bits, **CAESARS})
+TRAFFIC: Table[Callable[[], Traffic]] = Table(
+    "traffic planner", {"fixed": fixed, "bits": bits, **CAESARS, **SIMPLE}
+)

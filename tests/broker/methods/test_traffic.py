@@ -62,6 +62,9 @@ def planned(name, outcomes=(), *, number=2, devices="ab", deadline_s=0.0, work=W
 
 LIES = [
     {"seconds": float("nan")},
+    {"loss": float("nan")},
+    {"loss": 1e300},
+    {"loss": -5.0},
     {"seconds": 1e300},
     {"seconds": -1.0},
     {"seconds": FIGURE_MAX},
@@ -224,6 +227,29 @@ def test_without_a_deadline_devices_keep_the_pace_of_the_middle_one_with_8_bits(
     assert [t.work.codec_bits for t in chosen.values()] == [16, 8, 1]
     assert {t.work.codec_bits for t in chosen.values()} <= set(WIDTHS)
     assert len({t.reason for t in chosen.values()}) == 3
+
+
+def test_the_simple_planners_go_by_uplink_and_by_samples_times_loss():
+    past = [
+        outcome("a", up=4e5, num_samples=10, loss=9.0),
+        outcome("b", up=3e5, num_samples=80, loss=1.0),
+        outcome("c", up=2e5, num_samples=70, loss=1.0),
+        outcome("d", up=1e5, num_samples=10, loss=1.0),
+    ]
+
+    def ratios(name):
+        return [t.work.codec_ratio for t in planned(name, past, devices="abcd").values()]
+
+    assert ratios("flexcom-like") == pytest.approx([0.775, 0.65, 0.525, 0.4])
+    assert ratios("pyramidfl-like") == pytest.approx([0.775, 0.65, 0.525, 0.4])
+    swapped = [
+        one._replace(stats={**one.stats, "loss": 0.0}) if one.device_id == "a" else one for one in past
+    ]
+    last = planned("pyramidfl-like", swapped, devices="a")["a"]
+    assert last.work.codec_ratio == pytest.approx(0.4)
+    bits = [t.work.codec_bits for t in planned("prowd-like", past, devices="abcd").values()]
+    assert bits == [16, 8, 4, 2]
+    assert all(t.plan.down is None for t in planned("flexcom-like", past).values())
 
 
 def test_a_small_transfer_only_raises_what_is_believed_of_a_link():
