@@ -53,6 +53,8 @@ class _Assignment:
     deadline: float
     pull: Pull | None = None
     run: LocalRun | None = None
+    since: float = 0.0
+    """When it was taken."""
 
 
 class Assignments:
@@ -136,7 +138,7 @@ class Assignments:
                 self._deliveries.rush()
                 return
             self._deliveries.drop(offer.task_id)
-        self._begin(_Assignment(offer, key, _deadline(offer, now)), now)
+        self._begin(_Assignment(offer, key, _deadline(offer, now), since=now), now)
 
     def add(self, chunk: Chunk, now: float) -> None:
         """Take a chunk of the adapter; one that nobody waits for is ignored. WireError if it is damaged."""
@@ -167,7 +169,7 @@ class Assignments:
             self._current = None
             self._ask_again(current.key)
             return False
-        self._start(current, content)
+        self._start(current, content, fetch_s=now - current.since)
         return True
 
     def step(self) -> bool:
@@ -261,7 +263,7 @@ class Assignments:
         self.must_greet = self.must_greet or key not in self._asked_again
         self._asked_again.add(key)
 
-    def _start(self, assignment: _Assignment, content: bytes) -> None:
+    def _start(self, assignment: _Assignment, content: bytes, *, fetch_s: float = 0.0) -> None:
         try:
             reference = self._adapters.arrays(content)
         except WireError as exc:
@@ -278,6 +280,7 @@ class Assignments:
             personal=self._personal,
             workbench=self._workbench,
             key=assignment.key,
+            fetch_s=fetch_s,
         )
 
     def _hand_over(self, product: Product, assignment: _Assignment) -> None:

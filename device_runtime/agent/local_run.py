@@ -58,6 +58,7 @@ class LocalRun:
         personal: PersonalLayers,
         workbench: Workbench,
         key: str,
+        fetch_s: float = 0.0,
     ) -> None:
         """Prepare; the first step starts or restores.
 
@@ -69,7 +70,9 @@ class LocalRun:
             personal: the layers that stay here.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
+            fetch_s: how long the adapter took to come; 0 if it was at hand.
         """
+        self._fetch_s = fetch_s
         self._offer, self._reference, self._workbench = offer, reference, workbench
         self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
@@ -178,7 +181,8 @@ class LocalRun:
             version=offer.version,
             codec=offer.work.codec,
             num_samples=self._workbench.num_samples,
-            stats=dict(stats),
+            stats={**stats, **({"fetch_seconds": self._fetch_s} if self._fetch_s else {})},
+            histogram=[*self._workbench.histogram()] if offer.work.histogram else [],
         )
         return lambda manifest: header(payload=manifest)
 

@@ -36,6 +36,8 @@ FIGURE_MAX = 1e39
 """A loss or another statistic is at most this, which no float32 exceeds; a store keeps none beyond it."""
 STATS_MAX = 32
 """Statistics of one update."""
+CLASSES_MAX = 4096
+"""Classes of one label histogram."""
 CAUSES = ("memory", "work", "")
 """Why a device declines."""
 ROLES = ("train", "evaluate")
@@ -242,6 +244,12 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     personal_by: Annotated[Word, Option("which layers stay personal", table="ranking of layers")] = (
         "importance"
     )
+    histogram: Annotated[
+        bool,
+        Option(
+            "ask each device once how many of its samples are of which class; only one with --tell-labels says so",
+        ),
+    ] = False
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -311,7 +319,10 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
     ``held_accuracy_after`` the last; ``held_seconds`` for measuring. If layers stay personal too, ``personal_loss`` and
     ``personal_accuracy`` of the device's own model, ``global_loss`` and ``global_accuracy`` of the version that it was sent.
+    ``fetch_seconds``: from the offer to the last chunk of its adapter, if that was not at hand.
     What is not finite, or beyond 1e39, is not kept."""
+    histogram: Annotated[list[int], Meta(max_length=CLASSES_MAX)] = []
+    """Samples of each class, in the artifact's order; only where the work asks for it and the device's owner allows it."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

@@ -55,6 +55,7 @@ OF_A_FEDERATION = (
         "held_out",
         "personal",
         "personal_by",
+        "histogram",
     ),
 )
 """What means nothing to a machine that trains alone."""

@@ -64,9 +64,9 @@ def federate(artifact, machine, tmp_path):
         aggregator = Aggregator(server, folder, adapter=start, work=work, **given).start()
         accepted = []
         accept = aggregator.ledger.accept
-        aggregator.ledger.accept = lambda update, content: (
+        aggregator.ledger.accept = lambda update, content, noted: (
             accepted.append(content),
-            accept(update, content),
+            accept(update, content, noted),
         )[1]
         own = {"artifact": artifact.digest, "adapter": FirstAdapter.of(start)}
         devices = [Device(server, folder, n, workbench=workbench(n), **own).start() for n in numbers]
