@@ -5,9 +5,9 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
 
 - **Time**: a round waits for its devices. Each may take ``patience`` times what the middle device takes for the deepest arm of
   the round. Devices' paces and arms' costs are learned together (``paces``), from the pass for the class-mean head first, where
-  there is one. A device that would wait for the others does more steps, up to ``most_steps`` times the job's.
-- **Stages**: a job begins with the uppermost quarter of the layers on every device, goes on with half, and comes to all: see
-  ``stages``. What flows into the layers that learn is kept by every device's hidden cache, from the pass for the head on.
+  there is one.
+- **Stages**: a job begins with the uppermost quarter of the layers on every device: see ``stages``. What flows into them is
+  kept by every device's hidden cache, from the pass for the head on, so that such rounds are short.
 - **Depth**: within its time a device trains the deepest arm, until another is shown to gain no less.
 - **Reward**: what tells such arms apart is the loss taken off the device's own held-out part, divided by the longer of the
   round's seconds and the *pace*, the median of what the other devices' work takes. Loss, because the accuracy of twenty rows is
@@ -18,7 +18,8 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
   less from round to round) or ``ucb`` (adds to an arm's gain what its trials leave open).
 - **Guards.** An arm that gains quickly at first, as a head does, may have nothing left to gain later. So an arm must also gain a
   share of what the best one gains, growing from 0 to all but ``tolerance``, unless noise could be why it does not. In the last
-  ``tail`` of the rounds nothing is explored, and an arm must be shown to gain no less than full depth does, by ``tolerance``.
+  ``tail`` of the rounds nothing is explored, an arm must be shown to gain no less than full depth does, by ``tolerance``, and
+  devices hold nothing back any more.
 - **Frozen below**: where the upper half of the layers is shown to gain as much as all of them, no device trains a layer below
   it, so that every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have
   the time train all layers, and show whether that is still so; before, now and then, some train the upper half alone.
@@ -93,20 +94,9 @@ def choose(memory: Memory, candidate: Candidate) -> Choice:
     below = below if above else 0
     arm, reason = _picked(memory, candidate, above or feasible, below)
     work = device_work(memory.settings, round_number=candidate.round, position=candidate.position)
-    steps = _steps(memory, candidate.device_id, arm, above or feasible, below)
-    return Choice(
-        msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1, steps=steps), reason
-    )
-
-
-def _steps(memory: Memory, device: str, arm: Arm, feasible: Sequence[Arm], below: int) -> int:
-    """The steps of a round: as the job says, and more on a device that would wait for the others."""
-    steps = memory.settings.work.steps
-    limit = limit_s(memory, max(feasible, key=lambda arm: arm.back), below=below)
-    seconds = seconds_at(memory, device, arm, below=below)
-    if not limit or not seconds or arm.policy.schedule != "constant":
-        return steps
-    return int(steps * min(max(limit / seconds, 1.0), memory.tuning.most_steps))
+    held_out = 0.0 if is_tail(memory, candidate.round) else work.held_out
+    work = msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1, held_out=held_out)
+    return Choice(work, reason)
 
 
 def _feasible(memory: Memory, device: str) -> list[Arm]:

@@ -45,7 +45,6 @@ class Trial(NamedTuple):
     gain: float
     """Loss on the device's held-out part before, less that after."""
     seconds: float
-    """For as many steps as the job asks for."""
     loss: float = nan
     """On the held-out part before."""
     below: int = 0

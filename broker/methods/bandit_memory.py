@@ -26,7 +26,7 @@ from fleetune.broker.methods.bandit import (
 )
 from fleetune.broker.methods.paces import Paces, Timed, paces
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.wire import ADAPTER, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 
 WAY_BACK = 1.5
@@ -47,15 +47,13 @@ class Tuning(NamedTuple):
     optimism: float = 0.5
     """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
     pseudo: float = 4.0
-    most_steps: float = 2.0
-    """Times the job's steps: of a device that would wait for the others."""
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
-    patience: float = 1.15
+    patience: float = 1.0
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
-    stages: tuple[tuple[float, float], ...] = ((0.2, 0.75), (0.4, 0.5))
+    stages: tuple[tuple[float, float], ...] = ((0.2, 0.75),)
     """Until which share of the rounds which share of the layers, the lower ones, stays frozen on every device."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
@@ -137,7 +135,7 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
                 policy,
                 number,
                 gain_of(outcome.stats),
-                seconds_of(outcome.stats) / _times_steps(memory, outcome.work),
+                seconds_of(outcome.stats),
                 outcome.stats.get("held_loss_before", nan),
                 max(outcome.work.cache_below, 0),
             ),
@@ -146,11 +144,6 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
         arm = _known(memory, policy)
         memory.refused.setdefault(device, []).append((arm, outcome.declined))
     return memory
-
-
-def _times_steps(memory: Memory, work: LocalWork) -> float:
-    """How many times the job's steps a work has; 1 where it counts epochs."""
-    return work.steps / memory.settings.work.steps if work.steps and memory.settings.work.steps else 1.0
 
 
 def is_tail(memory: Memory, number: int) -> bool:

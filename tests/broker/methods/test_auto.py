@@ -223,18 +223,19 @@ def test_where_the_upper_half_gains_as_much_nothing_below_it_learns_but_in_pilot
                 "seconds": made.cost(work.policy, floor),
             }
             state = configurator.learn(state, Outcome(f"d{i}", work, stats))
-    assert [number for number, floor in enumerate(lowest[:16], 1) if floor == 0] == [8, 16]
-    assert [number for number, floor in enumerate(lowest[22:28], 23) if floor == 0] == [24]
+    all_learn = [number for number, floor in enumerate(lowest[:28], 1) if floor == 0]
+    assert all_learn[0] == 8, "the first pilot"
+    assert 16 in all_learn
+    assert [number for number in all_learn if number > 16] == [24]
 
 
-def test_a_job_begins_with_the_upper_layers_and_goes_deeper_by_stages():
-    """A quarter of the layers, then half, then all, each for the whole fleet; devices that are slow train fewer of them."""
+def test_a_job_begins_with_the_uppermost_layers_of_the_whole_fleet():
+    """And then each device trains what it has time for; in the last rounds nothing is held back for measuring."""
     made = World(deep, speeds=[1.0] * 6 + [6.0] * 2)
     ended, configurator = made.under(auto()), auto()
     depths = [[made.arm(policy).back for policy in arms.values()] for arms in ended.chosen]
     assert {depth for asked in depths[1:7] for depth in asked} <= {1, 2, 3}
-    assert max(depth for asked in depths[10:15] for depth in asked) == 6
-    assert max(depths[20]) == 12
+    assert max(depths[10]) == 12
     state = configurator.init(made.settings(head_start="class-mean"))
     assert configurator.head_below(state) == 9, (
         "what the first stage needs is kept with the sums for the head"
@@ -270,9 +271,7 @@ def test_one_device_that_lies_does_not_steer_the_others(lie):
         time.append(ended.seconds / made.always(FULL_DEPTH).seconds)
     assert mean(lost) < 0.01
     assert mean(time) < 1.0
-    assert max(time) <= Tuning().most_steps, (
-        "who says that it is quick is given more steps, and holds the others up"
-    )
+    assert max(time) <= 1.0
 
 
 def test_every_choice_says_why_in_a_printable_line():
