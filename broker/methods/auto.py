@@ -156,7 +156,7 @@ def _epsilon(memory: Memory, number: int) -> float:
 
 def _best(memory: Memory, device: str, allowed: Sequence[Arm], below: int) -> tuple[Arm, str]:
     """The deepest arm, unless another is shown to be worth more; full depth, or what is nearest, while nothing was measured."""
-    deepest = max(allowed, key=lambda arm: arm.back)
+    deepest = _deepest(memory, allowed)
     found = summary_of(memory).effects.arms
     pace = pace_of(memory, device)
 
@@ -195,7 +195,13 @@ def _settled(memory: Memory, device: str, in_time: Sequence[Arm], below: int) ->
     if shown := [arm for arm in in_time if _is_as_good(memory, arm)]:
         arm, reason = _best(memory, device, shown, below)
         return arm, f"last rounds, {reason}"
-    return max(in_time, key=lambda arm: arm.back), "last rounds: the deepest in its time"
+    return _deepest(memory, in_time), "last rounds: the deepest in its time"
+
+
+def _deepest(memory: Memory, arms: Sequence[Arm]) -> Arm:
+    """Of the arms that run every layer, if there are such: one that drops layers must be shown to be worth it."""
+    whole = [arm for arm in arms if arm.forward == memory.settings.num_layers]
+    return max(whole or arms, key=lambda arm: arm.back)
 
 
 def floor_of(memory: Memory, number: int) -> int:

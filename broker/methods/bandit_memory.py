@@ -49,7 +49,7 @@ class Tuning(NamedTuple):
     pseudo: float = 4.0
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
-    patience: float = 1.0
+    patience: float = 1.1
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
