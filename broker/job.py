@@ -124,7 +124,7 @@ def settings_of(
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
     """
     job, work = as_chosen(job, work)
-    given = [name for name in ("seed", "rounds_before") if getattr(work, name)]
+    given = [name for name in ("seed", "rounds_before", "rows_seed") if getattr(work, name)]
     given += ["learns"] if work.learns != ADAPTER else []
     if given:
         raise ConfigError(
@@ -175,7 +175,8 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
         )
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)
-    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1)
+    shared = settings.seed if settings.work.rows else 0
+    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1, rows_seed=shared)
 
 
 def device_seed(seed: int, *, round_number: int, position: int) -> int:

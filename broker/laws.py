@@ -79,8 +79,11 @@ def _down_problems(settings: Settings) -> Iterator[str]:
 
 def _lora_problems(settings: Settings) -> Iterator[str]:
     strategy, work = settings.strategy, settings.work
-    if work.rank and strategy not in OF_RANKS:
-        yield f"rank {work.rank}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
+    for name, count in (("rank", work.rank), ("rows", work.rows)):
+        if count and strategy not in OF_RANKS:
+            yield f"{name} {count}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
+    if work.rank and work.rows > work.rank:
+        yield f"rows {work.rows}: of the {work.rank} components of the rank"
     if work.frozen and strategy == "product":
         yield f"frozen {work.frozen!r}: strategy 'product' makes A anew; the mean of B alone is exact: 'fedavg'"
 

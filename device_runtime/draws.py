@@ -29,6 +29,7 @@ STREAMS: Table[int] = Table(
         "effects": 9,
         "configurator": 10,
         "held-out": 11,
+        "rows": 20,
     },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""

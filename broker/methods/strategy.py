@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.errors import WireError
 
 Values = Mapping[str, NDArray[np.float64]]
@@ -43,6 +43,8 @@ class Update(NamedTuple):
     """Number of samples."""
     staleness: int = 0
     """How many versions were made since that one; 0 where rounds wait for their devices."""
+    rows: Mapping[str, Indices] = {}
+    """By tensor of a LoRA pair which components ``values`` holds of it, ascending; the first ones where it says none."""
 
 
 class Strategy(NamedTuple):

@@ -14,8 +14,8 @@ from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
-from fleetune.device_runtime.contracts.lora import trained_part
-from fleetune.device_runtime.contracts.wire import CLASS_MEANS
+from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
+from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,11 @@ class Versions:
         """
         reference = self.reference(task.version)
         update = Update(
-            self._decoded(task, content), reference, num_samples, staleness=self.newest - task.version
+            self._decoded(task, content),
+            reference,
+            num_samples,
+            staleness=self.newest - task.version,
+            rows=drawn_rows(reference, task.work) if task.work.learns == ADAPTER else {},
         )
         self._sums = self._strategy.add(self._sums, update)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.agent.both_models import measure_both
-from fleetune.device_runtime.agent.codec_memory import CodecMemory
+from fleetune.device_runtime.agent.codec_memory import CodecMemory, put_back, taken
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
@@ -19,7 +19,7 @@ from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
-from fleetune.device_runtime.contracts.lora import trained_part
+from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import (
     ArtifactError,
@@ -135,7 +135,10 @@ class LocalRun:
 
     def _pack(self, training: Training) -> Product:
         offer, reference = self._offer, trained_part(self._reference, self._offer.work)
-        memory, left = _fitting(self._memory.before(offer.round), reference)
+        drawn = drawn_rows(self._reference, offer.work)
+        rows = {name: found for name, found in drawn.items() if name in reference}
+        before = self._memory.before(offer.round)
+        memory, left = _fitting(taken(before, self._reference, rows), reference)
         own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
             with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
@@ -148,7 +151,8 @@ class LocalRun:
         if offer.work.personal:
             stats |= measure_both(training.measure, training.adapter, self._reference)
         # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
-        self._memory.keep(offer.round, {**left, **packed.memory})
+        owed = put_back(packed.memory, before, self._reference, rows)
+        self._memory.keep(offer.round, {**left, **owed})
         self._keep(own)
         loss = {"loss": stats["loss"]} if "loss" in stats else {}
         kept = {"tensors_kept": len(own)} if own else {}

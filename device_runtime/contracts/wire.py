@@ -223,6 +223,22 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             "train the first so many components of every LoRA pair; 0 for all", at_least=0, at_most=COUNT_MAX
         ),
     ] = 0
+    rows: Annotated[
+        int,
+        Option(
+            "so many components of every LoRA pair learn and travel in a round, drawn anew for each; 0 for all",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
+    rows_seed: Annotated[
+        int,
+        Option(
+            "seed that they are drawn by: all devices of a round have the same",
+            at_least=0,
+            below=SEED_MAX + 1,
+        ),
+    ] = 0
     personal: Annotated[
         int,
         Option(

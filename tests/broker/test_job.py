@@ -73,6 +73,15 @@ def test_a_codec_that_cannot_be_is_refused(changes, said):
             "frozen 'lora-a': strategy 'product' makes A anew",
         ),
         ({"work": LocalWork(frozen="lora-b")}, "no frozen 'lora-b'; have: '', lora-a"),
+        (
+            {"work": LocalWork(rows=2)},
+            "rows 2: strategy 'fedavg' averages whole tensors; of parts: hetlora, product",
+        ),
+        ({"work": LocalWork(rows=-1)}, "rows must be at least 0, got -1"),
+        (
+            {"work": LocalWork(rank=2, rows=3), "strategy": "product"},
+            "rows 3: of the 2 components of the rank",
+        ),
         ({"work": LocalWork(rank=-1)}, "rank must be at least 0, got -1"),
         ({"configurator": "ranks"}, "configurator 'ranks': give the largest rank"),
         (

@@ -25,7 +25,7 @@ from fleetune.toolkit.simulation.profiles import PROFILES, Profile, profile_prob
 INCLUDE = "include"
 OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
 """Fields of a job that stand at the top of the file, and as what."""
-OF_DEVICES = ("seed", "rounds_before")
+OF_DEVICES = ("seed", "rounds_before", "rows_seed")
 """Fields of the work that each device of each round gets of its own."""
 PATHS = (
     ("artifact",),
