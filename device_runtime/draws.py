@@ -30,6 +30,7 @@ STREAMS: Table[int] = Table(
         "configurator": 10,
         "held-out": 11,
         "rows": 20,
+        "sketch": 21,
     },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""

@@ -79,7 +79,7 @@ class Executor:
 
     def _close(self, close: Close, now: float) -> None:
         self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
-        self._versions.close(close.round, close.version)
+        self._versions.close(close.round, close.version, lost=close.lost)
         log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._outbound.announce()
 

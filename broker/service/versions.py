@@ -1,13 +1,14 @@
 """The adapter's versions: the newest, and what the open round adds to it."""
 
 import logging
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.strategies import STRATEGIES
-from fleetune.broker.methods.strategy import Strategy, Update, Values
+from fleetune.broker.methods.strategy import Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
@@ -62,20 +63,40 @@ class Versions:
         Raises:
             WireError: it is malformed or implausible; it is left out.
         """
-        reference = self.reference(task.version)
-        update = Update(
-            self._decoded(task, content),
-            reference,
-            num_samples,
-            staleness=self.newest - task.version,
-            rows=drawn_rows(reference, task.work) if task.work.learns == ADAPTER else {},
-        )
-        self._sums = self._strategy.add(self._sums, update)
+        self._sums = self._strategy.add(self._sums, self._update(task, content, num_samples))
 
-    def close(self, round_number: int, version: int) -> None:
-        """Combine the updates added since the newest version into ``version``, made by a round."""
-        reference, state = self.reference(self.newest), self._store.strategy_state(self.newest)
-        new, kept = self._strategy.finish(self._sums, reference, parse_arrays(state) if state else {})
+    def close(self, round_number: int, version: int, *, lost: tuple[str, ...] = ()) -> None:
+        """Combine the updates added since the newest version into ``version``.
+
+        Args:
+            round_number: the round that makes it.
+            version: its number.
+            lost: devices that were asked in the round and have sent nothing.
+        """
+        reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
+        state = parse_arrays(kept) if kept else {}
+        if self._strategy.stand_in:
+            found = self._strategy.stand_in(Gathered(lost, self._arrived, reference, version), state)
+            state = found.state
+            self._stand_in(found.updates, round_number)
+        self._finish(round_number, version, state)
+
+    def _stand_in(self, updates: Iterable[Update], round_number: int) -> None:
+        """Add what stands in for lost updates; one that is implausible is left out, as they would be."""
+        count = 0
+        for update in updates:
+            try:
+                self._sums = self._strategy.add(self._sums, update)
+            except WireError as exc:
+                log.warning("round %d: nothing stands in for a lost update: %s", round_number, exc)
+            else:
+                count += 1
+        if count:
+            log.info("round %d: %d updates stand in for lost ones", round_number, count)
+
+    def _finish(self, round_number: int, version: int, state: Arrays) -> None:
+        reference = self.reference(self.newest)
+        new, kept = self._strategy.finish(self._sums, reference, state)
         self._store.add_version(
             version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
         )
@@ -87,6 +108,23 @@ class Versions:
     def _strategy(self) -> Strategy:
         """How the next version is made."""
         return self._head if self.newest < self._settings.head_rounds else self._trained
+
+    def _update(self, task: Task, content: bytes, num_samples: int) -> Update:
+        """The update of a task; WireError if its payload is malformed."""
+        reference = self.reference(task.version)
+        return Update(
+            self._decoded(task, content),
+            reference,
+            num_samples,
+            staleness=self.newest - task.version,
+            rows=drawn_rows(reference, task.work) if task.work.learns == ADAPTER else {},
+            device_id=task.device_id,
+        )
+
+    def _arrived(self) -> Iterator[Update]:
+        """Updates that are in no version yet, as they were added."""
+        for task, num_samples, payload in self._store.accepted():
+            yield self._update(task, payload, num_samples)
 
     def _told(self, task: Task) -> Arrays:
         """What the update of a task is a difference from: the version that it starts from, or blank sums."""

@@ -66,7 +66,7 @@ def test_those_who_decline_are_not_waited_for():
 def test_those_who_are_late_are_left_behind_at_the_deadline():
     found, _ = opened(patience=Patience(deadline_s=100, gather_s=30))
     give(found, "b", 1)
-    assert of(Close, found.tick(101.0)) == [Close(1, 1, ("b",))]
+    assert of(Close, found.tick(101.0)) == [Close(1, 1, ("b",), lost=("a", "c", "d", "e"))]
 
 
 def test_where_nobody_can_the_job_stops():
