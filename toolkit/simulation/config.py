@@ -216,6 +216,8 @@ def _contradictions(config: SimulationConfig) -> Iterator[str]:
     except ConfigError as exc:
         yield str(exc)
     yield from (f"partition: {said}" for said in partition_problems(config.partition))
+    if config.availability.dropout == ():
+        yield "availability.dropout: an empty list; expected a chance, or one for each of the first rounds"
     yield from _unknown("fleet.profiles", config.fleet.profiles, "profile", config.all_profiles)
     wanted = [config.network.model, *(profile.network for profile in config.profiles.values())]
     yield from _unknown("network", filter(None, wanted), "network", config.all_networks)
