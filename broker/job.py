@@ -23,6 +23,8 @@ FIXED, AUTO = "fixed", "auto"
 """Configurators: all devices as the job says, and the one that chooses each device's policy; as a policy, short for that one."""
 HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
+MASK_SHARE = 0.1
+"""Share of the elements that a mask keeps, unless the job says another."""
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
 _EXACT = "fp32"
@@ -54,6 +56,16 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float,
         Option("topk: share of the elements that is sent down; 0 for all others", at_least=0),
     ] = 0.0
+    mask_share: Annotated[
+        float, Option("mask consensus: share of all elements that travels", above=0, at_most=1)
+    ] = MASK_SHARE
+    mask_every: Annotated[
+        int,
+        Option(
+            "mask consensus: rounds from one vote to the next, 2 or more; 0 for one vote, in the first round",
+            at_least=0,
+        ),
+    ] = 0
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     selection: Annotated[str, Option("which of the devices here are asked", table="selection")] = "uniform"
     configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (

@@ -33,11 +33,22 @@ class Download(NamedTuple):
     down_ratio: float = 0.0
     reference: str = ""
     is_exact: bool = True
+    mask_sha256: str = ""
+    mask_bytes: int = 0
 
 
 class _Ready(NamedTuple):
     outgoing: Outgoing
     download: Download
+    payload: bytes
+
+
+class _Key(NamedTuple):
+    version: int
+    held: str
+    exactly: bool
+    mask: bytes
+    """That travels with it; empty for none."""
 
 
 class Downlink:
@@ -53,20 +64,25 @@ class Downlink:
         self._codec = None if self._name == FULL else make_codec(self._name, self._ratio)
         self._replicas = store.replicas
         self._held: dict[str, str] = {}
-        self._offered: dict[str, tuple[int, str]] = {}
-        self._shelf: dict[tuple[int, str, bool], _Ready] = {}
+        self._offered: dict[str, tuple[int, str, str]] = {}
+        self._masks: dict[str, str] = {}
+        self._shelf: dict[_Key, _Ready] = {}
 
-    def holds(self, device_id: str, digest: str) -> None:
-        """A device says which adapter file it holds; empty: it wants the whole."""
-        self._held[device_id] = digest
+    def holds(self, device_id: str, digest: str, mask: str = "") -> None:
+        """A device says which adapter file it holds, empty: it wants the whole; and which mask."""
+        self._held[device_id], self._masks[device_id] = digest, mask
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
-        offered, digest = self._offered.get(device_id, (-1, ""))
+        offered, digest, mask = self._offered.get(device_id, (-1, "", ""))
         if offered == version and self._held.get(device_id):
             self._held[device_id] = digest
+        if offered == version and mask:
+            self._masks[device_id] = mask
 
-    def offer(self, device_id: str, version: int, *, chunk_bytes: int, exactly: bool = False) -> Download:
+    def offer(
+        self, device_id: str, version: int, *, chunk_bytes: int, exactly: bool = False, mask: bytes = b""
+    ) -> Download:
         """Have a version ready to be served to a device, in chunks of this size.
 
         Args:
@@ -74,20 +90,23 @@ class Downlink:
             version: which.
             chunk_bytes: size of the chunks.
             exactly: to the bit, also with a lossy codec.
+            mask: in force in the round; it travels to a device that does not hold it. Empty for none.
 
         Raises:
             StateError: the store is damaged, or a replica cannot be written.
         """
         held = self._held.get(device_id, "") if self._codec else ""
-        key = (version, held if held and self._knows(held) else "", exactly)
+        named = sha256(mask).hexdigest() if mask else ""
+        lacking = mask if self._masks.get(device_id) != named else b""
+        key = _Key(version, held if held and self._knows(held) else "", exactly, lacking)
         ready = self._shelf.pop(key, None)
         if ready is None or ready.download.adapter.chunk_bytes != chunk_bytes:
             ready = self._prepared(key, chunk_bytes)
         self._shelf[key] = ready
         while len(self._shelf) > _SHELF:
             del self._shelf[next(iter(self._shelf))]
-        self._offered[device_id] = version, ready.download.adapter_sha256
-        return ready.download
+        self._offered[device_id] = version, ready.download.adapter_sha256, named
+        return ready.download._replace(mask_sha256=named)
 
     def chunks(self, request: Request) -> Iterator[Chunk]:
         """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
@@ -116,10 +135,10 @@ class Downlink:
     def _knows(self, digest: str) -> bool:
         return self._replicas.knows(digest) or self._store.version_with(digest) is not None
 
-    def _prepared(self, key: tuple[int, str, bool], chunk_bytes: int) -> _Ready:
-        version, held, exactly = key
+    def _prepared(self, key: _Key, chunk_bytes: int) -> _Ready:
+        version, held, exactly, mask = key
         ready = self._from_held(version, held, exactly=exactly, chunk_bytes=chunk_bytes) if held else None
-        return ready or _whole(self._store.version(version), chunk_bytes)
+        return _with_mask(ready or _whole(self._store.version(version), chunk_bytes), mask, chunk_bytes)
 
     def _from_held(self, version: int, held: str, *, exactly: bool, chunk_bytes: int) -> _Ready | None:
         """What a device that holds an adapter is sent of a version; None if that is the whole of it."""
@@ -135,9 +154,8 @@ class Downlink:
         if not is_exact:
             self._replicas.keep(version, delta.content)
         outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
-        return _Ready(
-            outgoing, Download(outgoing.manifest, digest, self._name, self._ratio, held, is_exact=is_exact)
-        )
+        download = Download(outgoing.manifest, digest, self._name, self._ratio, held, is_exact=is_exact)
+        return _Ready(outgoing, download, delta.payload)
 
     def _may_stand_for(self, version: int, content: bytes) -> bool:
         is_kept = self._replicas.stands_for(version, sha256(content).hexdigest())
@@ -160,4 +178,13 @@ class Downlink:
 
 def _whole(content: bytes, chunk_bytes: int, *, is_exact: bool = True) -> _Ready:
     outgoing = Outgoing(content, chunk_bytes=chunk_bytes)
-    return _Ready(outgoing, Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact))
+    return _Ready(outgoing, Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact), content)
+
+
+def _with_mask(ready: _Ready, mask: bytes, chunk_bytes: int) -> _Ready:
+    """Put a mask behind what travels, in the same transfer."""
+    if not mask:
+        return ready
+    payload = ready.payload + mask
+    outgoing = Outgoing(payload, chunk_bytes=chunk_bytes)
+    return _Ready(outgoing, ready.download._replace(adapter=outgoing.manifest, mask_bytes=len(mask)), payload)

@@ -64,6 +64,7 @@ class Executor:
             task.version,
             chunk_bytes=self._outbound.chunk_bytes,
             exactly=task.role == "evaluate" or 0 < task.version <= self._settings.head_rounds,
+            mask=self._versions.mask_of(task),
         )
         offer = Offer(
             job=self._settings.job,

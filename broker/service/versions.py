@@ -7,6 +7,7 @@ import numpy as np
 
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
+from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
@@ -16,11 +17,14 @@ from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
+from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
 from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
 
+_MASK = " mask"
+"""Name of the next round's mask, uint8, beside the strategy's state; no tensor, and nothing of a strategy's, begins so."""
 _REFERENCES = 4
 """Versions held decoded, for updates to be decoded against."""
 
@@ -41,6 +45,7 @@ class Versions:
         self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
+        self._mask = self._kept_mask()
         self.downlink = Downlink(store, settings)
         """What devices are sent of them."""
         self._fold()
@@ -75,6 +80,7 @@ class Versions:
         """
         reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
         state = parse_arrays(kept) if kept else {}
+        state.pop(_MASK, None)
         if self._strategy.stand_in:
             found = self._strategy.stand_in(Gathered(lost, self._arrived, reference, version), state)
             state = found.state
@@ -95,12 +101,13 @@ class Versions:
             log.info("round %d: %d updates stand in for lost ones", round_number, count)
 
     def _finish(self, round_number: int, version: int, state: Arrays) -> None:
-        reference = self.reference(self.newest)
+        reference, mask = self.reference(self.newest), self._next_mask(round_number)
         new, kept = self._strategy.finish(self._sums, reference, state)
+        kept = {**kept, **({_MASK: np.frombuffer(mask, np.uint8)} if mask else {})}
         self._store.add_version(
             version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
         )
-        self.newest, self._references[version] = version, new
+        self.newest, self._references[version], self._mask = version, new, mask
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
 
@@ -131,14 +138,48 @@ class Versions:
         reference = self.reference(task.version)
         if task.work.learns == CLASS_MEANS:
             return blank_sums(*reference[self._settings.head.weight].shape)
-        return trained_part(reference, task.work)
+        return self._part(reference, task)
+
+    def mask_of(self, task: Task) -> bytes:
+        """The mask that the update of a task is cut to, packed; empty for none."""
+        is_masked = task.role == "train" and task.work.mask and task.work.learns == ADAPTER
+        return self._mask if is_masked and task.version == self.newest else b""
+
+    def _part(self, arrays: Arrays, task: Task) -> Arrays:
+        """What the update of a task holds of an adapter."""
+        return masked(trained_part(arrays, task.work), self._bits(task))
+
+    def _bits(self, task: Task) -> Mask:
+        content = self.mask_of(task)
+        return read_mask(content, self.reference(task.version)) if content else {}
+
+    def _kept_mask(self) -> bytes:
+        """The mask of the open round, as the newest version's round left it."""
+        state = self._store.strategy_state(self.newest)
+        found = parse_arrays(state).get(_MASK) if state else None
+        return b"" if found is None else found.tobytes()
+
+    def _next_mask(self, round_number: int) -> bytes:
+        """The mask of the round after this one, which closes now: none if that votes, a new one if this did."""
+        settings, reference = self._settings, self.reference(self.newest)
+        trained = round_number - settings.head_rounds
+        if not settings.work.mask or trained < 1 or is_vote(trained + 1, settings.mask_every):
+            return b""
+        if not is_vote(trained, settings.mask_every):
+            return self._mask
+        found = consensus(self._arrived(), reference, share=settings.mask_share)
+        log.info("round %d: mask of %d elements", round_number, sum(bits.sum() for bits in found.values()))
+        return write_mask(found, reference) if found else b""
 
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
+        return filled(self._sent(task, content), self.reference(task.version), self._bits(task))
+
+    def _sent(self, task: Task, content: bytes) -> Values:
         codec, reference, named = _codec_of(task), self._told(task), reference_of(content)
         if not named:
             return unpack(codec, content, reference).values
-        replica = trained_part(self.downlink.replica(task.version, named), task.work)
+        replica = self._part(self.downlink.replica(task.version, named), task)
         values = unpack(codec, content, replica).values
         return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
 

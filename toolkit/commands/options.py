@@ -54,6 +54,7 @@ OF_A_FEDERATION = (
         "held_out",
         "rows",
         "rows_seed",
+        "mask",
         "personal",
         "personal_by",
     ),

@@ -21,7 +21,7 @@ from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.codecs.frame import read
-from fleetune.device_runtime.contracts.lora import cut, drawn_rows, pairs_of, trained_part
+from fleetune.device_runtime.contracts.lora import cut, drawn_rows, pairs_of, place_of, trained_part
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, WireError
@@ -156,12 +156,17 @@ def test_rows_are_their_share_of_the_bytes_exactly(artifact, federate, rows):
 def test_what_a_codec_owes_of_rows_waits_until_they_are_drawn_again():
     owed = np.arange(1.0, 13.0).reshape(4, 3)
     whole, rows = {A: np.zeros((4, 3), np.float32)}, {A: np.array([1, 3])}
+    rows = {A: place_of(A, rows[A])}
     part = taken({f"residual/{A}": owed}, whole, rows)
     assert part[f"residual/{A}"].tolist() == owed[[1, 3]].tolist()
     back = put_back({f"residual/{A}": 10 * owed[[1, 3]]}, {f"residual/{A}": owed}, whole, rows)
     assert back[f"residual/{A}"].tolist() == (owed * [[1], [10], [1], [10]]).tolist()
     settled = put_back({}, {f"residual/{A}": owed}, whole, rows)
     assert settled[f"residual/{A}"].tolist() == (owed * [[1], [0], [1], [0]]).tolist()
+    bits = {A: owed > 6}
+    assert taken({f"residual/{A}": owed}, whole, bits)[f"residual/{A}"].tolist() == list(range(7, 13))
+    back = put_back({f"residual/{A}": np.full(6, 0.5)}, {f"residual/{A}": owed}, whole, bits)
+    assert back[f"residual/{A}"].tolist() == np.where(owed > 6, 0.5, owed).tolist()
     assert put_back({}, {}, whole, rows) == {}, "a tensor of which nothing is owed is not kept"
     assert taken({f"residual/{A}": settled[f"residual/{A}"]}, whole, rows) == {}
 
