@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from fleetune.broker.job import Job, Patience, Settings
+from fleetune.broker.job import FIXED, Job, Patience, Settings
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
@@ -74,7 +74,7 @@ def aggregate(
     check_folder(Path(out))
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
-        result = Result(ledger, artifact, arguments, configurator=settings.configurator)
+        result = Result(ledger, artifact, arguments, chooses=_chooses(settings))
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
@@ -101,6 +101,11 @@ def aggregate(
         finally:
             link.close()
         return result.conclude()
+
+
+def _chooses(settings: Settings) -> bool:
+    """Whether devices are asked for different things."""
+    return (settings.configurator, settings.traffic) != (FIXED, FIXED)
 
 
 def _link_of_job(mqtt: str, job: str, reach: Reach, session: str) -> Link:

@@ -1,6 +1,6 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +27,8 @@ MASK_SHARE = 0.1
 """Share of the elements that a mask keeps, unless the job says another."""
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
+_SIZES = ("num_layers", "num_elements", "num_classes")
+"""What follows from the artifact, and is 0 in ledgers that do not say."""
 _EXACT = "fp32"
 """The codec of class sums, whatever the job's."""
 _NO_HEAD = ClassHead()
@@ -54,8 +56,16 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = FULL
     down_ratio: Annotated[
         float,
-        Option("topk: share of the elements that is sent down; 0 for all others", at_least=0),
+        Option("topk, caesar: share of the elements that is sent down; 0 for all others", at_least=0),
     ] = 0.0
+    down_bits: Annotated[
+        int,
+        Option(
+            "bits of a value that is sent down, where the codec has a choice; 0 for the codec's own",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
     mask_share: Annotated[
         float, Option("mask consensus: share of all elements that travels", above=0, at_most=1)
     ] = MASK_SHARE
@@ -71,6 +81,25 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     configurator: Annotated[str, Option("how the work of each device is chosen", table="configurator")] = (
         FIXED
     )
+    traffic: Annotated[
+        str, Option("how what each device sends and is sent is packed", table="traffic planner")
+    ] = FIXED
+    compress_down: Annotated[
+        float,
+        Option(
+            "traffic caesar: largest share of the elements that are not sent down exactly",
+            at_least=0,
+            below=1,
+        ),
+    ] = 0.6
+    compress_up: Annotated[
+        float,
+        Option("traffic caesar: largest share of the elements that are not sent up", at_least=0, below=1),
+    ] = 0.6
+    compress_up_min: Annotated[
+        float,
+        Option("traffic caesar: smallest share of the elements that are not sent up", at_least=0, below=1),
+    ] = 0.1
     explore: Annotated[
         str,
         Option("configurator auto: how it tries out what it does not know", choices=("epsilon", "ucb")),
@@ -97,6 +126,10 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the round for the head fills; blank without one."""
     num_layers: int = 0
     """Of the artifact's model; 0 in ledgers of earlier releases: not known."""
+    num_elements: int = 0
+    """Of its adapter; 0: not known."""
+    num_classes: int = 0
+    """Of its classes; 0: not known, or none."""
 
     @property
     def head_rounds(self) -> int:
@@ -128,9 +161,16 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def settings_of(
-    job: Job, *, artifact: str, work: LocalWork, num_layers: int = 0, head: ClassHead = _NO_HEAD
+    job: Job,
+    *,
+    artifact: str,
+    work: LocalWork,
+    num_layers: int = 0,
+    num_elements: int = 0,
+    num_classes: int = 0,
+    head: ClassHead = _NO_HEAD,
 ) -> Settings:
-    """Join a job, the digest of its artifact, its layers, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
+    """Join a job, the digest of its artifact, its sizes, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
 
     Raises:
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
@@ -142,8 +182,9 @@ def settings_of(
         raise ConfigError(
             f"work: {' and '.join(given)} cannot be given; devices get their own, by the job's seed and round"
         )
-    fields = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
-    return Settings(**fields, artifact=artifact, work=work, num_layers=num_layers, head=head)
+    fields: dict[str, Any] = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
+    fields |= {"num_layers": num_layers, "num_elements": num_elements, "num_classes": num_classes}
+    return Settings(**fields, artifact=artifact, work=work, head=head)
 
 
 def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:
@@ -170,8 +211,8 @@ def differences(mine: Settings, theirs: Settings) -> list[str]:
     """Fields that make of two settings two jobs, as 'clients: 4, was 3', and of their work as 'work.optimizer.lr'."""
     left, right = values_of(mine), values_of(theirs)
     names = [name for name in left if name not in PATIENT and left[name] != right[name]]
-    if not (mine.num_layers and theirs.num_layers):
-        names = [name for name in names if name != "num_layers"]
+    unsaid = [name for name in _SIZES if not (left[name] and right[name])]
+    names = [name for name in names if name not in unsaid]
     return [f"{name}: {left[name]!r}, was {right[name]!r}" for name in names]
 
 
@@ -183,7 +224,12 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     """
     if round_number <= settings.head_rounds:
         return msgspec.structs.replace(
-            settings.work, learns=CLASS_MEANS, codec=_EXACT, codec_ratio=0.0, seed=settings.seed
+            settings.work,
+            learns=CLASS_MEANS,
+            codec=_EXACT,
+            codec_ratio=0.0,
+            codec_bits=0,
+            seed=settings.seed,
         )
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)

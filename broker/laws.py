@@ -1,11 +1,14 @@
 """What a job must keep to before it begins: all that the aggregator or a device would refuse later."""
 
 from collections.abc import Collection, Iterator
+from math import prod
 
 from fleetune.broker.job import AUTO, MASK_SHARE, Job, Patience, Settings, settings_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
+from fleetune.broker.methods.traffic import TRAFFIC
+from fleetune.broker.tasks import Outcome, Packing, Task
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
@@ -17,7 +20,7 @@ from fleetune.device_runtime.options import problems, refuse
 
 TABLES: dict[str, Collection[str]] = {
     **works.TABLES,
-    **{table.kind: table for table in (STRATEGIES, SELECTIONS, CONFIGURATORS)},
+    **{table.kind: table for table in (STRATEGIES, SELECTIONS, CONFIGURATORS, TRAFFIC)},
 }
 """Where the names in a job and its work are looked up."""
 
@@ -27,7 +30,13 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
     manifest = artifact.manifest
     head = class_head(manifest) if job.head_start == "class-mean" else ClassHead()
     settings = settings_of(
-        job, artifact=artifact.digest, work=work, num_layers=manifest.num_layers, head=head
+        job,
+        artifact=artifact.digest,
+        work=work,
+        num_layers=manifest.num_layers,
+        num_elements=sum(prod(tensor.shape) for tensor in manifest.tensors if tensor.trainable),
+        num_classes=len(manifest.labels),
+        head=head,
     )
     check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
@@ -58,23 +67,40 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
         yield f"head_start {settings.head_start!r}: the head's tensors are not named"
     if settings.explore != "epsilon" and settings.configurator != AUTO:
         yield f"explore {settings.explore!r}: configurator {settings.configurator!r} explores nothing"
+    work = settings.work
     if not found:
-        yield from _down_problems(settings)
+        work, packing = _example(settings)
+        yield from _down_problems(settings, packing)
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
-    of_work = works.work_problems(settings.work, num_layers, learning=learning)
+        yield from _traffic_problems(settings)
+    of_work = works.work_problems(work, num_layers, learning=learning)
     yield from (said for said in of_work if said not in found)
 
 
-def _down_problems(settings: Settings) -> Iterator[str]:
-    if settings.down_codec == FULL:
+def _down_problems(settings: Settings, packing: Packing) -> Iterator[str]:
+    if packing.codec == FULL:
         if settings.down_ratio:
             yield f"down_ratio {settings.down_ratio:g}: {FULL!r} has none"
+        if settings.down_bits:
+            yield f"down_bits {settings.down_bits}: {FULL!r} has none"
         return
     try:
-        make_codec(settings.down_codec, settings.down_ratio)
+        if make_codec(packing.codec, packing.ratio, packing.bits).receiver:
+            yield f"down_codec {packing.codec!r}: it remembers each device's updates, and is for codec alone"
     except ConfigError as exc:
         yield str(exc)
+
+
+def _example(settings: Settings) -> tuple[LocalWork, Packing]:
+    """The work of a device in its second round, and how it is sent a version, as the traffic planner would have them."""
+    traffic, usual = (
+        TRAFFIC[settings.traffic](),
+        Packing(settings.down_codec, settings.down_ratio, settings.down_bits),
+    )
+    state = traffic.learn(traffic.init(settings), Outcome("d", settings.work, {}, round=1, num_samples=1))
+    (carriage,) = traffic.choose(state, [Task("t", "d", "train", 2, 1, 0, settings.work)], 0.0)
+    return carriage.work, carriage.down or usual
 
 
 def _lora_problems(settings: Settings) -> Iterator[str]:
@@ -100,3 +126,17 @@ def _configurator_problems(settings: Settings) -> Iterator[str]:
         yield f"policy {work.policy.name!r}: configurator {name!r} chooses the layers itself; leave it out"
     if name in OF_RANK and not work.rank:
         yield f"configurator {name!r}: give the largest rank that it may choose (rank)"
+
+
+def _traffic_problems(settings: Settings) -> Iterator[str]:
+    name, usual = settings.traffic, Settings(job="", rounds=1, clients=1, artifact="")
+    traffic = TRAFFIC[name]()
+    for field in traffic.chooses:
+        of = settings if hasattr(settings, field) else settings.work
+        default = usual if of is settings else usual.work
+        if (given := getattr(of, field)) != getattr(default, field):
+            yield f"{field} {given!r}: traffic planner {name!r} chooses it itself; leave it out"
+    if settings.compress_up_min > settings.compress_up:
+        yield f"compress_up_min {settings.compress_up_min:g}: at most compress_up ({settings.compress_up:g})"
+    if settings.work.histogram and not traffic.hears_labels:
+        yield f"histogram: traffic planner {name!r} has no use for it"

@@ -1,13 +1,62 @@
 """A task: what one device is asked to do, decided once and known by its identity ever after."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork, PolicySpec
+import msgspec
+
+from fleetune.device_runtime.contracts.wire import (
+    ADAPTER,
+    CLASSES_MAX,
+    TRANSFER_BYTES_MAX,
+    Count,
+    LocalWork,
+    PolicySpec,
+    Seconds,
+    Share,
+    Word,
+)
 from fleetune.device_runtime.errors import some
 
 _LISTED = 16
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=TRANSFER_BYTES_MAX)]
 REASON_CHARS_MAX = 200
+
+
+class Packing(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one transfer is packed."""
+
+    codec: Word
+    ratio: Share = 0.0
+    bits: Count = 0
+
+
+class Plan(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a traffic planner has decided beside a task's work, and what else it went by."""
+
+    together: Count
+    """Position of the first of the devices that it decided about at once."""
+    deadline_s: Seconds = 0.0
+    """That the round had then; 0 for none."""
+    down: Packing | None = None
+    """How the version is packed for the device; None: as the job says."""
+
+
+class Noted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the aggregator notes of an accepted update beside its payload; 0 where it was not seen."""
+
+    bytes_down: _Bytes = 0
+    """Of the adapter that the device fetched for it."""
+    seconds_down: Seconds = 0.0
+    """Which that took, as the device told."""
+    bytes_up: _Bytes = 0
+    seconds_up: Seconds = 0.0
+    """From the first request to the last chunk."""
+    histogram: Annotated[tuple[Count, ...], msgspec.Meta(max_length=CLASSES_MAX)] = ()
+    """How many of the device's samples are of which class; empty if it was not asked, or does not tell."""
+
+
+NOTHING = Noted()
 
 
 class Task(NamedTuple):
@@ -26,6 +75,8 @@ class Task(NamedTuple):
     work: LocalWork
     reason: str = ""
     """Why this work, of a configurator that chooses; printable, at most REASON_CHARS_MAX."""
+    plan: Plan | None = None
+    """Of a traffic planner that chooses."""
 
 
 class Outcome(NamedTuple):
@@ -37,6 +88,10 @@ class Outcome(NamedTuple):
     """As the device told them, such as ``loss``."""
     declined: str | None = None
     """Why the device did not do it, one of the wire's CAUSES; None if it did."""
+    round: int = 0
+    num_samples: int = 0
+    """Of the device, as it told."""
+    noted: Noted = NOTHING
 
 
 def arm_of(work: LocalWork) -> str:

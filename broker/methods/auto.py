@@ -4,8 +4,10 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
 (``papers.md`` 1.4, [MEM]): its reward is the accuracy gained per second, and a sliding window forgets. All the rest is ours.
 
 - **Time**: a round waits for its devices. Each may take ``patience`` times what the middle device takes for the deepest arm of
-  the round. Speeds are known from what a device has trained, and before that from its pass for the class-mean head, where
-  there is one.
+  the round. Devices' paces and arms' costs are learned together (``paces``), from the pass for the class-mean head first, where
+  there is one. A device that would wait for the others does more steps, up to ``most_steps`` times the job's.
+- **Stages**: a job begins with the uppermost quarter of the layers on every device, goes on with half, and comes to all: see
+  ``stages``. What flows into the layers that learn is kept by every device's hidden cache, from the pass for the head on.
 - **Depth**: within its time a device trains the deepest arm, until another is shown to gain no less.
 - **Reward**: what tells such arms apart is the loss taken off the device's own held-out part, divided by the longer of the
   round's seconds and the *pace*, the median of what the other devices' work takes. Loss, because the accuracy of twenty rows is
@@ -53,7 +55,13 @@ _GAIN_LEAST = 1e-6
 
 def auto(tuning: Tuning = TUNING) -> Configurator:
     """Choose by what was gained; see the module's text."""
-    return Configurator(lambda settings: begun(settings, tuning), choose, heard, hears_of_head=True)
+    return Configurator(
+        lambda settings: begun(settings, tuning),
+        choose,
+        heard,
+        head_below=lambda memory: floor_of(memory, memory.settings.head_rounds + 1) or -1,
+        hears_of_head=True,
+    )
 
 
 def heard(memory: Memory, outcome: Outcome) -> Memory:
@@ -85,7 +93,20 @@ def choose(memory: Memory, candidate: Candidate) -> Choice:
     below = below if above else 0
     arm, reason = _picked(memory, candidate, above or feasible, below)
     work = device_work(memory.settings, round_number=candidate.round, position=candidate.position)
-    return Choice(msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1), reason)
+    steps = _steps(memory, candidate.device_id, arm, above or feasible, below)
+    return Choice(
+        msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1, steps=steps), reason
+    )
+
+
+def _steps(memory: Memory, device: str, arm: Arm, feasible: Sequence[Arm], below: int) -> int:
+    """The steps of a round: as the job says, and more on a device that would wait for the others."""
+    steps = memory.settings.work.steps
+    limit = limit_s(memory, max(feasible, key=lambda arm: arm.back), below=below)
+    seconds = seconds_at(memory, device, arm, below=below)
+    if not limit or not seconds or arm.policy.schedule != "constant":
+        return steps
+    return int(steps * min(max(limit / seconds, 1.0), memory.tuning.most_steps))
 
 
 def _feasible(memory: Memory, device: str) -> list[Arm]:
@@ -166,7 +187,7 @@ def _is_shown(memory: Memory, mine: Estimate | None, other: Estimate | None) -> 
         return False
     if min(mine.num_trials, other.num_trials) < memory.tuning.trials_least:
         return False
-    return mine.mean - error_of(mine, other) >= other.mean - _slack(memory, other)
+    return mine.mean - memory.tuning.sure * error_of(mine, other) >= other.mean - _slack(memory, other)
 
 
 def _slack(memory: Memory, one: Estimate) -> float:
@@ -189,8 +210,13 @@ def _settled(memory: Memory, device: str, in_time: Sequence[Arm], below: int) ->
 
 def floor_of(memory: Memory, number: int) -> int:
     """The lowest layer that any device trains in a round, so that what flows into it can be kept."""
-    is_frozen = memory.is_shallow and not is_pilot(memory, number)
-    return int(memory.tuning.shallow * memory.settings.num_layers) if is_frozen else 0
+    if is_pilot(memory, number):
+        return 0
+    staged = next(
+        (floor for until, floor in memory.tuning.stages if number <= until * memory.settings.rounds), 0.0
+    )
+    share = max(staged, memory.tuning.shallow if memory.is_shallow else 0.0)
+    return int(share * memory.settings.num_layers)
 
 
 def _upper(memory: Memory) -> Arm | None:

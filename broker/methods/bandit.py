@@ -1,4 +1,4 @@
-"""Statistics of a bandit whose arms are tried by many devices at once: what each arm gains, and how long it takes whom.
+"""Statistics of a bandit whose arms are tried by many devices at once: what each arm gains.
 
 A gain falls from round to round as the model learns, differs from device to device as their data do, and is measured on few
 samples. So a gain is taken for the sum of a round's level, an arm's effect, a device's effect and noise, and the three are
@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.broker.methods.arms import Arm, units
 from fleetune.device_runtime.contracts.wire import SECONDS_MAX, PolicySpec
 
 Doubles = NDArray[np.float64]
@@ -23,7 +22,6 @@ Codes = NDArray[np.intp]
 
 LOSS_MAX = 1e3
 """A mean loss beyond this is no measurement."""
-RATIO_MIN, RATIO_MAX = 0.2, 4.0
 _PASSES = 4
 _LASTING_ROUNDS, _LASTING_LEAST = 3, 3
 _FAR = 5.0
@@ -47,6 +45,7 @@ class Trial(NamedTuple):
     gain: float
     """Loss on the device's held-out part before, less that after."""
     seconds: float
+    """For as many steps as the job asks for."""
     loss: float = nan
     """On the held-out part before."""
     below: int = 0
@@ -139,17 +138,6 @@ def lasting(trials: Sequence[Trial], gain: float) -> float:
     return max(kept, 0.0)
 
 
-def cost_ratio(trials: Mapping[str, Sequence[Trial]], arms: Mapping[PolicySpec, Arm]) -> float:
-    """Cost of the way back through a layer beside the way there: median over devices that tried two arms; 1 without any."""
-    found = [
-        ratio
-        for own in trials.values()
-        for a, b in zip(own, list(own)[1:], strict=False)
-        if a.arm in arms and b.arm in arms and isfinite(ratio := _ratio(a, b, arms))
-    ]
-    return min(max(median(found), RATIO_MIN), RATIO_MAX) if found else 1.0
-
-
 def median_without(ordered: Sequence[float], one: float) -> float:
     """Median of sorted numbers but for one that is among them; 0 of none."""
     place = bisect_left(ordered, one)
@@ -208,12 +196,3 @@ def _sums(told: Sequence[Trial], left: Doubles) -> dict[tuple[str, PolicySpec], 
         total, count = found.get((trial.device_id, trial.arm), (0.0, 0))
         found[trial.device_id, trial.arm] = total + value, count + 1
     return found
-
-
-def _ratio(a: Trial, b: Trial, arms: Mapping[PolicySpec, Arm]) -> float:
-    """Solve seconds(a) : seconds(b) = units(a) : units(b) for the ratio; NaN where it does not tell."""
-    one, other = arms[a.arm], arms[b.arm]
-    there, back_there = max(one.forward - a.below, 0.0), max(other.forward - b.below, 0.0)
-    divisor = a.seconds * other.back - b.seconds * one.back
-    is_told = divisor and units(one, 1.0, below=a.below) != units(other, 1.0, below=b.below)
-    return (b.seconds * there - a.seconds * back_there) / divisor if is_told else nan

@@ -1,10 +1,9 @@
 """What a bandit remembers of a job, and how it goes on: trials of the last rounds, what was declined, and the arms of today."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, nan
-from statistics import median
 from typing import NamedTuple
 
 from fleetune.broker.job import Settings
@@ -21,14 +20,18 @@ from fleetune.broker.methods.bandit import (
     Effects,
     Trial,
     batch_s,
-    cost_ratio,
     effects,
     gain_of,
     seconds_of,
 )
+from fleetune.broker.methods.paces import Paces, Timed, paces
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, PolicySpec
+from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
+
+WAY_BACK = 1.5
+"""What a layer's way back costs in ways there, until times say otherwise: with LoRA no gradients of the frozen matrices."""
+_PASS = "pass for the head"
 
 
 class Tuning(NamedTuple):
@@ -44,12 +47,16 @@ class Tuning(NamedTuple):
     optimism: float = 0.5
     """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
     pseudo: float = 4.0
+    most_steps: float = 2.0
+    """Times the job's steps: of a device that would wait for the others."""
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
     patience: float = 1.15
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
+    stages: tuple[tuple[float, float], ...] = ((0.2, 0.75), (0.4, 0.5))
+    """Until which share of the rounds which share of the layers, the lower ones, stays frozen on every device."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
     trial: int = 4
@@ -60,8 +67,10 @@ class Tuning(NamedTuple):
     """Share of the rounds after which an arm must gain all but ``tolerance`` of what the best one gains; less before."""
     tolerance: float = 0.1
     """Share of the best gain that an arm may lack."""
-    trials_least: int = 4
+    trials_least: int = 6
     """Before an arm is judged."""
+    sure: float = 2.0
+    """Standard errors that an arm must stand above what is asked of it, to be preferred to a deeper one."""
     arms_max: int = 8
     steady_rounds: int = 3
     """For which an arm must be the favourite before its neighbours join."""
@@ -71,13 +80,9 @@ class Summary(NamedTuple):
     """What the trials come to."""
 
     effects: Effects
-    ratio: float
-    """Of the way back's cost to the way there's."""
-    unit_s: Mapping[str, float]
-    """Seconds per unit of cost and round, by device."""
-    paces: Sequence[float]
+    paces: Paces
+    newest_s: Sequence[float]
     """What the devices' newest work took, sorted."""
-    fleet_unit_s: float
 
 
 @dataclass
@@ -132,7 +137,7 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
                 policy,
                 number,
                 gain_of(outcome.stats),
-                seconds_of(outcome.stats),
+                seconds_of(outcome.stats) / _times_steps(memory, outcome.work),
                 outcome.stats.get("held_loss_before", nan),
                 max(outcome.work.cache_below, 0),
             ),
@@ -141,6 +146,11 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
         arm = _known(memory, policy)
         memory.refused.setdefault(device, []).append((arm, outcome.declined))
     return memory
+
+
+def _times_steps(memory: Memory, work: LocalWork) -> float:
+    """How many times the job's steps a work has; 1 where it counts epochs."""
+    return work.steps / memory.settings.work.steps if work.steps and memory.settings.work.steps else 1.0
 
 
 def is_tail(memory: Memory, number: int) -> bool:
@@ -183,7 +193,8 @@ def _worth(memory: Memory, arm: Arm) -> float:
     mine = found.arms.get(arm.policy)
     if mine is None or mine.num_trials < memory.tuning.trials_least:
         return 0.0
-    return max(found.level + mine.mean, 0.0) / units(arm, summary_of(memory).ratio)
+    cost = summary_of(memory).paces.by_arm.get(timed_as(arm.policy, 0), cost_before(arm, 0))
+    return max(found.level + mine.mean, 0.0) / cost
 
 
 def _spread_out(memory: Memory) -> None:
@@ -232,32 +243,28 @@ def _known(memory: Memory, policy: PolicySpec) -> Arm:
     return memory.known[policy]
 
 
+def timed_as(policy: PolicySpec, below: int) -> Hashable:
+    """What the seconds of a policy are kept under: a hidden cache makes another arm of it."""
+    return policy, below
+
+
+def cost_before(arm: Arm, below: int) -> float:
+    """What an arm costs as long as nobody has tried it, in layers run forward."""
+    return units(arm, WAY_BACK, below=below)
+
+
 def _summed(memory: Memory) -> Summary:
-    recent = {trial.device_id for trial in memory.trials}
-    own = {device: list(memory.own[device]) for device in sorted(recent)}
-    ratio = cost_ratio(own, memory.known)
-    told = {
-        device: found for device, trials in own.items() if isfinite(found := _unit_s(memory, trials, ratio))
-    }
-    unit_s = _by_pass(memory, told) | told
-    newest = (newest_s(trials) for trials in own.values())
+    own = [trial for device in sorted(memory.own) for trial in memory.own[device]]
+    newest = (newest_s(trials) for trials in memory.own.values())
     return Summary(
         effects(memory.trials) if memory.trials else NOTHING,
-        ratio,
-        unit_s,
+        _paces(memory, own),
         sorted(seconds for seconds in newest if isfinite(seconds)),
-        median(unit_s.values()) if unit_s else 0.0,
     )
 
 
-def _unit_s(memory: Memory, trials: Sequence[Trial], ratio: float) -> float:
-    costs = [(t.seconds, units(memory.known[t.arm], ratio, below=t.below)) for t in trials]
-    found = [seconds / cost for seconds, cost in costs if isfinite(seconds) and cost > 0]
-    return median(found) if found else nan
-
-
-def _by_pass(memory: Memory, told: Mapping[str, float]) -> dict[str, float]:
-    """Seconds per unit of devices that have not trained yet: by their pass for the head, and by what it came to on others."""
-    both = [told[device] / memory.pass_s[device] for device in told if device in memory.pass_s]
-    scale = median(both) if both else 1.0
-    return {device: scale * seconds for device, seconds in memory.pass_s.items()}
+def _paces(memory: Memory, own: Sequence[Trial]) -> Paces:
+    trained = [Timed(t.device_id, timed_as(t.arm, t.below), t.seconds) for t in own]
+    passes = [Timed(device, _PASS, seconds) for device, seconds in memory.pass_s.items()]
+    priors = {timed_as(t.arm, t.below): cost_before(memory.known[t.arm], t.below) for t in own}
+    return paces([*trained, *passes], {**priors, _PASS: 0.0})

@@ -3,9 +3,9 @@
 from math import isfinite, log, sqrt
 from statistics import median
 
-from fleetune.broker.methods.arms import Arm, units
+from fleetune.broker.methods.arms import Arm
 from fleetune.broker.methods.bandit import Estimate, median_without
-from fleetune.broker.methods.bandit_memory import Memory, newest_s, summary_of
+from fleetune.broker.methods.bandit_memory import Memory, cost_before, newest_s, summary_of, timed_as
 
 
 def gain_at(memory: Memory, device: str, arm: Arm) -> float:
@@ -26,27 +26,28 @@ def bonus(memory: Memory, device: str, arm: Arm) -> float:
 
 
 def seconds_at(memory: Memory, device: str, arm: Arm, *, below: int = 0) -> float:
-    """Seconds to be expected of a round: as the device took at this arm, or by its time per unit of cost; 0 if not known."""
-    found = summary_of(memory)
+    """Seconds to be expected of a round: as the device took at this arm, or by its pace and the arm's cost; 0 if not known."""
     own = [
         t.seconds
         for t in memory.own.get(device, ())
         if (t.arm, t.below) == (arm.policy, below) and isfinite(t.seconds)
     ]
-    unit_s = found.unit_s.get(device, found.fleet_unit_s)
-    return median(own) if own else unit_s * units(arm, found.ratio, below=below)
+    if own:
+        return median(own)
+    return summary_of(memory).paces.seconds(device, timed_as(arm.policy, below), cost_before(arm, below))
 
 
 def limit_s(memory: Memory, deepest: Arm, *, below: int = 0) -> float:
     """How long a device may take in a round whose deepest arm this is; 0 if nothing is known."""
-    found = summary_of(memory)
-    return memory.tuning.patience * found.fleet_unit_s * units(deepest, found.ratio, below=below)
+    found = summary_of(memory).paces
+    cost = found.by_arm.get(timed_as(deepest.policy, below), cost_before(deepest, below))
+    return memory.tuning.patience * found.middle * cost
 
 
 def pace_of(memory: Memory, device: str) -> float:
     """What the other devices' work takes; 0 if nothing is known."""
     mine = newest_s(memory.own.get(device, ()))
-    return median_without(summary_of(memory).paces, mine)
+    return median_without(summary_of(memory).newest_s, mine)
 
 
 def leading(memory: Memory) -> Estimate | None:

@@ -1,16 +1,21 @@
 """Which updates are admitted: a pure function of the open round, the updates accepted so far, and what is announced."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from hashlib import sha256
 
 from fleetune.broker.rounds.open_round import OpenRound
-from fleetune.device_runtime.contracts.wire import UpdateReady, encode
+from fleetune.device_runtime.contracts.wire import COUNT_MAX, UpdateReady, encode
 
 _SHOWN_CHARS = 120
 
 
 def refusal(
-    update: UpdateReady, open_round: OpenRound | None, accepted: Container[str], *, newest_round: int
+    update: UpdateReady,
+    open_round: OpenRound | None,
+    accepted: Container[str],
+    *,
+    newest_round: int,
+    num_classes: int = 0,
 ) -> str:
     """Say why an update is refused; empty if its payload has to be seen.
 
@@ -19,6 +24,7 @@ def refusal(
         open_round: the round that is open, if one is.
         accepted: identities of the tasks that have an accepted update.
         newest_round: number of the open round, or of the last one closed.
+        num_classes: of the job; 0 if that is not known.
     """
     number, device = update.round, update.device_id
     if not 1 <= number <= newest_round:
@@ -36,7 +42,18 @@ def refusal(
         return f"it starts from version {update.version}; round {number} starts from {task.version}"
     if update.codec != task.work.codec:
         return f"its codec is {update.codec[:_SHOWN_CHARS]!r}; {task.work.codec!r} was asked for"
+    if task.work.histogram and (wrong := _histogram_problem(update.histogram, num_classes)):
+        return wrong
     return open_round.refusal(device, identity(update))
+
+
+def _histogram_problem(histogram: Sequence[int], num_classes: int) -> str:
+    """Say what is wrong with a label histogram that was asked for; nothing if there is none: its owner may not allow it."""
+    if histogram and num_classes and len(histogram) != num_classes:
+        return f"its histogram has {len(histogram)} classes; this job has {num_classes}"
+    if strange := [count for count in histogram if not 0 <= count <= COUNT_MAX]:
+        return f"its histogram counts {strange[0]} samples of a class; expected 0 to {COUNT_MAX}"
+    return ""
 
 
 def identity(update: UpdateReady) -> bytes:

@@ -7,15 +7,18 @@ import logging
 from collections.abc import Iterable
 from math import inf
 
+import msgspec
+
 from fleetune.broker.job import Patience, Settings, device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
+from fleetune.broker.methods.traffic import TRAFFIC, laid_over
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.open_round import OpenRound, Standing
-from fleetune.broker.store.store import Past, finite
+from fleetune.broker.store.store import Past, accepted_outcome
+from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
 from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
-from fleetune.broker.tasks import Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
     LocalWork,
@@ -43,6 +46,8 @@ class Barrier:
         self._seen: set[str] = set()
         """Devices that were here to train, in this life or before."""
         self._learned = self._configurator.init(settings)
+        self._traffic = TRAFFIC[settings.traffic]()
+        self._carried = self._traffic.init(settings)
         for outcome in outcomes:
             self._learn(outcome)
         self.open_round = self._restored(past, now) if past.tasks and not self.is_done else None
@@ -81,11 +86,11 @@ class Barrier:
             return [*self._offers(self.open_round, (device_id,), now)]
         return []
 
-    def accepted(self, update: UpdateReady) -> None:
-        """An update is good, and durable."""
+    def accepted(self, update: UpdateReady, noted: Noted = NOTHING) -> None:
+        """An update is good, and durable, with what was noted of it."""
         if self.open_round and (task := self.task_of(update)):
             self.open_round.stand(task.device_id, Standing.ACCEPTED)
-            self._learn(Outcome(task.device_id, task.work, finite(update.stats)))
+            self._learn(accepted_outcome(task, update, noted))
 
     def refused(self, update: UpdateReady, reason: str) -> None:
         """An update is bad: the round goes on without it, but a better one is welcome."""
@@ -103,7 +108,7 @@ class Barrier:
         """A device cannot do its task, durably noted: it is asked for something else, or the round goes on without it."""
         task, open_round = self.owed(device_id, task_id), self.open_round
         if open_round and task:
-            self._learn(Outcome(device_id, task.work, {}, cause))
+            self._learn(Outcome(device_id, task.work, {}, cause, task.round))
             self._put_aside(open_round, task)
 
     def advance(self, now: float) -> list[Action]:
@@ -212,13 +217,22 @@ class Barrier:
                 tasks.append(self._task(open_round, position, device, choice.work, choice.reason))
         if not tasks:
             return []
+        tasks = self._packed(open_round, tasks)
         open_round.add(tasks)
         return [Enrol(tuple(tasks)), *self._offers(open_round, [task.device_id for task in tasks], now)]
 
     def _choice(self, number: int, position: int, device: str) -> Choice:
         if number <= self._settings.head_rounds:
-            return Choice(device_work(self._settings, round_number=number, position=position))
+            work = device_work(self._settings, round_number=number, position=position)
+            below = self._configurator.head_below(self._learned)
+            return Choice(msgspec.structs.replace(work, cache_below=below) if below > 0 else work)
         return self._configurator.choose(self._learned, Candidate(device, number, position))
+
+    def _packed(self, open_round: OpenRound, tasks: list[Task]) -> list[Task]:
+        """Tasks of devices that are asked at once, with how their transfers are packed."""
+        if self._is_of_head(open_round):
+            return tasks
+        return laid_over(self._traffic, self._carried, tasks, deadline_s=self._patience.deadline_s)
 
     def _task(self, open_round: OpenRound, position: int, device: str, work: LocalWork, reason: str) -> Task:
         number = open_round.number
@@ -237,6 +251,7 @@ class Barrier:
     def _learn(self, outcome: Outcome) -> None:
         self._seen.add(outcome.device_id)
         self._learned = self._configurator.taught(self._learned, outcome)
+        self._carried = self._traffic.learn(self._carried, outcome)
 
     def _is_of_head(self, open_round: OpenRound) -> bool:
         return open_round.number <= self._settings.head_rounds

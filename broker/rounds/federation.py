@@ -14,7 +14,7 @@ from fleetune.broker.rounds.admission import refusal
 from fleetune.broker.rounds.barrier import Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
-from fleetune.broker.tasks import Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     CAUSES,
     REASON_CHARS_MAX,
@@ -112,21 +112,31 @@ class Federation:
         if digest == update.payload.sha256:
             return verdict_on(update)
         accepted = {update.task_id} if digest else ()
-        reason = refusal(update, self.rounds.open_round, accepted, newest_round=self.round)
+        reason = refusal(
+            update,
+            self.rounds.open_round,
+            accepted,
+            newest_round=self.round,
+            num_classes=self.settings.num_classes,
+        )
         task = self.rounds.task_of(update)
         return verdict_on(update, reason or "it answers no task") if reason or task is None else task
 
-    def accepted(self, update: UpdateReady, now: float) -> list[Action]:
-        """The payload of an update that ``judge`` passed is good, and durable."""
+    def accepted(self, update: UpdateReady, now: float, noted: Noted = NOTHING) -> list[Action]:
+        """The payload of an update that ``judge`` passed is good, and durable, with what was noted of it."""
         if self._has_to_remember:
             self._accepted[update.task_id] = update.payload.sha256
-        self.rounds.accepted(update)
+        self.rounds.accepted(update, noted)
         return self._advance(now)
 
     def refused(self, update: UpdateReady, reason: str, now: float) -> list[Action]:
         """The payload of an update that ``judge`` passed is bad: the round goes on without it."""
         self.rounds.refused(update, reason)
         return self._advance(now)
+
+    def again(self, device_id: str, now: float) -> list[Action]:
+        """What a device owes, to be offered to it once more."""
+        return self.rounds.arrive(device_id, now)
 
     def owed(self, decline: Decline) -> Task | None:
         """The training task that a device declines and still owes: that has to be durable before ``declined``."""

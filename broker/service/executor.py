@@ -64,6 +64,7 @@ class Executor:
             task.version,
             chunk_bytes=self._outbound.chunk_bytes,
             exactly=task.role == "evaluate" or 0 < task.version <= self._settings.head_rounds,
+            packing=task.plan.down if task.plan else None,
             mask=self._versions.mask_of(task),
         )
         offer = Offer(
@@ -74,6 +75,7 @@ class Executor:
             role=task.role,
             work=task.work,
             deadline_s=deadline_s,
+            memory=self._versions.remembered(task),
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)

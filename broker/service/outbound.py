@@ -1,6 +1,7 @@
 """What an aggregator says: messages to devices, and its own retained status."""
 
 from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.service.meter import Meter
 from fleetune.broker.store.store import Store
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
@@ -15,7 +16,10 @@ from fleetune.device_runtime.network.connection import Connection, send
 class Outbound:
     """The mouth of one job; what is lost is asked for again, or announced again."""
 
-    def __init__(self, link: Connection, store: Store, federation: Federation, *, session: str) -> None:
+    def __init__(
+        self, link: Connection, store: Store, federation: Federation, *, session: str, meter: Meter
+    ) -> None:
+        self._meter = meter
         self._link, self._store, self._federation, self._session = link, store, federation, session
         self._job = federation.settings.job
         self.topic = aggregator_topic(self._job)
@@ -28,7 +32,7 @@ class Outbound:
 
     def tell(self, device_id: str, message: Message) -> None:
         """Send a device a message."""
-        send(self._link, device_topic(self._job, device_id, "down"), encode(message))
+        self._send(device_id, device_topic(self._job, device_id, "down"), message)
 
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""
@@ -40,4 +44,9 @@ class Outbound:
             version=self._federation.version,
             finished=self._store.finished,
         )
-        send(self._link, self.topic, encode(status), retain=True)
+        self._send("", self.topic, status, retain=True)
+
+    def _send(self, device_id: str, topic: str, message: Message, *, retain: bool = False) -> None:
+        before = self._link.bytes_sent
+        send(self._link, topic, encode(message), retain=retain)
+        self._meter.sent(device_id, message, self._link.bytes_sent - before)

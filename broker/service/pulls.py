@@ -16,6 +16,8 @@ class Upload(NamedTuple):
 
     update: UpdateReady
     pull: Pull
+    since: float
+    """When it was asked for."""
 
 
 class _Waiting(NamedTuple):
@@ -42,7 +44,7 @@ class Pulls:
         """
         old = self._active.get(update.task_id)
         if old and old.update.payload == update.payload:
-            self._active[update.task_id] = Upload(update, old.pull)
+            self._active[update.task_id] = old._replace(update=update)
             return
         Incoming(update.payload, size_bytes_max=size_bytes_max)
         self._active.pop(update.task_id, None)
@@ -51,7 +53,7 @@ class Pulls:
 
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
-        for update, pull in self._active.values():
+        for update, pull, _ in self._active.values():
             if update.device_id == device_id and pull.sha256 == chunk.sha256:
                 pull.add(chunk, now)
 
@@ -66,7 +68,7 @@ class Pulls:
     def due(self, now: float) -> Iterator[tuple[str, Request]]:
         """Yield the requests to send now, with their devices."""
         self._evict(now)
-        for update, pull in self._active.values():
+        for update, pull, _ in self._active.values():
             if request := pull.due(now):
                 yield update.device_id, request
 
@@ -77,7 +79,7 @@ class Pulls:
 
     def restart(self, device_id: str, now: float) -> None:
         """The device was away: what was on its way is lost."""
-        for update, pull in self._active.values():
+        for update, pull, _ in self._active.values():
             if update.device_id == device_id:
                 pull.restart(now)
 
@@ -94,9 +96,8 @@ class Pulls:
         while self._waiting and len(self._active) < self._limit:
             task_id = next(iter(self._waiting))
             update, size_bytes_max = self._waiting.pop(task_id)
-            self._active[task_id] = Upload(
-                update, Pull(update.payload, size_bytes_max=size_bytes_max, now=now)
-            )
+            pull = Pull(update.payload, size_bytes_max=size_bytes_max, now=now)
+            self._active[task_id] = Upload(update, pull, now)
 
     def _evicts_at(self) -> float:
         if not self._waiting:

@@ -8,6 +8,7 @@ import msgspec
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, row, rows
+from fleetune.broker.store.store import AFTERWARDS, ByKind, in_all
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact
@@ -17,6 +18,7 @@ from fleetune.device_runtime.contracts.run_file import (
     CHOICES,
     LEDGER,
     RUN,
+    TRAFFIC,
     write_run,
 )
 from fleetune.device_runtime.errors import ConfigError
@@ -43,20 +45,33 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     link_bytes_sent: int
     """Payload of all MQTT messages sent by the aggregator."""
     link_bytes_received: int
+    down: ByKind
+    """What ``link_bytes_sent`` is made of; by device and round in ``traffic.jsonl``."""
+    up: ByKind
+    """What ``link_bytes_received`` is made of."""
     wall_s: float
     adapter: str
     """PEFT folder."""
     history: list[Row]
 
 
+class CarriedOf(msgspec.Struct, frozen=True, kw_only=True):
+    """What was carried of one device in one round, -1 for the time after the last."""
+
+    round: int
+    device: str
+    down: ByKind
+    up: ByKind
+
+
 class Result:
     """``adapter/`` for PEFT and ``run.json``, each file whole or as it was before."""
 
     def __init__(
-        self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any], *, configurator: str = "fixed"
+        self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any], *, chooses: bool = False
     ) -> None:
-        """Prepare; ``arguments`` of the call are for ``run.json``. What another than ``fixed`` chose has a file."""
-        self._configurator = configurator
+        """Prepare; ``arguments`` of the call are for ``run.json``. What a configurator or planner ``chooses`` has a file."""
+        self._chooses = chooses
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self._told: list[Row] = []
         self._kept = (0, 0)
@@ -79,8 +94,9 @@ class Result:
 
     def conclude(self) -> AggregateReport:
         """Write everything afresh: a report may have come after its row was told. StateError as ``keep``."""
-        if self._configurator != "fixed":
+        if self._chooses:
             self._write_choices()
+        self._write_traffic()
         return self._write(rows(self._ledger))
 
     def _write_choices(self) -> None:
@@ -88,6 +104,18 @@ class Result:
         path = self._ledger.folder / CHOICES
         with doing("written", path):
             write_atomically(path, msgspec.json.Encoder().encode_lines(list(choices(self._ledger))))
+
+    def _write_traffic(self) -> None:
+        """One JSON object a line, for each device in each round; without a name what was for all."""
+        path, ledger = self._ledger.folder / TRAFFIC, self._ledger
+        numbers = [*range(ledger.newest + 1), AFTERWARDS]
+        lines = [
+            CarriedOf(round=number, device=device, down=one.down, up=one.up)
+            for number in numbers
+            for device, one in ledger.carried(number).items()
+        ]
+        with doing("written", path):
+            write_atomically(path, msgspec.json.Encoder().encode_lines(lines))
 
     def _write(self, history: list[Row]) -> AggregateReport:
         newest, folder = len(history) - 1, self._ledger.folder
@@ -110,7 +138,7 @@ def check_folder(out: Path) -> None:
 
 
 def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
-    cost, last = ledger.cost(), history[-1]
+    cost, carried, last = ledger.cost(), in_all(ledger.carried()), history[-1]
     return AggregateReport(
         rounds=last.round,
         finished=ledger.finished,
@@ -120,6 +148,8 @@ def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
         bytes_up=cost.bytes_up,
         link_bytes_sent=cost.bytes_sent,
         link_bytes_received=cost.bytes_received,
+        down=carried.down,
+        up=carried.up,
         wall_s=cost.seconds,
         adapter=str(ledger.folder / ADAPTER),
         history=history,

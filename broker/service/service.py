@@ -99,7 +99,7 @@ class Service:
         )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
-        self._outbound = Outbound(link, store, self.federation, session=session)
+        self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter)
         self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
         self._complaints = Complaints()
         self._executor = Executor(
@@ -143,6 +143,7 @@ class Service:
         Raises:
             StateError: the store cannot be read or written.
         """
+        self._meter.received(_sender_or_nobody(topic), len(payload))
         with self._complaints.dropping(topic, _place(topic), now, ours=OURS):
             self._read(topic, decode(payload), now)
         self._go_on(now)
@@ -172,8 +173,8 @@ class Service:
 
     def stop(self, now: float) -> None:
         """Say goodbye: what was spent is kept, and the status says offline."""
-        self._meter.spend(now)
         self._outbound.announce(online=False)
+        self._meter.close(now)
 
     def _do(self, actions: Iterable[Action], now: float) -> None:
         closed = self.federation.rounds.closed
@@ -198,7 +199,7 @@ class Service:
             raise WireError(f"it names job {job[:64]!r}; this is {self._job!r}")
         match message:
             case Chunk():
-                self._meter.count(up=len(message.data))
+                self._meter.chunk(device_id, message)
                 self._uploads.add(device_id, message, now)
             case Request():
                 self._serve(device_id, message)
@@ -249,7 +250,8 @@ class Service:
             self._do(self.federation.offline(status.device_id, now), now)
 
     def _serve(self, device_id: str, request: Request) -> None:
-        for chunk in self._versions.downlink.chunks(request):
+        self._meter.knows(request.sha256, self._versions.downlink.sizes(device_id, request))
+        for chunk in self._versions.downlink.chunks(device_id, request):
             self._meter.count(down=len(chunk.data))
             self._outbound.tell(device_id, chunk)
 
@@ -292,3 +294,11 @@ def _sender(topic: str) -> str:
         return check_name("device", parts[-2] if len(parts) > 1 else "")
     except ConfigError as exc:
         raise WireError(one_line(exc)) from exc
+
+
+def _sender_or_nobody(topic: str) -> str:
+    """The device that a topic is of; empty for the aggregator's own, and where it names none."""
+    try:
+        return _sender(topic) if "/device/" in topic else ""
+    except WireError:
+        return ""

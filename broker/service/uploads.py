@@ -4,14 +4,15 @@ from collections.abc import Callable, Iterable
 
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, verdict_on
+from fleetune.broker.service.freight import sizes_of_update
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import Store
-from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady
-from fleetune.device_runtime.errors import StateError, TransportError, WireError
+from fleetune.broker.tasks import Noted, Task
+from fleetune.device_runtime.contracts.wire import SECONDS_MAX, Chunk, UpdateReady
+from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError
 from fleetune.device_runtime.network.complaints import Complaints, fault
 
 OURS = (StateError, TransportError, OSError, MemoryError)
@@ -36,6 +37,8 @@ class Uploads:
         self._federation, self._store, self._versions = federation, store, versions
         self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
         self._pulls = Pulls()
+        self._offered_again: set[str] = set()
+        """Tasks whose updates came with another memory."""
 
     def due_at(self) -> float:
         """Time at which ``tick`` has something to do, if no chunk comes before; inf for never."""
@@ -86,13 +89,17 @@ class Uploads:
         return None
 
     def _received(self, upload: Upload, now: float) -> None:
-        update, pull = upload
+        update, pull, since = upload
         task = self._judged(update)
         if task is None:
             return
         try:
             content = pull.content()
+            self._meter.knows(pull.sha256, sizes_of_update(content))
             self._versions.add(task, content, update.num_samples)
+        except OtherMemory as exc:
+            self._offer_again(update, str(exc), now)
+            return
         except WireError as exc:
             self._refuse(update, str(exc), now)
             return
@@ -101,13 +108,45 @@ class Uploads:
         except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
             self._refuse(update, fault(exc), now)
             return
-        self._store.accept(update, content)
+        noted = noted_of(update, task, self._versions.downlink.size_of(task), upload_s=now - since)
+        self._store.accept(update, content, noted)
         self._meter.spend(now)
         self._outbound.tell(update.device_id, verdict_on(update))
-        self._act(self._federation.accepted(update, now), now)
+        self._act(self._federation.accepted(update, now, noted), now)
+
+    def _offer_again(self, update: UpdateReady, reason: str, now: float) -> None:
+        """Have a device make its update anew with the memory that there is; a second time it is refused."""
+        if update.task_id in self._offered_again:
+            self._refuse(update, reason, now)
+            return
+        self._offered_again.add(update.task_id)
+        self._complaints.warn(
+            update.device_id, now, "round %d: asking %s again: %s", update.round, update.device_id, reason
+        )
+        self._act(self._federation.again(update.device_id, now), now)
 
     def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
         who = update.device_id
         self._complaints.warn(who, now, "round %d: update of %s refused: %s", update.round, who, reason)
         self._outbound.tell(update.device_id, verdict_on(update, reason))
         self._act(self._federation.refused(update, reason, now), now)
+
+
+def noted_of(update: UpdateReady, task: Task, size_down: int, *, upload_s: float) -> Noted:
+    """What is noted of an update: what a device tells of itself is held to what can be.
+
+    Args:
+        update: as announced.
+        task: that it answers.
+        size_down: bytes of what the device was offered to fetch for it; 0 if that is not known.
+        upload_s: how long its payload took to come.
+    """
+    fetch_s = update.stats.get("fetch_seconds", 0.0)
+    has_fetched = size_down > 0 and 0 < fetch_s <= SECONDS_MAX
+    return Noted(
+        bytes_down=size_down if has_fetched else 0,
+        seconds_down=fetch_s if has_fetched else 0.0,
+        bytes_up=update.payload.size_bytes,
+        seconds_up=min(max(upload_s, 0.0), SECONDS_MAX),
+        histogram=tuple(update.histogram) if task.work.histogram else (),
+    )

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 
 import numpy as np
 
@@ -15,7 +16,14 @@ from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
-from fleetune.device_runtime.contracts.codecs import Codec, make_codec, reference_of, unpack, update_bytes_max
+from fleetune.device_runtime.contracts.codecs import (
+    Codec,
+    chain_named,
+    make_codec,
+    reference_of,
+    unpack,
+    update_bytes_max,
+)
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
 from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS
@@ -46,6 +54,8 @@ class Versions:
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
         self._mask = self._kept_mask()
+        self._added: set[str] = set()
+        """Devices whose updates are in the sums."""
         self.downlink = Downlink(store, settings)
         """What devices are sent of them."""
         self._fold()
@@ -69,6 +79,13 @@ class Versions:
             WireError: it is malformed or implausible; it is left out.
         """
         self._sums = self._strategy.add(self._sums, self._update(task, content, num_samples))
+        self._added.add(task.device_id)
+
+    def remembered(self, task: Task) -> str:
+        """Chain of what is remembered of a device's updates; empty if nothing is, or its codec needs no memory."""
+        if not _codec_of(task).receiver:
+            return ""
+        return self._store.memories.chain(task.device_id, self._store.last_update(task.device_id))
 
     def close(self, round_number: int, version: int, *, lost: tuple[str, ...] = ()) -> None:
         """Combine the updates added since the newest version into ``version``.
@@ -110,6 +127,8 @@ class Versions:
         self.newest, self._references[version], self._mask = version, new, mask
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
+        self._store.memories.sweep((who, self._store.last_update(who)) for who in self._added)
+        self._added.clear()
 
     @property
     def _strategy(self) -> Strategy:
@@ -176,12 +195,24 @@ class Versions:
         return filled(self._sent(task, content), self.reference(task.version), self._bits(task))
 
     def _sent(self, task: Task, content: bytes) -> Values:
-        codec, reference, named = _codec_of(task), self._told(task), reference_of(content)
+        """Values of what travelled of the adapter."""
+        reference, named = self._told(task), reference_of(content)
         if not named:
-            return unpack(codec, content, reference).values
+            return self._unpacked(task, content, reference)
         replica = self._part(self.downlink.replica(task.version, named), task)
-        values = unpack(codec, content, replica).values
+        values = self._unpacked(task, content, replica)
         return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
+
+    def _unpacked(self, task: Task, content: bytes, reference: Arrays) -> Values:
+        """Values of a payload; what its codec remembers of the device is durable when this returns."""
+        codec, memory, memories = _codec_of(task), None, self._store.memories
+        if codec.receiver and (chain := chain_named(content)):
+            memory = memories.find(task.device_id, chain)
+        decoded = unpack(codec, content, reference, memory=memory)
+        if codec.receiver:
+            update = sha256(content).hexdigest()
+            memories.keep(task.device_id, update, decoded.memory, version=task.version)
+        return decoded.values
 
     def _fold(self) -> None:
         """Add what was accepted in an earlier life and is in no version yet."""
@@ -196,4 +227,4 @@ class Versions:
 
 
 def _codec_of(task: Task) -> Codec:
-    return make_codec(task.work.codec, task.work.codec_ratio)
+    return make_codec(task.work.codec, task.work.codec_ratio, task.work.codec_bits)

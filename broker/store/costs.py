@@ -1,10 +1,11 @@
 """The costs of a job in its ledger's database, by round."""
 
 import sqlite3
+from collections.abc import Mapping
 
 import msgspec
 
-from fleetune.broker.store.store import Cost
+from fleetune.broker.store.store import ByKind, Carried, Cost
 
 _SPEND = """
 INSERT INTO costs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (round) DO UPDATE SET
@@ -18,6 +19,18 @@ SELECT coalesce(sum(bytes_down), 0), coalesce(sum(bytes_up), 0), coalesce(sum(by
 FROM costs WHERE ?1 IS NULL OR round = ?1
 """
 
+_KINDS = ByKind.__struct_fields__
+COLUMNS = tuple(f"{way}_{kind}" for way in Carried.__struct_fields__ for kind in _KINDS)
+"""Of what was carried of a device in a round."""
+_CARRY = f"""
+INSERT INTO carried VALUES (?, ?, {", ".join("?" * len(COLUMNS))}) ON CONFLICT (round, device) DO UPDATE SET
+    {", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)}
+"""
+_CARRIED = f"""
+SELECT device, {", ".join(f"sum({name})" for name in COLUMNS)} FROM carried WHERE ?1 IS NULL OR round = ?1
+GROUP BY device ORDER BY device
+"""
+
 
 def add_cost(sql: sqlite3.Connection, round_number: int, cost: Cost) -> None:
     """Add to what a round has cost; the caller commits."""
@@ -28,3 +41,23 @@ def total_cost(sql: sqlite3.Connection, round_number: int | None) -> Cost:
     """What a round has cost, or all of them together; ValidationError if a column is not what was written."""
     found = sql.execute(_SUMS, (round_number,)).fetchone()
     return msgspec.convert(dict(zip(Cost.__struct_fields__, found, strict=True)), Cost)
+
+
+def add_carried(sql: sqlite3.Connection, round_number: int, carried: Mapping[str, Carried]) -> None:
+    """Add to what was carried in a round, by device; the caller commits."""
+    rows = (
+        (round_number, device, *msgspec.structs.astuple(one.down), *msgspec.structs.astuple(one.up))
+        for device, one in carried.items()
+    )
+    sql.executemany(_CARRY, rows)
+
+
+def total_carried(sql: sqlite3.Connection, round_number: int | None) -> dict[str, Carried]:
+    """What was carried in a round, or in all together, by device; ValidationError if a column is not what was written."""
+    return {device: _carried(counts) for device, *counts in sql.execute(_CARRIED, (round_number,))}
+
+
+def _carried(counts: list[object]) -> Carried:
+    down, up = counts[: len(_KINDS)], counts[len(_KINDS) :]
+    fields = {"down": dict(zip(_KINDS, down, strict=True)), "up": dict(zip(_KINDS, up, strict=True))}
+    return msgspec.convert(fields, Carried)

@@ -2,12 +2,14 @@
 
 import sqlite3
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from fleetune.device_runtime.contracts.wire import Count, TaskId, Word
 from fleetune.device_runtime.errors import StateError, one_line
 
+_Size = Annotated[int, msgspec.Meta(ge=0)]
 DAMAGES = (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, OverflowError)
 """What comes of reading rows that nobody of us wrote; text that is not UTF-8 is a ValueError."""
 
@@ -23,6 +25,7 @@ _COLUMNS = {
     "SELECT round, bytes_down, bytes_up, bytes_sent, bytes_received, seconds FROM costs": tuple[
         int, int, int, int, int, float
     ],
+    "SELECT * FROM carried": tuple[int, str, _Size, _Size, _Size, _Size, _Size, _Size, _Size, _Size],
 }
 """What the rows of each query are made of."""
 _TIES = {

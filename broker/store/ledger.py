@@ -10,7 +10,7 @@ import sqlite3
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -21,12 +21,13 @@ import msgspec
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.blobs import Blobs
-from fleetune.broker.store.costs import add_cost, total_cost
+from fleetune.broker.store.costs import add_carried, add_cost, total_carried, total_cost
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.store.store import Accepted, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import Outcome, Task, arm_of
+from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
+from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
@@ -34,9 +35,9 @@ from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 _LOCK = "ledger.lock"
 _TASKS = "tasks JOIN works ON tasks.work = works.number"
 _OUTCOMES = """
-SELECT device, seed, works.work, stats, cause FROM (
-    SELECT task_id, stats, NULL AS cause, number AS after, 0 AS place FROM updates
-    UNION ALL SELECT task_id, '{}', cause, updates, number FROM declines
+SELECT device, seed, works.work, stats, cause, round, num_samples, noted FROM (
+    SELECT task_id, stats, NULL AS cause, number AS after, 0 AS place, num_samples, noted FROM updates
+    UNION ALL SELECT task_id, '{}', cause, updates, number, 0, '{}' FROM declines
 ) JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number ORDER BY after, place
 """
 _WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
@@ -57,6 +58,8 @@ class Ledger:
         self._blobs = Blobs(folder)
         self.replicas = Replicas(folder / "replicas")
         """Adapters that devices have in place of versions."""
+        self.memories = Memories(folder / "memories")
+        """What codecs remember of devices' updates."""
         self._give_back = weakref.finalize(self, os.close, _locked(folder))
         try:
             self._sql = _opened(folder / LEDGER, settings)
@@ -115,11 +118,20 @@ class Ledger:
             found: str | None = self._one("SELECT digest FROM updates WHERE task_id = ?", task_id)
         return found
 
+    def last_update(self, device_id: str) -> str | None:
+        """Digest of the last accepted update of a device; None if it has none."""
+        query = """SELECT digest FROM updates JOIN tasks USING (task_id) WHERE tasks.device = ?
+                   ORDER BY updates.number DESC LIMIT 1"""
+        with self._reading():
+            found: str | None = self._one(query, device_id)
+        return found
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         with self._reading():
-            for device, seed, work, stats, cause in self._sql.execute(_OUTCOMES):
-                yield Outcome(device, parse_work(work, seed), _stats(stats), cause)
+            for device, seed, work, stats, cause, number, num_samples, noted in self._sql.execute(_OUTCOMES):
+                of = parse_work(work, seed)
+                yield Outcome(device, of, _stats(stats), cause, number, num_samples, _noted(noted))
 
     def decided(self) -> Iterator[Decided]:
         """Every training task of the job in the order in which they were chosen, and what came of it."""
@@ -135,7 +147,7 @@ class Ledger:
         with self._durably():
             add_tasks(self._sql, tasks)
 
-    def accept(self, update: UpdateReady, payload: bytes) -> None:
+    def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
         """Keep the update of a task; once this returns it may be acknowledged.
 
         Raises:
@@ -147,10 +159,11 @@ class Ledger:
         if self._one("SELECT count(*) FROM updates WHERE task_id = ?", task_id):
             raise WireError(f"task {task_id!r} has an update already")
         stats = msgspec.json.encode(finite(update.stats)).decode()
-        row = (task_id, update.payload.sha256, update.num_samples, stats, name)
+        more = msgspec.json.encode(noted).decode()
+        row = (task_id, update.payload.sha256, update.num_samples, stats, name, more)
         with self._durably():
             self._blobs.write_payload(name, payload)
-            self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL)", row)
+            self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL, ?)", row)
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why; once this returns another may be asked in its place."""
@@ -232,15 +245,21 @@ class Ledger:
             losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
             return msgspec.convert((number, losses, evaluated.fetchall(), arms), Figures)
 
-    def spend(self, round_number: int, cost: Cost) -> None:
-        """Add to what a round, or AFTERWARDS, has cost."""
+    def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:
+        """Add to what a round, or AFTERWARDS, has cost, and to what was carried in it, by device."""
         with self._durably():
             add_cost(self._sql, round_number, cost)
+            add_carried(self._sql, round_number, carried)
 
     def cost(self, round_number: int | None = None) -> Cost:
         """What a round has cost, or the whole job."""
         with self._reading():
             return total_cost(self._sql, round_number)
+
+    def carried(self, round_number: int | None = None) -> dict[str, Carried]:
+        """What was carried in a round, or in all of them together, by device; empty for the aggregator's own words."""
+        with self._reading():
+            return total_carried(self._sql, round_number)
 
     def finish(self) -> None:
         """Keep that the job is over."""
@@ -273,6 +292,10 @@ _Payload = tuple[Count, str, Word]
 
 def _stats(text: str) -> dict[str, float]:
     return msgspec.json.decode(text, type=dict[str, float])
+
+
+def _noted(text: str) -> Noted:
+    return msgspec.json.decode(text, type=Noted)
 
 
 def _locked(folder: Path) -> int:

@@ -10,15 +10,17 @@ from typing import Annotated
 import msgspec
 
 from fleetune.broker.job import Settings, differences
-from fleetune.broker.tasks import REASON_CHARS_MAX, Task
+from fleetune.broker.store.costs import COLUMNS
+from fleetune.broker.tasks import REASON_CHARS_MAX, Plan, Task
 from fleetune.device_runtime.contracts.wire import Count, LocalWork, TaskId, Word, default_task_id
 from fleetune.device_runtime.errors import ConfigError, StateError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
-"""3: tasks say why, and after how many outcomes, they were chosen; declined tasks are kept."""
-TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work, tasks.reason"
+FORMAT = 4
+"""3: tasks say why, and after how many outcomes, they were chosen; declined tasks are kept. 4: plans of traffic, what is
+noted of an update, and bytes by device, direction and kind."""
+TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work, tasks.reason, plan"
 """Columns of ``tasks JOIN works ON tasks.work = works.number`` that :func:`task_of` takes."""
 _SCHEMA = """
 CREATE TABLE job (format INTEGER, settings TEXT, finished REAL);
@@ -29,16 +31,22 @@ _SCHEMA_2 = """
 CREATE TABLE versions (version INTEGER PRIMARY KEY, round INTEGER NOT NULL, sha256 TEXT NOT NULL, state TEXT NOT NULL);
 CREATE TABLE tasks (task_id TEXT PRIMARY KEY, round INTEGER NOT NULL, position INTEGER NOT NULL, device TEXT NOT NULL,
                     version INTEGER NOT NULL, seed INTEGER NOT NULL, work INTEGER NOT NULL REFERENCES works,
-                    reason TEXT NOT NULL DEFAULT '', outcomes INTEGER NOT NULL DEFAULT -1, UNIQUE (round, position));
+                    reason TEXT NOT NULL DEFAULT '', outcomes INTEGER NOT NULL DEFAULT -1, plan TEXT, UNIQUE (round, position));
 CREATE TABLE declines (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, updates INTEGER NOT NULL,
                        cause TEXT NOT NULL, reason TEXT NOT NULL);
 CREATE TABLE works (number INTEGER PRIMARY KEY, work TEXT UNIQUE NOT NULL);
 CREATE TABLE updates (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, digest TEXT NOT NULL,
-                      num_samples INTEGER NOT NULL, stats TEXT NOT NULL, file TEXT NOT NULL, made INTEGER);
+                      num_samples INTEGER NOT NULL, stats TEXT NOT NULL, file TEXT NOT NULL, made INTEGER,
+                      noted TEXT NOT NULL DEFAULT '{}');
 CREATE INDEX updates_by_version ON updates (made);
 CREATE TABLE evaluations (version INTEGER, device TEXT, task_id TEXT NOT NULL, loss REAL, accuracy REAL, num_samples INTEGER,
                           PRIMARY KEY (version, device));
 """
+_CARRIED = f"""
+CREATE TABLE carried (round INTEGER, device TEXT, {", ".join(f"{name} INTEGER NOT NULL" for name in COLUMNS)},
+                      PRIMARY KEY (round, device));
+"""
+_SCHEMA_2 += _CARRIED
 _FORMAT_1_AWAY = (
     "ALTER TABLE versions RENAME TO old_versions",
     "ALTER TABLE updates RENAME TO old_updates",
@@ -47,7 +55,7 @@ _FORMAT_1_AWAY = (
 _FORMAT_1_OVER = (
     "INSERT INTO versions SELECT version, version, sha256, memory FROM old_versions",
     """INSERT INTO updates SELECT NULL, 'train-' || round || '-' || device, digest, num_samples, stats_of(loss),
-       printf('%05d-%s.bin', round, device), CASE WHEN round <= (SELECT max(version) FROM versions) THEN round END
+       printf('%05d-%s.bin', round, device), CASE WHEN round <= (SELECT max(version) FROM versions) THEN round END, '{}'
        FROM old_updates ORDER BY round, rowid""",
     """INSERT INTO evaluations SELECT version, device, 'evaluate-' || version || '-' || device, loss, accuracy, num_samples
        FROM old_evaluations""",
@@ -62,6 +70,11 @@ _FORMAT_2_OVER = (
     "ALTER TABLE tasks ADD COLUMN outcomes INTEGER NOT NULL DEFAULT -1",
     """CREATE TABLE declines (number INTEGER PRIMARY KEY, task_id TEXT UNIQUE NOT NULL REFERENCES tasks, updates INTEGER NOT NULL,
        cause TEXT NOT NULL, reason TEXT NOT NULL)""",
+)
+_FORMAT_3_OVER = (
+    "ALTER TABLE tasks ADD COLUMN plan TEXT",
+    "ALTER TABLE updates ADD COLUMN noted TEXT NOT NULL DEFAULT '{}'",
+    _CARRIED,
     f"UPDATE job SET format = {FORMAT}",
 )
 _NUM_OUTCOMES = (
@@ -95,8 +108,8 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
     if found == 1:
         _upgrade(sql, kept, path)
-    if found == 2:
-        _upgrade_2(sql)
+    if found in (2, 3):
+        _upgrade_over(sql, (*_FORMAT_2_OVER, *_FORMAT_3_OVER) if found == 2 else _FORMAT_3_OVER)
     if not has_begun:
         _begin_anew(sql, text)
     elif settings != kept:
@@ -129,9 +142,10 @@ def add_tasks(sql: sqlite3.Connection, tasks: Iterable[Task]) -> None:
         work = msgspec.json.encode(msgspec.structs.replace(task.work, seed=0)).decode()
         sql.execute("INSERT OR IGNORE INTO works VALUES (NULL, ?)", (work,))
         place = (task.task_id, task.round, task.position, task.device_id, task.version, task.work.seed)
-        row = (*place, task.reason, work)
+        plan = None if task.plan is None else msgspec.json.encode(task.plan).decode()
+        row = (*place, task.reason, plan, work)
         sql.execute(
-            f"INSERT INTO tasks SELECT ?, ?, ?, ?, ?, ?, number, ?, {_NUM_OUTCOMES} FROM works WHERE work = ?",
+            f"INSERT INTO tasks SELECT ?, ?, ?, ?, ?, ?, number, ?, {_NUM_OUTCOMES}, ? FROM works WHERE work = ?",
             row,
         )
 
@@ -143,7 +157,7 @@ def add_decline(sql: sqlite3.Connection, task_id: str, cause: str, reason: str) 
 
 
 _Why = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
-_Row = tuple[TaskId, Count, Count, Word, Count, Annotated[int, msgspec.Meta(ge=0)], str, _Why]
+_Row = tuple[TaskId, Count, Count, Word, Count, Annotated[int, msgspec.Meta(ge=0)], str, _Why, str | None]
 
 
 def task_of(row: Iterable[object]) -> Task:
@@ -152,7 +166,7 @@ def task_of(row: Iterable[object]) -> Task:
     Raises:
         MsgspecError: a column is not what was written.
     """
-    task_id, number, position, device, version, seed, work, reason = msgspec.convert(tuple(row), _Row)
+    task_id, number, position, device, version, seed, work, reason, plan = msgspec.convert(tuple(row), _Row)
     return Task(
         task_id=task_id,
         device_id=device,
@@ -162,6 +176,7 @@ def task_of(row: Iterable[object]) -> Task:
         position=position,
         work=parse_work(work, seed),
         reason=reason,
+        plan=None if plan is None else msgspec.json.decode(plan, type=Plan),
     )
 
 
@@ -170,11 +185,11 @@ def parse_work(text: str, seed: int) -> LocalWork:
     return msgspec.structs.replace(msgspec.json.decode(text, type=LocalWork), seed=seed)
 
 
-def _upgrade_2(sql: sqlite3.Connection) -> None:
-    """Bring format 2 to this one, in one transaction: what it did not keep stays unknown."""
+def _upgrade_over(sql: sqlite3.Connection, statements: Iterable[str]) -> None:
+    """Bring format 2 or 3 to this one, in one transaction: what it did not keep stays unknown."""
     with sql:
         sql.execute("BEGIN IMMEDIATE")
-        for statement in _FORMAT_2_OVER:
+        for statement in statements:
             sql.execute(statement)
 
 

@@ -1,13 +1,24 @@
 """A job's memory for simulations: nothing is written, and all of it is gone with the process."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
+from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.store.store import Accepted, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import Outcome, Task, arm_of
+from fleetune.broker.store.store import (
+    NOBODY,
+    Accepted,
+    Carried,
+    Cost,
+    Decided,
+    Figures,
+    Past,
+    accepted_outcome,
+    finite,
+)
+from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -26,17 +37,21 @@ class MemoryStore:
     def __init__(self) -> None:
         self.finished = False
         self.replicas = Replicas()
+        self.memories = Memories()
+        self._last: dict[str, str] = {}
         self._versions: list[_Version] = []
         self._tasks: dict[str, Task] = {}
         self._open: list[Task] = []
         self._known_before: dict[str, int] = {}
         self._updates: dict[str, UpdateReady] = {}
+        self._noted: dict[str, Noted] = {}
         self._declines: dict[str, tuple[str, str]] = {}
         self._outcomes: list[tuple[str, bool]] = []
         """(task, whether it was declined)."""
         self._payloads: dict[str, bytes] = {}
         self._reports: dict[int, dict[str, Report]] = {}
         self._costs: dict[int, Cost] = {}
+        self._carried: dict[int, dict[str, Carried]] = {}
 
     @property
     def newest(self) -> int:
@@ -60,14 +75,19 @@ class MemoryStore:
         update = self._updates.get(task_id)
         return update.payload.sha256 if update else None
 
+    def last_update(self, device_id: str) -> str | None:
+        """Digest of the last accepted update of a device; None if it has none."""
+        return self._last.get(device_id)
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         for task_id, is_declined in self._outcomes:
             task = self._tasks[task_id]
             if is_declined:
-                yield Outcome(task.device_id, task.work, {}, self._declines[task_id][0])
+                yield Outcome(task.device_id, task.work, {}, self._declines[task_id][0], task.round)
             else:
-                yield Outcome(task.device_id, task.work, finite(self._updates[task_id].stats))
+                update, noted = self._updates[task_id], self._noted[task_id]
+                yield accepted_outcome(task, update, noted)
 
     def decided(self) -> Iterator[Decided]:
         """Every training task of the job in the order in which they were chosen, and what came of it."""
@@ -83,15 +103,16 @@ class MemoryStore:
             self._known_before[task.task_id] = len(self._outcomes)
             self._open.append(task)
 
-    def accept(self, update: UpdateReady, payload: bytes) -> None:
+    def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
         """Keep the update of a task; WireError if the task was not enrolled, or has one."""
         if update.task_id not in self._tasks:
             raise WireError(f"task {update.task_id!r} was not enrolled")
         if update.task_id in self._updates:
             raise WireError(f"task {update.task_id!r} has an update already")
-        self._updates[update.task_id] = update
+        self._updates[update.task_id], self._noted[update.task_id] = update, noted
         self._outcomes.append((update.task_id, False))
         self._payloads[update.task_id] = payload
+        self._last[self._tasks[update.task_id].device_id] = update.payload.sha256
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why."""
@@ -140,15 +161,24 @@ class MemoryStore:
             Counter(arm_of(self._tasks[u.task_id].work) for u in made.updates),
         )
 
-    def spend(self, round_number: int, cost: Cost) -> None:
-        """Add to what a round, or AFTERWARDS, has cost."""
+    def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:
+        """Add to what a round, or AFTERWARDS, has cost, and to what was carried in it, by device."""
         self._costs[round_number] = self._costs.get(round_number, Cost()) + cost
+        _add(self._carried.setdefault(round_number, {}), carried)
 
     def cost(self, round_number: int | None = None) -> Cost:
         """What a round has cost, or the whole job."""
         if round_number is not None:
             return self._costs.get(round_number, Cost())
         return sum(self._costs.values(), start=Cost())
+
+    def carried(self, round_number: int | None = None) -> dict[str, Carried]:
+        """What was carried in a round, or in all of them together, by device; empty for the aggregator's own words."""
+        found: dict[str, Carried] = {}
+        for number, carried in self._carried.items():
+            if round_number in (None, number):
+                _add(found, carried)
+        return dict(sorted(found.items()))
 
     def finish(self) -> None:
         """Keep that the job is over."""
@@ -158,3 +188,8 @@ class MemoryStore:
         if not 0 <= version <= self.newest:
             raise StateError(f"version {version} was never made; the newest is {self.newest}")
         return self._versions[version]
+
+
+def _add(sums: dict[str, Carried], carried: Mapping[str, Carried]) -> None:
+    for device, one in carried.items():
+        sums[device] = sums.get(device, Carried()) + one

@@ -1,6 +1,7 @@
 """Adapters that devices have in place of a version, after a lossy codec: files named by version and SHA-256."""
 
 import re
+from collections.abc import Collection
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -47,9 +48,9 @@ class Replicas:
         """How many stand for a version."""
         return sum(v == version for v, _ in self._kept)
 
-    def forget_before(self, version: int) -> None:
-        """Delete those that stand for versions before this one."""
-        for replica in [r for r in self._kept if r[0] < version]:
+    def forget_before(self, version: int, *, but: Collection[str] = ()) -> None:
+        """Delete those that stand for versions before this one, except some by their SHA-256."""
+        for replica in [r for r in self._kept if r[0] < version and r[1] not in but]:
             self._kept.discard(replica)
             self._files.delete(_file(*replica))
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from fleetune.broker.store.store import Store
+from fleetune.broker.store.store import ByKind, Store, in_all
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Mean of the devices' last local losses, by their samples."""
     bytes_down: int = 0
     bytes_up: int = 0
+    down: ByKind = ByKind()
+    """All that was sent to devices, their protocol included."""
+    up: ByKind = ByKind()
     seconds: float = 0.0
     """From the round before to the end of this one; 0 of round 0, which does nothing but wait."""
     arms: dict[str, int] = {}
@@ -38,7 +41,7 @@ def rows(store: Store) -> list[Row]:
 def row(store: Store, version: int) -> Row:
     """What is known of the round that made a version."""
     figures = store.figures(version)
-    cost = store.cost(figures.round)
+    cost, carried = store.cost(figures.round), in_all(store.carried(figures.round))
     return Row(
         round=figures.round,
         devices=len(figures.trained),
@@ -47,6 +50,8 @@ def row(store: Store, version: int) -> Row:
         train_loss=_mean((loss, n) for loss, n in figures.trained if loss is not None),
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
+        down=carried.down,
+        up=carried.up,
         seconds=cost.seconds if version else 0.0,
         arms=dict(figures.arms),
         waited_s=0.0 if version else cost.seconds,

@@ -1,12 +1,15 @@
 """What an aggregator needs of whatever remembers its job: on disk (``ledger``), or in memory (``memory_store``)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from functools import reduce
+from operator import add
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.tasks import Outcome, Task
+from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
 
 AFTERWARDS = -1
@@ -64,8 +67,64 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
-        return Cost(**dict(zip(self.__struct_fields__, (a + b for a, b in pairs), strict=True)))
+        return _sum(self, other)
+
+
+class ByKind(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes by what they are."""
+
+    values: int = 0
+    """Of tensors, whole or quantised."""
+    positions: int = 0
+    """Which elements they are of: bitmaps and indices."""
+    scales: int = 0
+    """What quantised values are counted in."""
+    protocol: int = 0
+    """All else: names, shapes, frames, headers, offers, requests, verdicts."""
+
+    def __add__(self, other: "ByKind") -> "ByKind":
+        return _sum(self, other)
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.values + self.positions + self.scales + self.protocol
+
+
+class Carried(msgspec.Struct, frozen=True, kw_only=True):
+    """Payload of the MQTT messages between the aggregator and one device, repetitions included."""
+
+    down: ByKind = ByKind()
+    up: ByKind = ByKind()
+
+    def __add__(self, other: "Carried") -> "Carried":
+        return _sum(self, other)
+
+
+NOBODY: Mapping[str, Carried] = {}
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def _sum(left: _S, right: _S) -> _S:
+    """Add structs of one kind field by field."""
+    return type(left)(**{n: getattr(left, n) + getattr(right, n) for n in left.__struct_fields__})
+
+
+def in_all(carried: Mapping[str, Carried]) -> Carried:
+    """What was carried of all devices together."""
+    return reduce(add, carried.values(), Carried())
+
+
+def accepted_outcome(task: Task, update: UpdateReady, noted: Noted) -> Outcome:
+    """What is learned from an accepted update."""
+    return Outcome(
+        task.device_id,
+        task.work,
+        finite(update.stats),
+        round=task.round,
+        num_samples=update.num_samples,
+        noted=noted,
+    )
 
 
 def finite(stats: Mapping[str, float]) -> dict[str, float]:
@@ -101,6 +160,13 @@ class Store(Protocol):
     def replicas(self) -> Replicas:
         """Adapters that devices have in place of versions."""
 
+    @property
+    def memories(self) -> Memories:
+        """What codecs remember of devices' updates."""
+
+    def last_update(self, device_id: str) -> str | None:
+        """Digest of the last accepted update of a device; None if it has none."""
+
     def past(self) -> Past:
         """Where the job stands."""
 
@@ -116,8 +182,8 @@ class Store(Protocol):
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks, before they are offered."""
 
-    def accept(self, update: UpdateReady, payload: bytes) -> None:
-        """Keep the update of a task; WireError if the task was not enrolled, or has one."""
+    def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
+        """Keep the update of a task, with what is noted of it; WireError if the task was not enrolled, or has one."""
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why: ``cause`` is one of the wire's CAUSES. A second time is nothing new."""
@@ -143,11 +209,14 @@ class Store(Protocol):
     def figures(self, version: int) -> Figures:
         """What was told about a version."""
 
-    def spend(self, round_number: int, cost: Cost) -> None:
-        """Add to what a round, or AFTERWARDS, has cost."""
+    def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:
+        """Add to what a round, or AFTERWARDS, has cost, and to what was carried in it, by device."""
 
     def cost(self, round_number: int | None = None) -> Cost:
         """What a round has cost, or the whole job."""
+
+    def carried(self, round_number: int | None = None) -> dict[str, Carried]:
+        """What was carried in a round, or in all of them together, by device; empty for the aggregator's own words."""
 
     def finish(self) -> None:
         """Keep that the job is over."""

@@ -54,6 +54,8 @@ class _Assignment:
     deadline: float
     pull: Pull | None = None
     run: LocalRun | None = None
+    since: float = 0.0
+    """When it was taken."""
 
 
 class Assignments:
@@ -143,7 +145,7 @@ class Assignments:
                 self._deliveries.rush()
                 return
             self._deliveries.drop(offer.task_id)
-        self._begin(_Assignment(offer, key, _deadline(offer, now)), now)
+        self._begin(_Assignment(offer, key, _deadline(offer, now), since=now), now)
 
     def add(self, chunk: Chunk, now: float) -> None:
         """Take a chunk of the adapter; one that nobody waits for is ignored. WireError if it is damaged."""
@@ -175,7 +177,7 @@ class Assignments:
             self._current = None
             self._ask_again(current.key)
             return False
-        self._start(current, content)
+        self._start(current, content, fetch_s=now - current.since)
         return True
 
     def step(self) -> bool:
@@ -271,7 +273,7 @@ class Assignments:
         self.must_greet = self.must_greet or key not in self._asked_again
         self._asked_again.add(key)
 
-    def _start(self, assignment: _Assignment, content: bytes) -> None:
+    def _start(self, assignment: _Assignment, content: bytes, *, fetch_s: float = 0.0) -> None:
         try:
             reference, mask = self._adapters.arrays(content), self._mask.of(assignment.offer)
         except WireError as exc:
@@ -289,6 +291,7 @@ class Assignments:
             workbench=self._workbench,
             key=assignment.key,
             mask=mask,
+            fetch_s=fetch_s,
         )
 
     def _hand_over(self, product: Product, assignment: _Assignment) -> None:

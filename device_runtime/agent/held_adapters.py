@@ -6,7 +6,7 @@ from hashlib import sha256
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.codecs import make_codec, update_bytes_max
+from fleetune.device_runtime.contracts.codecs import Codec, make_codec, update_bytes_max
 from fleetune.device_runtime.contracts.deltas import apply_delta
 from fleetune.device_runtime.contracts.wire import FULL, Offer
 from fleetune.device_runtime.errors import WireError
@@ -56,7 +56,7 @@ class HeldAdapters:
         """Largest size of what is sent with an offer; ConfigError for an unknown codec."""
         if offer.down_codec == FULL:
             return len(self._original.content) + _SLACK_BYTES
-        return update_bytes_max(make_codec(offer.down_codec, offer.down_ratio), self._original.arrays)
+        return update_bytes_max(_codec_of(offer), self._original.arrays)
 
     def open(self, offer: Offer, payload: bytes) -> bytes | None:
         """Make the adapter file that an offer means from what was sent; None if only the whole will do from now on.
@@ -84,7 +84,7 @@ class HeldAdapters:
         held = self.find(offer.reference)
         if held is None:
             raise WireError(f"adapter {offer.reference[:12]!r} is not held any more")
-        return apply_delta(make_codec(offer.down_codec, offer.down_ratio), payload, self.arrays(held))
+        return apply_delta(_codec_of(offer), payload, self.arrays(held))
 
 
 def _fits(content: bytes, like: Arrays) -> bool:
@@ -97,3 +97,7 @@ def _fits(content: bytes, like: Arrays) -> bool:
 def wanted_sha256(offer: Offer) -> str:
     """SHA-256 of the adapter file that an offer is to be worked from."""
     return offer.adapter_sha256 or offer.adapter.sha256
+
+
+def _codec_of(offer: Offer) -> Codec:
+    return make_codec(offer.down_codec, offer.down_ratio, offer.down_bits)

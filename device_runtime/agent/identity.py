@@ -24,6 +24,13 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
     idle_limit_s: Annotated[
         float, Option("seconds to wait for a word of the aggregator; 0 for ever", at_least=0)
     ] = 0.0
+    tell_labels: Annotated[
+        bool,
+        Option(
+            "tell an aggregator that asks how many samples here are of which class, or never do",
+            off="keep-labels",
+        ),
+    ] = False
 
 
 class Identity(NamedTuple):

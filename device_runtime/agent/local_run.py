@@ -16,7 +16,7 @@ from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
-from fleetune.device_runtime.contracts.codecs import make_codec, pack, with_feedback
+from fleetune.device_runtime.contracts.codecs import Codec, chain_of, make_codec, pack, with_feedback
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
@@ -60,6 +60,7 @@ class LocalRun:
         workbench: Workbench,
         key: str,
         mask: Mask,
+        fetch_s: float = 0.0,
     ) -> None:
         """Prepare; the first step starts or restores.
 
@@ -72,7 +73,9 @@ class LocalRun:
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
             mask: whose elements alone travel; empty for all.
+            fetch_s: how long the adapter took to come; 0 if it was at hand.
         """
+        self._fetch_s = fetch_s
         self._offer, self._reference, self._workbench, self._mask = offer, reference, workbench, mask
         self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
@@ -138,12 +141,13 @@ class LocalRun:
 
     def _pack(self, training: Training) -> Product:
         offer, reference = self._offer, self._travelling(self._reference)
-        places = self._places(reference)
-        before = self._memory.before(offer.round)
-        memory, left = _fitting(taken(before, self._reference, places), reference)
+        codec = make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)
+        places, before = self._places(reference), self._memory.before(offer.round)
+        memory = taken(_shared(before, codec, offer), self._reference, places)
+        memory, left = _fitting(memory, reference)
         own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
-            with_feedback(make_codec(offer.work.codec, offer.work.codec_ratio)),
+            with_feedback(codec),
             _changed(self._travelling(shared), reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,
@@ -193,7 +197,8 @@ class LocalRun:
             version=offer.version,
             codec=offer.work.codec,
             num_samples=self._workbench.num_samples,
-            stats=dict(stats),
+            stats={**stats, **({"fetch_seconds": self._fetch_s} if self._fetch_s else {})},
+            histogram=[*self._workbench.histogram()] if offer.work.histogram else [],
         )
         return lambda manifest: header(payload=manifest)
 
@@ -258,6 +263,13 @@ def _fitting(memory: Arrays, reference: Arrays) -> tuple[Arrays, Arrays]:
     fits = [n for n, value in owed.items() if n in reference and value.shape == reference[n].shape]
     left = as_kind(RESIDUAL, {n: value for n, value in owed.items() if n not in fits})
     return {n: value for n, value in memory.items() if n not in left}, left
+
+
+def _shared(memory: Arrays, codec: Codec, offer: Offer) -> Arrays:
+    """A codec's memory, without what the aggregator should remember too where it does not remember the same."""
+    if not codec.receiver or chain_of(memory) == offer.memory:
+        return memory
+    return {name: value for name, value in memory.items() if name.split("/", 1)[0] not in codec.receiver}
 
 
 def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:

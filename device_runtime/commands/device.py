@@ -118,7 +118,7 @@ def device(
             checkpoint_every=duty.checkpoint_every,
             on_event=tally,
         )
-        agent = Agent(home, desk.workbench(), gate=gate)
+        agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)
         link.open(reach.timeout_s)
         tally(Event("connected", NO_ROUND, text=_whereabouts(link, identity)))
         notifier.status = f"job {job}: waiting for the aggregator"
@@ -152,10 +152,18 @@ class _Desk:
         self._notifier, self._tally = notifier, tally
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
-    def workbench(self) -> Workbench:
+    def workbench(self, *, tells_labels: bool) -> Workbench:
         return Workbench(
-            self._start, self._evaluate, self._dataset.num_samples, self._class_sums, keep=self._keep
+            self._start,
+            self._evaluate,
+            self._dataset.num_samples,
+            self._class_sums,
+            keep=self._keep,
+            histogram=self._histogram if tells_labels else tuple,
         )
+
+    def _histogram(self) -> tuple[int, ...]:
+        return self._dataset.histogram()
 
     def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
         return self._machine.trainer(self._rows(work.seq_len), work, adapter)

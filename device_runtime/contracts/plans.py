@@ -30,6 +30,11 @@ def full(num_layers: int) -> LayerPlan:
     return (Mode.TRAIN,) * num_layers
 
 
+def frozen(num_layers: int) -> LayerPlan:
+    """Run every layer, train none."""
+    return (Mode.FORWARD,) * num_layers
+
+
 def dropping(num_layers: int, dropped: Iterable[int]) -> LayerPlan:
     """Train every layer but those in ``dropped``, which become the identity."""
     gone = set(dropped)

@@ -21,6 +21,8 @@ LEDGER = "ledger.sqlite"
 """Of ``aggregate``."""
 CHOICES = "choices.jsonl"
 """Of ``aggregate`` with a configurator that chooses: what each device was asked in each round, why, and what it brought."""
+TRAFFIC = "traffic.jsonl"
+"""Of ``aggregate``: every byte by round, device, direction and kind."""
 _INNER = "run"
 """Where a demo has the run of its aggregator."""
 

@@ -36,6 +36,8 @@ FIGURE_MAX = 1e39
 """A loss or another statistic is at most this, which no float32 exceeds; a store keeps none beyond it."""
 STATS_MAX = 32
 """Statistics of one update."""
+CLASSES_MAX = 4096
+"""Classes of one label histogram."""
 CAUSES = ("memory", "work", "")
 """Why a device declines."""
 ROLES = ("train", "evaluate")
@@ -178,8 +180,16 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
     codec: Annotated[Word, Option("how updates are packed", table="codec")] = "fp32"
     codec_ratio: Annotated[
-        float, Option("topk: share of the elements that is sent up; 0 for all others", at_least=0)
+        float, Option("topk, caesar: share of the elements that is sent up; 0 for all others", at_least=0)
     ] = 0.0
+    codec_bits: Annotated[
+        int,
+        Option(
+            "bits of a value that is sent up, where the codec has a choice; 0 for the codec's own",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
     rounds_before: Annotated[
         int,
         Option(
@@ -259,6 +269,12 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     personal_by: Annotated[Word, Option("which layers stay personal", table="ranking of layers")] = (
         "importance"
     )
+    histogram: Annotated[
+        bool,
+        Option(
+            "ask each device once how many of its samples are of which class; only one with --tell-labels says so",
+        ),
+    ] = False
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
@@ -297,9 +313,14 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     down_codec: Word = FULL
     """How ``adapter`` is packed."""
     down_ratio: Share = 0.0
-    """Share of the elements that ``topk`` sends; 0 for all other codecs."""
+    """Share of the elements that ``topk`` sends, and ``caesar`` exactly; 0 for all other codecs."""
+    down_bits: Count = 0
+    """Bits of a value, where the codec has a choice; 0 for the codec's own."""
     reference: Word = ""
     """SHA-256 of the adapter file that ``adapter`` is a difference from; empty: from none."""
+    memory: Word = ""
+    """Chain of what the aggregator remembers of the device's updates, for codecs with a receiver's memory; a device that
+    remembers another sends without. Empty: nothing."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     mask_sha256: Word = ""
@@ -329,7 +350,10 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
     ``held_accuracy_after`` the last; ``held_seconds`` for measuring. If layers stay personal too, ``personal_loss`` and
     ``personal_accuracy`` of the device's own model, ``global_loss`` and ``global_accuracy`` of the version that it was sent.
+    ``fetch_seconds``: from the offer to the last chunk of its adapter, if that was not at hand.
     What is not finite, or beyond 1e39, is not kept."""
+    histogram: Annotated[list[int], Meta(max_length=CLASSES_MAX)] = []
+    """Samples of each class, in the artifact's order; only where the work asks for it and the device's owner allows it."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

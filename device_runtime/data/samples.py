@@ -116,6 +116,12 @@ class Dataset:
             return column.values.astype(np.int64)
         return np.empty(0, np.int64)
 
+    def histogram(self) -> tuple[int, ...]:
+        """Samples of each class, (num_classes,); empty unless every row has exactly one."""
+        if not len(labels := self.labels):
+            return ()
+        return tuple(int(n) for n in np.bincount(labels[labels >= 0], minlength=self.num_classes))
+
     def rows(self, indices: Indices) -> Arrays:
         """A batch by input name; tokens are padded to the longest row, in steps of 8, at most to ``seq_len``."""
         width = self.width_of(indices)

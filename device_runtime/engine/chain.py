@@ -16,7 +16,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
-from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, route
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
 from fleetune.device_runtime.engine.batches import StepResult, pick
 from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
@@ -114,10 +114,23 @@ class Chain:
         scope["hidden", 0] = self._value(choose(self._loader.array_of(scope["hidden", 0])))
         return self._logits(batch, scope, weights)
 
-    def features(self, batch: Arrays, weights: StepWeights, heads: Sequence[StepWeights]) -> Array:
-        """The logits (B, C) of each of ``heads``, side by side, after one way up through the layers."""
-        scope = self._climbed(batch, weights).scope
-        return np.concatenate([self._logits(batch, scope, head) for head in heads], axis=-1)
+    def features(
+        self,
+        batch: Arrays,
+        way: Route,
+        weights: StepWeights,
+        heads: Sequence[StepWeights],
+        *,
+        hidden: HiddenRows | None,
+    ) -> Array:
+        """The logits (B, C) of each of ``heads``, side by side, after one way up; ``hidden`` keeps what crosses the boundary."""
+        rows = _Pass(self._values(batch), way, weights)
+        self._enter(rows)
+        self._rise(rows, way.below)
+        if hidden is not None:
+            _keep(hidden, self._loader.array_of(rows.scope["hidden", 0]))
+        self._rise(rows, way.above)
+        return np.concatenate([self._logits(batch, rows.scope, head) for head in heads], axis=-1)
 
     def _logits(self, batch: Arrays, scope: Scope, weights: StepWeights) -> Array:
         """What the head says of the hidden stream in ``scope``: (B, C) or (B, S, C)."""
@@ -138,9 +151,9 @@ class Chain:
 
     def _climbed(self, batch: Arrays, weights: StepWeights, plan: LayerPlan | None = None) -> _Pass:
         """Prelude and every layer, frozen, but for those that ``plan`` drops."""
-        plan = plan or (Mode.FORWARD,) * self._manifest.num_layers
-        frozen = tuple(Mode.DROP if mode is Mode.DROP else Mode.FORWARD for mode in plan)
-        rows = _Pass(self._values(batch), route(frozen), weights)
+        plan = plan or frozen(self._manifest.num_layers)
+        still = tuple(Mode.DROP if mode is Mode.DROP else Mode.FORWARD for mode in plan)
+        rows = _Pass(self._values(batch), route(still), weights)
         self._enter(rows)
         self._rise(rows, rows.route.layers)
         return rows
@@ -293,6 +306,13 @@ class Chain:
             if file not in self._graphs:
                 self._graphs[file] = self._loader.open(self._artifact.folder / file, self._threads)
             return self._graphs[file]
+
+
+def _keep(stored: HiddenRows, hidden: Array) -> None:
+    """Store the rows of ``hidden`` (B, S, H) that are not there."""
+    _, missing = stored.load(hidden.shape)
+    if missing.any():
+        stored.store(missing, hidden[missing])
 
 
 def _num_classes(head: Section) -> int:

@@ -99,8 +99,18 @@ class Engine(Protocol):
             ConfigError: as of :meth:`predict`, or the head does not work token by token.
         """
 
-    def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+    def features(
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        *,
+        rows: Rows | None = None,
+        hidden: OpenRows | None = None,
+        cache_below: int = 0,
+    ) -> Array:
         """What the linear that ends a classifier sees, (batch, width) float32, at full depth; ``batch`` needs no labels.
+
+        What flows into layer ``cache_below`` is kept in ``hidden``, where later steps find it; nothing of it is read here.
 
         Raises:
             ConfigError: as :func:`fleetune.device_runtime.contracts.class_means.class_head`, or this engine cannot.

@@ -122,7 +122,15 @@ class OrtTrainingEngine:
         logits = self.predict(batch, adapter, plan=plan)
         return logits[np.arange(len(logits)), positions]
 
-    def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+    def features(
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        *,
+        rows: Rows | None = None,
+        hidden: OpenRows | None = None,
+        cache_below: int = 0,
+    ) -> Array:
         """ConfigError: the head is no graph of its own."""
         raise ConfigError(
             "the models of ort-training are whole: what their last linear sees cannot be asked for"

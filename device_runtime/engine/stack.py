@@ -12,7 +12,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.plans import LayerPlan, Route, learnable, route
+from fleetune.device_runtime.contracts.plans import LayerPlan, Route, frozen, learnable, route
 from fleetune.device_runtime.engine.batches import (
     Mean,
     Part,
@@ -152,15 +152,26 @@ class Stack:
 
         return np.concatenate([found[0] for found in self._predict(batch, adapter, rows, plan, chosen)])
 
-    def features(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> Array:
+    def features(
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        *,
+        rows: Rows | None = None,
+        hidden: OpenRows | None = None,
+        cache_below: int = 0,
+    ) -> Array:
         """As :meth:`Engine.features`: with C rows of the identity for a head, C of the features are its logits."""
         head = class_head(self.artifact.manifest)
         rows, given = self._unlabelled(batch, rows)
         weights = self._weights(adapter, rows)
         heads = [self._weights({**adapter, **identity}, rows) for identity in _identities(head, adapter)]
+        way = route(frozen(self.artifact.manifest.num_layers), cache_below=cache_below)
+        stored = hidden(self._below(way, adapter)) if hidden and way.below else None
 
         def seen(chain: Chain, part: Part) -> Array:
-            return chain.features(part.arrays, weights, heads)
+            some = None if stored is None else stored.some(part.place)
+            return chain.features(part.arrays, way, weights, heads, hidden=some)
 
         width = adapter[head.weight].shape[1]
         return np.concatenate(self._in_parts(given, rows, seen))[:, :width]

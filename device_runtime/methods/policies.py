@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import msgspec
 
 from fleetune.device_runtime.contracts.plans import full as full_plan
+from fleetune.device_runtime.contracts.plans import trained_layers
 from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods.dropping import bernoulli, coto, dropbp, exact_k, lowest_drawn, row_gates
 from fleetune.device_runtime.methods.policy import Policy, PolicyFamily, RowGates
@@ -19,6 +21,8 @@ from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.tables import Table
 
 _UNITS = {"period": "step", "width": "layer"}
+_STILL_AT_FIRST = ("suffix", "head", "block", "growing")
+"""Policies whose first steps all train the same layers."""
 _DRAWN = ("drop", "shape", "schedule", "horizon", "protected", "protect")
 
 
@@ -48,6 +52,14 @@ def make_gates(spec: PolicySpec, num_layers: int) -> RowGates | None:
 def frozen_below(spec: PolicySpec, num_layers: int) -> int:
     """The layer below which no step trains any, though which is the lowest changes; -1 where each plan tells that itself."""
     return lowest_drawn(num_layers, spec) if spec.name in ("dropbp", "coto") else -1
+
+
+def first_boundary(spec: PolicySpec, num_layers: int) -> int:
+    """The layer below which the first steps train nothing, whatever is drawn; 0 if there is none."""
+    if spec.name not in _STILL_AT_FIRST:
+        return max(frozen_below(spec, num_layers), 0)
+    plan = make_policy(spec, num_layers)(0, Draws(0, "plans", 0), {})
+    return min(trained_layers(plan), default=num_layers)
 
 
 def full(num_layers: int, spec: PolicySpec) -> Policy:

@@ -8,7 +8,7 @@ spec has them.
 ``suffix``, ``cyclic`` and ``block`` are ours.
 """
 
-from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
+from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, frozen
 from fleetune.device_runtime.contracts.wire import PolicySpec
 from fleetune.device_runtime.methods.policy import Policy
 from fleetune.device_runtime.methods.shapes import num_kept
@@ -22,7 +22,7 @@ def suffix(num_layers: int, spec: PolicySpec) -> Policy:
 
 def head(num_layers: int, spec: PolicySpec) -> Policy:
     """Run every layer, train none: the head alone learns, and a hidden cache holds all that is below it. Ours, as a control."""
-    plan = (Mode.FORWARD,) * num_layers
+    plan = frozen(num_layers)
     return lambda step, draws, state: plan
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead, class_head
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.engine import Engine
+from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.errors import ConfigError
 
@@ -24,6 +25,8 @@ def class_sums(
     batch_size: int = 32,
     memory: MemoryPlan | None = None,
     before_batch: Callable[[], object] = lambda: None,
+    hidden: Callable[[Indices], OpenRows] | None = None,
+    cache_below: int = 0,
 ) -> Arrays:
     """Sum features, samples and squared norms by class, at full depth.
 
@@ -37,6 +40,8 @@ def class_sums(
         batch_size: samples at a time; beside them C (D + 2) numbers are held.
         memory: how they are held; None for the engine's own way.
         before_batch: called before each batch; may wait.
+        hidden: samples -> where what flows into layer ``cache_below`` is kept of them; None to keep nothing.
+        cache_below: the layer.
 
     Returns:
         float64: ``SUMS`` (C, D), ``COUNTS`` (C,) and ``SQUARES`` (C,).
@@ -52,7 +57,8 @@ def class_sums(
     for i, indices in enumerate(dataset.ordered_batches(batch_size)):
         before_batch()
         batch = dataset.rows(indices)
-        features = engine.features(batch, adapter, rows=rows)  # (B, D)
+        kept = hidden(indices) if hidden and cache_below > 0 else None
+        features = engine.features(batch, adapter, rows=rows, hidden=kept, cache_below=cache_below)  # (B, D)
         if i == 0:
             _check_affine(engine, head, batch, adapter, features=features, rows=rows)
         if not np.isfinite(features).all():

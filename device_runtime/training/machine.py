@@ -19,6 +19,7 @@ from fleetune.device_runtime.engine.batches import num_tokens
 from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.methods.policies import first_boundary
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.training.budget import Fit, expected_mb, fit, resident_mb
@@ -110,16 +111,23 @@ class Machine:
         *,
         before_batch: Callable[[], object] = lambda: None,
     ) -> Arrays:
-        """Sums for a class-mean head, of what ``work`` does not hold out; errors as :func:`class_sums`, and of ``work``."""
-        check_work(work, self._artifact.manifest.num_layers)
+        """Sums for a class-mean head, of what ``work`` does not hold out; errors as :func:`class_sums`, and of ``work``.
+
+        What flows into the lowest layer that ``work`` trains is kept in the hidden cache: the rounds that train find it there.
+        """
+        num_layers = self._artifact.manifest.num_layers
+        check_work(work, num_layers)
         self.prepare(dataset, work)
+        parts, cache = split(dataset, work.held_out), self._cache(dataset)
         return class_sums(
             self.engine,
-            split(dataset, work.held_out).training,
+            parts.training,
             adapter,
             batch_size=work.batch_size,
             memory=self.memory,
             before_batch=before_batch,
+            hidden=(lambda rows: partial(cache.of, parts.kept[rows])) if cache else None,
+            cache_below=first_boundary(work.policy, num_layers) if work.cache_below < 0 else work.cache_below,
         )
 
     def prepare(self, dataset: Dataset, work: LocalWork) -> LocalWork:

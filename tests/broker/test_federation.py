@@ -395,7 +395,7 @@ def test_a_device_that_hears_nothing_stops_when_asked_to(artifact, data, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"codec": "zip"}, "no codec 'zip'; have: fp16, fp32, int8"),
+        ({"codec": "zip"}, "no codec 'zip'; have: caesar, caesar-sign, caesar-zero, fp16"),
         ({"strategy": "best"}, "no strategy 'best'"),
         ({"policy": "lazy"}, "no policy 'lazy'"),
         ({"drop": 1.5, "policy": "exact-k"}, "drop"),

@@ -54,6 +54,15 @@ def test_the_settings_of_a_job_of_0_1_0_are_those_of_today():
         ({"down_codec": "zip"}, "no codec 'zip'"),
         ({"down_codec": "topk"}, "codec 'topk': its ratio is above 0"),
         ({"down_ratio": 0.5}, "down_ratio 0.5: 'full' has none"),
+        ({"down_bits": 8}, "down_bits 8: 'full' has none"),
+        ({"down_codec": "int8", "down_bits": 4}, "codec 'int8' has no bits to choose, got 4"),
+        (
+            {"down_codec": "topk", "down_ratio": 0.1, "down_bits": 3},
+            "codec 'topk': its bits are 4 or 8 or 16, got 3",
+        ),
+        ({"down_codec": "innovation"}, "down_codec 'innovation': it remembers each device's updates"),
+        ({"work": LocalWork(codec="fp32", codec_bits=8)}, "codec 'fp32' has no bits to choose, got 8"),
+        ({"work": LocalWork(codec_bits=-1)}, "codec_bits must be at least 0, got -1"),
     ],
 )
 def test_a_codec_that_cannot_be_is_refused(changes, said):

@@ -42,7 +42,7 @@ class World:
     def settings(self, **changes):
         fields = {"job": "j", "artifact": ARTIFACT, "rounds": self.rounds, "clients": len(self.speeds)}
         fields |= {"min_clients": 1, "num_layers": self.num_layers, "configurator": "auto", "seed": self.seed}
-        return Settings(**{**fields, "work": LocalWork(held_out=0.1), **changes})
+        return Settings(**{**fields, "work": LocalWork(steps=20, held_out=0.1), **changes})
 
     def cost(self, policy, below=0):
         return units(self.arm(policy), 1.0, below=below)
@@ -75,6 +75,7 @@ class World:
                     self.gain(policy, q),
                     self.speeds[i] * self.cost(policy, max(choice.work.cache_below, 0)),
                 )
+                time *= choice.work.steps / settings.work.steps
                 after = 2.0 - q - gain - self.local - own[i] / 2 + rng.normal(0, self.noise)
                 stats = {"held_loss_before": 2.0 - q + own[i], "held_loss_after": after + own[i]}
                 stats |= {"seconds": time * (1 + rng.normal(0, 0.03))}

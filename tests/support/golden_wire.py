@@ -46,6 +46,7 @@ def _value(field: Field, place: int) -> Any:
         str: field.name.replace("_", "-"),
         bytes: field.name.encode(),
         dict: {"loss": 0.5},
+        list: [place, 0],
     }
     return known[get_origin(field.type) or field.type]
 
@@ -137,8 +138,8 @@ def _table(kind: type[msgspec.Struct], meanings: dict[str, str]) -> str:
 def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return _type_name(get_args(annotation)[0])
-    if get_origin(annotation) is dict:
-        return f"dict[{', '.join(map(_type_name, get_args(annotation)))}]"
+    if get_origin(annotation) in (dict, list):
+        return f"{get_origin(annotation).__name__}[{', '.join(map(_type_name, get_args(annotation)))}]"
     return str(annotation.__name__)
 
 

@@ -48,6 +48,7 @@ OF_A_FEDERATION = (
     *(
         "codec",
         "codec_ratio",
+        "codec_bits",
         "rounds_before",
         "learns",
         "cache_below",
@@ -57,6 +58,7 @@ OF_A_FEDERATION = (
         "mask",
         "personal",
         "personal_by",
+        "histogram",
     ),
 )
 """What means nothing to a machine that trains alone."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.tasks import Task
+from fleetune.broker.store.store import Carried, Cost
+from fleetune.broker.tasks import NOTHING, Noted, Task
 from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
 from fleetune.toolkit.simulation.desks import Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec
@@ -95,7 +96,7 @@ class Book:
             asked.outcome, asked.seconds = COUNTED, self._clock() - asked.since
             asked.gain = _gain(update.stats)
 
-    def closed(self, number: int, *, bytes_up: int, bytes_down: int) -> RoundRecord:
+    def closed(self, number: int, cost: Cost, carried: Carried) -> RoundRecord:
         """A round is over, number 0 before it began; its version is not measured yet."""
         now, wall = self._clock(), time.perf_counter()
         taken = {name: working.take(now) for name, working in self._working.items()}
@@ -108,8 +109,10 @@ class Book:
             round=number,
             time_s=now,
             devices=len(counted),
-            bytes_up=bytes_up,
-            bytes_down=bytes_down,
+            bytes_up=cost.bytes_up,
+            bytes_down=cost.bytes_down,
+            up=carried.up,
+            down=carried.down,
             compute_s=sum(spent.values()),
             energy_j=sum(energies),
             peak_mb=max(peaks, default=0.0),
@@ -122,9 +125,15 @@ class Book:
         self._asked.clear()
         return record
 
-    def devices(self, bytes_of: Callable[[str], tuple[int, int]]) -> list[DeviceRecord]:
-        """All devices; ``bytes_of`` a name gives (up, down)."""
-        return [self._device(spec, *bytes_of(spec.name)) for spec in self._specs.values()]
+    def devices(
+        self, bytes_of: Callable[[str], tuple[int, int]], carried: Mapping[str, Carried]
+    ) -> list[DeviceRecord]:
+        """All devices; ``bytes_of`` a name gives (up, down) at its own link, ``carried`` has what the aggregator counted."""
+        nothing = Carried()
+        return [
+            self._device(spec, *bytes_of(spec.name), carried.get(spec.name, nothing))
+            for spec in self._specs.values()
+        ]
 
     def _choice(self, name: str, asked: _Asked, compute_s: float, now: float) -> Choice:
         return Choice(
@@ -151,7 +160,7 @@ class Book:
             sums.peak_mb = max(sums.peak_mb, asked.peak_mb)
         return spent
 
-    def _device(self, spec: DeviceSpec, bytes_up: int, bytes_down: int) -> DeviceRecord:
+    def _device(self, spec: DeviceSpec, bytes_up: int, bytes_down: int, carried: Carried) -> DeviceRecord:
         sums = self._sums[spec.name]
         return DeviceRecord(
             device=spec.name,
@@ -162,6 +171,8 @@ class Book:
             compute_s=sums.compute_s,
             bytes_up=bytes_up,
             bytes_down=bytes_down,
+            up=carried.up,
+            down=carried.down,
             energy_j=sums.energy_j,
             peak_mb=sums.peak_mb,
         )
@@ -189,9 +200,9 @@ class WatchedLedger(Ledger):
         super().enrol(tasks)
         self._on_tasks(tasks)
 
-    def accept(self, update: UpdateReady, payload: bytes) -> None:
+    def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
         """As the ledger, and tell."""
-        super().accept(update, payload)
+        super().accept(update, payload, noted)
         self._on_update(update)
 
     def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:

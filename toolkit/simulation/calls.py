@@ -19,7 +19,7 @@ from fleetune.device_runtime.engine.gates import Gates, lowest_shut, open_layers
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows, OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
 
-_FORWARDS = ("predict", "predict_at", "features")
+_FORWARDS = ("predict", "predict_at")
 """Further calls of an engine that go forward once."""
 _HALF_BYTES = 2
 
@@ -155,6 +155,21 @@ class WatchedEngine:
         """As of the engine."""
         self.calls.append(Call(*self._size(batch)))
         return self._engine.evaluate(batch, adapter, rows=rows)
+
+    def features(
+        self,
+        batch: Arrays,
+        adapter: Arrays,
+        *,
+        rows: Rows | None = None,
+        hidden: OpenRows | None = None,
+        cache_below: int = 0,
+    ) -> Array:
+        """As of the engine."""
+        call = Call(*self._size(batch), cache_below=cache_below)
+        self.calls.append(call)
+        opened = partial(self._open, call, hidden) if hidden else None
+        return self._engine.features(batch, adapter, rows=rows, hidden=opened, cache_below=cache_below)
 
     def close(self) -> None:
         """As of the engine."""

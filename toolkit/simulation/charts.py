@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fleetune.broker.store.store import ByKind
 from fleetune.device_runtime.files import doing
 from fleetune.toolkit.charts import new_figure, save
 from fleetune.toolkit.simulation.curves import Curve, Doubles, read_curve
@@ -27,7 +28,7 @@ _AGAINST = {
 
 
 def draw_run(folder: Path, out: Path | None = None) -> list[Path]:
-    """Draw one run into ``out``, or into its own folder: ``accuracy.svg``, ``arms.svg`` and ``memory.svg``.
+    """Draw one run into ``out``, or into its own folder: ``accuracy.svg``, ``arms.svg``, ``bytes.svg`` and ``memory.svg``.
 
     Raises:
         DataError: no run there, or figures that cannot be.
@@ -38,6 +39,7 @@ def draw_run(folder: Path, out: Path | None = None) -> list[Path]:
     return [
         _accuracy(out / "accuracy.svg", {curve.name: {curve.seed: curve}}),
         _arms(out / "arms.svg", curve.rounds),
+        _bytes(out / "bytes.svg", curve.rounds),
         _memory(out / "memory.svg", devices),
     ]
 
@@ -126,6 +128,19 @@ def _arms(path: Path, rounds: Sequence[RoundRecord]) -> Path:
     axes.set_xlabel(f"virtual hours{more}")
     if made:
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return save(figure, path)
+
+
+def _bytes(path: Path, rounds: Sequence[RoundRecord]) -> Path:
+    """Bytes of each round by kind, one on the other; down and up side by side."""
+    figure = new_figure(10.0, 4.2, "bytes of each round, by kind")
+    numbers, kinds = [row.round for row in rounds], ByKind.__struct_fields__
+    for axes, way in zip(figure.subplots(1, 2, sharey=True), ("down", "up"), strict=True):
+        sizes = [[getattr(getattr(row, way), kind) / 1e6 for row in rounds] for kind in kinds]
+        axes.stackplot(numbers, sizes, labels=kinds, step="mid")
+        axes.set_xlabel(f"round; {way}")
+    axes.legend(fontsize="small")
+    figure.axes[0].set_ylabel("MB")
     return save(figure, path)
 
 

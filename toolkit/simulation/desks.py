@@ -96,7 +96,13 @@ class Desk:
 
     def workbench(self) -> Workbench:
         """What an agent works with."""
-        return Workbench(self._begin, self._measure, self._num_samples, self._class_sums)
+        return Workbench(
+            self._begin,
+            self._measure,
+            self._num_samples,
+            self._class_sums,
+            histogram=self._histogram,
+        )
 
     @property
     def ends_at(self) -> float:
@@ -117,6 +123,10 @@ class Desk:
             self._abandon()
         self._cache.clear()
         self.current, self.busy_until = None, -inf
+
+    def _histogram(self) -> tuple[int, ...]:
+        assert self.current  # it is told with what came of a run
+        return self._equipment.datasets(self._share, self.current.work.seq_len).histogram()
 
     def _begin(self, work: LocalWork, adapter: Arrays) -> VirtualRun:
         task = self._task(work, adapter)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.store import ByKind
 from fleetune.device_runtime.contracts.wire import Report
 from fleetune.toolkit.simulation.jobs import Done
 from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, SimulationReport, append, finite
@@ -16,6 +17,7 @@ from fleetune.toolkit.simulation.runs import Begun
 EVALUATOR = "simulator"
 """Who reports measurements, in the ledger."""
 _SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j")
+_BY_KIND = ("up", "down")
 
 
 class Progress(NamedTuple):
@@ -44,6 +46,7 @@ class History:
         )
         self._pending: deque[tuple[RoundRecord, Begun | None]] = deque()
         self._totals: dict[str, float] = dict.fromkeys(_SUMMED, 0)
+        self._kinds = dict.fromkeys(_BY_KIND, ByKind())
         self._peak_mb = 0.0
         self._last: RoundRecord | None = None
         self._measured: RoundRecord | None = None
@@ -73,6 +76,7 @@ class History:
             time_s=last.time_s,
             peak_mb=self._peak_mb,
             **self._totals,
+            **self._kinds,
         )
 
     def _write(self, record: RoundRecord, done: Done | None) -> None:
@@ -89,6 +93,8 @@ class History:
         self._peak_mb = max(self._peak_mb, record.peak_mb)
         for name in _SUMMED:
             self._totals[name] += getattr(record, name)
+        for way in _BY_KIND:
+            self._kinds[way] += getattr(record, way)
 
     def _told(self, number: int, done: Done) -> Report:
         return Report(

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from fleetune.broker.store.store import ByKind
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import RUN, write_run
@@ -56,6 +57,9 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whose updates counted."""
     bytes_up: int = 0
     bytes_down: int = 0
+    up: ByKind = ByKind()
+    """All that devices sent, with what is around their updates."""
+    down: ByKind = ByKind()
     compute_s: float = 0.0
     """Virtual, the sum over the devices, work that was lost included."""
     energy_j: float = 0.0
@@ -81,6 +85,9 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     compute_s: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    up: ByKind = ByKind()
+    """As the aggregator has received; ``bytes_up`` is what the device sent, also what was lost."""
+    down: ByKind = ByKind()
     energy_j: float = 0.0
     peak_mb: float = 0.0
 
@@ -105,6 +112,8 @@ class SimulationReport(msgspec.Struct, frozen=True, kw_only=True):
     compute_s: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    up: ByKind = ByKind()
+    down: ByKind = ByKind()
     energy_j: float = 0.0
     peak_mb: float = 0.0
     device_rounds: int = 0

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fleetune.broker.job import Settings
 from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.store.store import in_all
 from fleetune.broker.tasks import Task as Assigned
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.home import FirstAdapter
@@ -173,18 +174,19 @@ class World:
     def _asked(self, tasks: Sequence[Assigned]) -> None:
         """Have all devices of a round begin at once, where it is known from which adapter."""
         self._book.enrolled(tasks)
-        if self._parts.config.job.down_codec != FULL:
-            return
         starts = {task.version: parse_arrays(self._ledger.version(task.version)) for task in tasks[:1]}
         for task in tasks:
-            if not task.work.personal:
+            if not task.work.personal and self._down_codec(task) == FULL:
                 self._devices[task.device_id].desk.begin_ahead(task.work, starts[task.version])
+
+    def _down_codec(self, task: Assigned) -> str:
+        return task.plan.down.codec if task.plan and task.plan.down else self._parts.settings.down_codec
 
     def _closed(self, version: int, content: bytes) -> None:
         """A version is made, 0 before the first round: have it measured, and bring back who vanished."""
         self._closed_at = self._now()
-        cost, job = self._ledger.cost(version), self._parts.config.job
-        record = self._book.closed(version, bytes_up=cost.bytes_up, bytes_down=cost.bytes_down)
+        ledger, job = self._ledger, self._parts.config.job
+        record = self._book.closed(version, ledger.cost(version), in_all(ledger.carried(version)))
         is_due = version % job.evaluate_every == 0 or version == job.rounds
         self._history.add(record, self._measure(content) if is_due else None)
         self._comings.bring_back(self._now())
@@ -202,7 +204,7 @@ class World:
         save_peft(self._folder / ADAPTER, artifact.manifest, parse_arrays(ledger.version(ledger.newest)))
         for device in self._devices.values():
             device.leave(self._now())
-        write_lines(self._folder / DEVICES, self._book.devices(self._bytes_of))
+        write_lines(self._folder / DEVICES, self._book.devices(self._bytes_of, ledger.carried()))
         report = self._history.sums(self._report())
         write_report(self._folder, artifact, self._parts.config, report)
         return report

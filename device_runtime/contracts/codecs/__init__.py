@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.contracts.codecs.caesar import by_sign, by_stale, by_zero, caesar
 from fleetune.device_runtime.contracts.codecs.casts import fp16, fp32
 from fleetune.device_runtime.contracts.codecs.codec import (
     Codec,
@@ -18,26 +19,42 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Doubles,
     Memory,
     Shapes,
+    chain_of,
+    check_bits,
+    check_no_ratio,
     check_tensors,
     floats,
 )
 from fleetune.device_runtime.contracts.codecs.feedback import with_feedback
-from fleetune.device_runtime.contracts.codecs.frame import Frame, check_shapes, frame_bytes_max, read, write
+from fleetune.device_runtime.contracts.codecs.frame import (
+    Frame,
+    check_shapes,
+    frame_bytes_max,
+    read,
+    read_head,
+    sizes_by_kind,
+    write,
+)
+from fleetune.device_runtime.contracts.codecs.innovation import innovation
 from fleetune.device_runtime.contracts.codecs.int8 import int8
+from fleetune.device_runtime.contracts.codecs.quant import quant
 from fleetune.device_runtime.contracts.codecs.topk import topk
 from fleetune.device_runtime.contracts.codecs.xor import xor
-from fleetune.device_runtime.errors import ConfigError, WireError, choices, one_line
+from fleetune.device_runtime.errors import OtherMemory, WireError, choices, one_line
 from fleetune.device_runtime.tables import Table
 
 __all__ = [
     "CODECS",
     "Codec",
     "Packed",
+    "chain_named",
+    "chain_of",
     "decode_update",
     "encode_update",
     "make_codec",
     "pack",
     "reference_of",
+    "sizes_by_kind",
     "unpack",
     "update_bytes_max",
     "with_feedback",
@@ -54,18 +71,19 @@ class Packed(NamedTuple):
     """The sender's, for next time."""
 
 
-def make_codec(name: str, ratio: float = 0.0) -> Codec:
+def make_codec(name: str, ratio: float = 0.0, bits: int = 0) -> Codec:
     """Make the codec ``name``.
 
     Args:
         name: a name in ``CODECS``.
-        ratio: share of the elements that travel; 0 for codecs that send all.
+        ratio: share of the elements that travel, with ``caesar`` exactly; 0 for codecs that send all.
+        bits: of a value that travels; 0 for the codec's own, or for codecs without a choice.
 
     Raises:
         UnknownName: no such codec.
-        ConfigError: a ratio that the codec does not have, or none where it needs one.
+        ConfigError: a ratio or bits that the codec does not have, or no ratio where it needs one.
     """
-    return CODECS[name](ratio)
+    return CODECS[name](ratio, bits)
 
 
 def pack(
@@ -92,7 +110,8 @@ def pack(
     wanted = {name: floats(values[name]) for name in sorted(values)}
     held = {name: floats(value) for name, value in reference.items()}
     coded = codec.encode(wanted, held, memory or {})
-    payload = write(Frame(codec.name, reference_sha256, coded.parts), _shapes(wanted))
+    chain = chain_of(memory or {}) if codec.receiver else ""
+    payload = write(Frame(codec.name, reference_sha256, coded.parts, codec.frame, chain), _shapes(wanted))
     return Packed(payload, coded.conveyed, coded.memory)
 
 
@@ -111,38 +130,59 @@ def unpack(
         Float64 tensors by name, a subset of the reference's, all finite; and the memory for next time.
 
     Raises:
+        OtherMemory: encoded with another memory than this.
         WireError: malformed, another version or codec, an unknown or repeated tensor, a wrong shape or size, NaN or
             infinity.
     """
-    _check_size(payload, reference, [codec])
-    frame, shapes = read(payload)
-    if frame.codec != codec.name:
-        raise WireError(f"update in codec {one_line(frame.codec)!r}; expected {codec.name}")
-    return _unpacked(codec, frame, shapes, reference, memory or {})
+    largest = update_bytes_max(codec, reference)
+    if len(payload) > largest:
+        raise WireError(f"update of {len(payload)} bytes; these tensors take at most {largest}")
+    if (named := read_head(payload).codec) != codec.name:
+        raise WireError(f"update in codec {one_line(named)!r}; expected {codec.name}")
+    frame, shapes = read(payload, bytes_max=largest)
+    if frame.version != codec.frame:
+        raise WireError(f"update in frame {frame.version}; expected {codec.frame}")
+    check_shapes(shapes, reference)
+    held = {name: floats(reference[name]) for name in sorted(shapes)}
+    with np.errstate(invalid="ignore", over="ignore"):  # told below, by the names of the tensors
+        decoded = codec.decode(frame.parts, held, _meant(frame, codec, memory or {}))
+    for name, value in decoded.values.items():
+        if not np.isfinite(value).all():
+            raise WireError(f"{name}: NaN or infinity")
+    return decoded
 
 
 def encode_update(
-    codec: str, values: Mapping[str, Array], reference: Mapping[str, Array], *, ratio: float = 1.0
+    codec: str,
+    values: Mapping[str, Array],
+    reference: Mapping[str, Array],
+    *,
+    ratio: float = 1.0,
+    bits: int = 0,
 ) -> bytes:
     """Pack tensors without memory, by the name of the codec; errors as :func:`make_codec` and :func:`pack`."""
-    return pack(make_codec(codec, ratio), values, reference).payload
+    return pack(make_codec(codec, ratio, bits), values, reference).payload
 
 
 def decode_update(
-    payload: bytes, reference: Mapping[str, Array], *, codec: str | None = None
+    payload: bytes, reference: Mapping[str, Array], *, codec: str | None = None, bits: int = 0
 ) -> dict[str, Doubles]:
     """Unpack without memory what is in codec ``codec``, or in any for None; WireError as :func:`unpack`."""
     expected = [codec] if codec else sorted(CODECS)
-    _check_size(payload, reference, [make_codec(name, 1.0) for name in expected])
-    frame, shapes = read(payload)
-    if frame.codec not in expected:
-        raise WireError(f"update in codec {one_line(frame.codec)!r}; expected {choices(expected)}")
-    return _unpacked(make_codec(frame.codec, 1.0), frame, shapes, reference, {}).values
+    named = read_head(payload).codec
+    if named not in expected:
+        raise WireError(f"update in codec {one_line(named)!r}; expected {choices(expected)}")
+    return unpack(make_codec(named, 1.0, bits), payload, reference).values
+
+
+def chain_named(payload: bytes) -> str:
+    """Chain of the memory that a payload is encoded with; empty for none, WireError if malformed."""
+    return read_head(payload).memory
 
 
 def reference_of(payload: bytes) -> str:
     """SHA-256 of the adapter file that a payload names as its reference; empty if it names none, WireError if malformed."""
-    return read(payload)[0].reference
+    return read_head(payload).reference
 
 
 def update_bytes_max(codec: Codec, reference: Mapping[str, Array]) -> int:
@@ -151,40 +191,47 @@ def update_bytes_max(codec: Codec, reference: Mapping[str, Array]) -> int:
     return frame_bytes_max(shapes) + codec.size_bytes_max(shapes)
 
 
-def _unpacked(
-    codec: Codec, frame: Frame, shapes: Shapes, reference: Mapping[str, Array], memory: Memory
-) -> Decoded:
-    check_shapes(shapes, reference)
-    held = {name: floats(value) for name, value in reference.items()}
-    decoded = codec.decode(frame.parts, held, memory)
-    for name, value in decoded.values.items():
-        if not np.isfinite(value).all():
-            raise WireError(f"{name}: NaN or infinity")
-    return decoded
-
-
-def _check_size(payload: bytes, reference: Mapping[str, Array], codecs: list[Codec]) -> None:
-    largest = max(update_bytes_max(codec, reference) for codec in codecs)
-    if len(payload) > largest:
-        raise WireError(f"update of {len(payload)} bytes; these tensors take at most {largest}")
+def _meant(frame: Frame, codec: Codec, memory: Memory) -> Memory:
+    """The memory that a payload is encoded with, if it is the one at hand; WireError if not."""
+    if not codec.receiver or frame.memory == chain_of(memory):
+        return memory
+    if frame.memory:
+        raise OtherMemory(
+            f"update encoded with memory {one_line(frame.memory)[:12]!r}, which is not the one kept here"
+        )
+    return {}
 
 
 def _shapes(tensors: Mapping[str, Array]) -> Shapes:
     return {name: value.shape for name, value in tensors.items()}
 
 
-def _whole(codec: Codec) -> Callable[[float], Codec]:
-    """A codec that sends every element: its ratio is 1, or is left open."""
+_Make = Callable[[float, int], Codec]
 
-    def make(ratio: float) -> Codec:
-        if ratio not in (0.0, 1.0):
-            raise ConfigError(f"codec {codec.name!r} sends all elements and has no ratio, got {ratio:g}")
+
+def _whole(codec: Codec) -> _Make:
+    """A codec that sends every element, in one way: its ratio is 1, or is left open, and it has no bits."""
+
+    def make(ratio: float, bits: int) -> Codec:
+        check_no_ratio(codec.name, ratio)
+        check_bits(codec.name, bits, ())
         return codec
 
     return make
 
 
-CODECS: Table[Callable[[float], Codec]] = Table(
+CODECS: Table[_Make] = Table(
     "codec",
-    {"fp32": _whole(fp32), "fp16": _whole(fp16), "int8": _whole(int8), "topk": topk, "xor": _whole(xor)},
+    {
+        "fp32": _whole(fp32),
+        "fp16": _whole(fp16),
+        "int8": _whole(int8),
+        "topk": topk,
+        "quant": quant,
+        "innovation": innovation,
+        "xor": _whole(xor),
+        "caesar": caesar("caesar", by_stale),
+        "caesar-sign": caesar("caesar-sign", by_sign),
+        "caesar-zero": caesar("caesar-zero", by_zero, has_signs=False),
+    },
 )

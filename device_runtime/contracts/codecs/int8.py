@@ -39,12 +39,17 @@ def _value(scales: Floats, steps: np.typing.NDArray[np.int8], reference: Floats)
     return np.asarray(reference + moved.reshape(reference.shape))
 
 
+def scale_bytes(count: int) -> int:
+    """Bytes of a part that are scales."""
+    return 4 * _num_groups(count)
+
+
 def _num_groups(count: int) -> int:
     return -(-count // GROUP)
 
 
 def _size_bytes(count: int) -> int:
-    return 4 * _num_groups(count) + count
+    return scale_bytes(count) + count
 
 
 int8 = tensorwise("int8", encode=_encode, decode=_decode, size_bytes_max=_size_bytes)

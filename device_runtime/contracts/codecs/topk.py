@@ -1,6 +1,7 @@
 """``topk``: the largest differences of all tensors together, in half precision; all others are as in the reference.
 
-Which elements travel is a bitmap or a list of indices, whichever is shorter for a tensor.
+Which elements travel is a bitmap or a list of indices, whichever is shorter for a tensor. So it was in release 0.1.0, and is
+unless bits are asked for; with them it is :mod:`sparse`.
 
 Source: Aji and Heafield, Sparse Communication for Distributed Gradient Descent, arXiv 1704.05021 (global threshold).
 """
@@ -20,23 +21,30 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Memory,
     Shapes,
     Tensors,
+    check_bits,
+    check_ratio,
     count_of,
     difference,
 )
-from fleetune.device_runtime.errors import ConfigError, WireError
+from fleetune.device_runtime.contracts.codecs.sparse import sparse
+from fleetune.device_runtime.errors import WireError
 
 _BITMAP, _INDICES = b"\x00", b"\x01"
 _INDEX, _HALF = np.dtype("<u4"), np.dtype("<f2")
 
 
-def topk(ratio: float) -> Codec:
+def topk(ratio: float, bits: int) -> Codec:
     """Send the share ``ratio`` of all elements, at least one; equal magnitudes go by name and place.
 
     Raises:
-        ConfigError: ``ratio`` is not above 0 and at most 1.
+        ConfigError: ``ratio`` is not above 0 and at most 1, or ``bits`` none of 4, 8 and 16.
     """
-    if not 0 < ratio <= 1:
-        raise ConfigError(f"codec 'topk': its ratio is above 0 and at most 1, got {ratio:g}")
+    check_ratio("topk", ratio)
+    check_bits("topk", bits, (4, 8, 16))
+    return sparse(ratio, bits) if bits else _of_0_1(ratio)
+
+
+def _of_0_1(ratio: float) -> Codec:
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         differences = {n: difference(values[n], reference[n]).reshape(-1) for n in sorted(values)}
@@ -77,6 +85,13 @@ def _halves(chosen: Doubles) -> NDArray[np.float16]:
     if not np.isfinite(halves).all():
         raise WireError("cannot pack: a difference beyond 65504 does not fit topk")
     return halves
+
+
+def place_bytes(part: bytes, count: int) -> int:
+    """Bytes of a part for ``count`` elements that say which of them travel."""
+    if part[:1] == _BITMAP:
+        return 1 + _bitmap_bytes(count)
+    return 1 + (len(part) - 1) // (_INDEX.itemsize + _HALF.itemsize) * _INDEX.itemsize
 
 
 def _part(at: Indices, halves: NDArray[np.float16], count: int) -> bytes:

@@ -4,11 +4,9 @@ from statistics import median
 import numpy as np
 import pytest
 
-from fleetune.broker.methods.arms import arm_of
 from fleetune.broker.methods.bandit import (
     NOTHING,
     Trial,
-    cost_ratio,
     effects,
     gain_of,
     lasting,
@@ -59,24 +57,6 @@ def test_what_lasts_is_what_the_next_round_begins_with():
     assert lasting(trials[:4], 0.5) == 0.5, "nobody was asked twice"
     worse = [trial._replace(loss=trial.round) for trial in trials]
     assert lasting(worse, 0.5) == 0.0
-
-
-def test_the_way_back_s_cost_is_learned_from_devices_that_tried_two_arms():
-    arms = {policy: arm_of(policy, 12) for policy in (FULL, HALF)}
-
-    def seconds(policy, pace):
-        return pace * (arms[policy].forward + 2.5 * arms[policy].back)
-
-    trials = {
-        f"d{i}": [
-            Trial("", FULL, 1, nan, seconds(FULL, 1.0 + i)),
-            Trial("", HALF, 2, nan, seconds(HALF, 1.0 + i)),
-        ]
-        for i in range(3)
-    }
-    assert cost_ratio(trials, arms) == pytest.approx(2.5)
-    assert cost_ratio({"d": trials["d0"][:1]}, arms) == 1.0
-    assert cost_ratio({"d": [Trial("", FULL, 1, nan, 1.0), Trial("", HALF, 2, nan, 1e9)]}, arms) in (0.2, 4.0)
 
 
 @pytest.mark.parametrize("numbers", [[1.0], [1.0, 5.0], [1.0, 2.0, 7.0], [1.0, 2.0, 2.0, 9.0]])

@@ -52,8 +52,10 @@ def test_every_device_is_asked_and_those_that_come_while_it_is_open():
 
 
 def test_it_is_exact_whatever_the_codec_of_the_job():
-    work = device_work(job(**HEAD, work=LocalWork(codec="topk", codec_ratio=0.1)), round_number=1, position=0)
-    assert (work.codec, work.codec_ratio) == ("fp32", 0.0)
+    work = device_work(
+        job(**HEAD, work=LocalWork(codec="topk", codec_ratio=0.1, codec_bits=16)), round_number=1, position=0
+    )
+    assert (work.codec, work.codec_ratio, work.codec_bits) == ("fp32", 0.0, 0)
 
 
 def test_those_who_decline_are_not_waited_for():

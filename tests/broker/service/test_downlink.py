@@ -14,7 +14,7 @@ from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.rows import rows
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, pack
 from fleetune.device_runtime.contracts.deltas import apply_delta
@@ -57,7 +57,7 @@ class Sender:
     def content(self, download):
         pull = Pull(download.adapter, size_bytes_max=10**6, now=0.0)
         while request := pull.due(0.0):
-            for chunk in self.downlink.chunks(request):
+            for chunk in self.downlink.chunks("nobody", request):
                 pull.add(chunk, 0.0)
         return pull.content()
 
@@ -211,7 +211,7 @@ def test_a_replica_that_cannot_be_written_is_not_offered(tmp_path):
 def test_what_is_not_offered_is_not_served(tmp_path):
     sender = Sender(tmp_path)
     with pytest.raises(WireError, match="not offered"):
-        sender.downlink.chunks(Request(sha256="0" * 64, missing=b"\1"))
+        sender.downlink.chunks("nobody", Request(sha256="0" * 64, missing=b"\1"))
 
 
 @pytest.mark.parametrize(("codec", "error"), [("zip", UnknownName), ("topk", ConfigError)])
@@ -289,6 +289,26 @@ def test_a_lossy_downlink_comes_close_whatever_the_order_of_arrival(tmp_path, co
     assert down_bytes(runs[0])[2] < 4 * len(first) / 1.5
 
 
+@pytest.mark.parametrize(
+    ("codec", "ratio", "bits", "far"),
+    [("caesar", 0.5, 16, 2e-2), ("caesar-sign", 0.5, 0, 5e-2), ("quant", 0.0, 8, 2e-4)],
+)
+def test_a_recovered_start_is_the_same_on_both_sides(tmp_path, codec, ratio, bits, far):
+    settings = {"down_codec": codec, "down_ratio": ratio, "down_bits": bits}
+    log = []
+    running = world(
+        tmp_path, disturb=lambda topic, payload: log.append((topic, payload)) or (payload,), **settings
+    )
+    running.run()
+    offers = [offer for _, offer in spoken(log, Offer) if offer.role == "train" and offer.version]
+    assert {(o.down_codec, o.down_ratio, o.down_bits) for o in offers} == {(codec, ratio, bits)}
+    assert not any(offer.is_exact for offer in offers)
+    exact = load(in_process(FOUR, rounds=3, settings=settings_of()))
+    found = load(running.aggregator.version(3))
+    np.testing.assert_allclose(found["w"], exact["w"], atol=far)
+    assert down_bytes(running)[2] < 4 * len(running.aggregator.version(3)) / 1.4
+
+
 def test_a_lossy_downlink_survives_the_death_of_everyone(tmp_path):
     quiet = world(tmp_path / "quiet", down_codec="int8").run()
     running = world(tmp_path / "killed", down_codec="int8")
@@ -349,3 +369,40 @@ def test_a_device_that_knows_no_differences_takes_part(tmp_path):
 def test_lost_doubled_and_damaged_messages_change_no_bit_of_a_lossless_downlink(tmp_path):
     done = world(tmp_path, disturb=roughly(3), down_codec="xor").run(turns=20_000)
     assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
+
+
+def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_something_since(tmp_path):
+    sender = Sender(tmp_path, traffic="caesar", clients=9)
+    offered = {}
+    for place in range(9):
+        sender.downlink.holds(f"d{place}", sender.digest(0))
+        packing = Packing("topk", 0.1 + place / 20)
+        offered[f"d{place}"] = packing, sender.to(f"d{place}", 2, packing=packing)
+    for device, (packing, download) in offered.items():
+        assert (download.down_codec, download.down_ratio) == ("topk", packing.ratio), "a replica for each"
+        request = Request(sha256=download.adapter.sha256, missing=b"\1")
+        (chunk,) = sender.downlink.chunks(device, request)
+        assert len(chunk.data) == download.adapter.size_bytes
+        assert sender.downlink.sizes(device, request).total == download.adapter.size_bytes
+    first = offered["d0"][1].adapter.sha256
+    for place in range(1, 9):
+        sender.to(f"d{place}", 2, packing=offered[f"d{place}"][0])
+    with pytest.raises(WireError, match="which is not offered"):
+        sender.downlink.chunks("d8", Request(sha256=first, missing=b"\1"))
+    assert list(sender.downlink.chunks("d0", Request(sha256=first, missing=b"\1")))
+
+
+@pytest.mark.parametrize(("traffic", "is_kept"), [("caesar", True), ("fixed", False)])
+def test_what_an_absent_device_holds_is_kept_where_a_planner_packs_for_each(tmp_path, traffic, is_kept):
+    sender = Sender(tmp_path, traffic=traffic, down_codec="full" if is_kept else "int8")
+    packing = Packing("int8") if is_kept else None
+    sender.downlink.holds("away", sender.digest(0))
+    held = sender.to("away", 1, packing=packing)
+    assert not held.is_exact
+    sender.downlink.worked_from("away", 1)
+    for number in range(3, 53):
+        sender.add(number, version_of(number))
+        sender.downlink.close(number)
+    back = sender.to("away", 52, packing=packing)
+    assert back.reference == (held.adapter_sha256 if is_kept else "")
+    assert back.down_codec == ("int8" if is_kept else "full")

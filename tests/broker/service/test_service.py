@@ -15,7 +15,7 @@ from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configu
 from fleetune.broker.service import service
 from fleetune.broker.service.rivals import is_knock, knock_of
 from fleetune.broker.store.rows import rows
-from fleetune.broker.tasks import Outcome
+from fleetune.broker.tasks import Noted, Outcome
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.wire import (
     FIGURE_MAX,
@@ -99,7 +99,13 @@ def test_a_restart_offers_the_very_work_that_was_offered_before(tmp_path, choosy
     stranger.hello()
     (later,) = stranger.heard(Offer)
     assert (later.task_id, later.work.steps, later.work.codec) == ("train-2-device-0", 20, "int8")
-    assert choosy.learned == [(2, Outcome("device-0", offer.work, {"loss": 0.5}))]
+    assert choosy.learned == [(2, _outcome(offer.work))]
+
+
+def _outcome(work):
+    """Of a good update with this loss: the payload was there at once."""
+    noted = Noted(bytes_up=len(good_payload()))
+    return Outcome("device-0", work, {"loss": 0.5}, round=1, num_samples=5, noted=noted)
 
 
 def test_a_restart_learns_again_what_was_learned(tmp_path, choosy):
@@ -109,7 +115,7 @@ def test_a_restart_learns_again_what_was_learned(tmp_path, choosy):
     stranger.deliver(good_payload(), stats={"loss": 0.5})
     stranger.aggregator.kill()
     stranger.aggregator.start(2.0)
-    outcome = Outcome("device-0", offer.work, {"loss": 0.5})
+    outcome = _outcome(offer.work)
     assert choosy.learned == [(1, outcome), (2, outcome)]
 
 

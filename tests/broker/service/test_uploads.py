@@ -2,9 +2,12 @@ import msgspec
 import numpy as np
 import pytest
 from fleet import ARTIFACT, JOB, first_adapter
+from rounds_by_hand import task, update_of
 from stranger import Stranger, good_payload
 
 from fleetune.broker.job import Patience
+from fleetune.broker.service.uploads import noted_of
+from fleetune.broker.tasks import Noted
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
@@ -175,3 +178,22 @@ def test_an_update_that_a_codec_stumbles_over_is_refused(tmp_path, monkeypatch):
         False,
         "ZeroDivisionError: integer division or modulo by zero",
     )
+
+
+@pytest.mark.parametrize("fetch_s", [float("nan"), float("inf"), 1e300, -1.0, 0.0])
+def test_a_fetch_that_cannot_have_taken_so_long_is_not_noted(fetch_s):
+    given = task("a", 1)
+    lie = update_of(given, b"payload", fetch_seconds=fetch_s)
+    assert noted_of(lie, given, 400, upload_s=2.0) == Noted(bytes_up=7, seconds_up=2.0)
+    told = update_of(given, b"payload", fetch_seconds=0.5)
+    assert noted_of(told, given, 0, upload_s=2.0) == Noted(bytes_up=7, seconds_up=2.0), "size not known"
+    whole = noted_of(told, given, 400, upload_s=-1.0)
+    assert whole == Noted(bytes_down=400, seconds_down=0.5, bytes_up=7)
+
+
+def test_a_histogram_that_nobody_asked_for_is_not_noted():
+    given = task("a", 1)
+    told = msgspec.structs.replace(update_of(given, b"x"), histogram=[1, 2])
+    assert noted_of(told, given, 0, upload_s=0.0).histogram == ()
+    asked = given._replace(work=msgspec.structs.replace(given.work, histogram=True))
+    assert noted_of(told, asked, 0, upload_s=0.0).histogram == (1, 2)

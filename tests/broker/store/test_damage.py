@@ -10,6 +10,7 @@ from fleet import Aggregator, Device, World, settings_of
 from fleetune.broker.store.damage import damaged
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
+from fleetune.broker.store.store import ByKind, Carried, Cost
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import FleetuneError, StateError
 from fleetune.device_runtime.network.loopback import Loopback
@@ -31,6 +32,7 @@ def folder(tmp_path_factory):
     devices[1].kill()
     playing.run(until=lambda: len(list(aggregator.ledger.accepted())) == 1)
     aggregator.ledger.decline("train-2-device-1", "memory", "no")
+    aggregator.ledger.spend(3, Cost(), {"device-0": Carried(up=ByKind(values=3))})
     aggregator.kill()
     sql = sqlite3.connect(aggregator.folder / LEDGER)
     sql.execute("PRAGMA journal_mode = DELETE")

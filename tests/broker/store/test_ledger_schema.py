@@ -11,13 +11,16 @@ import sqlite3
 
 import msgspec
 import pytest
-from fleet import Aggregator, Device, World, settings_of
+from fleet import Aggregator, Device, World, first_adapter, settings_of
 from paths import DATA
+from rounds_by_hand import task, update_of
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
-from fleetune.broker.store.store import Cost
+from fleetune.broker.store.store import ByKind, Carried, Cost
+from fleetune.broker.tasks import Noted
+from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.loopback import Loopback
@@ -64,7 +67,7 @@ def test_nothing_of_an_old_ledger_is_lost(folder, caplog):
             bytes_down=684, bytes_up=267, bytes_sent=5818, bytes_received=2892, seconds=8.0
         )
         assert len(list(ledger.outcomes())) == 3
-    assert caplog.text.count("format 1 brought to 3; an open round goes on with the devices and seeds") == 1
+    assert caplog.text.count("format 1 brought to 4; an open round goes on with the devices and seeds") == 1
 
 
 def test_it_is_taken_over_once(folder, caplog):
@@ -144,14 +147,15 @@ def test_a_ledger_of_format_2_without_a_round_takes_any_settings(tmp_path):
     Ledger(tmp_path, settings).close()
     _as_format_2(tmp_path / LEDGER)
     with Ledger(tmp_path, msgspec.structs.replace(settings, clients=1, min_clients=1)) as ledger:
-        assert ledger._sql.execute("SELECT format FROM job").fetchone() == (3,)
+        assert ledger._sql.execute("SELECT format FROM job").fetchone() == (4,)
 
 
 CHANGES_2 = {"rounds": 2, "clients": 2, "min_clients": 2}
 
 
 def _as_format_2(path):
-    """Take out of a ledger what format 3 added."""
+    """Take out of a ledger what formats 3 and 4 added."""
+    _as_format_3(path)
     sql = sqlite3.connect(path)
     with sql:
         sql.execute("ALTER TABLE tasks DROP COLUMN reason")
@@ -159,3 +163,29 @@ def _as_format_2(path):
         sql.execute("DROP TABLE declines")
         sql.execute("UPDATE job SET format = 2")
     sql.close()
+
+
+def _as_format_3(path):
+    """Take out of a ledger what format 4 added."""
+    sql = sqlite3.connect(path)
+    with sql:
+        sql.execute("ALTER TABLE tasks DROP COLUMN plan")
+        sql.execute("ALTER TABLE updates DROP COLUMN noted")
+        sql.execute("DROP TABLE carried")
+        sql.execute("UPDATE job SET format = 3")
+    sql.close()
+
+
+def test_a_ledger_of_format_3_goes_on_with_nothing_noted_so_far(tmp_path):
+    settings, told = settings_of(**CHANGES_2), task("a", 1)
+    with Ledger(tmp_path, settings) as ledger:
+        ledger.add_version(0, to_bytes(first_adapter()), round_number=0)
+        ledger.enrol([told])
+        ledger.accept(update_of(told, b"x"), b"x")
+    _as_format_3(tmp_path / LEDGER)
+    with Ledger(tmp_path, settings) as ledger:
+        (outcome,) = ledger.outcomes()
+        assert (outcome.noted, outcome.round, ledger.past().tasks[0].plan) == (Noted(), 1, None)
+        assert ledger.carried() == {}
+        ledger.spend(1, Cost(), {"a": Carried(up=ByKind(values=3))})
+        assert ledger.carried() == {"a": Carried(up=ByKind(values=3))}

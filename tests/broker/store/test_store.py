@@ -69,7 +69,7 @@ def test_everything_survives_reopening(kept):
     assert past.accepted == {A.task_id: sha256(b"payload").hexdigest()}
     assert past.reported == {(0, "e")}
     assert list(kept.store.accepted()) == [Accepted(A, 10, b"payload")]
-    assert list(kept.store.outcomes()) == [Outcome("a", A.work, {"loss": 0.5})]
+    assert list(kept.store.outcomes()) == [Outcome("a", A.work, {"loss": 0.5}, round=1, num_samples=10)]
     assert kept.store.version(0) == b"zero"
     kept.store.finish()
     assert kept.reopened().past().finished

@@ -26,21 +26,44 @@ from fleetune.device_runtime.contracts.codecs.codec import Codec, Decoded, Encod
 from fleetune.device_runtime.contracts.codecs.int8 import int8
 from fleetune.device_runtime.errors import ConfigError, UnknownName, WireError
 
-# Ratio, and largest error of what is sent for a difference of magnitude 1: the one test line of a codec.
-BOUNDS: dict[str, tuple[float, float]] = {
-    "fp32": (0.0, 0.0),
-    "fp16": (0.0, 2.0**-11),
-    "int8": (0.0, 0.5 / 127 * 1.001),
-    "topk": (0.1, 1.0),
-    "xor": (0.0, 0.0),
+# Codec, ratio, bits, and largest error of what is sent for a difference of magnitude 1: the test lines of a codec.
+CASES: dict[str, tuple[str, float, int, float]] = {
+    "fp32": ("fp32", 0.0, 0, 0.0),
+    "fp16": ("fp16", 0.0, 0, 2.0**-11),
+    "int8": ("int8", 0.0, 0, 0.5 / 127 * 1.001),
+    "topk": ("topk", 0.1, 0, 1.0),
+    "topk-16": ("topk", 0.1, 16, 1.0),
+    "topk-8": ("topk", 0.6, 8, 1.0),
+    "topk-4": ("topk", 0.1, 4, 1.0),
+    "quant-1": ("quant", 0.0, 1, 1.0),
+    "quant-2": ("quant", 0.0, 2, 1.01),
+    "quant-4": ("quant", 0.0, 4, 1.01 / 7),
+    "quant-8": ("quant", 0.0, 8, 1.01 / 127),
+    "quant-16": ("quant", 0.0, 16, 1.01 / 32767),
+    "innovation": ("innovation", 0.0, 0, 1.01 / 7),
+    "innovation-1": ("innovation", 0.0, 1, 1.01),
+    "innovation-3": ("innovation", 0.0, 3, 1.01 / 7),
+    "innovation-16": ("innovation", 0.0, 16, 1.01 / 65535),
+    "xor": ("xor", 0.0, 0, 0.0),
+    "caesar": ("caesar", 0.4, 0, 0.5),
+    "caesar-16": ("caesar", 0.4, 16, 0.5),
+    "caesar-sign": ("caesar-sign", 0.4, 0, 0.5),
+    "caesar-zero": ("caesar-zero", 0.4, 0, 0.5),
 }
+FORGETFUL = ("caesar-16", "caesar-sign", "caesar-zero")
+"""What does not keep an unchanged tensor: they convey values, not differences."""
 OLD = json.loads((DATA / "codecs_0_1_0.json").read_text())
 SHAPES = [(), (0,), (1,), (3, 0, 2), (255,), (256,), (257,), (7, 100)]
-each_codec = pytest.mark.parametrize("name", sorted(CODECS))
+each_codec = pytest.mark.parametrize("name", sorted(CASES))
+BY_TENSOR = sorted(
+    name for name, (codec, _, bits, _) in CASES.items() if make_codec(codec, 1.0, bits).frame == 1
+)
+BY_KIND = sorted(CASES.keys() - set(BY_TENSOR))
 
 
 def codec_of(name: str) -> Codec:
-    return make_codec(name, BOUNDS[name][0])
+    codec, ratio, bits, _ = CASES[name]
+    return make_codec(codec, ratio, bits)
 
 
 def tensors(seed: int, shapes: list[tuple[int, ...]] = SHAPES) -> tuple[dict, dict]:
@@ -54,7 +77,7 @@ def same_bits(left, right):
 
 
 def test_every_codec_has_its_line_here_and_in_the_docs():
-    assert BOUNDS.keys() == CODECS.keys()
+    assert {codec for codec, *_ in CASES.values()} == CODECS.keys()
     told = (ROOT / "docs" / "protocol.md").read_text()
     assert [name for name in CODECS if f"\n| `{name}` |" not in told] == []
 
@@ -67,7 +90,7 @@ def test_law_a_round_trip_keeps_shapes_and_stays_within_the_bound(name):
     for tensor, value in decoded.items():
         assert value.dtype == np.float64
         assert value.shape == values[tensor].shape
-        assert np.abs(value - values[tensor]).max(initial=0) <= BOUNDS[name][1]
+        assert np.abs(value - values[tensor]).max(initial=0) <= CASES[name][3] + 1e-7
 
 
 @each_codec
@@ -91,10 +114,11 @@ def test_law_no_payload_exceeds_its_bound(name, shapes):
 def test_the_bound_is_of_use(name):
     values, reference = tensors(1, [(200, 300), (7,)])
     size = len(pack(codec_of(name), values, reference).payload)
-    assert update_bytes_max(codec_of(name), reference) <= 1.25 * size + 1000
+    loose = {"innovation": 7.0}.get(name, 1.25 if name in BY_TENSOR else 2.1)
+    assert update_bytes_max(codec_of(name), reference) <= loose * size + 1000
 
 
-@each_codec
+@pytest.mark.parametrize("name", sorted(CASES.keys() - set(FORGETFUL)))
 def test_law_an_unchanged_tensor_comes_back_to_the_bit(name):
     values, _ = tensors(2)
     decoded = unpack(codec_of(name), pack(codec_of(name), values, values).payload, values).values
@@ -134,7 +158,7 @@ NOT_FINITE = {
 }
 
 
-@each_codec
+@pytest.mark.parametrize("name", BY_TENSOR)
 def test_law_what_is_not_finite_is_refused_on_decode(name):
     reference = {"w": np.zeros(3, np.float32)}
     update = msgspec.msgpack.decode(pack(codec_of(name), reference, reference).payload)
@@ -148,12 +172,14 @@ def test_law_feedback_conserves_what_was_to_be_sent(name):
     rng = np.random.default_rng(5)
     codec, reference = with_feedback(codec_of(name)), {"w": rng.normal(size=300).astype(np.float32)}
     memory: dict = {}
+    held: dict = {}
     wanted, conveyed = np.zeros(300), np.zeros(300)
     for _ in range(5):
         values = {"w": (reference["w"] + rng.normal(0, 0.01, 300)).astype(np.float32)}
         payload, _, memory = pack(codec, values, reference, memory=memory)
         wanted += np.float64(values["w"]) - reference["w"]
-        conveyed += unpack(codec, payload, reference).values["w"] - reference["w"]
+        decoded, held = unpack(codec, payload, reference, memory=held)
+        conveyed += decoded["w"] - reference["w"]
     np.testing.assert_allclose(conveyed + of_kind("residual", memory).get("w", 0), wanted, atol=1e-14)
 
 
@@ -359,8 +385,8 @@ REFERENCE = {"w": np.zeros((2, 3), np.float32), "b": np.zeros((), np.float32)}
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"v": 2}, "version 2"),
-        ({"codec": "zip"}, "codec 'zip'; expected fp16, fp32, int8, topk, xor"),
+        ({"v": 3}, "version 3"),
+        ({"codec": "zip"}, "codec 'zip'; expected caesar, caesar-sign, caesar-zero, fp16, fp32"),
         ({"tensors": [{"name": "x", "shape": [], "data": b"1234"}]}, "'x': unknown tensor"),
         (
             {"tensors": [{"name": "w", "shape": [3, 2], "data": b"1234" * 6}]},
@@ -397,7 +423,9 @@ def test_every_problem_is_listed_on_encode():
 
 
 def test_an_unknown_codec_names_those_there_are():
-    with pytest.raises(UnknownName, match="no codec 'zip'; have: fp16, fp32, int8, topk, xor"):
+    with pytest.raises(
+        UnknownName, match="no codec 'zip'; have: caesar, caesar-sign, caesar-zero, fp16, fp32"
+    ):
         encode_update("zip", {}, {})
 
 
@@ -405,6 +433,10 @@ def test_an_unknown_codec_names_those_there_are():
     ("name", "ratio", "said"),
     [
         ("int8", 0.5, "codec 'int8' sends all elements and has no ratio, got 0.5"),
+        ("quant", 0.5, "codec 'quant' sends all elements"),
+        ("innovation", 0.5, "codec 'innovation' sends all elements"),
+        ("caesar", 0.0, "codec 'caesar': its ratio is above 0 and at most 1, got 0"),
+        ("caesar-zero", 1.5, "codec 'caesar-zero': its ratio is above 0"),
         ("topk", 0.0, "codec 'topk': its ratio is above 0 and at most 1, got 0"),
         ("topk", 1.5, "got 1.5"),
         ("topk", float("nan"), "got nan"),
@@ -415,9 +447,26 @@ def test_a_ratio_where_there_is_none_and_none_where_there_is_one(name, ratio, sa
         make_codec(name, ratio)
 
 
+@pytest.mark.parametrize(
+    ("name", "bits", "said"),
+    [
+        ("fp32", 8, "codec 'fp32' has no bits to choose, got 8"),
+        ("xor", 1, "codec 'xor' has no bits to choose, got 1"),
+        ("quant", 3, "codec 'quant': its bits are 1 or 2 or 4 or 8 or 16, got 3"),
+        ("quant", -1, "got -1"),
+        ("topk", 2, "codec 'topk': its bits are 4 or 8 or 16, got 2"),
+        ("innovation", 17, "got 17"),
+        ("caesar", 8, "codec 'caesar': its bits are 16 or 32, got 8"),
+    ],
+)
+def test_bits_that_do_not_exist_are_refused(name, bits, said):
+    with pytest.raises(ConfigError, match=said):
+        make_codec(name, 1.0, bits)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
-    name=st.sampled_from(sorted(CODECS)),
+    name=st.sampled_from(sorted(CASES)),
     edits=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=6),
     cut=st.integers(0, 400),
     tail=st.binary(max_size=8),
@@ -427,19 +476,19 @@ def test_any_mutation_decodes_to_right_shapes_or_is_refused(name, edits, cut, ta
     payload = bytearray(pack(codec_of(name), values, REFERENCE).payload)
     for place, byte in edits:
         payload[place % len(payload)] = byte
-    check_decoded(bytes(payload) if cut > len(payload) else bytes(payload[:cut]) + tail)
+    check_decoded(name, bytes(payload) if cut > len(payload) else bytes(payload[:cut]) + tail)
 
 
 @settings(max_examples=300, deadline=None)
-@given(name=st.sampled_from(sorted(CODECS)), part=st.binary(max_size=40))
+@given(name=st.sampled_from(BY_TENSOR), part=st.binary(max_size=40))
 def test_any_part_decodes_to_right_shapes_or_is_refused(name, part):
     tensor = {"name": "w", "shape": [2, 3], "data": part}
-    check_decoded(msgspec.msgpack.encode({"v": 1, "codec": name, "tensors": [tensor]}))
+    check_decoded(name, msgspec.msgpack.encode({"v": 1, "codec": name, "tensors": [tensor]}))
 
 
-def check_decoded(content: bytes) -> None:
+def check_decoded(name: str, content: bytes) -> None:
     try:
-        decoded = decode_update(content, REFERENCE)
+        decoded = unpack(codec_of(name), content, REFERENCE).values
     except WireError:
         return
     for tensor, value in decoded.items():

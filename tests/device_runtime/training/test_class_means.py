@@ -6,12 +6,15 @@ from tiny import draw_data, noisy_adapter
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, class_head
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.training.class_means import class_sums
+from fleetune.device_runtime.training.held_out import split
+from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.trainer import Trainer
 
 
@@ -53,6 +56,34 @@ def test_the_order_of_the_samples_and_the_size_of_batches_hardly_matter(engine, 
 def test_the_same_call_gives_the_same_bits(engine, dataset):
     first, again = (class_sums(engine, dataset, engine.artifact.adapter()) for _ in range(2))
     assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+
+
+WARM = [
+    LocalWork(steps=6, batch_size=4, policy=PolicySpec(name="suffix", drop=0.5), held_out=0.1),
+    LocalWork(steps=6, batch_size=4, policy=PolicySpec(name="head")),
+    LocalWork(steps=6, batch_size=4, policy=PolicySpec(name="suffix", drop=0.5), cache_below=1),
+]
+
+
+@pytest.mark.parametrize("work", WARM, ids=["suffix", "head", "boundary"])
+def test_what_the_pass_kept_the_first_steps_find(engine, word_artifact, dataset, tmp_path, work):
+    """No row goes through the lower layers twice; the sums, and what is trained, are as without a cache that was warm."""
+    artifact, trained = open_artifact(word_artifact), {}
+    adapter = artifact.adapter()
+    for name, is_warm in (("warm", True), ("cold", False)):
+        with Machine(artifact, Resources(threads=1, hidden_cache_mb=10), folder=tmp_path / name) as machine:
+            if is_warm:
+                sums = machine.class_sums(dataset, work, adapter)
+            before = machine._cache(dataset).size_bytes
+            trainer = machine.trainer(dataset, work, adapter)
+            while not trainer.done:
+                trainer.step()
+            trained[name] = trainer.adapter
+            assert (before > 0) == is_warm
+            assert (machine._cache(dataset).size_bytes > before) != is_warm
+    plain = class_sums(engine, split(dataset, work.held_out).training, adapter, batch_size=4)
+    assert all(plain[name].tobytes() == sums[name].tobytes() for name in plain)
+    assert all(trained["warm"][n].tobytes() == value.tobytes() for n, value in trained["cold"].items())
 
 
 def test_a_sample_without_a_class_is_left_out(engine):

@@ -101,7 +101,7 @@ def test_a_merge_leaves_what_it_merges_alone():
         ("work.polcy.name=full", "work: unknown key 'polcy'; have: batch_size, "),
         ("work.policy.nme=full", "work.policy: unknown key 'nme'; have: drop, "),
         ("work.seed=1", "work: unknown key 'seed'; have: "),
-        ("job.rounds=1", "job: unknown key 'rounds'; have: configurator, "),
+        ("job.rounds=1", "job: unknown key 'rounds'; have: compress_down, "),
         ("work.policy.name=half", "work.policy.name: no policy 'half'; have: bernoulli, "),
         ("job.strategy=mean", "job.strategy: no strategy 'mean'; have: "),
         ("partition.kind=iids", "partition.kind: no partition 'iids'; have: by, code, dirichlet, "),

@@ -13,6 +13,13 @@ METHODS = {
     "head": ("job.head_start=class-mean",),
     "ptls": ("work.personal=1", "work.held_out=0.25"),
     "auto": ("job.configurator=auto", "work.held_out=0.25"),
+    "caesar": (
+        "job.traffic=caesar",
+        "work.histogram=true",
+        "clients=2",
+        "networks.far.up_bytes_s=2e4",
+        "networks.far.down_bytes_s=1e5",
+    ),
     "all": ("job.head_start=class-mean", "job.configurator=auto", "work.personal=1", "work.held_out=0.25"),
 }
 ROUNDS, KILLED_AFTER = "rounds=5", 2

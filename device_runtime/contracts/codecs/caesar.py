@@ -1,0 +1,205 @@
+"""``caesar``: the largest elements of each layer exactly, of the others signs and two scalars; stale values help to recover them.
+
+Source: Yan et al., Caesar, arXiv 2412.19989, as a third party's code has it (sizes, scalars and the test of sign and bound).
+Ours: whole layers instead of tensors, a bitmap or gaps for the places, float16 as a choice for what is exact, and that the stale
+adapter is the one that the receiver started from last. The sender holds it too, so it knows to the bit what is recovered.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from fleetune.device_runtime.arrays import Array, Floats, Indices
+from fleetune.device_runtime.contracts.codecs.bits import packed_bits, size_of, unpacked_bits
+from fleetune.device_runtime.contracts.codecs.codec import (
+    BY_KIND,
+    Codec,
+    Decoded,
+    Doubles,
+    Encoded,
+    Memory,
+    Shapes,
+    Tensors,
+    check_bits,
+    check_parts,
+    check_ratio,
+    count_of,
+    joined,
+    parted,
+)
+from fleetune.device_runtime.contracts.codecs.largest import largest
+from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
+from fleetune.device_runtime.contracts.codecs.positions import (
+    Mask,
+    packed_positions,
+    position_bytes_max,
+    unpacked_positions,
+)
+from fleetune.device_runtime.errors import WireError
+
+SIGNS = "values-signs"
+_DTYPES = {16: "<f2", 32: "<f4"}
+_LAYER = re.compile(r".*?\.\d+(?=\.)")
+
+
+_PARTS = (LOW, HIGH, "positions", SIGNS, "scales")
+
+
+class _Told(NamedTuple):
+    """What travels of the elements of one layer that are not exact."""
+
+    is_negative: Mask
+    """Of all elements; of exact ones it says nothing."""
+    mean: np.float32
+    largest: np.float32
+    """Of the magnitudes of those that are not exact."""
+
+
+_Recover = Callable[[Floats, _Told], Floats]
+"""(stale values, what travels) -> values of a layer; those of exact elements are put over it."""
+
+
+def caesar(name: str, recover: _Recover, *, has_signs: bool = True) -> Callable[[float, int], Codec]:
+    """Make the codecs of one way to recover; ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32."""
+
+    def make(ratio: float, bits: int) -> Codec:
+        check_ratio(name, ratio)
+        check_bits(name, bits, tuple(_DTYPES))
+        return _codec(name, ratio, bits or 32, recover, has_signs=has_signs)
+
+    return make
+
+
+def layers_of(names: Iterable[str]) -> list[list[str]]:
+    """Names of each layer vector: neighbours in the order of names that are equal up to their first number.
+
+    Neighbours without a number are one layer too.
+    """
+    grouped = groupby(sorted(names), key=lambda name: found[0] if (found := _LAYER.match(name)) else "")
+    return [[*layer] for _, layer in grouped]
+
+
+def by_stale(stale: Floats, told: _Told) -> Floats:
+    """The stale value where its sign and magnitude may be right, else the signed mean."""
+    is_plausible = (stale < 0) == told.is_negative
+    is_plausible &= np.abs(stale) <= told.largest
+    found = by_sign(stale, told).view("<u4")
+    # In bits: choices at random cost np.where a mispredicted branch each.
+    taken = np.negative(is_plausible.astype("<u4"))
+    taken &= found ^ stale.view("<u4")
+    found ^= taken
+    return found.view("<f4")
+
+
+def by_sign(stale: Floats, told: _Told) -> Floats:
+    """The signed mean."""
+    bits = told.is_negative.astype("<u4")
+    bits <<= 31
+    bits |= told.mean.view("<u4")
+    return bits.view("<f4")
+
+
+def by_zero(stale: Floats, told: _Told) -> Floats:
+    """Zeros."""
+    return np.zeros_like(stale)
+
+
+def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: bool) -> Codec:
+    dtype = _DTYPES[bits]
+
+    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        found: dict[str, Doubles] = {}
+        masks, exacts, signs = [np.zeros(0, bool)], [np.zeros(0, dtype)], [np.zeros(0, bool)]
+        scalars = []
+        for names in layers_of(values):
+            flat, stale = joined(values, names), joined(reference, names)
+            magnitudes = np.abs(flat)
+            mask = largest(magnitudes, _num_exact(ratio, flat.size))
+            at = np.flatnonzero(mask)
+            exact = _rounded(flat[at], dtype, name)
+            magnitudes[at] = 0
+            told = _Told(flat < 0, *_scalars(magnitudes, flat.size - at.size))
+            found |= _doubles(recover(stale, told), at, exact, {n: values[n] for n in names})
+            masks.append(mask)
+            exacts.append(exact)
+            signs.append(
+                told.is_negative[np.flatnonzero(~mask)]
+            )  # a mask as the index takes several times longer
+            scalars.append(told[1:])
+        parts = {**planes(np.concatenate(exacts)), "positions": packed_positions(np.concatenate(masks))}
+        if has_signs:
+            parts[SIGNS] = packed_bits(np.concatenate(signs).view(np.uint8), 1)
+            parts["scales"] = np.array(scalars, "<f4").tobytes()
+        return Encoded(parts, found, {})
+
+    def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
+        check_parts(name, parts, _PARTS if has_signs else _PARTS[:3])
+        layers, count = layers_of(reference), sum(value.size for value in reference.values())
+        mask = unpacked_positions(parts.get("positions", b""), count)
+        num = int(np.count_nonzero(mask))
+        exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
+        is_negative, scalars = np.zeros(count, bool), np.zeros((len(layers), 2), "<f4")
+        if has_signs:
+            below, scalars = _read_rest(parts, count - num, len(layers), name)
+            is_negative[np.flatnonzero(~mask)] = below
+        found: dict[str, Doubles] = {}
+        start = done = 0  # elements, and exact ones, of the layers before
+        for names, (mean, top) in zip(layers, scalars, strict=True):
+            stale = joined(reference, names)
+            here = slice(start, start + stale.size)
+            at = np.flatnonzero(mask[here])
+            recovered = recover(stale, _Told(is_negative[here], mean, top))
+            own = exact[done : done + at.size]
+            found |= _doubles(recovered, at, own, {n: reference[n] for n in names})
+            start, done = here.stop, done + at.size
+        return Decoded(found, {})
+
+    def bound(shapes: Shapes) -> int:
+        sizes = [sum(count_of(shapes[n]) for n in names) for names in layers_of(shapes)]
+        count = sum(sizes)
+        # Of fewer tensors there may be more layers, each with one exact element at least.
+        num = min(count, len(shapes) + sum(_num_exact(ratio, size) for size in sizes))
+        signs = size_of(count, 1) + 8 * len(shapes) if has_signs else 0
+        return bits // 8 * num + signs + position_bytes_max(count, num)
+
+    return Codec(name, encode, decode, bound, frame=BY_KIND)
+
+
+def _num_exact(ratio: float, count: int) -> int:
+    return min(count, max(1, int(count * ratio)))
+
+
+def _rounded(exact: Floats, dtype: str, name: str) -> Array:
+    with np.errstate(over="ignore"):
+        found = exact.astype(dtype, copy=False)
+    if not np.isfinite(found).all():
+        raise WireError(f"cannot pack: a value beyond 65504 does not fit {name} with 16 bits")
+    return found
+
+
+def _scalars(magnitudes: Floats, num: int) -> tuple[np.float32, np.float32]:
+    """Mean of ``num`` magnitudes, all others being zeros, and the largest; zeros for none."""
+    if not num:
+        return np.float32(0), np.float32(0)
+    top = magnitudes.max()
+    return min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top
+
+
+def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> tuple[Mask, Floats]:
+    """Whether each of ``num`` elements is below zero, and (layers, 2): mean and largest magnitude."""
+    signs, scales = parts.get(SIGNS, b""), parts.get("scales", b"")
+    if (len(signs), len(scales)) != (size_of(num, 1), 8 * layers):
+        raise WireError(f"{name}: signs or scalars are not those of {num} elements in {layers} layers")
+    scalars = np.frombuffer(scales, "<f4").reshape(-1, 2)
+    if not ((scalars[:, 0] >= 0) & (scalars[:, 0] <= scalars[:, 1]) & np.isfinite(scalars[:, 1])).all():
+        raise WireError(f"{name}: a mean is negative, above its maximum or not finite")
+    return unpacked_bits(signs, 1, num).view(np.bool_), scalars
+
+
+def _doubles(recovered: Floats, at: Indices, exact: Array, like: Tensors) -> dict[str, Doubles]:
+    """A layer by tensor, the exact values over what is recovered."""
+    recovered[at] = exact
+    return {name: piece.astype(np.float64) for name, piece in parted(recovered, like, like).items()}

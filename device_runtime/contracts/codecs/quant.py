@@ -1,0 +1,56 @@
+"""``quant``: differences in 1, 2, 4, 8 or 16 bits, one scale for each block of elements; no memory (see ``quantise``)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fleetune.device_runtime.contracts.codecs.bits import WIDTHS
+from fleetune.device_runtime.contracts.codecs.codec import (
+    BY_KIND,
+    Codec,
+    Decoded,
+    Encoded,
+    Memory,
+    Shapes,
+    Tensors,
+    check_bits,
+    check_no_ratio,
+    check_parts,
+    count_of,
+    moved,
+    shifted,
+)
+from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
+from fleetune.device_runtime.contracts.codecs.quantise import quantise, quantised_bytes, restore
+
+BITS = 8
+"""Unless others are asked for."""
+_PLANED = 16
+"""Bits of codes whose lower bytes are not worth entropy-coding."""
+
+
+def quant(ratio: float, bits: int) -> Codec:
+    """Send every element in ``bits`` bits; ConfigError for a ratio, or other bits than 1, 2, 4, 8 and 16."""
+    check_no_ratio("quant", ratio)
+    check_bits("quant", bits, WIDTHS)
+    width = bits or BITS
+
+    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        names = sorted(values)
+        codes, scales, conveyed = quantise(moved(values, reference), width, "\n".join(names))
+        parts = planes(np.frombuffer(codes, "<u2")) if width == _PLANED else {LOW: codes}
+        return Encoded({**parts, "scales": scales}, shifted(reference, conveyed, names), {})
+
+    def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
+        check_parts("quant", parts, (LOW, HIGH, "scales") if width == _PLANED else (LOW, "scales"))
+        count = sum(value.size for value in reference.values())
+        codes = parts.get(LOW, b"")
+        if width == _PLANED:
+            codes = joined_planes(codes, parts.get(HIGH, b""), "<u2", count).tobytes()
+        steps = restore(codes, parts.get("scales", b""), width, count)
+        return Decoded(shifted(reference, steps, reference), {})
+
+    def bound(shapes: Shapes) -> int:
+        return quantised_bytes(sum(map(count_of, shapes.values())), width)
+
+    return Codec("quant", encode, decode, bound, frame=BY_KIND)

@@ -1,0 +1,148 @@
+"""Elements in few bits, with one scale for each block of them, rounded at random so that their mean is right.
+
+Source: Alistarh et al., QSGD, arXiv 1610.02132 (stochastic rounding); Bernstein et al., signSGD, arXiv 1802.04434 (1 bit, with
+the mean magnitude as Seide et al., Interspeech 2014). Blocks, scales of 16 bits and the draws are ours.
+"""
+
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.contracts.codecs.bits import Codes, packed_bits, size_of, unpacked_bits
+from fleetune.device_runtime.draws import Key, words
+from fleetune.device_runtime.errors import WireError
+
+BLOCK = 128
+"""Elements that share one scale, of all tensors together in the order of their names."""
+LEAST, LARGEST = 2.0**-100, 2.0**100
+"""Blocks whose largest magnitude is below the first travel as zeros; one beyond the second does not fit."""
+_PIECE = 2**16
+"""Elements worked on at a time, and drawn for under one key: what fits a cache."""
+_SCALE = np.dtype("<u2")
+
+
+class Quantised(NamedTuple):
+    """Elements as they travel, and as whoever receives them has them."""
+
+    codes: bytes
+    scales: bytes
+    conveyed: Floats
+
+
+def quantise(flat: Floats, bits: int, name: str) -> Quantised:
+    """Quantise float32 elements to codes of 1, 2, 4, 8 or 16 bits.
+
+    With 2 bits and more the expected value is the element itself, but for 2**-16 of a step. With 1 bit it is its sign times
+    the mean magnitude of its block.
+
+    Args:
+        flat: elements.
+        bits: of a code.
+        name: goes into the seed of the draws, beside the scales.
+
+    Raises:
+        WireError: a magnitude beyond ``LARGEST``.
+    """
+    pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+    scales = [_scales(piece, bits) for piece in pieces]
+    told = b"".join(scale.tobytes() for scale in scales)
+    seed = int(sha256(name.encode() + b"\0" + told).hexdigest()[:13], 16)
+    codes, conveyed = [], np.empty(flat.size, np.float32)
+    for i, (piece, scale) in enumerate(zip(pieces, scales, strict=True)):
+        blocks = _blocks(piece)
+        found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, Key(seed, "rounding", i))
+        codes.append(packed_bits(found.reshape(-1)[: piece.size], bits))
+        conveyed[i * _PIECE : i * _PIECE + piece.size] = _values(found, scale, bits, piece.size)
+    return Quantised(b"".join(codes), told, conveyed)
+
+
+def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
+    """Return the elements that :func:`quantise` conveyed; WireError for a wrong length or a scale that cannot be."""
+    expected = size_of(count, bits), _SCALE.itemsize * _num_blocks(count)
+    if (len(codes), len(scales)) != expected:
+        raise WireError(
+            f"{len(codes)} bytes of values and {len(scales)} of scales, expected {expected[0]} and {expected[1]}"
+        )
+    stored = np.frombuffer(scales, _SCALE)
+    wide = _wide(stored)
+    if not ((wide >= 0) & (wide <= LARGEST)).all():
+        raise WireError("a scale is negative, not finite or beyond 2**100")
+    conveyed = np.empty(count, np.float32)
+    for start in range(0, count, _PIECE):
+        piece = conveyed[start : start + _PIECE]
+        found: Codes = unpacked_bits(codes[size_of(start, bits) :], bits, piece.size)
+        piece[:] = _values(
+            _blocks(found), stored[start // BLOCK :][: _num_blocks(piece.size)], bits, piece.size
+        )
+    return conveyed
+
+
+def quantised_bytes(count: int, bits: int) -> int:
+    """Bytes of the codes and scales of so many elements."""
+    return size_of(count, bits) + _SCALE.itemsize * _num_blocks(count)
+
+
+def levels_of(bits: int) -> int:
+    """Steps from zero to the scale."""
+    return max(1, (1 << (bits - 1)) - 1)
+
+
+def _blocks(flat: NDArray[Any]) -> NDArray[Any]:
+    """(blocks, BLOCK), the last one filled up with zeros."""
+    if rest := -flat.size % BLOCK:
+        flat = np.concatenate([flat, np.zeros(rest, flat.dtype)])
+    return flat.reshape(-1, BLOCK)
+
+
+def _scales(piece: Floats, bits: int) -> NDArray[np.uint16]:
+    """The upper halves of float32s: largest magnitudes, rounded up, or means; 0 for less than LEAST."""
+    magnitudes = np.abs(_blocks(piece))
+    largest = magnitudes.max(axis=1)
+    if not (largest <= LARGEST / 2).all():
+        raise WireError("cannot pack: a difference beyond 2**99 does not fit")
+    found = largest
+    if bits == 1:
+        sizes = np.minimum(piece.size - BLOCK * np.arange(len(magnitudes)), BLOCK)
+        found = (magnitudes.sum(axis=1) / sizes).astype("<f4")
+    found = np.where(largest < LEAST, np.float32(0), found)
+    return ((found.view("<u4") + np.uint32(0xFFFF)) >> np.uint32(16)).astype(_SCALE)
+
+
+def _wide(scales: NDArray[np.uint16]) -> Floats:
+    return (scales.astype("<u4") << np.uint32(16)).view("<f4")
+
+
+def _signs(blocks: Floats) -> Codes:
+    return (blocks >= 0).view(np.uint8)
+
+
+def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key) -> Codes:
+    """Codes from 0 to twice the levels: floor of element / step + draw, where a draw is 16 random bits / 2**16."""
+    wide, levels = np.float64(_wide(scales)), levels_of(bits)
+    # A hair less than exact, so that the largest element stays within the levels.
+    factors = np.divide(levels * 2.0**16 * (1 - 2.0**-22), wide, out=np.zeros_like(wide), where=wide > 0)
+    exact, integer = (np.float64, np.int64) if bits == 16 else (np.float32, np.int32)
+    steps = np.multiply(blocks, factors[:, None].astype(exact), dtype=exact)
+    whole = np.rint(steps, out=steps).astype(integer)
+    whole += words(key, blocks.size // 2).astype("<u4", copy=False).view("<u2").reshape(blocks.shape)
+    whole >>= 16
+    whole += levels
+    codes: Codes = whole.astype(np.uint16 if bits == 16 else np.uint8)
+    return codes
+
+
+def _values(codes: Codes, scales: NDArray[np.uint16], bits: int, count: int) -> Floats:
+    steps = _wide(scales) / np.float32(levels_of(bits))
+    centred = codes.astype(np.float32)
+    if bits == 1:
+        centred += centred
+    centred -= np.float32(levels_of(bits))
+    centred *= steps[:, None]
+    return centred.reshape(-1)[:count]
+
+
+def _num_blocks(count: int) -> int:
+    return -(-count // BLOCK)
