@@ -29,8 +29,8 @@ PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
 _SIZES = ("num_layers", "num_elements", "num_classes")
 """What follows from the artifact, and is 0 in ledgers that do not say."""
-_EXACT = "fp32"
-"""The codec of class sums, whatever the job's."""
+_EXACT = "xor"
+"""The codec of class sums, whatever the job's: exact, and sums of classes that a device does not have cost next to nothing."""
 _NO_HEAD = ClassHead()
 
 
