@@ -102,6 +102,14 @@ def test_a_codec_that_cannot_be_is_refused(changes, said):
             {"work": LocalWork(mask="consensus", rows=2), "strategy": "rank-mean"},
             "mask 'consensus': it is of whole tensors; leave rows out",
         ),
+        (
+            {"work": LocalWork(mask="consensus", codec="innovation")},
+            "codec 'innovation': it remembers whole tensors; leave mask out",
+        ),
+        (
+            {"work": LocalWork(rows=2, codec="innovation", codec_bits=4), "strategy": "rank-mean"},
+            "codec 'innovation': it remembers whole tensors; leave rows out",
+        ),
         ({"work": LocalWork(rank=-1)}, "rank must be at least 0, got -1"),
         ({"configurator": "ranks"}, "configurator 'ranks': give the largest rank"),
         (

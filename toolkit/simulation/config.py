@@ -23,6 +23,8 @@ from fleetune.toolkit.simulation.partitions import KINDS, Partition, partition_p
 from fleetune.toolkit.simulation.profiles import PROFILES, Profile, profile_problems
 
 INCLUDE = "include"
+WORKERS_MAX = 1024
+"""Processes of one machine; each takes a core and the memory of an interpreter, so more are a slip."""
 OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
 """Fields of a job that stand at the top of the file, and as what."""
 OF_DEVICES = ("seed", "rounds_before", "rows_seed")
@@ -84,7 +86,7 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     timings: Annotated[
         str, Option("file of measured step times; measured and written there if it is not there")
     ] = ""
-    workers: Annotated[int, Option("worker processes; 0 for one a core", at_least=0)] = 0
+    workers: Annotated[int, Option("worker processes; 0 for one a core", at_least=0, at_most=WORKERS_MAX)] = 0
     fleet: Fleet = Fleet()
     profiles: dict[str, Profile] = {}
     """The user's own, beside or over :data:`PROFILES`."""

@@ -114,6 +114,7 @@ def test_a_merge_leaves_what_it_merges_alone():
         ("rounds=1e300", "rounds = 1e+300: expected a whole number"),
         ("rounds=0", "rounds: rounds must be at least 1"),
         ("rounds=true", "rounds = True: expected a whole number"),
+        ("workers=1025", "workers: workers must be at most 1024"),
         ("seed=-1", "seed: seed must be at least 0"),
         ("work=3", "work = 3: expected a table of batch_size, "),
         ("fleet.profiles.pi-9=1", "fleet.profiles: no profile 'pi-9'; have: jetson-nano, "),
