@@ -23,6 +23,8 @@ FIXED, AUTO = "fixed", "auto"
 """Configurators: all devices as the job says, and the one that chooses each device's policy; as a policy, short for that one."""
 HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
+MASK_SHARE = 0.1
+"""Share of the elements that a mask keeps, unless the job says another."""
 PATIENT = ("rounds",)
 """Settings that are no part of what a job is: a later start may give others."""
 _SIZES = ("num_layers", "num_elements", "num_classes")
@@ -62,6 +64,16 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "bits of a value that is sent down, where the codec has a choice; 0 for the codec's own",
             at_least=0,
             at_most=COUNT_MAX,
+        ),
+    ] = 0
+    mask_share: Annotated[
+        float, Option("mask consensus: share of all elements that travels", above=0, at_most=1)
+    ] = MASK_SHARE
+    mask_every: Annotated[
+        int,
+        Option(
+            "mask consensus: rounds from one vote to the next, 2 or more; 0 for one vote, in the first round",
+            at_least=0,
         ),
     ] = 0
     seed: Annotated[int, Option("seed of everything random", at_least=0, below=SEED_MAX + 1)] = 0
@@ -164,7 +176,7 @@ def settings_of(
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
     """
     job, work = as_chosen(job, work)
-    given = [name for name in ("seed", "rounds_before") if getattr(work, name)]
+    given = [name for name in ("seed", "rounds_before", "rows_seed") if getattr(work, name)]
     given += ["learns"] if work.learns != ADAPTER else []
     if given:
         raise ConfigError(
@@ -221,7 +233,8 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
         )
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)
-    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1)
+    shared = settings.seed if settings.work.rows else 0
+    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1, rows_seed=shared)
 
 
 def device_seed(seed: int, *, round_number: int, position: int) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from math import prod
 
-from fleetune.broker.job import AUTO, Job, Patience, Settings, settings_of
+from fleetune.broker.job import AUTO, MASK_SHARE, Job, Patience, Settings, settings_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
@@ -105,8 +105,17 @@ def _example(settings: Settings) -> tuple[LocalWork, Packing]:
 
 def _lora_problems(settings: Settings) -> Iterator[str]:
     strategy, work = settings.strategy, settings.work
-    if work.rank and strategy not in OF_RANKS:
-        yield f"rank {work.rank}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
+    for name, count in (("rank", work.rank), ("rows", work.rows)):
+        if count and strategy not in OF_RANKS:
+            yield f"{name} {count}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
+    if not work.mask and (settings.mask_share != MASK_SHARE or settings.mask_every):
+        yield "mask_share and mask_every are of a mask; give one (mask)"
+    if settings.mask_every == 1:
+        yield "mask_every 1: every round would vote, and no mask be used; 0, or 2 or more"
+    if parts := [name for name in ("rank", "rows") if getattr(work, name) and work.mask]:
+        yield f"mask {work.mask!r}: it is of whole tensors; leave {' and '.join(parts)} out"
+    if work.rank and work.rows > work.rank:
+        yield f"rows {work.rows}: of the {work.rank} components of the rank"
     if work.frozen and strategy == "product":
         yield f"frozen {work.frozen!r}: strategy 'product' makes A anew; the mean of B alone is exact: 'fedavg'"
 

@@ -30,6 +30,8 @@ STREAMS: Table[int] = Table(
         "configurator": 10,
         "held-out": 11,
         "rounding": 16,
+        "rows": 20,
+        "sketch": 21,
     },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""

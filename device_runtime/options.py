@@ -91,8 +91,9 @@ def broken_laws(field: Field, value: object, tables: Tables) -> Iterator[str]:
     except msgspec.ValidationError as exc:
         yield f"{name} {value!r}: {exc}"
         return
-    if isinstance(value, (int, float)) and (wanted := _unmet(option, value)):
-        yield f"{name} must be {wanted}, got {value}"
+    for one in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(one, (int, float)) and (wanted := _unmet(option, one)):
+            yield f"{name} must be {wanted}, got {one}"
     if option.table and option.table not in tables:
         return
     known = {*option.choices, *tables.get(option.table, ())}

@@ -22,8 +22,9 @@ from fleetune.broker.methods.strategy import (
     init_sums,
     mean,
 )
-from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, rank_of
+from fleetune.device_runtime.arrays import Arrays, Indices
+from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, place_of, rank_of
+from fleetune.device_runtime.errors import WireError
 
 Parts = dict[str, NDArray[Any]]
 Weigh = Callable[[Pair, Update], float]
@@ -53,7 +54,7 @@ def _by_component(weigh: Weigh) -> Strategy:
 
     def add(sums: Sums, update: Update) -> Sums:
         pairs = pairs_of(update.reference)
-        split = _split(update.values, pairs)
+        split = _split(update.values, pairs, update.rows)
         check_values(sums, split, update.weight)
         for pair in pairs:
             if rank_of(pair, update.values):
@@ -71,14 +72,25 @@ def _by_component(weigh: Weigh) -> Strategy:
     return Strategy(init, add, finish)
 
 
-def _split(values: Mapping[str, NDArray[Any]], pairs: tuple[Pair, ...]) -> Parts:
-    """Views of the components of each pair, by tensor and number, and all other tensors by name."""
+def _split(
+    values: Mapping[str, NDArray[Any]], pairs: tuple[Pair, ...], rows: Mapping[str, Indices] | None = None
+) -> Parts:
+    """Views of the components of each pair, by tensor and number, and all other tensors by name; ``rows`` as of an Update."""
     found = dict(values)
     for pair in pairs:
         a, b = found.pop(pair.a, None), found.pop(pair.b, None)
-        found |= {_key(pair.a, j): row for j, row in enumerate(() if a is None else a)}
-        found |= {_key(pair.b, j): column for j, column in enumerate(() if b is None else b.swapaxes(0, 1))}
+        for name, parts in ((pair.a, a), (pair.b, None if b is None else b.swapaxes(0, 1))):
+            if parts is not None:
+                found |= _numbered(name, parts, (rows or {}).get(name))
     return found
+
+
+def _numbered(name: str, parts: NDArray[Any], rows: Indices | None) -> Parts:
+    """Components by key; WireError if there are not as many as ``rows``."""
+    numbers = range(len(parts)) if rows is None else rows.tolist()
+    if len(numbers) != len(parts):
+        raise WireError(f"implausible update: {name} has {len(parts)} components, expected {len(numbers)}")
+    return {_key(name, j): part for j, part in zip(numbers, parts, strict=True)}
 
 
 def _weighted(pair: Pair, split: Parts, weight: float) -> Parts:
@@ -93,11 +105,19 @@ def _weighted(pair: Pair, split: Parts, weight: float) -> Parts:
 
 def _norm(pair: Pair, update: Update) -> float:
     """Frobenius norm of B A, by r x r products; a tensor of the pair that did not change is the reference's."""
-    held = {**cut({n: update.reference[n] for n in pair}, rank_of(pair, update.values)), **update.values}
+    held = {**_as_sent(pair, update), **update.values}
     a = np.asarray(held[pair.a], np.float64).reshape(len(held[pair.a]), -1)
     b = np.asarray(held[pair.b], np.float64).reshape(len(held[pair.b]), -1)
     square = float(np.sum((b.T @ b) * (a @ a.T)))
     return min(max(math.sqrt(max(square, 0.0)), _NORM_MIN), _NORM_MAX) / _NORM_MAX
+
+
+def _as_sent(pair: Pair, update: Update) -> Parts:
+    """The components of the reference that an update holds of a pair."""
+    whole = {name: update.reference[name] for name in pair}
+    if pair.a in update.rows:
+        return {name: value[place_of(name, update.rows[name])] for name, value in whole.items()}
+    return {**cut(whole, rank_of(pair, update.values))}
 
 
 def _key(name: str, component: int) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fleetune.broker.methods.strategy import Strategy, Sums, Update, add_to_sums, init_sums, mean
 from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, rank_of
+from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, place_of, rank_of
 from fleetune.device_runtime.errors import WireError
 
 Doubles = NDArray[np.float64]
@@ -82,10 +82,22 @@ def _products(update: Update, pairs: tuple[Pair, ...]) -> Iterator[tuple[str, Do
     """Products of the pairs that an update holds a part of; the other tensor of a pair is as it was."""
     for pair in pairs:
         if rank := rank_of(pair, update.values):
-            held = {**cut({n: update.reference[n] for n in pair}, rank), **update.values}
+            whole = {n: update.reference[n] for n in pair}
+            held = _filled(whole, update) if pair.a in update.rows else {**cut(whole, rank), **update.values}
             if held[pair.b].shape[1] != held[pair.a].shape[0]:
                 raise WireError(f"implausible update: {pair.a} and {pair.b} have not as many components")
             yield _DENSE.format(pair), multiplied(held[pair.b], held[pair.a])
+
+
+def _filled(whole: Arrays, update: Update) -> dict[str, NDArray[Any]]:
+    """A pair with what an update holds in its place, all other components as the device had them: as in its reference."""
+    found: dict[str, NDArray[Any]] = {name: np.array(value, np.float64) for name, value in whole.items()}
+    for name in whole.keys() & update.values.keys():
+        place = found[name][at := place_of(name, update.rows[name])]
+        if place.shape != update.values[name].shape:
+            raise WireError(f"implausible update: {name} is not of {len(update.rows[name])} components")
+        found[name][at] = update.values[name]
+    return found
 
 
 def _factors(dense: Doubles, pair: Pair, reference: Arrays) -> tuple[Array, Array]:

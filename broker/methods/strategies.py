@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fleetune.broker.methods.averaging import fedavg, fedavgm
 from fleetune.broker.methods.hetlora import hetlora, rank_mean
+from fleetune.broker.methods.lost import own_last, safari
 from fleetune.broker.methods.product import product
 from fleetune.broker.methods.strategy import Strategy
 from fleetune.device_runtime.tables import Table
@@ -16,6 +17,8 @@ STRATEGIES: Table[Callable[[], Strategy]] = Table(
         "product": product,
         "hetlora": hetlora,
         "rank-mean": rank_mean,
+        "safari": safari,
+        "own-last": own_last,
     },
 )
 OF_RANKS = ("product", "hetlora", "rank-mean")

@@ -1,12 +1,12 @@
 """A strategy combines the updates of a round as they come, in exact sums; more devices do not take more memory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.errors import WireError
 
 Values = Mapping[str, NDArray[np.float64]]
@@ -43,6 +43,32 @@ class Update(NamedTuple):
     """Number of samples."""
     staleness: int = 0
     """How many versions were made since that one; 0 where rounds wait for their devices."""
+    rows: Mapping[str, Indices] = {}
+    """By tensor of a LoRA pair which components ``values`` holds of it, ascending; the first ones where it says none."""
+    device_id: str = ""
+    """Whose it is."""
+
+
+class Gathered(NamedTuple):
+    """A round at its closing."""
+
+    lost: tuple[str, ...]
+    """Devices that were asked and have sent nothing."""
+    updates: Callable[[], Iterator[Update]]
+    """All updates that came and were added, one in memory at a time; may be asked for more than once."""
+    reference: Arrays
+    """The newest version; not to be written."""
+    version: int
+    """That is made of them."""
+
+
+class StandIn(NamedTuple):
+    """What a strategy has in the place of lost updates."""
+
+    updates: Iterable[Update]
+    """To be added beside those that came, before ``finish``."""
+    state: Arrays
+    """The strategy's, for ``finish``."""
 
 
 class Strategy(NamedTuple):
@@ -54,6 +80,8 @@ class Strategy(NamedTuple):
     """(sums, update) -> sums; WireError, and nothing added, if implausible"""
     finish: Callable[[Sums, Arrays, Arrays], tuple[Arrays, Arrays]]
     """(sums, reference, state) -> (new version, float32; state); the state crosses rounds, empty at first"""
+    stand_in: Callable[[Gathered, Arrays], StandIn] | None = None
+    """(round, state) -> what stands in for lost updates; None to leave them out"""
 
 
 def init_sums(reference: Arrays) -> Sums:

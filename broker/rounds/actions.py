@@ -24,6 +24,8 @@ class Close(NamedTuple):
     round: int
     version: int
     devices: tuple[str, ...]
+    lost: tuple[str, ...] = ()
+    """Devices that still owe their updates at the deadline."""
 
 
 class Dismiss(NamedTuple):

@@ -269,7 +269,8 @@ class Barrier:
         self.open_round = None
         self.closed, self.version, self.since = open_round.number, self.version + 1, now
         self.roster.release()
-        return [Close(self.closed, self.version, tuple(sorted(open_round.of(Standing.ACCEPTED))))]
+        made, lost = (tuple(sorted(open_round.of(s))) for s in (Standing.ACCEPTED, Standing.PENDING))
+        return [Close(self.closed, self.version, made, lost)]
 
     def _end_of_time(self, open_round: OpenRound, now: float) -> list[Action]:
         num_accepted, wanted = open_round.count(Standing.ACCEPTED), self._settings.min_clients

@@ -40,11 +40,14 @@ class Download(NamedTuple):
     down_bits: int = 0
     reference: str = ""
     is_exact: bool = True
+    mask_sha256: str = ""
+    mask_bytes: int = 0
 
 
 class _Ready(NamedTuple):
     outgoing: Outgoing
     download: Download
+    payload: bytes
     sizes: ByKind
 
 
@@ -55,12 +58,16 @@ class _Key(NamedTuple):
     held: str
     exactly: bool
     packing: Packing
+    mask: bytes
+    """That travels with it; empty for none."""
 
 
 class _Offered(NamedTuple):
     key: _Key
     adapter_sha256: str
     transfer: TransferManifest
+    mask_sha256: str
+    """Of the mask in force, whether it travels or not; empty for none."""
 
 
 class Downlink:
@@ -81,19 +88,21 @@ class Downlink:
         self._is_fixed = settings.traffic == FIXED
         self._replicas_max = _REPLICAS_MAX if self._is_fixed else max(settings.clients, _REPLICAS_MAX)
         self._held: dict[str, str] = {}
+        self._masks: dict[str, str] = {}
         self._offered: dict[str, _Offered] = {}
         self._shelf: dict[_Key, _Ready] = {}
 
-    def holds(self, device_id: str, digest: str) -> None:
-        """A device says which adapter file it holds; empty: it wants the whole."""
+    def holds(self, device_id: str, digest: str, mask: str = "") -> None:
+        """A device says which adapter file it holds, empty: it wants the whole; and which mask."""
         self._held.pop(device_id, None)  # those heard last come last
-        self._held[device_id] = digest
+        self._held[device_id], self._masks[device_id] = digest, mask
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
         offered = self._offered.get(device_id)
-        if offered and offered.key.version == version and self._held.get(device_id):
-            self.holds(device_id, offered.adapter_sha256)
+        if offered and offered.key.version == version:
+            held = offered.adapter_sha256 if self._held.get(device_id) else ""
+            self.holds(device_id, held, offered.mask_sha256 or self._masks.get(device_id, ""))
 
     def size_of(self, task: Task) -> int:
         """Bytes of what a device was offered last, if that was for this task's version; 0 if not."""
@@ -108,6 +117,7 @@ class Downlink:
         chunk_bytes: int,
         exactly: bool = False,
         packing: Packing | None = None,
+        mask: bytes = b"",
     ) -> Download:
         """Have a version ready to be served to a device, in chunks of this size.
 
@@ -117,16 +127,19 @@ class Downlink:
             chunk_bytes: size of the chunks.
             exactly: to the bit, also with a lossy codec.
             packing: how; None for the job's way.
+            mask: in force in the round; it travels to a device that does not hold it. Empty for none.
 
         Raises:
             StateError: the store is damaged, or a replica cannot be written.
         """
         packing = packing or self._usual
         held = self._held.get(device_id, "") if packing.codec != FULL else ""
-        key = _Key(version, held if held and self._knows(held) else "", exactly, packing)
+        named = sha256(mask).hexdigest() if mask else ""
+        lacking = mask if self._masks.get(device_id) != named else b""
+        key = _Key(version, held if held and self._knows(held) else "", exactly, packing, lacking)
         download = self._ready(key, chunk_bytes).download
-        self._offered[device_id] = _Offered(key, download.adapter_sha256, download.adapter)
-        return download
+        self._offered[device_id] = _Offered(key, download.adapter_sha256, download.adapter, named)
+        return download._replace(mask_sha256=named)
 
     def chunks(self, device_id: str, request: Request) -> Iterator[Chunk]:
         """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
@@ -186,11 +199,13 @@ class Downlink:
 
     def _prepared(self, key: _Key, chunk_bytes: int) -> _Ready:
         ready = self._from_held(key, chunk_bytes) if key.held else None
-        return ready or _whole(self._store.version(key.version), chunk_bytes)
+        return _with_mask(
+            ready or _whole(self._store.version(key.version), chunk_bytes), key.mask, chunk_bytes
+        )
 
     def _from_held(self, key: _Key, chunk_bytes: int) -> _Ready | None:
         """What a device that holds an adapter is sent of a version; None if that is the whole of it."""
-        version, held, exactly, packing = key
+        version, held, exactly, packing, _ = key
         base = self._content(held)
         if base is not None and not exactly and self._replicas.stands_for(version, held):
             # It is at work on this, and would start over with another.
@@ -205,7 +220,7 @@ class Downlink:
         outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
         how = (packing.codec, packing.ratio, packing.bits)
         download = Download(outgoing.manifest, digest, *how, held, is_exact=is_exact)
-        return _Ready(outgoing, download, sizes_of_update(delta.payload))
+        return _Ready(outgoing, download, delta.payload, sizes_of_update(delta.payload))
 
     def _may_stand_for(self, version: int, content: bytes) -> bool:
         is_kept = self._replicas.stands_for(version, sha256(content).hexdigest())
@@ -234,4 +249,14 @@ def _codec_of(packing: Packing) -> Codec | None:
 def _whole(content: bytes, chunk_bytes: int, *, is_exact: bool = True) -> _Ready:
     outgoing = Outgoing(content, chunk_bytes=chunk_bytes)
     download = Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact)
-    return _Ready(outgoing, download, sizes_of_file(content))
+    return _Ready(outgoing, download, content, sizes_of_file(content))
+
+
+def _with_mask(ready: _Ready, mask: bytes, chunk_bytes: int) -> _Ready:
+    """Put a mask behind what travels, in the same transfer."""
+    if not mask:
+        return ready
+    payload = ready.payload + mask
+    outgoing, sizes = Outgoing(payload, chunk_bytes=chunk_bytes), ready.sizes + ByKind(positions=len(mask))
+    download = ready.download._replace(adapter=outgoing.manifest, mask_bytes=len(mask))
+    return _Ready(outgoing, download, payload, sizes)

@@ -65,6 +65,7 @@ class Executor:
             chunk_bytes=self._outbound.chunk_bytes,
             exactly=task.role == "evaluate" or 0 < task.version <= self._settings.head_rounds,
             packing=task.plan.down if task.plan else None,
+            mask=self._versions.mask_of(task),
         )
         offer = Offer(
             job=self._settings.job,
@@ -81,7 +82,7 @@ class Executor:
 
     def _close(self, close: Close, now: float) -> None:
         self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
-        self._versions.close(close.round, close.version)
+        self._versions.close(close.round, close.version, lost=close.lost)
         log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._outbound.announce()
 

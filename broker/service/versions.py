@@ -1,14 +1,16 @@
 """The adapter's versions: the newest, and what the open round adds to it."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
 import numpy as np
 
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
+from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.strategies import STRATEGIES
-from fleetune.broker.methods.strategy import Strategy, Update, Values
+from fleetune.broker.methods.strategy import Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
@@ -22,12 +24,15 @@ from fleetune.device_runtime.contracts.codecs import (
     unpack,
     update_bytes_max,
 )
-from fleetune.device_runtime.contracts.lora import trained_part
-from fleetune.device_runtime.contracts.wire import CLASS_MEANS
+from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
+from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
+from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
 
+_MASK = " mask"
+"""Name of the next round's mask, uint8, beside the strategy's state; no tensor, and nothing of a strategy's, begins so."""
 _REFERENCES = 4
 """Versions held decoded, for updates to be decoded against."""
 
@@ -48,6 +53,7 @@ class Versions:
         self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
+        self._mask = self._kept_mask()
         self._added: set[str] = set()
         """Devices whose updates are in the sums."""
         self.downlink = Downlink(store, settings)
@@ -72,11 +78,7 @@ class Versions:
         Raises:
             WireError: it is malformed or implausible; it is left out.
         """
-        reference = self.reference(task.version)
-        update = Update(
-            self._decoded(task, content), reference, num_samples, staleness=self.newest - task.version
-        )
-        self._sums = self._strategy.add(self._sums, update)
+        self._sums = self._strategy.add(self._sums, self._update(task, content, num_samples))
         self._added.add(task.device_id)
 
     def remembered(self, task: Task) -> str:
@@ -85,14 +87,44 @@ class Versions:
             return ""
         return self._store.memories.chain(task.device_id, self._store.last_update(task.device_id))
 
-    def close(self, round_number: int, version: int) -> None:
-        """Combine the updates added since the newest version into ``version``, made by a round."""
-        reference, state = self.reference(self.newest), self._store.strategy_state(self.newest)
-        new, kept = self._strategy.finish(self._sums, reference, parse_arrays(state) if state else {})
+    def close(self, round_number: int, version: int, *, lost: tuple[str, ...] = ()) -> None:
+        """Combine the updates added since the newest version into ``version``.
+
+        Args:
+            round_number: the round that makes it.
+            version: its number.
+            lost: devices that were asked in the round and have sent nothing.
+        """
+        reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
+        state = parse_arrays(kept) if kept else {}
+        state.pop(_MASK, None)
+        if self._strategy.stand_in:
+            found = self._strategy.stand_in(Gathered(lost, self._arrived, reference, version), state)
+            state = found.state
+            self._stand_in(found.updates, round_number)
+        self._finish(round_number, version, state)
+
+    def _stand_in(self, updates: Iterable[Update], round_number: int) -> None:
+        """Add what stands in for lost updates; one that is implausible is left out, as they would be."""
+        count = 0
+        for update in updates:
+            try:
+                self._sums = self._strategy.add(self._sums, update)
+            except WireError as exc:
+                log.warning("round %d: nothing stands in for a lost update: %s", round_number, exc)
+            else:
+                count += 1
+        if count:
+            log.info("round %d: %d updates stand in for lost ones", round_number, count)
+
+    def _finish(self, round_number: int, version: int, state: Arrays) -> None:
+        reference, mask = self.reference(self.newest), self._next_mask(round_number)
+        new, kept = self._strategy.finish(self._sums, reference, state)
+        kept = {**kept, **({_MASK: np.frombuffer(mask, np.uint8)} if mask else {})}
         self._store.add_version(
             version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
         )
-        self.newest, self._references[version] = version, new
+        self.newest, self._references[version], self._mask = version, new, mask
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
         self._store.memories.sweep((who, self._store.last_update(who)) for who in self._added)
@@ -103,19 +135,71 @@ class Versions:
         """How the next version is made."""
         return self._head if self.newest < self._settings.head_rounds else self._trained
 
+    def _update(self, task: Task, content: bytes, num_samples: int) -> Update:
+        """The update of a task; WireError if its payload is malformed."""
+        reference = self.reference(task.version)
+        return Update(
+            self._decoded(task, content),
+            reference,
+            num_samples,
+            staleness=self.newest - task.version,
+            rows=drawn_rows(reference, task.work) if task.work.learns == ADAPTER else {},
+            device_id=task.device_id,
+        )
+
+    def _arrived(self) -> Iterator[Update]:
+        """Updates that are in no version yet, as they were added."""
+        for task, num_samples, payload in self._store.accepted():
+            yield self._update(task, payload, num_samples)
+
     def _told(self, task: Task) -> Arrays:
         """What the update of a task is a difference from: the version that it starts from, or blank sums."""
         reference = self.reference(task.version)
         if task.work.learns == CLASS_MEANS:
             return blank_sums(*reference[self._settings.head.weight].shape)
-        return trained_part(reference, task.work)
+        return self._part(reference, task)
+
+    def mask_of(self, task: Task) -> bytes:
+        """The mask that the update of a task is cut to, packed; empty for none."""
+        is_masked = task.role == "train" and task.work.mask and task.work.learns == ADAPTER
+        return self._mask if is_masked and task.version == self.newest else b""
+
+    def _part(self, arrays: Arrays, task: Task) -> Arrays:
+        """What the update of a task holds of an adapter."""
+        return masked(trained_part(arrays, task.work), self._bits(task))
+
+    def _bits(self, task: Task) -> Mask:
+        content = self.mask_of(task)
+        return read_mask(content, self.reference(task.version)) if content else {}
+
+    def _kept_mask(self) -> bytes:
+        """The mask of the open round, as the newest version's round left it."""
+        state = self._store.strategy_state(self.newest)
+        found = parse_arrays(state).get(_MASK) if state else None
+        return b"" if found is None else found.tobytes()
+
+    def _next_mask(self, round_number: int) -> bytes:
+        """The mask of the round after this one, which closes now: none if that votes, a new one if this did."""
+        settings, reference = self._settings, self.reference(self.newest)
+        trained = round_number - settings.head_rounds
+        if not settings.work.mask or trained < 1 or is_vote(trained + 1, settings.mask_every):
+            return b""
+        if not is_vote(trained, settings.mask_every):
+            return self._mask
+        found = consensus(self._arrived(), reference, share=settings.mask_share)
+        log.info("round %d: mask of %d elements", round_number, sum(bits.sum() for bits in found.values()))
+        return write_mask(found, reference) if found else b""
 
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
+        return filled(self._sent(task, content), self.reference(task.version), self._bits(task))
+
+    def _sent(self, task: Task, content: bytes) -> Values:
+        """Values of what travelled of the adapter."""
         reference, named = self._told(task), reference_of(content)
         if not named:
             return self._unpacked(task, content, reference)
-        replica = trained_part(self.downlink.replica(task.version, named), task.work)
+        replica = self._part(self.downlink.replica(task.version, named), task)
         values = self._unpacked(task, content, replica)
         return {n: np.float64(reference[n]) + (v - np.float64(replica[n])) for n, v in values.items()}
 

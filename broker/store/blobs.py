@@ -45,10 +45,13 @@ class Blobs:
         """Read the payload of an update; StateError if it is not what was written."""
         return read_checked(self._updates / name, digest)
 
-    def sweep(self) -> None:
-        """Delete all payloads."""
+    def sweep(self, *, newest: int) -> None:
+        """Delete all payloads, and the states of versions before the newest: nobody asks for them again."""
         for path in self._updates.glob("*.bin"):
             path.unlink()
+        for path in (self._folder / _VERSIONS).glob("*.state.safetensors"):
+            if path != self._state(newest):
+                path.unlink()
 
     def _state(self, version: int) -> Path:
         return self._folder / _VERSIONS / f"{version:05d}.state.safetensors"

@@ -188,8 +188,9 @@ class Ledger:
         with self._durably():
             self._blobs.write_version(version, content, state)
             self._sql.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, round_number, *digests))
+            self._sql.execute("UPDATE versions SET state = '' WHERE version < ?", (version,))
             self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
-        self._blobs.sweep()
+        self._blobs.sweep(newest=version)
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version; StateError if it is not what was written."""
@@ -204,7 +205,7 @@ class Ledger:
         return found
 
     def strategy_state(self, version: int) -> bytes:
-        """The strategy's state after a version; empty if it has none."""
+        """The strategy's state after the newest version; empty if it has none, and of all before."""
         with self._reading():
             digest = self._one("SELECT state FROM versions WHERE version = ?", version)
         return self._blobs.state(version, digest) if digest else b""

@@ -128,6 +128,7 @@ class MemoryStore:
     def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
         """Keep an adapter and the strategy's state after it; the accepted updates are in it."""
         updates = tuple(self._updates[task_id] for task_id in self._payloads)
+        self._versions[-1:] = [last._replace(state=b"") for last in self._versions[-1:]]
         self._versions.append(_Version(content, sha256(content).hexdigest(), state, round_number, updates))
         self._payloads.clear()
         self._open.clear()
@@ -142,7 +143,7 @@ class MemoryStore:
         return len(digests) - 1 - digests[::-1].index(digest) if digest in digests else None
 
     def strategy_state(self, version: int) -> bytes:
-        """The strategy's state after a version; empty if it has none."""
+        """The strategy's state after the newest version; empty if it has none, and of all before."""
         return self._version(version).state
 
     def report(self, report: Report) -> bool:

@@ -201,7 +201,7 @@ class Store(Protocol):
         """The newest version whose adapter file has this SHA-256; None if there is none."""
 
     def strategy_state(self, version: int) -> bytes:
-        """The strategy's state after a version; empty if it has none."""
+        """The strategy's state after the newest version; empty if it has none, and of all before."""
 
     def report(self, report: Report) -> bool:
         """Keep an evaluation; False if there was one already."""

@@ -135,6 +135,7 @@ class Agent:
             now,
             version=work.version,
             holds=work.reference,
+            mask=work.mask,
             is_waiting=is_waiting,
             paused=self._gate.text,
         )

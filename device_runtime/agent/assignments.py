@@ -10,6 +10,7 @@ from fleetune.device_runtime.agent.codec_memory import CodecMemory
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha256
+from fleetune.device_runtime.agent.held_mask import HeldMask
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
 from fleetune.device_runtime.agent.made import Made
@@ -70,6 +71,7 @@ class Assignments:
         """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
         self._adapters = HeldAdapters(home.state, home.adapter)
+        self._mask = HeldMask(home.files, home.adapter.arrays)
         device_id, job, artifact, *_ = home.identity
         self._memory = CodecMemory(home.files, job=job, artifact=artifact)
         self._personal = PersonalLayers(home.files, job=job, artifact=artifact, device_id=device_id)
@@ -83,6 +85,11 @@ class Assignments:
     def reference(self) -> str:
         """SHA-256 of the adapter file that the next one may be a difference from; empty for none."""
         return self._adapters.reference
+
+    @property
+    def mask(self) -> str:
+        """SHA-256 of the mask that is here; empty for none."""
+        return self._mask.digest
 
     @property
     def is_idle(self) -> bool:
@@ -161,7 +168,8 @@ class Assignments:
         if not current.pull.done:
             return False
         try:
-            content = self._adapters.open(current.offer, current.pull.content())
+            payload = self._mask.parted(current.offer, current.pull.content())
+            content = self._adapters.open(current.offer, payload)
         except WireError as exc:
             self.decline(exc)
             return False
@@ -233,8 +241,10 @@ class Assignments:
 
     def _begin(self, assignment: _Assignment, now: float) -> None:
         offer = assignment.offer
-        content = self._adapters.find(wanted_sha256(offer))
-        if content is None and self._adapters.lacks_reference(offer):
+        lacks_mask = self._mask.lacks(offer)
+        content = None if lacks_mask else self._adapters.find(wanted_sha256(offer))
+        is_useless = self._adapters.lacks_reference(offer) or (lacks_mask and not offer.mask_bytes)
+        if content is None and is_useless:
             self._ask_again(assignment.key)
             return
         if offer.round > self.newest_round:
@@ -249,7 +259,7 @@ class Assignments:
             self._start(assignment, content)
             return
         try:
-            size_bytes_max = self._adapters.size_bytes_max(offer)
+            size_bytes_max = self._adapters.size_bytes_max(offer) + self._mask.size_bytes(offer)
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
         except (WireError, ConfigError) as exc:
             self.decline(exc)
@@ -265,7 +275,7 @@ class Assignments:
 
     def _start(self, assignment: _Assignment, content: bytes, *, fetch_s: float = 0.0) -> None:
         try:
-            reference = self._adapters.arrays(content)
+            reference, mask = self._adapters.arrays(content), self._mask.of(assignment.offer)
         except WireError as exc:
             self.decline(exc)
             return
@@ -280,6 +290,7 @@ class Assignments:
             personal=self._personal,
             workbench=self._workbench,
             key=assignment.key,
+            mask=mask,
             fetch_s=fetch_s,
         )
 

@@ -1,13 +1,19 @@
 """What a device's codec remembers of one job and artifact, round by round."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.device_runtime.agent.round_files import RoundFiles, parsed, set_aside
-from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.codecs.codec import as_kind
+from fleetune.device_runtime.arrays import Arrays, Indices
+from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.files import Files
+
+Places = Mapping[str, tuple[slice | Indices, ...] | NDArray[np.bool_]]
+"""Index by tensor of what travels of it; a tensor that travels whole is absent."""
 
 _OLD = re.compile(r"residual-(\d+)\.safetensors")
 
@@ -37,6 +43,30 @@ class CodecMemory(RoundFiles):
                 continue
             self.keep(int(found[1]), as_kind(RESIDUAL, residual))
             self._files.delete(name)
+
+
+def taken(memory: Arrays, whole: Arrays, places: Places) -> Arrays:
+    """Return a codec's memory for an update of ``places`` alone: of what is owed of a whole tensor, the part that travels."""
+    found = dict(memory)
+    for name, owed in of_kind(RESIDUAL, memory).items():
+        if name in places and owed.shape == whole[name].shape:
+            part = owed[places[name]]
+            del found[key := f"{RESIDUAL}/{name}"]
+            found |= {key: part} if part.any() else {}
+    return found
+
+
+def put_back(memory: Arrays, before: Arrays, whole: Arrays, places: Places) -> Arrays:
+    """Return a codec's memory with what is owed of ``places`` among what was owed ``before`` of each whole tensor."""
+    owed, earlier, found = of_kind(RESIDUAL, memory), of_kind(RESIDUAL, before), dict(memory)
+    for name, place in places.items():
+        total = np.zeros(whole[name].shape)
+        if name in earlier and earlier[name].shape == total.shape:
+            total += earlier[name].astype(np.float64)
+        total[place] = owed.get(name, 0.0)
+        found.pop(key := f"{RESIDUAL}/{name}", None)
+        found |= {key: total} if total.any() else {}
+    return found
 
 
 def _fits(residual: Arrays, like: Arrays) -> bool:

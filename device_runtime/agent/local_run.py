@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.agent.both_models import measure_both
-from fleetune.device_runtime.agent.codec_memory import CodecMemory
+from fleetune.device_runtime.agent.codec_memory import CodecMemory, Places, put_back, taken
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
@@ -19,7 +19,8 @@ from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
 from fleetune.device_runtime.contracts.codecs import Codec, chain_of, make_codec, pack, with_feedback
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
-from fleetune.device_runtime.contracts.lora import trained_part
+from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
+from fleetune.device_runtime.contracts.masks import Mask, masked
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import (
     ArtifactError,
@@ -58,6 +59,7 @@ class LocalRun:
         personal: PersonalLayers,
         workbench: Workbench,
         key: str,
+        mask: Mask,
         fetch_s: float = 0.0,
     ) -> None:
         """Prepare; the first step starts or restores.
@@ -70,10 +72,11 @@ class LocalRun:
             personal: the layers that stay here.
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
+            mask: whose elements alone travel; empty for all.
             fetch_s: how long the adapter took to come; 0 if it was at hand.
         """
         self._fetch_s = fetch_s
-        self._offer, self._reference, self._workbench = offer, reference, workbench
+        self._offer, self._reference, self._workbench, self._mask = offer, reference, workbench, mask
         self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
 
@@ -137,13 +140,15 @@ class LocalRun:
         return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
-        offer, reference = self._offer, trained_part(self._reference, self._offer.work)
+        offer, reference = self._offer, self._travelling(self._reference)
         codec = make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)
-        memory, left = _fitting(_shared(self._memory.before(offer.round), codec, offer), reference)
+        places, before = self._places(reference), self._memory.before(offer.round)
+        memory = taken(_shared(before, codec, offer), self._reference, places)
+        memory, left = _fitting(memory, reference)
         own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
         packed = pack(
             with_feedback(codec),
-            _changed(trained_part(shared, offer.work), reference, owed=of_kind(RESIDUAL, memory)),
+            _changed(self._travelling(shared), reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
@@ -152,12 +157,23 @@ class LocalRun:
         if offer.work.personal:
             stats |= measure_both(training.measure, training.adapter, self._reference)
         # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
-        self._memory.keep(offer.round, {**left, **packed.memory})
+        owed = put_back(packed.memory, before, self._reference, places)
+        self._memory.keep(offer.round, {**left, **owed})
         self._keep(own)
         loss = {"loss": stats["loss"]} if "loss" in stats else {}
         kept = {"tensors_kept": len(own)} if own else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
         return Product(self._announcement(stats), packed.payload, event)
+
+    def _places(self, part: Arrays) -> Places:
+        """Where in its tensor lies what travels of each, of those in ``part`` that do not travel whole."""
+        drawn = drawn_rows(self._reference, self._offer.work)
+        rows: Places = {name: place_of(name, found) for name, found in drawn.items() if name in part}
+        return {**rows, **{name: bits for name, bits in self._mask.items() if name in part}}
+
+    def _travelling(self, arrays: Arrays) -> Arrays:
+        """The part of an adapter that this offer's update holds."""
+        return masked(trained_part(arrays, self._offer.work), self._mask)
 
     def _sum(self) -> Product:
         """Class sums of all samples in one go, exact whatever the job's codec; there is no memory to keep."""

@@ -34,13 +34,16 @@ class Presence:
         """Say hello at the next opportunity."""
         self._must_greet = True
 
-    def greet(self, now: float, *, version: int, holds: str, is_waiting: bool, paused: str) -> bool:
+    def greet(
+        self, now: float, *, version: int, holds: str, mask: str, is_waiting: bool, paused: str
+    ) -> bool:
         """Say hello if it is time to; True if so: whatever is on its way may be lost.
 
         Args:
             now: the time.
             version: of the adapter that it holds; -1 for none.
             holds: SHA-256 of the adapter file that differences may be taken from; empty for none.
+            mask: SHA-256 of the mask that it holds; empty for none.
             is_waiting: whether only a message gives it work.
             paused: as of :meth:`tell_status`.
         """
@@ -60,6 +63,7 @@ class Presence:
             num_samples=self._num_samples,
             version=version,
             holds=holds,
+            mask=mask,
         )
         send(self._link, identity.up, encode(hello))
         return True

@@ -4,12 +4,16 @@ A pair is A (r, in, …) and B (out, r, …) of one module, whose weight it chan
 and column j of B. What else learns (a head, DoRA's magnitudes, the bias of a B) belongs to no pair.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+from zlib import crc32
 
-from fleetune.device_runtime.arrays import Array, Arrays
+import numpy as np
+
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.wire import LORA_A, LocalWork
+from fleetune.device_runtime.draws import Key, permutation
 
 _SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
 _AXES = {**dict.fromkeys(_SIDES, 0), **dict.fromkeys(_SIDES.values(), 1)}
@@ -42,12 +46,40 @@ def rank_of(pair: Pair, arrays: Mapping[str, Array]) -> int:
 
 
 def trained_part(arrays: Mapping[str, Array], work: LocalWork) -> Arrays:
-    """Return what ``work`` trains of an adapter and sends up: no frozen tensor, of each pair the first ``work.rank`` components.
+    """Return what ``work`` trains of an adapter and sends up: no frozen tensor, of each pair the components that learn.
 
-    Both ends pack and unpack an update against this part of its reference. Arrays are views where they are cut.
+    Those are the first ``work.rank``, and of them the ``drawn_rows``. Both ends pack and unpack an update against this part of
+    its reference. Arrays are views where they are cut, copies where rows are drawn.
     """
     frozen = frozen_names(arrays, work)
-    return {name: value for name, value in cut(arrays, work.rank).items() if name not in frozen}
+    part = {name: value for name, value in cut(arrays, work.rank).items() if name not in frozen}
+    drawn = ((name, rows) for name, rows in drawn_rows(arrays, work).items() if name in part)
+    return part | {name: part[name][place_of(name, rows)] for name, rows in drawn}
+
+
+def drawn_rows(arrays: Mapping[str, Array], work: LocalWork) -> dict[str, Indices]:
+    """Return which components learn under ``work.rows``, int64 ascending, by tensor; none of a pair that learns whole.
+
+    The same for both tensors of a pair and for all devices of a round, as ``rows_seed``, the round and the name have it.
+
+    Source: RM-LoRA, arXiv 2407.12074, masks the gradients of random components in each step ("v1": the same of A and B). Ours:
+    one draw a round, shared by all, so that their averages meet; the update is masked, and only those components travel.
+    """
+    return dict(_drawn(arrays, work)) if work.rows else {}
+
+
+def place_of(name: str, rows: Indices) -> tuple[slice | Indices, ...]:
+    """Index of components in a tensor of a pair: rows of A, columns of B."""
+    return (slice(None),) * _AXES[_end(name)] + (rows,)
+
+
+def restored(after: Mapping[str, Array], before: Mapping[str, Array], rows: Mapping[str, Indices]) -> Arrays:
+    """Return ``after`` with all components as in ``before`` but for those in ``rows``, in copies of the tensors named there."""
+    found = dict(after)
+    for name, drawn in rows.items():
+        found[name] = before[name].copy()
+        found[name][place_of(name, drawn)] = after[name][place_of(name, drawn)]
+    return found
 
 
 def frozen_names(names: Iterable[str], work: LocalWork) -> frozenset[str]:
@@ -76,13 +108,28 @@ def truncated(arrays: Mapping[str, Array], rank: int) -> Arrays:
 
 def lora_problems(work: LocalWork, manifest: Manifest) -> list[str]:
     """Return what keeps an artifact's adapter from being trained in part, as ``work`` asks for it."""
-    asked = {f"frozen {work.frozen!r}": bool(work.frozen), f"rank {work.rank}": work.rank > 0}
+    asked = {f"frozen {work.frozen!r}": (bool(work.frozen), 0)}
+    asked |= {
+        f"{name} {count}": (count > 0, count) for name, count in (("rank", work.rank), ("rows", work.rows))
+    }
     return [
-        f"{what}: {said}" for what, is_asked in asked.items() if is_asked for said in _unfit(work, manifest)
+        f"{what}: {said}"
+        for what, (is_asked, count) in asked.items()
+        if is_asked
+        for said in _unfit(count, manifest)
     ]
 
 
-def _unfit(work: LocalWork, manifest: Manifest) -> list[str]:
+def _drawn(arrays: Mapping[str, Array], work: LocalWork) -> Iterator[tuple[str, Indices]]:
+    for pair in pairs_of(arrays):
+        rank = min(rank_of(pair, arrays), work.rank or rank_of(pair, arrays))
+        if work.rows < rank:
+            key = Key(work.rows_seed, "rows", work.rounds_before, crc32(pair.a.encode()))
+            rows = np.sort(permutation(key, rank)[: work.rows])
+            yield from ((name, rows) for name in pair)
+
+
+def _unfit(count: int, manifest: Manifest) -> list[str]:
     shapes = {row.name: row.shape for row in manifest.trainable}
     pairs = pairs_of(shapes)
     if not pairs:
@@ -90,7 +137,7 @@ def _unfit(work: LocalWork, manifest: Manifest) -> list[str]:
     if manifest.peft.get(_STACKED):
         return ["the artifact's pairs hold several matrices each (target_parameters)"]
     largest = max(shapes[pair.a][0] for pair in pairs)
-    return [f"the artifact's LoRA has rank {largest}"] if work.rank > largest else []
+    return [f"the artifact's LoRA has rank {largest}"] if count > largest else []
 
 
 def _partner(name: str) -> str:

@@ -48,6 +48,8 @@ HEAD_STARTS = ("none", "class-mean")
 """What a model's head may begin with: as it was exported, or the class means of all training data."""
 FULL = "full"
 """The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
+CONSENSUS = "consensus"
+"""What :attr:`LocalWork.mask` may name."""
 LORA_A = "lora-a"
 """What :attr:`LocalWork.frozen` may name."""
 
@@ -233,6 +235,29 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             "train the first so many components of every LoRA pair; 0 for all", at_least=0, at_most=COUNT_MAX
         ),
     ] = 0
+    rows: Annotated[
+        int,
+        Option(
+            "so many components of every LoRA pair learn and travel in a round, drawn anew for each; 0 for all",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
+    rows_seed: Annotated[
+        int,
+        Option(
+            "seed that they are drawn by: all devices of a round have the same",
+            at_least=0,
+            below=SEED_MAX + 1,
+        ),
+    ] = 0
+    mask: Annotated[
+        Word,
+        Option(
+            "which elements of an update travel: all, or those of a mask that the devices agree on by vote",
+            choices=("", CONSENSUS),
+        ),
+    ] = ""
     personal: Annotated[
         int,
         Option(
@@ -266,6 +291,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """Adapter version the device holds, -1 for none."""
     holds: Word = ""
     """SHA-256 of the adapter file that differences may be taken from; empty: every adapter is to be sent whole."""
+    mask: Word = ""
+    """SHA-256 of the mask that the device holds; empty for none."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
@@ -296,6 +323,10 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     remembers another sends without. Empty: nothing."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
+    mask_sha256: Word = ""
+    """Of the mask whose elements alone the update holds; empty: it holds all."""
+    mask_bytes: Count = 0
+    """So many bytes at the end of what travels are that mask; 0 where the device holds it."""
     deadline_s: Seconds
     """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
 

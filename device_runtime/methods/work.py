@@ -60,3 +60,15 @@ def _refusals(work: LocalWork, num_layers: int) -> Iterator[str]:
             make()
         except ConfigError as exc:
             yield str(exc)
+    yield from _memory_problems(work)
+
+
+def _memory_problems(work: LocalWork) -> Iterator[str]:
+    """What a codec that remembers a device's updates has against parts that are others from round to round."""
+    parts = [name for name in ("rows", "mask") if getattr(work, name)]
+    try:
+        is_remembered = bool(make_codec(work.codec, work.codec_ratio, work.codec_bits).receiver)
+    except ConfigError:
+        return
+    if parts and is_remembered:
+        yield f"codec {work.codec!r}: it remembers whole tensors; leave {' and '.join(parts)} out"

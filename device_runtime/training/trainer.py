@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
-from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems, truncated
+from fleetune.device_runtime.contracts.lora import (
+    drawn_rows,
+    frozen_names,
+    lora_problems,
+    restored,
+    truncated,
+)
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, trained_layers
 from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
@@ -117,6 +123,7 @@ class Trainer:
         self._optimizer_state = self._optimizer.init(self.adapter)
         self._epoch: tuple[int, list[Indices]] = (-1, [])
         self._frozen = frozen_names(self.adapter, work)
+        self._drawn = drawn_rows(self.adapter, work)
         self._adapters = manifest.layer_adapters
         self._importance = Importance(self._adapters)
 
@@ -297,15 +304,19 @@ class Trainer:
         return self._epoch[1][place]
 
     def _learned(self, grads: Arrays) -> Arrays:
-        """Gradients of what this work trains; of components beyond its rank they are zeros, for any rule of descent."""
-        return truncated({n: g for n, g in grads.items() if n not in self._frozen}, self._work.rank)
+        """Gradients of what this work trains; of components that do not learn they are zeros, in any norm of them."""
+        learning = truncated({n: g for n, g in grads.items() if n not in self._frozen}, self._work.rank)
+        rows = {name: rows for name, rows in self._drawn.items() if name in learning}
+        return restored(learning, {name: np.zeros_like(learning[name]) for name in rows}, rows)
 
     def _update(self, loss: float, grads: Arrays) -> None:
         wrong = [] if math.isfinite(loss) else [f"the loss is {loss}"]
         wrong += [f"the gradient of {name} is not finite" for name in _not_finite(grads)]
         if not wrong:
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a message
-                adapter, state = self._optimizer.update(grads, self._optimizer_state, self.adapter)
+                moved, state = self._optimizer.update(grads, self._optimizer_state, self.adapter)
+            # Weight decay, and Adam of a gradient of zeros, would move what does not learn.
+            adapter = restored(moved, self.adapter, self._drawn)
             wrong = [
                 f"{name} is not finite after the update"
                 for name in _not_finite({n: adapter[n] for n in grads})

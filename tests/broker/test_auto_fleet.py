@@ -146,7 +146,7 @@ def test_a_job_that_no_device_can_do_ends_with_a_plain_error(tmp_path, is_killed
         tmp_path, benches=[telling(n, refuse=lambda policy: True) for n in range(2)], clients=2, min_clients=2
     )
     if is_killed:
-        playing.run(until=lambda: sum(bool(one.declined) for one in choices(playing.aggregator.ledger)) >= 3)
+        playing.run(until=lambda: sum(bool(one.declined) for one in choices(playing.aggregator.ledger)) >= 2)
         playing.aggregator.kill()
         playing.aggregator.start(playing.now)
     with pytest.raises(

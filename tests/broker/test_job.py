@@ -82,6 +82,34 @@ def test_a_codec_that_cannot_be_is_refused(changes, said):
             "frozen 'lora-a': strategy 'product' makes A anew",
         ),
         ({"work": LocalWork(frozen="lora-b")}, "no frozen 'lora-b'; have: '', lora-a"),
+        (
+            {"work": LocalWork(rows=2)},
+            "rows 2: strategy 'fedavg' averages whole tensors; of parts: hetlora, product",
+        ),
+        ({"work": LocalWork(rows=-1)}, "rows must be at least 0, got -1"),
+        (
+            {"work": LocalWork(rank=2, rows=3), "strategy": "product"},
+            "rows 3: of the 2 components of the rank",
+        ),
+        ({"mask_share": 0.5}, "mask_share and mask_every are of a mask"),
+        ({"mask_share": 0.0, "work": LocalWork(mask="consensus")}, "mask_share must be above 0, got 0.0"),
+        ({"mask_share": 1e300, "work": LocalWork(mask="consensus")}, "mask_share must be at most 1"),
+        ({"mask_share": float("nan"), "work": LocalWork(mask="consensus")}, "mask_share"),
+        ({"mask_every": -1, "work": LocalWork(mask="consensus")}, "mask_every must be at least 0, got -1"),
+        ({"mask_every": 1, "work": LocalWork(mask="consensus")}, "mask_every 1: every round would vote"),
+        ({"work": LocalWork(mask="majority")}, "no mask 'majority'; have: '', consensus"),
+        (
+            {"work": LocalWork(mask="consensus", rows=2), "strategy": "rank-mean"},
+            "mask 'consensus': it is of whole tensors; leave rows out",
+        ),
+        (
+            {"work": LocalWork(mask="consensus", codec="innovation")},
+            "codec 'innovation': it remembers whole tensors; leave mask out",
+        ),
+        (
+            {"work": LocalWork(rows=2, codec="innovation", codec_bits=4), "strategy": "rank-mean"},
+            "codec 'innovation': it remembers whole tensors; leave rows out",
+        ),
         ({"work": LocalWork(rank=-1)}, "rank must be at least 0, got -1"),
         ({"configurator": "ranks"}, "configurator 'ranks': give the largest rank"),
         (

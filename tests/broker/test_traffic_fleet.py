@@ -1,5 +1,8 @@
 """Traffic planners in whole jobs: every device packed in its own way, the same after kills, and liars contained."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 from fleet import FOUR, Aggregator, Device, World, spoken, workbench_of
 from stranger import Stranger, good_payload
@@ -7,6 +10,7 @@ from stranger import Stranger, good_payload
 from fleetune.broker.job import Patience
 from fleetune.broker.methods.traffic import TRAFFIC
 from fleetune.broker.service.choices import choices, replay
+from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.wire import FULL, LocalWork, Offer, UpdateReady
 from fleetune.device_runtime.network.loopback import Loopback
 
@@ -66,6 +70,18 @@ def test_an_aggregator_that_is_killed_plans_as_one_that_is_not_and_as_its_ledger
     assert all(task == chosen for task, chosen in again)
     if traffic not in ("bits", "prowd-like", "caesar-uniform"):
         assert len({work.codec_ratio for _, work, _ in plans(killed)}) == 4, "one for each rank"
+
+
+@pytest.mark.parametrize("traffic", CHOOSING)
+def test_a_mask_cuts_what_a_planner_packs_and_a_kill_changes_no_plan(tmp_path, traffic):
+    """Rounds 1 and 5 vote; what the others change is at most the mask's share."""
+    job = {"work": LocalWork(steps=4, mask="consensus"), "mask_share": 0.1, "mask_every": 4, "rounds": 6}
+    undisturbed = played(tmp_path / "a", traffic, **job)
+    killed = played(tmp_path / "b", traffic, kills=range(7, 4000, 11), **job)
+    assert plans(killed) == plans(undisturbed)
+    found = [parse_arrays(undisturbed.aggregator.version(number)) for number in range(7)]
+    moved = [sum(np.count_nonzero(a[n] != b[n]) for n in a) for a, b in pairwise(found)]
+    assert [0 < count <= 301 for count in moved] == [number not in (1, 5) for number in range(1, 7)]
 
 
 def test_the_histogram_is_told_once_is_in_the_ledger_and_never_without_leave(tmp_path):

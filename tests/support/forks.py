@@ -4,6 +4,7 @@ As a program it reads tries as JSON lines from standard input and answers each w
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import children
 from paths import ROOT
+
+PR_SET_PDEATHSIG = 1
 
 
 class Ended(NamedTuple):
@@ -85,6 +88,7 @@ def _become(words: list[str], cwd: str, out: int, err: int) -> None:
     code = 1
     try:
         os.setpgid(0, 0)
+        _die_with_parent()
         os.chdir(cwd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
@@ -92,6 +96,12 @@ def _become(words: list[str], cwd: str, out: int, err: int) -> None:
         code = _run(words)
     finally:
         os._exit(code)
+
+
+def _die_with_parent() -> None:
+    """A fork does not inherit it: without, tries of a test that is killed go on, and what they start with them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(words: list[str]) -> int:

@@ -111,8 +111,8 @@ def report(device, version, *, accuracy=0.5, loss=1.0, num_samples=4):
     )
 
 
-def give(machine, device, round_number, now=1.0):
-    sent = update(device, round_number)
+def give(machine, device, round_number, now=1.0, codec="fp32"):
+    sent = update(device, round_number, codec=codec)
     assert isinstance(machine.judge(sent), Task)
     return machine.accepted(sent, now)
 

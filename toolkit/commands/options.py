@@ -42,7 +42,7 @@ DEPTH = {"policy.shape": "depth_shape"}
 ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
 CHOSEN = {"policy.name": AUTO}
-OWN_BY_DEVICE = ("seed", "rounds_before", "learns")
+OWN_BY_DEVICE = ("seed", "rounds_before", "rows_seed", "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
 OF_A_FEDERATION = (
     *(
@@ -53,6 +53,9 @@ OF_A_FEDERATION = (
         "learns",
         "cache_below",
         "held_out",
+        "rows",
+        "rows_seed",
+        "mask",
         "personal",
         "personal_by",
         "histogram",

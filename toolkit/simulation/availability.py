@@ -12,8 +12,12 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How reliable devices are; by default they are always there."""
 
     dropout: Annotated[
-        float,
-        Option("chance that a device vanishes in the middle of a round's work", at_least=0, at_most=1),
+        float | tuple[float, ...],
+        Option(
+            "chance that a device vanishes in the middle of a round's work; or a list of it, round by round, whose last stays",
+            at_least=0,
+            at_most=1,
+        ),
     ] = 0.0
     pause: Annotated[
         float, Option("chance that a device pauses once in a round's work", at_least=0, at_most=1)
@@ -36,10 +40,19 @@ class Interruption(NamedTuple):
 
 def dropout(availability: Availability, *, seed: int, device: int, round_number: int) -> Interruption | None:
     """Draw whether the device vanishes in this round, and when; None if it stays."""
-    if not availability.dropout:
+    wanted = dropout_rate(availability, round_number)
+    if not wanted:
         return None
     happens, at = chance(seed, "dropout", device, round_number).random(2)
-    return Interruption(float(at), float("inf")) if happens < availability.dropout else None
+    return Interruption(float(at), float("inf")) if happens < wanted else None
+
+
+def dropout_rate(availability: Availability, round_number: int) -> float:
+    """Return the chance that a device vanishes in a round, from 1; the last of a list stays for all rounds after it."""
+    rates = availability.dropout
+    if not isinstance(rates, tuple):
+        return rates
+    return rates[min(max(round_number, 1), len(rates)) - 1] if rates else 0.0
 
 
 def pause(availability: Availability, *, seed: int, device: int, round_number: int) -> Interruption | None:

@@ -23,9 +23,11 @@ from fleetune.toolkit.simulation.partitions import KINDS, Partition, partition_p
 from fleetune.toolkit.simulation.profiles import PROFILES, Profile, profile_problems
 
 INCLUDE = "include"
+WORKERS_MAX = 1024
+"""Processes of one machine; each takes a core and the memory of an interpreter, so more are a slip."""
 OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
 """Fields of a job that stand at the top of the file, and as what."""
-OF_DEVICES = ("seed", "rounds_before")
+OF_DEVICES = ("seed", "rounds_before", "rows_seed")
 """Fields of the work that each device of each round gets of its own."""
 PATHS = (
     ("artifact",),
@@ -84,7 +86,7 @@ class SimulationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     timings: Annotated[
         str, Option("file of measured step times; measured and written there if it is not there")
     ] = ""
-    workers: Annotated[int, Option("worker processes; 0 for one a core", at_least=0)] = 0
+    workers: Annotated[int, Option("worker processes; 0 for one a core", at_least=0, at_most=WORKERS_MAX)] = 0
     fleet: Fleet = Fleet()
     profiles: dict[str, Profile] = {}
     """The user's own, beside or over :data:`PROFILES`."""
@@ -216,6 +218,8 @@ def _contradictions(config: SimulationConfig) -> Iterator[str]:
     except ConfigError as exc:
         yield str(exc)
     yield from (f"partition: {said}" for said in partition_problems(config.partition))
+    if config.availability.dropout == ():
+        yield "availability.dropout: an empty list; expected a chance, or one for each of the first rounds"
     yield from _unknown("fleet.profiles", config.fleet.profiles, "profile", config.all_profiles)
     wanted = [config.network.model, *(profile.network for profile in config.profiles.values())]
     yield from _unknown("network", filter(None, wanted), "network", config.all_networks)

@@ -72,7 +72,13 @@ class Pool(Generic[W]):
         self._start, self._arrivals = start, arrivals
         self._waiting: OrderedDict[int, Ticket] = OrderedDict()
         self._is_resting = False
-        self._seats = [_Seat(start()) for _ in range(count)]
+        self._seats: list[_Seat[W]] = []
+        try:
+            for _ in range(count):
+                self._seats.append(_Seat(start()))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def workers(self) -> list[W]:

@@ -7,10 +7,13 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
+
 from fleetune.broker.job import Settings
 from fleetune.broker.laws import lawful_settings
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.options import check
 from fleetune.toolkit.simulation.bench import Datasets
 from fleetune.toolkit.simulation.charts import draw_run
 from fleetune.toolkit.simulation.config import SimulationConfig, load_config
@@ -72,6 +75,8 @@ def simulate(
         StateError: ``out`` cannot be used.
     """
     note, wanted = on_note or (lambda _: None), load_config(config, set)
+    if workers is not None:
+        check(msgspec.structs.replace(wanted, workers=workers))
     folder = Path(out) if out else Path(f"{wanted.name}-{wanted.seed}")
     artifact = open_artifact(wanted.artifact)
     settings = lawful_settings(artifact, wanted.job, work=wanted.work, patience=wanted.patience)

@@ -170,6 +170,82 @@ def test_rank_mean_counts_a_component_where_it_is_held_by_hand():
     assert combine(rank_mean(), [(one, 10)], reference=reference)[A].tolist() == [[2.0], [9.0]]
 
 
+def partial(seed, rows):
+    values = drawn(seed)
+    return {A: values[A][rows], B: values[B][:, rows], "head": values["head"]}
+
+
+def combine_rows(strategy, updates):
+    sums = strategy.init(REFERENCE)
+    for values, weight, rows in updates:
+        at = {A: np.array(rows), B: np.array(rows)}
+        sums = strategy.add(sums, Update(values, REFERENCE, weight, rows=at))
+    return strategy.finish(sums, REFERENCE, {})[0]
+
+
+@pytest.mark.parametrize("name", ["rank-mean", "hetlora"])
+def test_components_are_averaged_over_those_who_sent_them_and_others_stay(name):
+    one, two = partial(1, [1, 3]), partial(2, [2, 3])
+    made = combine_rows(STRATEGIES[name](), [(one, 10, [1, 3]), (two, 30, [2, 3])])
+    assert made[A][0].tobytes() == REFERENCE[A][0].tobytes()
+    assert made[B][:, 0].tobytes() == REFERENCE[B][:, 0].tobytes()
+    assert np.allclose(made[A][1:3], [one[A][0], two[A][0]], atol=1e-6)
+    assert np.allclose(made[B][:, 1:3], np.stack([one[B][:, 0], two[B][:, 0]], 1), atol=1e-6)
+    if name == "rank-mean":
+        met = (10 * one[A][1].astype(np.float64) + 30 * two[A][1].astype(np.float64)) / 40
+        assert made[A][3].tobytes() == met.astype(np.float32).tobytes()
+
+
+def test_rows_of_all_devices_alike_by_hand():
+    reference = {A: np.full((3, 1), 9.0, np.float32), B: np.full((1, 3), 9.0, np.float32)}
+    strategy, rows = rank_mean(), {A: np.array([2]), B: np.array([2])}
+    sums = strategy.init(reference)
+    for a, b, weight in ((2.0, 4.0, 10), (6.0, 8.0, 30)):
+        sums = strategy.add(
+            sums, Update({A: np.array([[a]]), B: np.array([[b]])}, reference, weight, rows=rows)
+        )
+    made, _ = strategy.finish(sums, reference, {})
+    assert made[A].tolist() == [[9.0], [9.0], [5.0]]
+    assert made[B].tolist() == [[9.0, 9.0, 7.0]]
+
+
+def test_hetlora_weighs_rows_by_the_norm_of_their_own_product_also_without_an_a():
+    """One sends B alone: its A is the reference's at the same rows. Norms 2 x 3 = 6 and 4 x 3 = 12."""
+    reference = {A: np.array([[5.0], [3.0]], np.float32), B: np.zeros((1, 2), np.float32)}
+    strategy, rows = hetlora(), {A: np.array([1]), B: np.array([1])}
+    sums = strategy.init(reference)
+    for b in (2.0, 4.0):
+        sums = strategy.add(sums, Update({B: np.array([[b]])}, reference, 1, rows=rows))
+    made, _ = strategy.finish(sums, reference, {})
+    assert made[B][0].tolist() == [0.0, pytest.approx((2 * 6 + 4 * 12) / 18)]
+
+
+def test_product_of_rows_counts_all_other_components_as_the_version_has_them():
+    updates = [(partial(1, [1, 3]), 10, [1, 3]), (partial(2, [0]), 30, [0])]
+    wholes = []
+    for values, weight, rows in updates:
+        whole = {name: value.copy() for name, value in REFERENCE.items()}
+        whole[A][rows], whole[B][:, rows] = values[A], values[B]
+        wholes.append((whole, weight))
+    made = combine_rows(product(), updates)
+    assert np.allclose(
+        dense(made), best_of_rank(sum(n * dense(whole) for whole, n in wholes) / 40, RANK), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", OF_RANKS)
+def test_an_update_of_more_or_fewer_rows_than_were_drawn_adds_nothing(name):
+    strategy = STRATEGIES[name]()
+    for sent in ([1], [0, 1, 2]):
+        sums = strategy.init(REFERENCE)
+        with pytest.raises(WireError, match=r"implausible update: .*components"):
+            strategy.add(
+                sums,
+                Update(partial(1, sent), REFERENCE, 1, rows={A: np.array([1, 3]), B: np.array([1, 3])}),
+            )
+        assert not any(sums.weights.values())
+
+
 def test_hetlora_weighs_by_the_norm_of_the_product_by_hand():
     """Norms of B A: 2 x 4 = 8, and |(6 x 1 + 0 x 3)| = 6; with samples 3 x 8 to 4 x 6: equal shares."""
     reference = {A: np.zeros((2, 1), np.float32), B: np.zeros((1, 2), np.float32)}

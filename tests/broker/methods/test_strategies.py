@@ -192,6 +192,6 @@ def test_every_strategy_is_told_of_in_the_docs():
 
 def test_unknown_strategy_lists_what_there_is():
     with pytest.raises(
-        UnknownName, match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, product, rank-mean"
+        UnknownName, match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, own-last, product"
     ):
         STRATEGIES["fedprox"]

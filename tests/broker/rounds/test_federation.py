@@ -66,7 +66,7 @@ def test_later_rounds_do_not_wait_for_all():
     give(machine, "a", 1)
     give(machine, "b", 1)
     machine.offline("c", 2.0)
-    assert machine.tick(101.0) == [Close(1, 1, ("a", "b")), *asked(2, "a", "b")]
+    assert machine.tick(101.0) == [Close(1, 1, ("a", "b"), lost=("c",)), *asked(2, "a", "b")]
 
 
 def test_selection_is_seeded_and_of_the_size_asked_for():
@@ -113,7 +113,7 @@ def test_the_deadline_closes_a_round_that_has_enough(caplog):
     give(machine, "a", 1)
     assert machine.tick(100.9) == []
     with caplog.at_level(logging.WARNING):
-        assert machine.tick(101.0)[0] == Close(1, 1, ("a",))
+        assert machine.tick(101.0)[0] == Close(1, 1, ("a",), lost=("b",))
     assert "without b" in caplog.text
     assert machine.judge(update("b", 1)).reason == "round 1 is closed"
 
@@ -130,7 +130,7 @@ def test_the_deadline_extends_a_round_that_has_too_few_and_asks_others(caplog):
     assert "1 of at least 2 updates at its deadline: extended" in caplog.text
     assert actions == [Assign(task("b", 1, 1), 100.0), *asked(1, "c", first=2)]
     give(machine, "c", 1)
-    assert machine.tick(201.0)[0] == Close(1, 1, ("a", "c"))
+    assert machine.tick(201.0)[0] == Close(1, 1, ("a", "c"), lost=("b",))
 
 
 def test_a_round_that_never_gets_enough_ends_with_an_error_that_says_so():

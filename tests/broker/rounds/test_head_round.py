@@ -14,6 +14,8 @@ from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import TransportError
 
+SUMS = "xor"
+"""The codec of class sums."""
 HEAD = {"head_start": "class-mean", "rounds": 3, "min_clients": 1}
 
 
@@ -41,11 +43,11 @@ def test_every_device_is_asked_and_those_that_come_while_it_is_open():
     assert {task.work.learns for enrol in of(Enrol, actions) for task in enrol.tasks} == {"class-means"}
     assert asked(found.hello(hello("c"), 2.0)) == ["c"]
     assert asked(found.hello(hello("c"), 3.0)) == [], "once"
-    give(found, "a", 1)
-    give(found, "b", 1)
+    give(found, "a", 1, codec=SUMS)
+    give(found, "b", 1, codec=SUMS)
     assert asked(found.hello(hello("d"), 4.0)) == ["d"], "though as many as clients have answered"
     for name in "cd":
-        actions = give(found, name, 1)
+        actions = give(found, name, 1, codec=SUMS)
     assert of(Close, actions) == [Close(1, 1, ("a", "b", "c", "d"))]
     assert len(asked(actions)) == 2, "the next round trains, with as many as clients"
     assert {task.work.learns for enrol in of(Enrol, actions) for task in enrol.tasks} == {"adapter"}
@@ -55,20 +57,20 @@ def test_it_is_exact_whatever_the_codec_of_the_job():
     work = device_work(
         job(**HEAD, work=LocalWork(codec="topk", codec_ratio=0.1, codec_bits=16)), round_number=1, position=0
     )
-    assert (work.codec, work.codec_ratio, work.codec_bits) == ("fp32", 0.0, 0)
+    assert (work.codec, work.codec_ratio, work.codec_bits) == (SUMS, 0.0, 0)
 
 
 def test_those_who_decline_are_not_waited_for():
     found, _ = opened()
     for name in "abcd":
         assert of(Close, found.declined(decline(name, 1), 2.0)) == []
-    assert of(Close, give(found, "e", 1)) == [Close(1, 1, ("e",))]
+    assert of(Close, give(found, "e", 1, codec=SUMS)) == [Close(1, 1, ("e",))]
 
 
 def test_those_who_are_late_are_left_behind_at_the_deadline():
     found, _ = opened(patience=Patience(deadline_s=100, gather_s=30))
-    give(found, "b", 1)
-    assert of(Close, found.tick(101.0)) == [Close(1, 1, ("b",))]
+    give(found, "b", 1, codec=SUMS)
+    assert of(Close, found.tick(101.0)) == [Close(1, 1, ("b",), lost=("a", "c", "d", "e"))]
 
 
 def test_where_nobody_can_the_job_stops():
@@ -99,7 +101,7 @@ def test_the_rounds_that_train_draw_as_those_of_a_job_without():
 def test_one_round_is_the_head_alone():
     found = machine(clients=1, rounds=1)
     found.hello(hello("a"), 1.0)
-    actions = give(found, "a", 1)
+    actions = give(found, "a", 1, codec=SUMS)
     assert of(Close, actions) == [Close(1, 1, ("a",))]
     assert of(Finish, actions)
     assert found.due_at() == inf
@@ -120,7 +122,7 @@ def test_no_configurator_is_asked_or_taught(monkeypatch):
     found.hello(hello("a"), 1.0)
     found.hello(hello("b"), 1.0)
     found.declined(decline("b", 1), 2.0)
-    give(found, "a", 1)
+    give(found, "a", 1, codec=SUMS)
     give(found, "a", 2)
     give(found, "b", 2)
     assert (asked, learned) == ([2, 2, 3, 3], ["adapter", "adapter"])
@@ -132,6 +134,6 @@ def test_no_configurator_is_asked_or_taught(monkeypatch):
 
 def test_an_update_of_the_head_is_for_that_round_alone():
     found, _ = opened()
-    give(found, "a", 1)
+    give(found, "a", 1, codec=SUMS)
     late = update("a", 2)
     assert "round 2 is unknown" in found.judge(late).reason

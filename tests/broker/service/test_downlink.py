@@ -392,6 +392,31 @@ def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_someth
     assert list(sender.downlink.chunks("d0", Request(sha256=first, missing=b"\1")))
 
 
+def test_a_mask_rides_behind_what_a_planner_packs_and_counts_as_positions(tmp_path):
+    sender, mask = Sender(tmp_path, traffic="caesar", clients=9), bytes(range(1, 101))
+    for place in range(9):
+        sender.downlink.holds(f"d{place}", sender.digest(0), "" if place else sha256(mask).hexdigest())
+    offered = [
+        sender.to(f"d{place}", 2, packing=Packing("topk", 0.1 + place // 2 / 20), mask=mask)
+        for place in range(9)
+    ]
+    assert {download.mask_sha256 for download in offered} == {sha256(mask).hexdigest()}
+    assert [download.mask_bytes for download in offered] == [0, *[len(mask)] * 8]
+    plain, masked = (
+        sender.downlink.sizes(f"d{n}", Request(sha256=offered[n].adapter.sha256, missing=b"\1"))
+        for n in (0, 1)
+    )
+    assert masked.total == offered[1].adapter.size_bytes
+    assert masked.positions == plain.positions + len(mask)
+    assert (masked.values, masked.scales, masked.protocol) == (plain.values, plain.scales, plain.protocol)
+    for place, download in enumerate(offered):
+        request = Request(sha256=download.adapter.sha256, missing=b"\1")
+        (chunk,) = sender.downlink.chunks(f"d{place}", request)
+        assert chunk.data.endswith(mask) == (place > 0)
+    sender.downlink.worked_from("d1", 2)
+    assert sender.to("d1", 1, packing=Packing("fp16"), mask=mask).mask_bytes == 0
+
+
 @pytest.mark.parametrize(("traffic", "is_kept"), [("caesar", True), ("fixed", False)])
 def test_what_an_absent_device_holds_is_kept_where_a_planner_packs_for_each(tmp_path, traffic, is_kept):
     sender = Sender(tmp_path, traffic=traffic, down_codec="full" if is_kept else "int8")

@@ -3,6 +3,7 @@
 from itertools import count
 
 import msgspec
+import numpy as np
 import pytest
 from flat import train
 from fleet import Aggregator, Device, World, settings_of
@@ -13,13 +14,14 @@ from fleetune.broker.methods.configurators import CONFIGURATORS
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.broker.tasks import Task
+from fleetune.device_runtime.agent.codec_memory import put_back, taken
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.codecs.frame import read
-from fleetune.device_runtime.contracts.lora import cut, pairs_of, trained_part
+from fleetune.device_runtime.contracts.lora import cut, drawn_rows, pairs_of, place_of, trained_part
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, WireError
@@ -77,7 +79,7 @@ def federate(artifact, machine, tmp_path):
 
 
 def names_and_shapes(payload):
-    return read(payload)[1]
+    return read(payload, bytes_max=10**6)[1]
 
 
 @pytest.mark.parametrize("codec", ["fp32", "fp16", "int8", "xor"])
@@ -117,6 +119,58 @@ def test_half_of_the_components_are_half_of_their_bytes(artifact, federate):
     assert sizes[4] - sizes[2] == pytest.approx(pairs / 2, abs=64)
 
 
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+@pytest.mark.parametrize("strategy", ["product", "hetlora", "rank-mean"])
+def test_rows_drawn_for_a_round_travel_alone_and_all_others_stay(artifact, federate, codec, strategy):
+    """Two devices, three rounds: what no round has drawn is to the bit as it was at the start."""
+    aggregator, accepted = federate(strategy, codec=codec, rows=1)
+    start, made = artifact.adapter(), parse_arrays(aggregator.version(ROUNDS))
+    assert len(accepted) == 2 * ROUNDS
+    works = [decided.task.work for decided in aggregator.ledger.decided()]
+    assert {work.rows_seed for work in works} == {aggregator.settings.seed}
+    drawn = [drawn_rows(start, work) for work in works]
+    for pair in pairs_of(start):
+        assert {names_and_shapes(payload)[pair.a] for payload in accepted} == {(1, 16)}
+        assert {names_and_shapes(payload)[pair.b] for payload in accepted} == {(16, 1)}
+        if strategy != "product":
+            still = np.setdiff1d(np.arange(4), [rows[pair.a][0] for rows in drawn])
+            assert len(still)
+            assert made[pair.a][still].tobytes() == start[pair.a][still].tobytes()
+            assert made[pair.b][:, still].tobytes() == start[pair.b][:, still].tobytes()
+        assert (made[pair.b] != start[pair.b]).any()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_rows_are_their_share_of_the_bytes_exactly(artifact, federate, rows):
+    """Of fp32 each value is four bytes, and what frames it is the same but for a shape's and a length's own digits."""
+    start = artifact.adapter()
+    (sent, *_) = federate("rank-mean", rows=rows)[1]
+    sizes = {name: len(part) for name, part in read(sent, bytes_max=10**6)[0].parts.items()}
+    for pair in pairs_of(start):
+        for name in pair:
+            assert sizes[name] * 4 == start[name].nbytes * rows
+    heads = {name for name in start if not any(name in pair for pair in pairs_of(start))}
+    assert all(sizes[name] == start[name].nbytes for name in heads)
+
+
+def test_what_a_codec_owes_of_rows_waits_until_they_are_drawn_again():
+    owed = np.arange(1.0, 13.0).reshape(4, 3)
+    whole, rows = {A: np.zeros((4, 3), np.float32)}, {A: np.array([1, 3])}
+    rows = {A: place_of(A, rows[A])}
+    part = taken({f"residual/{A}": owed}, whole, rows)
+    assert part[f"residual/{A}"].tolist() == owed[[1, 3]].tolist()
+    back = put_back({f"residual/{A}": 10 * owed[[1, 3]]}, {f"residual/{A}": owed}, whole, rows)
+    assert back[f"residual/{A}"].tolist() == (owed * [[1], [10], [1], [10]]).tolist()
+    settled = put_back({}, {f"residual/{A}": owed}, whole, rows)
+    assert settled[f"residual/{A}"].tolist() == (owed * [[1], [0], [1], [0]]).tolist()
+    bits = {A: owed > 6}
+    assert taken({f"residual/{A}": owed}, whole, bits)[f"residual/{A}"].tolist() == list(range(7, 13))
+    back = put_back({f"residual/{A}": np.full(6, 0.5)}, {f"residual/{A}": owed}, whole, bits)
+    assert back[f"residual/{A}"].tolist() == np.where(owed > 6, 0.5, owed).tolist()
+    assert put_back({}, {}, whole, rows) == {}, "a tensor of which nothing is owed is not kept"
+    assert taken({f"residual/{A}": settled[f"residual/{A}"]}, whole, rows) == {}
+
+
 def test_devices_of_unequal_ranks_make_one_version(federate):
     """Drawn by their ids."""
     _, accepted = federate("hetlora", configurator="ranks", rank=4, numbers=range(6))
@@ -147,6 +201,7 @@ def test_what_a_codec_owes_of_another_rank_or_of_a_frozen_tensor_waits(artifact,
         ({"rank": 2}, [A], 0, r"lora_A.weight: shape \[4, 16\], expected \[2, 16\]"),
         ({"rank": 2}, [A, B], 1, r"lora_B.weight: shape \[16, 1\], expected \[16, 2\]"),
         ({"frozen": "lora-a"}, None, 0, "these tensors take at most"),
+        ({"rows": 1}, [A], 2, r"lora_A.weight: shape \[2, 16\], expected \[1, 16\]"),
     ],
 )
 def test_a_payload_of_another_part_is_refused(artifact, part, names, rank, said):

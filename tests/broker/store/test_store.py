@@ -88,8 +88,11 @@ def test_closing_a_round_keeps_versions_and_forgets_payloads(kept):
     assert list(kept.reopened().accepted()) == []
     assert (kept.store.version(0), kept.store.version(1)) == (b"zero", b"one")
     assert (kept.store.strategy_state(1), kept.store.strategy_state(0)) == (b"momentum", b"")
+    kept.store.add_version(2, b"two", round_number=2, state=b"speed")
+    assert (kept.store.strategy_state(2), kept.store.strategy_state(1)) == (b"speed", b"")
+    assert (kept.reopened().strategy_state(2), kept.reopened().strategy_state(1)) == (b"speed", b"")
     past = kept.store.past()
-    assert (past.version, past.closed, past.tasks) == (1, 1, ())
+    assert (past.version, past.closed, past.tasks) == (2, 2, ())
     assert past.accepted, "who was accepted is known for ever"
     assert [o.device_id for o in kept.store.outcomes()] == ["a"]
 

@@ -257,4 +257,6 @@ def test_fields_that_are_newer_than_a_checkpoint_leave_its_key_alone_until_they_
         {"policy": msgspec.structs.replace(work.policy, protected=1)},
     )  # fmt: skip
     asked = [msgspec.structs.replace(offer, work=msgspec.structs.replace(work, **other)) for other in others]
-    assert len({key_of(other) for other in (offer, *asked)}) == 1 + len(others)
+    told = ({"mask_sha256": "c" * 64}, {"memory": "d" * 64}, {"mask_sha256": "c" * 64, "memory": "d" * 64})
+    asked += [msgspec.structs.replace(offer, **other) for other in told]
+    assert len({key_of(other) for other in (offer, *asked)}) == 1 + len(others) + len(told)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from lora_stack import RANK, a_of, b_of, lora_manifest, lora_stack
 
-from fleetune.device_runtime.contracts.lora import truncated
+from fleetune.device_runtime.contracts.lora import drawn_rows, truncated
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
@@ -12,7 +12,7 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import OPTIMIZERS
 from fleetune.device_runtime.training.trainer import Trainer
 
-PARTS = [{"frozen": "lora-a"}, {"rank": 2}, {"frozen": "lora-a", "rank": 1}]
+PARTS = [{"frozen": "lora-a"}, {"rank": 2}, {"frozen": "lora-a", "rank": 1}, {"rows": 2, "rows_seed": 5}]
 
 
 @pytest.fixture
@@ -63,6 +63,41 @@ def test_components_beyond_the_rank_are_zeros_from_the_start_to_the_end(make_tra
         assert not end[b_of(i)][:, 2:].any()
         assert (end[a_of(i)][:2] != start[a_of(i)][:2]).any()
         assert (end[b_of(i)][:, :2] != start[b_of(i)][:, :2]).any()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_that_are_not_drawn_keep_every_bit_whatever_the_optimizer_does(make_trainer, optimizer, rows):
+    """Weight decay and the proximal term move all that has a gradient, and Adam goes on without one."""
+    trainer = make_trainer(optimizer, rows=rows, rows_seed=5, rounds_before=2)
+    start = trainer.adapter
+    assert same(start, make_trainer().adapter), "they are not zeros: others hold them"
+    drawn = drawn_rows(start, LocalWork(rows=rows, rows_seed=5, rounds_before=2))
+    end = trained(trainer)
+    for i in range(3):
+        still = np.setdiff1d(np.arange(RANK), drawn[a_of(i)])
+        assert end[a_of(i)][still].tobytes() == start[a_of(i)][still].tobytes()
+        assert end[b_of(i)][:, still].tobytes() == start[b_of(i)][:, still].tobytes()
+        moving = drawn[b_of(i)]
+        assert (end[b_of(i)][:, moving] != start[b_of(i)][:, moving]).any(axis=0).all()
+
+
+def test_gradients_of_rows_that_do_not_learn_count_in_no_norm(make_trainer):
+    """Clipped to the norm of what learns, as if nothing else were there."""
+    trainer = make_trainer("sgd", rows=1, rows_seed=5)
+    drawn, step = drawn_rows(trainer.adapter, LocalWork(rows=1, rows_seed=5)), trainer._engine.step
+
+    def loud(*rest, **named):
+        found = step(*rest, **named)
+        for name, rows in drawn.items():
+            still = np.setdiff1d(np.arange(RANK), rows)
+            grad = found.grads[name].copy()
+            (grad if name.endswith("A.weight") else grad.T)[still] = 1e6
+            found.grads[name] = grad
+        return found
+
+    trainer._engine.step = loud
+    assert same(trained(trainer), trained(make_trainer("sgd", rows=1, rows_seed=5)))
 
 
 def test_a_gradient_beyond_the_rank_is_not_followed(make_trainer):

@@ -232,7 +232,7 @@ def test_charts_are_svg_and_the_same_each_time(runs, tmp_path):
 
 def test_a_run_is_drawn_into_its_own_folder(runs):
     drawn = draw_run(runs / "auto-0")
-    assert [path.name for path in drawn] == ["accuracy.svg", "arms.svg", "memory.svg"]
+    assert [path.name for path in drawn] == ["accuracy.svg", "arms.svg", "bytes.svg", "memory.svg"]
     assert "<!-- full -->" in (runs / "auto-0" / "arms.svg").read_text()
     assert "<!-- pi-4 -->" in (runs / "auto-0" / "memory.svg").read_text()
 

@@ -11,6 +11,7 @@ from fleetune.toolkit.simulation.availability import (
     Interruption,
     back_at,
     dropout,
+    dropout_rate,
     is_there,
     leaves_at,
     pause,
@@ -141,6 +142,26 @@ def test_drop_outs_and_pauses_come_as_often_as_they_are_asked_for():
     always = dropout(Availability(dropout=1.0), seed=1, device=2, round_number=3)
     assert isinstance(always, Interruption)
     assert always == dropout(Availability(dropout=1.0), seed=1, device=2, round_number=3)
+
+
+def test_a_chance_that_changes_with_the_rounds_is_that_of_each_and_its_last_stays():
+    storm = Availability(dropout=(0.0, 0.6, 0.1))
+    assert [dropout_rate(storm, r) for r in (1, 2, 3, 4, 99)] == [0.0, 0.6, 0.1, 0.1, 0.1]
+    assert dropout_rate(Availability(dropout=0.3), 7) == 0.3
+    devices = range(2000)
+    lost = [
+        sum(dropout(storm, seed=1, device=d, round_number=r) is not None for d in devices) for r in (1, 2, 9)
+    ]
+    assert lost[0] == 0
+    assert lost[1] / 2000 == pytest.approx(0.6, abs=0.05)
+    assert lost[2] / 2000 == pytest.approx(0.1, abs=0.03)
+
+
+def test_of_equal_chances_the_same_devices_vanish_whether_it_is_one_or_a_list():
+    one, many = Availability(dropout=0.4), Availability(dropout=(0.9, 0.4))
+    for device in range(50):
+        at = {"seed": 3, "device": device, "round_number": 2}
+        assert dropout(one, **at) == dropout(many, **at)
 
 
 def test_a_device_is_away_once_a_period_for_its_share():

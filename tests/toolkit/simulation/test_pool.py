@@ -12,6 +12,7 @@ from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
 from fleetune.toolkit.simulation.pool import Pool
+from fleetune.toolkit.simulation.simulate import simulate
 from fleetune.toolkit.simulation.workers import Inline, processes
 
 
@@ -62,6 +63,26 @@ def test_a_task_that_kills_two_workers_is_told_with_its_device(task):
         team.wait_for(ticket)
     assert len(made) == 3
     assert all(worker.given[-1] == "stopped" for worker in made[:2])
+
+
+def test_a_pool_that_cannot_start_leaves_no_worker():
+    made = []
+
+    def start():
+        if len(made) == 3:
+            raise OSError("no more processes")
+        made.append(Mortal())
+        return made[-1]
+
+    with pytest.raises(OSError, match="no more processes"):
+        Pool(start, lambda *_: [], 5)
+    assert [worker.given for worker in made] == [["stopped"]] * 3
+
+
+def test_more_workers_than_a_machine_has_are_refused_before_one_starts(tmp_path):
+    with pytest.raises(ConfigError, match="workers must be at most 1024, got 1000000007"):
+        simulate(write_config(tmp_path), out=tmp_path / "run", workers=1_000_000_007)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_task_that_is_cancelled_before_anyone_has_it_is_never_given(task):

@@ -179,6 +179,20 @@ def test_a_device_that_vanishes_is_told_and_the_round_goes_on_without_it(path):
     assert outcome(path.parent / "vanishing-again") == outcome(path.parent / "vanishing")
 
 
+@pytest.mark.parametrize("strategy", ["safari", "own-last"])
+def test_something_stands_in_for_devices_that_vanish_in_later_rounds(path, strategy):
+    changes = ("rounds=4", "availability.dropout=[0, 0, 0.7]", "patience.deadline_s=60", "job.min_clients=1")
+    for name in (strategy, "fedavg"):
+        run(path, name, *changes, f"job.strategy={name}")
+    mine, dropping = (records(path.parent / name) for name in (strategy, "fedavg"))
+    lost = [[c["outcome"] for c in line["choices"]].count("dropped-out") for line in mine]
+    assert lost[:3] == [0, 0, 0]
+    assert sum(lost[3:])
+    same = [line["loss"] == other["loss"] for line, other in zip(mine, dropping, strict=True)]
+    assert same[:3] == [True, True, True]
+    assert not all(same)
+
+
 def test_a_pause_makes_a_device_late_by_its_length(path, undisturbed):
     run(path, "pausing", "availability.pause=1", "availability.pause_s=1000", "rounds=1")
     assert records(path.parent / "pausing")[1]["time_s"] > undisturbed[0][1]["time_s"] + 10
