@@ -23,6 +23,7 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
 - **Frozen below**: where the upper half of the layers is shown to gain as much as all of them, no device trains a layer below
   it, so that every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have
   the time train all layers, and show whether that is still so; before, now and then, some train the upper half alone.
+- **Short jobs**: with fewer than ``least`` device-rounds nothing can be told apart: nothing is tried out, and nothing held back.
 - **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much.
 - **Arms** one layer deeper and less deep than the favourite join when it has been the favourite for a while; the worst that was
   tried enough goes where there are too many.
@@ -35,7 +36,15 @@ import msgspec
 from fleetune.broker.job import device_work
 from fleetune.broker.methods.arms import FULL_DEPTH, Arm, needs_as_much
 from fleetune.broker.methods.bandit import Estimate
-from fleetune.broker.methods.bandit_memory import Memory, Tuning, begun, is_tail, learn, summary_of
+from fleetune.broker.methods.bandit_memory import (
+    Memory,
+    Tuning,
+    begun,
+    is_long,
+    is_tail,
+    learn,
+    summary_of,
+)
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.outlook import (
     bonus,
@@ -47,6 +56,7 @@ from fleetune.broker.methods.outlook import (
     seconds_at,
 )
 from fleetune.broker.tasks import Outcome
+from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import Key, permutation, uniforms
 
 TUNING = Tuning()
@@ -60,7 +70,7 @@ def auto(tuning: Tuning = TUNING) -> Configurator:
         lambda settings: begun(settings, tuning),
         choose,
         heard,
-        head_below=lambda memory: floor_of(memory, memory.settings.head_rounds + 1) or -1,
+        prepare=lambda memory, work: _of_round(memory, work, memory.settings.head_rounds + 1),
         hears_of_head=True,
     )
 
@@ -94,9 +104,15 @@ def choose(memory: Memory, candidate: Candidate) -> Choice:
     below = below if above else 0
     arm, reason = _picked(memory, candidate, above or feasible, below)
     work = device_work(memory.settings, round_number=candidate.round, position=candidate.position)
-    held_out = 0.0 if is_tail(memory, candidate.round) else work.held_out
-    work = msgspec.structs.replace(work, policy=arm.policy, cache_below=below or -1, held_out=held_out)
-    return Choice(work, reason)
+    work = _of_round(memory, work, candidate.round, below=below)
+    return Choice(msgspec.structs.replace(work, policy=arm.policy), reason)
+
+
+def _of_round(memory: Memory, work: LocalWork, number: int, *, below: int | None = None) -> LocalWork:
+    """Work with what all devices of a round have in common: where their caches lie, and what they hold out."""
+    below = floor_of(memory, number) if below is None else below
+    held_out = work.held_out if not is_tail(memory, number) and is_long(memory) else 0.0
+    return msgspec.structs.replace(work, cache_below=below or -1, held_out=held_out)
 
 
 def _feasible(memory: Memory, device: str) -> list[Arm]:
@@ -117,6 +133,8 @@ def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below
     """The arm, and why; no layer beneath ``below`` learns in this round."""
     device, deepest = candidate.device_id, max(feasible, key=lambda arm: arm.back)
     in_time = _in_time(memory, device, feasible, deepest, below)
+    if not is_long(memory):
+        return _deepest(memory, in_time), "the deepest in its time: the job is too short to try others"
     if is_tail(memory, candidate.round):
         return _settled(memory, device, in_time, below)
     if is_pilot(memory, candidate.round) and candidate.position % 2 == 0 and deepest in in_time:
@@ -224,7 +242,7 @@ def _upper(memory: Memory) -> Arm | None:
 
 def is_pilot(memory: Memory, number: int) -> bool:
     """Whether some devices train all layers in a round, whatever seems best."""
-    return number % memory.tuning.pilot == 0 and not is_tail(memory, number)
+    return is_long(memory) and number % memory.tuning.pilot == 0 and not is_tail(memory, number)
 
 
 def _gains_enough(memory: Memory, arm: Arm) -> bool:

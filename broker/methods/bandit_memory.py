@@ -47,6 +47,8 @@ class Tuning(NamedTuple):
     optimism: float = 0.5
     """Of ``ucb``: standard deviations that an untried arm may be better than it looks."""
     pseudo: float = 4.0
+    least: int = 200
+    """Device-rounds of a job without which nothing is tried out: the gains of twenty samples each would not tell arms apart."""
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
     patience: float = 1.1
@@ -144,6 +146,11 @@ def learn(memory: Memory, outcome: Outcome) -> Memory:
         arm = _known(memory, policy)
         memory.refused.setdefault(device, []).append((arm, outcome.declined))
     return memory
+
+
+def is_long(memory: Memory) -> bool:
+    """Whether there is time enough in the job to try arms and to gain by what they show."""
+    return memory.settings.rounds * memory.settings.clients >= memory.tuning.least
 
 
 def is_tail(memory: Memory, number: int) -> bool:

@@ -40,9 +40,9 @@ class Configurator(NamedTuple):
     """(state, device) -> its choice; the state stays as it is"""
     learn: Callable[[Any, Outcome], Any]
     """(state, an accepted update or a declined task) -> state; the one given is used up"""
-    head_below: Callable[[Any], int] = lambda _: -1
-    """(state) -> the layer below which the first rounds that train train nothing: while devices make their sums for the head they
-    keep what flows into it; -1 for what the job's own policy says."""
+    prepare: Callable[[Any, LocalWork], LocalWork] = lambda _, work: work
+    """(state, work of the round for the head) -> that work, with what rounds after it need: which layers learn first, so that
+    devices keep what flows into them, and what is held out."""
     hears_of_head: bool = False
     """Whether it is told of the round for the head too, where nothing is chosen: each device's ``seconds`` and ``samples``."""
 

@@ -7,8 +7,6 @@ import logging
 from collections.abc import Iterable
 from math import inf
 
-import msgspec
-
 from fleetune.broker.job import Patience, Settings, device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
@@ -224,8 +222,7 @@ class Barrier:
     def _choice(self, number: int, position: int, device: str) -> Choice:
         if number <= self._settings.head_rounds:
             work = device_work(self._settings, round_number=number, position=position)
-            below = self._configurator.head_below(self._learned)
-            return Choice(msgspec.structs.replace(work, cache_below=below) if below > 0 else work)
+            return Choice(self._configurator.prepare(self._learned, work))
         return self._configurator.choose(self._learned, Candidate(device, number, position))
 
     def _packed(self, open_round: OpenRound, tasks: list[Task]) -> list[Task]:

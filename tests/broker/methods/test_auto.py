@@ -67,6 +67,25 @@ def test_where_less_is_as_good_always_full_depth_is_beaten_in_time():
     assert time.mean() < 0.85
 
 
+def test_in_a_job_too_short_to_learn_from_each_device_trains_the_deepest_in_its_time_and_holds_nothing_back():
+    made = world(equal, 3, rounds=20)  # of eight devices
+    configurator, settings = auto(), made.settings()
+    state = configurator.init(settings)
+    for number in range(1, 21):
+        for i, speed in enumerate(made.speeds):
+            choice = configurator.choose(state, Candidate(f"d{i}", number, i))
+            assert choice.work.held_out == 0
+            assert choice.reason == "the deepest in its time: the job is too short to try others"
+            stats = {"seconds": speed * made.cost(choice.work.policy, max(choice.work.cache_below, 0))}
+            state = configurator.learn(state, Outcome(f"d{i}", choice.work, stats))
+    middle, full = np.median(made.speeds), made.cost(FULL_DEPTH)
+    for i, speed in enumerate(made.speeds):
+        policy = configurator.choose(state, Candidate(f"d{i}", 20, i)).work.policy
+        assert policy.name in ("full", "suffix")
+        assert speed * made.cost(policy) <= 1.25 * Tuning().patience * middle * full
+    assert configurator.prepare(state, LocalWork(held_out=0.1)).held_out == 0
+
+
 def test_a_fast_device_is_asked_for_more_than_a_slow_one():
     made = World(lambda policy, back: Curve(0.03 + 0.06 * back, 0.85), speeds=[1.0] * 4 + [6.0] * 4, seed=3)
     chosen = made.under(auto()).chosen[6:26]
@@ -237,8 +256,8 @@ def test_a_job_begins_with_the_uppermost_layers_of_the_whole_fleet():
     assert {depth for asked in depths[1:7] for depth in asked} <= {1, 2, 3}
     assert max(depths[10]) == 12
     state = configurator.init(made.settings(head_start="class-mean"))
-    assert configurator.head_below(state) == 9, (
-        "what the first stage needs is kept with the sums for the head"
+    assert configurator.prepare(state, LocalWork(held_out=0.1)).cache_below == 9, (
+        "kept with the sums for the head"
     )
 
 

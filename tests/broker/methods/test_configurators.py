@@ -39,7 +39,9 @@ def test_law_all_but_the_policy_is_the_job_s_own_and_no_rank_is_above_it(name):
     for candidate in CANDIDATES:
         chosen = configurator.choose(configurator.init(settings), candidate).work
         assert chosen.rank == work.rank or (name in OF_RANK and 0 < chosen.rank < work.rank)
+        assert chosen.held_out in (0.0, work.held_out)
         own = {"policy": PolicySpec(), "seed": 0, "rounds_before": 0, "cache_below": -1, "rank": work.rank}
+        own |= {"held_out": work.held_out}
         assert msgspec.structs.replace(chosen, **own) == work
 
 
