@@ -35,6 +35,8 @@ from fleetune.toolkit.simulation.runs import Runs
 from fleetune.toolkit.simulation.workers import Inline, Workers, processes
 from fleetune.toolkit.simulation.world import Parts, World
 
+WORKERS_A_CORE = 4
+"""More processes would only take turns, and their memory; no result depends on how many there are."""
 FIXED = "fixed"
 """The configurator that gives all devices the job's own work."""
 
@@ -134,7 +136,8 @@ def _team(artifact_dir: Path, count: int, ray: str) -> Workers:
         from fleetune.toolkit.simulation.ray_workers import RayWorkers  # an extra
 
         return RayWorkers(artifact_dir, ray, count or None)
-    count = count or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    count = min(count, WORKERS_A_CORE * cores) or cores
     return processes(artifact_dir, count) if count > 1 else Inline(artifact_dir)
 
 
