@@ -64,10 +64,10 @@ _GAIN_LEAST = 1e-6
 """Arms that gain less, or lose, are told apart by their time alone."""
 
 
-def auto(tuning: Tuning = TUNING) -> Configurator:
+def auto(tuning: Tuning | None = None) -> Configurator:
     """Choose by what was gained; see the module's text."""
     return Configurator(
-        lambda settings: begun(settings, tuning),
+        lambda settings: begun(settings, tuning or TUNING),
         choose,
         heard,
         prepare=lambda memory, work: _of_round(memory, work, memory.settings.head_rounds + 1),

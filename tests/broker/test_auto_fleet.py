@@ -8,6 +8,7 @@ import pytest
 from fleet import Aggregator, Device, World, workbench_of
 
 from fleetune.broker.job import Patience, device_work
+from fleetune.broker.methods.auto import Tuning
 from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.service.choices import choices, replay
 from fleetune.broker.store.rows import rows
@@ -25,6 +26,12 @@ AUTO = {
     "min_clients": 3,
     "work": WORK,
 }
+
+
+@pytest.fixture(autouse=True)
+def long_enough(monkeypatch):
+    """A job of these few rounds tries arms out all the same."""
+    monkeypatch.setattr("fleetune.broker.methods.auto.TUNING", Tuning(least=0))
 
 
 def telling(number, *, refuse=lambda policy: False):
