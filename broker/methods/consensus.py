@@ -5,7 +5,6 @@ they train with it. Its rule is not public. Ours: in a voting round devices send
 elements that it moved farthest; those with most votes are the mask of the rounds until the next vote.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fleetune.broker.methods.strategy import Update
 from fleetune.device_runtime.arrays import Array
+from fleetune.device_runtime.contracts.codecs.largest import largest, num_of
 from fleetune.device_runtime.contracts.masks import Mask, mask_of
 
 
@@ -28,10 +28,10 @@ def consensus(updates: Iterable[Update], reference: Mapping[str, Array], *, shar
     element without a vote is not in the mask. No mask if there is no vote. The order of the updates changes nothing.
     """
     count = sum(value.size for value in reference.values())
-    votes, allowed = np.zeros(count, np.int64), min(count, max(1, math.ceil(share * count)))
+    votes, allowed = np.zeros(count, np.int64), num_of(share, count)
     for update in updates:
-        votes += _most(_moved(update, reference), allowed)
-    return mask_of(_most(votes, allowed), reference) if count else {}
+        votes += largest(_moved(update, reference), allowed)
+    return mask_of(largest(votes, allowed), reference) if count else {}
 
 
 def _moved(update: Update, reference: Mapping[str, Array]) -> NDArray[np.float64]:
@@ -44,10 +44,3 @@ def _moved(update: Update, reference: Mapping[str, Array]) -> NDArray[np.float64
         for name, value in sorted(reference.items())
     )
     return np.concatenate([blank, *(piece.reshape(-1) for piece in pieces)])
-
-
-def _most(amounts: NDArray[np.float64] | NDArray[np.int64], allowed: int) -> NDArray[np.bool_]:
-    """Mark the ``allowed`` largest, the first of equal ones, and no zero."""
-    taken = np.zeros(amounts.size, bool)
-    taken[np.argsort(-amounts, kind="stable")[:allowed]] = True
-    return taken & (amounts > 0)

@@ -1,14 +1,13 @@
 """The elements of largest magnitude."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Floats
 
-
-def largest(magnitudes: Floats, num: int) -> NDArray[np.bool_]:
+def largest(magnitudes: NDArray[Any], num: int) -> NDArray[np.bool_]:
     """Which are the ``num`` largest of flat magnitudes, of equal ones the first; zeros are none."""
     if num >= magnitudes.size:
         taken: NDArray[np.bool_] = magnitudes > 0

@@ -6,7 +6,6 @@ unless bits are asked for; with them it is :mod:`sparse`.
 Source: Aji and Heafield, Sparse Communication for Distributed Gradient Descent, arXiv 1704.05021 (global threshold).
 """
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,6 +25,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     count_of,
     difference,
 )
+from fleetune.device_runtime.contracts.codecs.largest import largest, num_of
 from fleetune.device_runtime.contracts.codecs.sparse import sparse
 from fleetune.device_runtime.errors import WireError
 
@@ -56,9 +56,9 @@ def _of_0_1(ratio: float) -> Codec:
     def bound(shapes: Shapes) -> int:
         counts = [count_of(shape) for shape in shapes.values()]
         places = min(
-            sum(_bitmap_bytes(count) for count in counts), _INDEX.itemsize * _num(ratio, sum(counts))
+            sum(_bitmap_bytes(count) for count in counts), _INDEX.itemsize * num_of(ratio, sum(counts))
         )
-        return len(counts) + places + _HALF.itemsize * _num(ratio, sum(counts))
+        return len(counts) + places + _HALF.itemsize * num_of(ratio, sum(counts))
 
     return Codec("topk", encode, _decode, bound)
 
@@ -66,16 +66,9 @@ def _of_0_1(ratio: float) -> Codec:
 def _largest(differences: Mapping[str, Doubles], ratio: float) -> dict[str, Indices]:
     """Places of the largest magnitudes of all tensors, by tensor, ascending; zeros never travel."""
     flat = np.abs(np.concatenate([np.zeros(0), *differences.values()]))
-    allowed = _num(ratio, flat.size)
-    if allowed < flat.size:
-        least = np.partition(flat, flat.size - allowed)[flat.size - allowed]
-        taken = flat > least
-        ties = np.flatnonzero(flat == least)[: allowed - np.count_nonzero(taken)]
-        taken[ties] = True
-    else:
-        taken = np.ones(flat.size, bool)
+    taken = largest(flat, num_of(ratio, flat.size))
     ends = np.cumsum([d.size for d in differences.values()])[:-1]
-    pieces = np.split(taken & (flat > 0), ends) if differences else []
+    pieces = np.split(taken, ends) if differences else []
     return {n: np.flatnonzero(piece) for n, piece in zip(differences, pieces, strict=True)}
 
 
@@ -137,10 +130,6 @@ def _moved(reference: Floats, at: Indices, halves: NDArray[np.float16]) -> Doubl
     value = np.array(reference, np.float64).reshape(-1)
     value[at] += halves.astype(np.float64)
     return value.reshape(reference.shape)
-
-
-def _num(ratio: float, count: int) -> int:
-    return min(count, max(1, math.ceil(ratio * count)))
 
 
 def _bitmap_bytes(count: int) -> int:
