@@ -8,7 +8,7 @@ import msgspec
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, row, rows
-from fleetune.broker.store.store import AFTERWARDS, ByKind, in_all
+from fleetune.broker.store.store import AFTERWARDS, ByKind, Carried, in_all
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact
@@ -138,7 +138,7 @@ def check_folder(out: Path) -> None:
 
 
 def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
-    cost, carried, last = ledger.cost(), in_all(ledger.carried()), history[-1]
+    cost, carried, last = ledger.cost(), _carried(ledger, history), history[-1]
     return AggregateReport(
         rounds=last.round,
         finished=ledger.finished,
@@ -154,3 +154,10 @@ def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
         adapter=str(ledger.folder / ADAPTER),
         history=history,
     )
+
+
+def _carried(ledger: Ledger, history: list[Row]) -> Carried:
+    """What was carried in the whole job: as its rows have it, in the open round, and after the last."""
+    told = [Carried(down=row.down, up=row.up) for row in history]
+    rest = (in_all(ledger.carried(number)) for number in (history[-1].round + 1, AFTERWARDS))
+    return sum([*told, *rest], Carried())

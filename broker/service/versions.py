@@ -127,7 +127,8 @@ class Versions:
         self.newest, self._references[version], self._mask = version, new, mask
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
-        self._store.memories.sweep((who, self._store.last_update(who)) for who in self._added)
+        if not self._store.memories.is_empty:
+            self._store.memories.sweep((who, self._store.last_update(who)) for who in self._added)
         self._added.clear()
 
     @property

@@ -188,7 +188,7 @@ class Ledger:
         with self._durably():
             self._blobs.write_version(version, content, state)
             self._sql.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, round_number, *digests))
-            self._sql.execute("UPDATE versions SET state = '' WHERE version < ?", (version,))
+            self._sql.execute("UPDATE versions SET state = '' WHERE version < ? AND state != ''", (version,))
             self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
         self._blobs.sweep(newest=version)
 

@@ -46,6 +46,11 @@ class Memories:
         self._kept = {(kept.device, kept.update): kept for kept in sorted(found)}
         self._chains: dict[tuple[str, str], str] = {}
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is remembered of anyone."""
+        return not self._kept
+
     def keep(self, device_id: str, update: str, memory: Arrays, *, version: int) -> None:
         """Keep what an update leaves, by the SHA-256 of its payload; StateError if it cannot be written."""
         device, content = _key(device_id), to_bytes(memory)

@@ -135,7 +135,7 @@ class Agent:
             now,
             version=work.version,
             holds=work.reference,
-            mask=work.mask,
+            mask=work.held_mask,
             is_waiting=is_waiting,
             paused=self._gate.text,
         )

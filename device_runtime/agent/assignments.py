@@ -86,9 +86,8 @@ class Assignments:
         """SHA-256 of the adapter file that the next one may be a difference from; empty for none."""
         return self._adapters.reference
 
-    @property
-    def mask(self) -> str:
-        """SHA-256 of the mask that is here; empty for none."""
+    def held_mask(self) -> str:
+        """SHA-256 of the mask that is here, read from its file; empty for none."""
         return self._mask.digest
 
     @property

@@ -1,5 +1,6 @@
 """A device makes itself known: its status, and a hello after every connection, new session and long silence."""
 
+from collections.abc import Callable
 from math import inf
 
 from fleetune.device_runtime.agent.home import Home
@@ -35,7 +36,14 @@ class Presence:
         self._must_greet = True
 
     def greet(
-        self, now: float, *, version: int, holds: str, mask: str, is_waiting: bool, paused: str
+        self,
+        now: float,
+        *,
+        version: int,
+        holds: str,
+        mask: Callable[[], str],
+        is_waiting: bool,
+        paused: str,
     ) -> bool:
         """Say hello if it is time to; True if so: whatever is on its way may be lost.
 
@@ -43,7 +51,7 @@ class Presence:
             now: the time.
             version: of the adapter that it holds; -1 for none.
             holds: SHA-256 of the adapter file that differences may be taken from; empty for none.
-            mask: SHA-256 of the mask that it holds; empty for none.
+            mask: gives the SHA-256 of the mask that it holds, empty for none; asked only for a hello, as it reads a file.
             is_waiting: whether only a message gives it work.
             paused: as of :meth:`tell_status`.
         """
@@ -63,7 +71,7 @@ class Presence:
             num_samples=self._num_samples,
             version=version,
             holds=holds,
-            mask=mask,
+            mask=mask(),
         )
         send(self._link, identity.up, encode(hello))
         return True
