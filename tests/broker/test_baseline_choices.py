@@ -33,17 +33,7 @@ def choices(folder, configurator, *, kills=()):
         Device(server, folder, n, workbench=workbench_of(n, made=made[n], wrap=timed(n))).start()
         for n in FOUR
     ]
-    world, turns = World(server, aggregator, devices), 0
-
-    def is_over():
-        nonlocal turns
-        turns += 1
-        if turns in kills:
-            aggregator.kill()
-            aggregator.start(world.now)
-        return aggregator.service.finished
-
-    world.run(until=is_over)
+    World(server, aggregator, devices).run_killed_at(kills)
     assert aggregator.starts > 5 or not kills
     return made
 

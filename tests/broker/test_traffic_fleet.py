@@ -39,17 +39,7 @@ def played(folder, traffic, *, kills=(), rounds=5, patience=None, tells=True, as
         ).start()
         for n in FOUR
     ]
-    playing, turns = World(server, aggregator, devices), 0
-
-    def is_over():
-        nonlocal turns
-        turns += 1
-        if turns in kills:
-            aggregator.kill()
-            aggregator.start(playing.now)
-        return aggregator.service.finished
-
-    playing.run(until=is_over)
+    playing = World(server, aggregator, devices).run_killed_at(kills)
     playing.log = log
     assert aggregator.starts > 3 or not kills
     return playing

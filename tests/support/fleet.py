@@ -257,6 +257,30 @@ class World:
     def turn(self):
         self.turns.turn()
 
+    def die_together(self, *turns):
+        """After so many turns each time, the aggregator and a device are killed, and start again."""
+        for count in turns:
+            for _ in range(count):
+                self.turn()
+            self.aggregator.kill()
+            self.devices[1].kill()
+            self.aggregator.start(self.now)
+            self.devices[1].start()
+
+    def run_killed_at(self, kills):
+        """Run to the end; the aggregator is killed, and starts again, before each of these turns."""
+        turns = 0
+
+        def is_over():
+            nonlocal turns
+            turns += 1
+            if turns in kills:
+                self.aggregator.kill()
+                self.aggregator.start(self.now)
+            return self.aggregator.service.finished
+
+        return self.run(until=is_over)
+
     def run(self, *, until=None, turns=4000):
         until = until or (lambda: self.aggregator.service and self.aggregator.service.finished)
         for _ in range(turns):

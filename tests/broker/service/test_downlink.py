@@ -312,13 +312,7 @@ def test_a_recovered_start_is_the_same_on_both_sides(tmp_path, codec, ratio, bit
 def test_a_lossy_downlink_survives_the_death_of_everyone(tmp_path):
     quiet = world(tmp_path / "quiet", down_codec="int8").run()
     running = world(tmp_path / "killed", down_codec="int8")
-    for turns in (14, 3, 5):
-        for _ in range(turns):
-            running.turn()
-        running.aggregator.kill()
-        running.devices[1].kill()
-        running.aggregator.start(running.now)
-        running.devices[1].start()
+    running.die_together(14, 3, 5)
     running.run()
     assert running.aggregator.version(3) == quiet.aggregator.version(3)
 

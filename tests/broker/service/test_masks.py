@@ -142,17 +142,22 @@ def test_a_device_that_lost_its_mask_asks_for_it_again(tmp_path, straight):
     assert any(mine)
 
 
-def test_a_mask_that_is_not_what_the_offer_names_is_declined(tmp_path):
-    running = masked_world(tmp_path, min_clients=3)
-    service = running.aggregator.service
+def forging(service, **changes):
+    """Have a service change what it offers device-1 together with a mask."""
     tell = service._outbound.tell
 
     def forged(device_id, message):
         if isinstance(message, Offer) and message.mask_bytes and device_id == "device-1":
-            message = msgspec.structs.replace(message, mask_sha256="0" * 64)
+            message = msgspec.structs.replace(message, **changes)
         tell(device_id, message)
 
     service._outbound.tell = forged
+    return service
+
+
+def test_a_mask_that_is_not_what_the_offer_names_is_declined(tmp_path):
+    running = masked_world(tmp_path, min_clients=3)
+    service = forging(running.aggregator.service, mask_sha256="0" * 64)
     running.run(until=lambda: service.federation.round == 3)
     said = [event.text for event in running.devices[1].events if event.kind == "declined"]
     assert said
@@ -161,15 +166,7 @@ def test_a_mask_that_is_not_what_the_offer_names_is_declined(tmp_path):
 
 def test_a_mask_of_a_strange_size_is_declined_before_a_byte_is_pulled(tmp_path):
     running = masked_world(tmp_path, min_clients=3)
-    service = running.aggregator.service
-    tell = service._outbound.tell
-
-    def forged(device_id, message):
-        if isinstance(message, Offer) and message.mask_bytes and device_id == "device-1":
-            message = msgspec.structs.replace(message, mask_bytes=2**30)
-        tell(device_id, message)
-
-    service._outbound.tell = forged
+    service = forging(running.aggregator.service, mask_bytes=2**30)
     running.run(until=lambda: service.federation.round == 3)
     said = [event.text for event in running.devices[1].events if event.kind == "declined"]
     assert said

@@ -89,13 +89,7 @@ def test_later_updates_name_the_memory_that_the_offer_named(tmp_path):
 def test_a_job_with_memories_survives_the_death_of_everyone(tmp_path):
     quiet = world(tmp_path / "quiet", **SETTINGS).run()
     running = world(tmp_path / "killed", **SETTINGS)
-    for turns in (14, 3, 5, 9, 4):
-        for _ in range(turns):
-            running.turn()
-        running.aggregator.kill()
-        running.devices[1].kill()
-        running.aggregator.start(running.now)
-        running.devices[1].start()
+    running.die_together(14, 3, 5, 9, 4)
     running.run()
     assert running.aggregator.version(3) == quiet.aggregator.version(3)
 
