@@ -70,9 +70,15 @@ def auto(tuning: Tuning | None = None) -> Configurator:
         lambda settings: begun(settings, tuning or TUNING),
         choose,
         heard,
-        prepare=lambda memory, work: _of_round(memory, work, memory.settings.head_rounds + 1),
+        prepare=_prepared,
         hears_of_head=True,
     )
+
+
+def _prepared(memory: Memory, work: LocalWork) -> LocalWork:
+    """Work of the round for the head, with what the first round that trains needs."""
+    first = memory.settings.head_rounds + 1
+    return _of_round(memory, work, first, below=floor_of(memory, first))
 
 
 def heard(memory: Memory, outcome: Outcome) -> Memory:
@@ -108,9 +114,8 @@ def choose(memory: Memory, candidate: Candidate) -> Choice:
     return Choice(msgspec.structs.replace(work, policy=arm.policy), reason)
 
 
-def _of_round(memory: Memory, work: LocalWork, number: int, *, below: int | None = None) -> LocalWork:
+def _of_round(memory: Memory, work: LocalWork, number: int, *, below: int) -> LocalWork:
     """Work with what all devices of a round have in common: where their caches lie, and what they hold out."""
-    below = floor_of(memory, number) if below is None else below
     held_out = work.held_out if not is_tail(memory, number) and is_long(memory) else 0.0
     return msgspec.structs.replace(work, cache_below=below or -1, held_out=held_out)
 

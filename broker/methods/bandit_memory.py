@@ -193,8 +193,7 @@ def _worth(memory: Memory, arm: Arm) -> float:
     mine = found.arms.get(arm.policy)
     if mine is None or mine.num_trials < memory.tuning.trials_least:
         return 0.0
-    cost = summary_of(memory).paces.by_arm.get(timed_as(arm.policy, 0), cost_before(arm, 0))
-    return max(found.level + mine.mean, 0.0) / cost
+    return max(found.level + mine.mean, 0.0) / cost_of(memory, arm)
 
 
 def _spread_out(memory: Memory) -> None:
@@ -251,6 +250,11 @@ def timed_as(policy: PolicySpec, below: int) -> Hashable:
 def cost_before(arm: Arm, below: int) -> float:
     """What an arm costs as long as nobody has tried it, in layers run forward."""
     return units(arm, WAY_BACK, below=below)
+
+
+def cost_of(memory: Memory, arm: Arm, below: int = 0) -> float:
+    """What an arm costs beside others, as far as is known."""
+    return summary_of(memory).paces.cost(timed_as(arm.policy, below), cost_before(arm, below))
 
 
 def _summed(memory: Memory) -> Summary:

@@ -5,7 +5,7 @@ from statistics import median
 
 from fleetune.broker.methods.arms import Arm
 from fleetune.broker.methods.bandit import Estimate, median_without
-from fleetune.broker.methods.bandit_memory import Memory, cost_before, newest_s, summary_of, timed_as
+from fleetune.broker.methods.bandit_memory import Memory, cost_before, cost_of, newest_s, summary_of, timed_as
 
 
 def gain_at(memory: Memory, device: str, arm: Arm) -> float:
@@ -39,9 +39,7 @@ def seconds_at(memory: Memory, device: str, arm: Arm, *, below: int = 0) -> floa
 
 def limit_s(memory: Memory, deepest: Arm, *, below: int = 0) -> float:
     """How long a device may take in a round whose deepest arm this is; 0 if nothing is known."""
-    found = summary_of(memory).paces
-    cost = found.by_arm.get(timed_as(deepest.policy, below), cost_before(deepest, below))
-    return memory.tuning.patience * found.middle * cost
+    return memory.tuning.patience * summary_of(memory).paces.middle * cost_of(memory, deepest, below)
 
 
 def pace_of(memory: Memory, device: str) -> float:

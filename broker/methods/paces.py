@@ -34,9 +34,13 @@ class Paces(NamedTuple):
     middle: float
     """Pace of the middle device; 0 if nothing is known."""
 
+    def cost(self, arm: Hashable, prior: float) -> float:
+        """Of an arm; ``prior`` if nobody has tried it."""
+        return self.by_arm.get(arm, prior)
+
     def seconds(self, device: str, arm: Hashable, prior: float) -> float:
         """Seconds to be expected; ``prior`` is the cost of an arm that nobody has tried."""
-        return self.by_device.get(device, self.middle) * self.by_arm.get(arm, prior)
+        return self.by_device.get(device, self.middle) * self.cost(arm, prior)
 
 
 def paces(told: Sequence[Timed], priors: Mapping[Hashable, float]) -> Paces:

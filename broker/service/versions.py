@@ -53,7 +53,9 @@ class Versions:
         self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
-        self._mask = self._kept_mask()
+        self._mask = b""
+        self._bits: Mask = {}
+        self._set_mask(self._kept_mask())
         self._added: set[str] = set()
         """Devices whose updates are in the sums."""
         self.downlink = Downlink(store, settings)
@@ -124,7 +126,8 @@ class Versions:
         self._store.add_version(
             version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
         )
-        self.newest, self._references[version], self._mask = version, new, mask
+        self.newest, self._references[version] = version, new
+        self._set_mask(mask)
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
         if not self._store.memories.is_empty:
@@ -167,11 +170,14 @@ class Versions:
 
     def _part(self, arrays: Arrays, task: Task) -> Arrays:
         """What the update of a task holds of an adapter."""
-        return masked(trained_part(arrays, task.work), self._bits(task))
+        return masked(trained_part(arrays, task.work), self._bits_of(task))
 
-    def _bits(self, task: Task) -> Mask:
-        content = self.mask_of(task)
-        return read_mask(content, self.reference(task.version)) if content else {}
+    def _bits_of(self, task: Task) -> Mask:
+        return self._bits if self.mask_of(task) else {}
+
+    def _set_mask(self, mask: bytes) -> None:
+        """Take this mask, empty for none, for the rounds to come."""
+        self._mask, self._bits = mask, read_mask(mask, self.reference(self.newest)) if mask else {}
 
     def _kept_mask(self) -> bytes:
         """The mask of the open round, as the newest version's round left it."""
@@ -193,7 +199,7 @@ class Versions:
 
     def _decoded(self, task: Task, content: bytes) -> Values:
         """Values of an update; one from a replica moves the version itself as far as it moved the replica."""
-        return filled(self._sent(task, content), self.reference(task.version), self._bits(task))
+        return filled(self._sent(task, content), self.reference(task.version), self._bits_of(task))
 
     def _sent(self, task: Task, content: bytes) -> Values:
         """Values of what travelled of the adapter."""

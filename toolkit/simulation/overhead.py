@@ -40,9 +40,23 @@ _SAMPLES = 200
 def time_rounds(artifact: Artifact, dataset: Dataset, *, batch_size: int) -> list[Point]:
     """Measure processor seconds of a round beside the engine's, at two numbers of steps."""
     few = dataset.subset(np.arange(min(_SAMPLES, dataset.num_samples)))
-    return [
-        Point(steps, _time(artifact, few, LocalWork(steps=steps, batch_size=batch_size))) for steps in _STEPS
-    ]
+    with tempfile.TemporaryDirectory(prefix="fleetune-timing-") as name:
+        folder = Path(name)
+        with Machine(artifact, Resources(threads=1), folder=folder) as machine:
+            machine.engine = engine = _TimedEngine(machine.engine)
+            workbench = Workbench(
+                lambda work, adapter: machine.trainer(few, work, adapter),
+                lambda _, adapter: machine.evaluate(few, adapter),
+                few.num_samples,
+            )
+            works = [LocalWork(steps=steps, batch_size=batch_size) for steps in _STEPS]
+            return [
+                Point(
+                    work.steps,
+                    _federate(artifact, work, folder / f"{work.steps}", workbench, lambda: engine.seconds),
+                )
+                for work in works
+            ]
 
 
 class _TimedEngine:
@@ -84,19 +98,6 @@ class _TimedAgent:
         return self._agent.due_at(now)
 
 
-def _time(artifact: Artifact, dataset: Dataset, work: LocalWork) -> float:
-    with tempfile.TemporaryDirectory(prefix="fleetune-timing-") as name:
-        folder = Path(name)
-        with Machine(artifact, Resources(threads=1), folder=folder) as machine:
-            machine.engine = engine = _TimedEngine(machine.engine)
-            workbench = Workbench(
-                lambda work, adapter: machine.trainer(dataset, work, adapter),
-                lambda _, adapter: machine.evaluate(dataset, adapter),
-                dataset.num_samples,
-            )
-            return _federate(artifact, work, folder, workbench, lambda: engine.seconds)
-
-
 def _federate(
     artifact: Artifact, work: LocalWork, folder: Path, workbench: Workbench, engine_s: Callable[[], float]
 ) -> float:
@@ -104,7 +105,7 @@ def _federate(
     settings = lawful_settings(artifact, Job(_JOB, rounds=_ROUNDS, clients=1), work=work, patience=Patience())
     server, identity = Loopback(), Identity("device", _JOB, artifact.digest)
     turns, adapter = Turns(server), artifact.adapter()
-    with closing(Ledger(folder / "ledger", settings)) as ledger:
+    with closing(Ledger(folder, settings)) as ledger:
         link = server.connect(topics(_JOB), will=will(_JOB, "overhead"))
         service = Service(
             link, ledger, settings, patience=Patience(), adapter=adapter, session="overhead", now=0.0

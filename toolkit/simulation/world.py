@@ -174,10 +174,10 @@ class World:
     def _asked(self, tasks: Sequence[Assigned]) -> None:
         """Have all devices of a round begin at once, where it is known from which adapter."""
         self._book.enrolled(tasks)
-        starts = {task.version: parse_arrays(self._ledger.version(task.version)) for task in tasks[:1]}
-        for task in tasks:
-            if not task.work.personal and self._down_codec(task) == FULL:
-                self._devices[task.device_id].desk.begin_ahead(task.work, starts[task.version])
+        ahead = [task for task in tasks if not task.work.personal and self._down_codec(task) == FULL]
+        starts = {task.version: parse_arrays(self._ledger.version(task.version)) for task in ahead[:1]}
+        for task in ahead:
+            self._devices[task.device_id].desk.begin_ahead(task.work, starts[task.version])
 
     def _down_codec(self, task: Assigned) -> str:
         return task.plan.down.codec if task.plan and task.plan.down else self._parts.settings.down_codec
