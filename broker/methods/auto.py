@@ -24,6 +24,7 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
   it, so that every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have
   the time train all layers, and show whether that is still so; before, now and then, some train the upper half alone.
 - **Short jobs**: with fewer than ``least`` device-rounds nothing can be told apart: nothing is tried out, and nothing held back.
+  The lowest third of the layers stays frozen on every device, so that caches hold from the first stage to the end.
 - **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much.
 - **Arms** one layer deeper and less deep than the favourite join when it has been the favourite for a while; the worst that was
   tried enough goes where there are too many.
@@ -234,7 +235,8 @@ def floor_of(memory: Memory, number: int) -> int:
     staged = next(
         (floor for until, floor in memory.tuning.stages if number <= until * memory.settings.rounds), 0.0
     )
-    share = max(staged, memory.tuning.shallow if memory.is_shallow else 0.0)
+    stays = memory.tuning.shallow if memory.is_shallow else 0.0
+    share = max(staged, stays if is_long(memory) else memory.tuning.brief)
     return int(share * memory.settings.num_layers)
 
 

@@ -51,12 +51,14 @@ class Tuning(NamedTuple):
     """Device-rounds of a job without which nothing is tried out: the gains of twenty samples each would not tell arms apart."""
     tail: float = 0.3
     """Share of the rounds, the last ones, in which nothing is tried out."""
-    patience: float = 1.1
+    patience: float = 1.0
     """A device trains as deep as it can in so many times what the middle one takes for as many layers as may learn."""
     shallow: float = 0.5
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
     stages: tuple[tuple[float, float], ...] = ((0.2, 0.75),)
     """Until which share of the rounds which share of the layers, the lower ones, stays frozen on every device."""
+    brief: float = 0.34
+    """Share of the layers, the lower ones, that stay frozen on every device in all rounds of a job below ``least``."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
     trial: int = 4
