@@ -17,10 +17,27 @@ class MemoryPlan(NamedTuple):
     """Trained layers, counted from the top, that keep their activations; those below run again. None: all of them."""
     streamed: bool = False
     """A layer's frozen weights leave resident memory when it has run; the next one's are fetched meanwhile."""
+    micro_tokens: int = 0
+    """Rows times tokens, padding included, that run at a time; at least one row. 0: no bound. Of both bounds the smaller holds."""
+
+    def together(self, size: int, tokens: int) -> int:
+        """Rows that run at a time, of ``size`` rows of ``tokens`` (0, no sequences: as one token), in parts as equal as can be."""
+        by_tokens = max(1, self.micro_tokens // max(1, tokens)) if self.micro_tokens else size
+        most = max(1, min(size, self.micro_batch or size, by_tokens))
+        return -(-size // -(-size // most)) if size else 0
+
+    def widths(self, tokens: int) -> set[int]:
+        """Widths at which rows of 1 to ``tokens`` take most memory: the widest, and that of which one row more runs at a time."""
+        one_more = max(0, self.micro_tokens) // tokens + 1
+        return {tokens, max(0, self.micro_tokens) // one_more or tokens}
 
     def check(self) -> None:
         """Raise ConfigError for a number below 0."""
-        wrong = {"micro_batch": self.micro_batch, "saved_layers": self.saved_layers or 0}
+        wrong = {
+            "micro_batch": self.micro_batch,
+            "saved_layers": self.saved_layers or 0,
+            "micro_tokens": self.micro_tokens,
+        }
         for name, number in wrong.items():
             if number < 0:
                 raise ConfigError(f"memory plan: {name} must be at least 0, got {number}")

@@ -68,7 +68,7 @@ def footprint(
         raise ConfigError(
             f"backend {m.backend}: the memory of its models cannot be estimated; leave the budget out"
         )
-    rows = min(batch_size, memory.micro_batch or batch_size)
+    rows = memory.together(batch_size, seq_len)
     sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
     way = route(learnable(plan, m.learning), memory)
     active, rerun, saving = ([m.layers[i] for i in some] for some in (way.layers, way.rerun, way.saved))
@@ -85,6 +85,25 @@ def footprint(
         tape + _head_bytes(m, sizes),
     )
     return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values)
+
+
+def largest_footprint(
+    artifact: Artifact,
+    plan: LayerPlan,
+    *,
+    batch_size: int,
+    seq_len: int,
+    memory: MemoryPlan = SAVE_ALL,
+    lanes: int = 1,
+    also_read: Collection[int] = (),
+) -> Footprint:
+    """The footprint of batches of up to ``seq_len`` tokens; where tokens bound a micro-batch, narrower ones may take more.
+
+    Arguments and errors as of :func:`footprint`.
+    """
+    sizes = {"batch_size": batch_size, "memory": memory, "lanes": lanes, "also_read": also_read}
+    found = (footprint(artifact, plan, seq_len=tokens, **sizes) for tokens in memory.widths(seq_len))
+    return max(found, key=lambda one: one.peak)
 
 
 def forward_flop(artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int) -> int:

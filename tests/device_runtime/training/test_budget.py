@@ -48,7 +48,9 @@ def test_lanes_at_different_layers_hold_the_weights_of_both(artifact):
     assert two.weights == 2 * one.weights
     assert two.peak - one.peak == one.weights
     assert many.weights <= resident.weights + one.weights
-    found = fitted(artifact, least(artifact) + 20, count_lanes=lambda rows: 99 if rows > 1 else 1)
+    found = fitted(
+        artifact, least(artifact) + 20, count_lanes=lambda memory: 99 if memory.micro_batch > 1 else 1
+    )
     assert found.memory.micro_batch == 1
 
 

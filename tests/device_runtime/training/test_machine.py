@@ -68,7 +68,12 @@ def test_a_budget_is_told_and_reported(word_artifact, word_file, tmp_path) -> No
     report = train(
         word_artifact, data=word_file, out=tmp_path, memory_budget_mb=5000, on_note=told.append, **OPTIONS
     )
-    assert report.memory_plan == {"micro_batch": 16, "saved_layers": None, "streamed": False}
+    assert report.memory_plan == {
+        "micro_batch": 16,
+        "saved_layers": None,
+        "streamed": False,
+        "micro_tokens": 0,
+    }
     (fit,) = told
     assert str(fit).startswith(
         "16 rows at a time, all activations kept, weights resident, at most 4 layers active: "
