@@ -18,13 +18,17 @@ class MemoryPlan(NamedTuple):
     streamed: bool = False
     """A layer's frozen weights leave resident memory when it has run; the next one's are fetched meanwhile."""
     micro_tokens: int = 0
-    """Rows times tokens, padding included, that run at a time; at least one row. 0: no bound. Of both bounds the smaller holds."""
+    """Rows times tokens, padding included, that run at a time; at least one row. 0: no bound. The tighter bound holds."""
 
-    def together(self, size: int, tokens: int) -> int:
-        """Rows that run at a time, of ``size`` rows of ``tokens`` (0, no sequences: as one token), in parts as equal as can be."""
+    def together(self, size: int, tokens: int, lanes: int = 1) -> int:
+        """Rows that run at a time, of ``size`` of ``tokens`` each (0, no sequence: as of 1).
+
+        Parts are as few as the bounds allow, and as equal as leaves every lane full.
+        """
         by_tokens = max(1, self.micro_tokens // max(1, tokens)) if self.micro_tokens else size
         most = max(1, min(size, self.micro_batch or size, by_tokens))
-        return -(-size // -(-size // most)) if size else 0
+        equal = -(-size // -(-size // most)) if size else 0
+        return min(most, -(-equal // lanes) * lanes)
 
     def widths(self, tokens: int) -> set[int]:
         """Widths at which rows of 1 to ``tokens`` take most memory: the widest, and that of which one row more runs at a time."""

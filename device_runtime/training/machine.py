@@ -131,7 +131,7 @@ class Machine:
         )
 
     def prepare(self, dataset: Dataset, work: LocalWork) -> LocalWork:
-        """Return ``work`` with ``policy.drop`` raised if the budget needs it; set ``memory`` to its bound in tokens, and to what fits.
+        """Return ``work`` with ``policy.drop`` raised if the budget needs it; set ``memory`` to what fits and its bound.
 
         Raises:
             TooLittleMemory: nothing fits the budget; says the least that would.
