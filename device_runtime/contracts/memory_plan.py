@@ -31,7 +31,10 @@ class MemoryPlan(NamedTuple):
         return min(most, -(-equal // lanes) * lanes)
 
     def widths(self, tokens: int) -> set[int]:
-        """Widths at which rows of 1 to ``tokens`` take most memory: the widest, and that of which one row more runs at a time."""
+        """Widths at which rows of 1 to ``tokens`` take most memory: the widest, and that of which one row more runs at a time.
+
+        Still narrower ones take at most a token for each of those rows more.
+        """
         one_more = max(0, self.micro_tokens) // tokens + 1
         return {tokens, max(0, self.micro_tokens) // one_more or tokens}
 
