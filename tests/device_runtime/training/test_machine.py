@@ -215,8 +215,13 @@ def test_the_memory_that_a_run_expects_is_told_with_or_without_a_budget(
     assert 50 < told(Resources(), name="suffix", drop=0.9) < whole
 
 
+def noted(call, asked, *some, rows, **more):
+    asked.append(rows.memory)
+    return call(*some, rows=rows, **more)
+
+
 def test_work_bounds_what_runs_at_a_time_in_steps_and_measurements(
-    word_artifact, word_file, tmp_path
+    word_artifact, word_file, tmp_path, monkeypatch
 ) -> None:
     artifact = open_artifact(word_artifact)
     data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
