@@ -275,6 +275,15 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             "ask each device once how many of its samples are of which class; only one with --tell-labels says so",
         ),
     ] = False
+    micro_tokens: Annotated[
+        int,
+        Option(
+            "rows times tokens of a batch that run at a time, padding included, at least one row: less memory, the same "
+            "gradients; 0 for no bound",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 0
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

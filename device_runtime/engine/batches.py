@@ -82,9 +82,10 @@ def check_batch(batch: Arrays, inputs: Sequence[Input], *, bounds: Mapping[str, 
 def parts(batch: Arrays, inputs: Sequence[Input], rows: Rows) -> list[list[Part]]:
     """Cut a batch into micro-batches, in order, and each into the parts that run at the same time."""
     size = num_rows(batch, inputs)
+    together = rows.memory.together(size, num_tokens(batch, inputs), rows.lanes)
     return [
         [Part(place, pick(batch, inputs, place)) for place in _cut(group, -(-_length(group) // rows.lanes))]
-        for group in _cut(slice(0, size), rows.memory.micro_batch or size)
+        for group in _cut(slice(0, size), together)
     ]
 
 

@@ -1,6 +1,7 @@
 """What a step takes: the expected peak of resident memory, and the arithmetic of a forward."""
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def footprint(
         raise ConfigError(
             f"backend {m.backend}: the memory of its models cannot be estimated; leave the budget out"
         )
-    rows = min(batch_size, memory.micro_batch or batch_size)
+    rows = memory.together(batch_size, seq_len, lanes)
     sizes = _Sizes(rows, seq_len, _hidden_bytes(m, _Sizes(rows, seq_len, 0)))
     way = route(learnable(plan, m.learning), memory)
     active, rerun, saving = ([m.layers[i] for i in some] for some in (way.layers, way.rerun, way.saved))
@@ -85,6 +86,26 @@ def footprint(
         tape + _head_bytes(m, sizes),
     )
     return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values)
+
+
+def largest_footprint(
+    artifact: Artifact,
+    plan: LayerPlan,
+    *,
+    batch_size: int,
+    seq_len: int,
+    memory: MemoryPlan = SAVE_ALL,
+    lanes: int = 1,
+    also_read: Collection[int] = (),
+) -> Footprint:
+    """The footprint of batches of up to ``seq_len`` tokens; where tokens bound a micro-batch, narrower ones may take more.
+
+    Arguments and errors as of :func:`footprint`.
+    """
+    of = partial(
+        footprint, artifact, plan, batch_size=batch_size, memory=memory, lanes=lanes, also_read=also_read
+    )
+    return max((of(seq_len=tokens) for tokens in memory.widths(seq_len)), key=lambda found: found.peak)
 
 
 def forward_flop(artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_len: int) -> int:

@@ -36,7 +36,7 @@ def rows_for(size: int, tokens: int, threads: int, memory: MemoryPlan = SAVE_ALL
         ConfigError: a number of ``memory`` is below 0.
     """
     memory.check()
-    together = min(size, memory.micro_batch or size)
+    together = memory.together(size, tokens, threads)
     turns = -(-together // threads)
     fills = together >= FILL * threads * turns
     return Rows(threads if fills and (not tokens or together * tokens >= TOKENS * threads) else 1, memory)

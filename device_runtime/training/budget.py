@@ -12,7 +12,7 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Route, route
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.draws import Draws
-from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
+from fleetune.device_runtime.engine.footprint import BARE_BYTES, largest_footprint
 from fleetune.device_runtime.errors import TooLittleMemory
 from fleetune.device_runtime.methods.policies import make_policy
 from fleetune.device_runtime.methods.protection import EFFECTS
@@ -43,7 +43,8 @@ class Fit(NamedTuple):
 
     def __str__(self) -> str:
         """One line for a person."""
-        rows = f"{self.memory.micro_batch} rows at a time"
+        tokens = f" of at most {self.memory.micro_tokens} tokens" if self.memory.micro_tokens else ""
+        rows = f"{self.memory.micro_batch} rows{tokens} at a time"
         kept = self.memory.saved_layers
         saved = (
             "all activations kept"
@@ -63,7 +64,7 @@ def fit(
     budget_mb: float,
     resident_mb: float = 0.0,
     num_steps: int = 0,
-    count_lanes: Callable[[int], int] = lambda rows: 1,
+    count_lanes: Callable[[MemoryPlan], int] = lambda memory: 1,
 ) -> Fit:
     """The quickest way to do ``work`` within ``budget_mb`` (10^6 bytes).
 
@@ -71,12 +72,12 @@ def fit(
 
     Args:
         artifact: what is trained.
-        work: policy, batch size and seed.
+        work: policy, batch size, its bound in tokens, and seed.
         num_tokens: tokens of each row of the widest batch, padding included.
         budget_mb: largest resident memory that the process may reach.
         resident_mb: what the process holds before it opens a graph, if that is more than a bare one does.
         num_steps: steps of this run; 0 where that is not known.
-        count_lanes: on how many lanes so many rows run.
+        count_lanes: on how many lanes a batch runs that is held so.
 
     Raises:
         TooLittleMemory: nothing fits; says the least that would.
@@ -85,16 +86,15 @@ def fit(
     least_mb = float("inf")
     for drop in _drops(work, artifact.manifest.num_layers):
         plan, way, read = _deepest(work, artifact.manifest.num_layers, drop, num_steps)
-        for memory in sorted(
-            _choices(way, work.batch_size), key=lambda m: _time(m, way, work.batch_size, num_tokens)
-        ):
-            found = footprint(
+        choices = _choices(way, work)
+        for memory in sorted(choices, key=lambda m: _time(m, way, work.batch_size, num_tokens)):
+            found = largest_footprint(
                 artifact,
                 plan,
                 batch_size=work.batch_size,
                 seq_len=num_tokens,
                 memory=memory,
-                lanes=count_lanes(memory.micro_batch),
+                lanes=count_lanes(memory),
                 also_read=read,
             )
             expected_mb = MARGIN * (found.peak / 1e6 + extra_mb)
@@ -123,7 +123,7 @@ def expected_mb(
         ConfigError: the artifact holds whole models, whose memory is not known.
     """
     plan, _, read = _deepest(work, artifact.manifest.num_layers, work.policy.drop, num_steps)
-    found = footprint(
+    found = largest_footprint(
         artifact,
         plan,
         batch_size=work.batch_size,
@@ -151,19 +151,20 @@ def _drops(work: LocalWork, num_layers: int) -> list[float]:
     return [work.policy.drop, *(drop for drop in more if drop > work.policy.drop)]
 
 
-def _choices(way: Route, batch_size: int) -> Iterator[MemoryPlan]:
-    rows = sorted({max(1, batch_size >> n) for n in range(batch_size.bit_length())}, reverse=True)
+def _choices(way: Route, work: LocalWork) -> Iterator[MemoryPlan]:
+    size = work.batch_size
+    rows = sorted({max(1, size >> n) for n in range(size.bit_length())}, reverse=True)
     for micro_batch in rows:
         for saved in (None, *range(len(way.back) - 1, -1, -1)):
             for streamed in (False, True):
-                yield MemoryPlan(micro_batch, saved, streamed)
+                yield MemoryPlan(micro_batch, saved, streamed, work.micro_tokens)
 
 
 def _time(memory: MemoryPlan, way: Route, batch_size: int, num_tokens: int) -> float:
     """Expected time of a step, in forwards through one layer at full speed; measured on BERT-base, good for an order."""
     back = len(way.back)
     rerun = 0 if memory.saved_layers is None else max(0, back - memory.saved_layers)
-    tokens = num_tokens * (memory.micro_batch or batch_size)
+    tokens = num_tokens * memory.together(batch_size, num_tokens)
     slowed = 1 + (_SLOW_TOKENS + _STREAMING_TOKENS * memory.streamed) / tokens
     return (len(way.layers) + back + rerun) * slowed
 

@@ -49,7 +49,7 @@ class Machine:
         _check(resources)
         pinned = pin(resources.cores) if resources.cores else 0
         self.memory = MemoryPlan(saved_layers=0 if resources.recompute else None, streamed=resources.stream)
-        """How steps and evaluations are held; under a budget, what the last run was fitted to."""
+        """How steps and evaluations are held: as the last work asks; under a budget, what it was fitted to."""
         self.engine = open_engine(
             artifact,
             threads=resources.threads or pinned,
@@ -131,12 +131,13 @@ class Machine:
         )
 
     def prepare(self, dataset: Dataset, work: LocalWork) -> LocalWork:
-        """Return ``work`` with ``policy.drop`` raised if the budget needs it, and set ``memory`` to what keeps within it.
+        """Return ``work`` with ``policy.drop`` raised if the budget needs it; set ``memory`` to what fits and its bound.
 
         Raises:
             TooLittleMemory: nothing fits the budget; says the least that would.
         """
         if not self._resources.memory_budget_mb:
+            self.memory = self.memory._replace(micro_tokens=work.micro_tokens)
             return work
         self.fit = self._fit(dataset, work)
         log.info("memory budget of %g MB: %s", self._resources.memory_budget_mb, self.fit)
@@ -173,7 +174,7 @@ class Machine:
             budget_mb=self._resources.memory_budget_mb,
             resident_mb=self._held_before(),
             num_steps=dataset.num_steps(work),
-            count_lanes=lambda rows: self.engine.rows(rows, dataset.mean_tokens).lanes,
+            count_lanes=lambda memory: self.engine.rows(work.batch_size, dataset.mean_tokens, memory).lanes,
         )
 
     def _cache(self, dataset: Dataset) -> HiddenCache | None:

@@ -80,7 +80,7 @@ class Trainer:
             dataset: labelled samples; a ``held_out`` share of them never trains, and tells what the run has gained.
             work: what to do; ``steps`` 0 means ``epochs`` passes over the samples that train.
             adapter: float32 tensors by name, exactly the manifest's trainable ones; not written to.
-            memory: how a step is held; None for the engine's own way.
+            memory: how a step is held, beside the bound in tokens that ``work`` asks; None for the engine's own way.
             hidden: where examples' hidden streams below the lowest trained layer are kept, by their places in ``dataset``.
             head_start: what the head begins with, for checkpoints to know it by; :meth:`begin_with` puts it in place.
             effects: measures, or remembers, each layer's skip effect; asked before the first step of a policy that needs them.
@@ -104,6 +104,9 @@ class Trainer:
         self._dataset, self._kept, self._held = parts.training, parts.kept, measured_rows(parts, work)
         self.total_steps = self._dataset.num_steps(work)
         self.history = History(self.total_steps)
+        if work.micro_tokens:
+            own = engine.rows(work.batch_size).memory if memory is None else memory
+            memory = own._replace(micro_tokens=work.micro_tokens)
         self._engine, self._work, self._memory = engine, work, memory
         self._hidden, self._clock, self._expected_mb = hidden, clock, expected_mb
         self._rows = engine.rows(

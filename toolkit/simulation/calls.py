@@ -42,7 +42,7 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
     below: str = ""
     """Digest of what makes the hidden stream there."""
     memory: MemoryPlan = SAVE_ALL
-    """How a step was held."""
+    """How a step was held; of a forward, its bound in tokens."""
 
     @property
     def is_step(self) -> bool:
@@ -153,7 +153,7 @@ class WatchedEngine:
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
         """As of the engine."""
-        self.calls.append(Call(*self._size(batch)))
+        self.calls.append(Call(*self._size(batch), memory=_bound(rows)))
         return self._engine.evaluate(batch, adapter, rows=rows)
 
     def features(
@@ -166,7 +166,7 @@ class WatchedEngine:
         cache_below: int = 0,
     ) -> Array:
         """As of the engine."""
-        call = Call(*self._size(batch), cache_below=cache_below)
+        call = Call(*self._size(batch), cache_below=cache_below, memory=_bound(rows))
         self.calls.append(call)
         opened = partial(self._open, call, hidden) if hidden else None
         return self._engine.features(batch, adapter, rows=rows, hidden=opened, cache_below=cache_below)
@@ -183,7 +183,7 @@ class WatchedEngine:
     def _forward(self, run: Callable[..., Array], batch: Arrays, *args: Any, **options: Any) -> Array:
         plan = options.get("plan")
         share = 1.0 if plan is None else sum(mode is not Mode.DROP for mode in plan) / len(plan)
-        self.calls.append(Call(*self._size(batch), share=share))
+        self.calls.append(Call(*self._size(batch), share=share, memory=_bound(options.get("rows"))))
         return run(batch, *args, **options)
 
     def _open(self, call: Call, hidden: OpenRows, below: Mapping[str, Array]) -> HiddenRows:
@@ -238,6 +238,10 @@ def _held(rows: Rows | None, count: int) -> MemoryPlan:
     """The memory plan of a step, as for ``count`` rows: a micro-batch that holds all of them is none."""
     memory = rows.memory if rows else SAVE_ALL
     return memory._replace(micro_batch=0) if memory.micro_batch >= count else memory
+
+
+def _bound(rows: Rows | None) -> MemoryPlan:
+    return MemoryPlan(micro_tokens=rows.memory.micro_tokens) if rows else SAVE_ALL
 
 
 def _digest(below: Mapping[str, Array]) -> str:

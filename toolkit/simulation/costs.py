@@ -100,7 +100,7 @@ class Costs:
     def call_s(self, call: Call, *, hit_share: float = 0.0) -> float:
         """Seconds of a call of whose rows ``hit_share`` is found in the hidden cache."""
         if not call.is_step:
-            return call.share * self._forward(call)(call.tokens)
+            return call.share * self._held_forward(call)(call.tokens)
         key = StepKind.of(call, self._artifact.manifest).key + held(call.memory)
         plain = self._step(key, call, cached=False)(call.tokens)
         if not hit_share:
@@ -130,6 +130,10 @@ class Costs:
 
     def _forward(self, call: Call) -> Callable[[int], float]:
         return self._line(FORWARD, lambda: self._measure(Sample(Call(call.rows, call.tokens))))
+
+    def _held_forward(self, call: Call) -> Callable[[int], float]:
+        ending = held(call.memory)
+        return self._step(FORWARD + ending, call, cached=False) if ending else self._forward(call)
 
     def _step(self, key: str, call: Call, *, cached: bool) -> Callable[[int], float]:
         return self._line(key, lambda: self._measure(Sample(call, cached, self._forward(call))))
@@ -182,6 +186,7 @@ def line_through(points: list[Point], where: str) -> Callable[[int], float]:
 def held(memory: MemoryPlan) -> str:
     """How a memory plan ends the name of a kind of step; empty where all is kept."""
     rows = f", {memory.micro_batch} rows at a time" if memory.micro_batch else ""
+    rows += f", {memory.micro_tokens} tokens at a time" if memory.micro_tokens else ""
     saved = "" if memory.saved_layers is None else f", saved {memory.saved_layers}"
     return rows + saved + (", streamed" if memory.streamed else "")
 
@@ -235,16 +240,18 @@ class Stopwatch:
     def _stepping(
         self, engine: Engine, call: Call, batch: Arrays, hidden: OpenRows | None
     ) -> Callable[[], object]:
-        gates = call.open_rows()
+        gates, count = call.open_rows(), len(next(iter(batch.values())))
+        rows = engine.rows(count, 0, call.memory)
+        if not call.is_step:
+            return partial(engine.evaluate, batch, self._adapter, rows=rows)
         if gates is not None:
-            count = len(next(iter(batch.values())))
             gates = gates[:, np.arange(count) % gates.shape[1]]
         return partial(
             engine.step,
             batch,
             call.layer_plan,
             self._adapter,
-            rows=engine.rows(len(next(iter(batch.values()))), 0, call.memory),
+            rows=rows,
             hidden=hidden,
             gates=gates,
             cache_below=call.cache_below,

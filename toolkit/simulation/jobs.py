@@ -51,8 +51,17 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """Digest of all of it."""
-        return sha256(_sorting.encode(self)).hexdigest()
+        """Digest of all of it; a bound in tokens that is none leaves it as it was in journals older than the bound."""
+        told = msgspec.to_builtins(self, builtin_types=(bytes,))
+        told["work"] = told_work(self.work)
+        told["memory"] = self.memory if self.memory.micro_tokens else self.memory[:-1]
+        return sha256(_sorting.encode(told)).hexdigest()
+
+
+def told_work(work: LocalWork) -> dict[str, Any]:
+    """The fields of work as digests have them: of those newer than journals on disks only what says something."""
+    told: dict[str, Any] = msgspec.to_builtins(work)
+    return {name: value for name, value in told.items() if value or name != "micro_tokens"}
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 import msgspec
 
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
@@ -42,8 +42,9 @@ class MemoryModel:
         Raises:
             TooLittleMemory: nothing fits; says the least that would.
         """
-        if not self._is_known or self._most_mb(work.batch_size, work.seq_len) <= budget_mb:
-            return work, SAVE_ALL
+        asked = MemoryPlan(micro_tokens=work.micro_tokens)
+        if not self._is_known or self._most_mb(work.batch_size, work.seq_len, asked) <= budget_mb:
+            return work, asked
         dataset = data()
         found = self._fit(
             work,
@@ -56,11 +57,14 @@ class MemoryModel:
         policy = msgspec.structs.replace(work.policy, drop=found.drop)
         return msgspec.structs.replace(work, policy=policy), found.memory
 
-    def _most_mb(self, batch_size: int, seq_len: int) -> float:
-        """Expected peak of the deepest step that there is, every row of ``seq_len``, margin included, in 10^6 bytes."""
-        everything = range(self._artifact.manifest.num_layers)
+    def _most_mb(self, batch_size: int, seq_len: int, memory: MemoryPlan) -> float:
+        """Expected peak of the deepest step that there is, rows of up to ``seq_len``, margin included, in 10^6 bytes."""
+        everything = frozenset(range(self._artifact.manifest.num_layers))
         deepest = (Mode.TRAIN,) * len(everything)
-        return MARGIN * self._peak_mb(deepest, batch_size, max(1, seq_len), SAVE_ALL, frozenset(everything))
+        return MARGIN * max(
+            self._peak_mb(deepest, batch_size, tokens, memory, everything)
+            for tokens in memory.widths(max(1, seq_len))
+        )
 
     def peak_mb(self, calls: Sequence[Call]) -> float:
         """Expected peak of a run in 10^6 bytes: that of its deepest step; 0 without one, or where it is not known."""
@@ -73,12 +77,11 @@ class MemoryModel:
         deepest, _ = max(
             zip(ways, routes, strict=True), key=lambda pair: (len(pair[1].layers), len(pair[1].back))
         )
-        return self._peak_mb(
-            deepest.layer_plan,
-            max(call.rows for call in steps),
-            max(call.tokens // call.rows for call in steps),
-            deepest.memory,
-            frozenset(layer for route in routes for layer in route.layers),
+        rows, widths = max(call.rows for call in steps), {call.tokens // call.rows for call in steps}
+        read = frozenset(layer for route in routes for layer in route.layers)
+        return max(
+            self._peak_mb(deepest.layer_plan, rows, tokens, deepest.memory, read)
+            for tokens in (widths if deepest.memory.micro_tokens else {max(widths)})
         )
 
 

@@ -13,6 +13,7 @@ from fleetune.device_runtime.files import doing
 from fleetune.toolkit.simulation.bench import Datasets
 from fleetune.toolkit.simulation.config import SimulationConfig
 from fleetune.toolkit.simulation.config_copy import config_text
+from fleetune.toolkit.simulation.jobs import told_work
 from fleetune.toolkit.simulation.journal import JOURNAL
 from fleetune.toolkit.simulation.records import DEVICES, ROUNDS, SimulationReport, read_report
 
@@ -37,6 +38,7 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
     kept = {
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
+    kept["work"] = told_work(config.work)
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}
     limits = (config.data.limit_train, config.data.limit_test)
     data = [

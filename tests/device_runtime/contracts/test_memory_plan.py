@@ -58,7 +58,17 @@ def test_streaming_changes_no_bit(artifact: Artifact, plan: LayerPlan, memory: M
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @pytest.mark.parametrize(
     "memory",
-    [RECOMPUTE, MemoryPlan(3), MemoryPlan(1), MemoryPlan(100), MemoryPlan(2, 1, True), MemoryPlan(0, 2)],
+    [
+        RECOMPUTE,
+        MemoryPlan(3),
+        MemoryPlan(1),
+        MemoryPlan(100),
+        MemoryPlan(2, 1, True),
+        MemoryPlan(0, 2),
+        MemoryPlan(micro_tokens=13),
+        MemoryPlan(micro_tokens=1),
+        MemoryPlan(3, 1, True, 24),
+    ],
 )
 def test_the_step_stays_what_it_is(artifact: Artifact, plan: LayerPlan, memory: MemoryPlan) -> None:
     expected, found = step(artifact, plan, SAVE_ALL), step(artifact, plan, memory)
@@ -106,15 +116,30 @@ def test_streaming_scatters_the_tables_that_only_the_prelude_reads(
 def test_evaluation_in_parts_is_evaluation(artifact: Artifact) -> None:
     batch, adapter = drawn(artifact, 7, 6), artifact.adapter()
     found = []
-    for memory in (SAVE_ALL, MemoryPlan(3), MemoryPlan(streamed=True)):
+    for memory in (SAVE_ALL, MemoryPlan(3), MemoryPlan(streamed=True), MemoryPlan(micro_tokens=13)):
         with open_engine(artifact, threads=1, memory=memory) as stack:
             found.append(stack.evaluate(batch, adapter))
     losses, answers = zip(*found, strict=True)
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
     assert all(np.array_equal(a, answers[0]) for a in answers)
 
 
-@pytest.mark.parametrize("memory", [MemoryPlan(-1), MemoryPlan(saved_layers=-2)])
+@pytest.mark.parametrize("memory", [MemoryPlan(-1), MemoryPlan(saved_layers=-2), MemoryPlan(micro_tokens=-3)])
 def test_numbers_below_zero_are_refused(artifact: Artifact, memory: MemoryPlan) -> None:
     with pytest.raises(ConfigError, match=r"memory plan: .* must be at least 0, got -"):
         open_engine(artifact, memory=memory)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 33])
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_parts_keep_the_bounds_and_are_as_few_as_these_allow(size: int, lanes: int) -> None:
+    for micro_batch in (0, 1, 3, 9, 40):
+        for micro_tokens in (0, 1, 24, 100, 1000):
+            rows = MemoryPlan(micro_batch, micro_tokens=micro_tokens).together(size, 8, lanes)
+            room = max(1, min(micro_batch or size, micro_tokens // 8 if micro_tokens else size, size))
+            assert 1 <= rows <= room
+            assert -(-size // rows) == -(-size // room)
+
+
+def test_a_plan_of_before_the_bound_is_read() -> None:
+    assert msgspec.convert([4, None, True], MemoryPlan) == MemoryPlan(4, None, True)

@@ -64,6 +64,8 @@ def test_whole_models_follow_no_memory_plan(artifact, monkeypatch):
         assert engine.rows(16, 64) == Rows()
         with pytest.raises(ConfigError, match="run whole batches and keep all activations"):
             engine.rows(16, 64, RECOMPUTE)
+        with pytest.raises(ConfigError, match=r"micro_tokens=256.* run whole batches"):
+            engine.rows(16, 64, MemoryPlan(micro_tokens=256))
 
 
 def test_an_artifact_of_blocks_is_no_whole_model(artifact, monkeypatch):

@@ -42,6 +42,15 @@ def batch(rows: int, seq: int = 3) -> dict:
         (5, Rows(2, MemoryPlan(4)), [[2, 2], [1]]),
         (2, Rows(4), [[1, 1]]),
         (3, Rows(1, MemoryPlan(100)), [[3]]),
+        (16, Rows(1, MemoryPlan(9)), [[8], [8]]),
+        (16, Rows(1, MemoryPlan(micro_tokens=29)), [[8], [8]]),
+        (10, Rows(4, MemoryPlan(8)), [[2, 2, 2, 2], [1, 1]]),
+        (5, Rows(1, MemoryPlan(micro_tokens=6)), [[2], [2], [1]]),
+        (3, Rows(1, MemoryPlan(micro_tokens=2)), [[1], [1], [1]]),
+        (5, Rows(1, MemoryPlan(1, micro_tokens=6)), [[1], [1], [1], [1], [1]]),
+        (5, Rows(1, MemoryPlan(4, micro_tokens=6)), [[2], [2], [1]]),
+        (8, Rows(2, MemoryPlan(micro_tokens=12)), [[2, 2], [2, 2]]),
+        (3, Rows(1, MemoryPlan(micro_tokens=9)), [[3]]),
     ],
 )
 def test_micro_batches_come_one_after_the_other_and_their_parts_together(size, rows, expected) -> None:
@@ -53,6 +62,11 @@ def test_micro_batches_come_one_after_the_other_and_their_parts_together(size, r
         assert np.array_equal(np.concatenate([part.arrays[name] for part in flat]), whole[name])
     assert np.array_equal(np.concatenate([whole["ids"][part.place] for part in flat]), whole["ids"])
     assert all(part.arrays["scale"] is whole["scale"] for part in flat)
+
+
+def test_rows_that_are_no_sequences_count_as_a_token() -> None:
+    bare = tuple(row for row in INPUTS if row.name != "ids")
+    assert [len(group) for group in parts(batch(6), bare, Rows(1, MemoryPlan(micro_tokens=2)))] == [1, 1, 1]
 
 
 def test_a_batch_has_rows_and_tokens() -> None:

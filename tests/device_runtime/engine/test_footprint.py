@@ -9,7 +9,12 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Kind, extent
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import Mode, dropping, full
-from fleetune.device_runtime.engine.footprint import footprint, forward_flop, holds_whole_models
+from fleetune.device_runtime.engine.footprint import (
+    footprint,
+    forward_flop,
+    holds_whole_models,
+    largest_footprint,
+)
 from fleetune.device_runtime.errors import ConfigError
 
 BATCH, SEQ, WIDTH, RANK = 3, 10, 16, 4
@@ -55,6 +60,34 @@ def test_a_micro_batch_counts_for_the_batch(artifact):
         == expected(artifact, full(4), batch=1).saved
     )
     assert expected(artifact, full(4), MemoryPlan(100)) == expected(artifact, full(4))
+
+
+def test_as_many_rows_count_as_have_room_in_a_bound_of_tokens(artifact):
+    assert (
+        expected(artifact, full(4), MemoryPlan(micro_tokens=29), batch=8)
+        == expected(artifact, full(4), batch=2)
+        != expected(artifact, full(4), batch=8)
+    )
+    assert expected(artifact, full(4), MemoryPlan(micro_tokens=3), batch=8).saved == saved_by(artifact, 1)
+    both = MemoryPlan(micro_batch=1, micro_tokens=29)
+    assert expected(artifact, full(4), both, batch=8).saved == saved_by(artifact, 1)
+
+
+def saved_by(artifact, batch):
+    return expected(artifact, full(4), batch=batch).saved
+
+
+def test_of_a_bound_in_tokens_narrower_rows_may_take_more(artifact):
+    """One row of 10 tokens, or two of 7, have room in 15."""
+    bound = {"batch_size": 8, "memory": MemoryPlan(micro_tokens=15)}
+    widest, narrower = (footprint(artifact, full(4), seq_len=n, **bound) for n in (10, 7))
+    assert narrower.peak > widest.peak
+    assert largest_footprint(artifact, full(4), seq_len=10, **bound) == narrower
+    most = max(footprint(artifact, full(4), seq_len=n, **bound).saved for n in range(1, 11))
+    assert narrower.saved >= most * 14 / 15  # three rows of 5 take a token more
+    assert largest_footprint(artifact, full(4), batch_size=8, seq_len=10) == expected(
+        artifact, full(4), batch=8
+    )
 
 
 def test_frozen_weights_are_those_of_the_layers_that_run(artifact):

@@ -28,7 +28,17 @@ def test_the_rows_of_a_micro_batch_are_what_counts(micro_batch, lanes) -> None:
     assert rows_for(8, 0, 2, memory) == Rows(lanes, memory)
 
 
+@pytest.mark.parametrize(
+    ("micro_tokens", "tokens", "lanes"), [(0, 96, 2), (96, 96, 1), (192, 96, 2), (384, 96, 2), (288, 96, 1)]
+)
+def test_the_tokens_of_a_micro_batch_are_what_counts(micro_tokens, tokens, lanes) -> None:
+    memory = MemoryPlan(micro_tokens=micro_tokens)
+    assert rows_for(8, tokens, 2, memory) == Rows(lanes, memory)
+
+
 def test_a_number_below_zero_is_refused() -> None:
+    with pytest.raises(ConfigError, match="micro_tokens must be at least 0, got -2"):
+        rows_for(8, 0, 2, MemoryPlan(micro_tokens=-2))
     with pytest.raises(ConfigError, match="micro_batch must be at least 0, got -1"):
         rows_for(8, 0, 2, MemoryPlan(-1))
 

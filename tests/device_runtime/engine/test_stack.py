@@ -151,7 +151,7 @@ def trained(trainer):
 
 
 WORKS = [LocalWork(steps=4, batch_size=16, seed=1), LocalWork(steps=4, batch_size=1, seed=2)]
-MEMORIES = [MemoryPlan(), MemoryPlan(micro_batch=8, saved_layers=2)]
+MEMORIES = [MemoryPlan(), MemoryPlan(micro_batch=8, saved_layers=2), MemoryPlan(micro_tokens=100)]
 
 
 def test_many_trainers_on_one_engine_are_each_what_it_is_alone(artifact, adapter):

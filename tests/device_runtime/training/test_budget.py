@@ -11,7 +11,7 @@ from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.training.budget import MARGIN, fit, resident_mb
+from fleetune.device_runtime.training.budget import MARGIN, expected_mb, fit, resident_mb
 
 PLENTY = 10_000
 WHOLE = MemoryPlan(micro_batch=16)
@@ -48,7 +48,9 @@ def test_lanes_at_different_layers_hold_the_weights_of_both(artifact):
     assert two.weights == 2 * one.weights
     assert two.peak - one.peak == one.weights
     assert many.weights <= resident.weights + one.weights
-    found = fitted(artifact, least(artifact) + 20, count_lanes=lambda rows: 99 if rows > 1 else 1)
+    found = fitted(
+        artifact, least(artifact) + 20, count_lanes=lambda memory: 99 if memory.micro_batch > 1 else 1
+    )
     assert found.memory.micro_batch == 1
 
 
@@ -193,3 +195,27 @@ def test_what_is_expected_has_the_margin_on_it(word_artifact):
 
 def test_this_process_holds_something():
     assert 20 < resident_mb() < 100_000
+
+
+BOUNDED = LocalWork(batch_size=16, micro_tokens=256)
+
+
+def test_a_bound_in_tokens_counts_in_what_fits(artifact):
+    plain = fitted(artifact, PLENTY)
+    found = fit(artifact, BOUNDED, num_tokens=64, budget_mb=PLENTY)
+    assert found.memory == WHOLE._replace(micro_tokens=256)
+    assert str(found).startswith("16 rows of at most 256 tokens at a time, all activations kept, ")
+    assert found.expected_mb < plain.expected_mb - 50
+    budget = found.expected_mb + 1
+    assert fit(artifact, BOUNDED, num_tokens=64, budget_mb=budget).memory == found.memory
+    assert fitted(artifact, budget).memory.micro_batch < 16
+    tighter = fit(artifact, BOUNDED, num_tokens=64, budget_mb=least(artifact) + 1).memory
+    assert (tighter.micro_batch, tighter.micro_tokens) == (1, 256)
+
+
+def test_what_a_bound_in_tokens_is_expected_to_take_is_that_of_four_rows_of_64(artifact):
+    plan = MemoryPlan(micro_tokens=256)
+    found = expected_mb(artifact, BOUNDED, num_tokens=64, memory=plan)
+    four = expected_mb(artifact, BOUNDED, num_tokens=64, memory=MemoryPlan(4))
+    assert found == pytest.approx(four)
+    assert found < expected_mb(artifact, BOUNDED, num_tokens=64, memory=SAVE_ALL) - 50

@@ -3,7 +3,9 @@
 import errno
 import logging
 import os
+from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 from flat import train
@@ -68,7 +70,12 @@ def test_a_budget_is_told_and_reported(word_artifact, word_file, tmp_path) -> No
     report = train(
         word_artifact, data=word_file, out=tmp_path, memory_budget_mb=5000, on_note=told.append, **OPTIONS
     )
-    assert report.memory_plan == {"micro_batch": 16, "saved_layers": None, "streamed": False}
+    assert report.memory_plan == {
+        "micro_batch": 16,
+        "saved_layers": None,
+        "streamed": False,
+        "micro_tokens": 0,
+    }
     (fit,) = told
     assert str(fit).startswith(
         "16 rows at a time, all activations kept, weights resident, at most 4 layers active: "
@@ -206,3 +213,85 @@ def test_the_memory_that_a_run_expects_is_told_with_or_without_a_budget(
     assert told(Resources(memory_budget_mb=4000)) > 50
     whole = told(Resources())
     assert 50 < told(Resources(), name="suffix", drop=0.9) < whole
+
+
+def noted(call, asked, *some, rows, **more):
+    asked.append(rows.memory)
+    return call(*some, rows=rows, **more)
+
+
+def test_work_bounds_what_runs_at_a_time_in_steps_and_measurements(
+    word_artifact, word_file, tmp_path, monkeypatch
+) -> None:
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=16)
+    asked: list[MemoryPlan] = []
+    with Machine(artifact, Resources(threads=1, stream=True), folder=tmp_path) as machine:
+        for name in ("step", "evaluate", "features"):
+            monkeypatch.setattr(machine.engine, name, partial(noted, getattr(machine.engine, name), asked))
+        work = LocalWork(steps=1, batch_size=8, seq_len=16, micro_tokens=48, held_out=0.2)
+        plain = machine.trainer(data, msgspec.structs.replace(work, micro_tokens=0), artifact.adapter())
+        assert machine.memory == MemoryPlan(streamed=True)
+        trainer = machine.trainer(data, work, artifact.adapter())
+        trainer.step()
+        machine.evaluate(data, artifact.adapter())
+        machine.class_sums(data, work, artifact.adapter())
+        assert set(asked) == {MemoryPlan(streamed=True, micro_tokens=48)} == {machine.memory}
+        assert trainer.stats["peak_mb"] < plain.stats["peak_mb"]
+
+
+def test_a_budget_and_a_bound_in_tokens_hold_both(word_artifact, word_file, tmp_path) -> None:
+    told = []
+    report = train(
+        word_artifact,
+        data=word_file,
+        out=tmp_path,
+        memory_budget_mb=5000,
+        on_note=told.append,
+        **OPTIONS,
+        micro_tokens=48,
+    )
+    assert report.memory_plan == {
+        "micro_batch": 16,
+        "saved_layers": None,
+        "streamed": False,
+        "micro_tokens": 48,
+    }
+    assert str(told[0]).startswith("16 rows of at most 48 tokens at a time, ")
+
+
+def test_a_run_in_micro_batches_learns_as_the_whole_and_killed_goes_on_to_the_bit(
+    word_artifact, word_file, tmp_path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(report) -> None:
+        if report.step == 6:
+            raise Killed
+
+    run = {"data": word_file, "checkpoint_every": 4, **OPTIONS}
+    plain = train(word_artifact, out=tmp_path / "plain", **run)
+    straight = train(word_artifact, out=tmp_path / "a", micro_tokens=48, **run)
+    np.testing.assert_allclose(straight.losses, plain.losses, atol=1e-4)
+    assert straight.losses != plain.losses
+    with pytest.raises(Killed):
+        train(word_artifact, out=tmp_path / "b", micro_tokens=48, on_step=kill, **run)
+    with pytest.raises(ConfigError, match="micro_tokens"):
+        train(word_artifact, out=tmp_path / "b", micro_tokens=64, **run)
+    resumed = train(word_artifact, out=tmp_path / "b", micro_tokens=48, **run)
+    assert resumed.losses == straight.losses
+    adapters = [(tmp_path / d / "adapter" / "adapter_model.safetensors").read_bytes() for d in "ab"]
+    assert adapters[0] == adapters[1]
+
+
+@pytest.mark.parametrize("resources", [{}, {"memory_budget_mb": 5000}])
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [(-1, "at least 0, got -1"), (2**31, "at most 2147483647"), (float("nan"), "int"), (1e300, "int")],
+)
+def test_a_bound_that_is_none_is_refused_in_a_line(
+    word_artifact, word_file, tmp_path, bad, words, resources
+) -> None:
+    with pytest.raises(ConfigError, match=f"^micro_tokens .*{words}[^\n]*$"):
+        train(word_artifact, data=word_file, out=tmp_path, **OPTIONS, **resources, micro_tokens=bad)

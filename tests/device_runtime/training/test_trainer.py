@@ -313,6 +313,17 @@ def test_a_run_asks_its_engine_once_how_its_rows_run(linear_stack, manifest, dat
     assert given == [3] * 7
 
 
+@pytest.mark.parametrize("given", [None, MemoryPlan(2, saved_layers=1)])
+def test_the_bound_in_tokens_that_work_asks_joins_the_plan_it_is_given(
+    linear_stack, manifest, dataset, given
+):
+    stack, asked = linear_stack(manifest), []
+    rows = stack.rows
+    stack.rows = lambda *sizes: (asked.append(sizes), rows(*sizes))[1]
+    Trainer(stack, dataset, work(micro_tokens=32), stack.adapter(), memory=given)
+    assert asked[-1] == (8, dataset.mean_tokens, (given or MemoryPlan())._replace(micro_tokens=32))
+
+
 def test_steps_count_instead_of_epochs_and_reports_tell_where_we_are(make_trainer):
     trainer = make_trainer(work(steps=7))
     reports = run(trainer)

@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 from simulated import TINY
 from tiny import draw_batch
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import Mode
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
@@ -84,3 +86,22 @@ def test_the_model_finds_what_the_real_cache_finds(artifact, engine, tmp_path):
     assert any(shares)
     model.clear()
     assert next(model.hit_shares(engine.calls[:1], lengths)) == 0
+
+
+def test_the_bound_in_tokens_is_noted_of_every_call(artifact, engine):
+    batch, adapter = draw_batch(artifact.manifest, 3, 16), artifact.adapter()
+    bounded = MemoryPlan(micro_tokens=32)
+    rows = engine.rows(3, 16, bounded._replace(saved_layers=1))
+    engine.step(batch, (F, F, T, T), adapter, rows=rows)
+    engine.evaluate(batch, adapter, rows=rows)
+    engine.features(batch, adapter, rows=rows)
+    engine.predict(batch, adapter, rows=rows)
+    step, *forwards = [call.memory for call in engine.calls]
+    assert step == MemoryPlan(saved_layers=1, micro_tokens=32)
+    assert forwards == [bounded] * 3
+
+
+def test_a_call_of_an_older_journal_is_read():
+    """Its memory plan has three fields."""
+    packed = msgspec.msgpack.encode([4, 64, [2, 2], 1.0, -1, b"", b"", "", [2, None, True]])
+    assert msgspec.msgpack.decode(packed, type=Call).memory == MemoryPlan(2, None, True)

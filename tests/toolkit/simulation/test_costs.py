@@ -9,6 +9,7 @@ from simulated import TINY
 from tiny import draw_data
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.errors import StateError
 from fleetune.toolkit.simulation.calls import Call
 from fleetune.toolkit.simulation.costs import Costs, Point, Sample, Stopwatch, line_through
@@ -122,3 +123,41 @@ def test_a_damaged_journal_is_told_in_one_line(tmp_path):
     (tmp_path / "journal.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(StateError, match="move it away to begin anew"):
         Journal(tmp_path, "digest")
+
+
+def test_calls_with_a_bound_in_tokens_are_kinds_of_their_own(artifact, tmp_path):
+    asked = []
+
+    def measure(sample):
+        asked.append((sample.call.is_step, sample.call.memory, sample.forward_s is None))
+        seconds = 2.0 if sample.call.memory.micro_tokens else 1.0
+        return [Point(1, seconds), Point(2, seconds)]
+
+    bound = MemoryPlan(micro_tokens=16)
+    costs = Costs(tmp_path / "timings.json", artifact, measure)
+    assert costs.call_s(Call(4, 64, plan=SUFFIX)) == 1.0
+    assert costs.call_s(Call(4, 64, plan=SUFFIX, memory=bound)) == 2.0
+    assert costs.call_s(Call(4, 64, share=0.5)) == 0.5
+    assert costs.call_s(Call(4, 64, share=0.5, memory=bound)) == 1.0
+    assert [bound in row for row in asked] == [False, False, True, True]
+    assert [is_first for *_, is_first in asked] == [True, False, False, False]
+    assert set(costs._file().artifacts[artifact.digest]) == {
+        "forward",
+        "forward, 16 tokens at a time",
+        "below 2, trained 2",
+        "below 2, trained 2, 16 tokens at a time",
+    }
+
+
+def test_the_real_engine_is_timed_as_the_call_was_held(artifact, monkeypatch):
+    data, held = draw_data(artifact.manifest, 12, 16), []
+    watch = Stopwatch(artifact, data, batch_size=4, settle=lambda: None)
+    monkeypatch.setattr("fleetune.toolkit.simulation.costs._seconds", lambda run: held.append(run) or 1.0)
+    bound = MemoryPlan(micro_tokens=16)
+    for call in (Call(4, 64, memory=bound), Call(4, 64, plan=SUFFIX, memory=bound)):
+        held.clear()
+        assert [point.seconds for point in watch(Sample(call, forward_s=lambda tokens: 3.0))] == [3.0, 3.0]
+        own, plain = held[:2]
+        assert own.keywords["rows"].memory == bound
+        assert "rows" not in plain.keywords
+    watch.close()

@@ -3,17 +3,20 @@
 import logging
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 from simulated import SECONDS, TINY, outcome, records, run, write_config
 from tiny import draw_data
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL
+from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ConfigError, TooLittleMemory
+from fleetune.device_runtime.training.budget import MARGIN
 from fleetune.device_runtime.training.machine import Machine
+from fleetune.toolkit.simulation.calls import Call
 from fleetune.toolkit.simulation.costs import Point, held
 from fleetune.toolkit.simulation.memory import MemoryModel
 
@@ -118,3 +121,48 @@ def test_a_tight_budget_costs_time_and_keeps_to_itself(path):
                 assert choice["peak_mb"] < min(TIGHT_MB, plain["peak_mb"])
     run(path, "tight-again", tight, measure=measure, workers=2)
     assert outcome(path.parent / "tight-again") == outcome(path.parent / "tight")
+
+
+BOUND = "work.micro_tokens=16"
+
+
+def test_a_bound_in_tokens_lowers_the_peak_and_costs_its_own_time_and_no_accuracy(path):
+    """Here what is held so takes half as long again, forwards too."""
+
+    def measure(sample):
+        factor = 1.5 if sample.call.memory.micro_tokens else 1.0
+        return [Point(1, factor * SECONDS), Point(2, factor * SECONDS)]
+
+    plain, micro = (
+        run(path, name, *sets, measure=measure) for name, sets in (("unbound", ()), ("bound", (BOUND,)))
+    )
+    for line, other in zip(
+        records(path.parent / "bound")[1:], records(path.parent / "unbound")[1:], strict=True
+    ):
+        for choice, whole in zip(line["choices"], other["choices"], strict=True):
+            assert choice["device"] == whole["device"]
+            assert choice["peak_mb"] < whole["peak_mb"]
+            assert choice["compute_s"] == pytest.approx(1.5 * whole["compute_s"])
+    assert micro.accuracy == pytest.approx(plain.accuracy, abs=0.02)
+
+
+def test_a_bound_in_tokens_lets_a_tight_profile_keep_its_plan(artifact):
+    """A device is asked for less, and plans as a real one under both."""
+    data, model = draw_data(artifact.manifest, 40, 32), MemoryModel(artifact)
+    work = LocalWork(steps=4, batch_size=8, seq_len=32)
+    bound = msgspec.structs.replace(work, micro_tokens=64)
+    assert model.fit(bound, lambda: data, 1e4)[1] == MemoryPlan(micro_tokens=64)
+    tight = MARGIN * model.peak_mb([Call(8, 256, plan=(2,) * 4, memory=MemoryPlan(micro_tokens=64))]) + 0.2
+    found, plain = (model.fit(some, lambda: data, tight)[1] for some in (bound, work))
+    assert found == MemoryPlan(micro_tokens=64)
+    assert plain not in (SAVE_ALL, found)
+
+
+def test_the_peak_of_a_run_is_that_of_its_batch_that_takes_most(artifact):
+    """With room for 40 tokens a row of 32 runs alone, and two of 16 and of 20 run together."""
+    model, bound = MemoryModel(artifact), MemoryPlan(micro_tokens=40)
+    calls = {n: Call(8, 8 * n, plan=(2,) * 4, memory=bound) for n in (16, 20, 32)}
+    alone = {n: model.peak_mb([call]) for n, call in calls.items()}
+    assert alone[20] > alone[32]
+    assert alone[20] > alone[16]
+    assert model.peak_mb([*calls.values()]) == alone[20]
