@@ -21,6 +21,8 @@ from fleetune.device_runtime.errors import WireError
 Doubles = NDArray[np.float64]
 _DENSE = "{0.b} @ {0.a}"
 """Name of a module's sum; no tensor has one with blanks."""
+_BLURRED = 1e-7
+"""Singular values below this share of the largest are noise where they are roots of eigenvalues."""
 
 
 def product() -> Strategy:
@@ -63,13 +65,24 @@ def multiplied(b: Array, a: Array) -> Doubles:
 
 def factors(dense: Doubles, rank: int) -> tuple[Doubles, Doubles]:
     """Best B (out, rank) and A (rank, in) for a matrix (out, in) in the Frobenius norm; the rows of A are orthonormal."""
-    u, s, v = np.linalg.svd(dense, full_matrices=False)
+    u, s, v = _decomposed(dense)
     count = min(rank, len(s))
     a, b = np.zeros((rank, dense.shape[1])), np.zeros((dense.shape[0], rank))
     largest = np.abs(v[:count]).argmax(axis=1)
     signs = np.where(v[np.arange(count), largest] < 0, -1.0, 1.0)
     a[:count], b[:, :count] = v[:count] * signs[:, None], u[:, :count] * (s[:count] * signs)
     return b, a
+
+
+def _decomposed(dense: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """U, S and V of the SVD; by the eigenvectors of M^T M where LAPACK's does not converge, which was seen."""
+    try:
+        return np.linalg.svd(dense, full_matrices=False)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(dense.T @ dense)
+        v = vectors[:, ::-1].T[: min(dense.shape)]
+        s = np.sqrt(np.maximum(values[::-1][: len(v)], 0.0))
+        return dense @ v.T / np.where(s > s[0] * _BLURRED, s, np.inf), s, v
 
 
 def _add(sums: Sums, update: Update) -> Sums:

@@ -141,6 +141,22 @@ def test_factors_multiply_to_the_matrix_and_keep_every_component_alive():
     assert (a[np.arange(RANK), largest] > 0).all()
 
 
+@pytest.mark.parametrize(("out", "inputs"), [(24, 16), (16, 24)])
+def test_a_decomposition_that_does_not_converge_is_made_another_way(monkeypatch, out, inputs):
+    rng = np.random.default_rng(1)
+    matrix = rng.normal(size=(out, RANK)) @ rng.normal(size=(RANK, inputs))
+    b, a = factors(matrix, RANK + 2)
+
+    def diverges(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", diverges)
+    other_b, other_a = factors(matrix, RANK + 2)
+    np.testing.assert_allclose(other_b @ other_a, matrix, atol=1e-6)
+    np.testing.assert_allclose(other_b[:, :RANK], b[:, :RANK], atol=1e-6)
+    np.testing.assert_allclose(other_a @ other_a.T, np.eye(RANK + 2), atol=1e-9)
+
+
 def test_signs_do_not_depend_on_the_factors_that_made_the_product():
     turned = {**drawn(1), A: -drawn(1)[A], B: -drawn(1)[B]}
     assert same(combine(product(), [(turned, 3)]), combine(product(), [(drawn(1), 3)]))
