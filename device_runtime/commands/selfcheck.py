@@ -40,10 +40,16 @@ class SelfcheckReport(msgspec.Struct, frozen=True, kw_only=True):
     tensors: dict[str, float]
 
 
-def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
+def selfcheck(folder: str | Path, *, threads: int = 0, provider: str = "cpu") -> SelfcheckReport:
     """Replay every recorded plan, with saved activations and with recomputed ones.
 
+    Args:
+        folder: made by ``fleetune export``.
+        threads: for the kernels; 0 for one a core.
+        provider: of onnxruntime, which runs them.
+
     Raises:
+        UnknownName, ConfigError: no such provider, or none in this build.
         ArtifactError: the artifact does not open, or holds no golden step.
     """
     artifact = open_artifact(folder)
@@ -57,7 +63,9 @@ def selfcheck(folder: str | Path, *, threads: int = 0) -> SelfcheckReport:
     batch, adapter = _part(recorded, "batch."), recorded_adapter(artifact, recorded)
     errors: dict[str, float] = {}
     for memory in (SAVE_ALL,) if holds_whole_models(artifact.manifest) else (SAVE_ALL, RECOMPUTE):
-        with open_engine(artifact, threads=threads, memory=memory, in_lanes=False) as engine:
+        with open_engine(
+            artifact, threads=threads, memory=memory, provider=provider, in_lanes=False
+        ) as engine:
             for name, dropped in plans.items():
                 result = engine.step(
                     batch, dropping(artifact.manifest.num_layers, dropped), adapter, keep_logits=True

@@ -71,7 +71,7 @@ class OnnxGraph:
         _share_memory()
         self._name, self._device = path.name, provider.device
         try:
-            self._session = ort.InferenceSession(str(path), _options(threads), providers=list(provider.names))
+            self._session = ort.InferenceSession(str(path), _options(threads), providers=_providers(provider))
         except Exception as exc:
             raise ArtifactError(f"{path.name}: onnxruntime {ort.__version__} cannot open it: {exc}") from exc
 
@@ -161,6 +161,11 @@ def _share_memory() -> None:
     """One arena for every graph that grows by what is asked, not by doubling."""
     cpu = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(cpu, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def _providers(provider: Provider) -> list[tuple[str, dict[str, str]]]:
+    """Names with their options: products in whole float32, which newer GPUs else round to 10 bits of mantissa."""
+    return [(name, {"use_tf32": "0"} if name == _CUDA else {}) for name in provider.names]
 
 
 def _options(threads: int) -> Any:

@@ -167,6 +167,9 @@ HeadStart = Annotated[
     ),
 ]
 Threads = Annotated[int | None, shown("threads of the kernels; 0 for one a core", "0")]
+Provider = Annotated[
+    str | None, shown("onnxruntime's provider: cpu, cuda, tensorrt or xnnpack", "cpu", metavar="NAME")
+]
 Seed = Annotated[int | None, shown("seed of everything random", "0")]
 Rules = Annotated[
     Path | None, shown("TOML table of when it may work, see docs/device-rules.md", metavar="FILE")

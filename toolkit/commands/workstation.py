@@ -15,6 +15,7 @@ from fleetune.toolkit.commands.options import (
     Config,
     Json,
     Out,
+    Provider,
     Seed,
     StartAdapter,
     Threads,
@@ -94,7 +95,12 @@ def inspect(artifact_dir: ArtifactDir, *, json: Json = False, verbose: Verbose =
 
 
 def selfcheck(
-    artifact_dir: ArtifactDir, *, threads: Threads = None, json: Json = False, verbose: Verbose = False
+    artifact_dir: ArtifactDir,
+    *,
+    threads: Threads = None,
+    provider: Provider = None,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Replay the recorded step and compare."""
     report = call(

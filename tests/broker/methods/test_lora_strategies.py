@@ -145,7 +145,7 @@ def test_factors_multiply_to_the_matrix_and_keep_every_component_alive():
 def test_a_decomposition_that_does_not_converge_is_made_another_way(monkeypatch, out, inputs):
     rng = np.random.default_rng(1)
     matrix = rng.normal(size=(out, RANK)) @ rng.normal(size=(RANK, inputs))
-    b, a = factors(matrix, RANK + 2)
+    b, _ = factors(matrix, RANK + 2)
 
     def diverges(*_, **__):
         raise np.linalg.LinAlgError("SVD did not converge")

@@ -15,7 +15,7 @@ from fleetune.device_runtime.arrays import load_arrays, sha256_of
 from fleetune.device_runtime.commands import selfcheck as command
 from fleetune.device_runtime.commands.selfcheck import LIMIT, relative_distance, relative_error, selfcheck
 from fleetune.device_runtime.contracts.artifact import GOLDEN, MANIFEST
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, UnknownName
 from fleetune.toolkit.cli import app
 
 
@@ -78,6 +78,12 @@ def test_the_processor_is_named_in_the_report_and_on_the_terminal(
     )
     assert told["int8_path"] == "neon-i8mm"
     assert told["ok"]
+
+
+def test_a_provider_that_is_not_there_is_told(copy: Path) -> None:
+    with pytest.raises(UnknownName, match="no provider 'gpu'"):
+        selfcheck(copy, provider="gpu")
+    assert CliRunner().invoke(app, ["selfcheck", str(copy), "--provider", "cpu"]).exit_code == 0
 
 
 @pytest.mark.parametrize("measure", [relative_error, relative_distance])

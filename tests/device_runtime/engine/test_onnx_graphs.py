@@ -37,6 +37,16 @@ def test_an_unknown_provider_names_the_known_ones() -> None:
         find_provider("gpu")
 
 
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_products_on_a_gpu_are_of_whole_floats(name, word_artifact, monkeypatch) -> None:
+    """CUDA's own choice, on an H100: gradients 2e-3 off; 1e-6 without."""
+    asked = []
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *_, providers: asked.extend(providers))
+    OnnxGraph(word_artifact / "any.onnx", 1, provider=PROVIDERS[name])
+    assert ("CUDAExecutionProvider", {"use_tf32": "0"}) in asked
+    assert asked[-1] == ("CPUExecutionProvider", {})
+
+
 def test_a_bound_run_is_the_plain_run(word_artifact) -> None:
     artifact = open_artifact(word_artifact)
     graph = artifact.manifest.head.graphs["predict"]
