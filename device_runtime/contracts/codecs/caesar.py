@@ -30,11 +30,13 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     joined,
     parted,
 )
+from fleetune.device_runtime.contracts.codecs.halves import halved, widened
 from fleetune.device_runtime.contracts.codecs.largest import largest
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.positions import (
     Mask,
     packed_positions,
+    places_of,
     position_bytes_max,
     unpacked_positions,
 )
@@ -118,16 +120,15 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
             flat, stale = joined(values, names), joined(reference, names)
             magnitudes = np.abs(flat)
             mask = largest(magnitudes, _num_exact(ratio, flat.size))
-            at = np.flatnonzero(mask)
-            exact = _rounded(flat[at], dtype, name)
-            magnitudes[at] = 0
+            at = places_of(mask)
+            exact, conveyed = _rounded(flat.take(at), bits, name)
+            magnitudes.view("<u4")[:] &= mask.astype("<u4") - np.uint32(1)  # of exact ones 0
             told = _Told(flat < 0, *_scalars(magnitudes, flat.size - at.size))
-            found |= _doubles(recover(stale, told), at, exact, {n: values[n] for n in names})
+            found |= _doubles(recover(stale, told), at, conveyed, {n: values[n] for n in names})
             masks.append(mask)
             exacts.append(exact)
-            signs.append(
-                told.is_negative[np.flatnonzero(~mask)]
-            )  # a mask as the index takes several times longer
+            if has_signs:
+                signs.append(told.is_negative.take(places_of(~mask)))
             scalars.append(told[1:])
         parts = {**planes(np.concatenate(exacts)), "positions": packed_positions(np.concatenate(masks))}
         if has_signs:
@@ -141,16 +142,17 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         mask = unpacked_positions(parts.get("positions", b""), count)
         num = int(np.count_nonzero(mask))
         exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
+        exact = exact if bits == 32 else widened(exact)
         is_negative, scalars = np.zeros(count, bool), np.zeros((len(layers), 2), "<f4")
         if has_signs:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
-            is_negative[np.flatnonzero(~mask)] = below
+            is_negative[places_of(~mask)] = below
         found: dict[str, Doubles] = {}
         start = done = 0  # elements, and exact ones, of the layers before
         for names, (mean, top) in zip(layers, scalars, strict=True):
             stale = joined(reference, names)
             here = slice(start, start + stale.size)
-            at = np.flatnonzero(mask[here])
+            at = places_of(mask[here])
             recovered = recover(stale, _Told(is_negative[here], mean, top))
             own = exact[done : done + at.size]
             found |= _doubles(recovered, at, own, {n: reference[n] for n in names})
@@ -172,12 +174,11 @@ def _num_exact(ratio: float, count: int) -> int:
     return min(count, max(1, int(count * ratio)))
 
 
-def _rounded(exact: Floats, dtype: str, name: str) -> Array:
-    with np.errstate(over="ignore"):
-        found = exact.astype(dtype, copy=False)
-    if not np.isfinite(found).all():
-        raise WireError(f"cannot pack: a value beyond 65504 does not fit {name} with 16 bits")
-    return found
+def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
+    """Exact values as they travel, and as float32."""
+    if bits == 32:
+        return exact, exact
+    return halved(exact, what="a value", codec=f"{name} with 16 bits")
 
 
 def _scalars(magnitudes: Floats, num: int) -> tuple[np.float32, np.float32]:
@@ -199,7 +200,7 @@ def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> 
     return unpacked_bits(signs, 1, num).view(np.bool_), scalars
 
 
-def _doubles(recovered: Floats, at: Indices, exact: Array, like: Tensors) -> dict[str, Doubles]:
+def _doubles(recovered: Floats, at: Indices, exact: Floats, like: Tensors) -> dict[str, Doubles]:
     """A layer by tensor, the exact values over what is recovered."""
     recovered[at] = exact
     return {name: piece.astype(np.float64) for name, piece in parted(recovered, like, like).items()}

@@ -1,5 +1,6 @@
 """A codec: pure functions between a set of tensors and bytes, with named memory on either side."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -10,6 +11,7 @@ from fleetune.device_runtime.arrays import Array, Arrays, Floats
 from fleetune.device_runtime.errors import ConfigError, WireError
 
 Doubles = NDArray[np.float64]
+_FLOAT = np.dtype("<f4")
 _F = TypeVar("_F", np.float32, np.float64)
 Tensors = Mapping[str, Floats]
 """By name, float32, finite."""
@@ -125,8 +127,16 @@ def parted(flat: NDArray[_F], reference: Tensors, names: Iterable[str]) -> dict[
 
 def floats(value: Array) -> Floats:
     """Float32, little-endian; what is beyond its range becomes infinite."""
+    if value.dtype == _FLOAT and value.flags.c_contiguous:
+        return value
     with np.errstate(over="ignore"):
-        return np.asarray(value, dtype="<f4", order="C")
+        return np.asarray(value, dtype=_FLOAT, order="C")
+
+
+def is_finite(values: Array) -> bool:
+    """Whether no element is NaN or infinite; a caller has numpy's warnings of what is invalid and overflows off."""
+    # A sum is finite only of finite elements: one pass, and a second where a sum overflows.
+    return math.isfinite(np.add.reduce(values, axis=None)) or bool(np.isfinite(values).all())
 
 
 def difference(value: Floats, reference: Floats) -> Doubles:
@@ -136,7 +146,7 @@ def difference(value: Floats, reference: Floats) -> Doubles:
 
 def count_of(shape: tuple[int, ...]) -> int:
     """Elements of a tensor of this shape."""
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
 
 
 def of_kind(kind: str, memory: Memory) -> Arrays:
@@ -156,6 +166,7 @@ def chain_of(memory: Memory) -> str:
     return "" if found is None else np.asarray(found, np.uint8).tobytes().hex()
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def check_tensors(values: Mapping[str, Array], reference: Mapping[str, Array]) -> None:
     """Raise WireError that lists every tensor unknown to the reference, of another shape or not finite."""
     problems = [f"{name}: not in the reference" for name in sorted(values.keys() - reference.keys())]
@@ -163,7 +174,7 @@ def check_tensors(values: Mapping[str, Array], reference: Mapping[str, Array]) -
         value, held = values[name], reference[name]
         if value.shape != held.shape:
             problems.append(f"{name}: shape {list(value.shape)}, the reference has {list(held.shape)}")
-        elif not (np.isfinite(value).all() and np.isfinite(held).all()):
+        elif not (is_finite(value) and is_finite(held)):
             problems.append(f"{name}: not finite")
     if problems:
         raise WireError("cannot pack: " + "; ".join(problems))

@@ -100,7 +100,7 @@ def _blocks(flat: NDArray[Any]) -> NDArray[Any]:
 def _scales(piece: Floats, bits: int) -> NDArray[np.uint16]:
     """The upper halves of float32s: largest magnitudes, rounded up, or means; 0 for less than LEAST."""
     magnitudes = np.abs(_blocks(piece))
-    largest = magnitudes.max(axis=1)
+    largest = magnitudes.view("<u4").max(axis=1).view("<f4")  # magnitudes are in the order of their bits
     if not (largest <= LARGEST / 2).all():
         raise WireError("cannot pack: a difference beyond 2**99 does not fit")
     found = largest
