@@ -24,7 +24,6 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     check_no_ratio,
     check_tensors,
     floats,
-    is_finite,
 )
 from fleetune.device_runtime.contracts.codecs.feedback import with_feedback
 from fleetune.device_runtime.contracts.codecs.frame import (
@@ -147,9 +146,9 @@ def unpack(
     held = {name: floats(reference[name]) for name in sorted(shapes)}
     with np.errstate(invalid="ignore", over="ignore"):  # told below, by the names of the tensors
         decoded = codec.decode(frame.parts, held, _meant(frame, codec, memory or {}))
-        for name, value in decoded.values.items():
-            if not is_finite(value):
-                raise WireError(f"{name}: NaN or infinity")
+    for name, value in decoded.values.items():
+        if not np.isfinite(value).all():
+            raise WireError(f"{name}: NaN or infinity")
     return decoded
 
 

@@ -86,11 +86,14 @@ def layers_of(names: Iterable[str]) -> list[list[str]]:
 
 def by_stale(stale: Floats, told: _Told) -> Floats:
     """The stale value where its sign and magnitude may be right, else the signed mean."""
-    is_plausible = (stale < 0) == told.is_negative
-    is_plausible &= np.abs(stale) <= told.largest
-    found = by_sign(stale, told).view("<u4")
-    # In bits: choices at random cost np.where a mispredicted branch each.
-    taken = np.negative(is_plausible.astype("<u4"))
+    found = told.is_negative.astype("<u4")
+    found <<= 31
+    # In bits: choices at random cost np.where a mispredicted branch each. Below zero is what has the other sign.
+    magnitudes = (stale + np.float32(0)).view("<u4")  # -0 counts as 0
+    magnitudes ^= found
+    taken = (magnitudes <= told.largest.view("<u4")).astype("<u4")
+    np.negative(taken, out=taken)
+    found |= told.mean.view("<u4")
     taken &= found ^ stale.view("<u4")
     found ^= taken
     return found.view("<f4")
@@ -118,12 +121,10 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         scalars = []
         for names in layers_of(values):
             flat, stale = joined(values, names), joined(reference, names)
-            magnitudes = np.abs(flat)
-            mask = largest(magnitudes, _num_exact(ratio, flat.size))
+            mask = largest(np.abs(flat), _num_exact(ratio, flat.size))
+            told = _told(flat, mask)
             at = places_of(mask)
             exact, conveyed = _rounded(flat.take(at), bits, name)
-            magnitudes.view("<u4")[:] &= mask.astype("<u4") - np.uint32(1)  # of exact ones 0
-            told = _Told(flat < 0, *_scalars(magnitudes, flat.size - at.size))
             found |= _doubles(recover(stale, told), at, conveyed, {n: values[n] for n in names})
             masks.append(mask)
             exacts.append(exact)
@@ -142,7 +143,6 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         mask = unpacked_positions(parts.get("positions", b""), count)
         num = int(np.count_nonzero(mask))
         exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
-        exact = exact if bits == 32 else widened(exact)
         is_negative, scalars = np.zeros(count, bool), np.zeros((len(layers), 2), "<f4")
         if has_signs:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
@@ -155,6 +155,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
             at = places_of(mask[here])
             recovered = recover(stale, _Told(is_negative[here], mean, top))
             own = exact[done : done + at.size]
+            own = own if bits == 32 else widened(own)
             found |= _doubles(recovered, at, own, {n: reference[n] for n in names})
             start, done = here.stop, done + at.size
         return Decoded(found, {})
@@ -181,12 +182,15 @@ def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
     return halved(exact, what="a value", codec=f"{name} with 16 bits")
 
 
-def _scalars(magnitudes: Floats, num: int) -> tuple[np.float32, np.float32]:
-    """Mean of ``num`` magnitudes, all others being zeros, and the largest; zeros for none."""
-    if not num:
-        return np.float32(0), np.float32(0)
+def _told(flat: Floats, mask: Mask) -> _Told:
+    """What travels of elements that are not exact; scalars of 0 if all are."""
+    is_negative = flat < 0
+    if not (num := mask.size - int(np.count_nonzero(mask))):
+        return _Told(is_negative, np.float32(0), np.float32(0))
+    magnitudes = np.abs(flat)
+    magnitudes.view("<u4")[:] &= mask.astype("<u4") - np.uint32(1)  # of exact ones 0
     top = magnitudes.max()
-    return min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top
+    return _Told(is_negative, min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top)
 
 
 def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> tuple[Mask, Floats]:

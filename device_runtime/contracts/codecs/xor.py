@@ -22,7 +22,9 @@ _ZEROS = 32
 
 def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
-    ranks = np.ascontiguousarray(changed.view(np.uint8).reshape(-1, 4).T)  # (4, elements): bytes of equal rank
+    ranks = np.ascontiguousarray(
+        changed.view(np.uint8).reshape(-1, 4).T
+    )  # (4, elements): bytes of equal rank
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
     blocks = [*map(_stored, ranks[:noisy]), _deflated(ranks[noisy:])]
     checksum = zlib.adler32(ranks).to_bytes(4, "big")
