@@ -1,6 +1,6 @@
 """To float16 and back, as IEEE 754 rounds, by whole vectors: numpy converts one element at a time, subnormal ones slowest."""
 
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
