@@ -30,7 +30,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     joined,
     parted,
 )
-from fleetune.device_runtime.contracts.codecs.halves import halved, widened
+from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.contracts.codecs.largest import largest
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.positions import (
@@ -91,10 +91,10 @@ def by_stale(stale: Floats, told: _Told) -> Floats:
     # In bits: choices at random cost np.where a mispredicted branch each. Below zero is what has the other sign.
     magnitudes = (stale + np.float32(0)).view("<u4")  # -0 counts as 0
     magnitudes ^= found
-    taken = (magnitudes <= told.largest.view("<u4")).astype("<u4")
+    taken = (magnitudes <= np.abs(told.largest).view("<u4")).astype("<u4")
     np.negative(taken, out=taken)
     found |= told.mean.view("<u4")
-    taken &= found ^ stale.view("<u4")
+    taken &= np.bitwise_xor(found, stale.view("<u4"), out=magnitudes)
     found ^= taken
     return found.view("<f4")
 
@@ -155,7 +155,6 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
             at = places_of(mask[here])
             recovered = recover(stale, _Told(is_negative[here], mean, top))
             own = exact[done : done + at.size]
-            own = own if bits == 32 else widened(own)
             found |= _doubles(recovered, at, own, {n: reference[n] for n in names})
             start, done = here.stop, done + at.size
         return Decoded(found, {})
@@ -204,7 +203,7 @@ def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> 
     return unpacked_bits(signs, 1, num).view(np.bool_), scalars
 
 
-def _doubles(recovered: Floats, at: Indices, exact: Floats, like: Tensors) -> dict[str, Doubles]:
+def _doubles(recovered: Floats, at: Indices, exact: Array, like: Tensors) -> dict[str, Doubles]:
     """A layer by tensor, the exact values over what is recovered."""
     recovered[at] = exact
     return {name: piece.astype(np.float64) for name, piece in parted(recovered, like, like).items()}

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.arrays import Array, Floats
 from fleetune.device_runtime.errors import WireError
 
 Halves = NDArray[np.float16]
@@ -46,7 +46,7 @@ def halved(values: NDArray[_F], *, what: str, codec: str) -> tuple[Halves, NDArr
     return halves.view("<f2"), wide
 
 
-def widened(halves: Halves) -> Floats:
+def widened(halves: Array) -> Floats:
     """Float32 of flat halves."""
     wide = np.empty(halves.size, "<f4")
     for start in range(0, halves.size, _PIECE):
@@ -83,7 +83,7 @@ def _round(values: NDArray[_F], halves: NDArray[np.uint16], wide: NDArray[_F]) -
     return True
 
 
-def _widen(halves: Halves, wide: Floats) -> None:
+def _widen(halves: Array, wide: Floats) -> None:
     """Write the values of halves, as :func:`_round` backwards."""
     bits = wide.view("<u4")
     bits[:] = halves.view("<u2")

@@ -14,9 +14,9 @@ def largest(magnitudes: NDArray[Any], num: int) -> NDArray[np.bool_]:
         return taken
     words = magnitudes.view(f"u{magnitudes.itemsize}")  # in the same order, and quicker to compare
     least = np.partition(words, words.size - num)[words.size - num]
-    taken = words > least
-    if least > 0 and (left := num - np.count_nonzero(taken)):
-        taken[np.flatnonzero(words == least)[:left]] = True
+    taken = words >= max(least, 1)
+    if more := max(0, int(np.count_nonzero(taken)) - num):
+        taken[np.flatnonzero(words == least)[-more:]] = False
     return taken
 
 

@@ -27,7 +27,7 @@ def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     )  # (4, elements): bytes of equal rank
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
     blocks = [*map(_stored, ranks[:noisy]), _deflated(ranks[noisy:])]
-    checksum = zlib.adler32(ranks).to_bytes(4, "big")
+    checksum = zlib.adler32(ranks.data).to_bytes(4, "big")
     return b"".join([_HEADER, *blocks, checksum]), np.asarray(value, np.float64)
 
 
