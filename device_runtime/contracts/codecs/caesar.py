@@ -30,11 +30,13 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     joined,
     parted,
 )
+from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.contracts.codecs.largest import largest
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.positions import (
     Mask,
     packed_positions,
+    places_of,
     position_bytes_max,
     unpacked_positions,
 )
@@ -84,12 +86,15 @@ def layers_of(names: Iterable[str]) -> list[list[str]]:
 
 def by_stale(stale: Floats, told: _Told) -> Floats:
     """The stale value where its sign and magnitude may be right, else the signed mean."""
-    is_plausible = (stale < 0) == told.is_negative
-    is_plausible &= np.abs(stale) <= told.largest
-    found = by_sign(stale, told).view("<u4")
-    # In bits: choices at random cost np.where a mispredicted branch each.
-    taken = np.negative(is_plausible.astype("<u4"))
-    taken &= found ^ stale.view("<u4")
+    found = told.is_negative.astype("<u4")
+    found <<= 31
+    # In bits: choices at random cost np.where a mispredicted branch each. Below zero is what has the other sign.
+    magnitudes = (stale + np.float32(0)).view("<u4")  # -0 counts as 0
+    magnitudes ^= found
+    taken = (magnitudes <= np.abs(told.largest).view("<u4")).astype("<u4")
+    np.negative(taken, out=taken)
+    found |= told.mean.view("<u4")
+    taken &= np.bitwise_xor(found, stale.view("<u4"), out=magnitudes)
     found ^= taken
     return found.view("<f4")
 
@@ -116,18 +121,15 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         scalars = []
         for names in layers_of(values):
             flat, stale = joined(values, names), joined(reference, names)
-            magnitudes = np.abs(flat)
-            mask = largest(magnitudes, _num_exact(ratio, flat.size))
-            at = np.flatnonzero(mask)
-            exact = _rounded(flat[at], dtype, name)
-            magnitudes[at] = 0
-            told = _Told(flat < 0, *_scalars(magnitudes, flat.size - at.size))
-            found |= _doubles(recover(stale, told), at, exact, {n: values[n] for n in names})
+            mask = largest(np.abs(flat), _num_exact(ratio, flat.size))
+            told = _told(flat, mask)
+            at = places_of(mask)
+            exact, conveyed = _rounded(flat.take(at), bits, name)
+            found |= _doubles(recover(stale, told), at, conveyed, {n: values[n] for n in names})
             masks.append(mask)
             exacts.append(exact)
-            signs.append(
-                told.is_negative[np.flatnonzero(~mask)]
-            )  # a mask as the index takes several times longer
+            if has_signs:
+                signs.append(told.is_negative.take(places_of(~mask)))
             scalars.append(told[1:])
         parts = {**planes(np.concatenate(exacts)), "positions": packed_positions(np.concatenate(masks))}
         if has_signs:
@@ -144,13 +146,13 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         is_negative, scalars = np.zeros(count, bool), np.zeros((len(layers), 2), "<f4")
         if has_signs:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
-            is_negative[np.flatnonzero(~mask)] = below
+            is_negative[places_of(~mask)] = below
         found: dict[str, Doubles] = {}
         start = done = 0  # elements, and exact ones, of the layers before
         for names, (mean, top) in zip(layers, scalars, strict=True):
             stale = joined(reference, names)
             here = slice(start, start + stale.size)
-            at = np.flatnonzero(mask[here])
+            at = places_of(mask[here])
             recovered = recover(stale, _Told(is_negative[here], mean, top))
             own = exact[done : done + at.size]
             found |= _doubles(recovered, at, own, {n: reference[n] for n in names})
@@ -172,20 +174,22 @@ def _num_exact(ratio: float, count: int) -> int:
     return min(count, max(1, int(count * ratio)))
 
 
-def _rounded(exact: Floats, dtype: str, name: str) -> Array:
-    with np.errstate(over="ignore"):
-        found = exact.astype(dtype, copy=False)
-    if not np.isfinite(found).all():
-        raise WireError(f"cannot pack: a value beyond 65504 does not fit {name} with 16 bits")
-    return found
+def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
+    """Exact values as they travel, and as float32."""
+    if bits == 32:
+        return exact, exact
+    return halved(exact, what="a value", codec=f"{name} with 16 bits")
 
 
-def _scalars(magnitudes: Floats, num: int) -> tuple[np.float32, np.float32]:
-    """Mean of ``num`` magnitudes, all others being zeros, and the largest; zeros for none."""
-    if not num:
-        return np.float32(0), np.float32(0)
+def _told(flat: Floats, mask: Mask) -> _Told:
+    """What travels of elements that are not exact; scalars of 0 if all are."""
+    is_negative = flat < 0
+    if not (num := mask.size - int(np.count_nonzero(mask))):
+        return _Told(is_negative, np.float32(0), np.float32(0))
+    magnitudes = np.abs(flat)
+    magnitudes.view("<u4")[:] &= mask.astype("<u4") - np.uint32(1)  # of exact ones 0
     top = magnitudes.max()
-    return min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top
+    return _Told(is_negative, min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top)
 
 
 def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> tuple[Mask, Floats]:

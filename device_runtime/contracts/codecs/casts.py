@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, difference, tensorwise
+from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.errors import WireError
 
 
@@ -19,11 +20,8 @@ def _fp32_decode(part: bytes, reference: Floats) -> Doubles:
 
 
 def _fp16_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
-    with np.errstate(over="ignore"):
-        halves = difference(value, reference).astype("<f2")
-    if not np.isfinite(halves).all():
-        raise WireError("cannot pack: a difference beyond 65504 does not fit fp16")
-    return halves.tobytes(), np.asarray(reference + halves.astype(np.float64))
+    halves, steps = halved(difference(value, reference).reshape(-1), what="a difference", codec="fp16")
+    return halves.tobytes(), np.asarray(reference + steps.reshape(reference.shape))
 
 
 def _fp16_decode(part: bytes, reference: Floats) -> Doubles:

@@ -1,5 +1,6 @@
 """A codec: pure functions between a set of tensors and bytes, with named memory on either side."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -136,7 +137,7 @@ def difference(value: Floats, reference: Floats) -> Doubles:
 
 def count_of(shape: tuple[int, ...]) -> int:
     """Elements of a tensor of this shape."""
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
 
 
 def of_kind(kind: str, memory: Memory) -> Arrays:

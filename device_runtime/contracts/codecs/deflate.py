@@ -8,7 +8,7 @@ import zlib
 
 from fleetune.device_runtime.errors import WireError
 
-_RAW = -15
+RAW = -15
 """Window of a stream without header and checksum."""
 _LEAST_BYTES = 64
 _LEVEL = 6
@@ -32,7 +32,7 @@ def deflated(content: bytes, *, is_text: bool = False) -> bytes:
     return packed if len(packed) < len(content) else content
 
 
-def inflated(data: bytes, size: int, *, what: str, window: int = _RAW) -> bytes:
+def inflated(data: bytes, size: int, *, what: str, window: int = RAW) -> bytes:
     """Inflate to exactly ``size`` bytes; not a byte beyond them is ever made.
 
     Raises:
@@ -53,5 +53,5 @@ def _is_worth(piece: bytes, strategy: int) -> bool:
 
 
 def _compressed(content: bytes, strategy: int) -> bytes:
-    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _RAW, 9, strategy)
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, RAW, 9, strategy)
     return stream.compress(content) + stream.flush()

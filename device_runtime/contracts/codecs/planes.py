@@ -1,5 +1,7 @@
 """Floats by bytes of equal rank: their highest bytes repeat each other and are worth entropy-coding, the others are not."""
 
+from itertools import chain
+
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array
@@ -21,9 +23,9 @@ def planes(values: Array) -> dict[str, bytes]:
     for start in range(0, values.size, _PIECE):
         words = values[start : start + _PIECE].view(f"<u{values.dtype.itemsize}")
         for rank, (shift, kind) in zip(ranks, kinds, strict=True):
-            rank.append((words >> shift).astype(kind).tobytes())
-    *low, high = (b"".join(rank) for rank in ranks)
-    return {LOW: b"".join(low), HIGH: high}
+            rank.append((words >> shift if shift else words).astype(kind).tobytes())
+    *low, high = ranks
+    return {LOW: b"".join(chain(*low)), HIGH: b"".join(high)}
 
 
 def joined_planes(low: bytes, high: bytes, dtype: str, count: int) -> Array:

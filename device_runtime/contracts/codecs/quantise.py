@@ -100,7 +100,7 @@ def _blocks(flat: NDArray[Any]) -> NDArray[Any]:
 def _scales(piece: Floats, bits: int) -> NDArray[np.uint16]:
     """The upper halves of float32s: largest magnitudes, rounded up, or means; 0 for less than LEAST."""
     magnitudes = np.abs(_blocks(piece))
-    largest = magnitudes.max(axis=1)
+    largest = magnitudes.view("<u4").max(axis=1).view("<f4")  # magnitudes are in the order of their bits
     if not (largest <= LARGEST / 2).all():
         raise WireError("cannot pack: a difference beyond 2**99 does not fit")
     found = largest
@@ -124,9 +124,9 @@ def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key) ->
     wide, levels = np.float64(_wide(scales)), levels_of(bits)
     # A hair less than exact, so that the largest element stays within the levels.
     factors = np.divide(levels * 2.0**16 * (1 - 2.0**-22), wide, out=np.zeros_like(wide), where=wide > 0)
-    exact, integer = (np.float64, np.int64) if bits == 16 else (np.float32, np.int32)
+    exact = np.float64 if bits == 16 else np.float32
     steps = np.multiply(blocks, factors[:, None].astype(exact), dtype=exact)
-    whole = np.rint(steps, out=steps).astype(integer)
+    whole = np.rint(steps, out=steps).astype(np.int32)  # with the draw at most 2**31 - 1
     whole += words(key, blocks.size // 2).astype("<u4", copy=False).view("<u2").reshape(blocks.shape)
     whole >>= 16
     whole += levels

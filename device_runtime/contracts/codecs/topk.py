@@ -25,6 +25,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     count_of,
     difference,
 )
+from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.contracts.codecs.largest import largest, num_of
 from fleetune.device_runtime.contracts.codecs.sparse import sparse
 from fleetune.device_runtime.errors import WireError
@@ -48,10 +49,13 @@ def _of_0_1(ratio: float) -> Codec:
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         differences = {n: difference(values[n], reference[n]).reshape(-1) for n in sorted(values)}
-        chosen = _largest(differences, ratio)
-        halves = {n: _halves(differences[n][at]) for n, at in chosen.items()}
-        parts = {n: _part(at, halves[n], values[n].size) for n, at in chosen.items()}
-        return Encoded(parts, {n: _moved(reference[n], at, halves[n]) for n, at in chosen.items()}, {})
+        parts: dict[str, bytes] = {}
+        conveyed: dict[str, Doubles] = {}
+        for name, at in _largest(differences, ratio).items():
+            halves, steps = halved(differences[name][at], what="a difference", codec="topk")
+            parts[name] = _part(at, halves, values[name].size)
+            conveyed[name] = _moved(reference[name], at, steps)
+        return Encoded(parts, conveyed, {})
 
     def bound(shapes: Shapes) -> int:
         counts = [count_of(shape) for shape in shapes.values()]
@@ -70,14 +74,6 @@ def _largest(differences: Mapping[str, Doubles], ratio: float) -> dict[str, Indi
     ends = np.cumsum([d.size for d in differences.values()])[:-1]
     pieces = np.split(taken, ends) if differences else []
     return {n: np.flatnonzero(piece) for n, piece in zip(differences, pieces, strict=True)}
-
-
-def _halves(chosen: Doubles) -> NDArray[np.float16]:
-    with np.errstate(over="ignore"):
-        halves = chosen.astype(_HALF)
-    if not np.isfinite(halves).all():
-        raise WireError("cannot pack: a difference beyond 65504 does not fit topk")
-    return halves
 
 
 def place_bytes(part: bytes, count: int) -> int:
@@ -108,7 +104,8 @@ def _value(name: str, part: bytes, reference: Floats) -> Doubles:
         raise WireError(
             f"{name}: topk: {len(part)} bytes do not say which of {reference.size} elements travel"
         )
-    return _moved(reference, at, np.frombuffer(body[len(body) - _HALF.itemsize * at.size :], _HALF))
+    halves = np.frombuffer(body[len(body) - _HALF.itemsize * at.size :], _HALF)
+    return _moved(reference, at, halves.astype(np.float64))
 
 
 def _read_indices(body: bytes, count: int) -> Indices | None:
@@ -126,9 +123,9 @@ def _read_bitmap(body: bytes, count: int) -> Indices | None:
     return at if is_good else None
 
 
-def _moved(reference: Floats, at: Indices, halves: NDArray[np.float16]) -> Doubles:
+def _moved(reference: Floats, at: Indices, steps: Doubles) -> Doubles:
     value = np.array(reference, np.float64).reshape(-1)
-    value[at] += halves.astype(np.float64)
+    value[at] += steps
     return value.reshape(reference.shape)
 
 

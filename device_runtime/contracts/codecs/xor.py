@@ -1,31 +1,68 @@
 """``xor``: to the bit; what differs from the reference in the bits of float32, by bytes of equal rank, deflated.
 
-Runs alone are looked for, of the zeros where nothing changed: as short as zlib at level 6, in less than half the time.
+The lowest ranks are as good as noise where an element changed at all. They are stored as they are, up to the first rank with
+zeros in it. Runs alone are looked for, of the zeros where nothing changed.
 """
 
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, tensorwise
-from fleetune.device_runtime.contracts.codecs.deflate import inflated
+from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated
+
+_HEADER = b"\x78\x01"
+_STORED_MAX = 2**16 - 1
+"""Bytes of a stored block."""
+_ZEROS = 32
+"""Of so many bytes of a rank that is worth deflating one is zero, on average; of noise one of 256 is."""
 
 
 def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
-    planes = changed.view(np.uint8).reshape(-1, 4).T  # (4, elements): bytes of equal rank side by side
-    stream = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    return stream.compress(planes.tobytes()) + stream.flush(), np.asarray(value, np.float64)
+    ranks = np.ascontiguousarray(
+        changed.view(np.uint8).reshape(-1, 4).T
+    )  # (4, elements): bytes of equal rank
+    noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
+    blocks = [*map(_stored, ranks[:noisy]), _deflated(ranks[noisy:])]
+    checksum = zlib.adler32(ranks.data).to_bytes(4, "big")
+    return b"".join([_HEADER, *blocks, checksum]), np.asarray(value, np.float64)
 
 
 def _decode(part: bytes, reference: Floats) -> Doubles:
-    planes = np.frombuffer(
-        inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS), np.uint8
-    ).reshape(4, -1)
-    changed = np.ascontiguousarray(planes.T).reshape(-1).view("<u4")
-    bits = reference.reshape(-1).view("<u4") ^ changed
+    content = inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS)
+    ranks = np.frombuffer(content, np.uint8).reshape(4, -1)
+    bits = ranks[3].astype("<u4")
+    for rank in ranks[2::-1]:
+        bits <<= 8
+        bits |= rank
+    bits ^= reference.reshape(-1).view("<u4")
     return np.asarray(bits.view("<f4").reshape(reference.shape), np.float64)
+
+
+def _is_worth(rank: NDArray[np.uint8]) -> bool:
+    return _ZEROS * (rank.size - int(np.count_nonzero(rank))) >= rank.size
+
+
+def _stored(rank: NDArray[np.uint8]) -> bytes:
+    """Blocks of a deflate stream, none of them the last, that end on a byte: RFC 1951, section 3.2.4."""
+    found, content = [], rank.tobytes()
+    for start in range(0, len(content), _STORED_MAX):
+        piece = content[start : start + _STORED_MAX]
+        size = len(piece)
+        found += [b"\0", size.to_bytes(2, "little"), (size ^ _STORED_MAX).to_bytes(2, "little"), piece]
+    return b"".join(found)
+
+
+def _deflated(ranks: NDArray[np.uint8]) -> bytes:
+    """The last blocks, with codes of its own for each rank."""
+    stream = zlib.compressobj(1, zlib.DEFLATED, RAW, strategy=zlib.Z_RLE)
+    found = []
+    for rank in ranks:
+        found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
+    return b"".join([*found, stream.flush()])
 
 
 def _size_bytes_max(count: int) -> int:

@@ -3,6 +3,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from codec_rows import CODEC_ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
@@ -10,6 +11,7 @@ from paths import ROOT
 from fleetune.broker.methods.averaging import fedavg, fedavgm
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import VALUE_MAX, WEIGHT_MAX, Update, add_to_sums, init_sums
+from fleetune.device_runtime.contracts.codecs import make_codec, pack, unpack
 from fleetune.device_runtime.errors import UnknownName, WireError
 
 REFERENCE = {"a": np.array([1.0, -2.0, 1e-30], np.float32), "b": np.zeros((2, 2), np.float32)}
@@ -148,6 +150,18 @@ def test_the_sums_themselves_are_order_free(order):
         assert [limb.tolist() for limb in plain.limbs[name]] == [
             limb.tolist() for limb in shuffled.limbs[name]
         ]
+
+
+@pytest.mark.parametrize("row", CODEC_ROWS, ids=str)
+def test_the_sums_of_what_a_codec_conveys_are_order_free(row):
+    codec = make_codec(*row)
+    sent = [({n: np.float32(v) for n, v in values.items()}, weight) for values, weight in random_updates(4)]
+    updates = [
+        (unpack(codec, pack(codec, v, REFERENCE).payload, REFERENCE).values, weight) for v, weight in sent
+    ]
+    results = [combine(fedavg(), order)[0] for order in permutations(updates)]
+    for new in results[1:]:
+        assert_same_bits(new, results[0])
 
 
 def test_a_scalar_tensor_is_averaged():

@@ -1,6 +1,7 @@
 """Laws that every codec obeys, the bytes of 0.1.0, and decoders that survive anything."""
 
 import json
+import zlib
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from fleetune.device_runtime.contracts.codecs import (
     make_codec,
     pack,
     reference_of,
+    sizes_by_kind,
     unpack,
     update_bytes_max,
     with_feedback,
@@ -95,6 +97,36 @@ def test_law_a_round_trip_keeps_shapes_and_stays_within_the_bound(name):
 
 
 @each_codec
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_law_one_element_comes_back_within_the_bound(name, shape):
+    for value, held in ((0.25, -0.5), (-0.0, 0.0), (1e-42, 0.0), (3.0, 3.0)):
+        values, reference = {"w": np.full(shape, value, np.float32)}, {"w": np.full(shape, held, np.float32)}
+        decoded = unpack(codec_of(name), pack(codec_of(name), values, reference).payload, reference).values
+        assert decoded["w"].shape == shape
+        assert np.abs(decoded["w"] - values["w"]).max() <= CASES[name][3] + 1e-7
+
+
+@each_codec
+def test_law_zeros_come_back_as_zeros(name):
+    zeros = {str(shape): np.zeros(shape, np.float32) for shape in SHAPES}
+    decoded = unpack(codec_of(name), pack(codec_of(name), zeros, zeros).payload, zeros).values
+    assert not any(value.any() for value in decoded.values())
+
+
+@each_codec
+@pytest.mark.parametrize("shapes", [[], [()], [(0,)], SHAPES, [(200, 300)]])
+def test_law_every_byte_is_of_one_kind(name, shapes):
+    values, reference = tensors(8, shapes)
+    payload = pack(codec_of(name), values, reference).payload
+    sizes = sizes_by_kind(payload)
+    assert sum(sizes.values()) == len(payload)
+    assert min(sizes.values()) >= 0
+    assert sizes["protocol"] <= update_bytes_max(codec_of("fp32"), values) - 4 * sum(
+        v.size for v in values.values()
+    )
+
+
+@each_codec
 def test_law_a_sender_knows_to_the_bit_what_it_conveyed(name):
     values, reference = tensors(6)
     packed = pack(codec_of(name), values, reference)
@@ -166,6 +198,18 @@ def test_law_what_is_not_finite_is_refused_on_decode(name):
     update["tensors"][0]["data"] = NOT_FINITE[name]
     with pytest.raises(WireError, match=r"finite|NaN"):
         decode_update(msgspec.msgpack.encode(update), reference)
+
+
+@pytest.mark.parametrize("name", BY_KIND)
+def test_law_what_is_not_finite_is_refused_on_decode_by_kind_too(name):
+    """All bits set: NaN as float32, as the upper half of one, and with all lower bytes as float16."""
+    values, reference = tensors(9, [(300,)])
+    fields = msgspec.msgpack.decode(pack(codec_of(name), values, reference).payload)
+    told = {part: size for part, (size, _) in fields["parts"].items()}
+    spoilt = ["scales"] if "scales" in told else ["values", "values-high"]
+    fields["parts"] |= {part: [told[part], b"\xff" * told[part]] for part in spoilt}
+    with pytest.raises(WireError, match=r"finite|NaN"):
+        unpack(codec_of(name), msgspec.msgpack.encode(fields), reference)
 
 
 @each_codec
@@ -306,6 +350,27 @@ def test_xor_refuses_what_is_not_one_whole_stream(damage):
     part = one(make_codec("xor"), np.ones(4))
     with pytest.raises(WireError, match="w: xor"):
         make_codec("xor").decode({"w": damage(part)}, {"w": np.zeros(4, np.float32)}, {})
+
+
+def test_xor_stores_the_ranks_that_are_noise_and_deflates_the_others():
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=10_000).astype(np.float32)
+    near = (reference * (1 + rng.normal(0, 1e-3, 10_000))).astype(np.float32)
+    part = one(xor := make_codec("xor"), near, reference)
+    lowest = (near.view("<u4") ^ reference.view("<u4")).view(np.uint8)[::4].tobytes()
+    assert lowest in part
+    assert len(part) < 3.3 * 10_000
+    assert len(one(xor, reference, reference)) < 400, "nothing changed"
+    few = np.where(np.arange(10_000) % 20, reference, near)
+    assert len(one(xor, few, reference)) < 0.2 * len(part), "a twentieth changed"
+
+
+def test_xor_still_reads_one_stream_of_all_ranks():
+    value, reference = np.float32([1, -2, 3e-5]), np.float32([1, 2, 4e-5])
+    ranks = (value.view("<u4") ^ reference.view("<u4")).view(np.uint8).reshape(-1, 4).T.tobytes()
+    for level in (0, 1, 6, 9):
+        decoded = make_codec("xor").decode({"w": zlib.compress(ranks, level)}, {"w": reference}, {})
+        assert decoded.values["w"].tolist() == value.tolist()
 
 
 def last_sent() -> Codec:

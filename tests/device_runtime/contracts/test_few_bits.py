@@ -14,7 +14,7 @@ from fleetune.device_runtime.contracts.codecs.codec import of_kind
 from fleetune.device_runtime.contracts.codecs.deflate import deflated
 from fleetune.device_runtime.contracts.codecs.innovation import is_lazy
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
-from fleetune.device_runtime.contracts.codecs.positions import packed_positions, unpacked_positions
+from fleetune.device_runtime.contracts.codecs.positions import packed_positions, places_of, unpacked_positions
 from fleetune.device_runtime.contracts.codecs.quantise import BLOCK, quantise, restore
 from fleetune.device_runtime.errors import WireError
 
@@ -100,6 +100,13 @@ def test_positions_come_back(drawn):
     count, share, seed = drawn
     mask = np.random.default_rng(seed).random(count) < share
     assert unpacked_positions(packed_positions(mask), count).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.03, 0.05, 0.099, 0.1, 0.11, 0.9, 1.0])
+def test_places_are_those_of_what_is_true(share):
+    for count in (0, 1, 8, 1000, 70_001):
+        mask = np.random.default_rng(count).random(count) < share
+        assert places_of(mask).tolist() == np.flatnonzero(mask).tolist()
 
 
 def test_positions_by_hand():
