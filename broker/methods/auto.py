@@ -24,7 +24,7 @@ DropPEFT (arXiv 2503.10217) has an online configurator that explores and exploit
   it, so that every device's hidden cache holds from round to round. Every few rounds is a *pilot*: some of the devices that have
   the time train all layers, and show whether that is still so; before, now and then, some train the upper half alone.
 - **Short jobs**: with fewer than ``least`` device-rounds nothing can be told apart: nothing is tried out, and nothing held back.
-  The lowest third of the layers stays frozen on every device, so that caches hold from the first stage to the end.
+  Devices have less time before the tail: see ``hurry``.
 - **Feasible** is what a device has not declined; if it declined for memory, also nothing that needs as much.
 - **Arms** one layer deeper and less deep than the favourite join when it has been the favourite for a while; the worst that was
   tried enough goes where there are too many.
@@ -138,7 +138,8 @@ def _refusal(memory: Memory, device: str) -> str:
 def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below: int) -> tuple[Arm, str]:
     """The arm, and why; no layer beneath ``below`` learns in this round."""
     device, deepest = candidate.device_id, max(feasible, key=lambda arm: arm.back)
-    in_time = _in_time(memory, device, feasible, deepest, below)
+    limit = limit_s(memory, deepest, candidate.round, below=below)
+    in_time = _in_time(memory, device, feasible, limit, below)
     if not is_long(memory):
         return _deepest(memory, in_time), "the deepest in its time: the job is too short to try others"
     if is_tail(memory, candidate.round):
@@ -158,9 +159,8 @@ def _picked(memory: Memory, candidate: Candidate, feasible: Sequence[Arm], below
     return _best(memory, device, allowed, below)
 
 
-def _in_time(memory: Memory, device: str, feasible: Sequence[Arm], deepest: Arm, below: int) -> list[Arm]:
-    """The arms that do not keep the others waiting; the quickest, where all would."""
-    limit = limit_s(memory, deepest, below=below)
+def _in_time(memory: Memory, device: str, feasible: Sequence[Arm], limit: float, below: int) -> list[Arm]:
+    """The arms that do not keep the others waiting for longer than that; the quickest, where all would."""
     found = [arm for arm in feasible if seconds_at(memory, device, arm, below=below) <= limit or not limit]
     return found or [min(feasible, key=lambda arm: seconds_at(memory, device, arm, below=below))]
 
@@ -235,8 +235,7 @@ def floor_of(memory: Memory, number: int) -> int:
     staged = next(
         (floor for until, floor in memory.tuning.stages if number <= until * memory.settings.rounds), 0.0
     )
-    stays = memory.tuning.shallow if memory.is_shallow else 0.0
-    share = max(staged, stays if is_long(memory) else memory.tuning.brief)
+    share = max(staged, memory.tuning.shallow if memory.is_shallow else 0.0)
     return int(share * memory.settings.num_layers)
 
 

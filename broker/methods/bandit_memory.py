@@ -57,8 +57,8 @@ class Tuning(NamedTuple):
     """Share of the layers that stay frozen on every device while the upper ones gain enough: what flows out of them is kept."""
     stages: tuple[tuple[float, float], ...] = ((0.2, 0.75),)
     """Until which share of the rounds which share of the layers, the lower ones, stays frozen on every device."""
-    brief: float = 0.34
-    """Share of the layers, the lower ones, that stay frozen on every device in all rounds of a job below ``least``."""
+    hurry: float = 0.8
+    """``patience`` of a job below ``least`` between its stages and its tail: more rounds, of less depth on slower devices."""
     pilots_least: int = 12
     """Trials of full depth without which nothing is shown to gain as much."""
     trial: int = 4

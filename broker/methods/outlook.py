@@ -5,7 +5,16 @@ from statistics import median
 
 from fleetune.broker.methods.arms import Arm
 from fleetune.broker.methods.bandit import Estimate, median_without
-from fleetune.broker.methods.bandit_memory import Memory, cost_before, cost_of, newest_s, summary_of, timed_as
+from fleetune.broker.methods.bandit_memory import (
+    Memory,
+    cost_before,
+    cost_of,
+    is_long,
+    is_tail,
+    newest_s,
+    summary_of,
+    timed_as,
+)
 
 
 def gain_at(memory: Memory, device: str, arm: Arm) -> float:
@@ -37,9 +46,11 @@ def seconds_at(memory: Memory, device: str, arm: Arm, *, below: int = 0) -> floa
     return summary_of(memory).paces.seconds(device, timed_as(arm.policy, below), cost_before(arm, below))
 
 
-def limit_s(memory: Memory, deepest: Arm, *, below: int = 0) -> float:
+def limit_s(memory: Memory, deepest: Arm, number: int, *, below: int = 0) -> float:
     """How long a device may take in a round whose deepest arm this is; 0 if nothing is known."""
-    return memory.tuning.patience * summary_of(memory).paces.middle * cost_of(memory, deepest, below)
+    is_calm = below > 0 or is_long(memory) or is_tail(memory, number)
+    patience = memory.tuning.patience if is_calm else memory.tuning.hurry
+    return patience * summary_of(memory).paces.middle * cost_of(memory, deepest, below)
 
 
 def pace_of(memory: Memory, device: str) -> float:
