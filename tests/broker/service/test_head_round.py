@@ -104,7 +104,7 @@ def trained(rounds, numbers=FOUR):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_the_first_version_has_the_head_of_all_data_and_the_rounds_after_it_train(tmp_path, in_memory):
-    done = world(tmp_path, in_memory=in_memory, codec="int8", strategy="fedavgm", rounds=1).run()
+    done = world(tmp_path, in_memory=in_memory, strategy="fedavgm", rounds=1).run()
     assert_head(done, 1)
     first, made = adapter(), load(done.aggregator.version(1))
     assert all(made[name].tobytes() == first[name].tobytes() for name in first_adapter()), (
