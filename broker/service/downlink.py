@@ -3,24 +3,23 @@
 import logging
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import islice
 from typing import NamedTuple
 
 from fleetune.broker.job import FIXED, Settings
-from fleetune.broker.service.freight import sizes_of_file, sizes_of_update
+from fleetune.broker.service.holdings import Holdings
+from fleetune.broker.service.parcels import Download, Parcel, difference, whole, with_mask
 from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
-from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import FULL, WHOLE, Chunk, Request, TransferManifest
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
 
-_SHELF, _SHELF_BYTES = 6, 64 * 1024 * 1024
-"""Transfers ready to be served at once, versions and differences: so many, and more while all of them are no longer than this."""
+_SHELF_MIN, _SHELF_MAX, _SHELF_BYTES = 6, 64, 64 * 1024 * 1024
+"""Transfers ready to be served at once, versions and differences: at least so many, at most so many, or as many bytes."""
 _REPLICAS_MIN, _REPLICAS_MAX = 4, 64
 """Adapters that may stand for one version: one for each device of a round, from so many to so many, or without that bound if a
 planner packs for each. Whoever would need another gets the version to the bit."""
@@ -31,27 +30,6 @@ _KEPT = 3
 _HELD_MAX = 1024
 """Older replicas that are kept for the devices heard last, which hold them: so many adapters on disk at most."""
 _LOSSLESS = Packing("xor")
-
-
-class Download(NamedTuple):
-    """The fields of an offer that say what its adapter is, and how it travels."""
-
-    adapter: TransferManifest
-    adapter_sha256: str
-    down_codec: str = FULL
-    down_ratio: float = 0.0
-    down_bits: int = 0
-    reference: str = ""
-    is_exact: bool = True
-    mask_sha256: str = ""
-    mask_bytes: int = 0
-
-
-class _Ready(NamedTuple):
-    outgoing: Outgoing
-    download: Download
-    payload: bytes
-    sizes: ByKind
 
 
 class _Key(NamedTuple):
@@ -93,29 +71,22 @@ class Downlink:
         self._replicas = store.replicas
         clients = min(settings.clients, _REPLICAS_MAX) if settings.traffic == FIXED else settings.clients
         self._replicas_max = max(clients, _REPLICAS_MIN)
-        self._original = sha256(self._version(0) or b"").hexdigest()
-        self._held: dict[str, str] = {}
-        self._has_original: set[str] = set()
+        self._holdings = Holdings(sha256(self._version(0) or b"").hexdigest())
         self._bases: set[str] = set()
         """What the newest version was taken from to the bit."""
-        self._masks: dict[str, str] = {}
         self._offered: dict[str, _Offered] = {}
-        self._shelf: dict[_Key, _Ready] = {}
+        self._shelf: dict[_Key, Parcel] = {}
 
     def holds(self, device_id: str, digest: str, mask: str = "", *, original: str = "") -> None:
         """A device says which adapter file it holds, empty: it wants the whole; which its artifact brought, and which mask."""
-        self._holds(device_id, digest, mask)
-        if not digest:
-            self._has_original.discard(device_id)
-        elif self._original in (digest, original):
-            self._has_original.add(device_id)
+        self._holdings.say(device_id, digest, mask, original=original)
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
         offered = self._offered.get(device_id)
         if offered and offered.key.version == version:
-            held = offered.adapter_sha256 if self._held.get(device_id) else ""
-            self._holds(device_id, held, offered.mask_sha256 or self._masks.get(device_id, ""))
+            held = offered.adapter_sha256 if self._holdings.adapter(device_id) else ""
+            self._holdings.take(device_id, held, offered.mask_sha256 or self._holdings.mask(device_id))
 
     def size_of(self, task: Task) -> int:
         """Bytes of what a device was offered last, if that was for this task's version; 0 if not."""
@@ -147,7 +118,7 @@ class Downlink:
         """
         packing = packing or self._usual
         named = sha256(mask).hexdigest() if mask else ""
-        lacking = mask if self._masks.get(device_id) != named else b""
+        lacking = mask if self._holdings.mask(device_id) != named else b""
         key = self._key(device_id, version, Packing(FULL) if exactly and packing.codec != WHOLE else packing)
         key = key._replace(mask=lacking)
         download = self._ready(key, chunk_bytes).download
@@ -178,35 +149,38 @@ class Downlink:
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
         self._bases.clear()
-        self._replicas.forget_before(version - _KEPT + 1, but=self._held_lately())
-
-    def _holds(self, device_id: str, digest: str, mask: str) -> None:
-        self._held.pop(device_id, None)  # those heard last come last
-        self._held[device_id], self._masks[device_id] = digest, mask
+        self._replicas.forget_before(version - _KEPT + 1, but=self._holdings.lately(_HELD_MAX))
 
     def _key(self, device_id: str, version: int, packing: Packing) -> _Key:
         """What a device gets of a version, without a mask."""
-        held, is_whole = self._held.get(device_id, ""), packing.codec == WHOLE
-        known = held if held and not is_whole and self._knows(held) else ""
-        return _Key(version, known, not is_whole and device_id in self._has_original, packing, b"")
+        if packing.codec == WHOLE:
+            return _Key(version, "", False, packing, b"")
+        held = self._holdings.adapter(device_id)
+        known = held if held and self._knows(held) else ""
+        return _Key(version, known, self._holdings.has_original(device_id), packing, b"")
 
-    def _asked_for(self, device_id: str, request: Request) -> _Ready:
+    def _asked_for(self, device_id: str, request: Request) -> Parcel:
         found = next((r for r in self._shelf.values() if r.download.adapter.sha256 == request.sha256), None)
         found = found or self._again(device_id, request.sha256)
         if found is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
         return found
 
-    def _ready(self, key: _Key, chunk_bytes: int) -> _Ready:
+    def _ready(self, key: _Key, chunk_bytes: int) -> Parcel:
         ready = self._shelf.pop(key, None)
         if ready is None or ready.download.adapter.chunk_bytes != chunk_bytes:
             ready = self._prepared(key, chunk_bytes)
         self._shelf[key] = ready
-        while len(self._shelf) > _SHELF and sum(len(r.payload) for r in self._shelf.values()) > _SHELF_BYTES:
+        while self._is_shelf_full:
             del self._shelf[next(iter(self._shelf))]
         return ready
 
-    def _again(self, device_id: str, digest: str) -> _Ready | None:
+    @property
+    def _is_shelf_full(self) -> bool:
+        size_bytes = sum(len(ready.payload) for ready in self._shelf.values())
+        return len(self._shelf) > (_SHELF_MIN if size_bytes > _SHELF_BYTES else _SHELF_MAX)
+
+    def _again(self, device_id: str, digest: str) -> Parcel | None:
         """Make anew what a device was offered last: others were served in between. None if that was something else."""
         offered = self._offered.get(device_id)
         if offered is None or offered.transfer.sha256 != digest:
@@ -214,19 +188,15 @@ class Downlink:
         ready = self._ready(offered.key, offered.transfer.chunk_bytes)
         return ready if ready.download.adapter.sha256 == digest else None
 
-    def _held_lately(self) -> set[str]:
-        """What devices hold, of those heard last: one that was away for long gets a difference too."""
-        return set(islice(reversed(self._held.values()), _HELD_MAX))
-
     def _knows(self, digest: str) -> bool:
         return self._replicas.knows(digest) or self._store.version_with(digest) is not None
 
-    def _prepared(self, key: _Key, chunk_bytes: int) -> _Ready:
+    def _prepared(self, key: _Key, chunk_bytes: int) -> Parcel:
         content = self._store.version(key.version)
         ready = self._as_packed(key, content, chunk_bytes) or self._to_the_bit(key, content, chunk_bytes)
-        return _with_mask(ready or _whole(content, chunk_bytes), key.mask, chunk_bytes)
+        return with_mask(ready or whole(content, chunk_bytes), key.mask, chunk_bytes)
 
-    def _as_packed(self, key: _Key, content: bytes, chunk_bytes: int) -> _Ready | None:
+    def _as_packed(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
         """What the packing makes of a version for a device that holds an adapter; None if it is to be exact, or must be."""
         version, held = key.version, key.held
         base = self._content(held) if held and key.packing.codec not in (FULL, WHOLE) else None
@@ -234,7 +204,7 @@ class Downlink:
             return None
         if self._replicas.stands_for(version, held):
             # It is at work on this, and would start over with another.
-            return _whole(base, chunk_bytes, is_exact=False)
+            return whole(base, chunk_bytes, is_exact=False)
         delta = self._delta(key.packing, content, base)
         if delta is None:
             return None
@@ -243,22 +213,22 @@ class Downlink:
             if not self._may_stand_for(version, delta.content):
                 return None
             self._replicas.keep(version, delta.content)
-        return _difference(delta, key.packing, held, chunk_bytes, is_exact=is_exact)
+        return difference(delta, key.packing, held, chunk_bytes, is_exact=is_exact)
 
-    def _to_the_bit(self, key: _Key, content: bytes, chunk_bytes: int) -> _Ready | None:
+    def _to_the_bit(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
         """A difference that loses nothing, from what a device holds or else from version 0; None if the whole is as short."""
-        for held in (key.held, self._original if key.has_original else ""):
+        for held in (key.held, self._holdings.original if key.has_original else ""):
             base = self._base(key.version, held) if held else None
-            if base is not None and base != content:
-                delta = self._delta(_LOSSLESS, content, base)
+            if base is not None:
+                delta = self._delta(_LOSSLESS, content, base) if base != content else None
                 is_shorter = delta is not None and len(delta.payload) < len(content)
-                return _difference(delta, _LOSSLESS, held, chunk_bytes) if delta and is_shorter else None
+                return difference(delta, _LOSSLESS, held, chunk_bytes) if delta and is_shorter else None
         return None
 
     def _base(self, version: int, digest: str) -> bytes | None:
         """An adapter that a difference to the bit is taken from; None if it is not here, or there were too many."""
-        if version == self._store.newest and digest not in (self._original, *self._bases):
-            if len(self._bases) >= _BASES_MAX:
+        if version == self._store.newest and digest != self._holdings.original:
+            if digest not in self._bases and len(self._bases) >= _BASES_MAX:
                 return None
             self._bases.add(digest)
         return self._content(digest)
@@ -293,28 +263,3 @@ class Downlink:
 
 def _codec_of(packing: Packing) -> Codec | None:
     return None if packing.codec in (FULL, WHOLE) else make_codec(packing.codec, packing.ratio, packing.bits)
-
-
-def _difference(
-    delta: Delta, packing: Packing, held: str, chunk_bytes: int, *, is_exact: bool = True
-) -> _Ready:
-    outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
-    how = (packing.codec, packing.ratio, packing.bits)
-    download = Download(outgoing.manifest, digest, *how, held, is_exact=is_exact)
-    return _Ready(outgoing, download, delta.payload, sizes_of_update(delta.payload))
-
-
-def _whole(content: bytes, chunk_bytes: int, *, is_exact: bool = True) -> _Ready:
-    outgoing = Outgoing(content, chunk_bytes=chunk_bytes)
-    download = Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact)
-    return _Ready(outgoing, download, content, sizes_of_file(content))
-
-
-def _with_mask(ready: _Ready, mask: bytes, chunk_bytes: int) -> _Ready:
-    """Put a mask behind what travels, in the same transfer."""
-    if not mask:
-        return ready
-    payload = ready.payload + mask
-    outgoing, sizes = Outgoing(payload, chunk_bytes=chunk_bytes), ready.sizes + ByKind(positions=len(mask))
-    download = ready.download._replace(adapter=outgoing.manifest, mask_bytes=len(mask))
-    return _Ready(outgoing, download, payload, sizes)

@@ -2,26 +2,28 @@
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.arrays import Array, Floats
+from fleetune.device_runtime.contracts.codecs.codec import floats
 
 _SIGNIFICAND = 23
 _INFINITE = 0x7F800000
 
 
-def shortened(value: Floats, like: Floats, bits: int) -> Floats:
+def shortened(value: Array, like: Array, bits: int) -> Floats:
     """Round to the nearest float32 that has its lowest ``23 - bits`` bits from ``like``.
 
     With ``like`` of zeros that is rounding to ``bits`` bits of significand, half up in magnitude.
 
     Args:
-        value: float32, finite.
-        like: float32 of the same shape.
+        value: finite, taken as float32.
+        like: of the same shape, taken as float32.
         bits: 0 to 23 of the significand that are the value's own; it moves by 2^-(bits + 1) of itself at most, but not to
             less than the lowest bits themselves, nor to infinity.
     """
-    own, step = value.view("<u4").astype(np.int64), 1 << (_SIGNIFICAND - bits)
-    magnitude, lowest = own & 0x7FFFFFFF, like.view("<u4").astype(np.int64) & (step - 1)
+    own, step = floats(value).view("<u4").astype(np.int64), 1 << (_SIGNIFICAND - bits)
+    magnitude, lowest = own & 0x7FFFFFFF, floats(like).view("<u4").astype(np.int64) & (step - 1)
     steps = np.maximum((magnitude - lowest + step // 2) // step, 0)
     near = lowest + step * steps
     near = np.where(near < _INFINITE, near, near - step) | (own & 0x80000000)
-    return near.astype("<u4").view("<f4")
+    found: Floats = near.astype("<u4").view("<f4")
+    return found

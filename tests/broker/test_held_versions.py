@@ -266,9 +266,10 @@ def test_a_device_killed_between_encoding_and_its_outbox_owes_no_error_twice(tmp
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(device.outbox, "put", fail)
+    monkeypatch.setattr(device.outbox, "put", fail)
+    with pytest.raises(KeyboardInterrupt):
         running.run()
+    monkeypatch.undo()
     device.kill()
     device.start()
     running.run()

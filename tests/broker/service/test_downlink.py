@@ -199,7 +199,7 @@ def test_a_version_that_the_codec_cannot_tell_from_the_one_before_still_stands_f
     sender.downlink.holds("d", sender.digest(0))
     sender.to("d", 1)
     sender.downlink.worked_from("d", 1)
-    replica = sender.downlink.replica(1, sender.downlink._held["d"])
+    replica = sender.downlink.replica(1, sender.downlink._holdings.adapter("d"))
     for number, step in ((3, 1e-8), (4, 2e-8)):
         near_zero = np.abs(replica["w"]) < 0.01
         moved = np.where(near_zero, replica["w"] + np.float32(step), replica["w"])
