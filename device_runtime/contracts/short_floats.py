@@ -10,15 +10,15 @@ _INFINITE = 0x7F800000
 
 
 def shortened(value: Array, like: Array, bits: int) -> Floats:
-    """Round to the nearest float32 that has its lowest ``23 - bits`` bits from ``like``.
+    """Round to a float32 whose lowest ``23 - bits`` bits are those of ``like``: the nearest one, counted in units of the last place.
 
     With ``like`` of zeros that is rounding to ``bits`` bits of significand, half up in magnitude.
 
     Args:
         value: finite, taken as float32.
         like: of the same shape, taken as float32.
-        bits: 0 to 23 of the significand that are the value's own; it moves by 2^-(bits + 1) of itself at most, but not to
-            less than the lowest bits themselves, nor to infinity.
+        bits: of the significand that are the value's own, 0 to 23. It moves by 2^-bits of itself at most, and with none below
+            2^-126 by as much as that.
     """
     own, step = floats(value).view("<u4").astype(np.int64), 1 << (_SIGNIFICAND - bits)
     magnitude, lowest = own & 0x7FFFFFFF, floats(like).view("<u4").astype(np.int64) & (step - 1)
