@@ -10,7 +10,7 @@ _INFINITE = 0x7F800000
 
 
 def shortened(value: Array, like: Array, bits: int) -> Floats:
-    """Round to a float32 whose lowest ``23 - bits`` bits are those of ``like``: the nearest one, counted in units of the last place.
+    """Round to the float32, nearest in units of the last place, whose lowest ``23 - bits`` bits are those of ``like``.
 
     With ``like`` of zeros that is rounding to ``bits`` bits of significand, half up in magnitude.
 
