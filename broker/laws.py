@@ -13,7 +13,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.lora import lora_problems
-from fleetune.device_runtime.contracts.wire import FULL, LocalWork, PolicySpec, check_name
+from fleetune.device_runtime.contracts.wire import FULL, WHOLE, LocalWork, PolicySpec, check_name
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.options import problems, refuse
@@ -79,11 +79,11 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
 
 
 def _down_problems(settings: Settings, packing: Packing) -> Iterator[str]:
-    if packing.codec == FULL:
+    if packing.codec in (FULL, WHOLE):
         if settings.down_ratio:
-            yield f"down_ratio {settings.down_ratio:g}: {FULL!r} has none"
+            yield f"down_ratio {settings.down_ratio:g}: {packing.codec!r} has none"
         if settings.down_bits:
-            yield f"down_bits {settings.down_bits}: {FULL!r} has none"
+            yield f"down_bits {settings.down_bits}: {packing.codec!r} has none"
         return
     try:
         if make_codec(packing.codec, packing.ratio, packing.bits).receiver:

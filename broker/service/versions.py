@@ -50,7 +50,10 @@ class Versions:
             store.add_version(0, to_bytes(adapter), round_number=0)
         self.newest = store.newest
         self._store, self._settings = store, settings
-        self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
+        self._trained, self._head = (
+            STRATEGIES[settings.strategy](),
+            class_mean(settings.head, is_short=settings.is_lossy),
+        )
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
         self._mask = b""

@@ -32,6 +32,11 @@ class HeldAdapters:
         """SHA-256 of the adapter file that differences may be taken from; empty if they have failed before."""
         return "" if self._wants_whole else self._newest_sha256
 
+    @property
+    def other_reference(self) -> str:
+        """The artifact's own, where ``reference`` is another; empty if there is nothing to be said of it."""
+        return "" if self.reference in ("", self._original.digest) else self._original.digest
+
     def find(self, digest: str) -> bytes | None:
         """Adapter file with this SHA-256, if it is at hand."""
         return self._original.content if digest == self._original.digest else self._state.adapter(digest)

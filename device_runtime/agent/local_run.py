@@ -15,7 +15,7 @@ from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
+from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums, shortened_sums
 from fleetune.device_runtime.contracts.codecs import Codec, chain_of, make_codec, pack, with_feedback
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
@@ -176,12 +176,16 @@ class LocalRun:
         return masked(trained_part(arrays, self._offer.work), self._mask)
 
     def _sum(self) -> Product:
-        """Class sums of all samples in one go, exact whatever the job's codec; there is no memory to keep."""
+        """Class sums of all samples in one go, in the bits that the work says; there is no memory to keep."""
         offer, class_sums = self._offer, self._workbench.class_sums
         if class_sums is None:
             raise ConfigError("this device makes no class sums")
         sums, stats = class_sums(offer.work, self._reference)
-        packed = pack(make_codec(offer.work.codec), sums, blank_sums(*sums[SUMS].shape))
+        packed = pack(
+            make_codec(offer.work.codec),
+            shortened_sums(sums, offer.work.sums_bits),
+            blank_sums(*sums[SUMS].shape),
+        )
         event = Event("summed", offer.round, {"size_bytes": len(packed.payload)})
         return Product(self._announcement(stats), packed.payload, event)
 

@@ -47,7 +47,10 @@ ADAPTER, CLASS_MEANS = LEARNED = ("adapter", "class-means")
 HEAD_STARTS = ("none", "class-mean")
 """What a model's head may begin with: as it was exported, or the class means of all training data."""
 FULL = "full"
-"""The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
+"""The down codec of an adapter that is sent as it is, as the bytes of its safetensors file. In a job: to the bit, in whatever
+way is shorter."""
+WHOLE = "whole"
+"""In a job alone: always as it is, whatever a device holds."""
 CONSENSUS = "consensus"
 """What :attr:`LocalWork.mask` may name."""
 LORA_A = "lora-a"
@@ -269,6 +272,14 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     personal_by: Annotated[Word, Option("which layers stay personal", table="ranking of layers")] = (
         "importance"
     )
+    sums_bits: Annotated[
+        int,
+        Option(
+            "bits of the significand of a class sum that is sent up; 0 for all of float32's",
+            at_least=0,
+            at_most=23,
+        ),
+    ] = 0
     histogram: Annotated[
         bool,
         Option(
@@ -302,6 +313,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """SHA-256 of the adapter file that differences may be taken from; empty: every adapter is to be sent whole."""
     mask: Word = ""
     """SHA-256 of the mask that the device holds; empty for none."""
+    original: Word = ""
+    """SHA-256 of the adapter file that the artifact brought: differences may be taken from it too. Empty: it is ``holds``, or
+    they may not."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):

@@ -45,6 +45,7 @@ from fleetune.device_runtime.tables import Table
 
 __all__ = [
     "CODECS",
+    "EXACT",
     "Codec",
     "Packed",
     "chain_named",
@@ -206,6 +207,8 @@ def _shapes(tensors: Mapping[str, Array]) -> Shapes:
     return {name: value.shape for name, value in tensors.items()}
 
 
+EXACT = ("fp32", "xor")
+"""Codecs that lose nothing."""
 _Make = Callable[[float, int], Codec]
 
 
