@@ -71,6 +71,7 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
     if not found:
         work, packing = _example(settings)
         yield from _down_problems(settings, packing)
+        yield from _lazy_problems(settings, work)
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
         yield from _traffic_problems(settings)
@@ -90,6 +91,15 @@ def _down_problems(settings: Settings, packing: Packing) -> Iterator[str]:
             yield f"down_codec {packing.codec!r}: it remembers each device's updates, and is for codec alone"
     except ConfigError as exc:
         yield str(exc)
+
+
+def _lazy_problems(settings: Settings, work: LocalWork) -> Iterator[str]:
+    try:
+        is_remembered = bool(make_codec(work.codec, work.codec_ratio, work.codec_bits).receiver)
+    except ConfigError:
+        return
+    if settings.lazy and not is_remembered:
+        yield f"lazy {settings.lazy:g}: codec {work.codec!r} remembers no update; 'innovation' does"
 
 
 def _example(settings: Settings) -> tuple[LocalWork, Packing]:

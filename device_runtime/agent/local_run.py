@@ -12,11 +12,19 @@ from fleetune.device_runtime.agent.codec_memory import CodecMemory, Places, put_
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
-from fleetune.device_runtime.contracts.codecs import Codec, chain_of, make_codec, pack, with_feedback
+from fleetune.device_runtime.contracts.codecs import (
+    Codec,
+    Packed,
+    chain_of,
+    make_codec,
+    pack,
+    with_feedback,
+)
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
@@ -153,6 +161,8 @@ class LocalRun:
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
+        instead = self._spared(packed, codec, reference, memory)
+        packed = instead or packed
         stats = _stats(training.history, training.stats)
         if offer.work.personal:
             stats |= measure_both(training.measure, training.adapter, self._reference)
@@ -162,8 +172,15 @@ class LocalRun:
         self._keep(own)
         loss = {"loss": stats["loss"]} if "loss" in stats else {}
         kept = {"tensors_kept": len(own)} if own else {}
+        kept |= {"skipped": 1} if instead else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
         return Product(self._announcement(stats), packed.payload, event)
+
+    def _spared(self, packed: Packed, codec: Codec, reference: Arrays, memory: Arrays) -> Packed | None:
+        if not self._offer.lazy:
+            return None
+        named = "" if self._offer.is_exact else wanted_sha256(self._offer)
+        return spared(packed, codec, reference, memory=memory, bound=self._offer.lazy, reference_sha256=named)
 
     def _places(self, part: Arrays) -> Places:
         """Where in its tensor lies what travels of each, of those in ``part`` that do not travel whole."""

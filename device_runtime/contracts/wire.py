@@ -321,6 +321,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     memory: Word = ""
     """Chain of what the aggregator remembers of the device's updates, for codecs with a receiver's memory; a device that
     remembers another sends without. Empty: nothing."""
+    lazy: Annotated[float, Meta(ge=0, le=FIGURE_MAX)] = 0.0
+    """Codec ``innovation``: squared norm below which an innovation may stay here and the last update be repeated; 0: none."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     mask_sha256: Word = ""

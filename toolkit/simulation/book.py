@@ -96,7 +96,7 @@ class Book:
             asked.outcome, asked.seconds = COUNTED, self._clock() - asked.since
             asked.gain = _gain(update.stats)
 
-    def closed(self, number: int, cost: Cost, carried: Carried) -> RoundRecord:
+    def closed(self, number: int, cost: Cost, carried: Carried, skipped: int = 0) -> RoundRecord:
         """A round is over, number 0 before it began; its version is not measured yet."""
         now, wall = self._clock(), time.perf_counter()
         taken = {name: working.take(now) for name, working in self._working.items()}
@@ -109,6 +109,7 @@ class Book:
             round=number,
             time_s=now,
             devices=len(counted),
+            skipped=skipped,
             bytes_up=cost.bytes_up,
             bytes_down=cost.bytes_down,
             up=carried.up,

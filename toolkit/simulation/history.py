@@ -16,7 +16,7 @@ from fleetune.toolkit.simulation.runs import Begun
 
 EVALUATOR = "simulator"
 """Who reports measurements, in the ledger."""
-_SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j")
+_SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j", "skipped")
 _BY_KIND = ("up", "down")
 
 

@@ -57,6 +57,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whose updates counted."""
     bytes_up: int = 0
     bytes_down: int = 0
+    skipped: int = 0
+    """Of those devices, how many said that their last update counts again."""
     up: ByKind = ByKind()
     """All that devices sent, with what is around their updates."""
     down: ByKind = ByKind()
@@ -116,6 +118,8 @@ class SimulationReport(msgspec.Struct, frozen=True, kw_only=True):
     down: ByKind = ByKind()
     energy_j: float = 0.0
     peak_mb: float = 0.0
+    skipped: int = 0
+    """Of the updates that counted, how many were no new ones."""
     device_rounds: int = 0
     wall_s: float = 0.0
     """On this machine, over all starts."""

@@ -186,7 +186,8 @@ class World:
         """A version is made, 0 before the first round: have it measured, and bring back who vanished."""
         self._closed_at = self._now()
         ledger, job = self._ledger, self._parts.config.job
-        record = self._book.closed(version, ledger.cost(version), in_all(ledger.carried(version)))
+        cost, carried = ledger.cost(version), in_all(ledger.carried(version))
+        record = self._book.closed(version, cost, carried, ledger.figures(version).skipped)
         is_due = version % job.evaluate_every == 0 or version == job.rounds
         self._history.add(record, self._measure(content) if is_due else None)
         self._comings.bring_back(self._now())
