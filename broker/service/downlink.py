@@ -88,14 +88,20 @@ class Downlink:
         self._is_fixed = settings.traffic == FIXED
         self._replicas_max = _REPLICAS_MAX if self._is_fixed else max(settings.clients, _REPLICAS_MAX)
         self._held: dict[str, str] = {}
+        self._same: dict[str, str] = {}
         self._masks: dict[str, str] = {}
         self._offered: dict[str, _Offered] = {}
         self._shelf: dict[_Key, _Ready] = {}
 
     def holds(self, device_id: str, digest: str, mask: str = "") -> None:
         """A device says which adapter file it holds, empty: it wants the whole; and which mask."""
+        digest = self._same.get(digest, digest)
         self._held.pop(device_id, None)  # those heard last come last
         self._held[device_id], self._masks[device_id] = digest, mask
+
+    def counts_as(self, digest: str, version: str) -> None:
+        """Who holds the adapter with one SHA-256 can make the version with the other."""
+        self._same[digest] = version
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""

@@ -28,7 +28,8 @@ from fleetune.device_runtime.contracts.codecs import (
 )
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
-from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, FIGURE_MAX
+from fleetune.device_runtime.contracts.thresholds import blank_thresholds
+from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, CONSENSUS, FIGURE_MAX, THRESHOLDS
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Versions:
             StateError: the store is damaged.
         """
         if store.newest < 0:
-            store.add_version(0, to_bytes(adapter), round_number=0)
+            store.add_version(0, to_bytes(_first(adapter, settings)), round_number=0)
         self.newest = store.newest
         self._store, self._settings = store, settings
         self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
@@ -64,6 +65,11 @@ class Versions:
         self._added: set[str] = set()
         """Devices whose updates are in the sums."""
         self.downlink = Downlink(store, settings)
+        if settings.work.mask == THRESHOLDS:
+            first = _first(adapter, settings)
+            self.downlink.counts_as(
+                sha256(to_bytes(adapter)).hexdigest(), sha256(to_bytes(first)).hexdigest()
+            )
         """What devices are sent of them."""
         self._fold()
 
@@ -173,7 +179,7 @@ class Versions:
 
     def mask_of(self, task: Task) -> bytes:
         """The mask that the update of a task is cut to, packed; empty for none."""
-        is_masked = task.role == "train" and task.work.mask and task.work.learns == ADAPTER
+        is_masked = task.role == "train" and task.work.mask == CONSENSUS and task.work.learns == ADAPTER
         return self._mask if is_masked and task.version == self.newest else b""
 
     def _part(self, arrays: Arrays, task: Task) -> Arrays:
@@ -207,7 +213,7 @@ class Versions:
         """The mask of the round after this one, which closes now: none if that votes, a new one if this did."""
         settings, reference = self._settings, self.reference(self.newest)
         trained = round_number - settings.head_rounds
-        if not settings.work.mask or trained < 1 or is_vote(trained + 1, settings.mask_every):
+        if settings.work.mask != CONSENSUS or trained < 1 or is_vote(trained + 1, settings.mask_every):
             return b""
         if not is_vote(trained, settings.mask_every):
             return self._mask
@@ -251,6 +257,11 @@ class Versions:
                     f"task {task.task_id!r}: its update in the ledger is damaged: {exc}"
                 ) from exc
             log.info("round %d: the update of %s is at hand", task.round, task.device_id)
+
+
+def _first(adapter: Arrays, settings: Settings) -> Arrays:
+    """Version 0: of a job of thresholds they are in it."""
+    return {**adapter, **(blank_thresholds(adapter) if settings.work.mask == THRESHOLDS else {})}
 
 
 def _codec_of(task: Task) -> Codec:

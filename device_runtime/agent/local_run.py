@@ -29,6 +29,7 @@ from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, masked
+from fleetune.device_runtime.contracts.thresholds import moved, pruned, stays, thresholds_of
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import (
     ArtifactError,
@@ -143,8 +144,10 @@ class LocalRun:
 
     def _start_adapter(self) -> Arrays:
         """The version worked from, with the layers over it that stayed here; own, writable copies."""
-        if self._offer.work.personal:
-            return self._personal.over(self._reference, self._offer.round)
+        work, own = self._offer.work, self._reference
+        if work.personal or stays(work):
+            own = self._personal.over(self._reference, self._offer.round)
+            return moved(own, thresholds_of(self._reference))
         return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
@@ -153,7 +156,8 @@ class LocalRun:
         places, before = self._places(reference), self._memory.before(offer.round)
         memory = taken(_shared(before, codec, offer), self._reference, places)
         memory, left = _fitting(memory, reference)
-        own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
+        is_split = bool(offer.work.personal) or stays(offer.work)
+        own, shared = _split(training.adapter, training.personal if is_split else ())
         packed = pack(
             with_feedback(codec),
             _changed(self._travelling(shared), reference, owed=of_kind(RESIDUAL, memory)),
@@ -164,7 +168,7 @@ class LocalRun:
         instead = self._spared(packed, codec, reference, memory)
         packed = instead or packed
         stats = _stats(training.history, training.stats)
-        if offer.work.personal:
+        if is_split:
             stats |= measure_both(training.measure, training.adapter, self._reference)
         # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
         owed = put_back(packed.memory, before, self._reference, places)
@@ -220,9 +224,10 @@ class LocalRun:
         return lambda manifest: header(payload=manifest)
 
     def _keep(self, own: Arrays) -> None:
-        if self._offer.work.personal:
-            self._personal.keep(self._offer.round, own)
-            self._workbench.keep({**self._reference, **own})
+        if self._offer.work.personal or stays(self._offer.work):
+            # With the thresholds that they go by: the next ones move them.
+            self._personal.keep(self._offer.round, {**own, **thresholds_of(self._reference)})
+            self._workbench.keep(pruned({**self._reference, **own}))
 
     def _evaluate(self) -> Product:
         offer = self._offer

@@ -48,7 +48,7 @@ HEAD_STARTS = ("none", "class-mean")
 """What a model's head may begin with: as it was exported, or the class means of all training data."""
 FULL = "full"
 """The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
-CONSENSUS = "consensus"
+CONSENSUS, THRESHOLDS, NOTHING = MASKS = ("consensus", "thresholds", "nothing")
 """What :attr:`LocalWork.mask` may name."""
 LORA_A = "lora-a"
 """What :attr:`LocalWork.frozen` may name."""
@@ -254,8 +254,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     mask: Annotated[
         Word,
         Option(
-            "which elements of an update travel: all, or those of a mask that the devices agree on by vote",
-            choices=("", CONSENSUS),
+            "what travels of an update: all, the elements of a mask that the devices agree on by vote, thresholds of rank "
+            "components alone, or nothing; with the last two every parameter stays on its device",
+            choices=("", *MASKS),
         ),
     ] = ""
     personal: Annotated[

@@ -32,6 +32,7 @@ class _Asked:
     """When it was gone."""
     runs: list[VirtualRun] = field(default_factory=list)
     gain: float | None = None
+    personal: float | None = None
 
     @property
     def peak_mb(self) -> float:
@@ -95,6 +96,7 @@ class Book:
         if asked and asked.task.task_id == update.task_id:
             asked.outcome, asked.seconds = COUNTED, self._clock() - asked.since
             asked.gain = _gain(update.stats)
+            asked.personal = finite(update.stats.get("personal_accuracy"))
 
     def closed(self, number: int, cost: Cost, carried: Carried, skipped: int = 0) -> RoundRecord:
         """A round is over, number 0 before it began; its version is not measured yet."""
@@ -104,10 +106,12 @@ class Book:
         choices = tuple(self._choice(name, asked, spent[name], now) for name, asked in self._asked.items())
         energies = [self._book(name, seconds, now) for name, seconds in spent.items()]
         counted = [choice for choice in choices if choice.outcome == COUNTED]
+        told = [asked.personal for asked in self._asked.values() if asked.personal is not None]
         peaks = [choice.peak_mb for choice in choices if choice.peak_mb]
         record = RoundRecord(
             round=number,
             time_s=now,
+            personal_accuracy=sum(told) / len(told) if told else None,
             devices=len(counted),
             skipped=skipped,
             bytes_up=cost.bytes_up,

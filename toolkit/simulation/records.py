@@ -53,6 +53,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     """Null if that version was not evaluated."""
     loss: float | None = None
+    personal_accuracy: float | None = None
+    """Mean of its devices' own models, each on what it holds back; null where none keeps a model and holds samples back."""
     devices: int = 0
     """Whose updates counted."""
     bytes_up: int = 0
@@ -118,6 +120,8 @@ class SimulationReport(msgspec.Struct, frozen=True, kw_only=True):
     down: ByKind = ByKind()
     energy_j: float = 0.0
     peak_mb: float = 0.0
+    personal_accuracy: float | None = None
+    """Of the last round in which a device told one."""
     skipped: int = 0
     """Of the updates that counted, how many were no new ones."""
     device_rounds: int = 0

@@ -17,6 +17,7 @@ from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER
+from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import FULL
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.loopback import Loopback
@@ -174,7 +175,11 @@ class World:
     def _asked(self, tasks: Sequence[Assigned]) -> None:
         """Have all devices of a round begin at once, where it is known from which adapter."""
         self._book.enrolled(tasks)
-        ahead = [task for task in tasks if not task.work.personal and self._down_codec(task) == FULL]
+        ahead = [
+            task
+            for task in tasks
+            if not (task.work.personal or stays(task.work)) and self._down_codec(task) == FULL
+        ]
         starts = {task.version: parse_arrays(self._ledger.version(task.version)) for task in ahead[:1]}
         for task in ahead:
             self._devices[task.device_id].desk.begin_ahead(task.work, starts[task.version])
