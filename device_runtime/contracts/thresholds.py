@@ -11,6 +11,7 @@ that keeps at most a hundredth of them.
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays, Floats
 from fleetune.device_runtime.contracts.wire import NOTHING, THRESHOLDS, LocalWork
@@ -109,7 +110,7 @@ def moved(arrays: Mapping[str, Array], thresholds: Mapping[str, Array]) -> Array
     return found
 
 
-def _kept(a: Floats, threshold: Floats) -> Array:
+def _kept(a: Floats, threshold: Floats) -> NDArray[np.bool_]:
     return np.asarray(_mean(a) - threshold > 0)
 
 
