@@ -46,29 +46,35 @@ def made(artifact, machine, tmp_path_factory):
     """Make a job of two devices, ready to run."""
     words = tmp_path_factory.mktemp("words")
 
-    def workbench(number):
+    def workbench(number, starts):
         groups = (number % 3, (number + 1) % 3)
         path = write_lines(words / f"{number}.csv", seed=number, groups=groups)
         data = load_dataset(path, artifact.manifest, artifact.folder, seq_len=16)
-        start = lambda work, adapter: machine.trainer(data, work, adapter)  # noqa: E731
+
+        def start(work, adapter):
+            starts.append((work.rounds_before, adapter))
+            return machine.trainer(data, work, adapter)
+
         return Workbench(start, lambda work, adapter: machine.evaluate(data, adapter), data.num_samples)
 
     def make(mask, **changes):
         work = LocalWork(
             optimizer=OptimizerSpec(lr=LR), steps=4, batch_size=8, seq_len=16, mask=mask, held_out=0.2
         )
-        folder, server = tmp_path_factory.mktemp(mask), Loopback()
+        folder, server, starts = tmp_path_factory.mktemp(mask), Loopback(), []
         fields = {"work": work, "rounds": ROUNDS, "clients": 2, "min_clients": 2, **changes}
         aggregator = Aggregator(
             server, folder, adapter=artifact.adapter(), artifact=artifact.digest, **fields
         ).start()
         first = FirstAdapter.of(artifact.adapter())
         devices = [
-            Device(server, folder, n, workbench=workbench(n), adapter=first, artifact=artifact.digest).start()
+            Device(
+                server, folder, n, workbench=workbench(n, starts), adapter=first, artifact=artifact.digest
+            ).start()
             for n in (0, 1)
         ]
         running = World(server, aggregator, devices)
-        running.accepted, running.offers = [], []
+        running.accepted, running.offers, running.starts = [], [], starts
         watch(running)
         return running
 
@@ -110,6 +116,17 @@ def test_thresholds_alone_travel_and_are_averaged(straight, artifact):
     last = version(straight, ROUNDS)
     assert to_bytes(parameters_of(last)) == to_bytes(artifact.adapter()), "no parameter left its device"
     assert all((value != 0).any() for value in thresholds_of(last).values())
+
+
+def test_a_run_starts_from_the_averaged_thresholds_with_rows_of_its_own_gone_along(straight, artifact):
+    rows = {}
+    for number, adapter in straight.starts:
+        wanted = thresholds_of(version(straight, number))
+        assert to_bytes(thresholds_of(adapter)) == to_bytes(wanted)
+        for name in wanted:
+            rows.setdefault((number, name), set()).add(adapter[name.removesuffix(".threshold")].tobytes())
+    assert {len(found) for (number, _), found in rows.items()} == {1, 2}
+    assert all(len(found) == (2 if number else 1) for (number, _), found in rows.items())
 
 
 def test_what_goes_down_is_a_difference_of_thresholds(straight, artifact):
