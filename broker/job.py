@@ -10,6 +10,7 @@ from fleetune.device_runtime.contracts.wire import (
     ADAPTER,
     CLASS_MEANS,
     COUNT_MAX,
+    FIGURE_MAX,
     FULL,
     HEAD_STARTS,
     SECONDS_MAX,
@@ -74,6 +75,15 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at_most=COUNT_MAX,
         ),
     ] = 0
+    lazy: Annotated[
+        float,
+        Option(
+            "codec innovation: a device whose update is this much less new than the model's last moves sends none, and "
+            "its last one counts again; 0 for never",
+            at_least=0,
+            at_most=FIGURE_MAX,
+        ),
+    ] = 0.0
     mask_share: Annotated[
         float, Option("mask consensus: share of all elements that travels", above=0, at_most=1)
     ] = MASK_SHARE

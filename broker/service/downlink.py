@@ -81,6 +81,10 @@ class Downlink:
         """A device says which adapter file it holds, empty: it wants the whole; which its artifact brought, and which mask."""
         self._holdings.say(device_id, digest, mask, original=original)
 
+    def makes_original(self, digest: str) -> None:
+        """Who holds the adapter file with this SHA-256 can make version 0 of it, and is taken to hold that."""
+        self._holdings.makes_original(digest)
+
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
         offered = self._offered.get(device_id)

@@ -75,7 +75,8 @@ class Executor:
             role=task.role,
             work=task.work,
             deadline_s=deadline_s,
-            memory=self._versions.remembered(task),
+            memory=(memory := self._versions.remembered(task)),
+            lazy=self._versions.lazy_bound if memory else 0.0,
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)

@@ -12,9 +12,15 @@ class Holdings:
         self._adapters: dict[str, str] = {}
         self._masks: dict[str, str] = {}
         self._has_original: set[str] = set()
+        self._made_of: set[str] = set()
+
+    def makes_original(self, digest: str) -> None:
+        """Who says that it holds this adapter can make version 0 of it, and is taken to hold that."""
+        self._made_of.add(digest)
 
     def say(self, device_id: str, adapter: str, mask: str, *, original: str) -> None:
         """A device says which adapter it holds, empty: it wants the whole; which mask; which adapter its artifact brought."""
+        adapter, original = (self.original if held in self._made_of else held for held in (adapter, original))
         self.take(device_id, adapter, mask)
         if not adapter:
             self._has_original.discard(device_id)

@@ -51,7 +51,7 @@ FULL = "full"
 way is shorter."""
 WHOLE = "whole"
 """In a job alone: always as it is, whatever a device holds."""
-CONSENSUS = "consensus"
+CONSENSUS, THRESHOLDS, NOTHING = MASKS = ("consensus", "thresholds", "nothing")
 """What :attr:`LocalWork.mask` may name."""
 LORA_A = "lora-a"
 """What :attr:`LocalWork.frozen` may name."""
@@ -257,8 +257,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     mask: Annotated[
         Word,
         Option(
-            "which elements of an update travel: all, or those of a mask that the devices agree on by vote",
-            choices=("", CONSENSUS),
+            "what travels of an update: all, the elements of a mask that the devices agree on by vote, thresholds of rank "
+            "components alone, or nothing; with the last two every parameter stays on its device",
+            choices=("", *MASKS),
         ),
     ] = ""
     personal: Annotated[
@@ -344,6 +345,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     memory: Word = ""
     """Chain of what the aggregator remembers of the device's updates, for codecs with a receiver's memory; a device that
     remembers another sends without. Empty: nothing."""
+    lazy: Annotated[float, Meta(ge=0, le=FIGURE_MAX)] = 0.0
+    """Codec ``innovation``: squared norm below which an innovation may stay here and the last update be repeated; 0: none."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     mask_sha256: Word = ""
