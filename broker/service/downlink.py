@@ -23,8 +23,8 @@ _SHELF_MIN, _SHELF_MAX, _SHELF_BYTES = 6, 64, 64 * 1024 * 1024
 _REPLICAS_MIN, _REPLICAS_MAX = 4, 64
 """Adapters that may stand for one version: one for each device of a round, from so many to so many, or without that bound if a
 planner packs for each. Whoever would need another gets the version to the bit."""
-_BASES_MAX = 64
-"""Adapters that differences to the bit of one version are taken from; who holds another gets the whole."""
+_BASES_MIN, _BASES_MAX = 5, 64
+"""Adapters that differences to the bit of one version are taken from, from so many to so many; who holds another gets the whole."""
 _KEPT = 3
 """Versions whose replicas are all kept."""
 _HELD_MAX = 1024
@@ -69,8 +69,7 @@ class Downlink:
         )
         _codec_of(self._usual)
         self._replicas = store.replicas
-        clients = min(settings.clients, _REPLICAS_MAX) if settings.traffic == FIXED else settings.clients
-        self._replicas_max = max(clients, _REPLICAS_MIN)
+        self._clients, self._is_fixed = settings.clients, settings.traffic == FIXED
         self._holdings = Holdings(sha256(self._version(0) or b"").hexdigest())
         self._bases: set[str] = set()
         """What the newest version was taken from to the bit."""
@@ -214,7 +213,7 @@ class Downlink:
             return None
         is_exact = delta.content == content
         if not is_exact:
-            if not self._may_stand_for(version, delta.content):
+            if not self._may_stand_for(version, delta):
                 return None
             self._replicas.keep(version, delta.content)
         return difference(delta, key.packing, held, chunk_bytes, is_exact=is_exact)
@@ -222,24 +221,28 @@ class Downlink:
     def _to_the_bit(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
         """A difference that loses nothing, from what a device holds or else from version 0; None if the whole is as short."""
         for held in (key.held, self._holdings.original if key.has_original else ""):
-            base = self._base(key.version, held) if held else None
+            base = self._base(key.version, held, len(content)) if held else None
             if base is not None:
                 delta = self._delta(_LOSSLESS, content, base) if base != content else None
                 is_shorter = delta is not None and len(delta.payload) < len(content)
                 return difference(delta, _LOSSLESS, held, chunk_bytes) if delta and is_shorter else None
         return None
 
-    def _base(self, version: int, digest: str) -> bytes | None:
+    def _base(self, version: int, digest: str, size_bytes: int) -> bytes | None:
         """An adapter that a difference to the bit is taken from; None if it is not here, or there were too many."""
         if version == self._store.newest and digest != self._holdings.original:
-            if digest not in self._bases and len(self._bases) >= _BASES_MAX:
+            most = max(_BASES_MIN, min(_BASES_MAX, _fitting(size_bytes)))
+            if digest not in self._bases and len(self._bases) >= most:
                 return None
             self._bases.add(digest)
         return self._content(digest)
 
-    def _may_stand_for(self, version: int, content: bytes) -> bool:
-        is_kept = self._replicas.stands_for(version, sha256(content).hexdigest())
-        return is_kept or self._replicas.count(version) < self._replicas_max
+    def _may_stand_for(self, version: int, delta: Delta) -> bool:
+        most = self._clients
+        if self._is_fixed:
+            most = min(most, _REPLICAS_MAX, _fitting(len(delta.payload)))
+        is_kept = self._replicas.stands_for(version, sha256(delta.content).hexdigest())
+        return is_kept or self._replicas.count(version) < max(most, _REPLICAS_MIN)
 
     def _content(self, digest: str) -> bytes | None:
         if (replica := self._replicas.content(digest)) is not None:
@@ -267,3 +270,8 @@ class Downlink:
 
 def _codec_of(packing: Packing) -> Codec | None:
     return None if packing.codec in (FULL, WHOLE) else make_codec(packing.codec, packing.ratio, packing.bits)
+
+
+def _fitting(size_bytes: int) -> int:
+    """How many transfers of this size lie ready at once: more would be made anew for every few chunks."""
+    return _SHELF_BYTES // size_bytes

@@ -411,6 +411,40 @@ def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_someth
     assert list(sender.downlink.chunks("d0", Request(sha256=first, missing=b"\1")))
 
 
+@pytest.mark.parametrize(
+    ("fitting", "differences"), [(0.5, 2), (3.5, 3), (9, 4)], ids=["the least", "as many fit", "the most"]
+)
+def test_differences_to_the_bit_are_taken_from_so_many_adapters_that_none_is_made_anew_for_each_chunk(
+    tmp_path, monkeypatch, fitting, differences
+):
+    size = len(to_bytes(version_of(0)))
+    monkeypatch.setattr(downlink, "_SHELF_BYTES", int(fitting * size))
+    monkeypatch.setattr(downlink, "_BASES_MIN", 2)
+    monkeypatch.setattr(downlink, "_BASES_MAX", 4)
+    sender = Sender(tmp_path, clients=6)
+    for number in range(3, 8):
+        sender.add(number, version_of(number))
+    for place in range(1, 7):
+        sender.downlink.holds(f"d{place}", sender.digest(place))
+    codecs = [sender.to(f"d{place}", 7).down_codec for place in range(1, 7)]
+    assert codecs == ["xor"] * differences + ["full"] * (6 - differences)
+    sender.downlink.holds("late", sender.digest(6), original=sender.digest(0))
+    assert sender.to("late", 7).reference == sender.digest(0)
+
+
+def test_so_many_replicas_stand_for_a_version_that_none_is_made_anew_for_each_chunk(tmp_path, monkeypatch):
+    sender = Sender(tmp_path, clients=6, down_codec="int8")
+    for number in range(3, 8):
+        sender.add(number, version_of(number))
+    sender.downlink.holds("d", sender.digest(1))
+    payload = sender.to("d", 7).adapter.size_bytes
+    monkeypatch.setattr(downlink, "_SHELF_BYTES", 5 * payload + 100)
+    for place in range(2, 7):
+        sender.downlink.holds(f"d{place}", sender.digest(place))
+    found = [sender.to(f"d{place}", 7) for place in range(2, 7)]
+    assert [one.down_codec for one in found] == ["int8"] * 4 + ["xor"]
+
+
 def test_a_mask_rides_behind_what_a_planner_packs_and_counts_as_positions(tmp_path):
     sender, mask = Sender(tmp_path, traffic="caesar", clients=9), bytes(range(1, 101))
     for place in range(9):
