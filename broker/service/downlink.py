@@ -23,8 +23,10 @@ _SHELF_MIN, _SHELF_MAX, _SHELF_BYTES = 6, 64, 64 * 1024 * 1024
 _REPLICAS_MIN, _REPLICAS_MAX = 4, 64
 """Adapters that may stand for one version: one for each device of a round, from so many to so many, or without that bound if a
 planner packs for each. Whoever would need another gets the version to the bit."""
-_BASES_MIN, _BASES_MAX = 5, 64
-"""Adapters that differences to the bit of one version are taken from, from so many to so many; who holds another gets the whole."""
+_BASES_MIN, _BASES_MAX = 4, 62
+"""Adapters that differences to the bit of a version are taken from: so many to so many. Who holds another gets the whole."""
+_SHARED = 2
+"""Transfers of a version that many have in common: the whole, and the difference from version 0."""
 _KEPT = 3
 """Versions whose replicas are all kept."""
 _HELD_MAX = 1024
@@ -70,7 +72,9 @@ class Downlink:
         _codec_of(self._usual)
         self._replicas = store.replicas
         self._clients, self._is_fixed = settings.clients, settings.traffic == FIXED
-        self._holdings = Holdings(sha256(self._version(0) or b"").hexdigest())
+        first = self._version(0) or b""
+        self._holdings = Holdings(sha256(first).hexdigest())
+        self._bases_max = max(_BASES_MIN, min(_BASES_MAX, _fitting(len(first)) - _SHARED))
         self._bases: set[str] = set()
         """What the newest version was taken from to the bit."""
         self._offered: dict[str, _Offered] = {}
@@ -160,6 +164,8 @@ class Downlink:
             return _Key(version, "", False, packing, b"")
         held = self._holdings.adapter(device_id)
         known = held if held and self._knows(held) else ""
+        if packing.codec == FULL and not self._may_be_base(version, known):
+            known = ""  # all who get the whole share it
         return _Key(version, known, self._holdings.has_original(device_id), packing, b"")
 
     def _asked_for(self, device_id: str, request: Request) -> Parcel:
@@ -221,21 +227,21 @@ class Downlink:
     def _to_the_bit(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
         """A difference that loses nothing, from what a device holds or else from version 0; None if the whole is as short."""
         for held in (key.held, self._holdings.original if key.has_original else ""):
-            base = self._base(key.version, held, len(content)) if held else None
+            base = self._content(held) if held and self._may_be_base(key.version, held) else None
             if base is not None:
                 delta = self._delta(_LOSSLESS, content, base) if base != content else None
                 is_shorter = delta is not None and len(delta.payload) < len(content)
                 return difference(delta, _LOSSLESS, held, chunk_bytes) if delta and is_shorter else None
         return None
 
-    def _base(self, version: int, digest: str, size_bytes: int) -> bytes | None:
-        """An adapter that a difference to the bit is taken from; None if it is not here, or there were too many."""
-        if version == self._store.newest and digest != self._holdings.original:
-            most = max(_BASES_MIN, min(_BASES_MAX, _fitting(size_bytes)))
-            if digest not in self._bases and len(self._bases) >= most:
-                return None
-            self._bases.add(digest)
-        return self._content(digest)
+    def _may_be_base(self, version: int, digest: str) -> bool:
+        """Whether a difference to the bit of a version may be taken from an adapter: of the newest, from so many."""
+        if version != self._store.newest or digest in ("", self._holdings.original, *self._bases):
+            return True
+        if len(self._bases) >= self._bases_max:
+            return False
+        self._bases.add(digest)
+        return True
 
     def _may_stand_for(self, version: int, delta: Delta) -> bool:
         most = self._clients
@@ -274,4 +280,4 @@ def _codec_of(packing: Packing) -> Codec | None:
 
 def _fitting(size_bytes: int) -> int:
     """How many transfers of this size lie ready at once: more would be made anew for every few chunks."""
-    return _SHELF_BYTES // size_bytes
+    return _SHELF_BYTES // max(size_bytes, 1)

@@ -412,7 +412,7 @@ def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_someth
 
 
 @pytest.mark.parametrize(
-    ("fitting", "differences"), [(0.5, 2), (3.5, 3), (9, 4)], ids=["the least", "as many fit", "the most"]
+    ("fitting", "differences"), [(0.5, 2), (5.5, 3), (9, 4)], ids=["the least", "as many fit", "the most"]
 )
 def test_differences_to_the_bit_are_taken_from_so_many_adapters_that_none_is_made_anew_for_each_chunk(
     tmp_path, monkeypatch, fitting, differences
@@ -428,6 +428,8 @@ def test_differences_to_the_bit_are_taken_from_so_many_adapters_that_none_is_mad
         sender.downlink.holds(f"d{place}", sender.digest(place))
     codecs = [sender.to(f"d{place}", 7).down_codec for place in range(1, 7)]
     assert codecs == ["xor"] * differences + ["full"] * (6 - differences)
+    ready = [key for key in sender.downlink._shelf if key.version == 7]
+    assert len(ready) == differences + 1, "all who get the whole share it"
     sender.downlink.holds("late", sender.digest(6), original=sender.digest(0))
     assert sender.to("late", 7).reference == sender.digest(0)
 
