@@ -5,13 +5,16 @@ from typing import Annotated, Any
 import msgspec
 
 from fleetune.device_runtime.contracts.class_means import ClassHead
+from fleetune.device_runtime.contracts.codecs import EXACT
 from fleetune.device_runtime.contracts.wire import (
     ADAPTER,
     CLASS_MEANS,
     COUNT_MAX,
+    FIGURE_MAX,
     FULL,
     HEAD_STARTS,
     SECONDS_MAX,
+    WHOLE,
     LocalWork,
     PolicySpec,
 )
@@ -30,7 +33,10 @@ PATIENT = ("rounds",)
 _SIZES = ("num_layers", "num_elements", "num_classes")
 """What follows from the artifact, and is 0 in ledgers that do not say."""
 _EXACT = "xor"
-"""The codec of class sums, whatever the job's: exact, and sums of classes that a device does not have cost next to nothing."""
+"""The codec of class sums, whatever the job's: sums of classes that a device does not have, and bits that they do not have,
+cost next to nothing."""
+SUMS_BITS, SUMS_BITS_OF_HALF, _HALF = 4, 10, 16
+"""Bits of the significand of a class sum: in a job that packs up in few bits, and in one that packs in half precision."""
 _NO_HEAD = ClassHead()
 
 
@@ -51,7 +57,10 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     down_codec: Annotated[
         str,
         Option(
-            "how a version is packed for a device that holds an earlier one", table="codec", choices=(FULL,)
+            "how a version is packed for a device that holds an earlier one; full: to the bit, as a difference where that "
+            "is shorter; whole: always whole",
+            table="codec",
+            choices=(FULL, WHOLE),
         ),
     ] = FULL
     down_ratio: Annotated[
@@ -66,6 +75,15 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at_most=COUNT_MAX,
         ),
     ] = 0
+    lazy: Annotated[
+        float,
+        Option(
+            "codec innovation: a device whose update is this much less new than the model's last moves sends none, and "
+            "its last one counts again; 0 for never",
+            at_least=0,
+            at_most=FIGURE_MAX,
+        ),
+    ] = 0.0
     mask_share: Annotated[
         float, Option("mask consensus: share of all elements that travels", above=0, at_most=1)
     ] = MASK_SHARE
@@ -136,6 +154,16 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Rounds for the head, before those that train."""
         return int(self.head_start == "class-mean")
 
+    @property
+    def is_lossy_up(self) -> bool:
+        """Whether updates lose bits on their way, or may: a traffic planner chooses."""
+        return self.traffic != FIXED or self.work.codec not in EXACT
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether anything does, in either direction."""
+        return self.is_lossy_up or self.down_codec not in (FULL, WHOLE, *EXACT)
+
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long the aggregator waits for what."""
@@ -176,7 +204,7 @@ def settings_of(
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
     """
     job, work = as_chosen(job, work)
-    given = [name for name in ("seed", "rounds_before", "rows_seed") if getattr(work, name)]
+    given = [name for name in ("seed", "rounds_before", "rows_seed", "sums_bits") if getattr(work, name)]
     given += ["learns"] if work.learns != ADAPTER else []
     if given:
         raise ConfigError(
@@ -229,12 +257,21 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
             codec=_EXACT,
             codec_ratio=0.0,
             codec_bits=0,
+            sums_bits=_sums_bits(settings),
             seed=settings.seed,
         )
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)
     shared = settings.seed if settings.work.rows else 0
     return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1, rows_seed=shared)
+
+
+def _sums_bits(settings: Settings) -> int:
+    """Bits of the significand of a class sum: all where updates go up to the bit, few where they go in few."""
+    if not settings.is_lossy_up:
+        return 0
+    is_half = settings.work.codec == "fp16" or settings.work.codec_bits == _HALF
+    return SUMS_BITS_OF_HALF if is_half else SUMS_BITS
 
 
 def device_seed(seed: int, *, round_number: int, position: int) -> int:

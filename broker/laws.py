@@ -13,7 +13,15 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.lora import lora_problems
-from fleetune.device_runtime.contracts.wire import FULL, LocalWork, PolicySpec, check_name
+from fleetune.device_runtime.contracts.thresholds import stays
+from fleetune.device_runtime.contracts.wire import (
+    CONSENSUS,
+    FULL,
+    WHOLE,
+    LocalWork,
+    PolicySpec,
+    check_name,
+)
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.options import problems, refuse
@@ -71,6 +79,7 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
     if not found:
         work, packing = _example(settings)
         yield from _down_problems(settings, packing)
+        yield from _lazy_problems(settings, work)
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
         yield from _traffic_problems(settings)
@@ -79,17 +88,26 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
 
 
 def _down_problems(settings: Settings, packing: Packing) -> Iterator[str]:
-    if packing.codec == FULL:
+    if packing.codec in (FULL, WHOLE):
         if settings.down_ratio:
-            yield f"down_ratio {settings.down_ratio:g}: {FULL!r} has none"
+            yield f"down_ratio {settings.down_ratio:g}: {packing.codec!r} has none"
         if settings.down_bits:
-            yield f"down_bits {settings.down_bits}: {FULL!r} has none"
+            yield f"down_bits {settings.down_bits}: {packing.codec!r} has none"
         return
     try:
         if make_codec(packing.codec, packing.ratio, packing.bits).receiver:
             yield f"down_codec {packing.codec!r}: it remembers each device's updates, and is for codec alone"
     except ConfigError as exc:
         yield str(exc)
+
+
+def _lazy_problems(settings: Settings, work: LocalWork) -> Iterator[str]:
+    try:
+        is_remembered = bool(make_codec(work.codec, work.codec_ratio, work.codec_bits).receiver)
+    except ConfigError:
+        return
+    if settings.lazy and not is_remembered:
+        yield f"lazy {settings.lazy:g}: codec {work.codec!r} remembers no update; 'innovation' does"
 
 
 def _example(settings: Settings) -> tuple[LocalWork, Packing]:
@@ -108,16 +126,27 @@ def _lora_problems(settings: Settings) -> Iterator[str]:
     for name, count in (("rank", work.rank), ("rows", work.rows)):
         if count and strategy not in OF_RANKS:
             yield f"{name} {count}: strategy {strategy!r} averages whole tensors; of parts: {choices(OF_RANKS)}"
-    if not work.mask and (settings.mask_share != MASK_SHARE or settings.mask_every):
-        yield "mask_share and mask_every are of a mask; give one (mask)"
+    if work.mask != CONSENSUS and (settings.mask_share != MASK_SHARE or settings.mask_every):
+        yield f"mask_share and mask_every are of mask {CONSENSUS!r}"
     if settings.mask_every == 1:
         yield "mask_every 1: every round would vote, and no mask be used; 0, or 2 or more"
     if parts := [name for name in ("rank", "rows") if getattr(work, name) and work.mask]:
         yield f"mask {work.mask!r}: it is of whole tensors; leave {' and '.join(parts)} out"
+    yield from _local_problems(settings)
     if work.rank and work.rows > work.rank:
         yield f"rows {work.rows}: of the {work.rank} components of the rank"
     if work.frozen and strategy == "product":
         yield f"frozen {work.frozen!r}: strategy 'product' makes A anew; the mean of B alone is exact: 'fedavg'"
+
+
+def _local_problems(settings: Settings) -> Iterator[str]:
+    work = settings.work
+    if not stays(work):
+        return
+    if settings.strategy != "fedavg":
+        yield f"mask {work.mask!r}: strategy {settings.strategy!r} has no updates of parameters; 'fedavg'"
+    if parts := [name for name in ("frozen", "personal") if getattr(work, name)]:
+        yield f"mask {work.mask!r}: all parameters learn and stay on the device; leave {' and '.join(parts)} out"
 
 
 def _configurator_problems(settings: Settings) -> Iterator[str]:

@@ -52,6 +52,8 @@ class Noted(msgspec.Struct, frozen=True, omit_defaults=True):
     bytes_up: _Bytes = 0
     seconds_up: Seconds = 0.0
     """From the first request to the last chunk."""
+    skipped: bool = False
+    """It said that the last one counts again."""
     histogram: Annotated[tuple[Count, ...], msgspec.Meta(max_length=CLASSES_MAX)] = ()
     """How many of the device's samples are of which class; empty if it was not asked, or does not tell."""
 

@@ -18,6 +18,7 @@ from fleetune.broker.methods.strategy import (
 )
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead, blank_sums
+from fleetune.device_runtime.contracts.short_floats import shortened
 from fleetune.device_runtime.errors import WireError
 from fleetune.device_runtime.methods.class_means import class_mean_head
 
@@ -27,8 +28,17 @@ _ROUNDING = 1e-3
 """How far sums in float32 may be from what their squares allow, as a share of it."""
 
 
-def class_mean(head: ClassHead) -> Strategy:
-    """Put the class means of all updates in the place of ``head``; what else an adapter holds stays."""
+HEAD_BITS = 10
+"""Of the significand of a head that is rounded: half precision's."""
+
+
+def class_mean(head: ClassHead, *, is_short: bool = False) -> Strategy:
+    """Put the class means of all updates in the place of ``head``; what else an adapter holds stays.
+
+    Args:
+        head: names.
+        is_short: round them to the version before in their lowest bits: their difference, to the bit, is half as long.
+    """
 
     def init(reference: Arrays) -> Sums:
         return init_sums(blank_sums(*reference[head.weight].shape))
@@ -41,6 +51,8 @@ def class_mean(head: ClassHead) -> Strategy:
 
     def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
         made = class_mean_head({name: total_of(sums, name) for name in sums.limbs}, head)
+        if is_short:
+            made = {name: shortened(value, reference[name], HEAD_BITS) for name, value in made.items()}
         return {name: made.get(name, value) for name, value in reference.items()}, state
 
     return Strategy(init, add, finish)

@@ -1,54 +1,37 @@
-"""What is sent of a version to which device: the whole adapter file, or its difference from the one that it holds."""
+"""What is sent of a version to which device: its difference from one that the device holds, or the whole adapter file."""
 
 import logging
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import islice
 from typing import NamedTuple
 
 from fleetune.broker.job import FIXED, Settings
-from fleetune.broker.service.freight import sizes_of_file, sizes_of_update
+from fleetune.broker.service.holdings import Holdings
+from fleetune.broker.service.parcels import Download, Parcel, difference, whole, with_mask
 from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
-from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import FULL, Chunk, Request, TransferManifest
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.contracts.wire import FULL, WHOLE, Chunk, Request, TransferManifest
+from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
 
-_SHELF = 6
-"""Transfers ready to be served at once: versions, and differences from what devices hold."""
-_REPLICAS_MAX = 4
-"""Adapters that may stand for one version, or one for each device of a round if a planner packs for each; whoever would need
-another gets the whole."""
+_SHELF_MIN, _SHELF_MAX, _SHELF_BYTES = 6, 64, 64 * 1024 * 1024
+"""Transfers ready to be served at once, versions and differences: at least so many, at most so many, or as many bytes."""
+_REPLICAS_MIN, _REPLICAS_MAX = 4, 64
+"""Adapters that may stand for one version: one for each device of a round, from so many to so many, or without that bound if a
+planner packs for each. Whoever would need another gets the version to the bit."""
+_BASES_MIN, _BASES_MAX = 4, 62
+"""Adapters that differences to the bit of a version are taken from: so many to so many. Who holds another gets the whole."""
+_SHARED = 2
+"""Transfers of a version that many have in common: the whole, and the difference from version 0."""
 _KEPT = 3
-"""Versions whose replicas are kept; who holds an older one gets the whole."""
+"""Versions whose replicas are all kept."""
 _HELD_MAX = 1024
-"""Older replicas that are kept for devices that hold them, if a planner packs for each: so many adapters on disk at most."""
-
-
-class Download(NamedTuple):
-    """The fields of an offer that say what its adapter is, and how it travels."""
-
-    adapter: TransferManifest
-    adapter_sha256: str
-    down_codec: str = FULL
-    down_ratio: float = 0.0
-    down_bits: int = 0
-    reference: str = ""
-    is_exact: bool = True
-    mask_sha256: str = ""
-    mask_bytes: int = 0
-
-
-class _Ready(NamedTuple):
-    outgoing: Outgoing
-    download: Download
-    payload: bytes
-    sizes: ByKind
+"""Older replicas that are kept for the devices heard last, which hold them: so many adapters on disk at most."""
+_LOSSLESS = Packing("xor")
 
 
 class _Key(NamedTuple):
@@ -56,8 +39,11 @@ class _Key(NamedTuple):
 
     version: int
     held: str
-    exactly: bool
+    """By the device, and known here; empty for none."""
+    has_original: bool
+    """Whether it holds version 0 besides."""
     packing: Packing
+    """``FULL``: to the bit; ``WHOLE``: whole."""
     mask: bytes
     """That travels with it; empty for none."""
 
@@ -85,24 +71,29 @@ class Downlink:
         )
         _codec_of(self._usual)
         self._replicas = store.replicas
-        self._is_fixed = settings.traffic == FIXED
-        self._replicas_max = _REPLICAS_MAX if self._is_fixed else max(settings.clients, _REPLICAS_MAX)
-        self._held: dict[str, str] = {}
-        self._masks: dict[str, str] = {}
+        self._clients, self._is_fixed = settings.clients, settings.traffic == FIXED
+        first = self._version(0) or b""
+        self._holdings = Holdings(sha256(first).hexdigest())
+        self._bases_max = max(_BASES_MIN, min(_BASES_MAX, _fitting(len(first)) - _SHARED))
+        self._bases: set[str] = set()
+        """What the newest version was taken from to the bit."""
         self._offered: dict[str, _Offered] = {}
-        self._shelf: dict[_Key, _Ready] = {}
+        self._shelf: dict[_Key, Parcel] = {}
 
-    def holds(self, device_id: str, digest: str, mask: str = "") -> None:
-        """A device says which adapter file it holds, empty: it wants the whole; and which mask."""
-        self._held.pop(device_id, None)  # those heard last come last
-        self._held[device_id], self._masks[device_id] = digest, mask
+    def holds(self, device_id: str, digest: str, mask: str = "", *, original: str = "") -> None:
+        """A device says which adapter file it holds, empty: it wants the whole; which its artifact brought, and which mask."""
+        self._holdings.say(device_id, digest, mask, original=original)
+
+    def makes_original(self, digest: str) -> None:
+        """Who holds the adapter file with this SHA-256 can make version 0 of it, and is taken to hold that."""
+        self._holdings.makes_original(digest)
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
         offered = self._offered.get(device_id)
         if offered and offered.key.version == version:
-            held = offered.adapter_sha256 if self._held.get(device_id) else ""
-            self.holds(device_id, held, offered.mask_sha256 or self._masks.get(device_id, ""))
+            held = offered.adapter_sha256 if self._holdings.adapter(device_id) else ""
+            self._holdings.take(device_id, held, offered.mask_sha256 or self._holdings.mask(device_id))
 
     def size_of(self, task: Task) -> int:
         """Bytes of what a device was offered last, if that was for this task's version; 0 if not."""
@@ -133,10 +124,10 @@ class Downlink:
             StateError: the store is damaged, or a replica cannot be written.
         """
         packing = packing or self._usual
-        held = self._held.get(device_id, "") if packing.codec != FULL else ""
         named = sha256(mask).hexdigest() if mask else ""
-        lacking = mask if self._masks.get(device_id) != named else b""
-        key = _Key(version, held if held and self._knows(held) else "", exactly, packing, lacking)
+        lacking = mask if self._holdings.mask(device_id) != named else b""
+        key = self._key(device_id, version, Packing(FULL) if exactly and packing.codec != WHOLE else packing)
+        key = key._replace(mask=lacking)
         download = self._ready(key, chunk_bytes).download
         self._offered[device_id] = _Offered(key, download.adapter_sha256, download.adapter, named)
         return download._replace(mask_sha256=named)
@@ -164,25 +155,41 @@ class Downlink:
 
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
-        self._replicas.forget_before(version - _KEPT + 1, but=self._held_by_planned())
+        self._bases.clear()
+        self._replicas.forget_before(version - _KEPT + 1, but=self._holdings.lately(_HELD_MAX))
 
-    def _asked_for(self, device_id: str, request: Request) -> _Ready:
+    def _key(self, device_id: str, version: int, packing: Packing) -> _Key:
+        """What a device gets of a version, without a mask."""
+        if packing.codec == WHOLE:
+            return _Key(version, "", False, packing, b"")
+        held = self._holdings.adapter(device_id)
+        known = held if held and self._knows(held) else ""
+        if packing.codec == FULL and not self._may_be_base(version, known):
+            known = ""  # all who get the whole share it
+        return _Key(version, known, self._holdings.has_original(device_id), packing, b"")
+
+    def _asked_for(self, device_id: str, request: Request) -> Parcel:
         found = next((r for r in self._shelf.values() if r.download.adapter.sha256 == request.sha256), None)
         found = found or self._again(device_id, request.sha256)
         if found is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
         return found
 
-    def _ready(self, key: _Key, chunk_bytes: int) -> _Ready:
+    def _ready(self, key: _Key, chunk_bytes: int) -> Parcel:
         ready = self._shelf.pop(key, None)
         if ready is None or ready.download.adapter.chunk_bytes != chunk_bytes:
             ready = self._prepared(key, chunk_bytes)
         self._shelf[key] = ready
-        while len(self._shelf) > _SHELF:
+        while self._is_shelf_full:
             del self._shelf[next(iter(self._shelf))]
         return ready
 
-    def _again(self, device_id: str, digest: str) -> _Ready | None:
+    @property
+    def _is_shelf_full(self) -> bool:
+        size_bytes = sum(len(ready.payload) for ready in self._shelf.values())
+        return len(self._shelf) > (_SHELF_MIN if size_bytes > _SHELF_BYTES else _SHELF_MAX)
+
+    def _again(self, device_id: str, digest: str) -> Parcel | None:
         """Make anew what a device was offered last: others were served in between. None if that was something else."""
         offered = self._offered.get(device_id)
         if offered is None or offered.transfer.sha256 != digest:
@@ -190,47 +197,72 @@ class Downlink:
         ready = self._ready(offered.key, offered.transfer.chunk_bytes)
         return ready if ready.download.adapter.sha256 == digest else None
 
-    def _held_by_planned(self) -> set[str]:
-        """What devices hold, of those heard last: a planner packs also for one that was away for long."""
-        return set() if self._is_fixed else set(islice(reversed(self._held.values()), _HELD_MAX))
-
     def _knows(self, digest: str) -> bool:
         return self._replicas.knows(digest) or self._store.version_with(digest) is not None
 
-    def _prepared(self, key: _Key, chunk_bytes: int) -> _Ready:
-        ready = self._from_held(key, chunk_bytes) if key.held else None
-        return _with_mask(
-            ready or _whole(self._store.version(key.version), chunk_bytes), key.mask, chunk_bytes
-        )
+    def _prepared(self, key: _Key, chunk_bytes: int) -> Parcel:
+        content = self._store.version(key.version)
+        ready = self._as_packed(key, content, chunk_bytes) or self._to_the_bit(key, content, chunk_bytes)
+        return with_mask(ready or whole(content, chunk_bytes), key.mask, chunk_bytes)
 
-    def _from_held(self, key: _Key, chunk_bytes: int) -> _Ready | None:
-        """What a device that holds an adapter is sent of a version; None if that is the whole of it."""
-        version, held, exactly, packing, _ = key
-        base = self._content(held)
-        if base is not None and not exactly and self._replicas.stands_for(version, held):
-            # It is at work on this, and would start over with another.
-            return _whole(base, chunk_bytes, is_exact=False)
-        content = self._store.version(version)
-        delta = self._delta(packing, content, base) if base is not None else None
-        is_exact = delta is not None and delta.content == content
-        if delta is None or not (is_exact or (not exactly and self._may_stand_for(version, delta.content))):
+    def _as_packed(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
+        """What the packing makes of a version for a device that holds an adapter; None if it is to be exact, or must be."""
+        version, held = key.version, key.held
+        base = self._content(held) if held and key.packing.codec not in (FULL, WHOLE) else None
+        if base is None:
             return None
+        if self._replicas.stands_for(version, held):
+            # It is at work on this, and would start over with another.
+            return whole(base, chunk_bytes, is_exact=False)
+        delta = self._delta(key.packing, content, base)
+        if delta is None:
+            return None
+        is_exact = delta.content == content
         if not is_exact:
+            if not self._may_stand_for(version, delta):
+                return None
             self._replicas.keep(version, delta.content)
-        outgoing, digest = Outgoing(delta.payload, chunk_bytes=chunk_bytes), sha256(delta.content).hexdigest()
-        how = (packing.codec, packing.ratio, packing.bits)
-        download = Download(outgoing.manifest, digest, *how, held, is_exact=is_exact)
-        return _Ready(outgoing, download, delta.payload, sizes_of_update(delta.payload))
+        return difference(delta, key.packing, held, chunk_bytes, is_exact=is_exact)
 
-    def _may_stand_for(self, version: int, content: bytes) -> bool:
-        is_kept = self._replicas.stands_for(version, sha256(content).hexdigest())
-        return is_kept or self._replicas.count(version) < self._replicas_max
+    def _to_the_bit(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
+        """A difference that loses nothing, from what a device holds or else from version 0; None if the whole is as short."""
+        for held in (key.held, self._holdings.original if key.has_original else ""):
+            base = self._content(held) if held and self._may_be_base(key.version, held) else None
+            if base is not None:
+                delta = self._delta(_LOSSLESS, content, base) if base != content else None
+                is_shorter = delta is not None and len(delta.payload) < len(content)
+                return difference(delta, _LOSSLESS, held, chunk_bytes) if delta and is_shorter else None
+        return None
+
+    def _may_be_base(self, version: int, digest: str) -> bool:
+        """Whether a difference to the bit of a version may be taken from an adapter: of the newest, from so many."""
+        if version != self._store.newest or digest in ("", self._holdings.original, *self._bases):
+            return True
+        if len(self._bases) >= self._bases_max:
+            return False
+        self._bases.add(digest)
+        return True
+
+    def _may_stand_for(self, version: int, delta: Delta) -> bool:
+        most = self._clients
+        if self._is_fixed:
+            most = min(most, _REPLICAS_MAX, _fitting(len(delta.payload)))
+        is_kept = self._replicas.stands_for(version, sha256(delta.content).hexdigest())
+        return is_kept or self._replicas.count(version) < max(most, _REPLICAS_MIN)
 
     def _content(self, digest: str) -> bytes | None:
         if (replica := self._replicas.content(digest)) is not None:
             return replica
         number = self._store.version_with(digest)
-        return None if number is None else self._store.version(number)
+        return None if number is None else self._version(number)
+
+    def _version(self, number: int) -> bytes | None:
+        """A version that others may be taken from; None if its file is gone or damaged: then they go without it."""
+        try:
+            return self._store.version(number)
+        except StateError as exc:
+            log.warning("no difference is taken from version %d: %s", number, exc)
+            return None
 
     def _delta(self, packing: Packing, content: bytes, base: bytes) -> Delta | None:
         codec = _codec_of(packing)
@@ -243,20 +275,9 @@ class Downlink:
 
 
 def _codec_of(packing: Packing) -> Codec | None:
-    return None if packing.codec == FULL else make_codec(packing.codec, packing.ratio, packing.bits)
+    return None if packing.codec in (FULL, WHOLE) else make_codec(packing.codec, packing.ratio, packing.bits)
 
 
-def _whole(content: bytes, chunk_bytes: int, *, is_exact: bool = True) -> _Ready:
-    outgoing = Outgoing(content, chunk_bytes=chunk_bytes)
-    download = Download(outgoing.manifest, outgoing.manifest.sha256, is_exact=is_exact)
-    return _Ready(outgoing, download, content, sizes_of_file(content))
-
-
-def _with_mask(ready: _Ready, mask: bytes, chunk_bytes: int) -> _Ready:
-    """Put a mask behind what travels, in the same transfer."""
-    if not mask:
-        return ready
-    payload = ready.payload + mask
-    outgoing, sizes = Outgoing(payload, chunk_bytes=chunk_bytes), ready.sizes + ByKind(positions=len(mask))
-    download = ready.download._replace(adapter=outgoing.manifest, mask_bytes=len(mask))
-    return _Ready(outgoing, download, payload, sizes)
+def _fitting(size_bytes: int) -> int:
+    """How many transfers of this size lie ready at once: more would be made anew for every few chunks."""
+    return _SHELF_BYTES // max(size_bytes, 1)

@@ -67,6 +67,7 @@ class Executor:
             packing=task.plan.down if task.plan else None,
             mask=self._versions.mask_of(task),
         )
+        memory = self._versions.remembered(task)
         offer = Offer(
             job=self._settings.job,
             task_id=task.task_id,
@@ -75,7 +76,8 @@ class Executor:
             role=task.role,
             work=task.work,
             deadline_s=deadline_s,
-            memory=self._versions.remembered(task),
+            memory=memory,
+            lazy=self._versions.lazy_bound if memory else 0.0,
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)

@@ -237,7 +237,7 @@ class Service:
             )
             self._known.add(hello.device_id)
         self._uploads.restart(hello.device_id, now)
-        self._versions.downlink.holds(hello.device_id, hello.holds, hello.mask)
+        self._versions.downlink.holds(hello.device_id, hello.holds, hello.mask, original=hello.original)
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:

@@ -11,6 +11,7 @@ from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Noted, Task
+from fleetune.device_runtime.contracts.codecs import is_repeat
 from fleetune.device_runtime.contracts.wire import SECONDS_MAX, Chunk, UpdateReady
 from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError
 from fleetune.device_runtime.network.complaints import Complaints, fault
@@ -108,7 +109,8 @@ class Uploads:
         except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
             self._refuse(update, fault(exc), now)
             return
-        noted = noted_of(update, task, self._versions.downlink.size_of(task), upload_s=now - since)
+        size_down, skipped = self._versions.downlink.size_of(task), is_repeat(content)
+        noted = noted_of(update, task, size_down, upload_s=now - since, skipped=skipped)
         self._store.accept(update, content, noted)
         self._meter.spend(now)
         self._outbound.tell(update.device_id, verdict_on(update))
@@ -132,7 +134,9 @@ class Uploads:
         self._act(self._federation.refused(update, reason, now), now)
 
 
-def noted_of(update: UpdateReady, task: Task, size_down: int, *, upload_s: float) -> Noted:
+def noted_of(
+    update: UpdateReady, task: Task, size_down: int, *, upload_s: float, skipped: bool = False
+) -> Noted:
     """What is noted of an update: what a device tells of itself is held to what can be.
 
     Args:
@@ -140,6 +144,7 @@ def noted_of(update: UpdateReady, task: Task, size_down: int, *, upload_s: float
         task: that it answers.
         size_down: bytes of what the device was offered to fetch for it; 0 if that is not known.
         upload_s: how long its payload took to come.
+        skipped: whether that says that the last update counts again.
     """
     fetch_s = update.stats.get("fetch_seconds", 0.0)
     has_fetched = size_down > 0 and 0 < fetch_s <= SECONDS_MAX
@@ -148,5 +153,6 @@ def noted_of(update: UpdateReady, task: Task, size_down: int, *, upload_s: float
         seconds_down=fetch_s if has_fetched else 0.0,
         bytes_up=update.payload.size_bytes,
         seconds_up=min(max(upload_s, 0.0), SECONDS_MAX),
+        skipped=skipped,
         histogram=tuple(update.histogram) if task.work.histogram else (),
     )

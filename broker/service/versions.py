@@ -9,16 +9,18 @@ import numpy as np
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
+from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
+from fleetune.device_runtime.arrays import Array, Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import (
     Codec,
     chain_named,
+    is_repeat,
     make_codec,
     reference_of,
     unpack,
@@ -26,13 +28,16 @@ from fleetune.device_runtime.contracts.codecs import (
 )
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
-from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS
+from fleetune.device_runtime.contracts.thresholds import blank_thresholds
+from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, CONSENSUS, FIGURE_MAX, THRESHOLDS
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
 
 _MASK = " mask"
 """Name of the next round's mask, uint8, beside the strategy's state; no tensor, and nothing of a strategy's, begins so."""
+_MOVES = " moves"
+"""Name of how far the last versions moved, float64, newest first; of a lazy job."""
 _REFERENCES = 4
 """Versions held decoded, for updates to be decoded against."""
 
@@ -47,19 +52,23 @@ class Versions:
             StateError: the store is damaged.
         """
         if store.newest < 0:
-            store.add_version(0, to_bytes(adapter), round_number=0)
+            store.add_version(0, to_bytes(_first(adapter, settings)), round_number=0)
         self.newest = store.newest
         self._store, self._settings = store, settings
-        self._trained, self._head = STRATEGIES[settings.strategy](), class_mean(settings.head)
+        self._trained = STRATEGIES[settings.strategy]()
+        self._head = class_mean(settings.head, is_short=settings.is_lossy)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
         self._mask = b""
         self._bits: Mask = {}
-        self._set_mask(self._kept_mask())
+        self._set_mask(self._kept(_MASK).tobytes())
+        self._moves = self._kept(_MOVES).tolist()
         self._added: set[str] = set()
         """Devices whose updates are in the sums."""
         self.downlink = Downlink(store, settings)
         """What devices are sent of them."""
+        if settings.work.mask == THRESHOLDS:
+            self.downlink.makes_original(sha256(to_bytes(adapter)).hexdigest())
         self._fold()
 
     def reference(self, version: int) -> Arrays:
@@ -99,7 +108,7 @@ class Versions:
         """
         reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
         state = parse_arrays(kept) if kept else {}
-        state.pop(_MASK, None)
+        state = {name: value for name, value in state.items() if name not in (_MASK, _MOVES)}
         if self._strategy.stand_in:
             found = self._strategy.stand_in(Gathered(lost, self._arrived, reference, version), state)
             state = found.state
@@ -122,12 +131,15 @@ class Versions:
     def _finish(self, round_number: int, version: int, state: Arrays) -> None:
         reference, mask = self.reference(self.newest), self._next_mask(round_number)
         new, kept = self._strategy.finish(self._sums, reference, state)
+        moves = self._next_moves(round_number, new)
         kept = {**kept, **({_MASK: np.frombuffer(mask, np.uint8)} if mask else {})}
+        kept |= {_MOVES: np.array(moves)} if moves else {}
         self._store.add_version(
             version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
         )
         self.newest, self._references[version] = version, new
         self._set_mask(mask)
+        self._moves = moves
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
         if not self._store.memories.is_empty:
@@ -165,7 +177,7 @@ class Versions:
 
     def mask_of(self, task: Task) -> bytes:
         """The mask that the update of a task is cut to, packed; empty for none."""
-        is_masked = task.role == "train" and task.work.mask and task.work.learns == ADAPTER
+        is_masked = task.role == "train" and task.work.mask == CONSENSUS and task.work.learns == ADAPTER
         return self._mask if is_masked and task.version == self.newest else b""
 
     def _part(self, arrays: Arrays, task: Task) -> Arrays:
@@ -179,17 +191,27 @@ class Versions:
         """Take this mask, empty for none, for the rounds to come."""
         self._mask, self._bits = mask, read_mask(mask, self.reference(self.newest)) if mask else {}
 
-    def _kept_mask(self) -> bytes:
-        """The mask of the open round, as the newest version's round left it."""
+    def _kept(self, name: str) -> Array:
+        """What the newest version's round left beside the strategy's state for the open one; blank if nothing."""
         state = self._store.strategy_state(self.newest)
-        found = parse_arrays(state).get(_MASK) if state else None
-        return b"" if found is None else found.tobytes()
+        return parse_arrays(state).get(name, np.zeros(0, np.uint8)) if state else np.zeros(0, np.uint8)
+
+    @property
+    def lazy_bound(self) -> float:
+        """Squared norm below which a device of the open round may keep its innovation; 0 for none."""
+        return min(moved2(self._moves, self._settings.lazy), FIGURE_MAX)
+
+    def _next_moves(self, round_number: int, new: Arrays) -> list[float]:
+        """How far this round, which closes now, and those before it moved the model; the round for the head does not count."""
+        if not self._settings.lazy or round_number <= self._settings.head_rounds:
+            return []
+        return [move2(new, self.reference(self.newest)), *self._moves][:WINDOW]
 
     def _next_mask(self, round_number: int) -> bytes:
         """The mask of the round after this one, which closes now: none if that votes, a new one if this did."""
         settings, reference = self._settings, self.reference(self.newest)
         trained = round_number - settings.head_rounds
-        if not settings.work.mask or trained < 1 or is_vote(trained + 1, settings.mask_every):
+        if settings.work.mask != CONSENSUS or trained < 1 or is_vote(trained + 1, settings.mask_every):
             return b""
         if not is_vote(trained, settings.mask_every):
             return self._mask
@@ -215,6 +237,8 @@ class Versions:
         codec, memory, memories = _codec_of(task), None, self._store.memories
         if codec.receiver and (chain := chain_named(content)):
             memory = memories.find(task.device_id, chain)
+        if not self._settings.lazy and is_repeat(content):
+            raise WireError("it repeats the last update, which nobody asked for (lazy)")
         decoded = unpack(codec, content, reference, memory=memory)
         if codec.receiver:
             update = sha256(content).hexdigest()
@@ -231,6 +255,11 @@ class Versions:
                     f"task {task.task_id!r}: its update in the ledger is damaged: {exc}"
                 ) from exc
             log.info("round %d: the update of %s is at hand", task.round, task.device_id)
+
+
+def _first(adapter: Arrays, settings: Settings) -> Arrays:
+    """Version 0: of a job of thresholds they are in it."""
+    return {**adapter, **(blank_thresholds(adapter) if settings.work.mask == THRESHOLDS else {})}
 
 
 def _codec_of(task: Task) -> Codec:

@@ -228,8 +228,8 @@ class Ledger:
         """What was told about a version."""
         with self._reading():
             trained = self._sql.execute(
-                "SELECT stats, num_samples FROM updates WHERE made = ? ORDER BY number", (version,)
-            )
+                "SELECT stats, num_samples, noted FROM updates WHERE made = ? ORDER BY number", (version,)
+            ).fetchall()
             evaluated = self._sql.execute(
                 "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid",
                 (version,),
@@ -242,8 +242,9 @@ class Ledger:
             arms: Counter[str] = Counter()
             for work, count in policies:
                 arms[arm_of(parse_work(work, 0))] += count
-            losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples in trained]
-            return msgspec.convert((number, losses, evaluated.fetchall(), arms), Figures)
+            losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples, _ in trained]
+            skipped = sum(_noted(noted).skipped for *_, noted in trained)
+            return msgspec.convert((number, losses, evaluated.fetchall(), arms, skipped), Figures)
 
     def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:
         """Add to what a round, or AFTERWARDS, has cost, and to what was carried in it, by device."""

@@ -159,6 +159,7 @@ class MemoryStore:
             [(finite(u.stats).get("loss"), u.num_samples) for u in made.updates],
             [(r.loss, r.accuracy, r.num_samples) for r in reports],
             Counter(arm_of(self._tasks[u.task_id].work) for u in made.updates),
+            sum(self._noted[u.task_id].skipped for u in made.updates),
         )
 
     def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:

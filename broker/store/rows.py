@@ -29,6 +29,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """From the round before to the end of this one; 0 of round 0, which does nothing but wait."""
     arms: dict[str, int] = {}
     """How many devices trained under which policy."""
+    skipped: int = 0
+    """Of the devices, those that sent no update, and whose last one counted again."""
     waited_s: float = 0.0
     """Of round 0: how long devices were waited for."""
 
@@ -54,6 +56,7 @@ def row(store: Store, version: int) -> Row:
         up=carried.up,
         seconds=cost.seconds if version else 0.0,
         arms=dict(figures.arms),
+        skipped=figures.skipped,
         waited_s=0.0 if version else cost.seconds,
     )
 

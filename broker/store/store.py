@@ -143,6 +143,8 @@ class Figures(NamedTuple):
     """(loss, accuracy, samples) of each report on it."""
     arms: Mapping[str, int] = {}
     """How many of the updates came of which policy."""
+    skipped: int = 0
+    """How many said that the last one of their device counts again."""
 
 
 class Store(Protocol):

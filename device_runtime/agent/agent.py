@@ -138,6 +138,7 @@ class Agent:
             mask=work.held_mask,
             is_waiting=is_waiting,
             paused=self._gate.text,
+            original=work.original,
         )
         if told:
             self._deliveries.rush()

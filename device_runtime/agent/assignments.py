@@ -86,6 +86,11 @@ class Assignments:
         """SHA-256 of the adapter file that the next one may be a difference from; empty for none."""
         return self._adapters.reference
 
+    @property
+    def original(self) -> str:
+        """SHA-256 of the artifact's own adapter file, if it may be a difference from that too and ``reference`` is another."""
+        return self._adapters.other_reference
+
     def held_mask(self) -> str:
         """SHA-256 of the mask that is here, read from its file; empty for none."""
         return self._mask.digest

@@ -5,9 +5,10 @@ from hashlib import sha256
 
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.state_folder import StateFolder, parse_adapter
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, update_bytes_max
 from fleetune.device_runtime.contracts.deltas import apply_delta
+from fleetune.device_runtime.contracts.thresholds import blank_thresholds
 from fleetune.device_runtime.contracts.wire import FULL, Offer
 from fleetune.device_runtime.errors import WireError
 
@@ -32,9 +33,23 @@ class HeldAdapters:
         """SHA-256 of the adapter file that differences may be taken from; empty if they have failed before."""
         return "" if self._wants_whole else self._newest_sha256
 
+    @property
+    def other_reference(self) -> str:
+        """The artifact's own, where ``reference`` is another; empty if there is nothing to be said of it."""
+        return "" if self.reference in ("", self._original.digest) else self._original.digest
+
     def find(self, digest: str) -> bytes | None:
         """Adapter file with this SHA-256, if it is at hand."""
-        return self._original.content if digest == self._original.digest else self._state.adapter(digest)
+        if digest == self._original.digest:
+            return self._original.content
+        return self._state.adapter(digest) or self._first_of_thresholds(digest)
+
+    def _first_of_thresholds(self, digest: str) -> bytes | None:
+        """Version 0 of a job of thresholds, if that is meant: it is made here as well as there."""
+        if not (blank := blank_thresholds(self._original.arrays)):
+            return None
+        content = to_bytes({**self._original.arrays, **blank})
+        return content if sha256(content).hexdigest() == digest else None
 
     def lacks_reference(self, offer: Offer) -> bool:
         """Whether an offer's adapter is a difference from one that is not here, or not trusted to be the same."""
@@ -56,7 +71,8 @@ class HeldAdapters:
         """Largest size of what is sent with an offer; ConfigError for an unknown codec."""
         if offer.down_codec == FULL:
             return len(self._original.content) + _SLACK_BYTES
-        return update_bytes_max(_codec_of(offer), self._original.arrays)
+        arrays = self._original.arrays
+        return update_bytes_max(_codec_of(offer), {**arrays, **blank_thresholds(arrays)})
 
     def open(self, offer: Offer, payload: bytes) -> bytes | None:
         """Make the adapter file that an offer means from what was sent; None if only the whole will do from now on.

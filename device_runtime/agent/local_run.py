@@ -12,15 +12,24 @@ from fleetune.device_runtime.agent.codec_memory import CodecMemory, Places, put_
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums
-from fleetune.device_runtime.contracts.codecs import Codec, chain_of, make_codec, pack, with_feedback
+from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums, shortened_sums
+from fleetune.device_runtime.contracts.codecs import (
+    Codec,
+    Packed,
+    chain_of,
+    make_codec,
+    pack,
+    with_feedback,
+)
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, masked
+from fleetune.device_runtime.contracts.thresholds import moved, pruned, stays, thresholds_of
 from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
 from fleetune.device_runtime.errors import (
     ArtifactError,
@@ -135,8 +144,10 @@ class LocalRun:
 
     def _start_adapter(self) -> Arrays:
         """The version worked from, with the layers over it that stayed here; own, writable copies."""
-        if self._offer.work.personal:
-            return self._personal.over(self._reference, self._offer.round)
+        work, own = self._offer.work, self._reference
+        if work.personal or stays(work):
+            own = self._personal.over(self._reference, self._offer.round)
+            return moved(own, thresholds_of(self._reference))
         return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
@@ -145,7 +156,8 @@ class LocalRun:
         places, before = self._places(reference), self._memory.before(offer.round)
         memory = taken(_shared(before, codec, offer), self._reference, places)
         memory, left = _fitting(memory, reference)
-        own, shared = _split(training.adapter, training.personal if offer.work.personal else ())
+        is_split = bool(offer.work.personal) or stays(offer.work)
+        own, shared = _split(training.adapter, training.personal if is_split else ())
         packed = pack(
             with_feedback(codec),
             _changed(self._travelling(shared), reference, owed=of_kind(RESIDUAL, memory)),
@@ -153,8 +165,10 @@ class LocalRun:
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
+        instead = self._spared(packed, codec, reference, memory)
+        packed = instead or packed
         stats = _stats(training.history, training.stats)
-        if offer.work.personal:
+        if is_split:
             stats |= measure_both(training.measure, training.adapter, self._reference)
         # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
         owed = put_back(packed.memory, before, self._reference, places)
@@ -162,8 +176,15 @@ class LocalRun:
         self._keep(own)
         loss = {"loss": stats["loss"]} if "loss" in stats else {}
         kept = {"tensors_kept": len(own)} if own else {}
+        kept |= {"skipped": 1} if instead else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
         return Product(self._announcement(stats), packed.payload, event)
+
+    def _spared(self, packed: Packed, codec: Codec, reference: Arrays, memory: Arrays) -> Packed | None:
+        if not self._offer.lazy:
+            return None
+        named = "" if self._offer.is_exact else wanted_sha256(self._offer)
+        return spared(packed, codec, reference, memory=memory, bound=self._offer.lazy, reference_sha256=named)
 
     def _places(self, part: Arrays) -> Places:
         """Where in its tensor lies what travels of each, of those in ``part`` that do not travel whole."""
@@ -176,12 +197,16 @@ class LocalRun:
         return masked(trained_part(arrays, self._offer.work), self._mask)
 
     def _sum(self) -> Product:
-        """Class sums of all samples in one go, exact whatever the job's codec; there is no memory to keep."""
+        """Class sums of all samples in one go, in the bits that the work says; there is no memory to keep."""
         offer, class_sums = self._offer, self._workbench.class_sums
         if class_sums is None:
             raise ConfigError("this device makes no class sums")
         sums, stats = class_sums(offer.work, self._reference)
-        packed = pack(make_codec(offer.work.codec), sums, blank_sums(*sums[SUMS].shape))
+        packed = pack(
+            make_codec(offer.work.codec),
+            shortened_sums(sums, offer.work.sums_bits),
+            blank_sums(*sums[SUMS].shape),
+        )
         event = Event("summed", offer.round, {"size_bytes": len(packed.payload)})
         return Product(self._announcement(stats), packed.payload, event)
 
@@ -203,9 +228,10 @@ class LocalRun:
         return lambda manifest: header(payload=manifest)
 
     def _keep(self, own: Arrays) -> None:
-        if self._offer.work.personal:
-            self._personal.keep(self._offer.round, own)
-            self._workbench.keep({**self._reference, **own})
+        if self._offer.work.personal or stays(self._offer.work):
+            # With the thresholds that they go by: the next ones move them.
+            self._personal.keep(self._offer.round, {**own, **thresholds_of(self._reference)})
+            self._workbench.keep(pruned({**self._reference, **own}))
 
     def _evaluate(self) -> Product:
         offer = self._offer

@@ -44,6 +44,7 @@ class Presence:
         mask: Callable[[], str],
         is_waiting: bool,
         paused: str,
+        original: str = "",
     ) -> bool:
         """Say hello if it is time to; True if so: whatever is on its way may be lost.
 
@@ -54,6 +55,7 @@ class Presence:
             mask: gives the SHA-256 of the mask that it holds, empty for none; asked only for a hello, as it reads a file.
             is_waiting: whether only a message gives it work.
             paused: as of :meth:`tell_status`.
+            original: SHA-256 of the artifact's own adapter file, where differences may be taken from that too.
         """
         if self._link.connections != self._connections:
             self._connections = self._link.connections
@@ -72,6 +74,7 @@ class Presence:
             version=version,
             holds=holds,
             mask=mask(),
+            original=original,
         )
         send(self._link, identity.up, encode(hello))
         return True

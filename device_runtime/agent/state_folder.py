@@ -4,6 +4,7 @@ import re
 from hashlib import sha256
 
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
+from fleetune.device_runtime.contracts.thresholds import blank_thresholds, thresholds_of
 from fleetune.device_runtime.errors import ArtifactError, WireError
 from fleetune.device_runtime.files import Files, PathUser
 
@@ -60,12 +61,15 @@ def parse_adapter(content: bytes, like: Arrays) -> Arrays:
     """Adapter file to tensors.
 
     Raises:
-        WireError: not a safetensors file, or not the names, shapes and dtypes of ``like`` (all differences listed).
+        WireError: not a safetensors file, or not the names, shapes and dtypes of ``like`` (all differences listed); thresholds
+            may be beside them.
     """
     try:
         arrays = parse_arrays(content)
     except ArtifactError as exc:
         raise WireError(f"adapter cannot be read: {exc}") from exc
+    if thresholds_of(arrays):
+        like = {**like, **blank_thresholds(like)}
     problems = [f"{name}: unexpected" for name in sorted(arrays.keys() - like.keys())]
     problems += [f"{name}: missing" for name in sorted(like.keys() - arrays.keys())]
     for name in sorted(arrays.keys() & like.keys()):

@@ -9,6 +9,7 @@ from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, wri
 from fleetune.device_runtime.contracts.artifact import check_adapter, fit_adapter
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.provenance import adapter_card, provenance_of, write_provenance
+from fleetune.device_runtime.contracts.thresholds import pruned
 from fleetune.device_runtime.errors import ArtifactError
 from fleetune.device_runtime.files import doing, read_json
 
@@ -56,8 +57,9 @@ def save_peft(folder: Path, manifest: Manifest, arrays: Arrays) -> None:
     """Write an artifact's adapter as a PEFT folder, with its provenance and a model card.
 
     Raises:
-        ArtifactError: ``arrays`` are not exactly the manifest's trainable tensors.
+        ArtifactError: ``arrays`` are not exactly the manifest's trainable tensors, whatever thresholds are beside them.
     """
+    arrays = pruned(arrays)
     check_adapter(manifest, arrays)
     write_peft(folder, manifest.peft, arrays)
     provenance = provenance_of(manifest)

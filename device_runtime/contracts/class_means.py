@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.manifest import Manifest, Tensor
+from fleetune.device_runtime.contracts.short_floats import shortened
 from fleetune.device_runtime.errors import ConfigError
 
 SUMS, COUNTS, SQUARES = "class_means.sums", "class_means.counts", "class_means.squares"
@@ -53,6 +54,19 @@ def blank_sums(num_classes: int, width: int) -> Arrays:
         COUNTS: np.zeros(num_classes, np.float32),
         SQUARES: np.zeros(num_classes, np.float32),
     }
+
+
+def shortened_sums(sums: Arrays, bits: int) -> Arrays:
+    """Round the sums of features to so many bits of significand, 0 for as they are; the counts stay.
+
+    Squares rise to what rounded sums need, so that they stay what samples can have: |sum|^2 <= count * squares.
+    """
+    if not bits:
+        return sums
+    totals = np.asarray(sums[SUMS], np.float32)
+    rounded = shortened(totals, np.zeros_like(totals), bits)
+    least = np.square(rounded, dtype=np.float64).sum(1) / np.maximum(sums[COUNTS], 1)
+    return {**sums, SUMS: rounded, SQUARES: np.maximum(sums[SQUARES], least)}
 
 
 def _is_bias(tensor: Tensor, weight: Tensor) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.manifest import Manifest
-from fleetune.device_runtime.contracts.wire import LORA_A, LocalWork
+from fleetune.device_runtime.contracts.thresholds import stays, thresholds_of
+from fleetune.device_runtime.contracts.wire import LORA_A, THRESHOLDS, LocalWork
 from fleetune.device_runtime.draws import Key, permutation
 
 _SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
@@ -49,8 +50,11 @@ def trained_part(arrays: Mapping[str, Array], work: LocalWork) -> Arrays:
     """Return what ``work`` trains of an adapter and sends up: no frozen tensor, of each pair the components that learn.
 
     Those are the first ``work.rank``, and of them the ``drawn_rows``. Both ends pack and unpack an update against this part of
-    its reference. Arrays are views where they are cut, copies where rows are drawn.
+    its reference. Arrays are views where they are cut, copies where rows are drawn. Of work whose parameters stay on the device
+    it is their thresholds, or nothing.
     """
+    if stays(work):
+        return thresholds_of(arrays) if work.mask == THRESHOLDS else {}
     frozen = frozen_names(arrays, work)
     part = {name: value for name, value in cut(arrays, work.rank).items() if name not in frozen}
     drawn = ((name, rows) for name, rows in drawn_rows(arrays, work).items() if name in part)
@@ -109,6 +113,7 @@ def truncated(arrays: Mapping[str, Array], rank: int) -> Arrays:
 def lora_problems(work: LocalWork, manifest: Manifest) -> list[str]:
     """Return what keeps an artifact's adapter from being trained in part, as ``work`` asks for it."""
     asked = {f"frozen {work.frozen!r}": (bool(work.frozen), 0)}
+    asked[f"mask {work.mask!r}"] = (work.mask == THRESHOLDS, 0)
     asked |= {
         f"{name} {count}": (count > 0, count) for name, count in (("rank", work.rank), ("rows", work.rows))
     }

@@ -47,8 +47,11 @@ ADAPTER, CLASS_MEANS = LEARNED = ("adapter", "class-means")
 HEAD_STARTS = ("none", "class-mean")
 """What a model's head may begin with: as it was exported, or the class means of all training data."""
 FULL = "full"
-"""The down codec of an adapter that is sent as it is, as the bytes of its safetensors file."""
-CONSENSUS = "consensus"
+"""The down codec of an adapter that is sent as it is, as the bytes of its safetensors file. In a job: to the bit, in whatever
+way is shorter."""
+WHOLE = "whole"
+"""In a job alone: always as it is, whatever a device holds."""
+CONSENSUS, THRESHOLDS, NOTHING = MASKS = ("consensus", "thresholds", "nothing")
 """What :attr:`LocalWork.mask` may name."""
 LORA_A = "lora-a"
 """What :attr:`LocalWork.frozen` may name."""
@@ -254,8 +257,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     mask: Annotated[
         Word,
         Option(
-            "which elements of an update travel: all, or those of a mask that the devices agree on by vote",
-            choices=("", CONSENSUS),
+            "what travels of an update: all, the elements of a mask that the devices agree on by vote, thresholds of rank "
+            "components alone, or nothing; with the last two every parameter stays on its device",
+            choices=("", *MASKS),
         ),
     ] = ""
     personal: Annotated[
@@ -269,6 +273,14 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     personal_by: Annotated[Word, Option("which layers stay personal", table="ranking of layers")] = (
         "importance"
     )
+    sums_bits: Annotated[
+        int,
+        Option(
+            "bits of the significand of a class sum that is sent up; 0 for all of float32's",
+            at_least=0,
+            at_most=23,
+        ),
+    ] = 0
     histogram: Annotated[
         bool,
         Option(
@@ -302,6 +314,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """SHA-256 of the adapter file that differences may be taken from; empty: every adapter is to be sent whole."""
     mask: Word = ""
     """SHA-256 of the mask that the device holds; empty for none."""
+    original: Word = ""
+    """SHA-256 of the adapter file that the artifact brought: differences may be taken from it too. Empty: it is ``holds``, or
+    they may not."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
@@ -330,6 +345,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     memory: Word = ""
     """Chain of what the aggregator remembers of the device's updates, for codecs with a receiver's memory; a device that
     remembers another sends without. Empty: nothing."""
+    lazy: Annotated[float, Meta(ge=0, le=FIGURE_MAX)] = 0.0
+    """Codec ``innovation``: squared norm below which an innovation may stay here and the last update be repeated; 0: none."""
     is_exact: bool = True
     """Whether the device starts from ``version`` to the bit. If not, its update names what it started from."""
     mask_sha256: Word = ""

@@ -36,7 +36,7 @@ def class_sums(
     Args:
         engine: an opened artifact.
         dataset: labelled samples.
-        adapter: every trainable tensor by name, float32; its last linear has no say.
+        adapter: every trainable tensor by name, float32, and thresholds that prune it; its last linear has no say.
         batch_size: samples at a time; beside them C (D + 2) numbers are held.
         memory: how they are held; None for the engine's own way.
         before_batch: called before each batch; may wait.

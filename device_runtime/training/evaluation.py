@@ -8,6 +8,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.contracts.manifest import Targets
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.thresholds import pruned
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.batches import share_of
 from fleetune.device_runtime.engine.engine import Engine
@@ -36,12 +37,12 @@ def evaluate(
     Args:
         engine: an opened artifact.
         dataset: labelled samples; a causal language model is asked for each next token.
-        adapter: every trainable tensor by name, float32.
+        adapter: every trainable tensor by name, float32; thresholds beside them prune it.
         batch_size: samples at a time.
         memory: how they are held; None for the engine's own way.
         before_batch: called before each batch; may wait.
     """
-    manifest = engine.artifact.manifest
+    manifest, adapter = engine.artifact.manifest, pruned(adapter)
     rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens, memory)
     loss, shares, num_right, num_judged = 0.0, 0, 0, 0
     for indices in dataset.ordered_batches(batch_size):

@@ -12,6 +12,7 @@ from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.thresholds import pruned
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.engine.backends import open_engine
@@ -93,7 +94,7 @@ class Machine:
             memory=self.memory,
             hidden=self._cache(dataset),
             head_start=head_start,
-            effects=partial(self._effects.of, dataset, work, adapter, memory=self.memory),
+            effects=partial(self._effects.of, dataset, work, pruned(adapter), memory=self.memory),
             expected_mb=self._expected_mb(dataset, work),
         )
 
@@ -122,7 +123,7 @@ class Machine:
         return class_sums(
             self.engine,
             parts.training,
-            adapter,
+            pruned(adapter),
             batch_size=work.batch_size,
             memory=self.memory,
             before_batch=before_batch,

@@ -21,6 +21,13 @@ from fleetune.device_runtime.contracts.lora import (
 )
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, trained_layers
+from fleetune.device_runtime.contracts.thresholds import (
+    descended,
+    parameters_of,
+    pruned,
+    stays,
+    straight_through,
+)
 from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
@@ -93,7 +100,7 @@ class Trainer:
             ConfigError: a number of ``work`` is out of range, a name unknown, or the artifact has not the LoRA that it is about.
         """
         manifest = engine.artifact.manifest
-        check_adapter(manifest, adapter)
+        check_adapter(manifest, parameters_of(adapter))
         check_work(work, manifest.num_layers, learning=len(manifest.learning))
         if work.learns != ADAPTER:
             raise ConfigError(f"work that learns {work.learns} takes no steps")
@@ -118,12 +125,12 @@ class Trainer:
         self._gates = make_gates(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
         self._effects = effects or partial(
-            skip_effects, engine, dataset, dict(adapter), seed=work.seed, memory=memory
+            skip_effects, engine, dataset, pruned(adapter), seed=work.seed, memory=memory
         )
         frozen = frozen_below(work.policy, manifest.num_layers)
         self._cache_below = frozen if work.cache_below < 0 else work.cache_below
         self._optimizer = make_optimizer(work.optimizer, total_steps=self.total_steps)
-        self._optimizer_state = self._optimizer.init(self.adapter)
+        self._optimizer_state = self._optimizer.init(self._parameters)
         self._epoch: tuple[int, list[Indices]] = (-1, [])
         self._frozen = frozen_names(self.adapter, work)
         self._drawn = drawn_rows(self.adapter, work)
@@ -143,6 +150,8 @@ class Trainer:
     @property
     def personal(self) -> frozenset[str]:
         """Names of the tensors that stay on the device, as the steps taken so far have it."""
+        if stays(self._work):
+            return frozenset(self._parameters)
         kept = personal_layers(self._work, self.importance)
         shared = (names for i, names in enumerate(self._adapters) if i not in kept)
         return frozenset().union(*(self._adapters[i] for i in kept)).difference(*shared)
@@ -170,7 +179,7 @@ class Trainer:
         result = self._engine.step(
             self._dataset.rows(examples),
             plan,
-            self.adapter,
+            pruned(self.adapter),
             rows=self._rows,
             hidden=partial(self._hidden.of, self._kept[examples]) if self._hidden else None,
             gates=gates,
@@ -180,7 +189,7 @@ class Trainer:
             raise ConfigError(
                 f"policy {self._work.policy.name!r} trains the head alone, and this model's is frozen"
             )
-        grads = self._learned(result.grads)
+        grads = self._learned(straight_through(result.grads, self.adapter))
         self._update(result.loss, grads)
         self._importance.add(grads, trained_layers(plan))
         seconds = self._clock() - start_s
@@ -202,9 +211,14 @@ class Trainer:
         """
         if self.step_index:
             raise ConfigError(f"a run at step {self.step_index} begins with nothing")
-        check_adapter(self._engine.artifact.manifest, {**self.adapter, **head})
+        check_adapter(self._engine.artifact.manifest, {**self._parameters, **head})
         self.adapter = {**self.adapter, **head}
-        self._optimizer_state = self._optimizer.init(self.adapter)
+        self._optimizer_state = self._optimizer.init(self._parameters)
+
+    @property
+    def _parameters(self) -> Arrays:
+        """What the optimizer moves; thresholds have a descent of their own."""
+        return parameters_of(self.adapter)
 
     def measure(self, adapter: Arrays) -> Evaluation | None:
         """Measure an adapter on the held-out part at full depth; None if nothing is held out."""
@@ -267,9 +281,10 @@ class Trainer:
 
     def _optimizer_problems(self, found: Arrays) -> list[str]:
         """State of a tensor appears whole with its first gradient, as a step with no gradient at all shows."""
-        first = self._optimizer.init(self.adapter)
-        idle = {name: np.zeros_like(value) for name, value in self.adapter.items()}
-        _, full = self._optimizer.update(idle, first, self.adapter)
+        parameters = self._parameters
+        first = self._optimizer.init(parameters)
+        idle = {name: np.zeros_like(value) for name, value in parameters.items()}
+        _, full = self._optimizer.update(idle, first, parameters)
         tensors = {name.partition("/")[2] for name in found.keys() - first.keys()}
         wanted = {n: a for n, a in full.items() if n in first or n.partition("/")[2] in tensors}
         counts = [n for n, array in found.items() if array.dtype.kind == "i" and np.less(array, 0).any()]
@@ -317,7 +332,9 @@ class Trainer:
         wrong += [f"the gradient of {name} is not finite" for name in _not_finite(grads)]
         if not wrong:
             with np.errstate(over="ignore", invalid="ignore"):  # found below, with a message
-                moved, state = self._optimizer.update(grads, self._optimizer_state, self.adapter)
+                rise = parameters_of(grads)
+                moved, state = self._optimizer.update(rise, self._optimizer_state, self._parameters)
+                moved |= descended({**self.adapter, **moved}, grads, self._work.optimizer.lr)
             # Weight decay, and Adam of a gradient of zeros, would move what does not learn.
             adapter = restored(moved, self.adapter, self._drawn)
             wrong = [

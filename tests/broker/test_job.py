@@ -91,7 +91,7 @@ def test_a_codec_that_cannot_be_is_refused(changes, said):
             {"work": LocalWork(rank=2, rows=3), "strategy": "product"},
             "rows 3: of the 2 components of the rank",
         ),
-        ({"mask_share": 0.5}, "mask_share and mask_every are of a mask"),
+        ({"mask_share": 0.5}, "mask_share and mask_every are of mask .consensus."),
         ({"mask_share": 0.0, "work": LocalWork(mask="consensus")}, "mask_share must be above 0, got 0.0"),
         ({"mask_share": 1e300, "work": LocalWork(mask="consensus")}, "mask_share must be at most 1"),
         ({"mask_share": float("nan"), "work": LocalWork(mask="consensus")}, "mask_share"),

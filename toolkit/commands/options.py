@@ -42,7 +42,7 @@ DEPTH = {"policy.shape": "depth_shape"}
 ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
 CHOSEN = {"policy.name": AUTO}
-OWN_BY_DEVICE = ("seed", "rounds_before", "rows_seed", "learns")
+OWN_BY_DEVICE = ("seed", "rounds_before", "rows_seed", "sums_bits", "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
 OF_A_FEDERATION = (
     *(
@@ -55,6 +55,7 @@ OF_A_FEDERATION = (
         "held_out",
         "rows",
         "rows_seed",
+        "sums_bits",
         "mask",
         "personal",
         "personal_by",

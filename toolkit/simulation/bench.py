@@ -14,6 +14,7 @@ from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
@@ -115,7 +116,7 @@ class Bench:
             active_layers=[step.active_layers for step in trainer.history],
             stats={name: value for name, value in trainer.stats.items() if name not in _OF_THIS_MACHINE},
             importance=[float(value) for value in trainer.importance],
-            personal=sorted(trainer.personal) if task.work.personal else [],
+            personal=sorted(trainer.personal) if task.work.personal or stays(task.work) else [],
         )
 
     def _evaluate(self, machine: "_Machine", task: Task) -> Done:

@@ -32,6 +32,7 @@ class _Asked:
     """When it was gone."""
     runs: list[VirtualRun] = field(default_factory=list)
     gain: float | None = None
+    personal: float | None = None
 
     @property
     def peak_mb(self) -> float:
@@ -95,8 +96,9 @@ class Book:
         if asked and asked.task.task_id == update.task_id:
             asked.outcome, asked.seconds = COUNTED, self._clock() - asked.since
             asked.gain = _gain(update.stats)
+            asked.personal = finite(update.stats.get("personal_accuracy"))
 
-    def closed(self, number: int, cost: Cost, carried: Carried) -> RoundRecord:
+    def closed(self, number: int, cost: Cost, carried: Carried, skipped: int = 0) -> RoundRecord:
         """A round is over, number 0 before it began; its version is not measured yet."""
         now, wall = self._clock(), time.perf_counter()
         taken = {name: working.take(now) for name, working in self._working.items()}
@@ -104,11 +106,14 @@ class Book:
         choices = tuple(self._choice(name, asked, spent[name], now) for name, asked in self._asked.items())
         energies = [self._book(name, seconds, now) for name, seconds in spent.items()]
         counted = [choice for choice in choices if choice.outcome == COUNTED]
+        told = [asked.personal for asked in self._asked.values() if asked.personal is not None]
         peaks = [choice.peak_mb for choice in choices if choice.peak_mb]
         record = RoundRecord(
             round=number,
             time_s=now,
+            personal_accuracy=sum(told) / len(told) if told else None,
             devices=len(counted),
+            skipped=skipped,
             bytes_up=cost.bytes_up,
             bytes_down=cost.bytes_down,
             up=carried.up,

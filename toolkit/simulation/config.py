@@ -27,7 +27,7 @@ WORKERS_MAX = 1024
 """Processes of one machine; each takes a core and the memory of an interpreter, so more are a slip."""
 OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
 """Fields of a job that stand at the top of the file, and as what."""
-OF_DEVICES = ("seed", "rounds_before", "rows_seed")
+OF_DEVICES = ("seed", "rounds_before", "rows_seed", "sums_bits")
 """Fields of the work that each device of each round gets of its own."""
 PATHS = (
     ("artifact",),

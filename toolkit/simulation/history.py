@@ -16,7 +16,7 @@ from fleetune.toolkit.simulation.runs import Begun
 
 EVALUATOR = "simulator"
 """Who reports measurements, in the ledger."""
-_SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j")
+_SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j", "skipped")
 _BY_KIND = ("up", "down")
 
 
@@ -48,6 +48,7 @@ class History:
         self._totals: dict[str, float] = dict.fromkeys(_SUMMED, 0)
         self._kinds = dict.fromkeys(_BY_KIND, ByKind())
         self._peak_mb = 0.0
+        self._personal: float | None = None
         self._last: RoundRecord | None = None
         self._measured: RoundRecord | None = None
 
@@ -75,6 +76,7 @@ class History:
             loss=measured.loss if measured else None,
             time_s=last.time_s,
             peak_mb=self._peak_mb,
+            personal_accuracy=self._personal,
             **self._totals,
             **self._kinds,
         )
@@ -90,6 +92,7 @@ class History:
     def _count(self, record: RoundRecord) -> None:
         self._last = record
         self._measured = self._measured if record.accuracy is None else record
+        self._personal = self._personal if record.personal_accuracy is None else record.personal_accuracy
         self._peak_mb = max(self._peak_mb, record.peak_mb)
         for name in _SUMMED:
             self._totals[name] += getattr(record, name)

@@ -53,10 +53,14 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     """Null if that version was not evaluated."""
     loss: float | None = None
+    personal_accuracy: float | None = None
+    """Mean of its devices' own models, each on what it holds back; null where none keeps a model and holds samples back."""
     devices: int = 0
     """Whose updates counted."""
     bytes_up: int = 0
     bytes_down: int = 0
+    skipped: int = 0
+    """Of those devices, how many said that their last update counts again."""
     up: ByKind = ByKind()
     """All that devices sent, with what is around their updates."""
     down: ByKind = ByKind()
@@ -116,6 +120,10 @@ class SimulationReport(msgspec.Struct, frozen=True, kw_only=True):
     down: ByKind = ByKind()
     energy_j: float = 0.0
     peak_mb: float = 0.0
+    personal_accuracy: float | None = None
+    """Of the last round in which a device told one."""
+    skipped: int = 0
+    """Of the updates that counted, how many were no new ones."""
     device_rounds: int = 0
     wall_s: float = 0.0
     """On this machine, over all starts."""

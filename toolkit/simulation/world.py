@@ -17,7 +17,8 @@ from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER
-from fleetune.device_runtime.contracts.wire import FULL
+from fleetune.device_runtime.contracts.thresholds import stays
+from fleetune.device_runtime.contracts.wire import FULL, WHOLE
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.network.turns import Turns
@@ -174,7 +175,11 @@ class World:
     def _asked(self, tasks: Sequence[Assigned]) -> None:
         """Have all devices of a round begin at once, where it is known from which adapter."""
         self._book.enrolled(tasks)
-        ahead = [task for task in tasks if not task.work.personal and self._down_codec(task) == FULL]
+        ahead = [
+            task
+            for task in tasks
+            if not (task.work.personal or stays(task.work)) and self._down_codec(task) in (FULL, WHOLE)
+        ]
         starts = {task.version: parse_arrays(self._ledger.version(task.version)) for task in ahead[:1]}
         for task in ahead:
             self._devices[task.device_id].desk.begin_ahead(task.work, starts[task.version])
@@ -186,7 +191,8 @@ class World:
         """A version is made, 0 before the first round: have it measured, and bring back who vanished."""
         self._closed_at = self._now()
         ledger, job = self._ledger, self._parts.config.job
-        record = self._book.closed(version, ledger.cost(version), in_all(ledger.carried(version)))
+        cost, carried = ledger.cost(version), in_all(ledger.carried(version))
+        record = self._book.closed(version, cost, carried, ledger.figures(version).skipped)
         is_due = version % job.evaluate_every == 0 or version == job.rounds
         self._history.add(record, self._measure(content) if is_due else None)
         self._comings.bring_back(self._now())

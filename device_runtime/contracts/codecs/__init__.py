@@ -30,6 +30,7 @@ from fleetune.device_runtime.contracts.codecs.frame import (
     Frame,
     check_shapes,
     frame_bytes_max,
+    is_repeat,
     read,
     read_head,
     sizes_by_kind,
@@ -45,12 +46,14 @@ from fleetune.device_runtime.tables import Table
 
 __all__ = [
     "CODECS",
+    "EXACT",
     "Codec",
     "Packed",
     "chain_named",
     "chain_of",
     "decode_update",
     "encode_update",
+    "is_repeat",
     "make_codec",
     "pack",
     "reference_of",
@@ -206,6 +209,8 @@ def _shapes(tensors: Mapping[str, Array]) -> Shapes:
     return {name: value.shape for name, value in tensors.items()}
 
 
+EXACT = ("fp32", "xor")
+"""Codecs that lose nothing."""
 _Make = Callable[[float, int], Codec]
 
 

@@ -119,6 +119,17 @@ def read_head(payload: bytes) -> Head:
     return head
 
 
+def is_repeat(payload: bytes) -> bool:
+    """Whether a payload names tensors and a memory, and holds nothing of them; WireError if malformed."""
+    if read_head(payload).v != BY_KIND:
+        return False
+    try:
+        update = _by_kind.decode(payload)
+    except _MALFORMED as exc:
+        raise WireError(f"malformed update: {one_line(exc)}") from exc
+    return bool(update.memory and not update.parts and update.table.size > 1)
+
+
 def sizes_by_kind(payload: bytes) -> dict[str, int]:
     """Bytes of a payload by kind, as they travel: values, positions, scales, and the rest as protocol; WireError if malformed."""
     head = read_head(payload)

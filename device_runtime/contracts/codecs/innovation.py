@@ -1,7 +1,9 @@
 """``innovation``: how a device's update differs from the one that it sent last, which both sides remember, in few bits.
 
-Source: Sun et al., LAQ, arXiv 1909.07588 (quantiser); Zhao et al., AQUILA, arXiv 2308.00258 (level that goes by the innovation,
-and laziness), both from memory. EXTRA bits beside that level, and a range for each tensor are ours.
+A payload without parts repeats the last update of the tensors that it names: what a lazy device sends.
+
+Source: Sun et al., LAQ, arXiv 1909.07588 (quantiser, laziness; both as its code has them); Zhao et al., AQUILA, arXiv 2308.00258
+(level that goes by the innovation, from memory). EXTRA bits beside that level, and a range for each tensor are ours.
 """
 
 from collections.abc import Iterable, Mapping
@@ -37,6 +39,10 @@ LAST = "innovation"
 """Kind of memory of either side: the last update by tensor, float32."""
 EXTRA = 2
 """Bits beyond the level of AQUILA, at which one payload alone would tell about nothing."""
+SKIPS = "skips"
+"""Kind of memory of either side: updates in a row that repeated the last one, int64 (1,); absent for none."""
+SKIPS_MAX = 10
+"""So many in a row at most: LAQ's clock, which is 100 steps in its code."""
 BITS_MAX = 16
 _PARTS = ("values", "scales", "protocol")
 
@@ -66,6 +72,8 @@ def innovation(ratio: float, bits: int) -> Codec:
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("innovation", parts, _PARTS)
+        if reference and not parts:
+            return _repeated(reference, memory)
         last = of_kind(LAST, memory)
         ranges, levels = _read_grid(parts, len(reference))
         pieces = _unpacked(parts.get("values", b""), levels, [value.size for value in reference.values()])
@@ -80,23 +88,55 @@ def innovation(ratio: float, bits: int) -> Codec:
         width = _width(bits or BITS_MAX)
         return sum(size_of(count_of(shape), width) + 6 for shape in shapes.values()) + len(WIDTHS)
 
-    kinds = (LAST, CHAIN)
+    kinds = (LAST, CHAIN, SKIPS)
     return Codec("innovation", encode, decode, bound, sender=kinds, receiver=kinds, frame=BY_KIND)
 
 
-def is_lazy(step_norm2: float, error_norm2: float, model_move2: float, *, alpha: float, beta: float) -> bool:
-    """Whether an update is worth no upload: what it would move and miss is less than the model itself moved.
+def repeating(codec: Codec) -> Codec:
+    """Have ``codec`` send nothing of the tensors that it is given but their names: the last update of each counts again.
+
+    Encoding raises WireError if one is not remembered, or after SKIPS_MAX in a row.
+    """
+
+    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        conveyed, kept = _repeated({name: reference[name] for name in sorted(values)}, memory)
+        return Encoded({}, conveyed, kept)
+
+    return codec._replace(encode=encode)
+
+
+def skips_of(memory: Memory) -> int:
+    """How many updates in a row have repeated the last one."""
+    found = memory.get(f"{SKIPS}/")
+    return 0 if found is None else int(np.asarray(found, np.int64)[0])
+
+
+def is_lazy(step_norm2: float, errors_norm2: float, moved2: float) -> bool:
+    """Whether an update is worth no upload: its innovation is below what the model moved of late, and what quantising costs.
 
     Args:
         step_norm2: squared L2 norm of the quantised innovation.
-        error_norm2: squared L2 norm of what quantising it leaves.
-        model_move2: squared L2 norm of the difference of the last two global models.
-        alpha: learning rate of the model.
-        beta: share of the move that may be skipped.
+        errors_norm2: those of what quantising left of this update and of the last one that was sent, together.
+        moved2: weighted sum of those of the last differences between global models; 0 or less: none is to be skipped.
 
-    Source: AQUILA, from memory.
+    Source: LAQ, condition (7a) as its code has it: ||dq||^2 <= 1/(alpha^2 M^2) sum_d xi_d ||theta_d - theta_d-1||^2 +
+    3 (||e||^2 + ||e_last||^2). There q are gradients of which M are summed with step alpha; here they are updates of which the
+    mean is taken, so that alpha M = 1.
     """
-    return step_norm2 + error_norm2 <= beta / alpha**2 * model_move2
+    return moved2 > 0 and step_norm2 <= moved2 + 3 * errors_norm2
+
+
+def _repeated(reference: Tensors, memory: Memory) -> Decoded:
+    """The last updates over this reference, and the memory that says so."""
+    last, count = of_kind(LAST, memory), skips_of(memory) + 1
+    found = {name: _before(last, name, reference) for name in reference}
+    if lacking := [name for name, before in found.items() if before is None]:
+        raise WireError(f"innovation: {lacking[0]} is repeated, and no update of it is remembered")
+    if count > SKIPS_MAX:
+        raise WireError(f"innovation: repeated more than {SKIPS_MAX} times in a row")
+    now = {n: before.reshape(reference[n].shape) for n, before in found.items() if before is not None}
+    values = {n: np.add(reference[n], value, dtype=np.float64) for n, value in now.items()}
+    return Decoded(values, {**_memory(memory, {}, now), f"{SKIPS}/": np.array([count], np.int64)})
 
 
 def _moved(value: Floats, held: Floats) -> Floats:

@@ -106,3 +106,15 @@ def test_what_cannot_be_the_sums_of_so_many_samples_is_refused_and_adds_nothing(
         strategy.finish(sums, REFERENCE, {})[0]["head.bias"].tobytes()
         == combine(head, [update()])[0]["head.bias"].tobytes()
     )
+
+
+def test_a_short_head_shares_its_lowest_bits_with_the_version_before_and_is_the_same_to_half_precision(head):
+    exact, _ = combine(head, [update()])
+    strategy = class_mean(head, is_short=True)
+    reference = {n: v + np.float32(0.1) for n, v in REFERENCE.items()}
+    short, _ = strategy.finish(strategy.add(strategy.init(reference), update()), reference, {})
+    for name in ("head.weight", "head.bias"):
+        difference = short[name].view("u4") ^ reference[name].view("u4")
+        assert not (difference % (1 << 13)).any()
+        np.testing.assert_allclose(short[name], exact[name], rtol=2.0**-10, atol=1e-30)
+    assert short["a"] is reference["a"]

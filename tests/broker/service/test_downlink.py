@@ -8,6 +8,7 @@ import pytest
 from fleet import FOUR, first_adapter, in_process, roughly, settings_of, spoken, workbench_of, world
 from safetensors.numpy import load
 
+from fleetune.broker.service import downlink
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.ledger import Ledger
@@ -62,6 +63,15 @@ class Sender:
         return pull.content()
 
 
+def opened(sender, download, held):
+    """What a device makes of a download from the version that it holds."""
+    if download.down_codec == "full":
+        return sender.content(download)
+    assert download.reference == sender.digest(held)
+    codec = make_codec(download.down_codec, download.down_ratio, download.down_bits)
+    return apply_delta(codec, sender.content(download), load(sender.ledger.version(held)))
+
+
 def test_a_job_in_memory_keeps_its_replicas_in_memory():
     store = MemoryStore()
     for number in range(2):
@@ -83,10 +93,15 @@ def test_who_says_nothing_gets_the_whole(tmp_path):
     assert sender.content(download) == sender.ledger.version(1)
 
 
-def test_full_is_the_default_whatever_a_device_holds(tmp_path):
-    sender = Sender(tmp_path)
-    sender.downlink.holds("d", sender.digest(0))
-    assert sender.to("d", 1) == sender.to("nobody", 1)
+def test_a_difference_to_the_bit_is_the_default_and_a_job_can_have_the_whole(tmp_path):
+    for codec, expected in (("full", "xor"), ("whole", "full")):
+        sender = Sender(tmp_path / codec, down_codec=codec)
+        sender.downlink.holds("d", sender.digest(0))
+        download = sender.to("d", 1)
+        assert (download.down_codec, download.is_exact) == (expected, True)
+        whole = sender.to("nobody", 1).adapter.size_bytes
+        assert (download.adapter.size_bytes < 0.95 * whole) == (expected == "xor")
+        assert opened(sender, download, 0) == sender.ledger.version(1)
 
 
 @pytest.mark.parametrize(("codec", "ratio"), [("xor", 0.0), ("fp16", 0.0), ("int8", 0.0), ("topk", 0.05)])
@@ -134,16 +149,18 @@ def test_an_adapter_that_is_not_known_is_no_ground_for_a_difference(tmp_path, he
     assert sender.to("d", 2) == sender.to("nobody", 2)
 
 
-def test_what_the_codec_cannot_hold_goes_whole(tmp_path, caplog):
+def test_what_the_codec_cannot_hold_goes_to_the_bit(tmp_path, caplog):
     sender = Sender(tmp_path, down_codec="fp16")
     sender.add(3, {**first_adapter(), "b": np.array(1e6, np.float32)})
     sender.downlink.holds("d", sender.digest(0))
-    assert sender.to("d", 3).down_codec == "full"
+    download = sender.to("d", 3)
+    assert (download.down_codec, download.is_exact) == ("xor", True)
+    assert opened(sender, download, 0) == sender.ledger.version(3)
     assert "65504" in caplog.text
 
 
 def test_evaluating_devices_measure_the_version_itself(tmp_path):
-    for codec, expected in (("int8", "full"), ("xor", "xor")):
+    for codec, expected in (("int8", "xor"), ("xor", "xor"), ("whole", "full")):
         sender = Sender(tmp_path / codec, down_codec=codec)
         sender.downlink.holds("d", sender.digest(0))
         download = sender.to("d", 1, exactly=True)
@@ -158,10 +175,15 @@ def test_few_replicas_stand_for_a_version_and_old_ones_go(tmp_path):
     for i, digest in enumerate(held):
         sender.downlink.holds(f"d{i}", digest)
     offers = [sender.to(f"d{i}", 2) for i in range(8)]
-    assert sorted(offer.is_exact for offer in offers) == [False] * 4 + [True] * 4
-    sender.downlink.close(3)
-    kept = {path.name[:5] for path in (tmp_path / "replicas").iterdir()}
-    assert kept == {"00002"}
+    assert sorted((o.down_codec, o.is_exact) for o in offers) == [("int8", False)] * 4 + [("xor", True)] * 4
+    for i in range(8):
+        sender.downlink.worked_from(f"d{i}", 2)
+    sender.downlink.close(4)
+    kept = sorted(path.name[:5] for path in (tmp_path / "replicas").iterdir())
+    assert kept == ["00002"] * 4
+    sender.downlink.holds("d0", "")
+    sender.downlink.close(5)
+    assert len(list((tmp_path / "replicas").iterdir())) == 3, "nobody holds it"
 
 
 def test_a_replica_of_another_version_is_no_ground_for_an_update(tmp_path):
@@ -177,7 +199,7 @@ def test_a_version_that_the_codec_cannot_tell_from_the_one_before_still_stands_f
     sender.downlink.holds("d", sender.digest(0))
     sender.to("d", 1)
     sender.downlink.worked_from("d", 1)
-    replica = sender.downlink.replica(1, sender.downlink._held["d"])
+    replica = sender.downlink.replica(1, sender.downlink._holdings.adapter("d"))
     for number, step in ((3, 1e-8), (4, 2e-8)):
         near_zero = np.abs(replica["w"]) < 0.01
         moved = np.where(near_zero, replica["w"] + np.float32(step), replica["w"])
@@ -365,7 +387,10 @@ def test_lost_doubled_and_damaged_messages_change_no_bit_of_a_lossless_downlink(
     assert done.aggregator.version(3) == in_process(FOUR, rounds=3, settings=settings_of())
 
 
-def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_something_since(tmp_path):
+def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_something_since(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(downlink, "_SHELF_BYTES", 0)
     sender = Sender(tmp_path, traffic="caesar", clients=9)
     offered = {}
     for place in range(9):
@@ -384,6 +409,42 @@ def test_each_device_is_served_in_its_own_way_also_when_many_were_offered_someth
     with pytest.raises(WireError, match="which is not offered"):
         sender.downlink.chunks("d8", Request(sha256=first, missing=b"\1"))
     assert list(sender.downlink.chunks("d0", Request(sha256=first, missing=b"\1")))
+
+
+@pytest.mark.parametrize(
+    ("fitting", "differences"), [(0.5, 2), (5.5, 3), (9, 4)], ids=["the least", "as many fit", "the most"]
+)
+def test_differences_to_the_bit_are_taken_from_so_many_adapters_that_none_is_made_anew_for_each_chunk(
+    tmp_path, monkeypatch, fitting, differences
+):
+    size = len(to_bytes(version_of(0)))
+    monkeypatch.setattr(downlink, "_SHELF_BYTES", int(fitting * size))
+    monkeypatch.setattr(downlink, "_BASES_MIN", 2)
+    monkeypatch.setattr(downlink, "_BASES_MAX", 4)
+    sender = Sender(tmp_path, clients=6)
+    for number in range(3, 8):
+        sender.add(number, version_of(number))
+    for place in range(1, 7):
+        sender.downlink.holds(f"d{place}", sender.digest(place))
+    codecs = [sender.to(f"d{place}", 7).down_codec for place in range(1, 7)]
+    assert codecs == ["xor"] * differences + ["full"] * (6 - differences)
+    ready = [key for key in sender.downlink._shelf if key.version == 7]
+    assert len(ready) == differences + 1, "all who get the whole share it"
+    sender.downlink.holds("late", sender.digest(6), original=sender.digest(0))
+    assert sender.to("late", 7).reference == sender.digest(0)
+
+
+def test_so_many_replicas_stand_for_a_version_that_none_is_made_anew_for_each_chunk(tmp_path, monkeypatch):
+    sender = Sender(tmp_path, clients=6, down_codec="int8")
+    for number in range(3, 8):
+        sender.add(number, version_of(number))
+    sender.downlink.holds("d", sender.digest(1))
+    payload = sender.to("d", 7).adapter.size_bytes
+    monkeypatch.setattr(downlink, "_SHELF_BYTES", 5 * payload + 100)
+    for place in range(2, 7):
+        sender.downlink.holds(f"d{place}", sender.digest(place))
+    found = [sender.to(f"d{place}", 7) for place in range(2, 7)]
+    assert [one.down_codec for one in found] == ["int8"] * 4 + ["xor"]
 
 
 def test_a_mask_rides_behind_what_a_planner_packs_and_counts_as_positions(tmp_path):
@@ -411,10 +472,10 @@ def test_a_mask_rides_behind_what_a_planner_packs_and_counts_as_positions(tmp_pa
     assert sender.to("d1", 1, packing=Packing("fp16"), mask=mask).mask_bytes == 0
 
 
-@pytest.mark.parametrize(("traffic", "is_kept"), [("caesar", True), ("fixed", False)])
-def test_what_an_absent_device_holds_is_kept_where_a_planner_packs_for_each(tmp_path, traffic, is_kept):
-    sender = Sender(tmp_path, traffic=traffic, down_codec="full" if is_kept else "int8")
-    packing = Packing("int8") if is_kept else None
+@pytest.mark.parametrize("traffic", ["caesar", "fixed"])
+def test_what_an_absent_device_holds_is_kept(tmp_path, traffic):
+    sender = Sender(tmp_path, traffic=traffic, down_codec="full" if traffic == "caesar" else "int8")
+    packing = Packing("int8") if traffic == "caesar" else None
     sender.downlink.holds("away", sender.digest(0))
     held = sender.to("away", 1, packing=packing)
     assert not held.is_exact
@@ -423,5 +484,4 @@ def test_what_an_absent_device_holds_is_kept_where_a_planner_packs_for_each(tmp_
         sender.add(number, version_of(number))
         sender.downlink.close(number)
     back = sender.to("away", 52, packing=packing)
-    assert back.reference == (held.adapter_sha256 if is_kept else "")
-    assert back.down_codec == ("int8" if is_kept else "full")
+    assert (back.reference, back.down_codec) == (held.adapter_sha256, "int8")

@@ -40,7 +40,7 @@ def test_all_that_the_link_carried_is_somebody_s_and_the_data_of_chunks_are_as_b
 
 
 def test_an_update_of_fp32_is_values_and_its_names_and_each_goes_to_its_round(tmp_path):
-    done = world(tmp_path, numbers=(0, 1)).run()
+    done = world(tmp_path, numbers=(0, 1), down_codec="whole").run()
     trained = {n: first_adapter()[n] for n in ("w", "b")}
     values = sum(v.nbytes for v in trained.values())
     payload = len(encode_update("fp32", trained, first_adapter()))

@@ -56,8 +56,8 @@ def workbench(number, sums=None):
     return workbench_of(number)._replace(class_sums=lambda work, held: (sums or sums_of(number), stats))
 
 
-def world(folder, *, numbers=FOUR, benches=None, **changes):
-    server = Loopback()
+def world(folder, *, numbers=FOUR, benches=None, disturb=None, **changes):
+    server = Loopback(disturb=disturb)
     changes = {
         "clients": len(numbers),
         "min_clients": len(numbers),
@@ -104,7 +104,7 @@ def trained(rounds, numbers=FOUR):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_the_first_version_has_the_head_of_all_data_and_the_rounds_after_it_train(tmp_path, in_memory):
-    done = world(tmp_path, in_memory=in_memory, codec="int8", strategy="fedavgm", rounds=1).run()
+    done = world(tmp_path, in_memory=in_memory, strategy="fedavgm", rounds=1).run()
     assert_head(done, 1)
     first, made = adapter(), load(done.aggregator.version(1))
     assert all(made[name].tobytes() == first[name].tobytes() for name in first_adapter()), (
@@ -239,7 +239,7 @@ def test_a_device_that_cannot_declines_with_the_reason(tmp_path, caplog):
 
 def test_choices_begin_after_it_and_a_device_that_declined_it_may_do_all_of_them(tmp_path):
     """Killed after the round for the head, an aggregator chooses as one that was not, and as its ledger has it."""
-    settings = {"configurator": "auto", "num_layers": 4, "rounds": 4, "min_clients": 2}
+    settings = {"configurator": "auto", "num_layers": 2, "rounds": 4, "min_clients": 2}
     benches = {0: workbench_of(0)}
 
     def run(folder, *, is_killed):
@@ -261,3 +261,50 @@ def test_choices_begin_after_it_and_a_device_that_declined_it_may_do_all_of_them
     assert plain == killed
     assert {arm for number, _, arm in plain if number == 1} == {"class-means"}
     assert (4, "device-0", "full") in plain, "what it declined was no policy"
+
+
+@pytest.mark.parametrize(
+    ("job", "bits", "is_short"),
+    [
+        ({}, 0, False),
+        ({"codec": "xor", "down_codec": "xor"}, 0, False),
+        ({"down_codec": "int8"}, 0, True),
+        ({"codec": "fp16"}, 10, True),
+        ({"codec": "int8"}, 4, True),
+        ({"traffic": "bits"}, 4, True),
+    ],
+)
+def test_sums_and_head_have_the_bits_that_the_job_has(tmp_path, job, bits, is_short):
+    log = []
+    done = world(tmp_path, rounds=2, disturb=lambda *said: log.append(said) or (said[1],), **job).run()
+    assert {o.work.sums_bits for _, o in spoken(log, Offer) if o.work.learns == "class-means"} == {bits}
+    assert not any(o.work.sums_bits for _, o in spoken(log, Offer) if o.work.learns == "adapter")
+    made = load(done.aggregator.version(1))
+    xor = made["head.weight"].view("u4") ^ adapter()["head.weight"].view("u4")
+    assert (not (xor % (1 << 13)).any()) == is_short
+    if not bits and not is_short:
+        assert_head(done, 1)
+    for name, wanted in head_of(FOUR).items():
+        assert cosine(made[name], wanted) > (0.99 if bits == 4 else 0.999999)
+
+
+def cosine(one, other):
+    one, other = np.float64(one).ravel(), np.float64(other).ravel()
+    return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+
+
+def test_the_version_after_the_head_round_is_the_head_alone_on_its_way(tmp_path):
+    """Every device holds version 0: what did not change costs nothing."""
+    log = []
+    world(tmp_path, rounds=2, disturb=lambda *said: log.append(said) or (said[1],), down_codec="int8").run()
+    first = [o for _, o in spoken(log, Offer) if o.version == 1]
+    assert {(o.down_codec, o.is_exact) for o in first} == {("xor", True)}
+    assert max(o.adapter.size_bytes for o in first) < 500, "of 12 kB"
+
+
+def test_a_device_of_an_earlier_release_sends_its_sums_as_they_are(tmp_path, monkeypatch):
+    """It skips the field."""
+    monkeypatch.setattr("fleetune.device_runtime.agent.local_run.shortened_sums", lambda sums, bits: sums)
+    done = world(tmp_path, codec="int8", rounds=1).run()
+    for name, wanted in head_of(FOUR).items():
+        np.testing.assert_allclose(load(done.aggregator.version(1))[name], wanted, rtol=2e-3)

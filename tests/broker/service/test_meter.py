@@ -10,7 +10,7 @@ from fleetune.device_runtime.network.loopback import Loopback
 
 
 def test_bytes_are_counted_on_both_sides(tmp_path):
-    done = world(tmp_path, numbers=(0, 1)).run()
+    done = world(tmp_path, numbers=(0, 1), down_codec="whole").run()
     found = rows(done.aggregator.ledger)
     update_bytes = len(encode_update("fp32", {n: first_adapter()[n] for n in ("w", "b")}, first_adapter()))
     adapter_bytes = len(done.aggregator.version(0))

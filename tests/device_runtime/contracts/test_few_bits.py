@@ -7,12 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetune.device_runtime.contracts.codecs import make_codec, pack, sizes_by_kind, unpack, with_feedback
+from fleetune.device_runtime.contracts.codecs import (
+    is_repeat,
+    make_codec,
+    pack,
+    sizes_by_kind,
+    unpack,
+    with_feedback,
+)
 from fleetune.device_runtime.contracts.codecs.bits import WIDTHS, packed_bits, size_of, unpacked_bits
 from fleetune.device_runtime.contracts.codecs.caesar import layers_of
 from fleetune.device_runtime.contracts.codecs.codec import of_kind
 from fleetune.device_runtime.contracts.codecs.deflate import deflated
-from fleetune.device_runtime.contracts.codecs.innovation import is_lazy
+from fleetune.device_runtime.contracts.codecs.innovation import (
+    SKIPS_MAX,
+    is_lazy,
+    repeating,
+    skips_of,
+)
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.positions import packed_positions, places_of, unpacked_positions
 from fleetune.device_runtime.contracts.codecs.quantise import BLOCK, quantise, restore
@@ -209,11 +221,44 @@ def test_a_memory_of_another_shape_counts_as_none():
     assert unpack(codec, packed.payload, ZEROS, memory=memory).values["w"].tolist() == [1] * 8
 
 
-def test_an_update_is_lazy_when_the_model_moved_more():
-    assert is_lazy(1.0, 0.5, 1.6, alpha=1.0, beta=1.0)
-    assert not is_lazy(1.0, 0.5, 1.4, alpha=1.0, beta=1.0)
-    assert is_lazy(1.0, 0.5, 1.4, alpha=0.5, beta=1.0)
-    assert not is_lazy(1.0, 0.5, 0.0, alpha=1.0, beta=9.0)
+def test_an_update_is_lazy_when_the_model_moved_more_or_quantising_costs_more():
+    assert is_lazy(1.0, 0.0, 1.0)
+    assert not is_lazy(1.0, 0.0, 0.99)
+    assert is_lazy(1.0, 0.25, 0.25)
+    assert not is_lazy(1.0, 0.25, 0.24)
+    assert not is_lazy(0.0, 9.0, 0.0), "nothing is known of the model's moves"
+    assert not is_lazy(0.0, 9.0, float("nan"))
+
+
+def test_a_repeat_is_the_last_update_over_the_new_version_and_comes_so_often_at_most():
+    codec, update = make_codec("innovation", 0.0, 8), {"w": np.linspace(-1, 1, 8, dtype=np.float32)}
+    sender = pack(codec, update, ZEROS).memory
+    receiver, seen, first = sender, set(), sender
+    for count in range(1, SKIPS_MAX + 1):
+        version = {"w": np.full(8, count, np.float32)}
+        payload, conveyed, sender = pack(repeating(codec), version, version, memory=sender)
+        decoded, receiver = unpack(codec, payload, version, memory=receiver)
+        np.testing.assert_array_equal(decoded["w"], np.float64(count) + of_kind("innovation", first)["w"])
+        assert decoded["w"].tobytes() == conveyed["w"].tobytes()
+        assert skips_of(receiver) == skips_of(sender) == count
+        assert is_repeat(payload)
+        assert len(payload) < 160
+        seen.add(payload)
+    assert len(seen) == SKIPS_MAX, "each is known from the one before"
+    with pytest.raises(WireError, match="repeated more than 10 times in a row"):
+        pack(repeating(codec), ZEROS, ZEROS, memory=sender)
+    again = pack(codec, update, ZEROS, memory=sender)
+    assert skips_of(again.memory) == 0
+    assert not is_repeat(again.payload)
+
+
+@pytest.mark.parametrize(
+    "memory", [{}, {"innovation/v": np.ones(8, "f4")}, {"innovation/w": np.ones(7, "f4")}]
+)
+def test_a_repeat_of_what_is_not_remembered_is_refused(memory):
+    held = {"w": np.zeros(8, "<f4")}
+    with pytest.raises(WireError, match="w is repeated, and no update of it is remembered"):
+        make_codec("innovation").decode({}, held, memory)
 
 
 WANTED = {"m.layer.0.w": np.float32([5, 0.1, -0.2, 0.3, -0.4, 0.2, -0.1, -6])}

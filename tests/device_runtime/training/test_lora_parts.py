@@ -5,6 +5,7 @@ import pytest
 from lora_stack import RANK, a_of, b_of, lora_manifest, lora_stack
 
 from fleetune.device_runtime.contracts.lora import drawn_rows, truncated
+from fleetune.device_runtime.contracts.thresholds import blank_thresholds, parameters_of, thresholds_of
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
@@ -148,3 +149,43 @@ def test_a_checkpoint_of_another_part_is_refused(make_trainer, tmp_path):
 def test_a_part_that_is_not_there_is_refused(make_trainer, part, said):
     with pytest.raises(ConfigError, match=said):
         make_trainer(**part)
+
+
+@pytest.fixture
+def with_thresholds(make_trainer):
+    """A trainer of adapter and thresholds, of which the first of every pair prunes its row."""
+
+    def make(**part):
+        trainer = make_trainer(**part)
+        start = trainer.adapter
+        high = {n: t + np.float32([0.9, 0, 0, 0]) for n, t in blank_thresholds(start).items()}
+        return Trainer(trainer._engine, trainer._dataset, trainer._work, {**start, **high})
+
+    return make
+
+
+def test_the_engine_runs_without_what_is_pruned_and_thresholds_learn(with_thresholds):
+    trainer, seen = with_thresholds(mask="thresholds"), []
+    step = trainer._engine.step
+    trainer._engine.step = lambda batch, plan, adapter, **named: (
+        seen.append(adapter) or step(batch, plan, adapter, **named)
+    )
+    start = dict(trainer.adapter)
+    end = trained(trainer)
+    assert all(
+        not adapter[a_of(i)][0].any() and adapter[a_of(i)][1:].any() for adapter in seen for i in range(3)
+    )
+    assert seen[0].keys() == parameters_of(start).keys()
+    moved = [end[n] != start[n] for n in thresholds_of(start)]
+    assert np.all(moved), "the penalty moves all"
+    assert trainer.personal == parameters_of(start).keys()
+
+
+def test_a_run_with_thresholds_cut_anywhere_ends_equal_to_the_bit(with_thresholds, tmp_path):
+    straight = trained(with_thresholds(mask="thresholds"))
+    for cut in (1, 5, 8):
+        first, second = with_thresholds(mask="thresholds"), with_thresholds(mask="thresholds")
+        trained(first, cut)
+        first.save(tmp_path / "c")
+        second.restore(tmp_path / "c")
+        assert same(trained(second, 8 - cut), straight)
