@@ -13,10 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
+from paho.mqtt.client import CallbackAPIVersion, Client
 
 from benchmarks.measuring.processes import FOLDER, run_worker
 from fleetune.broker.aggregation import aggregate
@@ -39,7 +42,10 @@ SETTINGS = {
 }
 """The same for torch, and for the summary."""
 JOB = "banking"
+FLEET: dict[str, Any] = {"rounds": ROUNDS, "clients": DEVICES, "seed": SEED}
 CODECS = ("fp32", "int8")
+SYS_INTERVAL_S = 1
+"""After which the server counts anew."""
 
 
 def measure(say: Callable[[str], None]) -> dict[str, Any]:
@@ -54,7 +60,10 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
             out=folder / "artifact",
             on_progress=say,
         )
-        found = {codec: _federate(folder, codec, say) for codec in CODECS}
+        found = {
+            codec: federate(folder, codec, Job(JOB, **FLEET), msgspec.structs.replace(WORK, codec=codec), say)
+            for codec in CODECS
+        }
         say("the same federation in torch + peft, one process, no transport")
         settings = json.dumps({"rounds": ROUNDS, "devices": DEVICES, **SETTINGS})
         found["torch"] = run_worker("torch_federation", packaged_model(), folder, settings, threads=2)
@@ -90,8 +99,19 @@ def split(folder: Path, source: Path) -> list[str]:
     return [str(name) for name in json.loads((source / "labels.json").read_text())]
 
 
-def _federate(folder: Path, codec: str, say: Callable[[str], None]) -> dict[str, Any]:
-    artifact, root = folder / "artifact", folder / codec
+def federate(
+    folder: Path, name: str, job: Job, work: LocalWork, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Have the devices of ``folder`` do a job over a Mosquitto: accuracy, and bytes as the aggregator and as the server count.
+
+    Args:
+        folder: with ``artifact``, and the files that :func:`split` writes.
+        name: of the folder below it that all of this run goes to.
+        job: named ``JOB``.
+        work: of each device.
+        say: told of each round.
+    """
+    artifact, root = folder / "artifact", folder / name
     with mosquitto(root) as url, fleet() as members:
         for i in range(DEVICES):
             members.start(
@@ -105,19 +125,41 @@ def _federate(folder: Path, codec: str, say: Callable[[str], None]) -> dict[str,
         report = aggregate(
             artifact,
             mqtt=url,
-            job=Job(JOB, rounds=ROUNDS, clients=DEVICES, seed=SEED),
+            job=job,
             out=root / "run",
-            work=msgspec.structs.replace(WORK, codec=codec),
-            on_round=lambda row: say(f"{codec} round {row.round}: accuracy {row.accuracy}"),
+            work=work,
+            on_round=lambda row: say(f"{name} round {row.round}: accuracy {row.accuracy}"),
         )
         members.wait(60)
+        counted = counters(url)
     return {
         "accuracy": report.accuracy,
         "accuracy_by_round": [row.accuracy for row in report.history],
         "bytes_down": report.bytes_down,
         "bytes_up": report.bytes_up,
+        "link_bytes": report.link_bytes_sent + report.link_bytes_received,
+        "server_bytes": counted,
         "wall_s": round(time.monotonic() - started, 1),
     }
+
+
+def counters(url: str) -> int:
+    """Payload of all messages that the server has received, in bytes, as it counts itself; 0 if it does not say within 5 s."""
+    found: Queue[int] = Queue()
+    client = Client(CallbackAPIVersion.VERSION2, client_id="counter")
+    client.on_message = lambda _client, _data, message: found.put(int(message.payload))
+    address = urlsplit(url)
+    client.connect(str(address.hostname), address.port or 1883)
+    time.sleep(2 * SYS_INTERVAL_S)
+    client.subscribe("$SYS/broker/publish/bytes/received")
+    client.loop_start()
+    try:
+        return found.get(timeout=5)
+    except Empty:
+        return 0
+    finally:
+        client.disconnect()
+        client.loop_stop()
 
 
 def _options(artifact: Path, data: Path, url: str, state: Path) -> list[str]:
@@ -143,6 +185,8 @@ def mosquitto(folder: Path) -> Iterator[str]:
     configuration = write_configuration(
         folder / "mosquitto", port=port, user="root" if os.geteuid() == 0 else None
     )
+    with configuration.open("a", encoding="utf-8") as file:
+        file.write(f"\nsys_interval {SYS_INTERVAL_S}\n")
     process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
     try:
         yield f"mqtt://127.0.0.1:{port}"
