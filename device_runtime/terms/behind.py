@@ -42,14 +42,15 @@ def num_used(work: LocalWork, num_samples: int, *, least_batch: int) -> int:
     """Return how many of the rows may train, so that no step of ``work`` has fewer than ``least_batch``; most often all.
 
     A short last batch would be a step on its few samples alone, and an aggregator can make the other steps vanish from an update.
-    The rows to spare are fewer than ``least_batch``. Where nothing helps all are returned, and the work is to be declined.
+    The rows to spare are the last of the data, fewer than ``least_batch`` of them where none are held out. Where nothing helps all
+    are returned, and the work is to be declined.
     """
     if num_samples <= work.batch_size:
         return num_samples
     # Of rows that are all of one class none are held out.
     ways = (work, msgspec.structs.replace(work, held_out=0.0))
-    few = range(num_samples, max(0, num_samples - 2 * least_batch), -1)
-    return next((n for n in few if all(_is_even(way, n, least_batch) for way in ways)), num_samples)
+    fewer = range(num_samples, num_samples // 2, -1)
+    return next((n for n in fewer if all(_is_even(way, n, least_batch) for way in ways)), num_samples)
 
 
 def _is_even(work: LocalWork, num_samples: int, least_batch: int) -> bool:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.contracts.codecs.codec import Doubles, Floats, floats
+from fleetune.device_runtime.arrays import Array, Arrays, Floats
+from fleetune.device_runtime.contracts.codecs.codec import Doubles, floats
 
 
 class Clipped(NamedTuple):

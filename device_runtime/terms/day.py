@@ -75,7 +75,7 @@ class Day:
 def _decoded(kept: bytes | None) -> Spent:
     try:
         return msgspec.json.decode(kept, type=Spent) if kept else Spent()
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Spent()
 
 
