@@ -42,8 +42,8 @@ def num_used(work: LocalWork, num_samples: int, *, least_batch: int) -> int:
     """Return how many of the rows may train, so that no step of ``work`` has fewer than ``least_batch``; most often all.
 
     A short last batch would be a step on its few samples alone, and an aggregator can make the other steps vanish from an update.
-    The rows to spare are the last of the data, fewer than ``least_batch`` of them where none are held out. Where nothing helps all
-    are returned, and the work is to be declined.
+    The rows to spare are the last of the data, fewer than ``least_batch`` where none are held out. Where nothing helps all are
+    returned, and the work is to be declined.
     """
     if num_samples <= work.batch_size:
         return num_samples
