@@ -15,7 +15,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
     least_samples: Annotated[
         int, Option("of this device's own samples behind an update, each counted once", at_least=0)
-    ] = 16
+    ] = 8
     least_batch: Annotated[
         int,
         Option(

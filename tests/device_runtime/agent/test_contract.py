@@ -24,11 +24,9 @@ from fleetune.device_runtime.terms.left import Record
 from fleetune.device_runtime.terms.terms import Terms
 
 SAMPLES = 8  # of device 3
-FIT = Terms(least_samples=SAMPLES)
-"""The defaults, for a device of so few samples."""
 
 
-def staged(tmp_path, terms=FIT, **options):
+def staged(tmp_path, terms=Terms(), **options):
     clock = SimpleNamespace(now=0.0, wall=1_800_000_000.0)
     clocks = {"clock": lambda: clock.now, "wall": lambda: clock.wall}
     stage = Stage(tmp_path, terms=terms, clocks=clocks, **options)
@@ -58,13 +56,13 @@ def delivered(stage, number=1, **changes):
 @pytest.mark.parametrize(
     ("terms", "work", "said"),
     [
-        (FIT, LocalWork(steps=1, batch_size=1), "least_samples: 1 asked for, 8 at least (7 too few)"),
-        (FIT, LocalWork(steps=99, batch_size=1), "least_batch: 1 asked for, 8 at least (7 too few)"),
-        (Terms(), LocalWork(steps=4), "least_samples: 8 asked for, 16 at least (8 too few)"),
-        (FIT, LocalWork(steps=10**9), "most_steps: 1,000,000,000 asked for, 100,000 at most"),
-        (FIT, LocalWork(seq_len=10**6), "most_tokens: 1,000,000 asked for, 8,192 at most"),
-        (FIT, LocalWork(seq_len=-1), "seq_len must be at least 1, got -1"),
-        (Terms(least_samples=8, policies="full"), LocalWork(policy=PolicySpec(name="head")), "asked for head"),
+        (Terms(), LocalWork(steps=1, batch_size=1), "least_samples: 1 asked for, 8 at least (7 too few)"),
+        (Terms(), LocalWork(steps=99, batch_size=1), "least_batch: 1 asked for, 8 at least (7 too few)"),
+        (Terms(least_samples=16), LocalWork(steps=4), "least_samples: 8 asked for, 16 at least (8 too few)"),
+        (Terms(), LocalWork(steps=10**9), "most_steps: 1,000,000,000 asked for, 100,000 at most"),
+        (Terms(), LocalWork(seq_len=10**6), "most_tokens: 1,000,000 asked for, 8,192 at most"),
+        (Terms(), LocalWork(seq_len=-1), "seq_len must be at least 1, got -1"),
+        (Terms(policies="full"), LocalWork(policy=PolicySpec(name="head")), "asked for head"),
     ],
 )  # fmt: skip
 def test_an_offer_outside_is_declined_with_the_reason_before_any_work(tmp_path, terms, work, said):
@@ -93,7 +91,7 @@ def test_an_offer_within_gives_the_same_bits_as_without_a_contract(tmp_path):
 
 
 def test_a_change_beyond_the_limit_is_scaled_down_before_it_is_packed(tmp_path):
-    stage = staged(tmp_path, Terms(least_samples=8, most_change=1e-9))
+    stage = staged(tmp_path, Terms(most_change=1e-9))
     update, payload = delivered(stage)
     values, size = decode_update(payload, first_adapter()), sum(v.size for v in first_adapter().values())
     norm = np.sqrt(sum(np.sum(np.square(values[n] - first_adapter()[n].astype(float))) for n in values))
@@ -104,7 +102,7 @@ def test_a_change_beyond_the_limit_is_scaled_down_before_it_is_packed(tmp_path):
 
 
 def test_tensors_that_must_stay_do_not_leave(tmp_path):
-    stage = staged(tmp_path, Terms(least_samples=8, must_stay="w"))
+    stage = staged(tmp_path, Terms(must_stay="w"))
     _, payload = delivered(stage, work=LocalWork(steps=STEPS, seed=1, codec="int8"))
     assert decode_update(payload, first_adapter()).keys() == {"b"}
     assert (lines(stage)[0].held_back, lines(stage)[0].tensors) == (1, {"head": 2})
@@ -124,7 +122,7 @@ def test_a_round_goes_on_without_the_device_that_declines(tmp_path):
 
 
 def test_rounds_of_a_day_outlive_a_kill_and_end_with_the_day(tmp_path):
-    stage = staged(tmp_path, Terms(least_samples=8, most_rounds_a_day=2))
+    stage = staged(tmp_path, Terms(most_rounds_a_day=2))
     delivered(stage, 1)
     stage.aggregator.offer(2)
     stage.poll(2)
@@ -144,7 +142,7 @@ def test_rounds_of_a_day_outlive_a_kill_and_end_with_the_day(tmp_path):
 
 
 def test_bytes_of_a_day_count_what_was_sent_twice_and_stop_it(tmp_path):
-    stage = staged(tmp_path, Terms(least_samples=8, most_bytes_a_day=30_000))
+    stage = staged(tmp_path, Terms(most_bytes_a_day=30_000))
     _, payload = delivered(stage, 1)
     assert 10_000 < len(payload) < 15_000
     second = stage.trained(2)
@@ -158,7 +156,7 @@ def test_bytes_of_a_day_count_what_was_sent_twice_and_stop_it(tmp_path):
 
 
 def test_an_update_too_large_for_what_is_left_of_the_day_is_not_offered(tmp_path):
-    stage = staged(tmp_path, Terms(least_samples=8, most_bytes_a_day=5_000))
+    stage = staged(tmp_path, Terms(most_bytes_a_day=5_000))
     decline = declined(stage)
     assert "to send, 0 of 5,000 are sent" in decline.reason
     assert stage.aggregator.heard(UpdateReady) == []
@@ -178,7 +176,7 @@ def slow(training):
 
 
 def test_work_that_takes_too_long_is_given_up(tmp_path):
-    terms = Terms(least_samples=8, most_seconds=250)
+    terms = Terms(most_seconds=250)
     stage = staged(tmp_path, terms, workbench=workbench_of(3, wrap=slow))
     decline = declined(stage)
     assert "most_seconds: 300 s of work, 250 at most" in decline.reason

@@ -39,7 +39,7 @@ def test_ordinary_work_is_allowed(work, num_samples):
 def test_the_offer_that_reads_texts_is_outside_two_limits():
     sgd = LocalWork(steps=1, batch_size=1, optimizer=OptimizerSpec(name="sgd", lr=1.0))
     assert found(sgd) == [
-        "least_samples: 1 asked for, 16 at least (15 too few)",
+        "least_samples: 1 asked for, 8 at least (7 too few)",
         "least_batch: 1 asked for, 8 at least (7 too few)",
     ]
 
@@ -71,9 +71,9 @@ def test_work_against_its_own_laws_is_outside_whatever_the_owner_allows(changes)
 
 
 def test_an_evaluation_needs_samples_and_no_steps():
-    assert found(LocalWork(steps=1, batch_size=1), role="evaluate", num_samples=16) == []
-    assert found(LocalWork(), role="evaluate", num_samples=15) == [
-        "least_samples: 15 asked for, 16 at least (1 too few)"
+    assert found(LocalWork(steps=1, batch_size=1), role="evaluate", num_samples=8) == []
+    assert found(LocalWork(), role="evaluate", num_samples=7) == [
+        "least_samples: 7 asked for, 8 at least (1 too few)"
     ]
 
 
