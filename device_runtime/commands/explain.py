@@ -1,15 +1,19 @@
 """``fleetune device --explain``: the device's own contract in plain words, and what has left it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.commands.own_folder import folder_of
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.methods.policies import POLICIES
+from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.options import check, refuse
 from fleetune.device_runtime.terms.left import Left, Record
 from fleetune.device_runtime.terms.tensors import may_leave, name_problems
@@ -34,21 +38,28 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 def explain(
     artifact_dir: Path | str,
     *,
+    data: Path | str | None = None,
+    mqtt: str = "",
     job: str = "",
     id: str | None = None,
     state: Path | str | None = None,
+    rules: Mapping[str, Any] | Path | str | None = None,
+    duty: Duty = Duty(),
+    resources: Resources = Resources(),
+    reach: Reach = Reach(),
     terms: Terms = Terms(),
-    **rest: Any,
 ) -> Explanation:
     """Say what the owner allows, and what has left; nothing is connected and nothing changed.
 
+    It takes what :func:`~fleetune.device_runtime.commands.device.device` takes, from the same file, and looks at these alone:
+
     Args:
         artifact_dir: folder made by ``fleetune export``.
-        job: as of :func:`~fleetune.device_runtime.commands.device.device`; it and ``id`` say where the state folder is.
+        data, mqtt, rules, duty, resources, reach: not looked at.
+        job: the federation; it and ``id`` say where the state folder is.
         id: name of the device.
         state: its folder; without it, ``id`` and ``job`` nothing that left is shown.
         terms: what the owner allows.
-        rest: what a device needs beside them, and this does not.
 
     Raises:
         ConfigError: a limit is out of range, or names nothing.
