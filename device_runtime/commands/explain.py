@@ -51,14 +51,19 @@ def explain(
 ) -> Explanation:
     """Say what the owner allows, and what has left; nothing is connected and nothing changed.
 
-    It takes what :func:`~fleetune.device_runtime.commands.device.device` takes, from the same file, and looks at these alone:
+    It takes what :func:`~fleetune.device_runtime.commands.device.device` takes, from the same file.
 
     Args:
         artifact_dir: folder made by ``fleetune export``.
-        data, mqtt, rules, duty, resources, reach: not looked at.
+        data: not looked at.
+        mqtt: not looked at.
         job: the federation; it and ``id`` say where the state folder is.
         id: name of the device.
         state: its folder; without it, ``id`` and ``job`` nothing that left is shown.
+        rules: not looked at.
+        duty: not looked at.
+        resources: not looked at.
+        reach: not looked at.
         terms: what the owner allows.
 
     Raises:
