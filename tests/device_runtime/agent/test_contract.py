@@ -1,11 +1,13 @@
 """A device under its owner's contract: what it declines, what it lets go, and what it remembers of both."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from fleet import STEPS, LinearTraining, Step, first_adapter, points_of, workbench_of, world
-from stage import Stage, locally
+from paths import ROOT
+from stage import NAME, Stage, locally
 
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, blank_sums
@@ -241,3 +243,17 @@ def test_an_evaluation_is_recorded_too(tmp_path):
     stage.poll()
     (left,) = lines(stage)
     assert (left.kind, left.bytes, left.samples, left.verdict) == ("report", 0, SAMPLES, "accepted")
+
+
+def test_a_state_folder_of_0_1_is_opened_under_a_contract(tmp_path):
+    shutil.copytree(ROOT / "tests" / "data" / "device_0_1", tmp_path / NAME)
+    stage = staged(tmp_path, size=30)
+    stage.poll(2)
+    (first,) = stage.aggregator.heard(UpdateReady)
+    assert stage.pull(first)
+    stage.aggregator.verdict(first)
+    stage.poll()
+    assert stage.device.outbox.pending() == []
+    assert lines(stage) == [], "it left before there was a record"
+    assert stage.trained(2, adapter=first_adapter(30)).round == 2
+    assert [line.round for line in lines(stage)] == [2]
