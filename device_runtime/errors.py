@@ -23,6 +23,10 @@ class TooLittleMemory(ConfigError):
     """The work does not fit the memory that there is, or is allowed: ask for less."""
 
 
+class DayIsSpent(FleetuneError):
+    """What a device's owner allows in a day is used up: wait, or allow more."""
+
+
 class DataError(FleetuneError):
     """A data file does not say what it should: fix the line named."""
 

@@ -85,6 +85,9 @@ class Files(Protocol):
     def write(self, name: str, content: bytes) -> None:
         """Replace a file, whole."""
 
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file, which is made if it is not there; a loss of power may leave a part of it."""
+
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
 
@@ -121,6 +124,13 @@ class DiskFiles:
         """Replace a file, whole and synced."""
         with self._writing():
             write_atomically(self._folder / name, content)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file, synced."""
+        with self._writing(), (self._folder / name).open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -164,6 +174,10 @@ class MemoryFiles:
     def write(self, name: str, content: bytes) -> None:
         """Replace a file."""
         self._files[name] = content
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file."""
+        self._files[name] = self._files.get(name, b"") + content
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fleetune.device_runtime.contracts.resources import Resources
     from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
     from fleetune.device_runtime.network.address import Reach
+    from fleetune.device_runtime.terms.terms import Terms
     from fleetune.toolkit.demo import demo
     from fleetune.toolkit.export import export
     from fleetune.toolkit.merge import merge
@@ -39,6 +40,7 @@ __all__ = [
     "PolicySpec",
     "Reach",
     "Resources",
+    "Terms",
     "aggregate",
     "demo",
     "device",
@@ -61,6 +63,7 @@ _HOMES = {
     "PolicySpec": "fleetune.device_runtime.contracts.wire",
     "Reach": "fleetune.device_runtime.network.address",
     "Resources": "fleetune.device_runtime.contracts.resources",
+    "Terms": "fleetune.device_runtime.terms.terms",
     "aggregate": "fleetune.broker.aggregation",
     "demo": "fleetune.toolkit.demo",
     "device": "fleetune.device_runtime.commands.device",

@@ -17,6 +17,7 @@ from fleetune.device_runtime.agent.made import Made
 from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.contracts.lora import frozen_names
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
@@ -32,6 +33,7 @@ from fleetune.device_runtime.errors import (
     ArtifactError,
     ConfigError,
     DataError,
+    DayIsSpent,
     FleetuneError,
     TooLittleMemory,
     WireError,
@@ -191,7 +193,7 @@ class Assignments:
             return False
         try:
             product = current.run.step()
-        except (ConfigError, DataError, ArtifactError, WireError) as exc:
+        except (ConfigError, DataError, ArtifactError, WireError, DayIsSpent) as exc:
             self.decline(exc)
             return False
         if product:
@@ -231,6 +233,14 @@ class Assignments:
         if key := self._made.key(task_id_of(header)):
             self._done.add(key)
             self._made.forget(task_id_of(header))
+        if contract := self._home.contract:
+            contract.settled(
+                job=header.job,
+                number=header.round,
+                task_id=task_id_of(header),
+                digest=verdict.digest,
+                is_accepted=verdict.accepted,
+            )
         if isinstance(header, UpdateReady):
             for kept in (self._memory, self._personal):
                 kept.settle(verdict.round, accepted=verdict.accepted)
@@ -259,6 +269,8 @@ class Assignments:
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
+        if not self._is_allowed(assignment):
+            return
         if content is not None:
             self._start(assignment, content)
             return
@@ -267,6 +279,24 @@ class Assignments:
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
         except (WireError, ConfigError) as exc:
             self.decline(exc)
+
+    def _is_allowed(self, assignment: _Assignment) -> bool:
+        """Hold an offer to the owner's contract; what is outside is declined with the reason."""
+        contract, offer, arrays = self._home.contract, assignment.offer, self._home.adapter.arrays
+        if contract is None:
+            return True
+        try:
+            contract.check(
+                offer.work,
+                role=offer.role,
+                key=assignment.key,
+                num_samples=self._workbench.num_samples,
+                names=arrays.keys() - frozen_names(arrays, offer.work),
+            )
+        except (ConfigError, DayIsSpent) as exc:
+            self.decline(exc)
+            return False
+        return True
 
     def _forget_older(self) -> None:
         self._done.clear()
@@ -283,6 +313,8 @@ class Assignments:
         except WireError as exc:
             self.decline(exc)
             return
+        if self._home.contract:
+            self._home.contract.begin(assignment.key)
         assignment.pull = None
         self.version = assignment.offer.version
         self._adapters.keep(content)
@@ -299,7 +331,9 @@ class Assignments:
         )
 
     def _hand_over(self, product: Product, assignment: _Assignment) -> None:
-        header, payload, event = product
+        header, payload, event, left = product
+        if self._home.contract:
+            self._home.contract.put_down(left, payload)
         made = self._made.facts(assignment.offer.task_id, assignment.key)
         self._deliveries.put(header, payload, facts=made)
         self._let_go()

@@ -46,6 +46,7 @@ class Deliveries:
 
     def __init__(self, home: Home) -> None:
         self._link, self._outbox, self._topic = home.link, home.outbox, home.identity.up
+        self._contract = home.contract
         mine = [entry for entry in home.outbox.pending() if entry.job == home.identity.job]
         self._parcels = [parcel for entry in mine if (parcel := self._parcel(entry))]
 
@@ -94,14 +95,18 @@ class Deliveries:
         """Send the chunks asked for.
 
         Raises:
-            WireError: a request for what is not here, or with a bitmap of another length.
+            WireError: a request for what is not here, or with a bitmap of another length; no more may be sent today.
         """
         parcel = next((p for p in self._parcels if p.entry.digest == request.sha256), None)
         if parcel is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not here")
+        if self._contract and not self._contract.may_send():
+            raise WireError("it asks for chunks, and this device's owner allows no more bytes today")
         parcel.due = now + SERVED_S
         for chunk in self._outgoing(parcel).chunks(request):
             send(self._link, self._topic, encode(chunk))
+            if self._contract:
+                self._contract.sent(len(chunk.data))
 
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
         """Let go of what the verdict is about, and return its header; None if it is not here (any more)."""

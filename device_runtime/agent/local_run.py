@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.class_means import SUMS, blank_sums, shortened_sums
+from fleetune.device_runtime.contracts.class_means import COUNTS, SUMS, blank_sums, shortened_sums
 from fleetune.device_runtime.contracts.codecs import (
     Codec,
     Packed,
@@ -39,6 +39,10 @@ from fleetune.device_runtime.errors import (
     TooLittleMemory,
 )
 from fleetune.device_runtime.tables import Table
+from fleetune.device_runtime.terms.behind import behind
+from fleetune.device_runtime.terms.clipping import Clipped
+from fleetune.device_runtime.terms.left import Left
+from fleetune.device_runtime.terms.tensors import counted
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ class Product(NamedTuple):
     payload: bytes
     """Of an update; empty for a report."""
     event: Event
+    left: Left
+    """For the owner's record."""
 
 
 class LocalRun:
@@ -88,6 +94,7 @@ class LocalRun:
         self._offer, self._reference, self._workbench, self._mask = offer, reference, workbench, mask
         self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
+        self._worked_s = 0.0
 
     def step(self) -> Product | None:
         """Do one step, or a whole evaluation; what came of the run, when it is done.
@@ -118,10 +125,12 @@ class LocalRun:
             return self._sum()
         if self._training is None:
             self._training = self._started()
+            self._worked_s = float(sum(step.seconds for step in self._training.history))
         training = self._training
         if not training.done:
-            figures = _figures(training.step(), training.step_index)
-            self._home.on_event(Event("step", self._offer.round, figures))
+            step = training.step()
+            self._home.on_event(Event("step", self._offer.round, _figures(step, training.step_index)))
+            self._mind_seconds(step.seconds)
         if training.done:
             return self._pack(training)
         every = self._home.checkpoint_every
@@ -155,19 +164,26 @@ class LocalRun:
         codec = make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)
         places, before = self._places(reference), self._memory.before(offer.round)
         memory = taken(_shared(before, codec, offer), self._reference, places)
-        memory, left = _fitting(memory, reference)
         is_split = bool(offer.work.personal) or stays(offer.work)
         own, shared = _split(training.adapter, training.personal if is_split else ())
+        trained = self._travelling(shared)
+        outgoing = self._allowed(trained, reference)
+        held_back = trained.keys() - outgoing.values
+        memory, left = _fitting(memory, {n: v for n, v in reference.items() if n not in held_back})
         packed = pack(
             with_feedback(codec),
-            _changed(self._travelling(shared), reference, owed=of_kind(RESIDUAL, memory)),
+            _changed(outgoing.values, reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,
             reference_sha256="" if offer.is_exact else wanted_sha256(offer),
         )
         instead = self._spared(packed, codec, reference, memory)
         packed = instead or packed
+        if self._home.contract:
+            self._home.contract.check_bytes(len(packed.payload))
         stats = _stats(training.history, training.stats)
+        if self._home.contract:
+            stats |= {"change_norm": outgoing.norm, "clip_scale": outgoing.scale}
         if is_split:
             stats |= measure_both(training.measure, training.adapter, self._reference)
         # Before the update is put: a crash in between packs again from the last checkpoint, with what earlier rounds left.
@@ -178,7 +194,46 @@ class LocalRun:
         kept = {"tensors_kept": len(own)} if own else {}
         kept |= {"skipped": 1} if instead else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
-        return Product(self._announcement(stats), packed.payload, event)
+        record = self._left(
+            "update",
+            steps=training.step_index,
+            tensors=counted(outgoing.values),
+            held_back=len(held_back),
+            norm=outgoing.norm,
+            scale=outgoing.scale,
+        )
+        return Product(self._announcement(stats), packed.payload, event, record)
+
+    def _allowed(self, trained: Arrays, reference: Arrays) -> Clipped:
+        """What of an update its owner lets go, and how much of its change."""
+        contract = self._home.contract
+        return contract.outgoing(trained, reference) if contract else Clipped(trained, 0.0, 1.0)
+
+    def _mind_seconds(self, seconds: float) -> None:
+        self._worked_s += seconds
+        if self._home.contract:
+            self._home.contract.check_seconds(self._worked_s)
+
+    def _left(self, kind: str, **figures: Any) -> Left:
+        """The line of the owner's record, but for the time, size and digest."""
+        offer = self._offer
+        return Left(
+            when="",
+            job=offer.job,
+            round=offer.round,
+            version=offer.version,
+            task_id=offer.task_id,
+            kind=kind,
+            **{"samples": self._num_samples, **figures},
+        )
+
+    @property
+    def _num_samples(self) -> int:
+        """Of this device's own, each counted once: behind the update, or all of them behind an evaluation."""
+        contract, have, work = self._home.contract, self._workbench.num_samples, self._offer.work
+        if self._offer.role != "train":
+            return have
+        return behind(work, contract.num_used(work, have) if contract else have).samples
 
     def _spared(self, packed: Packed, codec: Codec, reference: Arrays, memory: Arrays) -> Packed | None:
         if not self._offer.lazy:
@@ -202,13 +257,17 @@ class LocalRun:
         if class_sums is None:
             raise ConfigError("this device makes no class sums")
         sums, stats = class_sums(offer.work, self._reference)
+        sums = self._home.contract.class_sums(sums) if self._home.contract else sums
         packed = pack(
             make_codec(offer.work.codec),
             shortened_sums(sums, offer.work.sums_bits),
             blank_sums(*sums[SUMS].shape),
         )
+        if self._home.contract:
+            self._home.contract.check_bytes(len(packed.payload))
         event = Event("summed", offer.round, {"size_bytes": len(packed.payload)})
-        return Product(self._announcement(stats), packed.payload, event)
+        left = self._left("class sums", samples=int(sums[COUNTS].sum()), tensors=counted(sums))
+        return Product(self._announcement(stats), packed.payload, event, left)
 
     def _announcement(self, stats: Mapping[str, float]) -> Callable[[TransferManifest], UpdateReady]:
         """What announces the update of this offer, once its payload has a manifest."""
@@ -251,7 +310,8 @@ class LocalRun:
             num_samples=measured.num_samples,
         )
         figures = {"loss": measured.loss, "accuracy": measured.accuracy}
-        return Product(report, b"", Event("evaluated", offer.round, figures))
+        left = self._left("report")
+        return Product(report, b"", Event("evaluated", offer.round, figures), left)
 
 
 def _stats(steps: Sequence[Stepped], more: Mapping[str, float]) -> dict[str, float]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import NO_ROUND, Event
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
@@ -15,6 +17,7 @@ from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
+from fleetune.device_runtime.commands.explain import check_terms
 from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
@@ -33,6 +36,9 @@ from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
+from fleetune.device_runtime.terms.behind import num_used
+from fleetune.device_runtime.terms.contract import Contract
+from fleetune.device_runtime.terms.terms import Terms
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.trainer import Trainer
@@ -56,6 +62,7 @@ def device(
     resources: Resources = Resources(),
     reach: Reach = Reach(),
     rules: Mapping[str, Any] | Path | str | None = None,
+    terms: Terms = Terms(),
     on_event: Callable[[Event], object] | None = None,
 ) -> DeviceReport:
     """Train, or evaluate, for an aggregator until the job is over.
@@ -74,6 +81,7 @@ def device(
         reach: how the MQTT server is reached.
         rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
             steps and stays online; a round that ends before the pause does is declined.
+        terms: what an aggregator may ask of this device, see ``docs/privacy.md``; what is outside is declined.
         on_event: told of offers, results and verdicts, and every few seconds of a step.
 
     Raises:
@@ -89,6 +97,7 @@ def device(
     notifier = Notifier()
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
+    check_terms(terms, artifact.manifest)
     folder = state_folder(state, job=job, device_id=id)
     with (
         alone_in(folder),
@@ -96,7 +105,7 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         tally = Tally(on_event, notifier)
-        desk = _Desk(artifact, Path(data), machine, notifier, tally, own=folder / OWN_MODEL)
+        desk = _Desk(artifact, Path(data), machine, notifier, tally, own=folder / OWN_MODEL, terms=terms)
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
@@ -112,11 +121,12 @@ def device(
         home = Home(
             link,
             outbox,
-            DiskFiles(folder),
+            files := DiskFiles(folder),
             identity,
             FirstAdapter.of(artifact.adapter()),
             checkpoint_every=duty.checkpoint_every,
             on_event=tally,
+            contract=Contract(terms, facts=outbox, files=files),
         )
         agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)
         link.open(reach.timeout_s)
@@ -147,7 +157,9 @@ class _Desk:
         tally: Tally,
         *,
         own: Path,
+        terms: Terms,
     ) -> None:
+        self._least_batch = terms.least_batch
         self._artifact, self._data, self._machine, self._own = artifact, data, machine, own
         self._notifier, self._tally = notifier, tally
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
@@ -166,7 +178,11 @@ class _Desk:
         return self._dataset.histogram()
 
     def _start(self, work: LocalWork, adapter: Arrays) -> Trainer:
-        return self._machine.trainer(self._rows(work.seq_len), work, adapter)
+        rows = self._rows(work.seq_len)
+        used = num_used(work, rows.num_samples, least_batch=self._least_batch)
+        if used < rows.num_samples:
+            rows = rows.subset(np.arange(used))
+        return self._machine.trainer(rows, work, adapter)
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)

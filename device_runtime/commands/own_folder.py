@@ -14,10 +14,15 @@ from fleetune.device_runtime.files import doing
 
 def state_folder(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
     """Return the folder, made if it is not there; StateError if it cannot be made."""
-    folder = Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
+    folder = folder_of(state, job=job, device_id=device_id)
     with doing("made", folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what it owes may give its data away
     return folder
+
+
+def folder_of(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
+    """Return where a device's folder is, or would be."""
+    return Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
 
 
 @contextmanager

@@ -376,7 +376,8 @@ class UpdateReady(msgspec.Struct, frozen=True, kw_only=True, tag="update"):
     ``held_samples`` rows at full depth: ``held_loss_before`` and ``held_accuracy_before`` the first step, ``held_loss_after`` and
     ``held_accuracy_after`` the last; ``held_seconds`` for measuring. If layers stay personal too, ``personal_loss`` and
     ``personal_accuracy`` of the device's own model, ``global_loss`` and ``global_accuracy`` of the version that it was sent.
-    ``fetch_seconds``: from the offer to the last chunk of its adapter, if that was not at hand.
+    ``fetch_seconds``: from the offer to the last chunk of its adapter, if that was not at hand. Of a device with terms,
+    ``change_norm``, the L2 norm of its change, and ``clip_scale``, what that was multiplied by.
     What is not finite, or beyond 1e39, is not kept."""
     histogram: Annotated[list[int], Meta(max_length=CLASSES_MAX)] = []
     """Samples of each class, in the artifact's order; only where the work asks for it and the device's owner allows it."""

@@ -26,6 +26,7 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.network.turns import Turns
+from fleetune.device_runtime.terms.contract import Contract
 
 JOB = "job"
 ARTIFACT = "a" * 64
@@ -131,6 +132,7 @@ class Device:
         self.workbench = options.pop("workbench", None) or workbench_of(number, size=self.size)
         self.adapter = options.pop("adapter", None) or FirstAdapter.of(first_adapter(self.size))
         self.gate = options.pop("gate", None)
+        self.terms, self.clocks = options.pop("terms", None), options.pop("clocks", {})
         self.options = {"checkpoint_every": 2, **options}
         self.events = []
         self.agent = self.turns = None
@@ -148,6 +150,7 @@ class Device:
             self.identity,
             self.adapter,
             on_event=self.events.append,
+            contract=self.terms and Contract(self.terms, facts=self.outbox, files=self.files, **self.clocks),
             **self.options,
         )
         self.agent = Agent(home, self.workbench, gate=self.gate)

@@ -39,7 +39,7 @@ HOMES = {
     "compare": "fleetune.toolkit.simulation.compare",
     "simulate": "fleetune.toolkit.simulation.simulate",
 }
-AROUND = {"config", "json", "verbose"}
+AROUND = {"config", "json", "verbose", "explain"}
 PARTS = {"train": TRAIN, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}
 ONE_FUNCTION = [command for command in COMMANDS if command.__name__ != "broker"]
 

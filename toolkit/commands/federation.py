@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fleetune.device_runtime.terms.words import left_in_words
 from fleetune.toolkit import live
 from fleetune.toolkit.benchmark import figures
 from fleetune.toolkit.commands.options import (
@@ -46,6 +47,12 @@ def device(
     ] = None,
     state: Annotated[Path | None, shown("folder that survives restarts", metavar="DIR")] = None,
     rules: Rules = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="say what this device allows and what has left it, and do nothing else"
+        ),
+    ] = False,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -55,9 +62,20 @@ def device(
 
     The same command again resumes after a kill: the state folder holds everything that must not be lost.
     """
+    given = locals()
+    if given.pop("explain"):
+        call(
+            "fleetune.device_runtime.commands.explain:explain",
+            given,
+            argument="artifact_dir",
+            parts=DEVICE,
+            show=_show_contract,
+            command="device",
+        )
+        return
     call(
         "fleetune.device_runtime.commands.device:device",
-        locals(),
+        given,
         argument="artifact_dir",
         parts=DEVICE,
         watch=Watch("on_event", live.dated),
@@ -232,6 +250,17 @@ def _show_device(console: Console, report: Any) -> None:
     ):
         if line:
             console.print(line, markup=False)
+
+
+def _show_contract(console: Console, found: Any) -> None:
+    for limit in found.limits:
+        default = " (default)" * limit.is_default
+        console.print(f"{limit.name}: {limit.value}{default}: {limit.meaning}", markup=False)
+    console.print(f"may leave: {', '.join(found.may_leave) or 'nothing'}", markup=False)
+    console.print(f"stays: {', '.join(found.stays) or 'nothing that is trained'}", markup=False)
+    console.print("has left, newest last:" if found.left else "nothing has left yet", markup=False)
+    for line in found.left:
+        console.print(f"  {left_in_words(line)}", markup=False)
 
 
 def _show_aggregate(console: Console, report: Any) -> None:

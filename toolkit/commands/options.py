@@ -20,6 +20,7 @@ from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.terms.terms import Terms
 from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
 
@@ -32,6 +33,7 @@ _PANELS = {
     "job": "Federation",
     "patience": "Patience",
     "reach": "Network",
+    "terms": "Contract",
 }
 """Headings of ``--help`` by the struct that the options below are fields of."""
 _NEEDED = " [required]"
@@ -68,7 +70,12 @@ TRAIN = {
     "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }
-DEVICE = {"duty": Part(Duty()), "resources": Part(Resources()), "reach": Part(Reach())}
+DEVICE = {
+    "duty": Part(Duty()),
+    "resources": Part(Resources()),
+    "reach": Part(Reach()),
+    "terms": Part(Terms()),
+}
 AGGREGATE = {
     "job": Part(Job),
     "work": Part(LocalWork(), names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN),

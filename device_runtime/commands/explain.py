@@ -1,0 +1,91 @@
+"""``fleetune device --explain``: the device's own contract in plain words, and what has left it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fleetune.device_runtime.agent.identity import Duty
+from fleetune.device_runtime.commands.own_folder import folder_of
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.files import DiskFiles
+from fleetune.device_runtime.methods.policies import POLICIES
+from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.options import check, refuse
+from fleetune.device_runtime.terms.left import Left, Record
+from fleetune.device_runtime.terms.tensors import may_leave, name_problems
+from fleetune.device_runtime.terms.terms import Terms
+from fleetune.device_runtime.terms.words import Limit, limits
+
+LINES = 20
+"""So many of the last things that left are shown."""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the owner of a device wants to know of it."""
+
+    limits: list[Limit]
+    may_leave: list[str]
+    """Tensors that may leave, by name."""
+    stays: list[str]
+    left: list[Left]
+    """The last things that left, oldest first."""
+
+
+def explain(
+    artifact_dir: Path | str,
+    *,
+    data: Path | str | None = None,
+    mqtt: str = "",
+    job: str = "",
+    id: str | None = None,
+    state: Path | str | None = None,
+    rules: Mapping[str, Any] | Path | str | None = None,
+    duty: Duty = Duty(),
+    resources: Resources = Resources(),
+    reach: Reach = Reach(),
+    terms: Terms = Terms(),
+) -> Explanation:
+    """Say what the owner allows, and what has left; nothing is connected and nothing changed.
+
+    It takes what :func:`~fleetune.device_runtime.commands.device.device` takes, from the same file.
+
+    Args:
+        artifact_dir: folder made by ``fleetune export``.
+        data: not looked at.
+        mqtt: not looked at.
+        job: the federation; it and ``id`` say where the state folder is.
+        id: name of the device.
+        state: its folder; without it, ``id`` and ``job`` nothing that left is shown.
+        rules: not looked at.
+        duty: not looked at.
+        resources: not looked at.
+        reach: not looked at.
+        terms: what the owner allows.
+
+    Raises:
+        ConfigError: a limit is out of range, or names nothing.
+        ArtifactError: the artifact is damaged.
+        StateError: the record cannot be read.
+    """
+    manifest = open_artifact(artifact_dir).manifest
+    check_terms(terms, manifest)
+    names = [row.name for row in manifest.trainable]
+    leaving = may_leave(terms, names)
+    folder = folder_of(state, job=job, device_id=id) if state or job else None
+    is_there = folder is not None and folder.is_dir()
+    return Explanation(
+        limits=limits(terms),
+        may_leave=leaving,
+        stays=[name for name in names if name not in leaving],
+        left=Record(DiskFiles(folder)).newest(LINES) if folder is not None and is_there else [],
+    )
+
+
+def check_terms(terms: Terms, manifest: Manifest) -> None:
+    """Raise ConfigError that lists every limit out of its range, and every name that names nothing in this model."""
+    check(terms)
+    refuse([*name_problems(terms, [row.name for row in manifest.trainable], POLICIES)])

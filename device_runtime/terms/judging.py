@@ -1,0 +1,60 @@
+"""The one place that holds an offer against the device's own contract: pure, before any of its work is begun."""
+
+from collections.abc import Collection, Iterator
+
+from fleetune.device_runtime.contracts.class_means import SUMS
+from fleetune.device_runtime.contracts.wire import CLASS_MEANS, LocalWork
+from fleetune.device_runtime.errors import choices
+from fleetune.device_runtime.options import problems
+from fleetune.device_runtime.terms.behind import behind, num_used
+from fleetune.device_runtime.terms.tensors import entries, may_leave
+from fleetune.device_runtime.terms.terms import Terms
+
+
+def objections(
+    terms: Terms, work: LocalWork, *, role: str, num_samples: int, names: Collection[str]
+) -> Iterator[str]:
+    """Yield each limit that ``work`` does not keep, with what is asked for and what is allowed.
+
+    Args:
+        terms: the contract.
+        work: what the aggregator asks for.
+        role: of :data:`fleetune.device_runtime.contracts.wire.ROLES`.
+        num_samples: rows of this device's data.
+        names: tensors that the work trains.
+    """
+    if unlawful := problems(work):
+        yield from unlawful
+        return
+    yield from _beyond("most_batch", work.batch_size, terms.most_batch)
+    yield from _beyond("most_tokens", work.seq_len, terms.most_tokens)
+    if role != "train" or work.learns == CLASS_MEANS:
+        yield from _below("least_samples", num_samples, terms.least_samples)
+        if role == "train" and not may_leave(terms, [SUMS]):
+            yield "may_leave: class sums are of the head, and may not leave"
+        return
+    used = num_used(work, num_samples, least_batch=terms.least_batch)
+    found = behind(work, used)
+    yield from _below("least_samples", found.samples, terms.least_samples)
+    yield from _below("least_batch", found.batch, terms.least_batch)
+    yield from _below("least_steps", found.steps, terms.least_steps)
+    yield from _beyond("most_steps", found.steps, terms.most_steps)
+    allowed = entries(terms.policies)
+    if allowed and work.policy.name not in allowed:
+        yield f"policies: asked for {work.policy.name}, allowed are {choices(allowed)}"
+    if names and not may_leave(terms, names):
+        yield "may_leave: no tensor that this work trains may leave"
+
+
+def _below(limit: str, asked: float, least: float) -> Iterator[str]:
+    if asked < least:
+        yield f"{limit}: {_number(asked)} asked for, {_number(least)} at least ({_number(least - asked)} too few)"
+
+
+def _beyond(limit: str, asked: float, most: float) -> Iterator[str]:
+    if most and asked > most:
+        yield f"{limit}: {_number(asked)} asked for, {_number(most)} at most ({_number(asked - most)} too many)"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.15g}"

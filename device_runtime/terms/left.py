@@ -1,0 +1,101 @@
+"""The owner's record of what has left a device: one JSON object a line in the state folder, written before it is offered.
+
+The newest part is ``left.jsonl``, the one before it ``left.1.jsonl``; older ones are gone. A line that a loss of power cut short
+is passed over.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+
+import msgspec
+
+from fleetune.device_runtime.files import Files
+
+NEWEST, OLDER = "left.jsonl", "left.1.jsonl"
+SIZE_MAX = 512 * 1024
+"""Bytes of one part."""
+
+
+class Left(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that was offered to an aggregator, or its verdict on that (then ``verdict`` is set, and the sizes are not)."""
+
+    when: str
+    """UTC, by the device's wall clock."""
+    job: str
+    round: int
+    version: int = -1
+    """Of the adapter that it starts from."""
+    task_id: str
+    digest: str = ""
+    """SHA-256 of what travels; empty for an evaluation's figures."""
+    kind: str = ""
+    """update, class sums, or report for the figures of an evaluation."""
+    samples: int = 0
+    """Of the device's own behind it, each counted once."""
+    steps: int = 0
+    bytes: int = 0
+    tensors: Mapping[str, int] = {}
+    """Number by kind."""
+    held_back: int = 0
+    """Tensors that were trained and did not leave."""
+    norm: float = 0.0
+    """L2 norm of the change, before clipping."""
+    scale: float = 1.0
+    """What the change was multiplied by; below 1: it was clipped."""
+    verdict: str = ""
+    """accepted or refused."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Which thing it is about."""
+        return self.job, self.task_id, self.digest
+
+
+class Record:
+    """The lines of one device."""
+
+    def __init__(self, files: Files) -> None:
+        """Prepare; nothing is read yet."""
+        self._files = files
+
+    def add(self, line: Left) -> None:
+        """Write a line that is not there yet, synced; StateError if it cannot be written.
+
+        A device that was killed between this and the offer makes the same thing again, and it is not written twice.
+        """
+        content = self._files.read(NEWEST) or b""
+        if not line.verdict and any(_is_same(old, line) for old in _lines(content)):
+            return
+        if len(content) >= SIZE_MAX:
+            self._files.write(OLDER, content)
+            self._files.delete(NEWEST)
+            content = b""
+        start = b"\n" if content and not content.endswith(b"\n") else b""
+        self._files.append(NEWEST, start + msgspec.json.encode(line) + b"\n")
+
+    def newest(self, count: int) -> list[Left]:
+        """Return the last ``count`` things that left, oldest first, each with its verdict if there is one."""
+        found: dict[tuple[str, str, str], Left] = {}
+        for line in (*_lines(self._files.read(OLDER) or b""), *_lines(self._files.read(NEWEST) or b"")):
+            if not line.verdict:
+                found[line.key] = line
+            elif line.key in found:
+                found[line.key] = msgspec.structs.replace(found[line.key], verdict=line.verdict)
+        return [*found.values()][-count:] if count > 0 else []
+
+
+def written_at(wall_s: float) -> str:
+    """Return a wall clock's time as text, UTC to the second."""
+    return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _lines(content: bytes) -> Iterator[Left]:
+    for line in content.splitlines():
+        try:
+            yield msgspec.json.decode(line, type=Left)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+
+
+def _is_same(old: Left, line: Left) -> bool:
+    return old.key == line.key and not old.verdict

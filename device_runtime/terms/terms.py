@@ -1,0 +1,57 @@
+"""The device's own contract as one struct: what its owner allows an aggregator to ask. Nobody else can change it."""
+
+from typing import Annotated
+
+import msgspec
+
+from fleetune.device_runtime.options import Option
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """Floors and ceilings of one device. 0 is no limit, and an empty list of names is all of them.
+
+    Why the defaults are what they are is in ``docs/privacy.md``.
+    """
+
+    least_samples: Annotated[
+        int, Option("of this device's own samples behind an update, each counted once", at_least=0)
+    ] = 8
+    least_batch: Annotated[
+        int,
+        Option(
+            "samples in every step that a layer learns from; spare ones of the data do not train", at_least=0
+        ),
+    ] = 8
+    least_steps: Annotated[int, Option("steps behind an update", at_least=0)] = 1
+    least_of_a_class: Annotated[
+        int, Option("samples of a class behind its mean; classes with fewer are left out", at_least=0)
+    ] = 4
+    most_steps: Annotated[int, Option("steps in a round", at_least=0)] = 100_000
+    most_seconds: Annotated[float, Option("seconds of work in a round", at_least=0, at_most=1e9)] = 43_200.0
+    most_batch: Annotated[int, Option("samples in a step", at_least=0)] = 1024
+    most_tokens: Annotated[int, Option("tokens of a sample (seq_len)", at_least=0)] = 8192
+    most_rounds_a_day: Annotated[int, Option("rounds and evaluations in 24 hours", at_least=0)] = 1000
+    most_bytes_a_day: Annotated[
+        float, Option("bytes of updates sent in 24 hours", at_least=0, at_most=1e18)
+    ] = 4e9
+    policies: Annotated[
+        str, Option("layer policies that may be asked for, separated by commas", metavar="NAMES")
+    ] = ""
+    may_leave: Annotated[
+        str,
+        Option(
+            "tensors that may leave: kinds (embeddings, head, lora) or patterns as '*.classifier.*', separated by commas",
+            metavar="NAMES",
+        ),
+    ] = ""
+    must_stay: Annotated[
+        str, Option("tensors that never leave, as those of may-leave are named", metavar="NAMES")
+    ] = ""
+    most_change: Annotated[
+        float,
+        Option(
+            "root mean square of what an update changes an element by; a larger update is scaled down to it",
+            at_least=0,
+            at_most=1e6,
+        ),
+    ] = 1.0

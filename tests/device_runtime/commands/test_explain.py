@@ -1,0 +1,73 @@
+"""What ``fleetune device --explain`` tells the owner, and the data that a device spares."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fleetune.device_runtime.commands import device
+from fleetune.device_runtime.commands.systemd import Notifier
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.files import DiskFiles
+from fleetune.device_runtime.terms.left import Left, Record
+from fleetune.device_runtime.terms.terms import Terms
+from fleetune.toolkit.cli import app
+
+
+def said(*arguments):
+    return CliRunner().invoke(app, ["device", *map(str, arguments)])
+
+
+def test_each_limit_is_shown_with_its_value_and_what_left(word_artifact, tmp_path):
+    Record(DiskFiles(tmp_path)).add(
+        Left(when="2027-01-15T08:00:00Z", job="home", round=7, task_id="t", kind="update", samples=32, bytes=900)
+    )  # fmt: skip
+    found = said(word_artifact, "--explain", "--state", tmp_path, "--least-batch", 4, "--must-stay", "head.*")
+    assert found.exit_code == 0
+    lines = found.stdout.splitlines()
+    assert "least_batch: 4: samples in every step that a layer learns from" in found.stdout
+    assert any(line.startswith("least_samples: 8 (default): ") for line in lines)
+    assert "stays: head.weight, head.bias" in lines
+    assert lines[-1].endswith("job home round 7: update of 32 samples, 900 bytes, no verdict yet")
+    assert len([line for line in lines if line.split(":")[0] in Terms.__struct_fields__]) == len(
+        Terms.__struct_fields__
+    )
+
+
+def test_it_reads_the_devices_own_file_and_changes_nothing(word_artifact, tmp_path):
+    own = tmp_path / "device.toml"
+    own.write_text('[device]\ndata = "mine.jsonl"\njob = "home"\nmqtt = "mqtt://here"\nleast_batch = 12\n')
+    found = said(word_artifact, "--explain", "--config", own, "--state", tmp_path / "none", "--json")
+    values = {limit["name"]: limit["value"] for limit in json.loads(found.stdout)["limits"]}
+    assert values["least_batch"] == "12"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--most-change", "nan", "most_change must be"), ("--most-change", "1e300", "most_change must be at most 1000000"),
+     ("--least-samples", "-1", "least_samples must be at least 0"), ("--may-leave", "heads", "no tensor is called so"),
+     ("--policies", "newton", "no policy 'newton'; have: bernoulli")],
+)  # fmt: skip
+def test_a_limit_that_is_none_is_told_in_one_line(word_artifact, option, value, message):
+    found = said(word_artifact, "--explain", f"{option}={value}")
+    assert found.exit_code == 1
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_rows_that_would_make_a_batch_too_short_do_not_train(word_artifact, word_file, tmp_path):
+    class Machine:
+        def trainer(self, rows, work, adapter):
+            return [len(batch) for batch in rows.epoch_batches(0, 0, work.batch_size)]
+
+    def batches(least_batch):
+        artifact, terms = open_artifact(word_artifact), Terms(least_batch=least_batch)
+        options = {"own": tmp_path, "terms": terms}
+        desk = device._Desk(artifact, word_file, Machine(), Notifier({}), lambda _: None, **options)
+        return np.sort(desk.workbench(tells_labels=False).start(LocalWork(batch_size=17), {})).tolist()
+
+    assert batches(0) == [1, *[17] * 7]
+    assert batches(8) == [17] * 7

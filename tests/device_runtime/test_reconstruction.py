@@ -1,0 +1,117 @@
+"""The attack of an aggregator that reads a text out of one device's update, and the contract that declines it.
+
+With every LoRA-like branch switched off the tiny model's features are the mean of a text's embeddings; with a head of zeros the
+head's gradient is (1/C - y) x feature, so one step on one sample gives label, feature, and from that the words.
+"""
+
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from stage import Stage
+from words import GROUPS
+
+from fleetune.device_runtime.agent.home import FirstAdapter
+from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.codecs import decode_update
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.wire import Decline, LocalWork, OptimizerSpec, Request, UpdateReady
+from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.terms.terms import Terms
+from fleetune.device_runtime.training.machine import Machine
+
+WORDS = ["[UNK]", *" ".join(GROUPS).split()]
+ONE = LocalWork(steps=1, batch_size=1, seq_len=8, optimizer=OptimizerSpec(name="sgd", lr=1.0))
+
+
+@pytest.fixture(scope="module")
+def lines(word_file):
+    return [line.split(",") for line in word_file.read_text().split("\n")[1:] if line]
+
+
+@pytest.fixture(scope="module")
+def machine(word_artifact, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with Machine(open_artifact(word_artifact), Resources(threads=1), folder=folder) as found:
+        yield found
+
+
+@pytest.fixture
+def attacked(machine, word_artifact, word_file, tmp_path):
+    artifact = open_artifact(word_artifact)
+    data = load_dataset(word_file, artifact.manifest, artifact.folder, seq_len=8)
+
+    def stage(terms):
+        bench = Workbench(lambda work, held: machine.trainer(data, work, held), None, data.num_samples)
+        options = {
+            "workbench": bench,
+            "adapter": FirstAdapter.of(artifact.adapter()),
+            "artifact": artifact.digest,
+        }
+        return Stage(tmp_path, terms=terms, **options)  # fmt: skip
+
+    return stage
+
+
+def bait(word_artifact):
+    adapter = open_artifact(word_artifact).adapter()
+    return {n: np.zeros_like(a) if n.startswith("head") or ".up." in n else a for n, a in adapter.items()}
+
+
+def read(values, adapter, word_artifact):
+    """Label, and the share of each word in the text, of the one sample behind an update."""
+    bias = adapter["head.bias"] - values["head.bias"].astype(float)
+    weight = adapter["head.weight"] - values["head.weight"].astype(float)
+    label = int(bias.argmin())
+    embeddings = load_file(word_artifact / "base.safetensors")["embed.weight"][: len(WORDS)].astype(float)
+    shares, *_ = np.linalg.lstsq(embeddings.T, weight[label] / bias[label], rcond=None)
+    return "abcde"[label], shares
+
+
+def offered(stage, number, work, word_artifact):
+    """What the device says to an offer of this work from the bait, which it fetches where it does not hold it."""
+    stage.aggregator.offer(
+        number, adapter=bait(word_artifact), work=msgspec.structs.replace(work, seed=number)
+    )
+    stage.poll(2)
+    said = stage.aggregator.heard()
+    for request in [message for message in said if isinstance(message, Request)]:
+        for chunk in stage.aggregator.outgoing.chunks(request):
+            stage.aggregator.say(chunk)
+    stage.poll(8)
+    return [*said, *stage.aggregator.heard()]
+
+
+def is_read(stage, number, work, lines, word_artifact):
+    adapter = bait(word_artifact)
+    said = offered(stage, number, work, word_artifact)
+    update = [message for message in said if isinstance(message, UpdateReady)][-1]
+    values = {**adapter, **decode_update(stage.pull(update), adapter)}
+    stage.aggregator.verdict(update)
+    stage.poll()
+    label, shares = read(values, adapter, word_artifact)
+    texts = [text.split() for text, of in lines if of == label]
+    wanted = [[Counter(words)[word] / len(words) for word in WORDS] for words in texts]
+    return any(np.allclose(shares, one, atol=1e-3) for one in wanted)
+
+
+def test_without_a_contract_every_text_is_read(attacked, lines, word_artifact):
+    stage = attacked(None)
+    assert all(is_read(stage, number, ONE, lines, word_artifact) for number in range(1, 11))
+
+
+def test_under_the_defaults_the_offer_is_declined_and_nothing_leaves(attacked, word_artifact):
+    stage = attacked(Terms())
+    said = offered(stage, 1, ONE, word_artifact)
+    (decline,) = [message for message in said if isinstance(message, Decline)]
+    assert "least_samples: 1 asked for, 8 at least (7 too few)" in decline.reason
+    assert "least_batch: 1 asked for, 8 at least (7 too few)" in decline.reason
+    assert stage.device.outbox.pending() == []
+
+
+def test_the_smallest_work_that_the_defaults_allow_gives_no_text(attacked, lines, word_artifact):
+    stage, least = attacked(Terms()), msgspec.structs.replace(ONE, batch_size=8)
+    assert not any(is_read(stage, number, least, lines, word_artifact) for number in range(1, 11))
