@@ -21,7 +21,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         Option(
             "samples in every step that a layer learns from; spare ones of the data do not train", at_least=0
         ),
-    ] = 8
+    ] = 4
     least_steps: Annotated[int, Option("steps behind an update", at_least=0)] = 1
     least_of_a_class: Annotated[
         int, Option("samples of a class behind its mean; classes with fewer are left out", at_least=0)

@@ -108,10 +108,10 @@ def test_under_the_defaults_the_offer_is_declined_and_nothing_leaves(attacked, w
     said = offered(stage, 1, ONE, word_artifact)
     (decline,) = [message for message in said if isinstance(message, Decline)]
     assert "least_samples: 1 asked for, 8 at least (7 too few)" in decline.reason
-    assert "least_batch: 1 asked for, 8 at least (7 too few)" in decline.reason
+    assert "least_batch: 1 asked for, 4 at least (3 too few)" in decline.reason
     assert stage.device.outbox.pending() == []
 
 
 def test_the_smallest_work_that_the_defaults_allow_gives_no_text(attacked, lines, word_artifact):
-    stage, least = attacked(Terms()), msgspec.structs.replace(ONE, batch_size=8)
+    stage, least = attacked(Terms()), msgspec.structs.replace(ONE, batch_size=4, steps=2)
     assert not any(is_read(stage, number, least, lines, word_artifact) for number in range(1, 11))

@@ -59,7 +59,7 @@ def delivered(stage, number=1, **changes):
     ("terms", "work", "said"),
     [
         (Terms(), LocalWork(steps=1, batch_size=1), "least_samples: 1 asked for, 8 at least (7 too few)"),
-        (Terms(), LocalWork(steps=99, batch_size=1), "least_batch: 1 asked for, 8 at least (7 too few)"),
+        (Terms(), LocalWork(steps=99, batch_size=1), "least_batch: 1 asked for, 4 at least (3 too few)"),
         (Terms(least_samples=16), LocalWork(steps=4), "least_samples: 8 asked for, 16 at least (8 too few)"),
         (Terms(), LocalWork(steps=10**9), "most_steps: 1,000,000,000 asked for, 100,000 at most"),
         (Terms(), LocalWork(seq_len=10**6), "most_tokens: 1,000,000 asked for, 8,192 at most"),

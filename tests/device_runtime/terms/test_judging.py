@@ -40,7 +40,7 @@ def test_the_offer_that_reads_texts_is_outside_two_limits():
     sgd = LocalWork(steps=1, batch_size=1, optimizer=OptimizerSpec(name="sgd", lr=1.0))
     assert found(sgd) == [
         "least_samples: 1 asked for, 8 at least (7 too few)",
-        "least_batch: 1 asked for, 8 at least (7 too few)",
+        "least_batch: 1 asked for, 4 at least (3 too few)",
     ]
 
 
