@@ -32,6 +32,8 @@ _KEPT = 3
 _HELD_MAX = 1024
 """Older replicas that are kept for the devices heard last, which hold them: so many adapters on disk at most."""
 _LOSSLESS = Packing("xor")
+_PARTIAL = ("topk",)
+"""Codecs that leave most elements as they were: of a head of class means, which is new as a whole, they would make none."""
 
 
 class _Key(NamedTuple):
@@ -72,6 +74,7 @@ class Downlink:
         _codec_of(self._usual)
         self._replicas = store.replicas
         self._clients, self._is_fixed = settings.clients, settings.traffic == FIXED
+        self._has_head = settings.head_rounds > 0
         first = self._version(0) or b""
         self._holdings = Holdings(sha256(first).hexdigest())
         self._bases_max = max(_BASES_MIN, min(_BASES_MAX, _fitting(len(first)) - _SHARED))
@@ -208,8 +211,10 @@ class Downlink:
     def _as_packed(self, key: _Key, content: bytes, chunk_bytes: int) -> Parcel | None:
         """What the packing makes of a version for a device that holds an adapter; None if it is to be exact, or must be."""
         version, held = key.version, key.held
-        base = self._content(held) if held and key.packing.codec not in (FULL, WHOLE) else None
-        if base is None:
+        lacks_head = self._has_head and held == self._holdings.original and key.packing.codec in _PARTIAL
+        if lacks_head or not held or key.packing.codec in (FULL, WHOLE):
+            return None
+        if (base := self._content(held)) is None:
             return None
         if self._replicas.stands_for(version, held):
             # It is at work on this, and would start over with another.

@@ -119,6 +119,17 @@ def test_a_difference_gives_what_the_offer_says(tmp_path, codec, ratio):
         assert to_bytes(replica) == made, "kept under the digest that was offered"
 
 
+@pytest.mark.parametrize(("codec", "ratio", "expected"), [("topk", 0.05, "xor"), ("int8", 0.0, "int8")])
+def test_a_head_of_class_means_goes_whole_or_to_the_bit_to_who_has_none(tmp_path, codec, ratio, expected):
+    """A twentieth of a head is none: a job with topk down ended at an accuracy of 0.36 where others came to 0.88."""
+    sender = Sender(tmp_path, down_codec=codec, down_ratio=ratio)
+    sender.settings = msgspec.structs.replace(sender.settings, head_start="class-mean")
+    sender.start().downlink.holds("d", sender.digest(0))
+    assert sender.to("d", 2).down_codec == expected
+    sender.downlink.holds("d", sender.digest(1))
+    assert sender.to("d", 2).down_codec == codec
+
+
 def test_a_difference_may_build_on_a_replica_and_comes_closer_each_time(tmp_path):
     sender = Sender(tmp_path, down_codec="topk", down_ratio=0.3)
     sender.downlink.holds("d", sender.digest(0))

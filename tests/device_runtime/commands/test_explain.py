@@ -24,7 +24,9 @@ def test_each_limit_is_shown_with_its_value_and_what_left(word_artifact, tmp_pat
     Record(DiskFiles(tmp_path)).add(
         Left(when="2027-01-15T08:00:00Z", job="home", round=7, task_id="t", kind="update", samples=32, bytes=900)
     )  # fmt: skip
-    found = said(word_artifact, "--explain", "--state", tmp_path, "--least-batch", 12, "--must-stay", "head.*")
+    found = said(
+        word_artifact, "--explain", "--state", tmp_path, "--least-batch", 12, "--must-stay", "head.*"
+    )
     assert found.exit_code == 0
     lines = found.stdout.splitlines()
     assert "least_batch: 12: samples in every step that a layer learns from" in found.stdout
