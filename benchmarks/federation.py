@@ -52,14 +52,7 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
     """Accuracy by round and bytes, with fp32 and int8 updates and without any transport in torch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        labels = split(folder, find_data() / "banking77")
-        export(
-            packaged_model(),
-            task="sequence-classification",
-            labels=labels,
-            out=folder / "artifact",
-            on_progress=say,
-        )
+        prepare(folder, say)
         found = {
             codec: federate(folder, codec, Job(JOB, **FLEET), msgspec.structs.replace(WORK, codec=codec), say)
             for codec in CODECS
@@ -73,6 +66,17 @@ def measure(say: Callable[[str], None]) -> dict[str, Any]:
         **summary,
         **{f"{who}_{n}": v for who, f in found.items() for n, v in f.items()},
     }
+
+
+def prepare(folder: Path, say: Callable[[str], None]) -> None:
+    """Write what :func:`federate` takes below ``folder``."""
+    export(
+        packaged_model(),
+        task="sequence-classification",
+        labels=split(folder, find_data() / "banking77"),
+        out=folder / "artifact",
+        on_progress=say,
+    )
 
 
 def find_data() -> Path:

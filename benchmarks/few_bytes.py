@@ -11,12 +11,10 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.federation import FLEET, JOB, WORK, federate, find_data, split
+from benchmarks.federation import FLEET, JOB, WORK, federate, prepare
 from benchmarks.measuring.figures import table
 from fleetune.broker.job import Job
 from fleetune.device_runtime.errors import UnknownName, choices
-from fleetune.toolkit.export import export
-from fleetune.toolkit.models import packaged_model
 
 ROUNDS, STEPS = 6, 20
 Settings = Mapping[str, Any]
@@ -36,14 +34,7 @@ def measure(say: Callable[[str], None], *, only: Sequence[str] = ()) -> dict[str
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        labels = split(folder, find_data() / "banking77")
-        export(
-            packaged_model(),
-            task="sequence-classification",
-            labels=labels,
-            out=folder / "artifact",
-            on_progress=say,
-        )
+        prepare(folder, say)
         for arm in only or ARMS:
             rows.append({"arm": arm, **_row(folder, arm, say)})
     for line in table(rows):
