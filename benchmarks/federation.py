@@ -135,6 +135,7 @@ def federate(
             on_round=lambda row: say(f"{name} round {row.round}: accuracy {row.accuracy}"),
         )
         members.wait(60)
+        wall_s = time.monotonic() - started
         counted = counters(url)
     return {
         "accuracy": report.accuracy,
@@ -143,7 +144,7 @@ def federate(
         "bytes_up": report.bytes_up,
         "link_bytes": report.link_bytes_sent + report.link_bytes_received,
         "server_bytes": counted,
-        "wall_s": round(time.monotonic() - started, 1),
+        "wall_s": round(wall_s, 1),
     }
 
 

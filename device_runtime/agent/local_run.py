@@ -175,7 +175,7 @@ class LocalRun:
             _changed(outgoing.values, reference, owed=of_kind(RESIDUAL, memory)),
             reference,
             memory=memory,
-            reference_sha256="" if offer.is_exact else wanted_sha256(offer),
+            reference_sha256=self._replica,
         )
         instead = self._spared(packed, codec, reference, memory)
         packed = instead or packed
@@ -238,8 +238,13 @@ class LocalRun:
     def _spared(self, packed: Packed, codec: Codec, reference: Arrays, memory: Arrays) -> Packed | None:
         if not self._offer.lazy:
             return None
-        named = "" if self._offer.is_exact else wanted_sha256(self._offer)
-        return spared(packed, codec, reference, memory=memory, bound=self._offer.lazy, reference_sha256=named)
+        bound, named = self._offer.lazy, self._replica
+        return spared(packed, codec, reference, memory=memory, bound=bound, reference_sha256=named)
+
+    @property
+    def _replica(self) -> str:
+        """SHA-256 of the adapter that the update is a difference from; empty where that is the version itself."""
+        return "" if self._offer.is_exact else wanted_sha256(self._offer)
 
     def _places(self, part: Arrays) -> Places:
         """Where in its tensor lies what travels of each, of those in ``part`` that do not travel whole."""

@@ -76,12 +76,11 @@ def explain(
     names = [row.name for row in manifest.trainable]
     leaving = may_leave(terms, names)
     folder = folder_of(state, job=job, device_id=id) if state or job else None
-    is_there = folder is not None and folder.is_dir()
     return Explanation(
         limits=limits(terms),
         may_leave=leaving,
         stays=[name for name in names if name not in leaving],
-        left=Record(DiskFiles(folder)).newest(LINES) if folder is not None and is_there else [],
+        left=Record(DiskFiles(folder)).newest(LINES) if folder and folder.is_dir() else [],
     )
 
 

@@ -239,7 +239,7 @@ def test_a_device_that_cannot_declines_with_the_reason(tmp_path, caplog):
 
 def test_choices_begin_after_it_and_a_device_that_declined_it_may_do_all_of_them(tmp_path):
     """Killed after the round for the head, an aggregator chooses as one that was not, and as its ledger has it."""
-    settings = {"configurator": "auto", "num_layers": 2, "rounds": 4, "min_clients": 2}
+    settings = {"configurator": "auto", "num_layers": 4, "rounds": 4, "min_clients": 2}
     benches = {0: workbench_of(0)}
 
     def run(folder, *, is_killed):

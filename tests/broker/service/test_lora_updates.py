@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flat import train
 from fleet import Aggregator, Device, World, settings_of
-from lora_artifact import lora_artifact
 from words import write_lines
 
 from fleetune.broker.methods.configurators import CONFIGURATORS
@@ -18,7 +17,6 @@ from fleetune.device_runtime.agent.codec_memory import put_back, taken
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
-from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.lora import cut, drawn_rows, pairs_of, place_of, trained_part
@@ -26,22 +24,10 @@ from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, Pol
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.network.loopback import Loopback
-from fleetune.device_runtime.training.machine import Machine, Resources
 
 A, B = (f"base_model.model.blocks.0.dense.lora_{side}.weight" for side in "AB")
 ROUNDS = 3
 WORK = LocalWork(optimizer=OptimizerSpec(lr=0.02), steps=4, batch_size=8, seq_len=16)
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return open_artifact(lora_artifact(tmp_path_factory.mktemp("lora") / "artifact"))
-
-
-@pytest.fixture(scope="module")
-def machine(artifact, tmp_path_factory):
-    with Machine(artifact, Resources(threads=1), folder=tmp_path_factory.mktemp("cache")) as opened:
-        yield opened
 
 
 @pytest.fixture

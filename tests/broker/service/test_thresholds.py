@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from fleet import Aggregator, Device, World, settings_of
-from lora_artifact import lora_artifact
 from words import write_lines
 
 from fleetune.broker.job import Patience
@@ -11,7 +10,6 @@ from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays, to_bytes
-from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.thresholds import (
@@ -24,21 +22,9 @@ from fleetune.device_runtime.contracts.wire import LocalWork, Offer, OptimizerSp
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.network.loopback import Loopback
-from fleetune.device_runtime.training.machine import Machine, Resources
 
 ROUNDS = 3
 LR = 0.02
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    return open_artifact(lora_artifact(tmp_path_factory.mktemp("lora") / "artifact"))
-
-
-@pytest.fixture(scope="module")
-def machine(artifact, tmp_path_factory):
-    with Machine(artifact, Resources(threads=1), folder=tmp_path_factory.mktemp("cache")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
