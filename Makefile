@@ -12,7 +12,7 @@ install = { $(1)/bin/pip install --progress-bar off --disable-pip-version-check 
     | awk '/^Collecting / { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'; \
     read status <$(1)/pip.status; rm $(1)/pip.status; [ $$status = 0 ]
 
-.PHONY: help demo test test-all test-arm check bench device-env oldest-env ort-env arm-env mosquitto clean
+.PHONY: help demo test test-all test-arm check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,8 @@ help:
 	@echo "make oldest-env  $(VENV)-oldest: the same with the oldest onnxruntime that graphs are promised to open in"
 	@echo "make ort-env     $(VENV)-ort: ONNX Runtime Training, which shadows onnxruntime"
 	@echo "make arm-env     $(VENV)-arm: an emulator, and the same for aarch64"
+	@echo "make device-lock requirements-device.txt anew: what a device installs, by version and digest"
+	@echo "make sbom        dist/fleetune-device.cdx.json: what $(VENV)-device holds, as CycloneDX"
 	@echo "make clean       remove environments and caches"
 
 demo: $(VENV)/demo.stamp
@@ -78,9 +80,24 @@ $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml | $(VENV)/
 	@$(call install,$(VENV),-e ".[$*]")
 	@touch $@
 
-$(VENV)-device/device.stamp: pyproject.toml $(SOURCES) | $(VENV)-device/bin/pip
-	@echo "installing fleetune[device] into $(VENV)-device, without torch"
-	@$(call install,$(VENV)-device,".[device]")
+device-lock: $(VENV)-supply/supply.stamp
+	$(VENV)-supply/bin/uv pip compile --quiet --universal --python-version 3.10 --extra device --generate-hashes --no-annotate \
+	    --no-header --no-emit-index-url --upgrade --output-file requirements-device.txt pyproject.toml
+
+sbom: $(VENV)-supply/supply.stamp $(VENV)-device/device.stamp
+	@mkdir -p dist
+	$(VENV)-supply/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	    --output-file dist/fleetune-device.cdx.json $(VENV)-device
+
+$(VENV)-supply/supply.stamp: | $(VENV)-supply/bin/pip
+	@echo "installing uv and cyclonedx-bom into $(VENV)-supply"
+	@$(call install,$(VENV)-supply,"uv>=0.9" "cyclonedx-bom>=7")
+	@touch $@
+
+$(VENV)-device/device.stamp: pyproject.toml requirements-device.txt $(SOURCES) | $(VENV)-device/bin/pip
+	@echo "installing fleetune[device] into $(VENV)-device, each package by its digest, without torch"
+	@$(call install,$(VENV)-device,--require-hashes -r requirements-device.txt)
+	@$(call install,$(VENV)-device,--no-deps .)
 	@rm -rf build
 	@if $(VENV)-device/bin/python -c "import torch" 2>/dev/null; then echo "torch came along: wrong"; exit 1; fi
 	@touch $@
@@ -101,6 +118,6 @@ $(VENV)-arm/arm.stamp: pyproject.toml tests/support/make_arm_root.sh $(SOURCES) 
 	    echo "no venv module: run  apt-get install python3-venv  (or set PYTHON to another Python, 3.10 or later)"; exit 1; }
 
 clean:
-	rm -rf $(VENV) $(VENV)-device $(VENV)-oldest $(VENV)-ort $(VENV)-arm build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
+	rm -rf $(VENV) $(VENV)-device $(VENV)-oldest $(VENV)-ort $(VENV)-arm $(VENV)-supply build dist *.egg-info demo-run .pytest_cache .ruff_cache .mypy_cache .hypothesis \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
