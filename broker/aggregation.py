@@ -87,6 +87,8 @@ def aggregate(
         session = secrets.token_hex(8)
         signer = Signer(key, start=ledger.begin()) if key else None
         seal = signer.seal if signer else unsigned
+        if signer:
+            say(f"what devices are told is signed with key {signer.name}")
         link = _link_of_job(mqtt, job.job, reach, session, seal)
         link.open(max(deadline - time.monotonic(), 0.0))
         try:

@@ -101,9 +101,7 @@ class Service:
         )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
-        self._outbound = Outbound(
-            link, store, self.federation, session=session, meter=self._meter, seal=seal
-        )
+        self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter, seal=seal)
         self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
         self._complaints = Complaints()
         self._executor = Executor(

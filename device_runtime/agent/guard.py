@@ -62,15 +62,14 @@ class Guard:
         seal = parse_seal(topic, payload)
         if seal is None:
             return self._unsigned(topic, decode(payload), now)
-        name = seal.key_id.hex()
         if not self._trusted.knows(seal.key_id):
-            self._refuse(topic, "of another key", now, f"key {name} signed it")
+            self._refuse(topic, "of another key", now, f"key {seal.key_id.hex()} signed it")
             return None
         if self._is_old(topic, seal.stamp):
             self._refuse_old(topic, seal, payload, now)
             return None
         if not self._trusted.verify(seal):
-            self._refuse(topic, "of no key", now, f"key {name} did not sign this for this topic")
+            self._refuse(topic, "of no key", now, _forged(seal))
             return None
         self._advance(topic, seal.stamp)
         return decode(payload)
@@ -109,24 +108,24 @@ class Guard:
         self._taken.advance(stamp._replace(number=0) if topic == self._status_topic else stamp)
 
     def _refuse_old(self, topic: str, seal: Seal, payload: bytes, now: float) -> None:
-        """Refuse; the aggregator of a job that began anew is told, as rarely as the log."""
-        found, newest = seal.stamp, self._taken.newest
-        said = (
-            f"message {found.number} of the aggregator's start {found.start} is older than message {newest.number} of start "
-            f"{newest.start}: it was recorded and said again, or the job began anew in another folder and needs another name"
-        )
-        if self._refuse(topic, "old", now, said) and self._trusted.verify(seal):
-            message = decode(payload)
-            if isinstance(message, Offer) and (reason := self._taken.behind(message)):
-                self._decline(message, reason)
+        """Refuse unread, but for one a minute: the aggregator of a job that began anew is told why nobody works."""
+        if not self._complaints.may_tell(f"{topic} (old)", now):
+            return
+        if not self._trusted.verify(seal):
+            self._log(topic, _forged(seal))
+            return
+        self._log(topic, _old(seal.stamp, self._taken.newest))
+        message = decode(payload)
+        if isinstance(message, Offer) and (reason := self._taken.behind(message)):
+            self._decline(message, reason)
 
-    def _refuse(self, topic: str, kind: str, now: float, said: str) -> bool:
-        """Log what is refused, if it is time to; True if so."""
-        if not self._complaints.may_tell(f"{topic} ({kind})", now):
-            return False
+    def _refuse(self, topic: str, kind: str, now: float, said: str) -> None:
+        if self._complaints.may_tell(f"{topic} ({kind})", now):
+            self._log(topic, said)
+
+    def _log(self, topic: str, said: str) -> None:
         job, names = self._identity.job, self._trusted.names
         log.warning("dropped a message on %s: %s; job %r takes what key %s signs", topic, said, job, names)
-        return True
 
     def _decline(self, offer: Offer, reason: str) -> None:
         identity = self._identity
@@ -138,3 +137,14 @@ class Guard:
             reason=reason,
         )
         send(self._link, identity.up, encode(decline))
+
+
+def _forged(seal: Seal) -> str:
+    return f"key {seal.key_id.hex()} did not sign this for this topic"
+
+
+def _old(found: Stamp, newest: Stamp) -> str:
+    return (
+        f"message {found.number} of the aggregator's start {found.start} is older than message {newest.number} of start "
+        f"{newest.start}: it was recorded and said again, or the job began anew in another folder and needs another name"
+    )

@@ -93,7 +93,9 @@ def explain(
 def _who(trust: Trust) -> str:
     trusted = trusted_of(trust)
     if trusted is None:
-        return "anybody who can write to the MQTT server can give this device work: name a key with --trust FILE"
+        return (
+            "anybody who can write to the MQTT server can give this device work: name a key with --trust FILE"
+        )
     return f"work is taken if this key signed it: {trusted.names}"
 
 

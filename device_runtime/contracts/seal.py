@@ -40,9 +40,7 @@ class Seal(NamedTuple):
     """What the signature is to be of."""
 
 
-def seal(
-    topic: str, payload: bytes, *, key_id: bytes, stamp: Stamp, sign: Callable[[bytes], bytes]
-) -> bytes:
+def seal(topic: str, payload: bytes, *, key_id: bytes, stamp: Stamp, sign: Callable[[bytes], bytes]) -> bytes:
     """Return an encoded message with its seal; ``sign`` makes the 64 bytes of a signature."""
     said = _with_one_more_field(payload) + _FIELD + _HEAD.pack(key_id, *stamp)
     return said + sign(_covered(topic, said))

@@ -33,7 +33,9 @@ class Signing(msgspec.Struct, frozen=True, kw_only=True):
 
     sign_key: Annotated[
         str,
-        Option("private key (Ed25519, PEM) that signs what devices are told; none without it", metavar="FILE"),
+        Option(
+            "private key (Ed25519, PEM) that signs what devices are told; none without it", metavar="FILE"
+        ),
     ] = ""
 
 
@@ -106,16 +108,17 @@ def read_private(path: Path | str) -> "Ed25519PrivateKey":
         ConfigError: it is not there, not such a key, or others may read it.
     """
     library, content = _library(), _content(path)
-    if Path(path).stat().st_mode & 0o007:
-        raise ConfigError(f"{path}: other users of this machine may use this key: chmod 600 {path}")
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     try:
         key = library.load_pem_private_key(content, None)
     except TypeError as exc:
         raise ConfigError(f"{path}: the key is encrypted; give it without a password") from exc
-    except Exception as exc:  # noqa: BLE001 (cryptography raises several, of several modules; none may show the key)
+    except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"{path}: no private key in PEM; {_HOW}") from exc
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
+    if Path(path).stat().st_mode & 0o007:
+        raise ConfigError(f"{path}: other users of this machine may use this key: chmod 600 {path}")
     return _checked(path, key, Ed25519PrivateKey)
 
 
@@ -126,6 +129,9 @@ def read_public(path: Path | str) -> list["Ed25519PublicKey"]:
         ConfigError: the file is not there, has no key, has one of another sort, or a private one.
     """
     library, content = _library(), _content(path)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     blocks = [(found[1], found[0]) for found in _BLOCK.finditer(content)]
     if strange := [kind.decode() for kind, _ in blocks if kind != _PUBLIC]:
         raise ConfigError(f"{path}: holds a {strange[0].lower()}; expected public keys alone, in PEM")
@@ -133,10 +139,8 @@ def read_public(path: Path | str) -> list["Ed25519PublicKey"]:
         raise ConfigError(f"{path}: no public key in PEM")
     try:
         keys = [library.load_pem_public_key(block) for _, block in blocks]
-    except Exception as exc:  # noqa: BLE001 (as above)
+    except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"{path}: a public key in it is damaged") from exc
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
     return [_checked(path, key, Ed25519PublicKey) for key in keys]
 
 
@@ -156,9 +160,7 @@ def write_key_pair(private: Path | str, public: Path | str) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()
-    pkcs8 = key.private_bytes(
-        library.Encoding.PEM, library.PrivateFormat.PKCS8, library.NoEncryption()
-    )
+    pkcs8 = key.private_bytes(library.Encoding.PEM, library.PrivateFormat.PKCS8, library.NoEncryption())
     info = key.public_key().public_bytes(library.Encoding.PEM, library.PublicFormat.SubjectPublicKeyInfo)
     _write_new(Path(private), pkcs8, mode=0o600)
     try:
