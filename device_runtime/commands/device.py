@@ -84,7 +84,8 @@ def device(
         rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
             steps and stays online; a round that ends before the pause does is declined.
         terms: what an aggregator may ask of this device, see ``docs/privacy.md``; what is outside is declined.
-        trust: the keys that must have signed what an aggregator says; without them anybody who can write to the server can give work.
+        trust: the keys of which one must have signed what an aggregator says; without them whoever can write to the server can
+            give work.
         on_event: told of offers, results and verdicts, and every few seconds of a step.
 
     Raises:

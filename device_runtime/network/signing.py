@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -19,8 +19,6 @@ from fleetune.device_runtime.options import Option
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
-K = TypeVar("K")
 
 FILE_BYTES_MAX = 64 * 1024
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
@@ -119,7 +117,9 @@ def read_private(path: Path | str) -> "Ed25519PrivateKey":
         raise ConfigError(f"{path}: no private key in PEM; {_HOW}") from exc
     if Path(path).stat().st_mode & 0o007:
         raise ConfigError(f"{path}: other users of this machine may use this key: chmod 600 {path}")
-    return _checked(path, key, Ed25519PrivateKey)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _other_sort(path, key, "Ed25519PrivateKey")
+    return key
 
 
 def read_public(path: Path | str) -> list["Ed25519PublicKey"]:
@@ -141,7 +141,9 @@ def read_public(path: Path | str) -> list["Ed25519PublicKey"]:
         keys = [library.load_pem_public_key(block) for _, block in blocks]
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise ConfigError(f"{path}: a public key in it is damaged") from exc
-    return [_checked(path, key, Ed25519PublicKey) for key in keys]
+    if strange_keys := [key for key in keys if not isinstance(key, Ed25519PublicKey)]:
+        raise _other_sort(path, strange_keys[0], "Ed25519PublicKey")
+    return keys
 
 
 def trusted_of(trust: Trust) -> Trusted | None:
@@ -197,11 +199,8 @@ def _content(path: Path | str) -> bytes:
     return content
 
 
-def _checked(path: Path | str, key: object, wanted: type[K]) -> K:
-    if not isinstance(key, wanted):
-        found = type(key).__name__.lstrip("_")
-        raise ConfigError(f"{path}: a key of another sort, {found}; expected {wanted.__name__}")
-    return key
+def _other_sort(path: Path | str, key: object, wanted: str) -> ConfigError:
+    return ConfigError(f"{path}: a key of another sort, {type(key).__name__.lstrip('_')}; expected {wanted}")
 
 
 def _key_id(key: "Ed25519PublicKey") -> bytes:

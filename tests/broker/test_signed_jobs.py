@@ -1,4 +1,4 @@
-"""Signed federations: the bits of unsigned ones, whatever is lost, doubled, damaged or killed; and a stranger on a real server."""
+"""Signed federations: the bits of unsigned ones, whatever is lost, doubled or killed; and a stranger on a real server."""
 
 import getpass
 

@@ -1,6 +1,7 @@
 """The seal of a message: its exact bytes, and that none but what was signed has them."""
 
 import random
+from contextlib import suppress
 
 import golden_wire
 import msgspec
@@ -120,7 +121,5 @@ def test_no_mutated_frame_is_good_and_none_escapes(count):
         frame = rng.choice(frames)
         changed = mutated(rng, frame)
         assert changed == frame or not is_good(DOWN, changed)
-        try:
+        with suppress(WireError):
             wire.decode(changed)
-        except WireError:
-            pass
