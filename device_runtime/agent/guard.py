@@ -92,8 +92,7 @@ class Guard:
     def _unsigned(self, topic: str, message: Message, now: float) -> Message | None:
         if isinstance(message, Chunk) and topic != self._status_topic:
             return message  # its digest is in a signed offer
-        is_status = isinstance(message, AggregatorStatus)
-        if is_status and not (message.session or message.online or message.finished):
+        if isinstance(message, AggregatorStatus) and not (message.session or message.finished):
             return None  # an aggregator asks whether another is there: no device minds it
         kind = type(message).__name__
         self._refuse(topic, f"{kind}, not signed", now, f"{kind} is not signed")

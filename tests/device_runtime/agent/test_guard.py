@@ -286,9 +286,14 @@ def test_an_evaluator_that_trained_before_begins_at_version_0(tmp_path):
     stage.device.kill()
     stage.device.identity = stage.device.identity._replace(role="evaluate")
     stage.device.start()
-    stage.aggregator.offer(0, version=0, role="evaluate")
+    for version in (0, 3):
+        stage.aggregator.offer(version, version=version, role="evaluate")
+        stage.poll(5)
+        assert stage.device.kinds()[-1] == "evaluated"
+    stage.aggregator.heard()
+    stage.aggregator.offer(2, version=2, role="evaluate")
     stage.poll(5)
-    assert stage.device.kinds()[-1] == "evaluated"
+    assert "version 2 is older" in stage.aggregator.heard(Decline)[0].reason
 
 
 def test_what_was_taken_is_the_jobs_whatever_the_artifact(tmp_path):
