@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fleetune.broker.job import FIXED, Job, Patience, Settings
 from fleetune.broker.laws import lawful_settings
+from fleetune.broker.service.outbound import Seal, unsigned
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
@@ -22,6 +23,7 @@ from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
+from fleetune.device_runtime.network.signing import Signer, Signing, read_private
 from fleetune.device_runtime.options import check
 
 log = logging.getLogger(__name__)
@@ -40,13 +42,14 @@ def aggregate(
     work: LocalWork = LocalWork(),
     patience: Patience = Patience(),
     reach: Reach = Reach(),
+    signing: Signing = Signing(),
     on_round: Callable[[Row], object] | None = None,
     on_note: Callable[[str], object] | None = None,
 ) -> AggregateReport:
     """Combine what devices learn, round by round, into a PEFT adapter.
 
-    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach`` and the number of rounds may
-    differ: a job that was finished goes on if more are asked for.
+    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach``, ``signing`` and the
+    number of rounds may differ: a job that was finished goes on if more are asked for.
 
     Args:
         artifact_dir: folder made by ``fleetune export``; the devices hold the same.
@@ -56,6 +59,7 @@ def aggregate(
         work: what a device does in a round; its seed is made from the job's. Policy ``auto`` is the configurator of that name.
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
+        signing: the key that signs what devices are told; see ``docs/operate.md``.
         on_round: called with each row of ``history``, in order, when it is complete.
         on_note: called with a line on what the job waits for, when that changes, and on how it stands when it is stopped.
 
@@ -70,6 +74,7 @@ def aggregate(
     arguments = plain(locals()) | {"mqtt": parse_url(mqtt).shown}  # a login is not for run.json
     artifact = open_artifact(artifact_dir)
     check(reach)
+    key = read_private(signing.sign_key) if signing.sign_key else None
     settings = lawful_settings(artifact, job, work=work, patience=patience)
     check_folder(Path(out))
     say = on_note or log.info
@@ -80,7 +85,11 @@ def aggregate(
         deadline = time.monotonic() + reach.timeout_s
         _check_alone(mqtt, job.job, reach)
         session = secrets.token_hex(8)
-        link = _link_of_job(mqtt, job.job, reach, session)
+        signer = Signer(key, start=ledger.begin()) if key else None
+        seal = signer.seal if signer else unsigned
+        if signer:
+            say(f"what devices are told is signed with key {signer.name}")
+        link = _link_of_job(mqtt, job.job, reach, session, seal)
         link.open(max(deadline - time.monotonic(), 0.0))
         try:
             service = Service(
@@ -93,6 +102,7 @@ def aggregate(
                 now=time.monotonic(),
                 on_row=_both(result.tell, on_round),
                 on_note=on_note,
+                seal=seal,
             )
             _serve(service, link, result)
         except (KeyboardInterrupt, SystemExit):
@@ -108,13 +118,13 @@ def _chooses(settings: Settings) -> bool:
     return (settings.configurator, settings.traffic) != (FIXED, FIXED)
 
 
-def _link_of_job(mqtt: str, job: str, reach: Reach, session: str) -> Link:
+def _link_of_job(mqtt: str, job: str, reach: Reach, session: str, seal: Seal) -> Link:
     return Link.reaching(
         mqtt,
         reach,
         client_id=f"fleetune-aggregator-{job}",
         topics=topics(job),
-        will=Will(*will(job, session)),
+        will=Will(*will(job, session, seal=seal)),
         party=_party(job, session),
     )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fleetune.device_runtime.contracts.resources import Resources
     from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
     from fleetune.device_runtime.network.address import Reach
+    from fleetune.device_runtime.network.signing import Signing, Trust
     from fleetune.device_runtime.terms.terms import Terms
     from fleetune.toolkit.demo import demo
     from fleetune.toolkit.export import export
@@ -40,7 +41,9 @@ __all__ = [
     "PolicySpec",
     "Reach",
     "Resources",
+    "Signing",
     "Terms",
+    "Trust",
     "aggregate",
     "demo",
     "device",
@@ -62,6 +65,8 @@ _HOMES = {
     "Patience": "fleetune.broker.job",
     "PolicySpec": "fleetune.device_runtime.contracts.wire",
     "Reach": "fleetune.device_runtime.network.address",
+    "Signing": "fleetune.device_runtime.network.signing",
+    "Trust": "fleetune.device_runtime.network.signing",
     "Resources": "fleetune.device_runtime.contracts.resources",
     "Terms": "fleetune.device_runtime.terms.terms",
     "aggregate": "fleetune.broker.aggregation",

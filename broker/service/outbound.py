@@ -1,10 +1,13 @@
-"""What an aggregator says: messages to devices, and its own retained status."""
+"""What an aggregator says: messages to devices, and its own retained status; signed, if it has a key."""
+
+from collections.abc import Callable
 
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.store.store import Store
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
+    Chunk,
     Message,
     aggregator_topic,
     device_topic,
@@ -12,14 +15,29 @@ from fleetune.device_runtime.contracts.wire import (
 )
 from fleetune.device_runtime.network.connection import Connection, send
 
+Seal = Callable[[str, bytes], bytes]
+"""(topic, payload) -> the payload, signed."""
+
+
+def unsigned(topic: str, payload: bytes) -> bytes:
+    """Leave a message as it is: the aggregator has no key."""
+    return payload
+
 
 class Outbound:
     """The mouth of one job; what is lost is asked for again, or announced again."""
 
     def __init__(
-        self, link: Connection, store: Store, federation: Federation, *, session: str, meter: Meter
+        self,
+        link: Connection,
+        store: Store,
+        federation: Federation,
+        *,
+        session: str,
+        meter: Meter,
+        seal: Seal = unsigned,
     ) -> None:
-        self._meter = meter
+        self._meter, self._seal = meter, seal
         self._link, self._store, self._federation, self._session = link, store, federation, session
         self._job = federation.settings.job
         self.topic = aggregator_topic(self._job)
@@ -48,5 +66,8 @@ class Outbound:
 
     def _send(self, device_id: str, topic: str, message: Message, *, retain: bool = False) -> None:
         before = self._link.bytes_sent
-        send(self._link, topic, encode(message), retain=retain)
+        payload = encode(message)
+        if not isinstance(message, Chunk):  # its digest is in a signed offer
+            payload = self._seal(topic, payload)
+        send(self._link, topic, payload, retain=retain)
         self._meter.sent(device_id, message, self._link.bytes_sent - before)

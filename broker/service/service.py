@@ -11,7 +11,7 @@ from fleetune.broker.rounds.federation import Federation, cause_of
 from fleetune.broker.service.executor import Executor
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.narrator import Narrator
-from fleetune.broker.service.outbound import Outbound
+from fleetune.broker.service.outbound import Outbound, Seal, unsigned
 from fleetune.broker.service.reporter import Reporter
 from fleetune.broker.service.rivals import is_knock
 from fleetune.broker.service.uploads import OURS, Uploads
@@ -53,10 +53,10 @@ def topics(job: str) -> list[str]:
     return [device_topic(job, "+", "up"), device_topic(job, "+", "status"), aggregator_topic(job)]
 
 
-def will(job: str, session: str) -> tuple[str, bytes]:
+def will(job: str, session: str, *, seal: Seal = unsigned) -> tuple[str, bytes]:
     """Last will of an aggregator: (topic, payload), to be retained."""
     status = AggregatorStatus(job=job, session=session, online=False, round=0, version=0)
-    return aggregator_topic(job), encode(status)
+    return (topic := aggregator_topic(job)), seal(topic, encode(status))
 
 
 class Service:
@@ -74,6 +74,7 @@ class Service:
         now: float,
         on_row: Callable[[Row], object] | None = None,
         on_note: Callable[[str], object] | None = None,
+        seal: Seal = unsigned,
     ) -> None:
         """Begin or resume.
 
@@ -88,6 +89,7 @@ class Service:
             on_row: told of every round once, in order: when it is closed and the evaluating devices here have
                 reported; after a restart from the first on.
             on_note: told in a line what the job waits for, when that changes.
+            seal: signs what is said.
 
         Raises:
             StateError: the store is damaged.
@@ -99,7 +101,7 @@ class Service:
         )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
-        self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter)
+        self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter, seal=seal)
         self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
         self._complaints = Complaints()
         self._executor = Executor(

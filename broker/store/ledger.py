@@ -142,6 +142,15 @@ class Ledger:
                 known, why = msgspec.convert((count, declined), tuple[int, str | None])
                 yield Decided(task_of(task), known, None if stats is None else _stats(stats), why)
 
+    def begin(self) -> int:
+        """Keep that the job is started once more; return how often it was, from 1, higher at every call."""
+        with self._durably():
+            self._sql.execute(
+                "CREATE TABLE IF NOT EXISTS starts (number INTEGER PRIMARY KEY, at REAL NOT NULL)"
+            )
+            number = self._sql.execute("INSERT INTO starts VALUES (NULL, ?)", (time.time(),)).lastrowid
+        return int(number or 0)
+
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks; once this returns they may be offered."""
         with self._durably():

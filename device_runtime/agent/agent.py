@@ -6,6 +6,7 @@ from math import inf
 from fleetune.device_runtime.agent.assignments import Assignments
 from fleetune.device_runtime.agent.deliveries import Deliveries
 from fleetune.device_runtime.agent.events import NO_ROUND, Event
+from fleetune.device_runtime.agent.guard import guard_of
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.presence import Presence
 from fleetune.device_runtime.agent.trainer_port import Workbench
@@ -17,7 +18,6 @@ from fleetune.device_runtime.contracts.wire import (
     Offer,
     Request,
     Verdict,
-    decode,
 )
 from fleetune.device_runtime.errors import FleetuneError, WireError
 from fleetune.device_runtime.network.complaints import Complaints
@@ -53,6 +53,7 @@ class Agent:
         self._gate = gate or Gate(Rules(), Reading)
         self._shut_by: tuple[str, ...] = ()
         self._complaints = Complaints()
+        self._guard = guard_of(home)
 
     @property
     def heard_at(self) -> float:
@@ -106,7 +107,8 @@ class Agent:
         if topic not in self._identity.topics:
             return  # amqtt 0.12 was seen to deliver retained statuses to clients that did not ask for them
         with self._complaints.dropping(topic, topic, now, ours=(FleetuneError, OSError, MemoryError)):
-            self._dispatch(decode(payload), now)
+            if message := self._guard.open(topic, payload, now):
+                self._dispatch(message, now)
 
     def _mind_rules(self, now: float) -> None:
         self._gate.is_open(now)
@@ -148,12 +150,14 @@ class Agent:
         job = getattr(message, "job", self._identity.job)
         if job != self._identity.job:
             raise WireError(f"it names job {job[:64]!r}; this device is in {self._identity.job!r}")
-        self._presence.heard(now)
+        if not isinstance(message, Chunk) or self._assignments.is_fetching:
+            self._presence.heard(now)  # a chunk that nobody waits for is no word of the aggregator
         match message:
             case AggregatorStatus():
                 self._heard(message)
             case Offer():
-                self._assignments.take(message, now)
+                if self._guard.admits(message, now):
+                    self._assignments.take(message, now)
             case Chunk():
                 self._assignments.add(message, now)
             case Request():
@@ -208,6 +212,7 @@ class Agent:
             return
         if not is_unwanted:
             self._presence.leave(session)
+        self._guard.close()
         self.finished, self.is_unwanted = reason, is_unwanted
         self._assignments.stop()
         self._on_event(Event("finished", self._assignments.newest_round, text=reason))

@@ -11,6 +11,7 @@ from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.files import Files
 from fleetune.device_runtime.network.connection import Connection
+from fleetune.device_runtime.network.signing import Trusted
 from fleetune.device_runtime.terms.contract import Contract
 
 
@@ -55,6 +56,8 @@ class Home(NamedTuple):
     """A device that has nothing to do and has heard nothing for so long says hello again; 0 for the usual time."""
     contract: Contract | None = None
     """What its owner allows; None for a simulated device, which has no owner."""
+    trusted: Trusted | None = None
+    """The keys of which one must have signed what an aggregator says; None to take it from anybody."""
 
     @property
     def state(self) -> StateFolder:

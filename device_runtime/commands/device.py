@@ -34,6 +34,7 @@ from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
+from fleetune.device_runtime.network.signing import Trust, trusted_of
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.terms.behind import num_used
@@ -63,6 +64,7 @@ def device(
     reach: Reach = Reach(),
     rules: Mapping[str, Any] | Path | str | None = None,
     terms: Terms = Terms(),
+    trust: Trust = Trust(),
     on_event: Callable[[Event], object] | None = None,
 ) -> DeviceReport:
     """Train, or evaluate, for an aggregator until the job is over.
@@ -82,6 +84,8 @@ def device(
         rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
             steps and stays online; a round that ends before the pause does is declined.
         terms: what an aggregator may ask of this device, see ``docs/privacy.md``; what is outside is declined.
+        trust: the keys of which one must have signed what an aggregator says; without them whoever can write to the server can
+            give work.
         on_event: told of offers, results and verdicts, and every few seconds of a step.
 
     Raises:
@@ -98,6 +102,7 @@ def device(
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     check_terms(terms, artifact.manifest)
+    trusted = trusted_of(trust)
     folder = state_folder(state, job=job, device_id=id)
     with (
         alone_in(folder),
@@ -127,6 +132,7 @@ def device(
             checkpoint_every=duty.checkpoint_every,
             on_event=tally,
             contract=Contract(terms, facts=outbox, files=files),
+            trusted=trusted,
         )
         agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)
         link.open(reach.timeout_s)

@@ -14,6 +14,7 @@ from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.network.signing import Trust, trusted_of
 from fleetune.device_runtime.options import check, refuse
 from fleetune.device_runtime.terms.left import Left, Record
 from fleetune.device_runtime.terms.tensors import may_leave, name_problems
@@ -27,6 +28,8 @@ LINES = 20
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """What the owner of a device wants to know of it."""
 
+    jobs: str
+    """Who can give it work."""
     limits: list[Limit]
     may_leave: list[str]
     """Tensors that may leave, by name."""
@@ -48,6 +51,7 @@ def explain(
     resources: Resources = Resources(),
     reach: Reach = Reach(),
     terms: Terms = Terms(),
+    trust: Trust = Trust(),
 ) -> Explanation:
     """Say what the owner allows, and what has left; nothing is connected and nothing changed.
 
@@ -65,9 +69,10 @@ def explain(
         resources: not looked at.
         reach: not looked at.
         terms: what the owner allows.
+        trust: whose work is taken.
 
     Raises:
-        ConfigError: a limit is out of range, or names nothing.
+        ConfigError: a limit is out of range, or names nothing; or the file of keys holds none.
         ArtifactError: the artifact is damaged.
         StateError: the record cannot be read.
     """
@@ -77,11 +82,21 @@ def explain(
     leaving = may_leave(terms, names)
     folder = folder_of(state, job=job, device_id=id) if state or job else None
     return Explanation(
+        jobs=_who(trust),
         limits=limits(terms),
         may_leave=leaving,
         stays=[name for name in names if name not in leaving],
         left=Record(DiskFiles(folder)).newest(LINES) if folder and folder.is_dir() else [],
     )
+
+
+def _who(trust: Trust) -> str:
+    trusted = trusted_of(trust)
+    if trusted is None:
+        return (
+            "anybody who can write to the MQTT server can give this device work: name a key with --trust FILE"
+        )
+    return f"work is taken if this key signed it: {trusted.names}"
 
 
 def check_terms(terms: Terms, manifest: Manifest) -> None:

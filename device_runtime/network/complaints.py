@@ -19,7 +19,9 @@ _OTHERS = "others"
 class Complaints:
     """What was complained of lately, by sender."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lines_max: int = LINES_MAX) -> None:
+        """Begin; ``lines_max`` of one sender in a window."""
+        self._lines_max = lines_max
         self._since = 0.0
         self._counts: dict[str, int] = {}
 
@@ -31,7 +33,7 @@ class Complaints:
         if sender not in self._counts and len(self._counts) >= SENDERS_MAX:
             sender = _OTHERS
         self._counts[sender] = number = self._counts.get(sender, 0) + 1
-        return number <= LINES_MAX
+        return number <= self._lines_max
 
     def warn(self, sender: str, now: float, text: str, *values: object) -> None:
         """Log a warning, if one more is to be logged."""
@@ -56,8 +58,8 @@ class Complaints:
 
     def _conclude(self) -> None:
         for sender, number in self._counts.items():
-            if number > LINES_MAX:
-                log.warning("%s: %d more messages that deserved a line", sender, number - LINES_MAX)
+            if number > self._lines_max:
+                log.warning("%s: %d more messages that deserved a line", sender, number - self._lines_max)
         self._counts.clear()
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from fleetune.broker.job import Patience, Settings, device_seed
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Update
+from fleetune.broker.service.outbound import unsigned
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.memory_store import MemoryStore
@@ -25,6 +26,7 @@ from fleetune.device_runtime.contracts.wire import LocalWork, decode
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback
+from fleetune.device_runtime.network.signing import Signer
 from fleetune.device_runtime.network.turns import Turns
 from fleetune.device_runtime.terms.contract import Contract
 
@@ -189,9 +191,10 @@ class Aggregator:
         adapter=None,
         in_memory=False,
         on_note=None,
+        key=None,
         **changes,
     ):
-        self.on_note = on_note
+        self.on_note, self.key = on_note, key
         self.server, self.folder = server, folder / "aggregator"
         self.settings, self.patience, self.size = settings_of(**changes), patience or Patience(), size
         self.adapter = first_adapter(size) if adapter is None else adapter
@@ -204,7 +207,8 @@ class Aggregator:
         session = f"session-{self.starts}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.ledger = Ledger(self.folder, self.settings) if self.memory is None else self.memory
-        self.link = self.server.connect(topics(JOB), will=will(JOB, session))
+        seal = Signer(self.key, start=self.ledger.begin()).seal if self.key else unsigned
+        self.link = self.server.connect(topics(JOB), will=will(JOB, session, seal=seal))
         self.service = Service(
             self.link,
             self.ledger,
@@ -215,6 +219,7 @@ class Aggregator:
             now=now,
             on_row=self.rows.append,
             on_note=self.on_note,
+            seal=seal,
         )
         if self.turns:
             self.turns.join(self.link, self)
@@ -307,14 +312,14 @@ def roughly(seed):
     return disturb
 
 
-def world(folder, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, **changes):
-    """A job and its devices, ready to take turns."""
+def world(folder, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, trusted=None, **changes):
+    """A job and its devices, which may trust keys, ready to take turns."""
     server = Loopback(disturb=disturb)
     changes = {"clients": len(numbers), "min_clients": len(numbers), **changes}
     aggregator = Aggregator(server, folder, **changes).start()
-    devices = [Device(server, folder, n).start() for n in numbers]
+    devices = [Device(server, folder, n, trusted=trusted).start() for n in numbers]
     if evaluate:
-        devices.append(Device(server, folder, 9, name="eval", role="evaluate").start())
+        devices.append(Device(server, folder, 9, name="eval", role="evaluate", trusted=trusted).start())
     return World(server, aggregator, devices, seed=seed)
 
 

@@ -20,6 +20,7 @@ from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.network.signing import Signing, Trust
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
@@ -33,6 +34,8 @@ _PANELS = {
     "job": "Federation",
     "patience": "Patience",
     "reach": "Network",
+    "signing": "Network",
+    "trust": "Network",
     "terms": "Contract",
 }
 """Headings of ``--help`` by the struct that the options below are fields of."""
@@ -75,12 +78,14 @@ DEVICE = {
     "resources": Part(Resources()),
     "reach": Part(Reach()),
     "terms": Part(Terms()),
+    "trust": Part(Trust()),
 }
 AGGREGATE = {
     "job": Part(Job),
     "work": Part(LocalWork(), names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN),
     "patience": Part(Patience()),
     "reach": Part(Reach()),
+    "signing": Part(Signing()),
 }
 DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
 

@@ -11,6 +11,7 @@ from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.files import DiskFiles
+from fleetune.device_runtime.network.signing import Trusted, read_public, write_key_pair
 from fleetune.device_runtime.terms.left import Left, Record
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.toolkit.cli import app
@@ -73,3 +74,17 @@ def test_rows_that_would_make_a_batch_too_short_do_not_train(word_artifact, word
 
     assert batches(0) == [1, *[17] * 7]
     assert batches(8) == [17] * 7
+
+
+def test_it_says_whose_work_is_taken(word_artifact, tmp_path):
+    anybody = said(word_artifact, "--explain")
+    assert anybody.stdout.startswith(
+        "jobs: anybody who can write to the MQTT server can give this device work"
+    )
+    write_key_pair(tmp_path / "key", tmp_path / "pub")
+    named = said(word_artifact, "--explain", "--trust", tmp_path / "pub")
+    name = Trusted(read_public(tmp_path / "pub")).names
+    assert named.stdout.startswith(f"jobs: work is taken if this key signed it: {name}\n")
+    wrong = said(word_artifact, "--explain", "--trust", tmp_path / "key")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
+    assert "holds a private key; expected public keys alone" in wrong.stderr
