@@ -14,7 +14,7 @@ PACKAGES = ("toolkit", "exporters", "device_runtime", "broker")
 FRAMEWORKS = ("torch", "transformers", "peft", "onnx", "onnxscript")
 RUNTIMES = (*FRAMEWORKS, "onnxruntime")
 COMMANDS = (
-    "export", "inspect", "selfcheck", "train", "predict", "device", "aggregate", "broker", "merge", "demo", "bench",
+    "export", "inspect", "selfcheck", "sign", "train", "predict", "device", "aggregate", "broker", "merge", "demo", "bench",
     "simulate", "compare",
 )  # fmt: skip
 

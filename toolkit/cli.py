@@ -19,6 +19,7 @@ COMMANDS = (
     models.export,
     models.inspect,
     models.selfcheck,
+    models.sign,
     training.train,
     training.predict,
     fleet.device,

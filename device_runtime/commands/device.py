@@ -19,6 +19,7 @@ from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
 from fleetune.device_runtime.commands.explain import check_terms
 from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
+from fleetune.device_runtime.commands.sign import check_signed
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.adapters import save_peft
@@ -84,13 +85,13 @@ def device(
         rules: when it may work, a TOML file or a mapping; see ``docs/device-rules.md``. It pauses between
             steps and stays online; a round that ends before the pause does is declined.
         terms: what an aggregator may ask of this device, see ``docs/privacy.md``; what is outside is declined.
-        trust: the keys of which one must have signed what an aggregator says; without them whoever can write to the server can
-            give work.
+        trust: the keys of which one must have signed the artifact and what an aggregator says; without them whoever can write to
+            the server can give work.
         on_event: told of offers, results and verdicts, and every few seconds of a step.
 
     Raises:
         ConfigError: an argument is wrong, or the aggregator cannot use this device.
-        ArtifactError: the artifact is damaged.
+        ArtifactError: the artifact is damaged, or no trusted key signed it.
         DataError: the data does not say what it should.
         StateError: the state folder is damaged, or cannot be written.
         TransportError: the server is not there or refuses the login, or the aggregator is silent for too long.
@@ -102,7 +103,8 @@ def device(
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     check_terms(terms, artifact.manifest)
-    trusted = trusted_of(trust)
+    if trusted := trusted_of(trust):
+        check_signed(artifact, trusted)
     folder = state_folder(state, job=job, device_id=id)
     with (
         alone_in(folder),

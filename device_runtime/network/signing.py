@@ -54,7 +54,7 @@ class Signer:
 
     def __init__(self, key: "Ed25519PrivateKey", *, start: int) -> None:
         """Prepare; ``start`` counts the starts of the job, from 1, and is kept before anything is said."""
-        self.key_id = _key_id(key.public_key())
+        self.key_id = key_id_of(key.public_key())
         self._key, self._start, self._number = key, start, 0
 
     @property
@@ -75,7 +75,7 @@ class Trusted:
     def __init__(self, keys: Iterable["Ed25519PublicKey"]) -> None:
         from cryptography.exceptions import InvalidSignature
 
-        self._keys = {_key_id(key): key for key in keys}
+        self._keys = {key_id_of(key): key for key in keys}
         self._wrong = InvalidSignature
 
     @property
@@ -89,11 +89,15 @@ class Trusted:
 
     def verify(self, seal: Seal) -> bool:
         """Whether the key that a seal names is among them and did sign."""
-        key = self._keys.get(seal.key_id)
+        return self.did_sign(seal.key_id, seal.signature, seal.covered)
+
+    def did_sign(self, key_id: bytes, signature: bytes, covered: bytes) -> bool:
+        """Whether the key of that id is among them and made this signature of ``covered``."""
+        key = self._keys.get(key_id)
         if key is None:
             return False
         try:
-            key.verify(seal.signature, seal.covered)
+            key.verify(signature, covered)
         except self._wrong:
             return False
         return True
@@ -172,6 +176,11 @@ def write_key_pair(private: Path | str, public: Path | str) -> None:
         raise
 
 
+def key_id_of(key: "Ed25519PublicKey") -> bytes:
+    """First bytes of SHA-256 of the raw public key."""
+    return sha256(key.public_bytes_raw()).digest()[:KEY_ID_BYTES]
+
+
 def _write_new(path: Path, content: bytes, *, mode: int) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -201,10 +210,6 @@ def _content(path: Path | str) -> bytes:
 
 def _other_sort(path: Path | str, key: object, wanted: str) -> ConfigError:
     return ConfigError(f"{path}: a key of another sort, {type(key).__name__.lstrip('_')}; expected {wanted}")
-
-
-def _key_id(key: "Ed25519PublicKey") -> bytes:
-    return sha256(key.public_bytes_raw()).digest()[:KEY_ID_BYTES]
 
 
 def _library() -> Any:

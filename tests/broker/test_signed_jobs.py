@@ -1,6 +1,7 @@
 """Signed federations: the bits of unsigned ones, whatever is lost, doubled or killed; and a stranger on a real server."""
 
 import getpass
+import shutil
 
 import pytest
 from background import begin
@@ -17,6 +18,7 @@ from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.commands.device import device
+from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
@@ -90,6 +92,8 @@ class Home:
             write_key_pair(folder / "aggregator.key", folder / "aggregator.pub")
             self.signing = Signing(sign_key=str(folder / "aggregator.key"))
             self.trust = Trust(trust=str(folder / "aggregator.pub"))
+            self.artifact = shutil.copytree(artifact, folder / "artifact")
+            sign(self.artifact, sign_key=folder / "aggregator.key")
 
     def aggregate(self, *, rounds=2, clients=2, **options):
         return aggregate(

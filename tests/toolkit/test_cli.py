@@ -28,6 +28,7 @@ HOMES = {
     "export": "fleetune.toolkit.export",
     "inspect": "fleetune.device_runtime.commands.inspect",
     "selfcheck": "fleetune.device_runtime.commands.selfcheck",
+    "sign": "fleetune.device_runtime.commands.sign",
     "train": "fleetune.device_runtime.commands.train",
     "predict": "fleetune.device_runtime.commands.predict",
     "device": "fleetune.device_runtime.commands.device",

@@ -1,4 +1,4 @@
-"""Commands of the workstation: export, inspect, selfcheck, merge."""
+"""Commands of the workstation: export, inspect, selfcheck, sign, merge."""
 
 import sys
 from pathlib import Path
@@ -113,6 +113,25 @@ def selfcheck(
         fail(f"{artifact_dir}: relative error {report.max_relative_error:.2e} is above {report.limit:.0e}")
 
 
+@needs("sign_key")
+def sign(
+    artifact_dir: ArtifactDir,
+    *,
+    sign_key: Annotated[
+        Path | None, shown("private key (Ed25519, PEM), as aggregate has it", metavar="FILE")
+    ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say whose an artifact is: devices with --trust take no other."""
+    call(
+        "fleetune.device_runtime.commands.sign:sign",
+        locals(),
+        argument="artifact_dir",
+        show=_show_signed,
+    )
+
+
 @needs("out")
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="folder made by train, aggregate or demo")],
@@ -159,6 +178,10 @@ def _show_selfcheck(console: Console, report: Any) -> None:
     console.print(f"int8 products of this processor: {report.int8_path}", markup=False)
     largest = f"largest relative error {report.max_relative_error:.2e} (limit {report.limit:.0e})"
     console.print(f"{verdict}: {len(report.tensors)} tensors, {largest}", markup=False)
+
+
+def _show_signed(console: Console, report: Any) -> None:
+    console.print(f"artifact {report.artifact[:16]}… is signed by key {report.key}", markup=False)
 
 
 def _warn(note: str) -> None:
