@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.arrays import PRIVATE, write_atomically
 from fleetune.device_runtime.errors import ArtifactError, StateError
 
 T = TypeVar("T")
@@ -25,6 +25,16 @@ def give_usual_modes(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~umask)
+
+
+def private_file(path: Path) -> None:
+    """Make a file that its owner alone can read, if it is not there; narrow the mode of one that is theirs."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    try:
+        if os.fstat(handle).st_uid == os.geteuid():
+            os.fchmod(handle, PRIVATE)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def test_a_device_reaches_its_own_topics_and_no_others(server):
         everything.publish(DOWN_A, b"to a")
         everything.publish(aggregator_topic("job"), b"status", retain=True)
         assert a.receive(10) == (DOWN_A, b"to a")
-        assert [b.receive(10), b.receive(10)] == [(UP_B, b"from b"), (aggregator_topic("job"), b"status")]
+        assert b.receive(10) == (aggregator_topic("job"), b"status")
         assert (b.receive(0.1), everything.receive(0)) == (None, None)  # b listened to everything
         a.publish(UP_B, b"forged")
         b.publish(aggregator_topic("job"), b"forged", retain=True)
