@@ -60,9 +60,15 @@ def to_bytes(arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = N
     return save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}, metadata=metadata)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    write_atomically(path, to_bytes(arrays, metadata=metadata))
+def save_arrays(
+    path: Path,
+    arrays: Mapping[str, Array],
+    *,
+    metadata: dict[str, str] | None = None,
+    mode: int = 0o666,
+) -> None:
+    """Write a safetensors file atomically; ``mode`` as of :func:`write_atomically`."""
+    write_atomically(path, to_bytes(arrays, metadata=metadata), mode=mode)
 
 
 def load_arrays(path: Path) -> Arrays:

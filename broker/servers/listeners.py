@@ -58,8 +58,12 @@ def copied(tls: Tls, folder: Path) -> Tls:
     return Tls(*(path and folder / path.name for path in tls))
 
 
-def problems_of(tls: Tls | None, websockets_port: int | None, *, has_passwords: bool) -> Iterator[str]:
+def problems_of(
+    tls: Tls | None, *, websockets_port: int | None, aggregator_port: int | None, has_passwords: bool
+) -> Iterator[str]:
     """Say what does not go together."""
+    if aggregator_port and not (tls and tls.aggregator_ca):
+        yield "--aggregator-port needs the aggregator's own authority"
     if tls is None or not (tls.revoked or tls.aggregator_ca):
         return
     if not tls.client_ca:

@@ -93,18 +93,20 @@ def write_configuration(
     tls = of_authority(Path(authority)) if authority else tls
     if port is None:
         port = 8883 if authority else 1883
-    ports = [port, websockets_port]
-    if tls and tls.aggregator_ca:
-        ports.append(aggregator_port := aggregator_port or port + 1)
-    files = [password_file, *(tls or ())]
-    problems = [
-        *_port_problems([number for number in ports if number is not None]),
-        *(f"{f}: no such file" for f in files if f and not Path(f).is_file()),
-        *problems_of(tls, websockets_port, has_passwords=bool(password_file)),
-    ]
-    if max_connections is not None and max_connections < 1:
-        problems.append(f"--max-connections {max_connections}: expected 1 or more")
-    if problems:
+    if tls and tls.aggregator_ca and aggregator_port is None:
+        aggregator_port = port + 1
+    files = [Path(file) for file in [password_file, *(tls or ())] if file]
+    if problems := [
+        *_port_problems([port, aggregator_port, websockets_port]),
+        *(f"{file}: no such file" for file in files if not file.is_file()),
+        *problems_of(
+            tls,
+            websockets_port=websockets_port,
+            aggregator_port=aggregator_port,
+            has_passwords=bool(password_file),
+        ),
+        *_limit_problems(max_connections),
+    ]:
         raise ConfigError("Mosquitto configuration: " + "; ".join(problems))
     has_names = bool(password_file or (tls and tls.client_ca))
     access = access_list(password_file, aggregator, jobs) if has_names else ""
@@ -133,13 +135,18 @@ def write_configuration(
     if log_file:
         private_file(log_file)
     if is_root:
-        _hand_over(
-            folder, user or _MOSQUITTO, [Path(f) for f in [password_file, *(tls or ())] if f], log_file
-        )
+        _hand_over(folder, user or _MOSQUITTO, [Path(f) for f in [password_file, *(tls or ())] if f], log_file)  # fmt: skip
     return folder / CONFIGURATION
 
 
-def _port_problems(ports: Sequence[int]) -> list[str]:
+def _limit_problems(max_connections: int | None) -> list[str]:
+    if max_connections is None or max_connections > 0:
+        return []
+    return [f"--max-connections {max_connections}: expected 1 or more"]
+
+
+def _port_problems(given: Sequence[int | None]) -> list[str]:
+    ports = [number for number in given if number is not None]
     problems = [f"port {number}: expected 1 to 65535" for number in ports if not 0 < number < 65536]
     twice = {number for number in ports if ports.count(number) > 1}
     return [*problems, *(f"port {number} is used twice" for number in sorted(twice))]
