@@ -1,5 +1,6 @@
 """An authority: what it signs, what it refuses, that it revokes, and that no kill leaves it in two minds."""
 
+import contextlib
 import os
 import random
 import signal
@@ -178,7 +179,8 @@ def test_requests_that_are_none_or_weak_are_refused(folder, request_of, tmp_path
 
 
 def test_a_forged_signature_is_refused(folder, request_of, tmp_path):
-    der = bytearray(x509.load_pem_x509_csr(request_of("kitchen").read_bytes()).public_bytes(serialization.Encoding.DER))  # fmt: skip
+    request = x509.load_pem_x509_csr(request_of("kitchen").read_bytes())
+    der = bytearray(request.public_bytes(serialization.Encoding.DER))
     place = der.index(b"kitchen")
     der[place : place + 7] = b"kitchem"
     forged = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
@@ -298,10 +300,8 @@ def test_a_revocation_that_is_cut_off_is_whole_or_not_there(folder, request_of, 
 
     real = house.write_atomically
     monkeypatch.setattr(house, "write_atomically", cut)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         revoke(folder, name="kitchen")
-    except KeyboardInterrupt:
-        pass
     monkeypatch.undo()
     is_revoked = states(folder)["kitchen", made.serial] == "revoked"
     assert is_revoked, "the index is changed before the list is written"
@@ -309,6 +309,7 @@ def test_a_revocation_that_is_cut_off_is_whole_or_not_there(folder, request_of, 
 
 
 def test_an_authority_that_is_cut_off_while_it_is_made_is_not_there(tmp_path, monkeypatch):
+    real = house.write_atomically
     for fatal in range(8):
         left = [fatal]
 
@@ -318,7 +319,6 @@ def test_an_authority_that_is_cut_off_while_it_is_made_is_not_there(tmp_path, mo
                 raise KeyboardInterrupt
             return real(*arguments, **options)
 
-        real = house.write_atomically
         monkeypatch.setattr(house, "write_atomically", cut)
         with pytest.raises(KeyboardInterrupt):
             init(tmp_path / "authority", hosts=["server"])
