@@ -55,7 +55,8 @@ def copied(tls: Tls, folder: Path) -> Tls:
     for path in filter(None, tls):
         mode = PRIVATE if path == tls.key else 0o644
         write_atomically(folder / path.name, path.read_bytes(), mode=mode)
-    return Tls(*(path and folder / path.name for path in tls))
+    places = {name: path and folder / path.name for name, path in tls._asdict().items()}
+    return tls._replace(**places)
 
 
 def problems_of(

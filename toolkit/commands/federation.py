@@ -246,7 +246,7 @@ def _configure(flags: dict[str, Any]) -> None:
     if any(tls.values()) and not (tls["certificate"] and tls["key"]):
         fail_usage("TLS needs --certificate and --key", command="broker")
     if any(tls.values()):
-        from fleetune.broker.servers.mosquitto import Tls
+        from fleetune.broker.servers.listeners import Tls
 
         flags["tls"] = Tls(**tls)
     call(

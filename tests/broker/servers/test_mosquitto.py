@@ -10,7 +10,8 @@ import pytest
 from certificates import Authority
 from servers import free_port, password_file
 
-from fleetune.broker.servers.mosquitto import Tls, write_configuration
+from fleetune.broker.servers.listeners import Tls
+from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.link import Link, Will

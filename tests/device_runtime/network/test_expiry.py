@@ -36,7 +36,7 @@ def test_it_reads_what_cryptography_reads(year, key):
                 + made(datetime(2030, 1, 1), key)
             ).year
             == year
-        )  # noqa: E501
+        )
 
 
 def test_what_is_damaged_is_a_value_error_and_no_warning(tmp_path):
