@@ -16,6 +16,7 @@ from paths import ROOT
 pytestmark = pytest.mark.slow
 README, OPERATE, BOARD = ROOT / "README.md", ROOT / "docs" / "operate.md", ROOT / "docs" / "raspberry-pi.md"
 ENDLESS = ("fleetune device", "fleetune aggregate")
+PASSWORDS = "Passwords in the place of certificates"
 LATER = "# afterwards"
 HALL = {"kitchen": "hall", "mine": "held-out", '"state"': '"state_hall"', "device.toml": "hall.toml"}
 JUDGE = {
@@ -106,7 +107,7 @@ class Script:
 def _in_background(line: str) -> str:
     """A command that goes on until the job is over is not waited for."""
     return (
-        f"{line.partition(' #')[0]} > $FLEETUNE_MQTT_USERNAME.log 2>&1 &"
+        f"started=$((${{started:-0}} + 1)); {line.partition(' #')[0]} > part$started.log 2>&1 &"
         if line.strip().startswith(ENDLESS)
         else line
     )
@@ -116,7 +117,7 @@ def test_the_three_quick_starts(machine):
     """The server is the one of the operator's page; its authority is one that the system trusts."""
     model, boards, fleet = (block.heading for block in blocks(README) if block.heading.startswith("You "))
     script = Script(machine.make_environment()).section(README, model)
-    script.section(OPERATE, "The MQTT server").say("export SSL_CERT_FILE=$PWD/ca.crt")
+    script.section(OPERATE, PASSWORDS).say("export SSL_CERT_FILE=$PWD/ca.crt")
     script.section(README, boards, user="kitchen")
     script.say("export HOME=$PWD/hall").section(
         README, boards, user="hall", only="export device", kitchen="hall", mine="held-out"
@@ -128,7 +129,7 @@ def test_the_three_quick_starts(machine):
 
 
 def test_the_operators_page(machine):
-    script = Script(machine.make_environment()).say("pip install --quiet '.[export]'").say(EXPORT)
+    script = Script(machine.make_environment()).say("pip install --quiet '.[export,trust]'").say(EXPORT)
     script.section(OPERATE, "The MQTT server").section(OPERATE, "The aggregator").section(
         OPERATE, "The devices"
     )
@@ -141,7 +142,7 @@ def test_the_operators_page(machine):
 
 
 def test_the_board_page(machine):
-    script = Script(machine.make_environment()).say("pip install --quiet '.[export]'").say(EXPORT)
+    script = Script(machine.make_environment()).say("pip install --quiet '.[export,trust]'").say(EXPORT)
     script.section(OPERATE, "The MQTT server")
     for heading in ("Install", "First run", "As a service"):
         script.section(BOARD, heading)

@@ -15,8 +15,10 @@ FRAMEWORKS = ("torch", "transformers", "peft", "onnx", "onnxscript")
 RUNTIMES = (*FRAMEWORKS, "onnxruntime")
 COMMANDS = (
     "export", "inspect", "selfcheck", "sign", "train", "predict", "device", "aggregate", "broker", "merge", "demo", "bench",
-    "simulate", "compare",
+    "simulate", "compare", "enrol",
 )  # fmt: skip
+
+AUTHORITY = ("init", "server", "aggregator", "sign", "list", "revoke")
 
 
 def cold(code: str) -> set[str]:
@@ -67,14 +69,14 @@ def test_no_module_of_the_broker_loads_a_framework_or_an_engine():
 
 def test_help_of_every_command_is_light():
     lines = ["from fleetune.toolkit.cli import app"]
-    for command in COMMANDS:
+    for command in [*COMMANDS, "authority", *(f"authority {word}" for word in AUTHORITY)]:
         lines += [
             "try:",
-            f"    app([{command!r}, '--help'])",
+            f"    app([*{command.split()!r}, '--help'])",
             "except SystemExit as done:",
             "    assert not done.code",
         ]
-    assert not cold("\n".join(lines)) & {*RUNTIMES, "paho", "amqtt", "tokenizers"}
+    assert not cold("\n".join(lines)) & {*RUNTIMES, "paho", "amqtt", "tokenizers", "cryptography"}
 
 
 def test_the_command_list_here_is_the_real_one():

@@ -3,16 +3,15 @@
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from fleetune.toolkit.commands import comparing, simulating
+from fleetune.toolkit.commands import comparing, simulating, trust
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
-from fleetune.toolkit.commands.grouped import Grouped, usage_told
+from fleetune.toolkit.commands.grouped import Commands, Grouped
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
 
 COMMANDS = (
@@ -25,6 +24,7 @@ COMMANDS = (
     fleet.device,
     fleet.aggregate,
     fleet.broker,
+    trust.enrol,
     simulating.simulate,
     models.merge,
     fleet.demo,
@@ -33,22 +33,8 @@ COMMANDS = (
 )
 
 
-class _Commands(TyperGroup):
-    """Tells wrong usage as every other error is told."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """Parse the words before the command."""
-        with usage_told(ctx):
-            return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that the words name."""
-        with usage_told(ctx):
-            return super().invoke(ctx)
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     name="fleetune",
     help="Layer-droppable LoRA training on edge devices, federated over MQTT.",
     no_args_is_help=True,
@@ -61,6 +47,7 @@ app = typer.Typer(
 )
 for _command in COMMANDS:
     app.command(cls=Grouped)(_command)
+app.add_typer(trust.authority)
 
 
 def main() -> None:

@@ -3,18 +3,28 @@
 import logging
 import os
 import pwd
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from fleetune.broker.servers.access import access_list
+from fleetune.broker.servers.listeners import (
+    Tls,
+    copied,
+    listener,
+    listener_of_aggregator,
+    of_authority,
+    problems_of,
+)
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.files import private_file
 
 log = logging.getLogger(__name__)
 
 CONFIGURATION = "mosquitto.conf"
 ACL = "fleetune.acl"
-_DATA = "data"
+_DATA, _TLS = "data", "tls"
 
 _LIMITS = """\
 # A packet larger than this has its sender disconnected; fleetune sends at most 128 kB and asks the server first.
@@ -26,56 +36,49 @@ max_inflight_messages 20
 max_keepalive 600
 set_tcp_nodelay true
 """
+# https://github.com/eclipse-mosquitto/mosquitto/issues/2252
+_SLOW = "# Mosquitto 2.0 with libwebsockets before 4.2 is slow here.\n"
 _MOSQUITTO = "mosquitto"
 """Whom Mosquitto becomes, unless told otherwise, when root starts it."""
-_ACL = """\
-# A device's user name is its device id, and it may use its own topics only.
-pattern readwrite fleetune/v1/+/device/%u/#
-
-user {aggregator}
-topic readwrite fleetune/v1/#
-"""
-_STATUS = "read fleetune/v1/+/aggregator/status"
-_OF_USERS = "\n# Every device of the password file; after adding one, write this file anew.\n"
-_OF_ALL = "\n# Whoever has a certificate; Mosquitto remarks that no user name is in it.\npattern {status}\n"
-
-
-class Tls(NamedTuple):
-    """PEM files of the server; with ``client_ca`` every client must show a certificate of that authority.
-
-    Without a password file the name in the certificate (CN) is the client's user name then.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
 
 
 def write_configuration(
     folder: Path | str,
     *,
-    port: int = 1883,
+    port: int | None = None,
     host: str | None = None,
     password_file: Path | str | None = None,
     aggregator: str = "aggregator",
     tls: Tls | None = None,
+    authority: Path | str | None = None,
+    aggregator_port: int | None = None,
+    jobs: Sequence[str] = (),
     websockets_port: int | None = None,
+    max_connections: int | None = None,
     persistence: bool = True,
+    log_file: Path | None = None,
+    log_packets: bool = False,
     user: str | None = None,
 ) -> Path:
     """Write ``mosquitto.conf`` and, with logins, its ACL file; run it with ``mosquitto -c``.
 
     Args:
         folder: where to write; made if need be.
-        port: of the MQTT listener.
+        port: of the devices' listener; by default 1883, with an authority 8883.
         host: address to listen on; default is every address with logins, this machine only without.
-        password_file: made with ``mosquitto_passwd``; one user per device, named like its device id. None: no logins, and
+        password_file: made with ``mosquitto_passwd``: one user a device, named like its id; without it no logins, and
             no ACL unless clients show certificates.
         aggregator: user name that may use every fleetune topic.
         tls: of every listener; None is plain.
+        authority: folder of ``fleetune authority``, in the place of ``tls``; what the server needs of it is copied here.
+        aggregator_port: of the listener for the aggregator where it has one (``Tls.aggregator_ca``); by default the next.
+        jobs: devices may use the topics of these alone; by default of every job.
         websockets_port: of a second listener, for networks that let only web traffic through. Mosquitto 2.0 with
             libwebsockets before 4.2 (Debian 12 has it) sends packets beyond 4 kB there slowly, about 50 kB/s.
+        max_connections: on the devices' listener; one more is hung up on.
         persistence: keep retained and queued messages on disk, saved every minute.
+        log_file: in the place of standard error.
+        log_packets: write every packet down, and so each message that the access list denies.
         user: whom Mosquitto becomes when root starts it; default is who calls this, and Mosquitto's own, ``mosquitto``,
             if that is root. The folder for persistence is made theirs; files that they cannot read are warned of.
 
@@ -85,40 +88,68 @@ def write_configuration(
     Raises:
         ConfigError: a port out of range or used twice, or a file that is not there (all listed).
     """
-    files = [password_file, *(tls or ())]
-    problems = [
-        *_port_problems(port, websockets_port),
-        *(f"{f}: no such file" for f in files if f and not Path(f).is_file()),
-    ]
-    if problems:
+    if authority and (tls or password_file):
+        raise ConfigError("Mosquitto configuration: an authority brings certificates and logins of its own")
+    tls = of_authority(Path(authority)) if authority else tls
+    if port is None:
+        port = 8883 if authority else 1883
+    if tls and tls.aggregator_ca and aggregator_port is None:
+        aggregator_port = port + 1
+    files = [Path(file) for file in [password_file, *(tls or ())] if file]
+    if problems := [
+        *_port_problems([port, aggregator_port, websockets_port]),
+        *(f"{file}: no such file" for file in files if not file.is_file()),
+        *problems_of(
+            tls,
+            websockets_port=websockets_port,
+            aggregator_port=aggregator_port,
+            has_passwords=bool(password_file),
+        ),
+        *_limit_problems(max_connections),
+    ]:
         raise ConfigError("Mosquitto configuration: " + "; ".join(problems))
+    has_names = bool(password_file or (tls and tls.client_ca))
+    access = access_list(password_file, aggregator, jobs) if has_names else ""
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    has_names = bool(password_file or (tls and tls.client_ca))
+    if authority and tls:
+        tls = copied(tls, folder / _TLS)
     address = host or ("" if has_names else "127.0.0.1")
     is_root = os.geteuid() == 0
     user = user or ("" if is_root or not has_names else pwd.getpwuid(os.geteuid()).pw_name)
+    with_names = partial(listener, address=address, tls=tls, has_passwords=bool(password_file))
     blocks = [
         "# Written by fleetune; see mosquitto.conf(5).\n",
         f"user {user}\n" if user else "",
         _login(folder, password_file, has_names=has_names),
         _LIMITS,
+        _logging(log_file, packets=log_packets),
         _persistence(folder) if persistence else "",
-        _listener(port, address, tls, has_passwords=bool(password_file)),
-        _websockets(websockets_port, address, tls, has_passwords=bool(password_file)),
+        with_names(port) + (f"max_connections {max_connections}\n" if max_connections else ""),
+        listener_of_aggregator(aggregator_port, address, tls) if aggregator_port else "",
+        _SLOW + with_names(websockets_port) + "protocol websockets\n" if websockets_port else "",
     ]
     if has_names:
-        write_atomically(folder / ACL, _acl(password_file, aggregator).encode())
+        write_atomically(folder / ACL, access.encode())
     write_atomically(folder / CONFIGURATION, "\n".join(filter(None, blocks)).encode())
+    if log_file:
+        private_file(log_file)
     if is_root:
-        _hand_over(folder, user or _MOSQUITTO, [Path(f) for f in files if f])
+        _hand_over(folder, user or _MOSQUITTO, [Path(f) for f in [password_file, *(tls or ())] if f], log_file)  # fmt: skip
     return folder / CONFIGURATION
 
 
-def _port_problems(port: int, websockets_port: int | None) -> list[str]:
-    ports = [port] if websockets_port is None else [port, websockets_port]
+def _limit_problems(max_connections: int | None) -> list[str]:
+    if max_connections is None or max_connections > 0:
+        return []
+    return [f"--max-connections {max_connections}: expected 1 or more"]
+
+
+def _port_problems(given: Sequence[int | None]) -> list[str]:
+    ports = [number for number in given if number is not None]
     problems = [f"port {number}: expected 1 to 65535" for number in ports if not 0 < number < 65536]
-    return problems if len(set(ports)) == len(ports) else [*problems, f"port {port} is used twice"]
+    twice = {number for number in ports if ports.count(number) > 1}
+    return [*problems, *(f"port {number} is used twice" for number in sorted(twice))]
 
 
 def _login(folder: Path, password_file: Path | str | None, *, has_names: bool) -> str:
@@ -128,35 +159,15 @@ def _login(folder: Path, password_file: Path | str | None, *, has_names: bool) -
     return f"allow_anonymous false\n{passwords}acl_file {folder / ACL}\n"
 
 
-def _acl(password_file: Path | str | None, aggregator: str) -> str:
-    text = _ACL.format(aggregator=aggregator)
-    if password_file is None:
-        return text + _OF_ALL.format(status=_STATUS)
-    # A pattern without a user name in it would do for all of them, and Mosquitto would warn of it at every start.
-    users = _users(Path(password_file))
-    if aggregator not in users:
-        log.warning("%s: no user %r, who is the aggregator", password_file, aggregator)
-    devices = [name for name in users if name and not name.startswith("#") and name != aggregator]
-    return text + _OF_USERS + "".join(f"user {name}\ntopic {_STATUS}\n" for name in devices)
-
-
-def _users(password_file: Path) -> list[str]:
-    try:
-        return [line.partition(":")[0] for line in password_file.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(
-            f"{password_file}: not made with mosquitto_passwd: {getattr(exc, 'strerror', None) or exc}"
-        ) from exc
-
-
-def _hand_over(folder: Path, user: str, files: Iterable[Path]) -> None:
-    """Give ``user`` the folder for persistence, and warn of what root has written or named that they cannot read."""
+def _hand_over(folder: Path, user: str, files: Iterable[Path], log_file: Path | None) -> None:
+    """Give ``user`` what is written for them alone, and warn of what root has written or named that they cannot read."""
     try:
         found = pwd.getpwnam(user)
     except KeyError:
         return  # the configuration is for another machine
-    data = folder / _DATA
-    for path in [data, *data.glob("*")] if data.is_dir() else []:
+    own = [folder / _DATA, folder / _TLS]
+    theirs = [path for part in own if part.is_dir() for path in (part, *part.glob("*"))]
+    for path in [*theirs, *([log_file] if log_file else [])]:
         os.chown(path, found.pw_uid, found.pw_gid)
     groups = {*os.getgrouplist(user, found.pw_gid)}
     for path in [*files, folder / CONFIGURATION]:
@@ -184,23 +195,8 @@ def _persistence(folder: Path) -> str:
     return f"persistence true\npersistence_location {data}/\nautosave_interval 60\npersistent_client_expiration 1d\n"
 
 
-def _websockets(port: int | None, address: str, tls: Tls | None, *, has_passwords: bool) -> str:
-    if port is None:
-        return ""
-    # https://github.com/eclipse-mosquitto/mosquitto/issues/2252
-    warning = "# Mosquitto 2.0 with libwebsockets before 4.2 is slow here.\n"
-    return warning + _listener(port, address, tls, has_passwords=has_passwords) + "protocol websockets\n"
-
-
-def _listener(port: int, address: str, tls: Tls | None, *, has_passwords: bool) -> str:
-    lines = [f"listener {port} {address}".rstrip()]
-    if tls:
-        lines += [
-            f"certfile {tls.certificate.resolve()}",
-            f"keyfile {tls.key.resolve()}",
-            "tls_version tlsv1.2",
-        ]
-    if tls and tls.client_ca:
-        lines += [f"cafile {tls.client_ca.resolve()}", "require_certificate true"]
-        lines += [] if has_passwords else ["use_identity_as_username true"]
-    return "\n".join(lines) + "\n"
+def _logging(file: Path | None, *, packets: bool) -> str:
+    kinds = ["all"] if packets else ["error", "warning", "notice", "information"]
+    where = f"file {file.resolve()}" if file else "stderr"
+    lines = [f"log_dest {where}", "log_timestamp_format %Y-%m-%dT%H:%M:%S"]
+    return "\n".join([*lines, *(f"log_type {kind}" for kind in kinds)]) + "\n"

@@ -3,7 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.arrays import PRIVATE, write_atomically
 from fleetune.device_runtime.errors import StateError
 
 _VERSIONS = "versions"
@@ -27,7 +27,7 @@ class Blobs:
         """Write an adapter and the strategy's state after it, if there is one; OSError if they cannot be written."""
         write_atomically(version_path(self._folder, version), content)
         if state:
-            write_atomically(self._state(version), state)
+            write_atomically(self._state(version), state, mode=PRIVATE)  # it may hold what devices sent
 
     def version(self, version: int, digest: str | None) -> bytes:
         """Read an adapter; StateError if it is not what was written."""
@@ -39,7 +39,7 @@ class Blobs:
 
     def write_payload(self, name: str, payload: bytes) -> None:
         """Write the payload of an update; OSError if it cannot be written."""
-        write_atomically(self._updates / name, payload)
+        write_atomically(self._updates / name, payload, mode=PRIVATE)
 
     def payload(self, name: str, digest: str) -> bytes:
         """Read the payload of an update; StateError if it is not what was written."""

@@ -31,6 +31,7 @@ from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
+from fleetune.device_runtime.files import private_file
 
 _LOCK = "ledger.lock"
 _TASKS = "tasks JOIN works ON tasks.work = works.number"
@@ -321,6 +322,7 @@ def _locked(folder: Path) -> int:
 
 def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
     try:
+        private_file(path)
         sql = sqlite3.connect(path, timeout=5.0)
     except sqlite3.Error as exc:
         raise StateError(f"{path}: cannot be opened: {exc}") from exc

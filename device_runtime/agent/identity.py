@@ -68,8 +68,18 @@ class Identity(NamedTuple):
 
     def is_of_namesake(self, payload: bytes) -> bool:
         """Whether a status under this device's topic says that another process is online as this device."""
-        try:
-            status = decode(payload)
-        except WireError:
-            return False
-        return isinstance(status, DeviceStatus) and status.online and status.session != self.session
+        status = _status(payload)
+        return status is not None and status.online and status.session != self.session
+
+    def is_foreign(self, payload: bytes) -> bool:
+        """Whether a status under this device's topic is another process's, online or gone."""
+        status = _status(payload)
+        return status is not None and status.session != self.session
+
+
+def _status(payload: bytes) -> DeviceStatus | None:
+    try:
+        status = decode(payload)
+    except WireError:
+        return None
+    return status if isinstance(status, DeviceStatus) else None

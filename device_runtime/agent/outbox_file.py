@@ -9,6 +9,7 @@ from typing import cast
 
 from fleetune.device_runtime.agent.outbox import Entry, artifact_key, aside, renamed
 from fleetune.device_runtime.errors import StateError, one_line
+from fleetune.device_runtime.files import doing, private_file
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deliveries (
@@ -35,6 +36,8 @@ class OutboxFile:
             StateError: it cannot be opened or is damaged.
         """
         self._path = Path(path)
+        with doing("written", self._path):
+            private_file(self._path)
         with self._told():
             self._database = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
         try:

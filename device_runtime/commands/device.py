@@ -259,4 +259,5 @@ def _party(identity: Identity, login: str | None) -> Party:
         denied=f"the server's access list (ACL) must let {who} read and write {topics}{cure}",
         taken=f"another device named {name!r} uses this id; give each its own --id",
         is_other=identity.is_of_namesake,
+        is_foreign=identity.is_foreign,
     )

@@ -48,8 +48,16 @@ class Client:
         self._address, self._client_id, self._hooks, self._is_v5 = address, client_id, hooks, is_v5
         self._packet_bytes_max = 0
         self._sizes: dict[int, int] = {}
+        self._status_mid, self._has_spoken = 0, False
         self._paho = _new_paho(address, client_id, is_v5=is_v5)
-        self._standing = Standing(address, client_id, hooks, leave=self._leave, look=self._is_there_another)
+        self._standing = Standing(
+            address,
+            client_id,
+            hooks,
+            leave=self._leave,
+            look=self._is_there_another,
+            why_not=self._why_turned_away,
+        )
         if hooks.tls:
             self._paho.tls_set_context(hooks.tls)
         if hooks.will:
@@ -99,6 +107,8 @@ class Client:
         info = self._paho.publish(topic, payload, qos=1, retain=retain)
         rc = info.rc
         self._sizes[info.mid] = len(payload)
+        if self._hooks.will and topic == self._hooks.will[0]:
+            self._status_mid = info.mid
         if rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             raise TransportError(f"{self._address.shown}: cannot send: {paho.error_string(rc)}")
 
@@ -164,6 +174,7 @@ class Client:
         self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _properties: object
     ) -> None:
         self._standing.moved(self._sizes.pop(mid, 0))
+        self._has_spoken |= mid == self._status_mid and not code.is_failure
         if code.is_failure:
             self._standing.denied(code.value, str(code), "a message of")
         self._hooks.on_ack()
@@ -177,9 +188,19 @@ class Client:
         exc = sys.exc_info()[1]
         self._standing.missed(tls.explain(exc) if isinstance(exc, tls.HandshakeError) else str(exc))
 
+    def _why_turned_away(self) -> str:
+        """Ask the server again, by a handshake of its own, why it takes this side's certificate no more."""
+        words = tls.trouble(self._address, self._hooks.tls) if self._hooks.tls else ""
+        return words if tls.is_final(words) else ""
+
     def _is_there_another(self, look_s: float) -> bool:
-        """Listen to the will's topic under another client id."""
+        """Listen to the will's topic under another client id.
+
+        A server that names clients by their login has no other: to listen throws the other one off, and all that is heard
+        is that one's last will, which came after what this side said there.
+        """
         heard: queue.Queue[bytes] = queue.Queue()
+        party = self._hooks.party
         topic = self._hooks.will[0] if self._hooks.will else ""
         hooks = Hooks((topic,), None, self._hooks.tls, self._hooks.keepalive_s,
                       on_message=lambda _, payload: heard.put(payload), on_ready=lambda _: None, on_ack=lambda: None)  # fmt: skip
@@ -189,7 +210,8 @@ class Client:
             if witness.connect(deadline)[0] is not None:
                 return False
             while not self._standing.is_stopping and (left_s := deadline - time.monotonic()) > 0:
-                if self._hooks.party.is_other(heard.get(timeout=left_s)):
+                payload = heard.get(timeout=left_s)
+                if party.is_other(payload) or (self._has_spoken and party.is_foreign(payload)):
                     return True
         except (TransportError, queue.Empty):
             pass

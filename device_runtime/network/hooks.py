@@ -15,6 +15,8 @@ class Party(NamedTuple):
     """Who else may be connected under the same client id, and what to do."""
     is_other: Callable[[bytes], bool] = lambda _: False
     """Whether a message under the will's topic says that somebody else is online there."""
+    is_foreign: Callable[[bytes], bool] = lambda _: False
+    """Whether such a message is somebody else's, who may be gone by now; it tells once this side has spoken there itself."""
 
 
 NOBODY = Party()

@@ -29,6 +29,7 @@ class Standing:
         hooks: whom to tell.
         leave: ends the connection.
         look: whether another client speaks under the will's topic within so many seconds.
+        why_not: why the server turns this side's certificate away; empty if it does not.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Standing:
         *,
         leave: Callable[[], None],
         look: Callable[[float], bool],
+        why_not: Callable[[], str] = lambda: "",
     ) -> None:
         self._address, self._client_id, self._hooks = address, client_id, hooks
-        self._leave, self._look = leave, look
+        self._leave, self._look, self._why_not = leave, look, why_not
         self.is_stopping = False
         self._has_connected = False
         self._outcome: queue.Queue[tuple[str | None, int]] = queue.Queue(1)
@@ -89,12 +91,8 @@ class Standing:
         may = f"check the user name, the password, and whether this user may connect as {self._client_id}"
         reason = refusals.explain(code, name, denied=may)
         self._tell(reason, code)
-        if not self._has_connected:
-            return
-        now = time.monotonic()
-        self._refused_at = self._refused_at or now
-        is_passing = refusals.passes(code) or now - self._refused_at < _REFUSED_S
-        self._warn_or_fail(code, f"refuses {self.who}: {reason}", is_passing=is_passing)
+        if self._has_connected:
+            self._bear(code, reason)
 
     def denied(self, code: int, name: str, what: str) -> None:
         """Warn or give up: the server refuses ``what`` ("a message of") a client that it let in."""
@@ -122,6 +120,8 @@ class Standing:
         is_taken = is_told and code == refusals.TAKEN_OVER
         if is_told and not is_taken:
             self.denied(code, name, "the connection of")
+        if stood_at is None and not is_told and (reason := self._why_not()):
+            self._bear(refusals.NOT_AUTHORIZED, reason)
         if stood_at is not None and not self.is_stopping:
             self._look_for_another(time.monotonic() - stood_at, is_told=is_taken)
 
@@ -131,6 +131,13 @@ class Standing:
             log.warning(
                 "%s: no connection for %.0f s (%s); trying again", self._address.shown, away_s, reason
             )
+
+    def _bear(self, code: int, reason: str) -> None:
+        """Go on for a while with a server that lets this side in no more."""
+        now = time.monotonic()
+        self._refused_at = self._refused_at or now
+        is_passing = refusals.passes(code) or now - self._refused_at < _REFUSED_S
+        self._warn_or_fail(code, f"refuses {self.who}: {reason}", is_passing=is_passing)
 
     def _tell(self, reason: str | None, code: int) -> None:
         with contextlib.suppress(queue.Full):  # only the first outcome matters

@@ -1,13 +1,18 @@
 """TLS of a connection: what is trusted, what is shown, and what a handshake that fails means; alone imports ssl."""
 
 import contextlib
+import logging
 import os
 import socket
 import ssl
+from datetime import datetime, timezone
 from pathlib import Path
 
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address
+from fleetune.device_runtime.network.expiry import expiry_warning
+
+log = logging.getLogger(__name__)
 
 Context = ssl.SSLContext
 HandshakeError = ssl.SSLError
@@ -39,6 +44,7 @@ _ADVICE = {
 
 _ADVICE_ON_OURS = {
     "expired": "; renew it, unless a clock is wrong",
+    "revoked": "; its authority has taken it back: a new key (fleetune enrol) may be signed",
     "unknown ca": "; it wants one of an authority that it trusts, with any certificates in between behind it in that file",
 }
 
@@ -46,7 +52,8 @@ _ADVICE_ON_OURS = {
 def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> Context:
     """Trust ``ca_file``, or the system's authorities without it; show ``cert`` to a server that asks.
 
-    A key that is encrypted is opened with ``FLEETUNE_MQTT_KEY_PASSWORD``.
+    A key that is encrypted is opened with ``FLEETUNE_MQTT_KEY_PASSWORD``. A certificate that ends within 30 days, and a key
+    that others can read, are warned of.
 
     Raises:
         ConfigError: a file that cannot be read, a key without its certificate or not its own, or an encrypted one.
@@ -65,6 +72,7 @@ def make_context(*, ca_file: str | None, cert: str | None, key: str | None) -> C
         raise ConfigError(f"{ca_file}: cannot be read as PEM certificates: {exc.strerror}") from exc
     if cert:
         _show(context, cert, key)
+        _warn(Path(cert), Path(key or cert))
     return context
 
 
@@ -110,9 +118,14 @@ def why_hung_up(address: Address, context: Context | None) -> str:
     return "it hangs up"
 
 
+def is_final(words: str) -> bool:
+    """Whether what :func:`explain` said will not pass by itself."""
+    return words == _ASKED or words.startswith(("its certificate", "it does not take"))
+
+
 def raise_if_final(address: Address, words: str) -> str:
     """Return what :func:`explain` said, or raise it as a TransportError if it will not pass by itself."""
-    if words == _ASKED or words.startswith(("its certificate", "it does not take")):
+    if is_final(words):
         raise TransportError(f"{address.shown}: {words}")
     return words
 
@@ -152,6 +165,14 @@ def _check_readable(path: str) -> None:
             pass
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read as PEM certificates: {exc.strerror}") from exc
+
+
+def _warn(cert: Path, key: Path) -> None:
+    if words := expiry_warning(cert, datetime.now(timezone.utc)):
+        log.warning("certificate %s", words)
+    mode = key.stat().st_mode
+    if mode & 0o077:
+        log.warning("key %s: other users of this machine can read it; chmod 600 %s", key, key)
 
 
 def _show(context: Context, cert: str, key: str | None) -> None:

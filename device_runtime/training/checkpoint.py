@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays, to_bytes
+from fleetune.device_runtime.arrays import PRIVATE, Arrays, load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
 from fleetune.device_runtime.options import values_of
@@ -63,7 +63,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically.
+    """Write a checkpoint atomically, for its owner alone: it tells of the data.
 
     Raises:
         StateError: the disk is full, say; what was there before stays whole.
@@ -74,7 +74,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     arrays = {f"{part}.{name}": array for part in _PARTS for name, array in getattr(checkpoint, part).items()}
     said = msgspec.json.encode(header).decode()
     try:
-        save_arrays(path, arrays, metadata={_HEADER: _sealed(said, arrays)})
+        save_arrays(path, arrays, metadata={_HEADER: _sealed(said, arrays)}, mode=PRIVATE)
     except OSError as exc:
         raise StateError(f"{path}: cannot be written: {exc.strerror or exc}; the one before stays") from exc
 

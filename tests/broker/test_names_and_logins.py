@@ -15,7 +15,8 @@ from servers import free_port, password_file
 from fleetune.broker import aggregation
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
-from fleetune.broker.servers.mosquitto import Tls, write_configuration
+from fleetune.broker.servers.listeners import Tls
+from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.resources import Resources

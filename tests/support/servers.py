@@ -83,8 +83,11 @@ class Mosquitto:
         self._end("terminate")
 
     def freeze(self) -> None:
+        self.signal(signal.SIGSTOP)
+
+    def signal(self, number: int) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        self._process.send_signal(number)
 
     def __enter__(self) -> "Mosquitto":
         return self.start()

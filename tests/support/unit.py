@@ -14,7 +14,8 @@ class _Unit(configparser.RawConfigParser):
 
 
 def _variables(path: str) -> dict[str, str]:
-    lines = Path(path.removeprefix("-")).read_text().splitlines()
+    file = Path(path.removeprefix("-"))  # with a dash in front it may be missing, as systemd has it
+    lines = file.read_text().splitlines() if file.exists() or file == Path(path) else []
     return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
 
 

@@ -34,6 +34,7 @@ HOMES = {
     "device": "fleetune.device_runtime.commands.device",
     "aggregate": "fleetune.broker.aggregation",
     "broker": "fleetune.broker.servers.embedded",
+    "enrol": "fleetune.device_runtime.commands.enrol",
     "merge": "fleetune.toolkit.merge",
     "demo": "fleetune.toolkit.demo",
     "bench": "fleetune.toolkit.benchmark",

@@ -111,7 +111,7 @@ def aggregate(
 
 def broker(
     *,
-    port: Annotated[int | None, shown("TCP port", "1883")] = None,
+    port: Annotated[int | None, shown("TCP port", "1883; 8883 with --authority")] = None,
     host: Annotated[
         str | None, shown("address to listen on", "127.0.0.1; every one with --password-file")
     ] = None,
@@ -127,6 +127,32 @@ def broker(
     key: Annotated[Path | None, shown("the certificate's private key, PEM", metavar="FILE")] = None,
     client_ca: Annotated[
         Path | None, shown("every client must show a certificate of this authority", metavar="FILE")
+    ] = None,
+    revoked: Annotated[
+        Path | None, shown("certificates of --client-ca that are no longer taken (CRL, PEM)", metavar="FILE")
+    ] = None,
+    aggregator_ca: Annotated[
+        Path | None,
+        shown("authority of the aggregator alone, which gets a listener of its own", metavar="FILE"),
+    ] = None,
+    authority: Annotated[
+        Path | None,
+        shown(
+            "in the place of certificates and logins: what fleetune authority made, copied from there",
+            metavar="DIR",
+        ),
+    ] = None,
+    aggregator_port: Annotated[
+        int | None, shown("TCP port of the aggregator's own listener", "the one after --port")
+    ] = None,
+    jobs: Annotated[str | None, shown("devices may take part in these jobs alone, as a,b", "all")] = None,
+    max_connections: Annotated[int | None, shown("most connections of devices at a time")] = None,
+    log_file: Annotated[Path | None, shown("where it logs to", "standard error", metavar="FILE")] = None,
+    log_packets: Annotated[
+        bool | None,
+        typer.Option(
+            "--log-packets", help="log every packet, and so each message that is denied", show_default=False
+        ),
     ] = None,
     websockets_port: Annotated[int | None, shown("TCP port of a second listener, for WebSockets")] = None,
     persistence: Annotated[
@@ -214,11 +240,13 @@ def bench(
 def _configure(flags: dict[str, Any]) -> None:
     """Write Mosquitto's configuration; ``certificate`` and ``key`` belong together."""
     flags["folder"] = flags.pop("configure")
-    tls = {name: flags.pop(name) for name in ("certificate", "key", "client_ca")}
+    tls = {name: flags.pop(name) for name in ("certificate", "key", "client_ca", "revoked", "aggregator_ca")}
+    if jobs := flags.pop("jobs"):
+        flags["jobs"] = jobs.split(",")
     if any(tls.values()) and not (tls["certificate"] and tls["key"]):
         fail_usage("TLS needs --certificate and --key", command="broker")
     if any(tls.values()):
-        from fleetune.broker.servers.mosquitto import Tls
+        from fleetune.broker.servers.listeners import Tls
 
         flags["tls"] = Tls(**tls)
     call(

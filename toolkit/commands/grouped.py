@@ -4,11 +4,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from fleetune.toolkit.commands.running import fail_usage
 
 _OWN, _ARGUMENTS = "Options", "Arguments"
+
+
+class Commands(TyperGroup):
+    """Commands below one word; tells wrong usage as every other error is told."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the words before the command."""
+        with usage_told(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the words name."""
+        with usage_told(ctx):
+            return super().invoke(ctx)
 
 
 class Grouped(TyperCommand):

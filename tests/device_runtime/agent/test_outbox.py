@@ -120,7 +120,7 @@ def test_a_damaged_page_is_a_clear_error(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path):
-    with pytest.raises(StateError, match="unable to open"):
+    with pytest.raises(StateError, match="cannot be written: No such file"):
         OutboxFile(tmp_path / "nowhere" / "box")
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import socket
 import ssl
 import threading
@@ -209,3 +210,20 @@ def test_a_certificate_is_never_given_to_a_plain_connection_in_silence(authority
         link_to(1, authority, scheme="mqtt", cert=cert, key=key)
     link_to(1, authority, scheme="mqtt", ca_file=authority.cert)
     assert "not encrypted, so --ca-file is of no use" in caplog.text
+
+
+def test_a_certificate_that_ends_soon_and_a_key_that_others_read_are_told(authority, caplog):
+    for days, said in (
+        (20, r"ends on \d{4}-\d\d-\d\d, in (19|20) days; renew it"),
+        (-1, r"ended on .*; renew it, unless"),
+    ):
+        pair = authority.sign(f"soon{days}", days=days)
+        caplog.clear()
+        link_to(1, authority, cert=pair.cert, key=pair.key)
+        assert re.search(f"certificate {pair.cert}: {said}", caplog.text)
+        assert f"key {pair.key}: other users of this machine can read it; chmod 600 {pair.key}" in caplog.text
+    pair = authority.sign("later", days=40)
+    Path(pair.key).chmod(0o600)
+    caplog.clear()
+    link_to(1, authority, cert=pair.cert, key=pair.key)
+    assert caplog.text == ""

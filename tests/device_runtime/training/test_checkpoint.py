@@ -97,3 +97,9 @@ def test_a_checkpoint_of_before_the_checksum_opens(tmp_path):
     save_arrays(path, arrays, metadata={"fleetune.checkpoint": json.dumps(header | {"step": -1})})
     with pytest.raises(StateError, match=r"not a checkpoint: .* at `\$\.step`; delete it"):
         load_checkpoint(path, ORIGIN)
+
+
+def test_a_checkpoint_is_its_owners_alone(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, CHECKPOINT)
+    assert path.stat().st_mode & 0o777 == 0o600
