@@ -310,7 +310,7 @@ def test_a_revocation_that_is_cut_off_is_whole_or_not_there(folder, request_of, 
 
 def test_an_authority_that_is_cut_off_while_it_is_made_is_not_there(tmp_path, monkeypatch):
     real = house.write_atomically
-    for fatal in range(8):
+    for fatal in range(6):
         left = [fatal]
 
         def cut(*arguments, left=left, **options):
