@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, tensorwise
-from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated
+from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated, swiftest
 
 _HEADER = b"\x78\x01"
 _STORED_MAX = 2**16 - 1
@@ -27,7 +27,7 @@ def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     )  # (4, elements): bytes of equal rank
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
     blocks = [*map(_stored, ranks[:noisy]), _deflated(ranks[noisy:])]
-    checksum = zlib.adler32(ranks.data).to_bytes(4, "big")
+    checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")
     return b"".join([_HEADER, *blocks, checksum]), np.asarray(value, np.float64)
 
 
@@ -58,7 +58,7 @@ def _stored(rank: NDArray[np.uint8]) -> bytes:
 
 def _deflated(ranks: NDArray[np.uint8]) -> bytes:
     """The last blocks, with codes of its own for each rank."""
-    stream = zlib.compressobj(1, zlib.DEFLATED, RAW, strategy=zlib.Z_RLE)
+    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, strategy=zlib.Z_RLE)
     found = []
     for rank in ranks:
         found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
