@@ -131,7 +131,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
             exacts.append(exact)
             signs.append(told.is_negative)
             scalars.append(told[1:])
-        parts = {**planes(np.concatenate(exacts)), "positions": packed_positions(np.concatenate(masks))}
+        parts = {**planes(exacts), "positions": packed_positions(np.concatenate(masks))}
         if has_signs:
             parts[SIGNS] = packed_bits(np.concatenate(signs).view(np.uint8), 1)
             parts["scales"] = np.array(scalars, "<f4").tobytes()

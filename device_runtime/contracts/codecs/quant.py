@@ -38,7 +38,7 @@ def quant(ratio: float, bits: int) -> Codec:
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         names = sorted(values)
         codes, scales, conveyed = quantise(moved(values, reference), width, "\n".join(names))
-        parts = planes(np.frombuffer(codes, "<u2")) if width == _PLANED else {LOW: codes}
+        parts = planes([np.frombuffer(codes, "<u2")]) if width == _PLANED else {LOW: codes}
         return Encoded({**parts, "scales": scales}, shifted(reference, conveyed, names), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:

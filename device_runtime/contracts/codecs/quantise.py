@@ -50,7 +50,7 @@ def quantise(flat: Floats, bits: int, name: str) -> Quantised:
     scales = [_scales(piece, bits) for piece in pieces]
     told = b"".join(scale.tobytes() for scale in scales)
     seed = int(sha256(name.encode() + b"\0" + told).hexdigest()[:13], 16)
-    codes, conveyed = [], np.empty(flat.size, np.float32)
+    codes, conveyed = [], flat
     for i, (piece, scale) in enumerate(zip(pieces, scales, strict=True)):
         blocks = _blocks(piece)
         found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, Key(seed, "rounding", i))

@@ -5,6 +5,7 @@ zeros in it. Runs alone are looked for, of the zeros where nothing changed.
 """
 
 import zlib
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,11 @@ _ZEROS = 32
 
 def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
-    ranks = np.ascontiguousarray(
-        changed.view(np.uint8).reshape(-1, 4).T
-    )  # (4, elements): bytes of equal rank
+    ranks = np.empty((4, changed.size), np.uint8)  # bytes of equal rank
+    for rank in range(4):
+        ranks[rank] = changed >> 8 * rank
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
-    blocks = [*map(_stored, ranks[:noisy]), _deflated(ranks[noisy:])]
+    blocks = [*chain.from_iterable(map(_stored, ranks[:noisy])), *_deflated(ranks[noisy:])]
     checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")
     return b"".join([_HEADER, *blocks, checksum]), np.asarray(value, np.float64)
 
@@ -46,23 +47,23 @@ def _is_worth(rank: NDArray[np.uint8]) -> bool:
     return _ZEROS * (rank.size - int(np.count_nonzero(rank))) >= rank.size
 
 
-def _stored(rank: NDArray[np.uint8]) -> bytes:
+def _stored(rank: NDArray[np.uint8]) -> list[bytes | memoryview]:
     """Blocks of a deflate stream, none of them the last, that end on a byte: RFC 1951, section 3.2.4."""
-    found, content = [], rank.tobytes()
+    found, content = list[bytes | memoryview](), rank.data
     for start in range(0, len(content), _STORED_MAX):
         piece = content[start : start + _STORED_MAX]
         size = len(piece)
         found += [b"\0", size.to_bytes(2, "little"), (size ^ _STORED_MAX).to_bytes(2, "little"), piece]
-    return b"".join(found)
+    return found
 
 
-def _deflated(ranks: NDArray[np.uint8]) -> bytes:
+def _deflated(ranks: NDArray[np.uint8]) -> list[bytes]:
     """The last blocks, with codes of its own for each rank."""
     stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, strategy=zlib.Z_RLE)
     found = []
     for rank in ranks:
         found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
-    return b"".join([*found, stream.flush()])
+    return [*found, stream.flush()]
 
 
 def _size_bytes_max(count: int) -> int:
