@@ -46,10 +46,12 @@ def joined_planes(low: bytes, high: bytes, dtype: str, count: int) -> Array:
         )
     top = np.frombuffer(high, np.uint8)
     if width == 2:
-        halves = top.astype("<u2") << 8
+        halves = top.astype("<u2")
+        halves <<= 8
         halves |= np.frombuffer(low, np.uint8)
         return halves.view(dtype)
-    words = top.astype("<u4") << 8
+    words = top.astype("<u4")
+    words <<= 8
     words |= np.frombuffer(low, np.uint8, offset=2 * count)
     words <<= 16
     words |= np.frombuffer(low, "<u2", count=count)

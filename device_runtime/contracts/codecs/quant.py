@@ -44,9 +44,9 @@ def quant(ratio: float, bits: int) -> Codec:
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("quant", parts, (LOW, HIGH, "scales") if width == _PLANED else (LOW, "scales"))
         count = sum(value.size for value in reference.values())
-        codes = parts.get(LOW, b"")
+        codes: bytes | memoryview = parts.get(LOW, b"")
         if width == _PLANED:
-            codes = joined_planes(codes, parts.get(HIGH, b""), "<u2", count).tobytes()
+            codes = joined_planes(codes, parts.get(HIGH, b""), "<u2", count).view(np.uint8).data
         steps = restore(codes, parts.get("scales", b""), width, count)
         return Decoded(shifted(reference, steps, reference), {})
 

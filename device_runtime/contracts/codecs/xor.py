@@ -59,11 +59,11 @@ def _stored(rank: NDArray[np.uint8]) -> list[bytes | memoryview]:
 
 def _deflated(ranks: NDArray[np.uint8]) -> list[bytes]:
     """The last blocks, with codes of its own for each rank."""
-    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, strategy=zlib.Z_RLE)
+    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, 9, zlib.Z_RLE)
     found = []
-    for rank in ranks:
+    for rank in ranks[:-1]:
         found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
-    return [*found, stream.flush()]
+    return [*found, *map(stream.compress, ranks[-1:]), stream.flush()]
 
 
 def _size_bytes_max(count: int) -> int:
