@@ -142,7 +142,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         layers, count = layers_of(reference), sum(value.size for value in reference.values())
         mask = unpacked_positions(parts.get("positions", b""), count)
         num = int(np.count_nonzero(mask))
-        exact = _exact(joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num))
+        exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
         below, scalars = np.zeros(count - num, bool), np.zeros((len(layers), 2), "<f4")
         if has_signs:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
@@ -154,7 +154,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
             at, left = places_of(own), places_of(~own)
             told = _Told(below[start - done :][: left.size], mean, top)
             flat[left] = recover(flat.take(left), told)
-            flat[at] = exact[done : done + at.size]
+            flat[at] = _wide(exact[done : done + at.size])
             found |= _doubles(flat, {n: reference[n] for n in names})
             start, done = start + flat.size, done + at.size
         return Decoded(found, {})
@@ -181,9 +181,9 @@ def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
     return halved(exact, what="a value", codec=f"{name} with 16 bits")
 
 
-def _exact(travelled: Array) -> Floats:
-    """Exact values as float32."""
-    return widened(travelled) if travelled.dtype == np.float16 else travelled
+def _wide(exact: Array) -> Floats:
+    """Exact values that came, as float32."""
+    return widened(exact) if exact.dtype == np.float16 else exact
 
 
 def _told(rest: Floats) -> _Told:

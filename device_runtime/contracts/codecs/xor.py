@@ -24,8 +24,9 @@ _ZEROS = 32
 def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
     ranks = np.empty((4, changed.size), np.uint8)  # bytes of equal rank
-    for rank in range(4):
-        ranks[rank] = changed >> 8 * rank
+    for rank in ranks:
+        rank[:] = changed
+        changed >>= 8
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
     blocks = [*chain.from_iterable(map(_stored, ranks[:noisy])), *_deflated(ranks[noisy:])]
     checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")
@@ -34,11 +35,11 @@ def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
 
 def _decode(part: bytes, reference: Floats) -> Doubles:
     content = inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS)
-    ranks = np.frombuffer(content, np.uint8).reshape(4, -1)
-    bits = ranks[3].astype("<u4")
-    for rank in ranks[2::-1]:
-        bits <<= 8
-        bits |= rank
+    ranks = np.frombuffer(content, np.uint8).reshape(4, -1).astype("<u2")
+    halves = ranks[::2] | ranks[1::2] << 8  # (2, elements), the lower ones first
+    bits = halves[1].astype("<u4")
+    bits <<= 16
+    bits |= halves[0]
     bits ^= reference.reshape(-1).view("<u4")
     return np.asarray(bits.view("<f4").reshape(reference.shape), np.float64)
 
