@@ -105,7 +105,9 @@ def test_a_stream_of_another_length_is_refused(library, size):
         inflated(data, size, what="x")
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: b"\7" + d])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d + b"\0", lambda d: b"", lambda d: b"\7" + d]
+)
 def test_what_is_not_one_whole_stream_is_refused(library, damage):
     data = deflated(CONTENTS["codes"])
     with pytest.raises(WireError, match="x: "):
