@@ -63,13 +63,13 @@ _Recover = Callable[[Floats, _Told], Floats]
 """(stale values, what travels) -> values, of the elements of a layer that are not exact."""
 
 
-def caesar(name: str, recover: _Recover, *, has_signs: bool = True) -> Callable[[float, int], Codec]:
-    """Make the codecs of one way to recover; ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32."""
+def caesar(name: str, recover: _Recover | None) -> Callable[[float, int], Codec]:
+    """Make the codecs of one way to recover, None for zeros and no signs; ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32."""
 
     def make(ratio: float, bits: int) -> Codec:
         check_ratio(name, ratio)
         check_bits(name, bits, tuple(_DTYPES))
-        return _codec(name, ratio, bits or 32, recover, has_signs=has_signs)
+        return _codec(name, ratio, bits or 32, recover)
 
     return make
 
@@ -106,12 +106,7 @@ def by_sign(stale: Floats, told: _Told) -> Floats:
     return bits.view("<f4")
 
 
-def by_zero(stale: Floats, told: _Told) -> Floats:
-    """Zeros."""
-    return np.zeros_like(stale)
-
-
-def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: bool) -> Codec:
+def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Codec:
     dtype = _DTYPES[bits]
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
@@ -119,44 +114,47 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         masks, exacts, signs = [np.zeros(0, bool)], [np.zeros(0, dtype)], [np.zeros(0, bool)]
         scalars = []
         for names in layers_of(values):
-            flat, stale = joined(values, names), joined(reference, names)
+            flat = joined(values, names)
             mask = largest(np.abs(flat), _num_exact(ratio, flat.size))
-            at, left = places_of(mask), places_of(~mask)
-            told = _told(flat.take(left))
-            exact, conveyed = _rounded(flat.take(at), bits, name)
-            flat[at] = conveyed
-            flat[left] = recover(stale.take(left), told)
-            found |= _doubles(flat, {n: values[n] for n in names})
+            at, after = places_of(mask), np.zeros_like(flat)
+            exact, after[at] = _rounded(flat.take(at), bits, name)
             masks.append(mask)
             exacts.append(exact)
-            signs.append(told.is_negative)
-            scalars.append(told[1:])
+            if recover:
+                left = places_of(~mask)
+                told = _told(flat.take(left))
+                after[left] = recover(joined(reference, names).take(left), told)
+                signs.append(told.is_negative)
+                scalars.append(told[1:])
+            found |= _doubles(after, {n: values[n] for n in names})
         parts = {**planes(exacts), "positions": packed_positions(np.concatenate(masks))}
-        if has_signs:
+        if recover:
             parts[SIGNS] = packed_bits(np.concatenate(signs).view(np.uint8), 1)
             parts["scales"] = np.array(scalars, "<f4").tobytes()
         return Encoded(parts, found, {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
-        check_parts(name, parts, _PARTS if has_signs else _PARTS[:3])
+        check_parts(name, parts, _PARTS if recover else _PARTS[:3])
         layers, count = layers_of(reference), sum(value.size for value in reference.values())
         mask = unpacked_positions(parts.get("positions", b""), count)
         num = int(np.count_nonzero(mask))
         exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
         below, scalars = np.zeros(count - num, bool), np.zeros((len(layers), 2), "<f4")
-        if has_signs:
+        if recover:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
         found: dict[str, Doubles] = {}
         start = done = 0  # elements, and exact ones, of the layers before
         for names, (mean, top) in zip(layers, scalars, strict=True):
-            flat = joined(reference, names)
-            own = mask[start : start + flat.size]
-            at, left = places_of(own), places_of(~own)
-            told = _Told(below[start - done :][: left.size], mean, top)
-            flat[left] = recover(flat.take(left), told)
-            flat[at] = _wide(exact[done : done + at.size])
-            found |= _doubles(flat, {n: reference[n] for n in names})
-            start, done = start + flat.size, done + at.size
+            stale = joined(reference, names)
+            own, after = mask[start : start + stale.size], np.zeros_like(stale)
+            at = places_of(own)
+            after[at] = _wide(exact[done : done + at.size])
+            if recover:
+                left = places_of(~own)
+                told = _Told(below[start - done :][: left.size], mean, top)
+                after[left] = recover(stale.take(left), told)
+            found |= _doubles(after, {n: reference[n] for n in names})
+            start, done = start + stale.size, done + at.size
         return Decoded(found, {})
 
     def bound(shapes: Shapes) -> int:
@@ -164,7 +162,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         count = sum(sizes)
         # Of fewer tensors there may be more layers, each with one exact element at least.
         num = min(count, len(shapes) + sum(_num_exact(ratio, size) for size in sizes))
-        signs = size_of(count, 1) + 8 * len(shapes) if has_signs else 0
+        signs = size_of(count, 1) + 8 * len(shapes) if recover else 0
         return bits // 8 * num + signs + position_bytes_max(count, num)
 
     return Codec(name, encode, decode, bound, frame=BY_KIND)
