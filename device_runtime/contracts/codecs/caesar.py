@@ -64,7 +64,10 @@ _Recover = Callable[[Floats, _Told], Floats]
 
 
 def caesar(name: str, recover: _Recover | None) -> Callable[[float, int], Codec]:
-    """Make the codecs of one way to recover, None for zeros and no signs; ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32."""
+    """Make the codecs of one way to recover, None for zeros and no signs.
+
+    They raise ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32.
+    """
 
     def make(ratio: float, bits: int) -> Codec:
         check_ratio(name, ratio)
@@ -181,7 +184,7 @@ def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
 
 def _wide(exact: Array) -> Floats:
     """Exact values that came, as float32."""
-    return widened(exact) if exact.dtype == np.float16 else exact
+    return widened(exact) if exact.dtype == np.float16 else np.asarray(exact, "<f4")
 
 
 def _told(rest: Floats) -> _Told:

@@ -128,7 +128,7 @@ def parted(flat: NDArray[_F], reference: Tensors, names: Iterable[str]) -> dict[
 def floats(value: Array) -> Floats:
     """Float32, little-endian; what is beyond its range becomes infinite."""
     if isinstance(value, np.ndarray) and value.dtype == _FLOAT and value.flags.c_contiguous:
-        return value
+        return np.asarray(value, _FLOAT)
     with np.errstate(over="ignore"):
         return np.asarray(value, dtype=_FLOAT, order="C")
 

@@ -44,9 +44,10 @@ def quant(ratio: float, bits: int) -> Codec:
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("quant", parts, (LOW, HIGH, "scales") if width == _PLANED else (LOW, "scales"))
         count = sum(value.size for value in reference.values())
-        codes: bytes | memoryview = parts.get(LOW, b"")
+        low = parts.get(LOW, b"")
+        codes: bytes | memoryview = low
         if width == _PLANED:
-            codes = joined_planes(codes, parts.get(HIGH, b""), "<u2", count).view(np.uint8).data
+            codes = joined_planes(low, parts.get(HIGH, b""), "<u2", count).view(np.uint8).data
         steps = restore(codes, parts.get("scales", b""), width, count)
         return Decoded(shifted(reference, steps, reference), {})
 
