@@ -17,6 +17,11 @@ from fleetune.device_runtime.contracts.codecs import CODECS, Codec, make_codec, 
 from fleetune.device_runtime.errors import UnknownName, choices
 
 REPEATS = 7
+_HELD_BYTES = 24_000_000
+"""As much as a process with a model has held at some time: what is freed then stays in it (glibc raises its thresholds).
+
+In a new one each call may get its pages anew, up to 3 ms, or not, by what ran before it.
+"""
 _RANK, _WIDTH, _WIDE, _LAYERS = 16, 384, 1536, 6
 _MODULES = {
     "attention.self.query": (_WIDTH, _WIDTH),
@@ -55,6 +60,7 @@ def measure(say: Say, *, only: Sequence[str] = (), repeats: int = REPEATS) -> di
     """One row per codec, ratio and bits; ``only`` names codecs."""
     if unknown := [name for name in only if name not in CODECS]:
         raise UnknownName(f"no codec {unknown[0]!r}; have: {choices(CODECS)}")
+    np.ones(_HELD_BYTES, np.uint8)
     drawn, rows = adapter_update(), []
     for name in only or CODECS:
         for ratio, bits in _CASES.get(name, ((0.0, 0),)):

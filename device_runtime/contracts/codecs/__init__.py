@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.contracts.codecs.caesar import by_sign, by_stale, by_zero, caesar
+from fleetune.device_runtime.contracts.codecs.caesar import by_sign, by_stale, caesar
 from fleetune.device_runtime.contracts.codecs.casts import fp16, fp32
 from fleetune.device_runtime.contracts.codecs.codec import (
     Codec,
@@ -237,6 +237,6 @@ CODECS: Table[_Make] = Table(
         "xor": _whole(xor),
         "caesar": caesar("caesar", by_stale),
         "caesar-sign": caesar("caesar-sign", by_sign),
-        "caesar-zero": caesar("caesar-zero", by_zero, has_signs=False),
+        "caesar-zero": caesar("caesar-zero", None),
     },
 )

@@ -26,7 +26,7 @@ def packed_bits(codes: Codes, width: int) -> bytes:
     return folded.astype(np.uint8).tobytes()
 
 
-def unpacked_bits(data: bytes, width: int, count: int) -> Codes:
+def unpacked_bits(data: bytes | memoryview, width: int, count: int) -> Codes:
     """Unpack ``count`` codes of ``data``, which is :func:`size_of` them long."""
     if width >= 8:
         return np.frombuffer(data, f"<u{width // 8}", count=count)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Floats, Indices
+from fleetune.device_runtime.arrays import Array, Floats
 from fleetune.device_runtime.contracts.codecs.bits import packed_bits, size_of, unpacked_bits
 from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
@@ -30,7 +30,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     joined,
     parted,
 )
-from fleetune.device_runtime.contracts.codecs.halves import halved
+from fleetune.device_runtime.contracts.codecs.halves import halved, widened
 from fleetune.device_runtime.contracts.codecs.largest import largest
 from fleetune.device_runtime.contracts.codecs.planes import HIGH, LOW, joined_planes, planes
 from fleetune.device_runtime.contracts.codecs.positions import (
@@ -54,23 +54,25 @@ class _Told(NamedTuple):
     """What travels of the elements of one layer that are not exact."""
 
     is_negative: Mask
-    """Of all elements; of exact ones it says nothing."""
     mean: np.float32
     largest: np.float32
-    """Of the magnitudes of those that are not exact."""
+    """Of their magnitudes."""
 
 
 _Recover = Callable[[Floats, _Told], Floats]
-"""(stale values, what travels) -> values of a layer; those of exact elements are put over it."""
+"""(stale values, what travels) -> values, of the elements of a layer that are not exact."""
 
 
-def caesar(name: str, recover: _Recover, *, has_signs: bool = True) -> Callable[[float, int], Codec]:
-    """Make the codecs of one way to recover; ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32."""
+def caesar(name: str, recover: _Recover | None) -> Callable[[float, int], Codec]:
+    """Make the codecs of one way to recover, None for zeros and no signs.
+
+    They raise ConfigError for a ratio not above 0 and at most 1, or bits other than 16 and 32.
+    """
 
     def make(ratio: float, bits: int) -> Codec:
         check_ratio(name, ratio)
         check_bits(name, bits, tuple(_DTYPES))
-        return _codec(name, ratio, bits or 32, recover, has_signs=has_signs)
+        return _codec(name, ratio, bits or 32, recover)
 
     return make
 
@@ -107,12 +109,7 @@ def by_sign(stale: Floats, told: _Told) -> Floats:
     return bits.view("<f4")
 
 
-def by_zero(stale: Floats, told: _Told) -> Floats:
-    """Zeros."""
-    return np.zeros_like(stale)
-
-
-def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: bool) -> Codec:
+def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Codec:
     dtype = _DTYPES[bits]
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
@@ -120,43 +117,47 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         masks, exacts, signs = [np.zeros(0, bool)], [np.zeros(0, dtype)], [np.zeros(0, bool)]
         scalars = []
         for names in layers_of(values):
-            flat, stale = joined(values, names), joined(reference, names)
+            flat = joined(values, names)
             mask = largest(np.abs(flat), _num_exact(ratio, flat.size))
-            told = _told(flat, mask)
-            at = places_of(mask)
-            exact, conveyed = _rounded(flat.take(at), bits, name)
-            found |= _doubles(recover(stale, told), at, conveyed, {n: values[n] for n in names})
+            at, after = places_of(mask), np.zeros_like(flat)
+            exact, after[at] = _rounded(flat.take(at), bits, name)
             masks.append(mask)
             exacts.append(exact)
-            if has_signs:
-                signs.append(told.is_negative.take(places_of(~mask)))
-            scalars.append(told[1:])
-        parts = {**planes(np.concatenate(exacts)), "positions": packed_positions(np.concatenate(masks))}
-        if has_signs:
+            if recover:
+                left = places_of(~mask)
+                told = _told(flat.take(left))
+                after[left] = recover(joined(reference, names).take(left), told)
+                signs.append(told.is_negative)
+                scalars.append(told[1:])
+            found |= _doubles(after, {n: values[n] for n in names})
+        parts = {**planes(exacts), "positions": packed_positions(np.concatenate(masks))}
+        if recover:
             parts[SIGNS] = packed_bits(np.concatenate(signs).view(np.uint8), 1)
             parts["scales"] = np.array(scalars, "<f4").tobytes()
         return Encoded(parts, found, {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
-        check_parts(name, parts, _PARTS if has_signs else _PARTS[:3])
+        check_parts(name, parts, _PARTS if recover else _PARTS[:3])
         layers, count = layers_of(reference), sum(value.size for value in reference.values())
         mask = unpacked_positions(parts.get("positions", b""), count)
         num = int(np.count_nonzero(mask))
         exact = joined_planes(parts.get(LOW, b""), parts.get(HIGH, b""), dtype, num)
-        is_negative, scalars = np.zeros(count, bool), np.zeros((len(layers), 2), "<f4")
-        if has_signs:
+        below, scalars = np.zeros(count - num, bool), np.zeros((len(layers), 2), "<f4")
+        if recover:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
-            is_negative[places_of(~mask)] = below
         found: dict[str, Doubles] = {}
         start = done = 0  # elements, and exact ones, of the layers before
         for names, (mean, top) in zip(layers, scalars, strict=True):
             stale = joined(reference, names)
-            here = slice(start, start + stale.size)
-            at = places_of(mask[here])
-            recovered = recover(stale, _Told(is_negative[here], mean, top))
-            own = exact[done : done + at.size]
-            found |= _doubles(recovered, at, own, {n: reference[n] for n in names})
-            start, done = here.stop, done + at.size
+            own, after = mask[start : start + stale.size], np.zeros_like(stale)
+            at = places_of(own)
+            after[at] = _wide(exact[done : done + at.size])
+            if recover:
+                left = places_of(~own)
+                told = _Told(below[start - done :][: left.size], mean, top)
+                after[left] = recover(stale.take(left), told)
+            found |= _doubles(after, {n: reference[n] for n in names})
+            start, done = start + stale.size, done + at.size
         return Decoded(found, {})
 
     def bound(shapes: Shapes) -> int:
@@ -164,7 +165,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover, *, has_signs: 
         count = sum(sizes)
         # Of fewer tensors there may be more layers, each with one exact element at least.
         num = min(count, len(shapes) + sum(_num_exact(ratio, size) for size in sizes))
-        signs = size_of(count, 1) + 8 * len(shapes) if has_signs else 0
+        signs = size_of(count, 1) + 8 * len(shapes) if recover else 0
         return bits // 8 * num + signs + position_bytes_max(count, num)
 
     return Codec(name, encode, decode, bound, frame=BY_KIND)
@@ -181,15 +182,17 @@ def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
     return halved(exact, what="a value", codec=f"{name} with 16 bits")
 
 
-def _told(flat: Floats, mask: Mask) -> _Told:
-    """What travels of elements that are not exact; scalars of 0 if all are."""
-    is_negative = flat < 0
-    if not (num := mask.size - int(np.count_nonzero(mask))):
-        return _Told(is_negative, np.float32(0), np.float32(0))
-    magnitudes = np.abs(flat)
-    magnitudes.view("<u4")[:] &= mask.astype("<u4") - np.uint32(1)  # of exact ones 0
-    top = magnitudes.max()
-    return _Told(is_negative, min(np.float32(magnitudes.sum(dtype=np.float64) / num), top), top)
+def _wide(exact: Array) -> Floats:
+    """Exact values that came, as float32."""
+    return widened(exact) if exact.dtype == np.float16 else np.asarray(exact, "<f4")
+
+
+def _told(rest: Floats) -> _Told:
+    """What travels of elements that are not exact; scalars of 0 if there are none."""
+    magnitudes = np.abs(rest)
+    top = magnitudes.max(initial=np.float32(0))
+    mean = np.float32(magnitudes.sum(dtype=np.float64) / max(1, rest.size))
+    return _Told(rest < 0, min(mean, top), top)
 
 
 def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> tuple[Mask, Floats]:
@@ -203,7 +206,6 @@ def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> 
     return unpacked_bits(signs, 1, num).view(np.bool_), scalars
 
 
-def _doubles(recovered: Floats, at: Indices, exact: Array, like: Tensors) -> dict[str, Doubles]:
-    """A layer by tensor, the exact values over what is recovered."""
-    recovered[at] = exact
-    return {name: piece.astype(np.float64) for name, piece in parted(recovered, like, like).items()}
+def _doubles(flat: Floats, like: Tensors) -> dict[str, Doubles]:
+    """A layer by tensor."""
+    return {name: piece.astype(np.float64) for name, piece in parted(flat, like, like).items()}

@@ -11,6 +11,7 @@ from fleetune.device_runtime.arrays import Array, Arrays, Floats
 from fleetune.device_runtime.errors import ConfigError, WireError
 
 Doubles = NDArray[np.float64]
+_FLOAT = np.dtype("<f4")
 _F = TypeVar("_F", np.float32, np.float64)
 Tensors = Mapping[str, Floats]
 """By name, float32, finite."""
@@ -126,8 +127,10 @@ def parted(flat: NDArray[_F], reference: Tensors, names: Iterable[str]) -> dict[
 
 def floats(value: Array) -> Floats:
     """Float32, little-endian; what is beyond its range becomes infinite."""
+    if isinstance(value, np.ndarray) and value.dtype == _FLOAT and value.flags.c_contiguous:
+        return np.asarray(value, _FLOAT)
     with np.errstate(over="ignore"):
-        return np.asarray(value, dtype="<f4", order="C")
+        return np.asarray(value, dtype=_FLOAT, order="C")
 
 
 def difference(value: Floats, reference: Floats) -> Doubles:

@@ -5,6 +5,8 @@ than any level of zlib (measured: docs/bytes.md).
 """
 
 import zlib
+from functools import cache
+from types import ModuleType
 
 from fleetune.device_runtime.errors import WireError
 
@@ -15,6 +17,16 @@ _LEVEL = 6
 _PROBE_BYTES = 8192
 _WORTH = 0.97
 """Of its length: what does not shrink below that is left as it is."""
+
+
+@cache
+def swiftest() -> ModuleType:
+    """zlib-ng where it is installed, else zlib: with Huffman codes alone, or runs alone, both make the same bytes."""
+    try:
+        from zlib_ng import zlib_ng
+    except ImportError:
+        return zlib
+    return zlib_ng
 
 
 def deflated(content: bytes, *, is_text: bool = False) -> bytes:
@@ -38,10 +50,13 @@ def inflated(data: bytes, size: int, *, what: str, window: int = RAW) -> bytes:
     Raises:
         WireError: not one whole stream, or one of another length.
     """
-    stream = zlib.decompressobj(window)
+    coder = swiftest()
+    stream = coder.decompressobj(window)
     try:
-        content = stream.decompress(data, size + 1)  # a byte more than expected, so never without a limit
-    except zlib.error as exc:
+        content: bytes = stream.decompress(
+            data, size + 1
+        )  # a byte more than expected, so never without a limit
+    except coder.error as exc:
         raise WireError(f"{what}: {exc}") from exc
     if len(content) != size or not stream.eof or stream.unused_data:
         raise WireError(f"{what}: does not inflate to {size} bytes and no more")
@@ -53,5 +68,6 @@ def _is_worth(piece: bytes, strategy: int) -> bool:
 
 
 def _compressed(content: bytes, strategy: int) -> bytes:
-    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, RAW, 9, strategy)
-    return stream.compress(content) + stream.flush()
+    coder = zlib if strategy == zlib.Z_DEFAULT_STRATEGY else swiftest()
+    stream = coder.compressobj(_LEVEL, zlib.DEFLATED, RAW, 9, strategy)
+    return b"".join([stream.compress(content), stream.flush()])

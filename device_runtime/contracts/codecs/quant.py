@@ -38,15 +38,16 @@ def quant(ratio: float, bits: int) -> Codec:
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         names = sorted(values)
         codes, scales, conveyed = quantise(moved(values, reference), width, "\n".join(names))
-        parts = planes(np.frombuffer(codes, "<u2")) if width == _PLANED else {LOW: codes}
+        parts = planes([np.frombuffer(codes, "<u2")]) if width == _PLANED else {LOW: codes}
         return Encoded({**parts, "scales": scales}, shifted(reference, conveyed, names), {})
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("quant", parts, (LOW, HIGH, "scales") if width == _PLANED else (LOW, "scales"))
         count = sum(value.size for value in reference.values())
-        codes = parts.get(LOW, b"")
+        low = parts.get(LOW, b"")
+        codes: bytes | memoryview = low
         if width == _PLANED:
-            codes = joined_planes(codes, parts.get(HIGH, b""), "<u2", count).tobytes()
+            codes = joined_planes(low, parts.get(HIGH, b""), "<u2", count).view(np.uint8).data
         steps = restore(codes, parts.get("scales", b""), width, count)
         return Decoded(shifted(reference, steps, reference), {})
 

@@ -39,7 +39,7 @@ def quantise(flat: Floats, bits: int, name: str) -> Quantised:
     the mean magnitude of its block.
 
     Args:
-        flat: elements.
+        flat: elements; what is conveyed is written over them.
         bits: of a code.
         name: goes into the seed of the draws, beside the scales.
 
@@ -50,16 +50,16 @@ def quantise(flat: Floats, bits: int, name: str) -> Quantised:
     scales = [_scales(piece, bits) for piece in pieces]
     told = b"".join(scale.tobytes() for scale in scales)
     seed = int(sha256(name.encode() + b"\0" + told).hexdigest()[:13], 16)
-    codes, conveyed = [], np.empty(flat.size, np.float32)
+    codes = []
     for i, (piece, scale) in enumerate(zip(pieces, scales, strict=True)):
         blocks = _blocks(piece)
         found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, Key(seed, "rounding", i))
         codes.append(packed_bits(found.reshape(-1)[: piece.size], bits))
-        conveyed[i * _PIECE : i * _PIECE + piece.size] = _values(found, scale, bits, piece.size)
-    return Quantised(b"".join(codes), told, conveyed)
+        piece[:] = _values(found, scale, bits, piece.size)
+    return Quantised(b"".join(codes), told, flat)
 
 
-def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
+def restore(codes: bytes | memoryview, scales: bytes, bits: int, count: int) -> Floats:
     """Return the elements that :func:`quantise` conveyed; WireError for a wrong length or a scale that cannot be."""
     expected = size_of(count, bits), _SCALE.itemsize * _num_blocks(count)
     if (len(codes), len(scales)) != expected:
@@ -70,10 +70,10 @@ def restore(codes: bytes, scales: bytes, bits: int, count: int) -> Floats:
     wide = _wide(stored)
     if not ((wide >= 0) & (wide <= LARGEST)).all():
         raise WireError("a scale is negative, not finite or beyond 2**100")
-    conveyed = np.empty(count, np.float32)
+    conveyed, content = np.empty(count, np.float32), memoryview(codes)
     for start in range(0, count, _PIECE):
         piece = conveyed[start : start + _PIECE]
-        found: Codes = unpacked_bits(codes[size_of(start, bits) :], bits, piece.size)
+        found: Codes = unpacked_bits(content[size_of(start, bits) :], bits, piece.size)
         piece[:] = _values(
             _blocks(found), stored[start // BLOCK :][: _num_blocks(piece.size)], bits, piece.size
         )

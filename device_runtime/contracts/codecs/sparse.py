@@ -72,7 +72,7 @@ def _packed(chosen: Floats, bits: int, name: str) -> tuple[dict[str, bytes], Flo
         codes, scales, conveyed = quantise(chosen, bits, name)
         return {LOW: codes, "scales": scales}, conveyed
     halves, wide = halved(chosen, what="a difference", codec="topk")
-    return planes(halves), wide
+    return planes([halves]), wide
 
 
 def _unpacked(parts: Mapping[str, bytes], bits: int, num: int) -> Floats:

@@ -5,13 +5,14 @@ zeros in it. Runs alone are looked for, of the zeros where nothing changed.
 """
 
 import zlib
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, tensorwise
-from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated
+from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated, swiftest
 
 _HEADER = b"\x78\x01"
 _STORED_MAX = 2**16 - 1
@@ -22,22 +23,23 @@ _ZEROS = 32
 
 def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
-    ranks = np.ascontiguousarray(
-        changed.view(np.uint8).reshape(-1, 4).T
-    )  # (4, elements): bytes of equal rank
+    ranks = np.empty((4, changed.size), np.uint8)  # bytes of equal rank
+    for rank in ranks:
+        rank[:] = changed
+        changed >>= 8
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
-    blocks = [*map(_stored, ranks[:noisy]), _deflated(ranks[noisy:])]
-    checksum = zlib.adler32(ranks.data).to_bytes(4, "big")
+    blocks = [*chain.from_iterable(map(_stored, ranks[:noisy])), *_deflated(ranks[noisy:])]
+    checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")
     return b"".join([_HEADER, *blocks, checksum]), np.asarray(value, np.float64)
 
 
 def _decode(part: bytes, reference: Floats) -> Doubles:
     content = inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS)
-    ranks = np.frombuffer(content, np.uint8).reshape(4, -1)
-    bits = ranks[3].astype("<u4")
-    for rank in ranks[2::-1]:
-        bits <<= 8
-        bits |= rank
+    ranks = np.frombuffer(content, np.uint8).reshape(4, -1).astype("<u2")
+    halves = ranks[::2] | ranks[1::2] << 8  # (2, elements), the lower ones first
+    bits = halves[1].astype("<u4")
+    bits <<= 16
+    bits |= halves[0]
     bits ^= reference.reshape(-1).view("<u4")
     return np.asarray(bits.view("<f4").reshape(reference.shape), np.float64)
 
@@ -46,23 +48,23 @@ def _is_worth(rank: NDArray[np.uint8]) -> bool:
     return _ZEROS * (rank.size - int(np.count_nonzero(rank))) >= rank.size
 
 
-def _stored(rank: NDArray[np.uint8]) -> bytes:
+def _stored(rank: NDArray[np.uint8]) -> list[bytes | memoryview]:
     """Blocks of a deflate stream, none of them the last, that end on a byte: RFC 1951, section 3.2.4."""
-    found, content = [], rank.tobytes()
+    found, content = list[bytes | memoryview](), rank.data
     for start in range(0, len(content), _STORED_MAX):
         piece = content[start : start + _STORED_MAX]
         size = len(piece)
         found += [b"\0", size.to_bytes(2, "little"), (size ^ _STORED_MAX).to_bytes(2, "little"), piece]
-    return b"".join(found)
+    return found
 
 
-def _deflated(ranks: NDArray[np.uint8]) -> bytes:
+def _deflated(ranks: NDArray[np.uint8]) -> list[bytes]:
     """The last blocks, with codes of its own for each rank."""
-    stream = zlib.compressobj(1, zlib.DEFLATED, RAW, strategy=zlib.Z_RLE)
+    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, 9, zlib.Z_RLE)
     found = []
-    for rank in ranks:
+    for rank in ranks[:-1]:
         found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
-    return b"".join([*found, stream.flush()])
+    return [*found, *map(stream.compress, ranks[-1:]), stream.flush()]
 
 
 def _size_bytes_max(count: int) -> int:
