@@ -28,7 +28,7 @@ HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
 MASK_SHARE = 0.1
 """Share of the elements that a mask keeps, unless the job says another."""
-PATIENT = ("rounds",)
+PATIENT = ("rounds", "strikes")
 """Settings that are no part of what a job is: a later start may give others."""
 _SIZES = ("num_layers", "num_elements", "num_classes")
 """What follows from the artifact, and is 0 in ledgers that do not say."""
@@ -132,6 +132,38 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             choices=HEAD_STARTS,
         ),
     ] = "none"
+    weight_cap: Annotated[
+        float,
+        Option(
+            "most that an update of a round weighs, in times the middle one; from 1, 0 for no bound",
+            at_least=0,
+            at_most=FIGURE_MAX,
+        ),
+    ] = 3.0
+    length_cap: Annotated[
+        float,
+        Option(
+            "an update longer than this many times the middle one of its round counts as one of that length; from 1, 0 for no "
+            "bound",
+            at_least=0,
+            at_most=FIGURE_MAX,
+        ),
+    ] = 3.0
+    outliers: Annotated[
+        float,
+        Option(
+            "trimmed, krum, multi-krum: share of a round's updates that may be wrong", at_least=0, below=0.5
+        ),
+    ] = 0.2
+    strikes: Annotated[
+        int,
+        Option(
+            "updates refused as implausible, or far off, in 20 rounds after which a device is not asked for 20 more; 0 for any "
+            "number",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 3
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.store import Carried, Cost
 from fleetune.broker.tasks import NOTHING, Noted, Task
 from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
@@ -210,9 +211,17 @@ class WatchedLedger(Ledger):
         super().accept(update, payload, noted)
         self._on_update(update)
 
-    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+    def add_version(
+        self,
+        version: int,
+        content: bytes,
+        *,
+        round_number: int,
+        state: bytes = b"",
+        marks: Iterable[Mark] = (),
+    ) -> None:
         """As the ledger, and tell."""
-        super().add_version(version, content, round_number=round_number, state=state)
+        super().add_version(version, content, round_number=round_number, state=state, marks=marks)
         self._on_version(version, content)
 
 

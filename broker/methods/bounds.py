@@ -1,0 +1,89 @@
+"""Bounds on each update of a round, from the round's own middle: nobody weighs, or moves the model, much more than the others.
+
+The middle is the lower median: fewer than half of the devices, whatever they say, cannot lift it above what honest ones have.
+A round of one or two updates has no middle, and none is bounded: nobody can tell which of two is wrong.
+
+Source: bounding an update's norm against those of a round is in Sun et al., arXiv 1911.07963, section 4, with a fixed bound; the
+median in its place, the cap on weights and what happens beyond a bound are ours.
+"""
+
+import math
+from collections.abc import Mapping
+from statistics import median_low
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.broker.methods.strategy import Bound, Update
+from fleetune.device_runtime.contracts.lora import place_of
+
+UPDATES_MIN = 3
+"""Of a round that has a middle."""
+FAR = 10.0
+"""An update this many times longer than the middle one is far off: it counts against its device."""
+
+
+class Measured(NamedTuple):
+    """What bounds go by."""
+
+    weight: int
+    length: float
+
+
+def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: float) -> dict[str, Bound]:
+    """Return how the updates that are beyond a bound count, by device; the others count as they are.
+
+    A weight beyond ``weight_cap`` times the middle one is cut to that. An update longer than ``length_cap`` times the middle one
+    is scaled to the middle length: who is so far off moves the model no more than the others do. A middle of zero bounds nothing.
+
+    Args:
+        measured: by device.
+        weight_cap: 1 or more; 0 for no bound.
+        length_cap: as well.
+    """
+    if len(measured) < UPDATES_MIN:
+        return {}
+    weight = median_low([one.weight for one in measured.values()])
+    length = median_low([one.length for one in measured.values()])
+    most = int(weight_cap * weight) if weight_cap else math.inf
+    longest = length_cap * length if length_cap and length else math.inf
+    found = {
+        device: Bound(
+            weight=int(min(one.weight, most)),
+            scale=length / one.length if one.length > longest else 1.0,
+            times=one.length / length if length else 1.0,
+        )
+        for device, one in measured.items()
+    }
+    return {d: b for d, b in found.items() if b.scale < 1 or b.weight < measured[d].weight}
+
+
+def length_of(update: Update) -> float:
+    """Return the L2 norm of what an update moves, over all tensors that it holds; summed in one order: the same bits everywhere."""
+    return math.sqrt(sum(_square(value, started(update, name)) for name, value in sorted(update.values.items())))
+
+
+def held(update: Update, bound: Bound) -> Update:
+    """Return an update as its bound lets it count."""
+    values = update.values
+    if bound.scale < 1:
+        values = {n: _towards(started(update, n), v, bound.scale) for n, v in values.items()}
+    return update._replace(values=values, weight=bound.weight, is_held=True)
+
+
+def started(update: Update, name: str) -> NDArray[np.float64]:
+    """Return what a tensor of an update was before, float64, in its shape: the components that it holds."""
+    whole = update.reference[name]
+    if name in update.rows:
+        return np.asarray(whole[place_of(name, update.rows[name])], np.float64)
+    return np.asarray(whole[tuple(slice(size) for size in update.values[name].shape)], np.float64)
+
+
+def _square(value: NDArray[np.float64], before: NDArray[np.float64]) -> float:
+    moved = np.subtract(value, before, dtype=np.float64).reshape(-1)
+    return float(np.cumsum(moved * moved)[-1]) if moved.size else 0.0
+
+
+def _towards(before: NDArray[np.float64], value: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    return np.asarray(before + (value - before) * scale)

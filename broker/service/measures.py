@@ -1,0 +1,52 @@
+"""What the bounds of a round go by, as its updates come, and what is noted of those that are beyond them."""
+
+from collections.abc import Iterator, Mapping
+
+from fleetune.broker.job import Settings
+from fleetune.broker.methods.bounds import FAR as FAR_TIMES
+from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
+from fleetune.broker.methods.strategy import Bound, Strategy, Update
+from fleetune.broker.store.marks import FAR, LENGTH, WEIGHT, Mark, mark
+
+
+class Measures:
+    """Of the updates that make the next version."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._caps = {"weight_cap": settings.weight_cap, "length_cap": settings.length_cap}
+        self._found: dict[str, Measured] = {}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Whose updates they are."""
+        return tuple(self._found)
+
+    def add(self, update: Update, strategy: Strategy) -> None:
+        """Take an update that is in the sums."""
+        length = strategy.length or length_of
+        self._found[update.device_id] = Measured(update.weight, length(update))
+
+    def clear(self) -> None:
+        """Begin the next version."""
+        self._found.clear()
+
+    def bounds(self) -> dict[str, Bound]:
+        """How those that are beyond the bounds count, by device."""
+        return bounds(self._found, **self._caps)
+
+    def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
+        """What is noted of them in a round; of one that ``counts_all_alike`` only who is far off."""
+        for device, bound in sorted(found.items()):
+            told = self._found[device].weight
+            if bound.weight < told and not counts_all_alike:
+                yield mark(number, device, WEIGHT, f"weighs {bound.weight}; it told {told} samples")
+            if bound.scale < 1 and not counts_all_alike:
+                yield mark(number, device, LENGTH, f"{bound.times:.3g} times the middle length; counts as once")
+            if bound.times > FAR_TIMES and bound.scale < 1:
+                yield mark(number, device, FAR, f"{bound.times:.3g} times the middle length of the round")
+
+
+def as_it_counts(update: Update, bound: Bound | None, strategy: Strategy) -> Update:
+    """An update held to its bound, if it has one."""
+    hold = strategy.hold or held
+    return hold(update, bound) if bound else update
