@@ -21,7 +21,7 @@ from fleetune.device_runtime.contracts.lora import place_of
 UPDATES_MIN = 3
 """Of a round that has a middle."""
 FAR = 10.0
-"""An update this many times longer than the middle one is far off: it counts against its device."""
+"""An update this many times longer than the middle one is far off: it is left out, and counts against its device."""
 
 
 class Measured(NamedTuple):
@@ -35,7 +35,8 @@ def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: f
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
     A weight beyond ``weight_cap`` times the middle one is cut to that. An update longer than ``length_cap`` times the middle one
-    is scaled to the middle length: who is so far off moves the model no more than the others do. A middle of zero bounds nothing.
+    is scaled to the middle length: it moves the model no more than the others do. One that is FAR off is left out: its scale is 0.
+    A middle of zero bounds nothing.
 
     Args:
         measured: by device.
@@ -51,7 +52,7 @@ def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: f
     found = {
         device: Bound(
             weight=int(min(one.weight, most)),
-            scale=length / one.length if one.length > longest else 1.0,
+            scale=_scale(one.length / length) if one.length > longest else 1.0,
             times=one.length / length if length else 1.0,
         )
         for device, one in measured.items()
@@ -78,6 +79,10 @@ def started(update: Update, name: str) -> NDArray[np.float64]:
     if name in update.rows:
         return np.asarray(whole[place_of(name, update.rows[name])], np.float64)
     return np.asarray(whole[tuple(slice(size) for size in update.values[name].shape)], np.float64)
+
+
+def _scale(times: float) -> float:
+    return 0.0 if times > FAR else 1 / times
 
 
 def _square(value: NDArray[np.float64], before: NDArray[np.float64]) -> float:

@@ -56,7 +56,7 @@ class Bound(NamedTuple):
 
     weight: int
     scale: float
-    """Of what it moves; 1 for as it is."""
+    """Of what it moves; 1 for as it is, 0 for an update that is left out."""
     times: float
     """How many times the middle length of the round it was."""
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 
 from fleetune.broker.job import Settings
-from fleetune.broker.methods.bounds import FAR as FAR_TIMES
 from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.store.marks import FAR, LENGTH, WEIGHT, Mark, mark
@@ -38,15 +37,21 @@ class Measures:
         """What is noted of them in a round; of one that ``counts_all_alike`` only who is far off."""
         for device, bound in sorted(found.items()):
             told = self._found[device].weight
-            if bound.weight < told and not counts_all_alike:
+            if bound.scale and bound.weight < told and not counts_all_alike:
                 yield mark(number, device, WEIGHT, f"weighs {bound.weight}; it told {told} samples")
-            if bound.scale < 1 and not counts_all_alike:
+            if 0 < bound.scale < 1 and not counts_all_alike:
                 yield mark(number, device, LENGTH, f"{bound.times:.3g} times the middle length; counts as once")
-            if bound.times > FAR_TIMES and bound.scale < 1:
-                yield mark(number, device, FAR, f"{bound.times:.3g} times the middle length of the round")
+            if not bound.scale:
+                left_out = "" if counts_all_alike else "; left out"
+                yield mark(number, device, FAR, f"{bound.times:.3g} times the middle length{left_out}")
 
 
-def as_it_counts(update: Update, bound: Bound | None, strategy: Strategy) -> Update:
-    """An update held to its bound, if it has one."""
+def as_they_count(updates: Iterator[Update], found: Mapping[str, Bound], strategy: Strategy) -> Iterator[Update]:
+    """Updates held to their bounds, where they have one; without those that are left out."""
     hold = strategy.hold or held
-    return hold(update, bound) if bound else update
+    for update in updates:
+        bound = found.get(update.device_id)
+        if bound is None:
+            yield update
+        elif bound.scale:
+            yield hold(update, bound)

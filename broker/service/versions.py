@@ -13,7 +13,7 @@ from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
-from fleetune.broker.service.measures import Measures, as_it_counts
+from fleetune.broker.service.measures import Measures, as_they_count
 from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.store import Store
 from fleetune.broker.tasks import Task
@@ -141,8 +141,7 @@ class Versions:
 
     def _counted(self) -> Iterator[Update]:
         """The updates that make the next version, as they count."""
-        for update in self._arrived():
-            yield as_it_counts(update, self._bounds.get(update.device_id), self._strategy)
+        return as_they_count(self._arrived(), self._bounds, self._strategy)
 
     def _stand_in(self, updates: Iterable[Update], round_number: int) -> None:
         """Add what stands in for lost updates; one that is implausible is left out, as they would be."""

@@ -203,10 +203,10 @@ class Ledger:
             add_marks(self._sql, marks)
         self._blobs.sweep(newest=version)
 
-    def mark(self, mark: Mark) -> None:
-        """Keep what is noted of a device; of a kind once a round."""
+    def mark(self, mark: Mark) -> bool:
+        """Keep what is noted of a device; False if that of this kind was noted in this round already."""
         with self._durably():
-            add_marks(self._sql, [mark])
+            return add_marks(self._sql, [mark]) == 1
 
     def marks(self) -> list[Mark]:
         """All that was noted of devices, in its order."""

@@ -11,9 +11,11 @@ from fleetune.device_runtime.contracts.wire import Count, Word
 from fleetune.device_runtime.errors import one_line
 
 WEIGHT, LENGTH = "weight", "length"
-"""Its update counted for less than it said; it moved the model less than it would have."""
+"""Its update weighed less than it said; it moved the model less than it would have."""
 FAR, REFUSED = "far-off", "refused"
-"""Its update was many times longer than the others of the round; its update could not be one."""
+"""Its update was many times longer than the others of the round, and left out; its update could not be one."""
+HELD = (WEIGHT, LENGTH, FAR)
+"""Marks of updates that counted for less than they said, or not at all."""
 PARDONED = "pardoned"
 """The operator forgives all that was before."""
 STRIKES = (FAR, REFUSED)
@@ -43,10 +45,10 @@ def mark(round_number: int, device: str, kind: str, detail: str = "") -> Mark:
     return Mark(round_number, device, kind, one_line(detail, length_max=REASON_CHARS_MAX))
 
 
-def add_marks(sql: sqlite3.Connection, marks: Iterable[Mark]) -> None:
-    """Insert marks, but those that are there. The caller commits."""
+def add_marks(sql: sqlite3.Connection, marks: Iterable[Mark]) -> int:
+    """Insert marks, but those that are there, and return how many. The caller commits."""
     rows = [(one.round, one.device, one.kind, one.detail) for one in marks]
-    sql.executemany("INSERT OR IGNORE INTO marks VALUES (NULL, ?, ?, ?, ?)", rows)
+    return sql.executemany("INSERT OR IGNORE INTO marks VALUES (NULL, ?, ?, ?, ?)", rows).rowcount if rows else 0
 
 
 def read_marks(sql: sqlite3.Connection) -> list[Mark]:
@@ -56,7 +58,7 @@ def read_marks(sql: sqlite3.Connection) -> list[Mark]:
 
 
 def count_held(sql: sqlite3.Connection, round_number: int) -> int:
-    """How many devices' updates of a round counted for less than they said."""
-    query = "SELECT count(DISTINCT device) FROM marks WHERE round = ? AND kind IN (?, ?)"
-    found: int = sql.execute(query, (round_number, WEIGHT, LENGTH)).fetchone()[0]
+    """How many devices' updates of a round counted for less than they said, or not at all."""
+    query = "SELECT count(DISTINCT device) FROM marks WHERE round = ? AND kind IN (?, ?, ?)"
+    found: int = sql.execute(query, (round_number, *HELD)).fetchone()[0]
     return found

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from fleetune.broker.store.marks import LENGTH, WEIGHT, Mark
+from fleetune.broker.store.marks import HELD, Mark
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import (
@@ -146,9 +146,9 @@ class MemoryStore:
         for mark in marks:
             self.mark(mark)
 
-    def mark(self, mark: Mark) -> None:
-        """Keep what is noted of a device; of a kind once a round."""
-        self._marks.setdefault((mark.round, mark.device, mark.kind), mark)
+    def mark(self, mark: Mark) -> bool:
+        """Keep what is noted of a device; False if that of this kind was noted in this round already."""
+        return self._marks.setdefault((mark.round, mark.device, mark.kind), mark) is mark
 
     def marks(self) -> list[Mark]:
         """All that was noted of devices, in its order."""
@@ -181,7 +181,7 @@ class MemoryStore:
             [(r.loss, r.accuracy, r.num_samples, r.device_id) for r in reports],
             Counter(arm_of(self._tasks[u.task_id].work) for u in made.updates),
             sum(self._noted[u.task_id].skipped for u in made.updates),
-            len({d for r, d, kind in self._marks if r == made.round and kind in (WEIGHT, LENGTH)}),
+            len({d for r, d, kind in self._marks if r == made.round and kind in HELD}),
         )
 
     def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:

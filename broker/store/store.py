@@ -212,8 +212,8 @@ class Store(Protocol):
         What was noted of their devices then is kept with it.
         """
 
-    def mark(self, mark: Mark) -> None:
-        """Keep what is noted of a device; of a kind once a round."""
+    def mark(self, mark: Mark) -> bool:
+        """Keep what is noted of a device; False if that of this kind was noted in this round already."""
 
     def marks(self) -> list[Mark]:
         """All that was noted of devices, in its order."""
