@@ -3,17 +3,19 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fleetune.broker.job import FIXED, Job, Patience, Settings
+from fleetune.broker.job import FIXED, Job, Patience, Settings, Members, names_in
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.marks import PARDONED, mark
 from fleetune.broker.store.rows import Row
+from fleetune.broker.tasks import listed
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
@@ -40,13 +42,14 @@ def aggregate(
     work: LocalWork = LocalWork(),
     patience: Patience = Patience(),
     reach: Reach = Reach(),
+    members: Members = Members(),
     on_round: Callable[[Row], object] | None = None,
     on_note: Callable[[str], object] | None = None,
 ) -> AggregateReport:
     """Combine what devices learn, round by round, into a PEFT adapter.
 
-    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach`` and the number of rounds may
-    differ: a job that was finished goes on if more are asked for.
+    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach``, ``members`` and the number of
+    rounds may differ: a job that was finished goes on if more are asked for.
 
     Args:
         artifact_dir: folder made by ``fleetune export``; the devices hold the same.
@@ -56,6 +59,7 @@ def aggregate(
         work: what a device does in a round; its seed is made from the job's. Policy ``auto`` is the configurator of that name.
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
+        members: which devices may evaluate, and whose marks are forgiven.
         on_round: called with each row of ``history``, in order, when it is complete.
         on_note: called with a line on what the job waits for, when that changes, and on how it stands when it is stopped.
 
@@ -72,9 +76,13 @@ def aggregate(
     check(reach)
     settings = lawful_settings(artifact, job, work=work, patience=patience)
     check_folder(Path(out))
+    evaluators, pardoned = names_in(members.evaluators), names_in(members.pardon)
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
-        result = Result(ledger, artifact, arguments, chooses=_chooses(settings))
+        _pardon(ledger, pardoned)
+        result = Result(
+            ledger, artifact, arguments, chooses=_chooses(settings), strikes=settings.strikes
+        )
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
@@ -93,6 +101,7 @@ def aggregate(
                 now=time.monotonic(),
                 on_row=_both(result.tell, on_round),
                 on_note=on_note,
+                evaluators=evaluators,
             )
             _serve(service, link, result)
         except (KeyboardInterrupt, SystemExit):
@@ -106,6 +115,16 @@ def aggregate(
 def _chooses(settings: Settings) -> bool:
     """Whether devices are asked for different things."""
     return (settings.configurator, settings.traffic) != (FIXED, FIXED)
+
+
+def _pardon(ledger: Ledger, devices: Sequence[str]) -> None:
+    """Forgive the marks of devices; ConfigError for one that has none."""
+    marked = sorted({one.device for one in ledger.marks()})
+    if strange := [device for device in devices if device not in marked]:
+        raise ConfigError(f"pardon: nothing is noted of device {strange[0]!r}; of: {listed(marked) or 'nobody'}")
+    for device in devices:
+        ledger.mark(mark(max(ledger.newest, 0), device, PARDONED, "by the operator"))
+        log.warning("device %s is pardoned", device)
 
 
 def _link_of_job(mqtt: str, job: str, reach: Reach, session: str) -> Link:

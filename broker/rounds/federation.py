@@ -114,7 +114,8 @@ class Federation:
     def marked(self, marks: Iterable[Mark]) -> None:
         """What is noted of devices is durable."""
         for mark in marks:
-            self.rounds.quarantine.add(mark)
+            if said := self.rounds.quarantine.add(mark):
+                log.warning("device %s is %s: %s", mark.device, said, mark.detail)
 
     def judge(self, update: UpdateReady) -> Verdict | Task:
         """Answer an announced update at once, or return its task if its payload has to be seen; ``task_id`` is filled in."""

@@ -33,16 +33,12 @@ class Quarantine:
         for mark in marks:
             self.add(mark)
 
-    def add(self, mark: Mark) -> None:
-        """Learn of a mark that is kept."""
-        if mark.kind == PARDONED:
-            self._rounds.pop(mark.device, None)
-            self._terms.pop(mark.device, None)
-        elif mark.kind in STRIKES and self._most:
-            self._strike(mark.device, mark.round)
-        if mark.kind == REFUSED:
-            self._refused = {r: d for r, d in self._refused.items() if r >= mark.round}
-            self._refused.setdefault(mark.round, set()).add(mark.device)
+    def add(self, mark: Mark) -> str:
+        """Learn of a mark that is kept; return in words what comes of it, empty for nothing."""
+        before = self._terms.get(mark.device)
+        self._learn(mark)
+        term = self._terms.get(mark.device)
+        return f"not asked in rounds {term.first} to {term.last}" if term and term != before else ""
 
     def holds(self, device_id: str, number: int) -> bool:
         """Whether a device is not to be asked in a round."""
@@ -56,6 +52,16 @@ class Quarantine:
     def refused(self, number: int) -> frozenset[str]:
         """Devices whose update of a round could not be one."""
         return frozenset(self._refused.get(number, ()))
+
+    def _learn(self, mark: Mark) -> None:
+        if mark.kind == PARDONED:
+            self._rounds.pop(mark.device, None)
+            self._terms.pop(mark.device, None)
+        elif mark.kind in STRIKES and self._most:
+            self._strike(mark.device, mark.round)
+        if mark.kind == REFUSED:
+            self._refused = {r: d for r, d in self._refused.items() if r >= mark.round}
+            self._refused.setdefault(mark.round, set()).add(mark.device)
 
     def _strike(self, device: str, number: int) -> None:
         rounds = [one for one in self._rounds.get(device, ()) if number - WINDOW < one < number]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 import typer
 
-from fleetune.broker.job import AUTO, Job, Patience
+from fleetune.broker.job import AUTO, Job, Patience, Members
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
@@ -32,6 +32,7 @@ _PANELS = {
     "duty": "Device",
     "job": "Federation",
     "patience": "Patience",
+    "members": "Members",
     "reach": "Network",
     "terms": "Contract",
 }
@@ -81,6 +82,7 @@ AGGREGATE = {
     "work": Part(LocalWork(), names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN),
     "patience": Part(Patience()),
     "reach": Part(Reach()),
+    "members": Part(Members()),
 }
 DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
 
