@@ -145,7 +145,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length_cap: Annotated[
         float,
         Option(
-            "an update longer than this many times the middle one of its round counts as one of that length; from 1, 0 for no "
+            "most that an update moves the model, in times the middle one of its round; 10 times is left out; from 1, 0 for no "
             "bound",
             at_least=0,
             at_most=FIGURE_MAX,

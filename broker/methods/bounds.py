@@ -34,9 +34,8 @@ class Measured(NamedTuple):
 def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: float) -> dict[str, Bound]:
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
-    A weight beyond ``weight_cap`` times the middle one is cut to that. An update longer than ``length_cap`` times the middle one
-    is scaled to the middle length: it moves the model no more than the others do. One that is FAR off is left out: its scale is 0.
-    A middle of zero bounds nothing.
+    A weight beyond ``weight_cap`` times the middle one is cut to that, and the length of an update beyond ``length_cap`` times the
+    middle one to that. An update that is FAR off as well is left out: its scale is 0. A middle of zero bounds nothing.
 
     Args:
         measured: by device.
@@ -52,7 +51,7 @@ def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: f
     found = {
         device: Bound(
             weight=int(min(one.weight, most)),
-            scale=_scale(one.length / length) if one.length > longest else 1.0,
+            scale=_scale(one.length, longest, length),
             times=one.length / length if length else 1.0,
         )
         for device, one in measured.items()
@@ -81,8 +80,10 @@ def started(update: Update, name: str) -> NDArray[np.float64]:
     return np.asarray(whole[tuple(slice(size) for size in update.values[name].shape)], np.float64)
 
 
-def _scale(times: float) -> float:
-    return 0.0 if times > FAR else 1 / times
+def _scale(own: float, longest: float, middle: float) -> float:
+    if own <= longest:
+        return 1.0
+    return 0.0 if own > FAR * middle else longest / own
 
 
 def _square(value: NDArray[np.float64], before: NDArray[np.float64]) -> float:

@@ -44,9 +44,9 @@ def test_what_is_within_the_bounds_is_not_held():
     assert bounds(measured(a=(10, 1.0), b=(30, 3.0), c=(11, 1.1)), weight_cap=3, length_cap=3) == {}
 
 
-def test_a_weight_is_cut_and_a_length_is_scaled_to_the_middle():
+def test_a_weight_is_cut_and_a_length_is_scaled_to_the_bound():
     found = bounds(measured(a=(30, 1.0), b=(40, 2.0), c=(2**29, 8.0)), weight_cap=3, length_cap=3)
-    assert found == {"c": Bound(weight=120, scale=0.25, times=4.0)}
+    assert found == {"c": Bound(weight=120, scale=0.75, times=4.0)}
 
 
 def test_an_update_that_is_far_off_is_left_out():
