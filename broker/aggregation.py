@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fleetune.broker.job import FIXED, Job, Patience, Settings, Members, names_in
+from fleetune.broker.job import FIXED, Job, Members, Patience, Settings, names_in
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
@@ -80,9 +80,7 @@ def aggregate(
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
         _pardon(ledger, pardoned)
-        result = Result(
-            ledger, artifact, arguments, chooses=_chooses(settings), strikes=settings.strikes
-        )
+        result = Result(ledger, artifact, arguments, chooses=_chooses(settings), strikes=settings.strikes)
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
@@ -121,7 +119,9 @@ def _pardon(ledger: Ledger, devices: Sequence[str]) -> None:
     """Forgive the marks of devices; ConfigError for one that has none."""
     marked = sorted({one.device for one in ledger.marks()})
     if strange := [device for device in devices if device not in marked]:
-        raise ConfigError(f"pardon: nothing is noted of device {strange[0]!r}; of: {listed(marked) or 'nobody'}")
+        raise ConfigError(
+            f"pardon: nothing is noted of device {strange[0]!r}; of: {listed(marked) or 'nobody'}"
+        )
     for device in devices:
         ledger.mark(mark(max(ledger.newest, 0), device, PARDONED, "by the operator"))
         log.warning("device %s is pardoned", device)

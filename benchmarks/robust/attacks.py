@@ -30,7 +30,9 @@ def mixed(number: int, workbench: Workbench) -> Workbench:
 
 def zeros(number: int, workbench: Workbench) -> Workbench:
     """A model of zeros, of a huge number of samples."""
-    return _spoiled(number, workbench, lambda _, made: {n: np.zeros_like(v) for n, v in made.items()}, samples=HUGE)
+    return _spoiled(
+        number, workbench, lambda _, made: {n: np.zeros_like(v) for n, v in made.items()}, samples=HUGE
+    )
 
 
 def flipped(number: int, workbench: Workbench) -> Workbench:
@@ -47,7 +49,9 @@ def drawn(number: int, workbench: Workbench) -> Workbench:
     """Standard normal values."""
     rng = np.random.default_rng(number)
     return _spoiled(
-        number, workbench, lambda _, made: {n: _like(v, rng.standard_normal(v.shape)) for n, v in made.items()}
+        number,
+        workbench,
+        lambda _, made: {n: _like(v, rng.standard_normal(v.shape)) for n, v in made.items()},
     )
 
 
@@ -99,7 +103,11 @@ def _plausible(honest: Arrays, spoiled: Arrays, samples: int) -> Arrays:
     least = 1.01 * np.square(np.asarray(spoiled[SUMS], np.float64)).sum(1) / np.maximum(counts, 1)
     totals = np.where(counts[:, None] > 0, spoiled[SUMS], 0)
     squares = np.where(counts > 0, np.maximum(honest[SQUARES], least), 0)
-    return {SUMS: _like(spoiled[SUMS], totals), COUNTS: counts.astype(np.float32), SQUARES: squares.astype(np.float32)}
+    return {
+        SUMS: _like(spoiled[SUMS], totals),
+        COUNTS: counts.astype(np.float32),
+        SQUARES: squares.astype(np.float32),
+    }
 
 
 def _times(factor: float) -> Spoil:

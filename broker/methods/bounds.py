@@ -61,7 +61,9 @@ def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: f
 
 def length_of(update: Update) -> float:
     """Return the L2 norm of what an update moves, over all tensors that it holds; summed in one order: the same bits everywhere."""
-    return math.sqrt(sum(_square(value, started(update, name)) for name, value in sorted(update.values.items())))
+    return math.sqrt(
+        sum(_square(value, started(update, name)) for name, value in sorted(update.values.items()))
+    )
 
 
 def held(update: Update, bound: Bound) -> Update:

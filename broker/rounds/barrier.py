@@ -61,6 +61,11 @@ class Barrier:
         return self.open_round.number if self.open_round else self.closed
 
     @property
+    def deadline(self) -> float:
+        """When the open round is over; inf for never, and if none is open."""
+        return self.open_round.deadline if self.open_round else inf
+
+    @property
     def is_done(self) -> bool:
         """Whether all rounds are closed."""
         return self.closed >= self._settings.rounds
@@ -205,7 +210,9 @@ class Barrier:
         """
         unfit = self._left_out(number)
         if with_refused:
-            unfit |= {d for d in self.quarantine.refused(number) if d in self.roster and not self._has_accepted(d)}
+            unfit |= {
+                d for d in self.quarantine.refused(number) if d in self.roster and not self._has_accepted(d)
+            }
         lacking = max(0, wanted - (len(self.roster) - len(unfit)))
         return min(len(unfit), lacking, (wanted - 1) // 2)
 

@@ -40,13 +40,20 @@ class Measures:
             if bound.scale and bound.weight < told and not counts_all_alike:
                 yield mark(number, device, WEIGHT, f"weighs {bound.weight}; it told {told} samples")
             if 0 < bound.scale < 1 and not counts_all_alike:
-                yield mark(number, device, LENGTH, f"{bound.times:.3g} times the middle length; scaled by {bound.scale:.3g}")
+                yield mark(
+                    number,
+                    device,
+                    LENGTH,
+                    f"{bound.times:.3g} times the middle length; scaled by {bound.scale:.3g}",
+                )
             if not bound.scale:
                 left_out = "" if counts_all_alike else "; left out"
                 yield mark(number, device, FAR, f"{bound.times:.3g} times the middle length{left_out}")
 
 
-def as_they_count(updates: Iterator[Update], found: Mapping[str, Bound], strategy: Strategy) -> Iterator[Update]:
+def as_they_count(
+    updates: Iterator[Update], found: Mapping[str, Bound], strategy: Strategy
+) -> Iterator[Update]:
     """Updates held to their bounds, where they have one; without those that are left out."""
     hold = strategy.hold or held
     for update in updates:

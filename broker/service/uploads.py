@@ -53,7 +53,8 @@ class Uploads:
         if task is None:
             return
         try:
-            self._pulls.begin(update, now, size_bytes_max=self._versions.update_bytes_max(task))
+            size_bytes_max, until = self._versions.update_bytes_max(task), self._federation.rounds.deadline
+            self._pulls.begin(update, now, size_bytes_max=size_bytes_max, until=until)
         except WireError as exc:
             self._refuse_and_note(update, str(exc), now)
 
@@ -91,7 +92,7 @@ class Uploads:
         return None
 
     def _received(self, upload: Upload, now: float) -> None:
-        update, pull, since = upload
+        update, pull, since, _ = upload
         task = self._judged(update)
         if task is None:
             return

@@ -48,7 +48,9 @@ def mark(round_number: int, device: str, kind: str, detail: str = "") -> Mark:
 def add_marks(sql: sqlite3.Connection, marks: Iterable[Mark]) -> int:
     """Insert marks, but those that are there, and return how many. The caller commits."""
     rows = [(one.round, one.device, one.kind, one.detail) for one in marks]
-    return sql.executemany("INSERT OR IGNORE INTO marks VALUES (NULL, ?, ?, ?, ?)", rows).rowcount if rows else 0
+    return (
+        sql.executemany("INSERT OR IGNORE INTO marks VALUES (NULL, ?, ?, ?, ?)", rows).rowcount if rows else 0
+    )
 
 
 def read_marks(sql: sqlite3.Connection) -> list[Mark]:

@@ -7,7 +7,6 @@ import msgspec
 
 from fleetune.broker.store.store import ByKind, Figures, Store, in_all
 
-
 WEIGHT_CAP = 3
 """A device's figures weigh at most this many times the middle one's: how many samples it has is its own word."""
 _TOLD = 16

@@ -347,7 +347,9 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=(), weights=None):
             updates.append(Update(values, adapter, weight, device_id=f"device-{device}"))
             sums = strategy.add(sums, updates[-1])
         if strategy.choose:
-            adapter = strategy.choose(Gathered((), partial(iter, updates), adapter, number, settings.outliers))
+            adapter = strategy.choose(
+                Gathered((), partial(iter, updates), adapter, number, settings.outliers)
+            )
         else:
             adapter, state = strategy.finish(sums, adapter, state)
     return to_bytes(adapter)

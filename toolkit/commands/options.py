@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 import typer
 
-from fleetune.broker.job import AUTO, Job, Patience, Members
+from fleetune.broker.job import AUTO, Job, Members, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources

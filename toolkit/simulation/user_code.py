@@ -17,9 +17,7 @@ def load_function(code: str, *, named: str = "partition.code") -> Callable[..., 
     file, _, name = code.rpartition(":")
     path = Path(file).with_suffix(".py") if file else Path()
     if not file or not path.is_file():
-        raise ConfigError(
-            f"{named} = {code!r}: expected FILE.py:FUNCTION, a file beside the configuration"
-        )
+        raise ConfigError(f"{named} = {code!r}: expected FILE.py:FUNCTION, a file beside the configuration")
     spec = importlib.util.spec_from_file_location(f"fleetune_user_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path}: cannot be loaded as Python")

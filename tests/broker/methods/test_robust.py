@@ -33,7 +33,9 @@ def chosen(name, updates, outliers=0.2):
 
 def drawn(num, seed=3):
     rng = np.random.default_rng(seed)
-    return [update(f"d{i}", rng.normal(1, 0.1, 3), rng.normal(2, 0.1, (2, 2)), weight=i + 1) for i in range(num)]
+    return [
+        update(f"d{i}", rng.normal(1, 0.1, 3), rng.normal(2, 0.1, (2, 2)), weight=i + 1) for i in range(num)
+    ]
 
 
 def measured(**told):
@@ -88,7 +90,10 @@ def test_a_weight_alone_leaves_the_values_as_they_are():
 
 def test_the_length_of_a_part_is_taken_from_that_part():
     names = ("x.lora_A.weight", "x.lora_B.weight")
-    reference = {names[0]: np.arange(12, dtype=np.float32).reshape(4, 3), names[1]: np.ones((2, 4), np.float32)}
+    reference = {
+        names[0]: np.arange(12, dtype=np.float32).reshape(4, 3),
+        names[1]: np.ones((2, 4), np.float32),
+    }
     rows = np.array([1, 3])
     part = {names[0]: reference[names[0]][rows] + 1.0, names[1]: reference[names[1]][:, rows] + 1.0}
     drawn_part = Update(part, reference, 1, rows=dict.fromkeys(names, rows))
@@ -100,7 +105,11 @@ def test_the_length_of_a_part_is_taken_from_that_part():
 def test_class_sums_are_held_by_samples_and_by_their_length():
     head = ClassHead("b")
     strategy = class_mean(head)
-    sums = {SUMS: np.array([[4.0, 0.0], [0.0, 8.0]]), COUNTS: np.array([1.0, 2.0]), SQUARES: np.array([16.0, 32.0])}
+    sums = {
+        SUMS: np.array([[4.0, 0.0], [0.0, 8.0]]),
+        COUNTS: np.array([1.0, 2.0]),
+        SQUARES: np.array([16.0, 32.0]),
+    }
     one = Update(sums, {}, 3, device_id="a")
     assert strategy.length(one) == 4.0
     cut = strategy.hold(one, Bound(weight=1, scale=0.5, times=9.0))
@@ -113,7 +122,9 @@ def test_class_sums_are_held_by_samples_and_by_their_length():
 @pytest.mark.parametrize("name", OF_ALL)
 def test_order_changes_no_bit(name):
     made = [chosen(name, order) for order in permutations(drawn(5))]
-    assert {tuple(one[n].tobytes() for n in one) for one in made} == {tuple(made[0][n].tobytes() for n in made[0])}
+    assert {tuple(one[n].tobytes() for n in one) for one in made} == {
+        tuple(made[0][n].tobytes() for n in made[0])
+    }
 
 
 @pytest.mark.parametrize("name", OF_ALL)
@@ -158,7 +169,11 @@ def test_by_hand():
 
 @pytest.mark.parametrize("name", OF_ALL)
 def test_a_tensor_counts_over_the_updates_that_hold_it(name):
-    updates = [update("d0", [1, 1, 1], np.full((2, 2), 1.5)), update("d1", [1, 1, 1]), update("d2", [1, 1, 1])]
+    updates = [
+        update("d0", [1, 1, 1], np.full((2, 2), 1.5)),
+        update("d1", [1, 1, 1]),
+        update("d2", [1, 1, 1]),
+    ]
     found = chosen(name, updates[1:])
     assert found["b"].tolist() == REFERENCE["b"].tolist()
     assert found["a"].tolist() == [1, 1, 1]

@@ -22,7 +22,12 @@ BELIEVED = st.floats(min_value=-VALUE_MAX, max_value=VALUE_MAX, width=32)
 def combine(strategy, updates, *, reference=REFERENCE, state=None, outliers=0.2):
     sums = strategy.init(reference)
     made = [
-        Update({n: np.asarray(v, np.float64) for n, v in values.items()}, reference, weight, device_id=f"d{weight}")
+        Update(
+            {n: np.asarray(v, np.float64) for n, v in values.items()},
+            reference,
+            weight,
+            device_id=f"d{weight}",
+        )
         for values, weight in updates
     ]
     for update in made:
@@ -211,6 +216,7 @@ def test_every_strategy_is_told_of_in_the_docs():
 
 def test_unknown_strategy_lists_what_there_is():
     with pytest.raises(
-        UnknownName, match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, krum, median, multi-krum, own-last, product"
+        UnknownName,
+        match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, krum, median, multi-krum, own-last, product",
     ):
         STRATEGIES["fedprox"]

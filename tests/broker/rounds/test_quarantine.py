@@ -38,7 +38,10 @@ def test_the_marks_of_the_round_before_change_no_choice(strikes_max):
     """They may be durable when a round opens, or not yet: a restart chooses as if nothing had happened."""
     for number in range(2, 40):
         earlier = strikes(*range(1, number - 1))
-        one, other = Quarantine(strikes_max, earlier), Quarantine(strikes_max, [*earlier, *strikes(number - 1)])
+        one, other = (
+            Quarantine(strikes_max, earlier),
+            Quarantine(strikes_max, [*earlier, *strikes(number - 1)]),
+        )
         assert one.holds("a", number) == other.holds("a", number)
 
 

@@ -51,7 +51,9 @@ def filled(value):
 
 
 def times(factor):
-    return lambda before, made: {n: (before[n] + factor * (v - before[n])).astype(np.float32) for n, v in made.items()}
+    return lambda before, made: {
+        n: (before[n] + factor * (v - before[n])).astype(np.float32) for n, v in made.items()
+    }
 
 
 def fleet_with(tmp_path, tell, *, samples=7, **changes):
@@ -85,7 +87,9 @@ def test_what_is_far_off_is_left_out_to_the_bit(tmp_path, tell, samples, caplog)
 
 def test_without_bounds_the_same_devices_own_the_model(tmp_path):
     done = fleet_with(tmp_path, zeros, samples=2**29, weight_cap=0.0, length_cap=0.0).run()
-    assert max(np.abs(v).max() for n, v in parse_arrays(done.aggregator.version(1)).items() if n in "wb") < 1e-5
+    assert (
+        max(np.abs(v).max() for n, v in parse_arrays(done.aggregator.version(1)).items() if n in "wb") < 1e-5
+    )
 
 
 def test_a_huge_weight_is_cut_to_three_times_the_middle_one(tmp_path):
@@ -126,7 +130,9 @@ def test_a_job_that_needs_all_goes_on_without_the_one_that_sends_garbage(tmp_pat
     patience = Patience(deadline_s=100.0)
     done = fleet_with(tmp_path, filled(2.0**21), rounds=6, strikes=3, patience=patience).run(turns=20_000)
     refused = [number for number, _, kind in kinds(done.aggregator) if kind == REFUSED]
-    assert refused == [1, 2, 3, 4], "asked in 4 too: what is noted of a round tells from the second after it on"
+    assert refused == [1, 2, 3, 4], (
+        "asked in 4 too: what is noted of a round tells from the second after it on"
+    )
     assert done.aggregator.version(6) == without_the_liar(6)
 
 
@@ -149,8 +155,14 @@ def judge(number, loss, accuracy, samples):
 
 def test_a_lying_evaluator_weighs_no_more_than_three_times_the_middle_one(tmp_path):
     done = fleet_with(tmp_path, times(1), rounds=1)
-    for name, bench in (("j0", judge(0, 2.0, 0.5, 10)), ("j1", judge(1, 2.0, 0.5, 10)), ("liar", judge(2, 0.0, 1.0, 2**30))):
-        device = Device(done.server, tmp_path, 0, name=name, role="evaluate", workbench=bench, size=SIZE).start()
+    for name, bench in (
+        ("j0", judge(0, 2.0, 0.5, 10)),
+        ("j1", judge(1, 2.0, 0.5, 10)),
+        ("liar", judge(2, 0.0, 1.0, 2**30)),
+    ):
+        device = Device(
+            done.server, tmp_path, 0, name=name, role="evaluate", workbench=bench, size=SIZE
+        ).start()
         device.turns = done.turns
         done.turns.join(device.link, device.agent)
     found = row(done.run().aggregator.ledger, 1)
