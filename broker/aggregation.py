@@ -48,8 +48,8 @@ def aggregate(
 ) -> AggregateReport:
     """Combine what devices learn, round by round, into a PEFT adapter.
 
-    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach``, ``members`` and the number of
-    rounds may differ: a job that was finished goes on if more are asked for.
+    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach``, ``members`` and the number
+    of rounds may differ: a job that was finished goes on if more are asked for.
 
     Args:
         artifact_dir: folder made by ``fleetune export``; the devices hold the same.

@@ -34,8 +34,8 @@ class Measured(NamedTuple):
 def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: float) -> dict[str, Bound]:
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
-    A weight beyond ``weight_cap`` times the middle one is cut to that, and the length of an update beyond ``length_cap`` times the
-    middle one to that. An update that is FAR off as well is left out: its scale is 0. A middle of zero bounds nothing.
+    A weight beyond ``weight_cap`` times the middle one is cut to that, and a length beyond ``length_cap`` times the middle one.
+    An update that is FAR off as well is left out: its scale is 0. A middle of zero bounds nothing.
 
     Args:
         measured: by device.
@@ -60,7 +60,7 @@ def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: f
 
 
 def length_of(update: Update) -> float:
-    """Return the L2 norm of what an update moves, over all tensors that it holds; summed in one order: the same bits everywhere."""
+    """Return the L2 norm of what an update moves, over all its tensors; summed in one order: the same bits everywhere."""
     return math.sqrt(
         sum(_square(value, started(update, name)) for name, value in sorted(update.values.items()))
     )

@@ -1,4 +1,4 @@
-"""Means that a minority of liars cannot move far: they need all updates of a round, and count each device once, whatever it weighs.
+"""Means that a minority of liars cannot move far: they need all updates of a round, and count each device once.
 
 Trimmed mean and median: Yin et al., arXiv 1803.01498. Krum and Multi-Krum: Blanchard et al., NeurIPS 2017 (arXiv 1703.02757).
 How many updates may be wrong is the job's ``outliers``, a share of those that came. Honest devices with data unlike all others'

@@ -25,7 +25,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a round; round 0 is the time before the first, with the adapter as exported.
 
     ``loss`` and ``accuracy`` are those of the version that the round made, over the evaluating devices by
-    their samples, of which one counts for no more than 3 times the middle one; None until one has reported. ``bytes_down`` and ``bytes_up`` are as in ``Cost``.
+    their samples, of which one counts for no more than 3 times the middle one; None until one has
+    reported. ``bytes_down`` and ``bytes_up`` are as in ``Cost``.
     """
 
     round: int
