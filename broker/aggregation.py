@@ -13,9 +13,8 @@ from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.marks import PARDONED, mark
 from fleetune.broker.store.rows import Row
-from fleetune.broker.tasks import listed
+from fleetune.broker.tasks import PARDONED, listed, mark
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic

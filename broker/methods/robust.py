@@ -86,7 +86,7 @@ def num_wrong(outliers: float, num: int) -> int:
 
 def _of_elements(reduce: Reduce) -> Strategy:
     def choose(gathered: Gathered) -> Arrays:
-        new = {name: np.array(value, np.float32) for name, value in gathered.reference.items()}
+        new: Arrays = {name: np.array(value, np.float32) for name, value in gathered.reference.items()}
         num = sum(1 for _ in gathered.updates())
         for pieces in _blocks(gathered.reference, num):
             for piece, rows in _rows(gathered, pieces):

@@ -13,9 +13,8 @@ from fleetune.broker.rounds.actions import Action, Dismiss, Finish
 from fleetune.broker.rounds.admission import refusal
 from fleetune.broker.rounds.barrier import Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
-from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.store import Past
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     CAUSES,
     REASON_CHARS_MAX,

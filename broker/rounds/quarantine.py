@@ -8,7 +8,7 @@ kept, and a restart must choose the same devices.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from fleetune.broker.store.marks import PARDONED, REFUSED, STRIKES, Mark
+from fleetune.broker.tasks import PARDONED, REFUSED, STRIKES, Mark
 
 WINDOW = 20
 TERM = 20

@@ -8,9 +8,8 @@ from fleetune.broker.rounds.actions import Action, Assign, Close, Dismiss, Enrol
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.versions import Versions
-from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.store import AFTERWARDS, Store
-from fleetune.broker.tasks import Task, arm_of, listed
+from fleetune.broker.tasks import Mark, Task, arm_of, listed
 from fleetune.device_runtime.contracts.wire import Finished, Offer
 from fleetune.device_runtime.network.complaints import Complaints
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
-from fleetune.broker.store.marks import FAR, LENGTH, WEIGHT, Mark, mark
+from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
 
 
 class Measures:

@@ -8,9 +8,9 @@ import msgspec
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.rows import Row, row, rows
 from fleetune.broker.store.store import AFTERWARDS, ByKind, Carried, in_all
+from fleetune.broker.tasks import Mark
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact

@@ -9,9 +9,8 @@ from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.versions import Versions
-from fleetune.broker.store.marks import REFUSED, mark
 from fleetune.broker.store.store import Store
-from fleetune.broker.tasks import Noted, Task
+from fleetune.broker.tasks import REFUSED, Noted, Task, mark
 from fleetune.device_runtime.contracts.codecs import is_repeat
 from fleetune.device_runtime.contracts.wire import SECONDS_MAX, Chunk, UpdateReady
 from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError

@@ -14,9 +14,8 @@ from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.service.measures import Measures, as_they_count
-from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.store import Store
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Mark, Task
 from fleetune.device_runtime.arrays import Array, Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import (

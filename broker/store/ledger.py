@@ -24,11 +24,11 @@ from fleetune.broker.store.blobs import Blobs
 from fleetune.broker.store.costs import add_carried, add_cost, total_carried, total_cost
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
-from fleetune.broker.store.marks import Mark, add_marks, count_held, read_marks
+from fleetune.broker.store.marks import add_marks, count_held, read_marks
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError

@@ -1,4 +1,4 @@
-"""Marks: what a job notes against a device, and what its operator forgives; a log that nothing is taken out of."""
+"""The marks of a ledger: what a job notes against a device, and what its operator forgives; nothing is taken out."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -6,20 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from fleetune.broker.tasks import REASON_CHARS_MAX
+from fleetune.broker.tasks import HELD, REASON_CHARS_MAX, Mark
 from fleetune.device_runtime.contracts.wire import Count, Word
-from fleetune.device_runtime.errors import one_line
 
-WEIGHT, LENGTH = "weight", "length"
-"""Its update weighed less than it said; it moved the model less than it would have."""
-FAR, REFUSED = "far-off", "refused"
-"""Its update was many times longer than the others of the round, and left out; its update could not be one."""
-HELD = (WEIGHT, LENGTH, FAR)
-"""Marks of updates that counted for less than they said, or not at all."""
-PARDONED = "pardoned"
-"""The operator forgives all that was before."""
-STRIKES = (FAR, REFUSED)
-"""Marks that a device is left out for, when it has too many of them."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS marks (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,
                                   detail TEXT NOT NULL, UNIQUE (round, device, kind))
@@ -27,22 +16,6 @@ CREATE TABLE IF NOT EXISTS marks (number INTEGER PRIMARY KEY, round INTEGER NOT 
 """Ledgers of earlier releases get it when they are opened; a release that does not know it leaves it alone."""
 
 _Detail = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
-
-
-class Mark(msgspec.Struct, frozen=True):
-    """One note about one device; of a kind one a round."""
-
-    round: Count
-    """The open round, or the last one closed."""
-    device: Word
-    kind: Word
-    detail: _Detail = ""
-    """In words; printable."""
-
-
-def mark(round_number: int, device: str, kind: str, detail: str = "") -> Mark:
-    """Make a mark; of ``detail`` what fits in a line is kept."""
-    return Mark(round_number, device, kind, one_line(detail, length_max=REASON_CHARS_MAX))
 
 
 def add_marks(sql: sqlite3.Connection, marks: Iterable[Mark]) -> int:

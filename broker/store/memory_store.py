@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
-from fleetune.broker.store.marks import HELD, Mark
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import (
@@ -19,7 +18,7 @@ from fleetune.broker.store.store import (
     accepted_outcome,
     finite,
 )
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import HELD, NOTHING, Mark, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 

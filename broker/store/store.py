@@ -7,10 +7,9 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
 
 AFTERWARDS = -1

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.marks import Mark
 from fleetune.broker.store.store import Carried, Cost
-from fleetune.broker.tasks import NOTHING, Noted, Task
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Task
 from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
 from fleetune.toolkit.simulation.desks import Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec

@@ -6,7 +6,7 @@ from rounds_by_hand import federation, give, hello, of, past, update
 from fleetune.broker.job import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Dismiss, Enrol
 from fleetune.broker.rounds.quarantine import TERM, WINDOW, Quarantine
-from fleetune.broker.store.marks import FAR, LENGTH, PARDONED, REFUSED, Mark
+from fleetune.broker.tasks import FAR, LENGTH, PARDONED, REFUSED, Mark
 
 
 def strikes(*rounds, device="a", kind=FAR):

@@ -8,8 +8,8 @@ from fleet import Aggregator, Device, LinearTraining, Measure, World, in_process
 
 from fleetune.broker.job import Patience
 from fleetune.broker.rounds.quarantine import Quarantine
-from fleetune.broker.store.marks import FAR, LENGTH, REFUSED, WEIGHT
 from fleetune.broker.store.rows import row
+from fleetune.broker.tasks import FAR, LENGTH, REFUSED, WEIGHT
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.network.loopback import Loopback
