@@ -31,16 +31,19 @@ class Measured(NamedTuple):
     length: float
 
 
-def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: float) -> dict[str, Bound]:
+def bounds(
+    measured: Mapping[str, Measured], *, weight_cap: float, length_cap: float, far: float = FAR
+) -> dict[str, Bound]:
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
     A weight beyond ``weight_cap`` times the middle one is cut to that, and a length beyond ``length_cap`` times the middle one.
-    An update that is FAR off as well is left out: its scale is 0. A middle of zero bounds nothing.
+    An update that is ``far`` off as well is left out: its scale is 0. A middle of zero bounds nothing.
 
     Args:
         measured: by device.
         weight_cap: 1 or more; 0 for no bound.
         length_cap: as well.
+        far: in times the middle length.
     """
     if len(measured) < UPDATES_MIN:
         return {}
@@ -51,7 +54,7 @@ def bounds(measured: Mapping[str, Measured], *, weight_cap: float, length_cap: f
     found = {
         device: Bound(
             weight=int(min(one.weight, most)),
-            scale=_scale(one.length, longest, length),
+            scale=_scale(one.length, longest, far * length),
             times=one.length / length if length else 1.0,
         )
         for device, one in measured.items()
@@ -82,10 +85,10 @@ def started(update: Update, name: str) -> NDArray[np.float64]:
     return np.asarray(whole[tuple(slice(size) for size in update.values[name].shape)], np.float64)
 
 
-def _scale(own: float, longest: float, middle: float) -> float:
+def _scale(own: float, longest: float, far: float) -> float:
     if own <= longest:
         return 1.0
-    return 0.0 if own > FAR * middle else longest / own
+    return 0.0 if own > far else longest / own
 
 
 def _square(value: NDArray[np.float64], before: NDArray[np.float64]) -> float:

@@ -7,6 +7,9 @@ from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
 
+FEATURES_CAP = 1.5
+"""Class sums whose features are this many times longer than the middle ones are left out: one model makes those of all devices."""
+
 
 class Measures:
     """Of the updates that make the next version."""
@@ -29,8 +32,10 @@ class Measures:
         """Begin the next version."""
         self._found.clear()
 
-    def bounds(self) -> dict[str, Bound]:
+    def bounds(self, strategy: Strategy) -> dict[str, Bound]:
         """How those that are beyond the bounds count, by device."""
+        if strategy.length and self._caps["length_cap"]:
+            return bounds(self._found, **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP})
         return bounds(self._found, **self._caps)
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:

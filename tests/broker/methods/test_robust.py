@@ -4,6 +4,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+from fleet import settings_of
 
 from fleetune.broker.methods import robust
 from fleetune.broker.methods.averaging import fedavg
@@ -12,6 +13,7 @@ from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.robust import num_wrong
 from fleetune.broker.methods.strategies import OF_ALL, STRATEGIES
 from fleetune.broker.methods.strategy import Bound, Gathered, Update
+from fleetune.broker.service.measures import Measures
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead
 from fleetune.device_runtime.errors import WireError
 
@@ -193,3 +195,13 @@ def test_what_is_no_number_is_refused(name, value):
 def test_as_many_are_wrong_as_can_be():
     assert [num_wrong(0.2, n) for n in (0, 1, 2, 3, 5, 10)] == [0, 0, 0, 1, 1, 2]
     assert [num_wrong(0.49, n) for n in (2, 4, 5)] == [0, 1, 2]
+
+
+def test_class_sums_of_longer_features_than_a_model_makes_are_left_out():
+    measures = Measures(settings_of())
+    strategy = class_mean(ClassHead("b"))
+    for device, length in (("a", 1.0), ("b", 1.1), ("c", 1.6)):
+        sums = {SUMS: np.zeros((1, 2)), COUNTS: np.ones(1), SQUARES: np.array([length**2])}
+        measures.add(Update(sums, {}, 5, device_id=device), strategy)
+    found = measures.bounds(strategy)
+    assert {device: bound.scale for device, bound in found.items()} == {"c": 0.0}
