@@ -8,7 +8,7 @@ from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
 
 FEATURES_CAP = 1.5
-"""Class sums whose features are this many times longer than the middle ones are left out: one model makes those of all devices."""
+"""Class sums of features this many times longer than the middle ones are left out: one model makes those of all devices."""
 
 
 class Measures:

@@ -127,7 +127,8 @@ class Versions:
 
     def _hold(self, round_number: int) -> list[Mark]:
         """Hold the updates to the bounds of their round: if one is beyond them, all are added anew."""
-        strategy, found = self._strategy, self._measures.bounds(strategy)
+        strategy = self._strategy
+        found = self._measures.bounds(strategy)
         self._bounds = {} if strategy.choose else found
         if self._bounds:
             self._sums = strategy.init(self.reference(self.newest))
