@@ -32,7 +32,12 @@ class Measured(NamedTuple):
 
 
 def bounds(
-    measured: Mapping[str, Measured], *, weight_cap: float, length_cap: float, far: float = FAR
+    measured: Mapping[str, Measured],
+    *,
+    weight_cap: float,
+    length_cap: float,
+    far: float = FAR,
+    least: float = 0.0,
 ) -> dict[str, Bound]:
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
@@ -44,6 +49,7 @@ def bounds(
         weight_cap: 1 or more; 0 for no bound.
         length_cap: as well.
         far: in times the middle length.
+        least: in times the middle length: a shorter one is left out.
     """
     if len(measured) < UPDATES_MIN:
         return {}
@@ -51,10 +57,11 @@ def bounds(
     length = median_low([one.length for one in measured.values()])
     most = int(weight_cap * weight) if weight_cap else math.inf
     longest = length_cap * length if length_cap and length else math.inf
+    shortest = least * length if length_cap else 0.0
     found = {
         device: Bound(
             weight=int(min(one.weight, most)),
-            scale=_scale(one.length, longest, far * length),
+            scale=0.0 if one.length < shortest else _scale(one.length, longest, far * length),
             times=one.length / length if length else 1.0,
         )
         for device, one in measured.items()

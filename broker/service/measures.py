@@ -8,7 +8,7 @@ from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
 
 FEATURES_CAP = 1.5
-"""Class sums of features this many times longer than the middle ones are left out: one model makes those of all devices."""
+"""Class sums of features this many times longer or shorter than the middle ones are left out: one model makes all of them."""
 
 
 class Measures:
@@ -35,7 +35,10 @@ class Measures:
     def bounds(self, strategy: Strategy) -> dict[str, Bound]:
         """How those that are beyond the bounds count, by device."""
         if strategy.length and self._caps["length_cap"]:
-            return bounds(self._found, **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP})
+            return bounds(
+                self._found,
+                **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP, "least": 1 / FEATURES_CAP},
+            )
         return bounds(self._found, **self._caps)
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
