@@ -7,7 +7,7 @@ from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
 
-FEATURES_CAP = 1.5
+FEATURES_CAP = 2.0
 """Class sums of features this many times longer or shorter than the middle ones are left out: one model makes all of them."""
 
 
