@@ -3,11 +3,11 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fleetune.broker.job import FIXED, Job, Patience, Settings
+from fleetune.broker.job import FIXED, Job, Members, Patience, Settings, names_in
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.outbound import Seal, unsigned
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
@@ -15,6 +15,7 @@ from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row
+from fleetune.broker.tasks import PARDONED, listed, mark
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import plain
 from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
@@ -43,13 +44,14 @@ def aggregate(
     patience: Patience = Patience(),
     reach: Reach = Reach(),
     signing: Signing = Signing(),
+    members: Members = Members(),
     on_round: Callable[[Row], object] | None = None,
     on_note: Callable[[str], object] | None = None,
 ) -> AggregateReport:
     """Combine what devices learn, round by round, into a PEFT adapter.
 
-    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach``, ``signing`` and the
-    number of rounds may differ: a job that was finished goes on if more are asked for.
+    The same arguments with an ``out`` that exists resume the job; ``mqtt``, ``patience``, ``reach``, ``signing``,
+    ``members`` and the number of rounds may differ: a job that was finished goes on if more are asked for.
 
     Args:
         artifact_dir: folder made by ``fleetune export``; the devices hold the same.
@@ -60,6 +62,7 @@ def aggregate(
         patience: how long is waited for what.
         reach: how the MQTT server is reached.
         signing: the key that signs what devices are told; see ``docs/operate.md``.
+        members: which devices may evaluate, and whose marks are forgiven.
         on_round: called with each row of ``history``, in order, when it is complete.
         on_note: called with a line on what the job waits for, when that changes, and on how it stands when it is stopped.
 
@@ -77,9 +80,11 @@ def aggregate(
     key = read_private(signing.sign_key) if signing.sign_key else None
     settings = lawful_settings(artifact, job, work=work, patience=patience)
     check_folder(Path(out))
+    evaluators, pardoned = names_in(members.evaluators), names_in(members.pardon)
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
-        result = Result(ledger, artifact, arguments, chooses=_chooses(settings))
+        _pardon(ledger, pardoned)
+        result = Result(ledger, artifact, arguments, chooses=_chooses(settings), strikes=settings.strikes)
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
@@ -103,6 +108,7 @@ def aggregate(
                 on_row=_both(result.tell, on_round),
                 on_note=on_note,
                 seal=seal,
+                evaluators=evaluators,
             )
             _serve(service, link, result)
         except (KeyboardInterrupt, SystemExit):
@@ -116,6 +122,18 @@ def aggregate(
 def _chooses(settings: Settings) -> bool:
     """Whether devices are asked for different things."""
     return (settings.configurator, settings.traffic) != (FIXED, FIXED)
+
+
+def _pardon(ledger: Ledger, devices: Sequence[str]) -> None:
+    """Forgive the marks of devices; ConfigError for one that has none."""
+    marked = sorted({one.device for one in ledger.marks()})
+    if strange := [device for device in devices if device not in marked]:
+        raise ConfigError(
+            f"pardon: nothing is noted of device {strange[0]!r}; of: {listed(marked) or 'nobody'}"
+        )
+    for device in devices:
+        ledger.mark(mark(max(ledger.newest, 0), device, PARDONED, "by the operator"))
+        log.warning("device %s is pardoned", device)
 
 
 def _link_of_job(mqtt: str, job: str, reach: Reach, session: str, seal: Seal) -> Link:

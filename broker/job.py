@@ -1,5 +1,6 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -17,9 +18,10 @@ from fleetune.device_runtime.contracts.wire import (
     WHOLE,
     LocalWork,
     PolicySpec,
+    check_name,
 )
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, one_line
 from fleetune.device_runtime.options import Option, values_of
 
 FIXED, AUTO = "fixed", "auto"
@@ -28,7 +30,7 @@ HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
 MASK_SHARE = 0.1
 """Share of the elements that a mask keeps, unless the job says another."""
-PATIENT = ("rounds",)
+PATIENT = ("rounds", "strikes")
 """Settings that are no part of what a job is: a later start may give others."""
 _SIZES = ("num_layers", "num_elements", "num_classes")
 """What follows from the artifact, and is 0 in ledgers that do not say."""
@@ -132,6 +134,38 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             choices=HEAD_STARTS,
         ),
     ] = "none"
+    weight_cap: Annotated[
+        float,
+        Option(
+            "most that an update of a round weighs, in times the middle one; from 1, 0 for no bound",
+            at_least=0,
+            at_most=FIGURE_MAX,
+        ),
+    ] = 3.0
+    length_cap: Annotated[
+        float,
+        Option(
+            "most that an update moves the model, in times the middle one of its round; 10 times is left out; from 1, 0 for no "
+            "bound",
+            at_least=0,
+            at_most=FIGURE_MAX,
+        ),
+    ] = 3.0
+    outliers: Annotated[
+        float,
+        Option(
+            "trimmed, krum, multi-krum: share of a round's updates that may be wrong", at_least=0, below=0.5
+        ),
+    ] = 0.2
+    strikes: Annotated[
+        int,
+        Option(
+            "updates refused as implausible, or far off, in 20 rounds after which a device is not asked for 20 more; 0 for any "
+            "number",
+            at_least=0,
+            at_most=COUNT_MAX,
+        ),
+    ] = 3
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -186,6 +220,37 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     extensions_max: Annotated[
         int, Option("extensions of one round before the aggregator stops", at_least=0)
     ] = 10
+
+
+class Members(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which devices may do what; every start may say something else."""
+
+    evaluators: Annotated[
+        str,
+        Option(
+            "the devices that may evaluate, separated by commas, or a file with one a line; without it all that say so",
+            metavar="NAMES",
+        ),
+    ] = ""
+    pardon: Annotated[
+        str,
+        Option("devices, separated by commas, whose marks are forgiven at this start", metavar="NAMES"),
+    ] = ""
+
+
+def names_in(said: str) -> tuple[str, ...]:
+    """Return the devices of a list with commas, or of a file of that name with one a line; all different, in their order.
+
+    Raises:
+        ConfigError: a name that no device can have, or a file that cannot be read.
+    """
+    path = Path(said)
+    try:
+        text = path.read_text(encoding="utf-8") if said and path.is_file() else said.replace(",", "\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{said}: cannot be read: {one_line(exc)}") from exc
+    names = dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
+    return tuple(check_name("device", name) for name in names)
 
 
 def settings_of(

@@ -73,6 +73,9 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
         yield f"min_clients {settings.min_clients}: from 1 to clients ({settings.clients})"
     if settings.head_rounds and not settings.head.weight:
         yield f"head_start {settings.head_start!r}: the head's tensors are not named"
+    for name in ("weight_cap", "length_cap"):
+        if 0 < (cap := getattr(settings, name)) < 1:
+            yield f"{name} {cap:g}: 1 or more, or 0 for no bound; below 1 the middle update itself would be beyond it"
     if settings.explore != "epsilon" and settings.configurator != AUTO:
         yield f"explore {settings.explore!r}: configurator {settings.configurator!r} explores nothing"
     work = settings.work

@@ -16,11 +16,22 @@ from fleetune.device_runtime.contracts.wire import (
     Share,
     Word,
 )
-from fleetune.device_runtime.errors import some
+from fleetune.device_runtime.errors import one_line, some
 
 _LISTED = 16
 _Bytes = Annotated[int, msgspec.Meta(ge=0, le=TRANSFER_BYTES_MAX)]
 REASON_CHARS_MAX = 200
+
+WEIGHT, LENGTH = "weight", "length"
+"""Its update weighed less than it said; it moved the model less than it would have."""
+FAR, REFUSED = "far-off", "refused"
+"""Its update was many times longer than the others of the round, and left out; its update could not be one."""
+HELD = (WEIGHT, LENGTH, FAR)
+"""Marks of updates that counted for less than they said, or not at all."""
+PARDONED = "pardoned"
+"""The operator forgives all that was before."""
+STRIKES = (FAR, REFUSED)
+"""Marks that a device is left out for, when it has too many of them."""
 
 
 class Packing(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -59,6 +70,24 @@ class Noted(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 NOTHING = Noted()
+
+_Detail = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """One note about one device; of a kind one a round."""
+
+    round: Count
+    """The open round, or the last one closed."""
+    device: Word
+    kind: Word
+    detail: _Detail = ""
+    """In words; printable."""
+
+
+def mark(round_number: int, device: str, kind: str, detail: str = "") -> Mark:
+    """Make a mark; of ``detail`` what fits in a line is kept."""
+    return Mark(round_number, device, kind, one_line(detail, length_max=REASON_CHARS_MAX))
 
 
 class Task(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetune.broker.aggregation import aggregate
-    from fleetune.broker.job import Job, Patience
+    from fleetune.broker.job import Job, Members, Patience
     from fleetune.broker.servers.embedded import EmbeddedServer
     from fleetune.device_runtime.agent.identity import Duty
     from fleetune.device_runtime.commands.device import device
@@ -36,6 +36,7 @@ __all__ = [
     "EmbeddedServer",
     "Job",
     "LocalWork",
+    "Members",
     "OptimizerSpec",
     "Patience",
     "PolicySpec",
@@ -62,6 +63,7 @@ _HOMES = {
     "Job": "fleetune.broker.job",
     "LocalWork": "fleetune.device_runtime.contracts.wire",
     "OptimizerSpec": "fleetune.device_runtime.contracts.wire",
+    "Members": "fleetune.broker.job",
     "Patience": "fleetune.broker.job",
     "PolicySpec": "fleetune.device_runtime.contracts.wire",
     "Reach": "fleetune.device_runtime.network.address",

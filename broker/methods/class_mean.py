@@ -3,11 +3,13 @@
 Source: FedNCM, arXiv 2306.03937, section 3. The result does not depend on which device holds which sample.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from fleetune.broker.methods.strategy import (
+    Bound,
     Strategy,
     Sums,
     Update,
@@ -44,7 +46,7 @@ def class_mean(head: ClassHead, *, is_short: bool = False) -> Strategy:
         return init_sums(blank_sums(*reference[head.weight].shape))
 
     def add(sums: Sums, update: Update) -> Sums:
-        problems = list(_problems(sums, update.values, update.weight))
+        problems = [] if update.is_held else [*_problems(sums, update.values, update.weight)]
         if problems:
             raise WireError("implausible class means: " + "; ".join(problems))
         return add_to_sums(sums, update.values, 1, value_max=SUM_MAX)
@@ -55,7 +57,21 @@ def class_mean(head: ClassHead, *, is_short: bool = False) -> Strategy:
             made = {name: shortened(value, reference[name], HEAD_BITS) for name, value in made.items()}
         return {name: made.get(name, value) for name, value in reference.items()}, state
 
-    return Strategy(init, add, finish)
+    return Strategy(init, add, finish, length=_length, hold=_held)
+
+
+def _length(update: Update) -> float:
+    """Root mean square length of a sample's features."""
+    squares, counts = (np.asarray(update.values[name], np.float64) for name in (SQUARES, COUNTS))
+    return math.sqrt(float(np.cumsum(squares)[-1]) / float(np.cumsum(counts)[-1]))
+
+
+def _held(update: Update, bound: Bound) -> Update:
+    """Count fewer samples, with shorter features; of a class less than one sample may be left."""
+    share, scale = bound.weight / update.weight, bound.scale
+    factors = {SUMS: share * scale, COUNTS: share, SQUARES: share * scale**2}
+    values = {name: np.asarray(value * factors[name]) for name, value in update.values.items()}
+    return update._replace(values=values, weight=bound.weight, is_held=True)
 
 
 def _problems(sums: Sums, values: Values, num_samples: int) -> Iterator[str]:

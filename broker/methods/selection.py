@@ -74,9 +74,12 @@ class Roster:
         else:
             self.paused.pop(device_id, None)
 
-    def take(self, limit: int, draw: Draw) -> tuple[str, ...]:
-        """Select at most ``limit`` of the free devices; they are free no more."""
-        chosen = self._select(sorted(self._free), self.paused, limit, draw)
+    def take(
+        self, limit: int, draw: Draw, *, is_left_out: Callable[[str], bool] = lambda _: False
+    ) -> tuple[str, ...]:
+        """Select at most ``limit`` of the free devices that are not left out; they are free no more."""
+        fit = [device for device in sorted(self._free) if not is_left_out(device)]
+        chosen = self._select(fit, self.paused, limit, draw)
         self._free.difference_update(chosen)
         return chosen
 

@@ -47,6 +47,18 @@ class Update(NamedTuple):
     """By tensor of a LoRA pair which components ``values`` holds of it, ascending; the first ones where it says none."""
     device_id: str = ""
     """Whose it is."""
+    is_held: bool = False
+    """Whether it was held to a bound of its round: it was found plausible before that."""
+
+
+class Bound(NamedTuple):
+    """How an update that is beyond the bounds of its round counts."""
+
+    weight: int
+    scale: float
+    """Of what it moves; 1 for as it is, 0 for an update that is left out."""
+    times: float
+    """How many times the middle length of the round it was."""
 
 
 class Gathered(NamedTuple):
@@ -55,11 +67,14 @@ class Gathered(NamedTuple):
     lost: tuple[str, ...]
     """Devices that were asked and have sent nothing."""
     updates: Callable[[], Iterator[Update]]
-    """All updates that came and were added, one in memory at a time; may be asked for more than once."""
+    """All updates that came and were added, held to the bounds of the round, one in memory at a time; may be asked for more than
+    once."""
     reference: Arrays
     """The newest version; not to be written."""
     version: int
     """That is made of them."""
+    outliers: float = 0.0
+    """Share of the updates that the job takes to be wrong."""
 
 
 class StandIn(NamedTuple):
@@ -82,6 +97,12 @@ class Strategy(NamedTuple):
     """(sums, reference, state) -> (new version, float32; state); the state crosses rounds, empty at first"""
     stand_in: Callable[[Gathered, Arrays], StandIn] | None = None
     """(round, state) -> what stands in for lost updates; None to leave them out"""
+    choose: Callable[[Gathered], Arrays] | None = None
+    """(round) -> new version, float32, from all updates at once, in the place of sums; None for a strategy that needs none"""
+    length: Callable[[Update], float] | None = None
+    """(update) -> how far it goes; None: the norm of what it moves"""
+    hold: Callable[[Update, Bound], Update] | None = None
+    """(update, bound) -> as it counts; None: its weight and what it moves are cut"""
 
 
 def init_sums(reference: Arrays) -> Sums:

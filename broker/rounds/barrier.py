@@ -5,6 +5,7 @@ A round starts from the newest version and closes into the next.
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from math import inf
 
 from fleetune.broker.job import Patience, Settings, device_work
@@ -14,6 +15,7 @@ from fleetune.broker.methods.traffic import TRAFFIC, laid_over
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.open_round import OpenRound, Standing
+from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.store import Past, accepted_outcome
 from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
 from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
@@ -39,6 +41,8 @@ class Barrier:
         self.since = now
         """When the last round was closed, or this began."""
         self.roster = Roster(SELECTIONS[settings.selection])
+        self.quarantine = Quarantine(settings.strikes, past.marks)
+        """Who is not asked for a while."""
         self._settings, self._patience, self._gathered = settings, patience, False
         self._configurator = CONFIGURATORS[settings.configurator]()
         self._seen: set[str] = set()
@@ -57,14 +61,24 @@ class Barrier:
         return self.open_round.number if self.open_round else self.closed
 
     @property
+    def deadline(self) -> float:
+        """When the open round is over; inf for never, and if none is open."""
+        return self.open_round.deadline if self.open_round else inf
+
+    @property
     def is_done(self) -> bool:
         """Whether all rounds are closed."""
         return self.closed >= self._settings.rounds
 
     def wanted(self, now: float) -> int:
-        """How many devices have to be here for a round to open."""
+        """How many devices that may be asked have to be here for a round to open."""
         is_late = self._gathered or now >= self.since + self._gather_s
-        return self._settings.min_clients if is_late else self._settings.clients
+        wanted = self._settings.min_clients if is_late else self._settings.clients
+        return wanted - self._num_excused(self.closed + 1, wanted)
+
+    def num_fit(self, number: int) -> int:
+        """How many devices are here that may be asked in a round."""
+        return len(self.roster) - len(self._left_out(number))
 
     def task(self, device_id: str) -> Task | None:
         """What a device was asked to do in the open round, if it was."""
@@ -137,7 +151,8 @@ class Barrier:
             return -inf
         if self.open_round:
             return self.open_round.deadline
-        is_enough = not self._gathered and len(self.roster) >= self._settings.min_clients
+        number, least = self.closed + 1, self._settings.min_clients
+        is_enough = not self._gathered and self.num_fit(number) >= least - self._num_excused(number, least)
         return self.since + self._gather_s if is_enough and not self.is_done else inf
 
     @property
@@ -183,11 +198,32 @@ class Barrier:
         barred = [f"{device}: {reason}" for device, reason in sorted(self.roster.barred.items())]
         return f"no device is left that can do any of the work: {listed(barred)}"
 
+    def _left_out(self, number: int) -> set[str]:
+        """Devices here that are not to be asked in a round."""
+        held = filter(partial(self.quarantine.holds, number=number), self.quarantine.until(number))
+        return {device for device in held if device in self.roster}
+
+    def _num_excused(self, number: int, wanted: int, *, with_refused: bool = False) -> int:
+        """How many of the devices that a round wants it goes without, as they are here and not fit: always fewer than half.
+
+        Nobody is excused as long as there are enough others.
+        """
+        unfit = self._left_out(number)
+        if with_refused:
+            unfit |= {
+                d for d in self.quarantine.refused(number) if d in self.roster and not self._has_accepted(d)
+            }
+        lacking = max(0, wanted - (len(self.roster) - len(unfit)))
+        return min(len(unfit), lacking, (wanted - 1) // 2)
+
+    def _has_accepted(self, device_id: str) -> bool:
+        return bool(self.open_round and self.open_round.standing(device_id) is Standing.ACCEPTED)
+
     def _deadline(self, now: float) -> float:
         return now + (self._patience.deadline_s or inf)
 
     def _open(self, now: float) -> list[Action]:
-        if len(self.roster) < self.wanted(now):
+        if self.num_fit(self.closed + 1) < self.wanted(now):
             return []
         self._gathered = True
         self.open_round = OpenRound(self.closed + 1, self._deadline(now))
@@ -206,7 +242,8 @@ class Barrier:
             lacking = len(self.roster)
         draw = seeded(self._settings.seed, round_number=open_round.number, asked=open_round.num_asked)
         tasks: list[Task] = []
-        for device in self.roster.take(lacking, draw):
+        is_left_out = partial(self.quarantine.holds, number=open_round.number)
+        for device in self.roster.take(lacking, draw, is_left_out=is_left_out):
             position = open_round.num_asked + len(tasks)
             choice = self._choice(open_round.number, position, device)
             if choice.work is None:
@@ -258,7 +295,9 @@ class Barrier:
         return [Assign(open_round.tasks[device], left_s) for device in devices]
 
     def _close_if_complete(self, open_round: OpenRound, now: float) -> list[Action]:
-        is_enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
+        least = self._settings.min_clients
+        least -= self._num_excused(open_round.number, least)
+        is_enough = open_round.count(Standing.ACCEPTED) >= least
         is_complete = is_enough and not open_round.count(Standing.PENDING)
         return self._close(open_round, now) if is_complete else []
 
@@ -270,7 +309,8 @@ class Barrier:
         return [Close(self.closed, self.version, made, lost)]
 
     def _end_of_time(self, open_round: OpenRound, now: float) -> list[Action]:
-        num_accepted, wanted = open_round.count(Standing.ACCEPTED), self._settings.min_clients
+        num_accepted, least = open_round.count(Standing.ACCEPTED), self._settings.min_clients
+        wanted = least - self._num_excused(open_round.number, least, with_refused=True)
         late = open_round.of(Standing.PENDING)
         if num_accepted >= wanted:
             log.warning("round %d closes at its deadline without %s", open_round.number, listed(late))

@@ -1,7 +1,7 @@
 """Which evaluating device owes a report on which version; rounds do not wait for them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from fleetune.broker.job import Settings, device_work
 from fleetune.broker.rounds.actions import Assign
@@ -15,9 +15,17 @@ class Evaluations:
     No event takes longer for more devices but ``advance``, once a version.
     """
 
-    def __init__(self, settings: Settings, reported: Iterable[tuple[int, str]]) -> None:
-        """Begin or resume; ``reported`` = (version, device) of the reports at hand. Call ``advance`` next."""
-        self._settings = settings
+    def __init__(
+        self, settings: Settings, reported: Iterable[tuple[int, str]], *, allowed: Collection[str] = ()
+    ) -> None:
+        """Begin or resume; call ``advance`` next.
+
+        Args:
+            settings: the job's.
+            reported: (version, device) of the reports at hand.
+            allowed: the devices that may evaluate; empty for all.
+        """
+        self._settings, self._allowed = settings, frozenset(allowed)
         self._newest = -1
         self._due: list[int] = []
         self._at: dict[str, int] = {}
@@ -31,7 +39,12 @@ class Evaluations:
         """How many of the due versions, from the first, a device has behind it."""
         for version, device in reported:
             self._reporters.setdefault(version, set()).add(device)
-            self._known.add(device)
+            if self.may(device):
+                self._known.add(device)
+
+    def may(self, device: str) -> bool:
+        """Whether a device may evaluate."""
+        return not self._allowed or device in self._allowed
 
     @property
     def present(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Actions are to be carried out in order, durably, before the next event: what the
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from math import inf
 
 from fleetune.broker.job import Patience, Settings
@@ -14,7 +14,7 @@ from fleetune.broker.rounds.admission import refusal
 from fleetune.broker.rounds.barrier import Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     CAUSES,
     REASON_CHARS_MAX,
@@ -45,6 +45,7 @@ class Federation:
         past: Past | None = None,
         outcomes: Iterable[Outcome] = (),
         digest_of: Callable[[str], str | None] | None = None,
+        evaluators: Collection[str] = (),
     ) -> None:
         """Begin, or resume.
 
@@ -56,11 +57,12 @@ class Federation:
             outcomes: of all accepted updates, in their order.
             digest_of: of a task's accepted update, None without one; asked of whoever made it durable. By default this
                 remembers all.
+            evaluators: the devices that may evaluate; empty for all that say so.
         """
         past = past or Past()
         self.settings, self.finished = settings, past.finished
         self.rounds = Barrier(settings, patience, now=now, past=past, outcomes=outcomes)
-        self.evaluations = Evaluations(settings, past.reported)
+        self.evaluations = Evaluations(settings, past.reported, allowed=evaluators)
         self.evaluations.advance(past.version, is_last=self.rounds.is_done)
         self._accepted = {} if digest_of else dict(past.accepted)
         self._digest_of = digest_of or self._accepted.get
@@ -90,6 +92,8 @@ class Federation:
             return [Dismiss(device, reason)]
         if self.finished:
             return [Dismiss(device, "the job is finished", is_error=False)]
+        if hello.role == "evaluate" and not self.evaluations.may(device):
+            return [Dismiss(device, "this job's operator has not named it among those that evaluate")]
         if hello.role == "train":
             again = self.rounds.arrive(device, now)
         else:
@@ -105,6 +109,12 @@ class Federation:
     def paused(self, device_id: str, reason: str) -> None:
         """Note why a device's own rules keep it from working, empty if they do not: while they do, others are asked before it."""
         self.rounds.roster.pause(device_id, reason)
+
+    def marked(self, marks: Iterable[Mark]) -> None:
+        """What is noted of devices is durable."""
+        for mark in marks:
+            if said := self.rounds.quarantine.add(mark):
+                log.warning("device %s is %s: %s", mark.device, said, mark.detail)
 
     def judge(self, update: UpdateReady) -> Verdict | Task:
         """Answer an announced update at once, or return its task if its payload has to be seen; ``task_id`` is filled in."""

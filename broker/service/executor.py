@@ -9,7 +9,7 @@ from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
-from fleetune.broker.tasks import Task, arm_of, listed
+from fleetune.broker.tasks import Mark, Task, arm_of, listed
 from fleetune.device_runtime.contracts.wire import Finished, Offer
 from fleetune.device_runtime.network.complaints import Complaints
 
@@ -36,9 +36,11 @@ class Executor:
         """Prepare; all parts are of the same job."""
         self._settings, self._store, self._versions = settings, store, versions
         self._meter, self._outbound, self._complaints = meter, outbound, complaints
+        self._marks: list[Mark] = []
 
-    def carry_out(self, actions: Iterable[Action], now: float) -> None:
-        """Carry out actions in order; StateError if the store cannot be read or written."""
+    def carry_out(self, actions: Iterable[Action], now: float) -> list[Mark]:
+        """Carry out actions in order, and return what was noted of devices; StateError if the store cannot be read or written."""
+        self._marks = []
         for action in actions:
             match action:
                 case Assign():
@@ -51,6 +53,7 @@ class Executor:
                     self._dismiss(action, now)
                 case Finish():
                     self._finish(action, now)
+        return self._marks
 
     def _enrol(self, tasks: tuple[Task, ...], now: float) -> None:
         number = tasks[0].round
@@ -84,7 +87,7 @@ class Executor:
 
     def _close(self, close: Close, now: float) -> None:
         self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
-        self._versions.close(close.round, close.version, lost=close.lost)
+        self._marks += self._versions.close(close.round, close.version, lost=close.lost)
         log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._outbound.announce()
 

@@ -9,6 +9,8 @@ from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
 IDLE_S = 60.0
 """A pull without progress for so long makes room for one that waits."""
+LONGEST_S = 600.0
+"""So long a pull may take while others wait, where the round has no deadline."""
 
 
 class Upload(NamedTuple):
@@ -18,15 +20,20 @@ class Upload(NamedTuple):
     pull: Pull
     since: float
     """When it was asked for."""
+    until: float
+    """When it has to be there."""
 
 
 class _Waiting(NamedTuple):
     update: UpdateReady
     size_bytes_max: int
+    until: float
 
 
 class Pulls:
     """At most ``limit`` uploads at once, one a task; memory is ``limit`` times the largest payload.
+
+    While others wait, one that stands still gives way, and one that is too slow to be there in time.
 
     No message takes longer for more uploads that wait.
     """
@@ -35,9 +42,11 @@ class Pulls:
         self._limit = limit
         self._active: dict[str, Upload] = {}
         self._waiting: dict[str, _Waiting] = {}
+        self._gave_way_at = -inf
+        """When one that was too slow made room: one in IDLE_S, for on a slow link all are, and each begins anew."""
 
-    def begin(self, update: UpdateReady, now: float, *, size_bytes_max: int) -> None:
-        """Pull an update, or let it wait; a payload that is being pulled already goes on.
+    def begin(self, update: UpdateReady, now: float, *, size_bytes_max: int, until: float = inf) -> None:
+        """Pull an update, or let it wait; a payload that is being pulled already goes on. ``until``: when it has to be there.
 
         Raises:
             WireError: oversized or inconsistent; nothing is allocated.
@@ -48,12 +57,12 @@ class Pulls:
             return
         Incoming(update.payload, size_bytes_max=size_bytes_max)
         self._active.pop(update.task_id, None)
-        self._waiting[update.task_id] = _Waiting(update, size_bytes_max)
+        self._waiting[update.task_id] = _Waiting(update, size_bytes_max, until)
         self._fill(now)
 
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
-        for update, pull, _ in self._active.values():
+        for update, pull, *_ in self._active.values():
             if update.device_id == device_id and pull.sha256 == chunk.sha256:
                 pull.add(chunk, now)
 
@@ -68,7 +77,7 @@ class Pulls:
     def due(self, now: float) -> Iterator[tuple[str, Request]]:
         """Yield the requests to send now, with their devices."""
         self._evict(now)
-        for update, pull, _ in self._active.values():
+        for update, pull, *_ in self._active.values():
             if request := pull.due(now):
                 yield update.device_id, request
 
@@ -79,7 +88,7 @@ class Pulls:
 
     def restart(self, device_id: str, now: float) -> None:
         """The device was away: what was on its way is lost."""
-        for update, pull, _ in self._active.values():
+        for update, pull, *_ in self._active.values():
             if update.device_id == device_id:
                 pull.restart(now)
 
@@ -95,17 +104,30 @@ class Pulls:
     def _fill(self, now: float) -> None:
         while self._waiting and len(self._active) < self._limit:
             task_id = next(iter(self._waiting))
-            update, size_bytes_max = self._waiting.pop(task_id)
+            update, size_bytes_max, until = self._waiting.pop(task_id)
             pull = Pull(update.payload, size_bytes_max=size_bytes_max, now=now)
-            self._active[task_id] = Upload(update, pull, now)
+            self._active[task_id] = Upload(update, pull, now, now + LONGEST_S if until == inf else until)
 
     def _evicts_at(self) -> float:
         if not self._waiting:
             return inf
-        return min((u.pull.progress_at for u in self._active.values()), default=-inf) + IDLE_S
+        idle_at = min((u.pull.progress_at for u in self._active.values()), default=-inf) + IDLE_S
+        return min(idle_at, self._gave_way_at + IDLE_S if self._slow() else inf)
 
     def _evict(self, now: float) -> None:
         stuck = [t for t, upload in self._active.items() if upload.pull.progress_at + IDLE_S <= now]
+        if not stuck and self._waiting and self._gave_way_at + IDLE_S <= now and (slow := self._slow()):
+            stuck, self._gave_way_at = [min(slow, key=lambda task_id: slow[task_id])], now
         for task_id in stuck[: len(self._waiting)]:
             del self._active[task_id]
         self._fill(now)
+
+    def _slow(self) -> dict[str, float]:
+        """Uploads that will not be there in time at the pace that they had for IDLE_S or longer: share of all in a second."""
+        paces = {t: _pace(upload) for t, upload in self._active.items()}
+        return {t: p for t, p in paces.items() if p * (self._active[t].until - self._active[t].since) < 1}
+
+
+def _pace(upload: Upload) -> float:
+    lasted = upload.pull.progress_at - upload.since
+    return upload.pull.share / lasted if lasted >= IDLE_S else inf

@@ -5,10 +5,12 @@ from typing import Any
 
 import msgspec
 
+from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, row, rows
 from fleetune.broker.store.store import AFTERWARDS, ByKind, Carried, in_all
+from fleetune.broker.tasks import Mark
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact
@@ -26,6 +28,7 @@ from fleetune.device_runtime.files import doing
 
 _FOREIGN = (RUN, ADAPTER, CHECKPOINT, MANIFEST)
 """What other commands leave in a folder: ``train`` the first three, ``export`` the last."""
+_MARKS_MAX = 200
 
 
 class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +55,10 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
     adapter: str
     """PEFT folder."""
+    left_out: dict[str, int]
+    """Devices that are not asked for a while, and the last round of it."""
+    marks: list[Mark]
+    """What was noted of devices, the newest last; all of it is in the ledger."""
     history: list[Row]
 
 
@@ -68,10 +75,24 @@ class Result:
     """``adapter/`` for PEFT and ``run.json``, each file whole or as it was before."""
 
     def __init__(
-        self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any], *, chooses: bool = False
+        self,
+        ledger: Ledger,
+        artifact: Artifact,
+        arguments: dict[str, Any],
+        *,
+        chooses: bool = False,
+        strikes: int = 0,
     ) -> None:
-        """Prepare; ``arguments`` of the call are for ``run.json``. What a configurator or planner ``chooses`` has a file."""
-        self._chooses = chooses
+        """Prepare.
+
+        Args:
+            ledger: the job's.
+            artifact: that it trains.
+            arguments: of the call, for ``run.json``.
+            chooses: whether a configurator or planner chooses: that has a file.
+            strikes: as in :class:`fleetune.broker.job.Job`.
+        """
+        self._chooses, self._strikes = chooses, strikes
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self._told: list[Row] = []
         self._kept = (0, 0)
@@ -119,7 +140,7 @@ class Result:
 
     def _write(self, history: list[Row]) -> AggregateReport:
         newest, folder = len(history) - 1, self._ledger.folder
-        report = _report(self._ledger, history)
+        report = _report(self._ledger, history, self._strikes)
         if newest != self._kept[0]:
             learned = parse_arrays(self._ledger.version(newest))
             save_peft(folder / ADAPTER, self._artifact.manifest, learned)
@@ -137,7 +158,8 @@ def check_folder(out: Path) -> None:
         )
 
 
-def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
+def _report(ledger: Ledger, history: list[Row], strikes: int) -> AggregateReport:
+    marks = ledger.marks()
     cost, carried, last = ledger.cost(), _carried(ledger, history), history[-1]
     return AggregateReport(
         rounds=last.round,
@@ -152,6 +174,8 @@ def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
         up=carried.up,
         wall_s=cost.seconds,
         adapter=str(ledger.folder / ADAPTER),
+        left_out=Quarantine(strikes, marks).until(last.round + 1),
+        marks=marks[-_MARKS_MAX:],
         history=history,
     )
 

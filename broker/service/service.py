@@ -1,7 +1,7 @@
 """The aggregator at work: messages in, messages out, in one thread; a bad message costs one line in the log."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -75,6 +75,7 @@ class Service:
         on_row: Callable[[Row], object] | None = None,
         on_note: Callable[[str], object] | None = None,
         seal: Seal = unsigned,
+        evaluators: Collection[str] = (),
     ) -> None:
         """Begin or resume.
 
@@ -90,6 +91,7 @@ class Service:
                 reported; after a restart from the first on.
             on_note: told in a line what the job waits for, when that changes.
             seal: signs what is said.
+            evaluators: the devices that may evaluate; empty for all that say so.
 
         Raises:
             StateError: the store is damaged.
@@ -97,7 +99,13 @@ class Service:
         self._versions = Versions(store, settings, adapter)
         past = store.past()
         self.federation = Federation(
-            settings, patience, now=now, past=past, outcomes=store.outcomes(), digest_of=store.digest_of
+            settings,
+            patience,
+            now=now,
+            past=past,
+            outcomes=store.outcomes(),
+            digest_of=store.digest_of,
+            evaluators=evaluators,
         )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
@@ -180,7 +188,7 @@ class Service:
 
     def _do(self, actions: Iterable[Action], now: float) -> None:
         closed = self.federation.rounds.closed
-        self._executor.carry_out(actions, now)
+        self.federation.marked(self._executor.carry_out(actions, now))
         if closed != self._closed:
             self._closed = closed
             self._uploads.drop_late()

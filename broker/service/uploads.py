@@ -10,7 +10,7 @@ from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import Store
-from fleetune.broker.tasks import Noted, Task
+from fleetune.broker.tasks import REFUSED, Noted, Task, mark
 from fleetune.device_runtime.contracts.codecs import is_repeat
 from fleetune.device_runtime.contracts.wire import SECONDS_MAX, Chunk, UpdateReady
 from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError
@@ -52,9 +52,10 @@ class Uploads:
         if task is None:
             return
         try:
-            self._pulls.begin(update, now, size_bytes_max=self._versions.update_bytes_max(task))
+            size_bytes_max, until = self._versions.update_bytes_max(task), self._federation.rounds.deadline
+            self._pulls.begin(update, now, size_bytes_max=size_bytes_max, until=until)
         except WireError as exc:
-            self._refuse(update, str(exc), now)
+            self._refuse_and_note(update, str(exc), now)
 
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
@@ -90,7 +91,7 @@ class Uploads:
         return None
 
     def _received(self, upload: Upload, now: float) -> None:
-        update, pull, since = upload
+        update, pull, since, _ = upload
         task = self._judged(update)
         if task is None:
             return
@@ -102,7 +103,7 @@ class Uploads:
             self._offer_again(update, str(exc), now)
             return
         except WireError as exc:
-            self._refuse(update, str(exc), now)
+            self._refuse_and_note(update, str(exc), now)
             return
         except OURS:
             raise
@@ -126,6 +127,13 @@ class Uploads:
             update.device_id, now, "round %d: asking %s again: %s", update.round, update.device_id, reason
         )
         self._act(self._federation.again(update.device_id, now), now)
+
+    def _refuse_and_note(self, update: UpdateReady, reason: str, now: float) -> None:
+        """Refuse what is the device's own fault; its place in the round is known to be lost before the round goes on."""
+        noted = mark(update.round, update.device_id, REFUSED, reason)
+        if self._store.mark(noted):
+            self._federation.marked([noted])
+        self._refuse(update, reason, now)
 
     def _refuse(self, update: UpdateReady, reason: str, now: float) -> None:
         who = update.device_id

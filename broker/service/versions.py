@@ -11,10 +11,11 @@ from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.methods.strategies import STRATEGIES
-from fleetune.broker.methods.strategy import Gathered, Strategy, Update, Values
+from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
+from fleetune.broker.service.measures import Measures, as_they_count
 from fleetune.broker.store.store import Store
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Mark, Task
 from fleetune.device_runtime.arrays import Array, Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import blank_sums
 from fleetune.device_runtime.contracts.codecs import (
@@ -63,8 +64,9 @@ class Versions:
         self._bits: Mask = {}
         self._set_mask(self._kept(_MASK).tobytes())
         self._moves = self._kept(_MOVES).tolist()
-        self._added: set[str] = set()
-        """Devices whose updates are in the sums."""
+        self._measures = Measures(settings)
+        self._bounds: dict[str, Bound] = {}
+        """Of the round that is being closed, by device: how updates beyond them count."""
         self.downlink = Downlink(store, settings)
         """What devices are sent of them."""
         if settings.work.mask == THRESHOLDS:
@@ -89,8 +91,9 @@ class Versions:
         Raises:
             WireError: it is malformed or implausible; it is left out.
         """
-        self._sums = self._strategy.add(self._sums, self._update(task, content, num_samples))
-        self._added.add(task.device_id)
+        update = self._update(task, content, num_samples)
+        self._sums = self._strategy.add(self._sums, update)
+        self._measures.add(update, self._strategy)
 
     def remembered(self, task: Task) -> str:
         """Chain of what is remembered of a device's updates; empty if nothing is, or its codec needs no memory."""
@@ -98,8 +101,8 @@ class Versions:
             return ""
         return self._store.memories.chain(task.device_id, self._store.last_update(task.device_id))
 
-    def close(self, round_number: int, version: int, *, lost: tuple[str, ...] = ()) -> None:
-        """Combine the updates added since the newest version into ``version``.
+    def close(self, round_number: int, version: int, *, lost: tuple[str, ...] = ()) -> list[Mark]:
+        """Combine the updates added since the newest version into ``version``, and return what was noted of their devices.
 
         Args:
             round_number: the round that makes it.
@@ -109,11 +112,36 @@ class Versions:
         reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
         state = parse_arrays(kept) if kept else {}
         state = {name: value for name, value in state.items() if name not in (_MASK, _MOVES)}
+        marks = self._hold(round_number)
+        gathered = Gathered(lost, self._counted, reference, version, self._settings.outliers)
         if self._strategy.stand_in:
-            found = self._strategy.stand_in(Gathered(lost, self._arrived, reference, version), state)
+            found = self._strategy.stand_in(gathered, state)
             state = found.state
             self._stand_in(found.updates, round_number)
-        self._finish(round_number, version, state)
+        if self._strategy.choose:
+            new, kept_state = self._strategy.choose(gathered), state
+        else:
+            new, kept_state = self._strategy.finish(self._sums, reference, state)
+        self._finish(round_number, version, new, kept_state, marks)
+        return marks
+
+    def _hold(self, round_number: int) -> list[Mark]:
+        """Hold the updates to the bounds of their round: if one is beyond them, all are added anew."""
+        strategy = self._strategy
+        found = self._measures.bounds(strategy)
+        self._bounds = {} if strategy.choose else found
+        if self._bounds:
+            self._sums = strategy.init(self.reference(self.newest))
+            for update in self._counted():
+                self._sums = strategy.add(self._sums, update)
+        marks = [*self._measures.marks(found, round_number, counts_all_alike=strategy.choose is not None)]
+        for one in marks:
+            log.warning("round %d: %s: %s (%s)", round_number, one.device, one.detail, one.kind)
+        return marks
+
+    def _counted(self) -> Iterator[Update]:
+        """The updates that make the next version, as they count."""
+        return as_they_count(self._arrived(), self._bounds, self._strategy)
 
     def _stand_in(self, updates: Iterable[Update], round_number: int) -> None:
         """Add what stands in for lost updates; one that is implausible is left out, as they would be."""
@@ -128,23 +156,23 @@ class Versions:
         if count:
             log.info("round %d: %d updates stand in for lost ones", round_number, count)
 
-    def _finish(self, round_number: int, version: int, state: Arrays) -> None:
-        reference, mask = self.reference(self.newest), self._next_mask(round_number)
-        new, kept = self._strategy.finish(self._sums, reference, state)
+    def _finish(
+        self, round_number: int, version: int, new: Arrays, kept: Arrays, marks: Iterable[Mark]
+    ) -> None:
+        mask = self._next_mask(round_number)
         moves = self._next_moves(round_number, new)
         kept = {**kept, **({_MASK: np.frombuffer(mask, np.uint8)} if mask else {})}
         kept |= {_MOVES: np.array(moves)} if moves else {}
-        self._store.add_version(
-            version, to_bytes(new), round_number=round_number, state=to_bytes(kept) if kept else b""
-        )
+        state = to_bytes(kept) if kept else b""
+        self._store.add_version(version, to_bytes(new), round_number=round_number, state=state, marks=marks)
         self.newest, self._references[version] = version, new
         self._set_mask(mask)
         self._moves = moves
         self._sums = self._strategy.init(new)
         self.downlink.close(version)
         if not self._store.memories.is_empty:
-            self._store.memories.sweep((who, self._store.last_update(who)) for who in self._added)
-        self._added.clear()
+            self._store.memories.sweep((who, self._store.last_update(who)) for who in self._measures.devices)
+        self._measures.clear()
 
     @property
     def _strategy(self) -> Strategy:

@@ -21,6 +21,8 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     """What it was asked to do last, if that is still of this round or of its evaluation."""
     paused: str = ""
     """Why its own rules keep it from working; empty if they do not."""
+    left_out_until: int = 0
+    """The last round that it is not asked in, for what its updates were; 0 if it may be asked."""
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +65,7 @@ def view_of(federation: Federation, store: Store) -> JobView:
 
 def _training(federation: Federation) -> Iterator[DeviceView]:
     roster, open_round = federation.rounds.roster, federation.rounds.open_round
+    left_out = federation.rounds.quarantine.until(federation.round)
     for device in {*roster.present, *(open_round.tasks if open_round else ())}:
         task = federation.rounds.task(device)
         standing = open_round.standing(device) if open_round else None
@@ -73,6 +76,7 @@ def _training(federation: Federation) -> Iterator[DeviceView]:
             standing=standing.value if standing else "idle",
             task_id=task.task_id if task else "",
             paused=roster.paused.get(device, ""),
+            left_out_until=left_out.get(device, 0),
         )
 
 

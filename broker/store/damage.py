@@ -25,6 +25,7 @@ _COLUMNS = {
     "SELECT round, bytes_down, bytes_up, bytes_sent, bytes_received, seconds FROM costs": tuple[
         int, int, int, int, int, float
     ],
+    "SELECT round, device, kind, detail FROM marks": tuple[Count, Word, Word, str],
     "SELECT * FROM carried": tuple[int, str, _Size, _Size, _Size, _Size, _Size, _Size, _Size, _Size],
 }
 """What the rows of each query are made of."""

@@ -24,10 +24,11 @@ from fleetune.broker.store.blobs import Blobs
 from fleetune.broker.store.costs import add_carried, add_cost, total_carried, total_cost
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.store.marks import add_marks, count_held, read_marks
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
@@ -111,6 +112,7 @@ class Ledger:
                 reported=frozenset(reports.fetchall()),
                 finished=self.finished,
                 declined=frozenset(task_id for (task_id,) in declines),
+                marks=tuple(read_marks(self._sql)),
             )
 
     def digest_of(self, task_id: str) -> str | None:
@@ -192,7 +194,15 @@ class Ledger:
         for task, num_samples, name, digest in found:
             yield Accepted(task, num_samples, self._blobs.payload(name, digest))
 
-    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+    def add_version(
+        self,
+        version: int,
+        content: bytes,
+        *,
+        round_number: int,
+        state: bytes = b"",
+        marks: Iterable[Mark] = (),
+    ) -> None:
         """Keep an adapter and the strategy's state after it; the accepted updates are in it, and the round is closed."""
         digests = (sha256(content).hexdigest(), sha256(state).hexdigest() if state else "")
         with self._durably():
@@ -200,7 +210,18 @@ class Ledger:
             self._sql.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, round_number, *digests))
             self._sql.execute("UPDATE versions SET state = '' WHERE version < ? AND state != ''", (version,))
             self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
+            add_marks(self._sql, marks)
         self._blobs.sweep(newest=version)
+
+    def mark(self, mark: Mark) -> bool:
+        """Keep what is noted of a device; False if that of this kind was noted in this round already."""
+        with self._durably():
+            return add_marks(self._sql, [mark]) == 1
+
+    def marks(self) -> list[Mark]:
+        """All that was noted of devices, in its order."""
+        with self._reading():
+            return read_marks(self._sql)
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version; StateError if it is not what was written."""
@@ -241,7 +262,7 @@ class Ledger:
                 "SELECT stats, num_samples, noted FROM updates WHERE made = ? ORDER BY number", (version,)
             ).fetchall()
             evaluated = self._sql.execute(
-                "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid",
+                "SELECT loss, accuracy, num_samples, device FROM evaluations WHERE version = ? ORDER BY rowid",
                 (version,),
             )
             number = self._one("SELECT round FROM versions WHERE version = ?", version)
@@ -254,7 +275,8 @@ class Ledger:
                 arms[arm_of(parse_work(work, 0))] += count
             losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples, _ in trained]
             skipped = sum(_noted(noted).skipped for *_, noted in trained)
-            return msgspec.convert((number, losses, evaluated.fetchall(), arms, skipped), Figures)
+            held = count_held(self._sql, number) if version else 0
+            return msgspec.convert((number, losses, evaluated.fetchall(), arms, skipped, held), Figures)
 
     def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:
         """Add to what a round, or AFTERWARDS, has cost, and to what was carried in it, by device."""

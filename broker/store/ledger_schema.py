@@ -11,6 +11,7 @@ import msgspec
 
 from fleetune.broker.job import Settings, differences
 from fleetune.broker.store.costs import COLUMNS
+from fleetune.broker.store.marks import SCHEMA as MARKS
 from fleetune.broker.tasks import REASON_CHARS_MAX, Plan, Task
 from fleetune.device_runtime.contracts.wire import Count, LocalWork, TaskId, Word, default_task_id
 from fleetune.device_runtime.errors import ConfigError, StateError
@@ -110,6 +111,7 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         _upgrade(sql, kept, path)
     if found in (2, 3):
         _upgrade_over(sql, (*_FORMAT_2_OVER, *_FORMAT_3_OVER) if found == 2 else _FORMAT_3_OVER)
+    sql.execute(MARKS)
     if not has_begun:
         _begin_anew(sql, text)
     elif settings != kept:

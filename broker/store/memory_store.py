@@ -18,7 +18,7 @@ from fleetune.broker.store.store import (
     accepted_outcome,
     finite,
 )
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import HELD, NOTHING, Mark, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -52,6 +52,7 @@ class MemoryStore:
         self._reports: dict[int, dict[str, Report]] = {}
         self._costs: dict[int, Cost] = {}
         self._carried: dict[int, dict[str, Carried]] = {}
+        self._marks: dict[tuple[int, str, str], Mark] = {}
 
     @property
     def newest(self) -> int:
@@ -68,6 +69,7 @@ class MemoryStore:
             reported=frozenset((v, device) for v, reports in self._reports.items() for device in reports),
             finished=self.finished,
             declined=frozenset(task.task_id for task in self._open if task.task_id in self._declines),
+            marks=tuple(self._marks.values()),
         )
 
     def digest_of(self, task_id: str) -> str | None:
@@ -125,13 +127,31 @@ class MemoryStore:
         for task_id, payload in self._payloads.items():
             yield Accepted(self._tasks[task_id], self._updates[task_id].num_samples, payload)
 
-    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+    def add_version(
+        self,
+        version: int,
+        content: bytes,
+        *,
+        round_number: int,
+        state: bytes = b"",
+        marks: Iterable[Mark] = (),
+    ) -> None:
         """Keep an adapter and the strategy's state after it; the accepted updates are in it."""
         updates = tuple(self._updates[task_id] for task_id in self._payloads)
         self._versions[-1:] = [last._replace(state=b"") for last in self._versions[-1:]]
         self._versions.append(_Version(content, sha256(content).hexdigest(), state, round_number, updates))
         self._payloads.clear()
         self._open.clear()
+        for mark in marks:
+            self.mark(mark)
+
+    def mark(self, mark: Mark) -> bool:
+        """Keep what is noted of a device; False if that of this kind was noted in this round already."""
+        return self._marks.setdefault((mark.round, mark.device, mark.kind), mark) is mark
+
+    def marks(self) -> list[Mark]:
+        """All that was noted of devices, in its order."""
+        return list(self._marks.values())
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version; StateError if there is none."""
@@ -157,9 +177,10 @@ class MemoryStore:
         return Figures(
             made.round,
             [(finite(u.stats).get("loss"), u.num_samples) for u in made.updates],
-            [(r.loss, r.accuracy, r.num_samples) for r in reports],
+            [(r.loss, r.accuracy, r.num_samples, r.device_id) for r in reports],
             Counter(arm_of(self._tasks[u.task_id].work) for u in made.updates),
             sum(self._noted[u.task_id].skipped for u in made.updates),
+            len({d for r, d, kind in self._marks if r == made.round and kind in HELD}),
         )
 
     def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:

@@ -1,17 +1,32 @@
 """Rows: what is known of each round, told from what a store keeps."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from statistics import median_low
 
 import msgspec
 
-from fleetune.broker.store.store import ByKind, Store, in_all
+from fleetune.broker.store.store import ByKind, Figures, Store, in_all
+
+WEIGHT_CAP = 3
+"""A device's figures weigh at most this many times the middle one's: how many samples it has is its own word."""
+_TOLD = 16
+"""Of so many evaluating devices each one's figures are told."""
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True):
+    """What one evaluating device found of a version, as it told."""
+
+    loss: float
+    accuracy: float
+    num_samples: int
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a round; round 0 is the time before the first, with the adapter as exported.
 
     ``loss`` and ``accuracy`` are those of the version that the round made, over the evaluating devices by
-    their samples; None until one has reported. ``bytes_down`` and ``bytes_up`` are as in ``Cost``.
+    their samples, of which one counts for no more than 3 times the middle one; None until one has
+    reported. ``bytes_down`` and ``bytes_up`` are as in ``Cost``.
     """
 
     round: int
@@ -31,6 +46,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """How many devices trained under which policy."""
     skipped: int = 0
     """Of the devices, those that sent no update, and whose last one counted again."""
+    held: int = 0
+    """Of the devices, those whose update counted for less than it said: it was beyond the bounds of the round."""
+    evaluations: dict[str, Measurement] = {}
+    """By device; empty if more than 16 have reported."""
     waited_s: float = 0.0
     """Of round 0: how long devices were waited for."""
 
@@ -47,9 +66,9 @@ def row(store: Store, version: int) -> Row:
     return Row(
         round=figures.round,
         devices=len(figures.trained),
-        loss=_mean((loss, n) for loss, _, n in figures.evaluated),
-        accuracy=_mean((accuracy, n) for _, accuracy, n in figures.evaluated),
-        train_loss=_mean((loss, n) for loss, n in figures.trained if loss is not None),
+        loss=_mean([(loss, n) for loss, _, n, _ in figures.evaluated]),
+        accuracy=_mean([(accuracy, n) for _, accuracy, n, _ in figures.evaluated]),
+        train_loss=_mean([(loss, n) for loss, n in figures.trained if loss is not None]),
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,
         down=carried.down,
@@ -57,11 +76,23 @@ def row(store: Store, version: int) -> Row:
         seconds=cost.seconds if version else 0.0,
         arms=dict(figures.arms),
         skipped=figures.skipped,
+        held=figures.held,
+        evaluations=_told(figures) if len(figures.evaluated) <= _TOLD else {},
         waited_s=0.0 if version else cost.seconds,
     )
 
 
-def _mean(weighted: Iterable[tuple[float, int]]) -> float | None:
-    pairs = list(weighted)
+def _told(figures: Figures) -> dict[str, Measurement]:
+    return {
+        device: Measurement(loss=loss, accuracy=accuracy, num_samples=n)
+        for loss, accuracy, n, device in sorted(figures.evaluated, key=lambda one: one[-1])
+    }
+
+
+def _mean(weighted: Sequence[tuple[float, int]]) -> float | None:
+    if not weighted:
+        return None
+    most = WEIGHT_CAP * median_low([weight for _, weight in weighted])
+    pairs = [(value, min(weight, most)) for value, weight in weighted]
     total = sum(weight for _, weight in pairs)
     return sum(value * weight for value, weight in pairs) / total if total else None

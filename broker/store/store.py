@@ -9,7 +9,7 @@ import msgspec
 
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
 
 AFTERWARDS = -1
@@ -32,6 +32,8 @@ class Past(NamedTuple):
     finished: bool = False
     declined: frozenset[str] = frozenset()
     """Tasks of the open round that their devices declined."""
+    marks: tuple[Mark, ...] = ()
+    """All of the job, in their order."""
 
 
 class Accepted(NamedTuple):
@@ -139,12 +141,14 @@ class Figures(NamedTuple):
     """That made it; 0 for version 0."""
     trained: Sequence[tuple[float | None, int]]
     """(last local loss, samples) of each update that went into it."""
-    evaluated: Sequence[tuple[float, float, int]]
-    """(loss, accuracy, samples) of each report on it."""
+    evaluated: Sequence[tuple[float, float, int, str]]
+    """(loss, accuracy, samples, device) of each report on it."""
     arms: Mapping[str, int] = {}
     """How many of the updates came of which policy."""
     skipped: int = 0
     """How many said that the last one of their device counts again."""
+    held: int = 0
+    """How many were beyond a bound of their round, and counted for less."""
 
 
 class Store(Protocol):
@@ -193,8 +197,25 @@ class Store(Protocol):
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet, one payload in memory at a time."""
 
-    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
-        """Keep an adapter and the strategy's state after it: the accepted updates are in it, and the round is closed."""
+    def add_version(
+        self,
+        version: int,
+        content: bytes,
+        *,
+        round_number: int,
+        state: bytes = b"",
+        marks: Iterable[Mark] = (),
+    ) -> None:
+        """Keep an adapter and the strategy's state after it: the accepted updates are in it, and the round is closed.
+
+        What was noted of their devices then is kept with it.
+        """
+
+    def mark(self, mark: Mark) -> bool:
+        """Keep what is noted of a device; False if that of this kind was noted in this round already."""
+
+    def marks(self) -> list[Mark]:
+        """All that was noted of devices, in its order."""
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version."""

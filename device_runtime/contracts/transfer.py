@@ -98,6 +98,11 @@ class Incoming:
         """Whether every chunk is here."""
         return len(self._pieces) == self._num_chunks
 
+    @property
+    def share(self) -> float:
+        """Share of the chunks that is here."""
+        return len(self._pieces) / self._num_chunks if self._num_chunks else 1.0
+
     def add(self, chunk: Chunk) -> bool:
         """Store a chunk; False if it was here already.
 
@@ -178,6 +183,11 @@ class Pull:
     def done(self) -> bool:
         """Whether every chunk is here."""
         return self._incoming.done
+
+    @property
+    def share(self) -> float:
+        """Share of the chunks that is here."""
+        return self._incoming.share
 
     @property
     def sha256(self) -> str:

@@ -68,7 +68,7 @@ def _scatter(sums: Arrays) -> _Scatter:
     totals = np.asarray(sums[SUMS], np.float64)
     number, seen = counts.sum(), counts > 0
     mean = totals.sum(0) / number
-    means = totals / np.maximum(counts, 1)[:, None]
+    means = totals / np.where(seen, counts, 1.0)[:, None]  # of a class whose weight is cut, less than one
     apart = np.where(seen[:, None], means - mean, 0.0)
     squares = float(np.sum(sums[SQUARES]))
     about_means = max(0.0, squares - float(counts @ np.square(means).sum(1)))

@@ -1,12 +1,10 @@
 """One MQTT connection: MQTT 5 where the server has it, 3.1.1 otherwise; plain, TLS or WebSocket; QoS 1.
 
-Paho's thread serves keep-alive, reconnects, subscribes again, and only fills one bounded queue. No session is relied
+Paho's thread serves keep-alive, reconnects, subscribes again, and only fills one bounded mailbox. No session is relied
 upon: messages may get lost, and :attr:`Link.connections` tells when to announce oneself again.
 """
 
-import contextlib
 import logging
-import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address, Reach, parse_url
 from fleetune.device_runtime.network.client import HEADER_BYTES, Client
 from fleetune.device_runtime.network.hooks import NOBODY, Hooks, Party
+from fleetune.device_runtime.network.mailbox import Mailbox
 from fleetune.device_runtime.network.tls import Context, make_context
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class Link:
             key: PEM file of its private key, if that is another file.
             party: what to say when the server denies something, or somebody else has this client id.
             keepalive_s: after one and a half times that in silence the server takes this side for dead.
-            queue_size: messages received and not yet taken.
+            queue_size: messages received and not yet taken, of all senders together.
 
         Raises:
             ConfigError: a URL, ``ca_file``, ``cert`` or ``key`` that cannot be used.
@@ -94,7 +93,7 @@ class Link:
             party=party,
         )
         self._failure = ""
-        self._received: queue.Queue[tuple[str, bytes] | None] = queue.Queue(queue_size)
+        self._received = Mailbox(queue_size)
         self._acknowledged = threading.Condition()
         self._num_queued = 0
         self._client: Client | None = None
@@ -168,10 +167,7 @@ class Link:
             TransportError: the server refuses this side for good, or somebody else has its client id.
         """
         self._check_use()
-        try:
-            message = self._received.get(timeout=timeout_s) if timeout_s > 0 else self._received.get_nowait()
-        except queue.Empty:
-            message = None
+        message = self._received.get(timeout_s)
         self._check_use()
         return message
 
@@ -219,8 +215,7 @@ class Link:
 
     def _wake(self) -> None:
         """End the wait for a message."""
-        with contextlib.suppress(queue.Full):  # whoever has so much to read needs no waking
-            self._received.put_nowait(None)
+        self._received.wake()
 
     def _check_size(self, topic: str, payload: bytes) -> None:
         if 0 < self._packet_bytes_max < len(payload) + len(topic.encode()) + 16:
@@ -245,11 +240,7 @@ class Link:
 
     def _take_in(self, topic: str, payload: bytes) -> None:
         self.bytes_received += len(payload)
-        try:
-            if len(payload) > MESSAGE_BYTES_MAX:
-                raise queue.Full
-            self._received.put_nowait((topic, payload))
-        except queue.Full:
+        if len(payload) > MESSAGE_BYTES_MAX or not self._received.put(topic, payload):
             self.dropped += 1
 
     def _be_ready(self, packet_bytes_max: int) -> None:

@@ -3,6 +3,7 @@
 The clock is pretended: it stands while anyone has something to do, and jumps to the next time that anyone has.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from fleetune.broker.job import Patience, Settings, device_seed
 from fleetune.broker.methods.strategies import STRATEGIES
-from fleetune.broker.methods.strategy import Update
+from fleetune.broker.methods.strategy import Gathered, Update
 from fleetune.broker.service.outbound import unsigned
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
@@ -323,12 +324,15 @@ def world(folder, *, numbers=FOUR, disturb=None, seed=0, evaluate=False, trusted
     return World(server, aggregator, devices, seed=seed)
 
 
-def in_process(numbers, *, rounds, settings, size=3000, drop=()):
-    """The same rounds computed directly: no wire, no codec, no order; ``drop`` = (round, number) that took no part."""
+def in_process(numbers, *, rounds, settings, size=3000, drop=(), weights=None):
+    """The same rounds computed directly: no wire, no codec, no order.
+
+    ``drop`` = (round, number) that took no part; ``weights`` of devices that do not count by their samples.
+    """
     adapter, strategy = first_adapter(size), STRATEGIES[settings.strategy]()
     state = {}
     for number in range(1, rounds + 1):
-        sums = strategy.init(adapter)
+        sums, updates = strategy.init(adapter), []
         for position, device in enumerate(numbers):
             if (number, device) in drop:
                 continue
@@ -344,8 +348,15 @@ def in_process(numbers, *, rounds, settings, size=3000, drop=()):
                 for n, v in training.adapter.items()
                 if v.tobytes() != adapter[n].tobytes()
             }
-            sums = strategy.add(sums, Update(values, adapter, len(training.points[0])))
-        adapter, state = strategy.finish(sums, adapter, state)
+            weight = (weights or {}).get(device, len(training.points[0]))
+            updates.append(Update(values, adapter, weight, device_id=f"device-{device}"))
+            sums = strategy.add(sums, updates[-1])
+        if strategy.choose:
+            adapter = strategy.choose(
+                Gathered((), partial(iter, updates), adapter, number, settings.outliers)
+            )
+        else:
+            adapter, state = strategy.finish(sums, adapter, state)
     return to_bytes(adapter)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 import typer
 
-from fleetune.broker.job import AUTO, Job, Patience
+from fleetune.broker.job import AUTO, Job, Members, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
@@ -33,6 +33,7 @@ _PANELS = {
     "duty": "Device",
     "job": "Federation",
     "patience": "Patience",
+    "members": "Members",
     "reach": "Network",
     "signing": "Network",
     "trust": "Network",
@@ -86,6 +87,7 @@ AGGREGATE = {
     "patience": Part(Patience()),
     "reach": Part(Reach()),
     "signing": Part(Signing()),
+    "members": Part(Members()),
 }
 DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.store import Carried, Cost
-from fleetune.broker.tasks import NOTHING, Noted, Task
+from fleetune.broker.tasks import NOTHING, Mark, Noted, Task
 from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
 from fleetune.toolkit.simulation.desks import Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec
@@ -210,9 +210,17 @@ class WatchedLedger(Ledger):
         super().accept(update, payload, noted)
         self._on_update(update)
 
-    def add_version(self, version: int, content: bytes, *, round_number: int, state: bytes = b"") -> None:
+    def add_version(
+        self,
+        version: int,
+        content: bytes,
+        *,
+        round_number: int,
+        state: bytes = b"",
+        marks: Iterable[Mark] = (),
+    ) -> None:
         """As the ledger, and tell."""
-        super().add_version(version, content, round_number=round_number, state=state)
+        super().add_version(version, content, round_number=round_number, state=state, marks=marks)
         self._on_version(version, content)
 
 

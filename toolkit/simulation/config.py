@@ -36,6 +36,7 @@ PATHS = (
     ("data", "test"),
     ("partition", "file"),
     ("partition", "code"),
+    ("fleet", "code"),
     ("network", "trace"),
 )
 """Values that are paths, taken from the folder of the file that says them."""
@@ -61,6 +62,13 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         dict[str, float],
         Option("part of the fleet by profile: shares or numbers, scaled to the number of devices"),
     ] = msgspec.field(default_factory=lambda: {"reference": 1.0})
+    code: Annotated[
+        str,
+        Option(
+            "'FILE.py:FUNCTION', the user's own: (number of a device, its workbench) -> what it works with instead, for devices "
+            "that do not do as they are told"
+        ),
+    ] = ""
 
 
 class Cache(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

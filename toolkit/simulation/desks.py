@@ -62,6 +62,7 @@ class Desk:
         on_start: Callable[[Started], object] = lambda _: None,
         on_known: Callable[[Started], object] = lambda _: None,
         on_spent: Callable[[float], object] = lambda _: None,
+        instead: Callable[[Workbench], Workbench] = lambda workbench: workbench,
     ) -> None:
         """Prepare.
 
@@ -77,6 +78,7 @@ class Desk:
             on_start: told of each run.
             on_known: told of it again when its end is known.
             on_spent: told of seconds that it computes without a run.
+            instead: its workbench -> the one that its agent gets.
         """
         self.current: Started | None = None
         """The run at work, or the last one."""
@@ -86,6 +88,7 @@ class Desk:
         self._num_samples, self._slowdown = num_samples, slowdown
         self._hidden_cache_mb, self._memory_mb, self._pause = hidden_cache_mb, memory_mb, pause
         self._on_start, self._on_known, self._on_spent = on_start, on_known, on_spent
+        self._instead = instead
         self._ahead: tuple[str, Begun] | None = None
         self._begun: Begun | None = None
         self._files: dict[str, bytes] = {}
@@ -96,13 +99,14 @@ class Desk:
 
     def workbench(self) -> Workbench:
         """What an agent works with."""
-        return Workbench(
+        own = Workbench(
             self._begin,
             self._measure,
             self._num_samples,
             self._class_sums,
             histogram=self._histogram,
         )
+        return self._instead(own)
 
     @property
     def ends_at(self) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from fleetune.broker.job import Job
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN
 from fleetune.device_runtime.errors import ConfigError
@@ -20,6 +21,12 @@ from fleetune.toolkit.simulation.records import DEVICES, ROUNDS, SimulationRepor
 CONFIG, TIMINGS = "config.toml", "timings.json"
 _ANY_TIME = ("workers", "timings", "rounds", "until_s")
 """Settings that make no other simulation: what was done of it before is used again."""
+
+_NEWER = {
+    name: msgspec.structs.asdict(Job("", rounds=1, clients=1))[name]
+    for name in ("weight_cap", "length_cap", "outliers", "strikes")
+}
+"""Fields of a job that are newer than journals on disks, and their defaults: they make another simulation where they differ."""
 
 
 def check_folder(folder: Path, *, must_go_on: bool) -> None:
@@ -39,7 +46,9 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
     kept["work"] = told_work(config.work)
+    kept["fleet"] = {name: value for name, value in said["fleet"].items() if value}
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}
+    job = {name: value for name, value in job.items() if _NEWER.get(name) != value}
     limits = (config.data.limit_train, config.data.limit_test)
     data = [
         datasets.whole(path, config.work.seq_len).digest for path in (config.data.train, config.data.test)

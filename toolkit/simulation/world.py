@@ -13,6 +13,7 @@ from fleetune.broker.tasks import Task as Assigned
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact
@@ -38,6 +39,7 @@ from fleetune.toolkit.simulation.memory import MemoryModel
 from fleetune.toolkit.simulation.profiles import slowdown
 from fleetune.toolkit.simulation.records import DEVICES, SimulationReport, write_lines, write_report
 from fleetune.toolkit.simulation.runs import Begun, Runs
+from fleetune.toolkit.simulation.user_code import load_function
 
 _CACHE_MB = 4096.0
 _STALLED_S = 30 * 24 * 3600.0
@@ -79,6 +81,8 @@ class World:
         self._closed_at = 0.0
         self._noted: set[str] = set()
         self._book = Book(parts.specs, self._now)
+        code = config.fleet.code
+        self._instead = load_function(code, named="fleet.code") if code else _as_it_is
         self._test = test_share(config, parts.datasets.whole(config.data.test, config.work.seq_len))
         self._devices: dict[str, VirtualDevice] = {}
         self._comings = Comings(config, self._devices, Alarms(self._server, self._turns), self._book)
@@ -152,6 +156,7 @@ class World:
             on_start=partial(self._book.started, spec.name),
             on_known=partial(self._comings.known, spec),
             on_spent=partial(self._book.spent, spec.name),
+            instead=partial(self._instead, spec.number),
         )
         identity = Identity(spec.name, config.job.job, equipment.artifact.digest)
         return VirtualDevice(place, identity, desk, line=spec.line, on_event=partial(self._heard, spec))
@@ -231,3 +236,7 @@ class World:
             wall_s=time.perf_counter() - self._began,
             adapter=str(self._folder / ADAPTER),
         )
+
+
+def _as_it_is(number: int, workbench: Workbench) -> Workbench:
+    return workbench

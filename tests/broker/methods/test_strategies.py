@@ -10,7 +10,7 @@ from paths import ROOT
 
 from fleetune.broker.methods.averaging import fedavg, fedavgm
 from fleetune.broker.methods.strategies import STRATEGIES
-from fleetune.broker.methods.strategy import VALUE_MAX, WEIGHT_MAX, Update, add_to_sums, init_sums
+from fleetune.broker.methods.strategy import VALUE_MAX, WEIGHT_MAX, Gathered, Update, add_to_sums, init_sums
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, unpack
 from fleetune.device_runtime.errors import UnknownName, WireError
 
@@ -19,11 +19,21 @@ TINY = float(np.finfo(np.float32).smallest_subnormal)
 BELIEVED = st.floats(min_value=-VALUE_MAX, max_value=VALUE_MAX, width=32)
 
 
-def combine(strategy, updates, *, reference=REFERENCE, state=None):
+def combine(strategy, updates, *, reference=REFERENCE, state=None, outliers=0.2):
     sums = strategy.init(reference)
-    for values, weight in updates:
-        values = {n: np.asarray(v, np.float64) for n, v in values.items()}
-        sums = strategy.add(sums, Update(values, reference, weight))
+    made = [
+        Update(
+            {n: np.asarray(v, np.float64) for n, v in values.items()},
+            reference,
+            weight,
+            device_id=f"d{weight}",
+        )
+        for values, weight in updates
+    ]
+    for update in made:
+        sums = strategy.add(sums, update)
+    if strategy.choose:
+        return strategy.choose(Gathered((), lambda: iter(made), reference, 1, outliers)), state or {}
     return strategy.finish(sums, reference, state or {})
 
 
@@ -206,6 +216,7 @@ def test_every_strategy_is_told_of_in_the_docs():
 
 def test_unknown_strategy_lists_what_there_is():
     with pytest.raises(
-        UnknownName, match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, own-last, product"
+        UnknownName,
+        match="no strategy 'fedprox'; have: fedavg, fedavgm, hetlora, krum, median, multi-krum, own-last, product",
     ):
         STRATEGIES["fedprox"]

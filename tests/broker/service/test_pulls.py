@@ -108,3 +108,33 @@ def test_what_is_not_wanted_is_dropped_waiting_or_not():
     assert [update.task_id for update in late] == ["t0", "t2"]
     assert dict(pulls.due(1.0)).keys() == {"d1"}
     assert pulls.drop(lambda update: True) == []
+
+
+def test_uploads_that_are_too_slow_for_the_deadline_give_way_one_after_another():
+    """Eight devices with a byte in 55 s held all places of 0.1.0 for ever."""
+    pulls = Pulls(limit=2)
+    payload = b"x" * 500 * 40
+    for number in range(3):
+        update = ready(number, device=f"d{number}", payload=payload_of(number) if number == 2 else payload)
+        pulls.begin(update, 0.0, size_bytes_max=50_000, until=600.0)
+    outgoing = Outgoing(payload, chunk_bytes=500)
+    requests = dict(pulls.due(0.0))
+    drip = {d: list(outgoing.chunks(r)) for d, r in requests.items()}
+    for now in (50.0, 100.0):
+        for device in ("d0", "d1"):
+            pulls.add(device, drip[device].pop(), now)
+        found = dict(pulls.due(now))
+    assert found.keys() & {"d2"}, "one has made room, and the third is asked"
+    assert len([d for d in ("d0", "d1") if any(u.device_id == d for u in pulls.drop(lambda _: False))]) <= 1
+
+
+def test_an_upload_that_will_be_there_in_time_keeps_its_place():
+    pulls = Pulls(limit=1)
+    payload = b"x" * 500 * 4
+    pulls.begin(ready(0, device="d0", payload=payload), 0.0, size_bytes_max=50_000, until=600.0)
+    pulls.begin(ready(1, device="d1"), 0.0, size_bytes_max=50_000, until=600.0)
+    (_, request), *_ = pulls.due(0.0)
+    chunks = list(Outgoing(payload, chunk_bytes=500).chunks(request))
+    for now, chunk in zip((50.0, 100.0, 150.0), chunks, strict=False):
+        pulls.add("d0", chunk, now)
+        assert "d1" not in dict(pulls.due(now))

@@ -81,6 +81,8 @@ def _edited(path, rng):
     columns = [row[1] for row in sql.execute(f"PRAGMA table_info({table})")]
     column, value = columns[rng.integers(len(columns))], values[rng.integers(len(values))]
     places = [rowid for (rowid,) in sql.execute(f"SELECT rowid FROM {table}")]
+    if not places:
+        return f"{table}: nothing to edit"
     try:
         with sql:
             if rng.integers(6) == 0:

@@ -1,0 +1,121 @@
+"""Devices that do not do as they are told, for simulations: ``fleet.code = "attacks.py:mixed"``; every fifth device is one.
+
+Each function is (number of a device, its workbench) -> the workbench that its agent gets. They change what a device says and
+sends, as a device of somebody's own making would; the product's agent sends it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS
+
+EVERY = 5
+HUGE = 2**29
+"""Samples: the most that an aggregator takes."""
+SLY = 2.9
+"""Just below the bounds, which are 3."""
+Spoil = Callable[[Arrays, Arrays], Arrays]
+"""(reference, what was made) -> what is sent instead"""
+
+
+def mixed(number: int, workbench: Workbench) -> Workbench:
+    """Of four such devices each one another attack."""
+    kinds = (zeros, flipped, scaled, drawn)
+    return kinds[number // EVERY % len(kinds)](number, workbench)
+
+
+def zeros(number: int, workbench: Workbench) -> Workbench:
+    """A model of zeros, of a huge number of samples."""
+    return _spoiled(
+        number, workbench, lambda _, made: {n: np.zeros_like(v) for n, v in made.items()}, samples=HUGE
+    )
+
+
+def flipped(number: int, workbench: Workbench) -> Workbench:
+    """The opposite of what was learned."""
+    return _spoiled(number, workbench, _times(-1.0))
+
+
+def scaled(number: int, workbench: Workbench) -> Workbench:
+    """A hundred times what was learned."""
+    return _spoiled(number, workbench, _times(100.0))
+
+
+def drawn(number: int, workbench: Workbench) -> Workbench:
+    """Standard normal values."""
+    rng = np.random.default_rng(number)
+    return _spoiled(
+        number,
+        workbench,
+        lambda _, made: {n: _like(v, rng.standard_normal(v.shape)) for n, v in made.items()},
+    )
+
+
+def sly(number: int, workbench: Workbench) -> Workbench:
+    """The opposite of what was learned, just as long and just as heavy as the default bounds let pass."""
+    samples = int(SLY * workbench.num_samples)
+    return _spoiled(number, workbench, _times(-SLY), samples=samples)
+
+
+class _Training:
+    """A run whose outcome is another; all else is the run's own, but for figures that look good."""
+
+    def __init__(self, training: Any, start: Arrays, spoil: Spoil) -> None:
+        self._training, self._start, self._spoil = training, start, spoil
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._training, name)
+
+    @property
+    def adapter(self) -> Arrays:
+        return self._spoil(self._start, self._training.adapter)
+
+    @property
+    def stats(self) -> Mapping[str, float]:
+        return {**self._training.stats, "loss": 0.0}
+
+
+def _spoiled(number: int, workbench: Workbench, spoil: Spoil, *, samples: int = 0) -> Workbench:
+    if number % EVERY:
+        return workbench
+    honest, told = workbench.class_sums, samples or workbench.num_samples
+    assert honest
+
+    def class_sums(work: Any, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
+        sums, stats = honest(work, adapter)
+        return _plausible(sums, spoil({n: np.zeros_like(v) for n, v in sums.items()}, sums), samples), stats
+
+    def start(work: Any, adapter: Arrays) -> Any:
+        return _Training(workbench.start(work, adapter), adapter, spoil)
+
+    return workbench._replace(start=start, class_sums=class_sums, num_samples=told)
+
+
+def _plausible(honest: Arrays, spoiled: Arrays, samples: int) -> Arrays:
+    """Sums that an aggregator cannot tell from those of samples: whole counts, and squares that allow the sums."""
+    counts = np.asarray(honest[COUNTS], np.float64)
+    if samples:
+        counts = np.full(len(counts), samples // len(counts), np.float64)
+    least = 1.01 * np.square(np.asarray(spoiled[SUMS], np.float64)).sum(1) / np.maximum(counts, 1)
+    totals = np.where(counts[:, None] > 0, spoiled[SUMS], 0)
+    squares = np.where(counts > 0, np.maximum(honest[SQUARES], least), 0)
+    return {
+        SUMS: _like(spoiled[SUMS], totals),
+        COUNTS: counts.astype(np.float32),
+        SQUARES: squares.astype(np.float32),
+    }
+
+
+def _times(factor: float) -> Spoil:
+    def spoil(reference: Arrays, made: Arrays) -> Arrays:
+        return {n: _like(v, reference[n] + factor * (np.float64(v) - reference[n])) for n, v in made.items()}
+
+    return spoil
+
+
+def _like(value: Any, other: Any) -> Any:
+    return np.asarray(other, value.dtype)

@@ -1,0 +1,49 @@
+from threading import Thread
+
+from fleetune.device_runtime.network.mailbox import Mailbox
+
+
+def up(device):
+    return f"fleetune/v1/job/device/{device}/up"
+
+
+def taken(box):
+    return [letter[1].decode() for letter in iter(lambda: box.get(0.0), None)]
+
+
+def test_each_sender_has_its_turn():
+    box = Mailbox(100)
+    for number in range(50):
+        assert box.put(up("flood"), b"f%d" % number)
+    box.put(up("honest"), b"h0")
+    box.put("fleetune/v1/job/device/honest/status", b"h1")
+    assert taken(box)[:4] == ["f0", "h0", "f1", "h1"]
+
+
+def test_who_floods_loses_its_own_and_others_lose_nothing():
+    box = Mailbox(8)
+    for number in range(100):
+        box.put(up("flood"), b"f%d" % number)
+    assert [box.put(up("honest"), b"h%d" % n) for n in range(4)] == [False] * 4, (
+        "one of the flood was thrown away"
+    )
+    assert not box.put(up("flood"), b"late")
+    found = taken(box)
+    assert [one for one in found if one[0] == "h"] == ["h0", "h1", "h2", "h3"]
+    assert [one for one in found if one[0] == "f"] == ["f0", "f1", "f2", "f3"]
+
+
+def test_one_sender_alone_may_fill_it():
+    box = Mailbox(8)
+    assert [box.put(up("a"), b"x") for _ in range(9)] == [True] * 8 + [False]
+    assert len(taken(box)) == 8
+
+
+def test_a_wait_ends_with_a_message_and_when_woken():
+    for end in (lambda box: box.put(up("a"), b"x"), lambda box: box.wake()):
+        box, found = Mailbox(8), []
+        waiting = Thread(target=lambda box=box, found=found: found.append(box.get(60.0)))
+        waiting.start()
+        end(box)
+        waiting.join(30.0)
+        assert len(found) == 1
