@@ -159,7 +159,11 @@ class Downlink:
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
         self._bases.clear()
-        self._replicas.forget_before(version - _KEPT + 1, but=self._holdings.lately(_HELD_MAX))
+        self._replicas.forget_before(version - _KEPT + 1, but=self.held())
+
+    def held(self) -> set[str]:
+        """SHA-256 of the adapter files that the devices heard last hold: what they are sent next is taken from these."""
+        return self._holdings.lately(_HELD_MAX)
 
     def _key(self, device_id: str, version: int, packing: Packing) -> _Key:
         """What a device gets of a version, without a mask."""
@@ -195,10 +199,14 @@ class Downlink:
     def _again(self, device_id: str, digest: str) -> Parcel | None:
         """Make anew what a device was offered last: others were served in between. None if that was something else."""
         offered = self._offered.get(device_id)
-        if offered is None or offered.transfer.sha256 != digest:
+        if offered is None or offered.transfer.sha256 != digest or not self._is_kept(offered.key.version):
             return None
         ready = self._ready(offered.key, offered.transfer.chunk_bytes)
         return ready if ready.download.adapter.sha256 == digest else None
+
+    def _is_kept(self, version: int) -> bool:
+        """Whether a version that was offered once can be made ready anew."""
+        return self._version(version) is not None
 
     def _knows(self, digest: str) -> bool:
         return self._replicas.knows(digest) or self._store.version_with(digest) is not None

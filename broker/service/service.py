@@ -182,6 +182,8 @@ class Service:
         if closed != self._closed:
             self._closed = closed
             self._uploads.drop_late()
+            oldest = self.federation.evaluations.oldest
+            self._store.forget_before(oldest, but=self._versions.downlink.held())
 
     def _read(self, topic: str, message: Message, now: float) -> None:
         if topic != self._outbound.topic:

@@ -39,6 +39,7 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
     kept["work"] = told_work(config.work)
+    kept["patience"] = {n: v for n, v in said["patience"].items() if n != "keep_versions"}
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}
     limits = (config.data.limit_train, config.data.limit_test)
     data = [

@@ -103,7 +103,7 @@ def test_what_was_put_survives_a_kill(tmp_path):
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
 def test_a_foreign_file_is_a_clear_error(tmp_path, content):
     (tmp_path / "box").write_bytes(content)
-    with pytest.raises(StateError, match=r"box: the device's state cannot be used"):
+    with pytest.raises(StateError, match=r"box: damaged"):
         OutboxFile(tmp_path / "box")
 
 
