@@ -46,6 +46,10 @@ class Pulls:
         if old and old.update.payload == update.payload:
             self._active[update.task_id] = old._replace(update=update)
             return
+        if old and old.update.payload.sha256 == update.payload.sha256:
+            pull = old.pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
+            self._active[update.task_id] = old._replace(update=update, pull=pull)
+            return
         Incoming(update.payload, size_bytes_max=size_bytes_max)
         self._active.pop(update.task_id, None)
         self._waiting[update.task_id] = _Waiting(update, size_bytes_max)

@@ -29,7 +29,7 @@ _WIDE = {
 _OTHER_SEPARATORS = (";", "\t", "|")
 _AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
 """Where a line ends that a spreadsheet of an old Mac has ended."""
-UNPACKED_TIMES, UNPACKED_MIN = 32, 4 * 1024**2
+UNPACKED_TIMES, UNPACKED_MIN = 20, 2 * 1024**2
 """A ``.gz`` unpacks to at most so many times its size, or to so many bytes: a few could take all of the memory."""
 LINE_MAX = 64 * 1024**2
 """Bytes of UTF-8, or characters, of a line or cell; a file of a few bytes may unpack to a line without end."""

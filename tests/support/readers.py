@@ -17,6 +17,7 @@ from paths import ROOT
 from simulated import FILE, write_config
 from words import write_lines
 
+from fleetune.broker.job import Patience
 from fleetune.broker.store.kept_versions import read_version
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
@@ -68,7 +69,7 @@ class _Ends:
     def world(self, **changes: object) -> fleet.World:
         server = fleet.Loopback(disturb=self._heard)
         changes = {"clients": 2, "min_clients": 1, "codec": "int8", "size": 60, "in_memory": True, **changes}
-        aggregator = fleet.Aggregator(server, Path("nowhere"), **changes)
+        aggregator = fleet.Aggregator(server, Path("nowhere"), patience=Patience(extensions_max=10**9), **changes)
         aggregator.folder = Path("/dev/shm")
         aggregator.start()
         devices = [fleet.Device(server, None, n, size=60).start() for n in (0, 1)]
