@@ -82,9 +82,9 @@ class Pulls:
         return min(stalls, self._evicts_at())
 
     def restart(self, device_id: str, now: float) -> None:
-        """The device was away: what was on its way is lost."""
+        """The device was away, or empty: this side was: what was on its way is lost."""
         for update, pull, _ in self._active.values():
-            if update.device_id == device_id:
+            if device_id in ("", update.device_id):
                 pull.restart(now)
 
     def drop(self, is_wanted: Callable[[UpdateReady], bool]) -> list[UpdateReady]:

@@ -158,6 +158,7 @@ class Service:
         if self._link.connections != self._connections:
             self._connections = self._link.connections
             self._outbound.announce()
+            self._uploads.restart("", now)
         self._do(self.federation.tick(now), now)
         self._go_on(now)
 

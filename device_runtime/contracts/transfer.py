@@ -52,6 +52,10 @@ class Outgoing:
             sha256=hashlib.sha256(content).hexdigest(),
         )
 
+    def is_of(self, request: Request) -> bool:
+        """Whether a request is for as many chunks as there are: they may have become smaller since."""
+        return len(request.missing) == _bitmap_bytes(len(self.manifest.chunk_digests) // DIGEST_BYTES)
+
     def chunks(self, request: Request) -> Iterator[Chunk]:
         """Yield the chunks asked for, lowest first, at most ``request.limit`` and ``REQUEST_CHUNKS_MAX``.
 
@@ -232,7 +236,9 @@ class Pull:
         return self._waits_until if self._flying else math.inf
 
     def restart(self, now: float) -> None:
-        """After a reconnection: count what is on its way as lost, so that the next request is due at once."""
+        """After a reconnection: count what is on its way as lost, so that the next request is due at once, for half as many."""
+        if self._flying:
+            self._window = max(1, self._window // 2)
         self._flying.clear()
         self._progress_at = now
 

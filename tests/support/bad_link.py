@@ -5,6 +5,7 @@ many kernels lack, but root and ``/dev/net/tun``.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import heapq
 import os
@@ -123,8 +124,17 @@ class Cuts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+        self._loop.close()
+
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = [self._rng.randint(*self._after)]
@@ -140,8 +150,8 @@ class Cuts:
         for task in tasks:
             task.cancel()
         for one in (writer, far_writer):
-            sock = one.get_extra_info("socket")
-            if sock is not None:
+            with contextlib.suppress(OSError):  # it is closed
+                sock = one.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             one.transport.abort()
 
