@@ -19,10 +19,11 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from mutations import Mutation
+from mutations import BOMBS, Mutation, bomb
 
 from fleetune.device_runtime.errors import FleetuneError
 
+__all__ = ["BOMBS", "Found", "Reader", "bomb", "fuzz", "mutated"]
 SECONDS_MAX, MEGABYTES_MAX = 1.0, 200.0
 _HANGS_S = 30
 _ADDRESSES = 6 * 1024**3

@@ -84,14 +84,15 @@ class Bench:
         """Open the artifact; ArtifactError if it is damaged."""
         self._artifact = open_artifact(artifact_dir)
         self._datasets = Datasets(artifact_dir)
-        self._folder = Path(tempfile.mkdtemp(prefix="fleetune-worker-"))
+        self._place = WorkerFolder()
+        self._folder = self._place.path
         self._machines: dict[float, _Machine] = {}
 
     def close(self) -> None:
         """Let go of everything."""
         for machine in self._machines.values():
             machine.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._place.close()
 
     def do(self, task: Task) -> Done:
         """Do a task; what keeps it from being done is in what it returns."""
