@@ -42,7 +42,10 @@ def agent_of(name: str, role: str, server: Loopback, folder: Path) -> tuple[obje
     """Make an agent that keeps everything in a folder, its owner's record too."""
     identity = Identity(name, JOB, ARTIFACT, role)
     link = server.connect(identity.topics, will=identity.will)
-    files, terms = DiskFiles(folder / name), Terms(least_samples=0, least_batch=0, least_of_a_class=0, most_rounds_a_day=0, most_bytes_a_day=0)
+    files, terms = (
+        DiskFiles(folder / name),
+        Terms(least_samples=0, least_batch=0, least_of_a_class=0, most_rounds_a_day=0, most_bytes_a_day=0),
+    )
     outbox = OutboxFile(folder / name / "outbox.sqlite")
     home = Home(
         link, outbox, files, identity, FirstAdapter.of(ADAPTER), checkpoint_every=0,
@@ -58,7 +61,9 @@ def disk_mb(folder: Path) -> float:
 
 def run(rounds: int, folder: Path, at: list[int]) -> list[dict[str, float]]:
     """Run a job, and return its figures at some rounds."""
-    settings = Settings(job=JOB, artifact=ARTIFACT, rounds=rounds, clients=3, min_clients=3, work=LocalWork(steps=1))
+    settings = Settings(
+        job=JOB, artifact=ARTIFACT, rounds=rounds, clients=3, min_clients=3, work=LocalWork(steps=1)
+    )
     server, turns = Loopback(), None
     turns = Turns(server)
     link, spent, found = server.connect(topics(JOB), will=will(JOB, "session")), {0: time.process_time()}, []

@@ -20,7 +20,9 @@ class Evaluations:
     No event takes longer for more devices but ``advance``, once a version.
     """
 
-    def __init__(self, settings: Settings, reported: Iterable[tuple[int, str]], *, keep_versions: int = 0) -> None:
+    def __init__(
+        self, settings: Settings, reported: Iterable[tuple[int, str]], *, keep_versions: int = 0
+    ) -> None:
         """Begin or resume.
 
         Args:

@@ -254,7 +254,9 @@ class Service:
 
     def _serve(self, device_id: str, request: Request, now: float) -> None:
         if self._versions.downlink.has_smaller(device_id, self._outbound.chunk_bytes):
-            again = self.federation.again if device_id in self.federation.rounds.roster else self._evaluate_again
+            again = (
+                self.federation.again if device_id in self.federation.rounds.roster else self._evaluate_again
+            )
             self._do(again(device_id, now), now)
             return
         self._meter.knows(request.sha256, self._versions.downlink.sizes(device_id, request))

@@ -60,7 +60,11 @@ def total_carried(sql: sqlite3.Connection, round_number: int | None) -> dict[str
 
 def _of(sql: sqlite3.Connection, query: str, round_number: int | None, end: str = "") -> sqlite3.Cursor:
     """Ask of one round, which its index finds at once, or of all."""
-    return sql.execute(query + end) if round_number is None else sql.execute(query + _OF_ROUND + end, (round_number,))
+    return (
+        sql.execute(query + end)
+        if round_number is None
+        else sql.execute(query + _OF_ROUND + end, (round_number,))
+    )
 
 
 def _carried(counts: list[object]) -> Carried:

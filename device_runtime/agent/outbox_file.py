@@ -44,7 +44,9 @@ def open_outbox(path: Path) -> "OutboxFile":
     try:
         return OutboxFile(path)
     except Damaged as exc:
-        log.warning("%s; set aside as %s.aside: what it owed is done again, its name may be another", exc, path.name)
+        log.warning(
+            "%s; set aside as %s.aside: what it owed is done again, its name may be another", exc, path.name
+        )
     with doing("set aside", path):
         path.replace(path.with_name(f"{path.name}.aside"))
         for left in (f"{path.name}-wal", f"{path.name}-shm"):

@@ -133,7 +133,10 @@ class Incoming:
             start, end = index * own, min((index + 1) * own, self.manifest.size_bytes)
             pieces = [other._pieces.get(i, b"") for i in range(start // step, -(-end // step))]
             data = b"".join(pieces)[start % step :][: end - start]
-            if all(pieces) and _digest(data) == self.manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]:
+            if (
+                all(pieces)
+                and _digest(data) == self.manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]
+            ):
                 self._pieces[index] = data
 
     def missing(self) -> list[int]:
@@ -205,7 +208,9 @@ class Pull:
 
     def cut_anew(self, manifest: TransferManifest, *, size_bytes_max: int, now: float) -> "Pull":
         """Go on with the same content in chunks of another size; WireError as :class:`Incoming`."""
-        pull = Pull(manifest, size_bytes_max=size_bytes_max, now=now, window=self._window_max, stall_s=self._stall_s)
+        pull = Pull(
+            manifest, size_bytes_max=size_bytes_max, now=now, window=self._window_max, stall_s=self._stall_s
+        )
         pull._incoming.take_over(self._incoming)
         return pull
 

@@ -248,7 +248,12 @@ class Link:
         """A connection broke under a message of this size: smaller ones may get through."""
         self._num_good = 0
         self._chunk_limit = max(CHUNK_BYTES_MIN, self._chunk_limit // 2)
-        log.info("%s: lost under a message of %d bytes; chunks of %d now", self.address.shown, size_bytes, self._chunk_limit)
+        log.info(
+            "%s: lost under a message of %d bytes; chunks of %d now",
+            self.address.shown,
+            size_bytes,
+            self._chunk_limit,
+        )
         self._limit_chunks()
 
     def _limit_chunks(self) -> None:

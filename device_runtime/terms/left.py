@@ -79,7 +79,10 @@ class Record:
             self._size, self._is_cut = 0, False
             self._known.clear()
         content = b"\n" * self._is_cut + msgspec.json.encode(line) + b"\n"
-        size, self._size = self._size + len(content), -1  # where it cannot be written whole it is looked at anew
+        size, self._size = (
+            self._size + len(content),
+            -1,
+        )  # where it cannot be written whole it is looked at anew
         self._files.append(NEWEST, content)
         self._size, self._is_cut = size, False
         self._known.update([] if line.verdict else [line.key])
@@ -112,4 +115,3 @@ def _lines(content: bytes) -> Iterator[Left]:
             yield msgspec.json.decode(line, type=Left)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
-

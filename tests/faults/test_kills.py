@@ -12,14 +12,28 @@ JOBS = {
     "int8 fedavgm": {"codec": "int8", "strategy": "fedavgm"},
 }
 """Options of aggregate by the name of a campaign; what is signed, masked or noised is one more line."""
-COMMON = {"clients": 3, "local_steps": 8, "batch_size": 8, "seq_len": 16, "lr": 0.01, "deadline_s": 0, "evaluation_s": 60}
+COMMON = {
+    "clients": 3,
+    "local_steps": 8,
+    "batch_size": 8,
+    "seq_len": 16,
+    "lr": 0.01,
+    "deadline_s": 0,
+    "evaluation_s": 60,
+}
 
 
 def campaign_of(root, artifact, *, rounds, **options):
     """A campaign's federation of so many rounds, with further options of aggregate."""
     root.mkdir(parents=True)
     data = {name: write_lines(root / f"{name}.csv", seed=i) for i, name in enumerate((*Campaign.NAMES, "e"))}
-    return Campaign(root / "job", artifact, data, job={**COMMON, "rounds": rounds, **options}, device={"checkpoint_every": 2})
+    return Campaign(
+        root / "job",
+        artifact,
+        data,
+        job={**COMMON, "rounds": rounds, **options},
+        device={"checkpoint_every": 2},
+    )
 
 
 def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
@@ -28,7 +42,9 @@ def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
     disturbed = campaign_of(tmp_path / "killed", artifact, rounds=rounds, **options).run(
         timeout_s=60 + 20 * kills + 30 * rounds, disturb=killing(kills, seed=seed)
     )
-    print(f"{options}: {sum(disturbed.kills.values())} kills {dict(disturbed.kills)}, {disturbed.seconds:.0f} s, calm {calm.seconds:.0f} s")
+    print(
+        f"{options}: {sum(disturbed.kills.values())} kills {dict(disturbed.kills)}, {disturbed.seconds:.0f} s, calm {calm.seconds:.0f} s"
+    )
     assert sum(disturbed.kills.values()) == kills, "the job was over before all were killed"
     assert len(disturbed.versions) == rounds + 1
     assert disturbed.bits == calm.bits

@@ -30,7 +30,15 @@ class Members:
     def _start(self, kind: str, *words: int) -> subprocess.Popen:
         name = kind if kind == "aggregator" else f"device-{words[0]}"
         with (self.folder / f"{name}.log").open("ab") as log:
-            command = [*self.prefix, sys.executable, linear_member.__file__, kind, self.url, self.folder, *words]
+            command = [
+                *self.prefix,
+                sys.executable,
+                linear_member.__file__,
+                kind,
+                self.url,
+                self.folder,
+                *words,
+            ]
             return children.start(command, stdout=subprocess.PIPE, stderr=log)
 
     def end(self, timeout_s: float) -> dict:
@@ -41,7 +49,9 @@ class Members:
             for process in self.processes.values():
                 process.kill()
                 process.wait()
-        assert self.processes["aggregator"].returncode == 0, (self.folder / "aggregator.log").read_text()[-3000:]
+        assert self.processes["aggregator"].returncode == 0, (self.folder / "aggregator.log").read_text()[
+            -3000:
+        ]
         return json.loads(output)
 
 
@@ -51,7 +61,9 @@ def calm_bits(rounds: int, size: int = SIZE) -> str:
     return sha256(fleet.in_process(NUMBERS, rounds=rounds, settings=settings, size=size)).hexdigest()
 
 
-def check(folder: Path, members: Members, *, rounds: int, size: int = SIZE, timeout_s: float, said: str) -> dict:
+def check(
+    folder: Path, members: Members, *, rounds: int, size: int = SIZE, timeout_s: float, said: str
+) -> dict:
     begun = time.monotonic()
     told = members.end(timeout_s)
     last = (folder / "aggregator" / "versions" / f"{rounds:05d}.safetensors").read_bytes()
@@ -63,7 +75,9 @@ def check(folder: Path, members: Members, *, rounds: int, size: int = SIZE, time
     return told
 
 
-def behind(tmp_path: Path, *, rounds: int, size: int = SIZE, timeout_s: float, said: str, disturb=None, **weather) -> BadLink:
+def behind(
+    tmp_path: Path, *, rounds: int, size: int = SIZE, timeout_s: float, said: str, disturb=None, **weather
+) -> BadLink:
     """Run a job all of whose members are behind a bad link."""
     with BadLink(**weather) as link, Mosquitto(tmp_path) as server:
         url = f"mqtt://{link.host}:{server.port}"
@@ -71,7 +85,9 @@ def behind(tmp_path: Path, *, rounds: int, size: int = SIZE, timeout_s: float, s
         if disturb:
             disturb(link, members)
         told = check(tmp_path, members, rounds=rounds, size=size, timeout_s=timeout_s, said=said)
-        print(f"    {link.packets} packets, {link.lost} lost, {link.bytes / 1e6:.2f} MB carried, {told['sent']} + {told['received']} bytes")
+        print(
+            f"    {link.packets} packets, {link.lost} lost, {link.bytes / 1e6:.2f} MB carried, {told['sent']} + {told['received']} bytes"
+        )
         return link
 
 
@@ -85,13 +101,17 @@ def _on_every_address(make):
     def made(self, folder, *lines, **options):
         make(self, folder, *lines, **options)
         text = self.configuration.read_text()
-        self.configuration.write_text(text.replace(f"listener {self.port} 127.0.0.1", f"listener {self.port} 0.0.0.0"))
+        self.configuration.write_text(
+            text.replace(f"listener {self.port} 127.0.0.1", f"listener {self.port} 0.0.0.0")
+        )
 
     return made
 
 
 def test_a_link_that_loses_and_delays_completes_a_round(tmp_path, server_for_all):
-    link = behind(tmp_path, rounds=1, size=3000, timeout_s=120, said="10 % loss, 50 ms", loss=0.1, delay_s=0.05)
+    link = behind(
+        tmp_path, rounds=1, size=3000, timeout_s=120, said="10 % loss, 50 ms", loss=0.1, delay_s=0.05
+    )
     assert link.lost > 0
 
 

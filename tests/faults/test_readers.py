@@ -33,7 +33,11 @@ def test_a_few_damaged_contents_are_refused_in_our_words(tmp_path, name):
 @pytest.mark.faults
 @pytest.mark.parametrize("name", READERS)
 def test_many_damaged_contents_are_refused_in_time(tmp_path, name):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}", "TMPDIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
+        "TMPDIR": str(tmp_path),
+    }
     command = [sys.executable, fuzz.__file__, name, str(COUNT), "1000000"]
     output, _ = children.start(command, stdout=subprocess.PIPE, env=environment).communicate()
     found = json.loads(output)

@@ -29,7 +29,13 @@ class BadLink:
     """A network namespace behind a link; a context manager. Commands that begin with ``prefix`` run behind it."""
 
     def __init__(
-        self, *, loss: float = 0.0, delay_s: float = 0.0, double: float = 0.0, bytes_s: float = 0.0, seed: int = 0
+        self,
+        *,
+        loss: float = 0.0,
+        delay_s: float = 0.0,
+        double: float = 0.0,
+        bytes_s: float = 0.0,
+        seed: int = 0,
     ) -> None:
         """Each way a share ``loss`` of the packets is lost and ``double`` is doubled, all are ``delay_s`` late; 0 ``bytes_s``: any number."""
         if os.getuid() or not os.path.exists("/dev/net/tun") or not shutil.which("ip"):
@@ -53,7 +59,11 @@ class BadLink:
         _ip("link", "set", far, "netns", self.name)
         _ip("addr", "add", f"{self._net}.1/30", "dev", near)
         _ip("link", "set", near, "up")
-        for words in (("addr", "add", f"{self._net}.2/30", "dev", far), ("link", "set", far, "up"), ("link", "set", "lo", "up")):
+        for words in (
+            ("addr", "add", f"{self._net}.2/30", "dev", far),
+            ("link", "set", far, "up"),
+            ("link", "set", "lo", "up"),
+        ):
             _ip("netns", "exec", self.name, "ip", *words)
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._thread.start()
@@ -155,7 +165,9 @@ class Cuts:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             one.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int]) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int]
+    ) -> None:
         try:
             while left[0] > 0 and (piece := await reader.read(min(left[0], 4096))):
                 left[0] -= len(piece)

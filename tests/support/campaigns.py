@@ -79,9 +79,7 @@ class Campaign:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.kills: Counter[str] = Counter()
 
-    def run(
-        self, *, timeout_s: float, disturb: Callable[["Campaign"], float] | None = None
-    ) -> Came:
+    def run(self, *, timeout_s: float, disturb: Callable[["Campaign"], float] | None = None) -> Came:
         """Run to the end; ``disturb`` does its worst, and says after how many seconds it wants to again."""
         begun = time.monotonic()
         with self.server:
@@ -91,7 +89,9 @@ class Campaign:
                 again_at = time.monotonic() + 3.0
                 while self.processes["aggregator"].poll() is None:
                     now = time.monotonic()
-                    assert now < begun + timeout_s, f"not done after {timeout_s:g} s, {self._versions()}: {self.log('aggregator')}"
+                    assert now < begun + timeout_s, (
+                        f"not done after {timeout_s:g} s, {self._versions()}: {self.log('aggregator')}"
+                    )
                     if disturb and now >= again_at:
                         again_at = time.monotonic() + disturb(self)
                     time.sleep(0.05)
@@ -124,13 +124,25 @@ class Campaign:
         if name == "aggregator":
             options |= {"out": str(self.root / "run"), "keep_versions": 0, **self.job}
         else:
-            options |= {"data": str(self.data[name]), "id": name, "state": str(self.root / name), "threads": 1, **self.device}
+            options |= {
+                "data": str(self.data[name]),
+                "id": name,
+                "state": str(self.root / name),
+                "threads": 1,
+                **self.device,
+            }
             options |= {"role": "evaluate"} if name == "e" else {}
         code = _CODE.format(function=function, artifact=str(self.artifact), hello_s=self._hello_s)
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}", "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
+            "OMP_NUM_THREADS": "1",
+        }
         with (self.root / f"{name}.log").open("ab") as log:
             command = [*self.prefix, sys.executable, "-c", code, json.dumps(options)]
-            self.processes[name] = children.start(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+            self.processes[name] = children.start(
+                command, stdout=subprocess.PIPE, stderr=log, env=environment
+            )
 
     def log(self, name: str) -> str:
         """The end of what one has said."""
@@ -141,12 +153,17 @@ class Campaign:
 
     def _came(self, report: dict[str, Any], seconds: float) -> Came:
         folder = self.root / "run"
-        files = [path for path in sorted((folder / "versions").glob("*.safetensors")) if path.stem.isdecimal()]
+        files = [
+            path for path in sorted((folder / "versions").glob("*.safetensors")) if path.stem.isdecimal()
+        ]
         sql = sqlite3.connect(folder / "ledger.sqlite")
         counts = [n for (n,) in sql.execute("SELECT count(*) FROM updates GROUP BY task_id")]
         sql.close()
         logs = [path.read_text() for path in self.root.glob("*.log") if path.stem != "mosquitto"]
-        rows = [(row["round"], row["devices"], row["loss"], row["accuracy"], row["train_loss"]) for row in report["history"]]
+        rows = [
+            (row["round"], row["devices"], row["loss"], row["accuracy"], row["train_loss"])
+            for row in report["history"]
+        ]
         return Came(
             versions={int(path.stem): sha256(path.read_bytes()).hexdigest() for path in files},
             rows=rows,
@@ -160,7 +177,9 @@ class Campaign:
         )
 
 
-def killing(count: int, *, seed: int, pause_s: tuple[float, float] = (0.2, 1.2)) -> Callable[[Campaign], float]:
+def killing(
+    count: int, *, seed: int, pause_s: tuple[float, float] = (0.2, 1.2)
+) -> Callable[[Campaign], float]:
     """Kill one of them at random, ``count`` times in all: of ten two aggregators, five devices, one evaluator and two servers."""
     rng, left = random.Random(seed), count
 
@@ -169,7 +188,9 @@ def killing(count: int, *, seed: int, pause_s: tuple[float, float] = (0.2, 1.2))
         if not left:
             return 1e9
         left -= 1
-        campaign.kill(rng.choice(("aggregator", "aggregator", "a", "b", "b", "c", "c", "e", "server", "server")))
+        campaign.kill(
+            rng.choice(("aggregator", "aggregator", "a", "b", "b", "c", "c", "e", "server", "server"))
+        )
         return rng.uniform(*pause_s)
 
     return kill

@@ -97,7 +97,9 @@ def fuzz(reader: Reader, count: int, *, first: int = 0) -> Found:
                 seeds.setdefault(kind, seed)
             slow, large = slow + (taken_s > SECONDS_MAX), large + (taken_mb > MEGABYTES_MAX)
             slowest, most = max(slowest, (taken_s, seed)), max(most, (taken_mb, seed))
-    return Found(count, refused, dict(kinds), seeds, *_rounded(slowest, most), slow, large, slowest[1], most[1])
+    return Found(
+        count, refused, dict(kinds), seeds, *_rounded(slowest, most), slow, large, slowest[1], most[1]
+    )
 
 
 def _rounded(slowest: tuple[float, int], most: tuple[float, int]) -> tuple[float, float]:
@@ -117,8 +119,16 @@ def _kind(reader: Reader, content: bytes, faults: _Faults) -> str:
 
 
 def _place(exc: BaseException) -> str:
-    frames = [f for f in traceback.extract_tb(exc.__traceback__) if "/tests/" not in f.filename and "site-packages" not in f.filename]
-    ours = [f for f in frames if "device_runtime" in f.filename or "broker" in f.filename or "toolkit" in f.filename]
+    frames = [
+        f
+        for f in traceback.extract_tb(exc.__traceback__)
+        if "/tests/" not in f.filename and "site-packages" not in f.filename
+    ]
+    ours = [
+        f
+        for f in frames
+        if "device_runtime" in f.filename or "broker" in f.filename or "toolkit" in f.filename
+    ]
     last = (ours or frames)[-1:]
     return f"{Path(last[0].filename).name}:{last[0].lineno}" if last else "?"
 
@@ -158,7 +168,10 @@ def main() -> None:
     name, count, first = sys.argv[1], int(sys.argv[2]), int((sys.argv[3:] or ["0"])[0])
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
     signal.signal(signal.SIGALRM, _hung)
-    with tempfile.TemporaryDirectory(prefix="fleetune-fuzz-") as folder, READERS[name](Path(folder)) as reader:
+    with (
+        tempfile.TemporaryDirectory(prefix="fleetune-fuzz-") as folder,
+        READERS[name](Path(folder)) as reader,
+    ):
         watched = reader._replace(read=_watched(reader.read))
         print(json.dumps(fuzz(watched, count, first=first)._asdict()), flush=True)
 

@@ -31,7 +31,9 @@ class Server:
 def aggregate(url: str, folder: Path, rounds: int, clients: int, size: int) -> dict:
     server = Server(url, "aggregator")
     patience = Patience(deadline_s=0, evaluation_s=300)
-    one = fleet.Aggregator(server, folder, rounds=rounds, clients=clients, min_clients=clients, size=size, patience=patience)
+    one = fleet.Aggregator(
+        server, folder, rounds=rounds, clients=clients, min_clients=clients, size=size, patience=patience
+    )
     one.start(time.monotonic())
     while not one.service.finished:
         if message := one.link.receive(0.1):
@@ -46,7 +48,9 @@ def aggregate(url: str, folder: Path, rounds: int, clients: int, size: int) -> d
 
 def work(url: str, folder: Path, number: int, size: int) -> dict:
     name = f"device-{number}"
-    device = fleet.Device(Server(url, name), folder, number, size=size, role="evaluate" if number == 9 else "train")
+    device = fleet.Device(
+        Server(url, name), folder, number, size=size, role="evaluate" if number == 9 else "train"
+    )
     folder.joinpath(name).mkdir(parents=True, exist_ok=True)
     device.start()
     while not device.agent.finished:

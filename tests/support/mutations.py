@@ -19,7 +19,14 @@ STRANGE: tuple[Any, ...] = (
     "float32", "int8", "batch", "labels", "\0", "\x1b[31m", "../x", "/", "x" * 3000, [], {}, [[]], [0], [0, 2**63], [2**62, 2**62],
     [-1], {"a": 1}, {"": None}, [[[[[[[[]]]]]]]],
 )  # fmt: skip
-_NUMBERS = (b"\xff" * 8, b"\xff" * 4, b"\x7f" + b"\xff" * 7, b"\x80" + b"\0" * 7, b"\0" * 8, b"\xcb\x7f\xf0\0\0\0\0\0\0")
+_NUMBERS = (
+    b"\xff" * 8,
+    b"\xff" * 4,
+    b"\x7f" + b"\xff" * 7,
+    b"\x80" + b"\0" * 7,
+    b"\0" * 8,
+    b"\xcb\x7f\xf0\0\0\0\0\0\0",
+)
 
 
 def of_bytes(content: bytes, rng: Random) -> bytes:
@@ -96,7 +103,20 @@ def of_lines(content: bytes, rng: Random) -> bytes:
     if lines[place].startswith(b"{") and rng.random() < 0.7:
         lines[place] = of_json(lines[place], rng)
     else:
-        odd = (b"", b"\xff\xfe", b"\0", b'"', b"a,b,c,d", b"[]", b"{}", b"[" * 5000, b"9" * 5000, b"\xef\xbb\xbf", b"\r", b'{"text": "\\ud800", "label": 0}')
+        odd = (
+            b"",
+            b"\xff\xfe",
+            b"\0",
+            b'"',
+            b"a,b,c,d",
+            b"[]",
+            b"{}",
+            b"[" * 5000,
+            b"9" * 5000,
+            b"\xef\xbb\xbf",
+            b"\r",
+            b'{"text": "\\ud800", "label": 0}',
+        )
         lines[place:place] = [rng.choice((*odd, lines[place]))]
     text = rng.choice((b"\n", b"\n", b"\r\n", b"\r")).join(lines)
     wide = rng.random()
@@ -114,7 +134,9 @@ def of_toml(content: bytes, rng: Random) -> bytes:
     if b"=" in lines[place] and rng.random() < 0.8:
         lines[place] = lines[place].split(b"=")[0] + b"= " + rng.choice(values)
     else:
-        lines[place:place] = [rng.choice((b"x = 1", b"[x]", b"[[x]]", b"[x.y]", b"a.b = 1", b"= 1", b"[" * 3000, *lines))]
+        lines[place:place] = [
+            rng.choice((b"x = 1", b"[x]", b"[[x]]", b"[x.y]", b"a.b = 1", b"= 1", b"[" * 3000, *lines))
+        ]
     return b"\n".join(lines) + b"\n"
 
 
@@ -128,7 +150,11 @@ def of_header(content: bytes, rng: Random) -> bytes:
     said = header.get("__metadata__", {})
     if said and rng.random() < 0.6:
         name = rng.choice(sorted(said))
-        said[name] = of_json(said[name].encode(), rng).decode(errors="replace") if said[name][:1] == "{" else rng.choice(("", "x", "0" * 64))
+        said[name] = (
+            of_json(said[name].encode(), rng).decode(errors="replace")
+            if said[name][:1] == "{"
+            else rng.choice(("", "x", "0" * 64))
+        )
     else:
         header = of_tree(header, rng)
     new = json.dumps(header).encode()
@@ -150,9 +176,13 @@ def of_npz(content: bytes, rng: Random) -> bytes:
     elif kind < 0.85:
         del members[name]
     else:
-        members[rng.choice(("x.npy", "../x.npy", "readme", "labels", "/etc/passwd.npy"))] = of_bytes(members[name], rng)
+        members[rng.choice(("x.npy", "../x.npy", "readme", "labels", "/etc/passwd.npy"))] = of_bytes(
+            members[name], rng
+        )
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))) as archive:
+    with zipfile.ZipFile(
+        out, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    ) as archive:
         for one, data in members.items():
             archive.writestr(one, data)
     return out.getvalue()
@@ -160,8 +190,40 @@ def of_npz(content: bytes, rng: Random) -> bytes:
 
 def _of_npy(content: bytes, rng: Random) -> bytes:
     head = content[10 : 10 + int.from_bytes(content[8:10], "little")]
-    shape = rng.choice(("()", "(0,)", "(1,)", "(-1,)", "(4, 6)", "(2**40,)", "(1000000000000,)", "(4, 6, 1)", "(" + "1," * 40 + ")", "x", "(9223372036854775807, 8)"))
-    dtype = rng.choice(("<i8", "<i4", "|O", "|S9", "<U3", "<f8", ">i8", "|b1", "V9", "<c16", "<M8[ns]", "[('a', '<i4')]", "i", "<i99", "," * 50))
+    shape = rng.choice(
+        (
+            "()",
+            "(0,)",
+            "(1,)",
+            "(-1,)",
+            "(4, 6)",
+            "(2**40,)",
+            "(1000000000000,)",
+            "(4, 6, 1)",
+            "(" + "1," * 40 + ")",
+            "x",
+            "(9223372036854775807, 8)",
+        )
+    )
+    dtype = rng.choice(
+        (
+            "<i8",
+            "<i4",
+            "|O",
+            "|S9",
+            "<U3",
+            "<f8",
+            ">i8",
+            "|b1",
+            "V9",
+            "<c16",
+            "<M8[ns]",
+            "[('a', '<i4')]",
+            "i",
+            "<i99",
+            "," * 50,
+        )
+    )
     said = rng.choice((
         f"{{'descr': '{dtype}', 'fortran_order': {rng.choice((True, False, 2, None))}, 'shape': {shape}, }}".encode(),
         of_bytes(head, rng),
@@ -180,7 +242,11 @@ def of_gzip(inner: Mutation) -> Mutation:
         kind = rng.random()
         if kind < 0.002:
             return bomb(rng.choice(BOMBS))
-        return gzip.compress(inner(gzip.decompress(content), rng), 1, mtime=0) if kind < 0.5 else of_bytes(content, rng)
+        return (
+            gzip.compress(inner(gzip.decompress(content), rng), 1, mtime=0)
+            if kind < 0.5
+            else of_bytes(content, rng)
+        )
 
     return mutate
 
@@ -231,7 +297,9 @@ def of_sqlite(scratch: Path) -> Mutation:
 
 
 def _spoil_rows(sql: sqlite3.Connection, rng: Random) -> None:
-    found = sql.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name")
+    found = sql.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' ORDER BY name"
+    )
     table = rng.choice([name for (name,) in found])
     kind = rng.random()
     if kind < 0.05:
@@ -252,7 +320,26 @@ def _spoil_rows(sql: sqlite3.Connection, rng: Random) -> None:
 
 def _other(old: Any, rng: Random) -> Any:
     """Another value for a cell: of text that is JSON, and of bytes, with something changed in it."""
-    values = (None, -1, 0, 1, 2**31, 2**63 - 1, -(2**63), 1.5, 1e308, float("inf"), "", "x", "x" * 5000, "\x1b[1m", b"\xff\x00", b"", "{}", "[]")
+    values = (
+        None,
+        -1,
+        0,
+        1,
+        2**31,
+        2**63 - 1,
+        -(2**63),
+        1.5,
+        1e308,
+        float("inf"),
+        "",
+        "x",
+        "x" * 5000,
+        "\x1b[1m",
+        b"\xff\x00",
+        b"",
+        "{}",
+        "[]",
+    )
     if isinstance(old, str) and old[:1] == "{" and rng.random() < 0.7:
         return of_json(old.encode(), rng).decode(errors="replace")
     if isinstance(old, bytes) and old and rng.random() < 0.7:

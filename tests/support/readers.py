@@ -69,11 +69,17 @@ class _Ends:
     def world(self, **changes: object) -> fleet.World:
         server = fleet.Loopback(disturb=self._heard)
         changes = {"clients": 2, "min_clients": 1, "codec": "int8", "size": 60, "in_memory": True, **changes}
-        aggregator = fleet.Aggregator(server, Path("nowhere"), patience=Patience(extensions_max=10**9), **changes)
+        aggregator = fleet.Aggregator(
+            server, Path("nowhere"), patience=Patience(extensions_max=10**9), **changes
+        )
         aggregator.folder = Path("/dev/shm")
         aggregator.start()
         devices = [fleet.Device(server, None, n, size=60).start() for n in (0, 1)]
-        return fleet.World(server, aggregator, [*devices, fleet.Device(server, None, 9, name="eval", role="evaluate", size=60).start()])
+        return fleet.World(
+            server,
+            aggregator,
+            [*devices, fleet.Device(server, None, 9, name="eval", role="evaluate", size=60).start()],
+        )
 
     def _heard(self, topic: str, payload: bytes) -> tuple[bytes, ...]:
         self.said.append((topic, payload))
@@ -81,7 +87,11 @@ class _Ends:
 
 
 def _end(ends: _Ends, take: Callable[[fleet.World, str, bytes], None], *, is_up: bool) -> Reader:
-    said = list(dict.fromkeys((t, p) for t, p in ends.said if t.endswith(("/up", "device-0/status", "eval/status")) == is_up))
+    said = list(
+        dict.fromkeys(
+            (t, p) for t, p in ends.said if t.endswith(("/up", "device-0/status", "eval/status")) == is_up
+        )
+    )
     topics = sorted({topic for topic, _ in said})
     left, world = 0, None
 
@@ -136,7 +146,12 @@ def ledger(folder: Path) -> Iterator[Reader]:
         with Ledger(out, settings) as opened:
             opened.past()
             list(opened.outcomes()), list(opened.decided()), list(opened.accepted()), rows(opened)
-            opened.version(opened.newest), opened.strategy_state(opened.newest), opened.cost(), opened.carried()
+            (
+                opened.version(opened.newest),
+                opened.strategy_state(opened.newest),
+                opened.cost(),
+                opened.carried(),
+            )
             opened.last_update("device-0"), opened.version_with("0" * 64)
         read_version(out)
 
@@ -162,7 +177,9 @@ def _replace(path: Path, content: bytes) -> None:
 def outbox(folder: Path) -> Iterator[Reader]:
     """A device's outbox, opened by a device of its job."""
     server = fleet.Loopback()
-    aggregator = fleet.Aggregator(server, folder, clients=1, min_clients=1, rounds=3, size=20, in_memory=True).start()
+    aggregator = fleet.Aggregator(
+        server, folder, clients=1, min_clients=1, rounds=3, size=20, in_memory=True
+    ).start()
     from fleetune.device_runtime.terms.terms import Terms
 
     device = fleet.Device(server, folder, 0, size=20, terms=Terms(least_samples=0, least_batch=0)).start()
@@ -177,11 +194,15 @@ def outbox(folder: Path) -> Iterator[Reader]:
         with OutboxFile(path) as opened:
             opened.recall("device_id")
             Day(opened, wall_s=2e9).add(5.0, wall_s=2e9, key="k", sent_bytes=7)
-        again = fleet.Device(fleet.Loopback(), folder, 0, size=20, terms=Terms(least_samples=0, least_batch=0))
+        again = fleet.Device(
+            fleet.Loopback(), folder, 0, size=20, terms=Terms(least_samples=0, least_batch=0)
+        )
         try:
             again.start()
             again.agent.poll(0.0)
-            Made(again.outbox, Identity("device-0", fleet.JOB, fleet.ARTIFACT, "train")).key("train-1-device-0")
+            Made(again.outbox, Identity("device-0", fleet.JOB, fleet.ARTIFACT, "train")).key(
+                "train-1-device-0"
+            )
         finally:
             if again.outbox:
                 again.outbox.close()
@@ -239,7 +260,9 @@ def codec_memory(folder: Path) -> Iterator[Reader]:
         files.write(name, content)
         found = memory.before(4)
         if not found:
-            assert memory.before(4) == {} and (content == b"" or f"{name}.aside" in files.names() or files.read(name) == content)
+            assert memory.before(4) == {} and (
+                content == b"" or f"{name}.aside" in files.names() or files.read(name) == content
+            )
 
     yield Reader([sample], mutations.of_header, read)
 
@@ -355,7 +378,9 @@ def _npz(folder: Path) -> bytes:
     return out.getvalue()
 
 
-def _toml(text: bytes, read_file: Callable[[Path], object], prepare: Callable[[Path], object] = str) -> Callable:
+def _toml(
+    text: bytes, read_file: Callable[[Path], object], prepare: Callable[[Path], object] = str
+) -> Callable:
     @contextmanager
     def toml(folder: Path) -> Iterator[Reader]:
         prepare(folder)
@@ -378,8 +403,12 @@ def _settings(path: Path) -> None:
     from fleetune.toolkit.flags import Part
     from fleetune.broker.job import Job, Patience
 
-    given = dict.fromkeys(("artifact_dir", "mqtt", "out", "rounds", "clients", "job", "seed", "deadline_s", "gather_s"))
-    resolve(aggregate, given, config=path, table="aggregate", parts={"job": Part(Job), "patience": Part(Patience)})
+    given = dict.fromkeys(
+        ("artifact_dir", "mqtt", "out", "rounds", "clients", "job", "seed", "deadline_s", "gather_s")
+    )
+    resolve(
+        aggregate, given, config=path, table="aggregate", parts={"job": Part(Job), "patience": Part(Patience)}
+    )
     resolve(train, dict.fromkeys(("artifact_dir", "data", "out", "rules")), config=path, table="train")
 
 
@@ -499,8 +528,12 @@ READERS: dict[str, Callable] = {
     "jsonl": _data("a.jsonl", _jsonl, mutations.of_lines),
     "csv": _data("a.csv", _csv, mutations.of_lines),
     "npz": _data("a.npz", _npz, mutations.of_npz),
-    "jsonl.gz": _data("a.jsonl.gz", lambda folder: gzip.compress(_jsonl(folder)), mutations.of_gzip(mutations.of_lines)),
-    "csv.gz": _data("a.csv.gz", lambda folder: gzip.compress(_csv(folder)), mutations.of_gzip(mutations.of_lines)),
+    "jsonl.gz": _data(
+        "a.jsonl.gz", lambda folder: gzip.compress(_jsonl(folder)), mutations.of_gzip(mutations.of_lines)
+    ),
+    "csv.gz": _data(
+        "a.csv.gz", lambda folder: gzip.compress(_csv(folder)), mutations.of_gzip(mutations.of_lines)
+    ),
     "rules": _toml(_RULES, load_rules),
     "settings": _toml(_SETTINGS, _settings),
     "simulation": _toml(_SIMULATION, _simulation, write_config),

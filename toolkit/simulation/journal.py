@@ -9,7 +9,15 @@ from fleetune.device_runtime.errors import ConfigError, StateError, one_line
 from fleetune.toolkit.simulation.jobs import Done, Task, decode_done, encode
 
 JOURNAL = "journal.sqlite"
-_DAMAGES = (sqlite3.Error, msgspec.MsgspecError, OSError, ValueError, TypeError, OverflowError, RecursionError)
+_DAMAGES = (
+    sqlite3.Error,
+    msgspec.MsgspecError,
+    OSError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS simulation (digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS done (key TEXT PRIMARY KEY, device TEXT, kind TEXT, round INTEGER, content BLOB) WITHOUT ROWID;
@@ -77,4 +85,6 @@ class Journal:
             raise self._unusable(exc) from exc
 
     def _unusable(self, exc: Exception) -> StateError:
-        return StateError(f"{self._path}: damaged, or cannot be used: {one_line(exc)}; move it away to begin anew")
+        return StateError(
+            f"{self._path}: damaged, or cannot be used: {one_line(exc)}; move it away to begin anew"
+        )
