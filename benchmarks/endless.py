@@ -11,7 +11,7 @@ AT = (200, 1_000, 5_000, 10_000)
 
 
 def measure(say: Callable[[str], None], *, rounds: int = AT[-1]) -> dict[str, Any]:
-    """One row for each of some rounds: milliseconds of the processor that a round of all members took, and what they had by then."""
+    """One row for each of some rounds: milliseconds of the processor that a round of all took, and what they had by then."""
     with tempfile.TemporaryDirectory() as folder:
         found = run_worker(
             "endless", rounds, folder, *(number for number in AT if number <= rounds), threads=1

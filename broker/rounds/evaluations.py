@@ -9,7 +9,6 @@ from fleetune.broker.rounds.actions import Assign
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, default_task_id
 
-
 _BEHIND_MAX = 8
 """An evaluating device here keeps versions from being forgotten, up to so many times as many as are kept anyway."""
 

@@ -90,8 +90,8 @@ class Result:
     def keep(self, *, whole: bool = False) -> None:
         """Write what is new since the last time; nothing before the first round is closed.
 
-        The adapter is written after every round. So is ``run.json``, until its history is so long that writing it would make rounds
-        ever dearer: then once for each 1/HISTORY_SHARE that the history grows by, and where the ``whole`` is asked for.
+        The adapter is written after every round. So is ``run.json``, until its history is so long that writing it would make
+        rounds ever dearer: then once for each 1/HISTORY_SHARE that the history grows by, and where the ``whole`` is asked for.
 
         Raises:
             StateError: the folder cannot be written, or the ledger not be read.

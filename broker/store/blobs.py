@@ -24,7 +24,7 @@ class Blobs:
                 left.unlink()  # by a process that was killed while it wrote
         names = (path.name.removesuffix(".safetensors") for path in (folder / _VERSIONS).iterdir())
         self._kept = {int(name) for name in names if name.isdecimal()}
-        self._states = {path for path in (folder / _VERSIONS).glob("*.state.safetensors")}
+        self._states = set((folder / _VERSIONS).glob("*.state.safetensors"))
 
     def write_version(self, version: int, content: bytes, state: bytes) -> None:
         """Write an adapter and the strategy's state after it, if there is one; OSError if they cannot be written."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -136,7 +136,7 @@ class _Unpacked(io.RawIOBase):
     """What a ``.gz`` file unpacks to; DataError where that is out of all proportion."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._file, self._size = path, gzip.open(path), 0
+        self._path, self._file, self._size = path, gzip.open(path), 0  # noqa: SIM115 (closed with it)
         self._size_max = max(UNPACKED_MIN, UNPACKED_TIMES * path.stat().st_size)
 
     def readable(self) -> bool:

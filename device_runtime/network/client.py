@@ -177,7 +177,7 @@ class Client:
         self._standing.lost(code.value, str(code), is_told=flags.is_disconnect_packet_from_server)
 
     def _drop_large(self) -> None:
-        """Forget large messages that were on their way, which paho (2.1) has no public way for: it would send them again first."""
+        """Forget large messages that were on their way, which paho (2.1) would send again first and has no way to drop."""
         with self._paho._out_message_mutex:
             waiting = self._paho._out_messages
             sizes = {mid: len(m.payload) for mid, m in waiting.items() if len(m.payload) > RESENT_BYTES_MAX}

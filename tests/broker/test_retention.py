@@ -1,6 +1,5 @@
 """Versions are kept as long as somebody needs them, and a round costs the same however many there were before."""
 
-import sqlite3
 import sys
 from collections import Counter
 
@@ -66,7 +65,8 @@ def test_an_aggregator_that_is_killed_goes_on_with_what_it_keeps(tmp_path):
     world.run_killed_at({5, 20, 40, 41, 60})
     assert world.aggregator.version(8) == calm
     files = kept(world.aggregator.folder)
-    assert (files[0], files[-1]) == (0, 8) and len(files) <= 4, "devices may hold another each"
+    assert (files[0], files[-1]) == (0, 8)
+    assert len(files) <= 4, "devices may hold another each"
 
 
 def test_a_version_that_a_device_holds_is_kept_for_it(tmp_path):
@@ -76,7 +76,9 @@ def test_a_version_that_a_device_holds_is_kept_for_it(tmp_path):
     world.run(until=lambda: world.aggregator.ledger.newest >= 2)
     world.run()
     files = kept(world.aggregator.folder)
-    assert files[0] == 0 and files[-1] == 40 and len(files) <= 2 + len(world.devices)
+    assert files[0] == 0
+    assert files[-1] == 40
+    assert len(files) <= 2 + len(world.devices)
 
 
 def test_chunks_of_a_version_that_is_gone_are_not_served_and_end_nothing(tmp_path):
@@ -198,6 +200,7 @@ def test_run_json_is_not_written_ever_more(tmp_path, monkeypatch):
     share = sum(count for count in written if count > HISTORY_SHARE) / sum(
         count > HISTORY_SHARE for count in range(3 * HISTORY_SHARE)
     )
-    assert written[:3] == [2, 3, 4] and share < 1.5 * HISTORY_SHARE
+    assert written[:3] == [2, 3, 4]
+    assert share < 1.5 * HISTORY_SHARE
     one.keep(whole=True)
     assert written[-1] == 3 * HISTORY_SHARE

@@ -43,7 +43,7 @@ def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
         timeout_s=60 + 20 * kills + 30 * rounds, disturb=killing(kills, seed=seed)
     )
     print(
-        f"{options}: {sum(disturbed.kills.values())} kills {dict(disturbed.kills)}, {disturbed.seconds:.0f} s, calm {calm.seconds:.0f} s"
+        f"{options}: {sum(disturbed.kills.values())} kills {dict(disturbed.kills)}, {disturbed.seconds:.0f} s, calm {calm.seconds:.0f} s"  # noqa: E501
     )
     assert sum(disturbed.kills.values()) == kills, "the job was over before all were killed"
     assert len(disturbed.versions) == rounds + 1

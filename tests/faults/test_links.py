@@ -86,7 +86,7 @@ def behind(
             disturb(link, members)
         told = check(tmp_path, members, rounds=rounds, size=size, timeout_s=timeout_s, said=said)
         print(
-            f"    {link.packets} packets, {link.lost} lost, {link.bytes / 1e6:.2f} MB carried, {told['sent']} + {told['received']} bytes"
+            f"    {link.packets} packets, {link.lost} lost, {link.bytes / 1e6:.2f} MB carried, {told['sent']} + {told['received']} bytes"  # noqa: E501
         )
         return link
 

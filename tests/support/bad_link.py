@@ -37,7 +37,7 @@ class BadLink:
         bytes_s: float = 0.0,
         seed: int = 0,
     ) -> None:
-        """Each way a share ``loss`` of the packets is lost and ``double`` is doubled, all are ``delay_s`` late; 0 ``bytes_s``: any number."""
+        """Each way shares of the packets are lost and doubled, all are ``delay_s`` late, and ``bytes_s`` go through (0: all)."""
         if os.getuid() or not os.path.exists("/dev/net/tun") or not shutil.which("ip"):
             pytest.skip("a bad link needs root, ip and /dev/net/tun")
         self.loss, self.delay_s, self.double, self.bytes_s = loss, delay_s, double, bytes_s
@@ -85,10 +85,8 @@ class BadLink:
                 self._take(os.read(fd, 2048), self._fds.index(fd), late)
             while late and late[0][0] <= time.monotonic():
                 _, _, way, packet = heapq.heappop(late)
-                try:
+                with contextlib.suppress(OSError):  # the interface is not up yet
                     os.write(self._fds[1 - way], packet)
-                except OSError:
-                    pass  # the interface is not up yet
 
     def _take(self, packet: bytes, way: int, late: list[tuple[float, int, int, bytes]]) -> None:
         now = time.monotonic()

@@ -112,7 +112,7 @@ def _kind(reader: Reader, content: bytes, faults: _Faults) -> str:
         reader.read(content)
     except FleetuneError as exc:
         return "refused" if "\n" not in str(exc) else f"more than one line: {type(exc).__name__}"
-    except (Exception, Hang) as exc:
+    except (Exception, Hang) as exc:  # noqa: BLE001 (whatever it is, it is what is looked for)
         return f"{type(exc).__name__} at {_place(exc)}"
     told, faults.told = faults.told, []
     return f"told: {told[0].partition(':')[0]}" if told else ""

@@ -1,6 +1,7 @@
 """A device or aggregator of :mod:`fleet` as a process over a real MQTT server: real agent, service and link, no artifact.
 
-``linear_member.py aggregator URL FOLDER ROUNDS CLIENTS SIZE`` and ``linear_member.py device URL FOLDER NUMBER SIZE`` (number 9 evaluates).
+``linear_member.py aggregator URL FOLDER ROUNDS CLIENTS SIZE`` and
+``linear_member.py device URL FOLDER NUMBER SIZE`` (number 9 evaluates).
 """
 
 import json

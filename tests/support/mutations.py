@@ -16,8 +16,8 @@ import msgspec
 Mutation = Callable[[bytes, Random], bytes]
 STRANGE: tuple[Any, ...] = (
     None, True, -1, 0, 1, 3.5, 2**31, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, -(2**63), 1e308, -0.0, "", " ", "job", "V9",
-    "float32", "int8", "batch", "labels", "\0", "\x1b[31m", "../x", "/", "x" * 3000, [], {}, [[]], [0], [0, 2**63], [2**62, 2**62],
-    [-1], {"a": 1}, {"": None}, [[[[[[[[]]]]]]]],
+    "float32", "int8", "batch", "labels", "\0", "\x1b[31m", "../x", "/", "x" * 3000, [], {}, [[]], [0], [0, 2**63],
+    [2**62, 2**62],     [-1], {"a": 1}, {"": None}, [[[[[[[[]]]]]]]],
 )  # fmt: skip
 _NUMBERS = (
     b"\xff" * 8,
@@ -128,7 +128,8 @@ def of_toml(content: bytes, rng: Random) -> bytes:
     if rng.random() < 0.3:
         return of_bytes(content, rng)
     lines = content.splitlines()
-    values = (b"-1", b"0", b"nan", b"inf", b"1e400", b"9" * 30, b'""', b'"x"', b"[]", b"[[]]", b"{}", b"{ a = 1 }", b"true", b"1979-05-27",
+    values = (b"-1", b"0", b"nan", b"inf", b"1e400", b"9" * 30, b'""', b'"x"', b"[]", b"[[]]", b"{}", b"{ a = 1 }", b"true",
+              b"1979-05-27",
               b"07:32:00", b'"\\u0000"', b"[" * 3000, b"0x" + b"f" * 200)  # fmt: skip
     place = rng.randrange(len(lines))
     if b"=" in lines[place] and rng.random() < 0.8:

@@ -260,9 +260,8 @@ def codec_memory(folder: Path) -> Iterator[Reader]:
         files.write(name, content)
         found = memory.before(4)
         if not found:
-            assert memory.before(4) == {} and (
-                content == b"" or f"{name}.aside" in files.names() or files.read(name) == content
-            )
+            assert memory.before(4) == {}
+            assert content == b"" or f"{name}.aside" in files.names() or files.read(name) == content
 
     yield Reader([sample], mutations.of_header, read)
 
@@ -295,7 +294,8 @@ def hidden_cache(folder: Path) -> Iterator[Reader]:
         def read(content: bytes) -> None:
             path.write_bytes(content)
             hidden, missing = found.load((6, 4, 3))
-            assert hidden.shape == (6, 4, 3) and missing.shape == (6,)
+            assert hidden.shape == (6, 4, 3)
+            assert missing.shape == (6,)
 
         yield Reader([path.read_bytes()], mutations.of_bytes, read)
 
@@ -398,10 +398,10 @@ def _toml(
 def _settings(path: Path) -> None:
     """Read the tables of two commands, as they do."""
     from fleetune.broker.aggregation import aggregate
+    from fleetune.broker.job import Job, Patience
     from fleetune.device_runtime.commands.train import train
     from fleetune.toolkit.configuration import resolve
     from fleetune.toolkit.flags import Part
-    from fleetune.broker.job import Job, Patience
 
     given = dict.fromkeys(
         ("artifact_dir", "mqtt", "out", "rounds", "clients", "job", "seed", "deadline_s", "gather_s")
@@ -438,10 +438,10 @@ def run_json(folder: Path) -> Iterator[Reader]:
 @contextmanager
 def rounds_jsonl(folder: Path) -> Iterator[Reader]:
     """``rounds.jsonl`` of a simulation, mended and read."""
+    import msgspec
+
     from fleetune.toolkit.simulation.curves import read_curve
     from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, mend
-
-    import msgspec
 
     report = {"name": "x", "seed": 0, "rounds": 2, "finished": True, "devices": 2, "accuracy": 0.5}
     (folder / RUN).write_text(json.dumps({"report": report}))

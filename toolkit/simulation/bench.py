@@ -1,6 +1,5 @@
 """The worker's side: one opened artifact on one thread, and the data of the devices that were served last."""
 
-import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.toolkit.simulation.calls import WatchedEngine
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
+from fleetune.toolkit.simulation.worker_folder import WorkerFolder
 
 V = TypeVar("V")
 _FILES, _DEVICES, _CACHES = 4, 64, 8

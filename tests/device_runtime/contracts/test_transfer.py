@@ -213,7 +213,7 @@ def test_what_has_come_is_kept_when_chunks_become_smaller_or_larger():
     coarse, fine = Outgoing(content, chunk_bytes=1000), Outgoing(content, chunk_bytes=500)
     one = Pull(coarse.manifest, size_bytes_max=2560, now=0.0)
     one.due(0.0)
-    first, second, third = all_chunks(coarse)
+    _first, second, third = all_chunks(coarse)
     one.add(second, 1.0)
     again = one.cut_anew(fine.manifest, size_bytes_max=2560, now=2.0)
     assert indices(fine, again.due(2.0)) == [0, 1, 4, 5]

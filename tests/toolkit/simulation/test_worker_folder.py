@@ -17,7 +17,8 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(
     one = WorkerFolder()
     assert not left.exists()
     two = WorkerFolder()
-    assert one.path.exists() and two.path.exists()
+    assert one.path.exists()
+    assert two.path.exists()
     two.close()
     one.close()
     assert [path.name for path in tmp_path.iterdir()] == ["fleetune-worker-of-an-earlier-release"]
