@@ -70,7 +70,7 @@ class Campaign:
         listen: Sequence[str] = (),
         hello_s: float = 2.0,
     ) -> None:
-        """``url`` makes of the server's address what clients use, ``prefix`` begins commands, ``listen`` are the server's lines."""
+        """``url`` makes of the server's address what clients use, ``prefix`` begins commands, ``listen`` are the server's."""
         root.mkdir(parents=True)
         self.root, self.artifact, self.data = root, artifact, data
         self.job, self.device, self.prefix, self._hello_s = job, device or {}, list(prefix), hello_s

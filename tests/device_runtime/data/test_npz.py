@@ -222,7 +222,7 @@ def test_token_arrays_may_ignore_positions(load, tmp_path):
     assert dataset.rows(np.array([1]))["labels"].tolist() == [[1, -100, -100]]
 
 
-def test_rows_that_are_mostly_padding_are_read_and_what_no_rows_can_be_is_not(tmp_path, monkeypatch):
+def test_rows_that_are_mostly_padding_are_read_and_what_no_rows_can_be_is_not(load, tmp_path, monkeypatch):
     monkeypatch.setattr("fleetune.device_runtime.data.npz_file.UNPACKED_MIN", 1 << 20)
     ids = np.zeros((4000, 60), np.int64)
     ids[:, :5] = np.random.default_rng(0).integers(0, 69, (4000, 5))
