@@ -12,13 +12,14 @@ install = { $(1)/bin/pip install --progress-bar off --disable-pip-version-check 
     | awk '/^Collecting / { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'; \
     read status <$(1)/pip.status; rm $(1)/pip.status; [ $$status = 0 ]
 
-.PHONY: help demo test test-all test-arm check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
+.PHONY: help demo test test-all test-faults test-arm check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        all of fleetune on this machine, a few minutes"
 	@echo "make test        the tests, without the slow ones"
-	@echo "make test-all    every test"
+	@echo "make test-faults kills, bad links and damaged files, about two hours; FLEETUNE_KILLS and FLEETUNE_MUTATIONS make it shorter"
+	@echo "make test-all    every test but those"
 	@echo "make test-arm    the aarch64 wheels in an emulator, against this machine"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make bench       the figures of benchmarks/"
@@ -34,10 +35,14 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/fleetune demo
 
 test: $(VENV)/dev.stamp mosquitto
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not faults"
 
 test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp $(VENV)-oldest/oldest.stamp ort-env mosquitto
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not faults"
+
+test-faults: $(VENV)/dev.stamp mosquitto
+	$(BIN)/pytest -rs -s -m "faults or slow" tests/faults tests/test_plain_words.py tests/device_runtime/contracts/test_mutated_payloads.py
+	$(BIN)/pytest -rs tests/faults tests/broker/test_federation.py tests/broker/test_many_agents.py tests/device_runtime/test_damage.py tests/broker/test_retention.py -m "not faults"
 
 test-arm: $(VENV)/dev.stamp $(VENV)-arm/arm.stamp mosquitto
 	$(BIN)/pytest -rs tests/test_arm.py

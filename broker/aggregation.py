@@ -112,6 +112,7 @@ def aggregate(
             )
             _serve(service, link, result)
         except (KeyboardInterrupt, SystemExit):
+            result.keep(whole=True)
             say(f"stopped with {ledger.newest} of {job.rounds} rounds done; the same command goes on")
             raise
         finally:

@@ -200,7 +200,7 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the aggregator waits for what."""
+    """How long the aggregator waits for what, and how many versions it keeps."""
 
     deadline_s: Annotated[
         float,
@@ -220,6 +220,9 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     extensions_max: Annotated[
         int, Option("extensions of one round before the aggregator stops", at_least=0)
     ] = 10
+    keep_versions: Annotated[
+        int, Option("newest versions whose files stay, beside version 0; 0 for all", at_least=0)
+    ] = 64
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

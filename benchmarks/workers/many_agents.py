@@ -47,7 +47,7 @@ class Training:
     """One step, which adds a number to the adapter."""
 
     def __init__(self, work, adapter):
-        self.adapter, self.work, self.history = adapter, work, []
+        self.adapter, self.work, self.history, self.stats = adapter, work, [], {}
 
     @property
     def step_index(self):

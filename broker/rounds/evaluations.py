@@ -1,5 +1,6 @@
 """Which evaluating device owes a report on which version; rounds do not wait for them."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable
 
@@ -7,6 +8,9 @@ from fleetune.broker.job import Settings, device_work
 from fleetune.broker.rounds.actions import Assign
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, default_task_id
+
+_BEHIND_MAX = 8
+"""An evaluating device here keeps versions from being forgotten, up to so many times as many as are kept anyway."""
 
 
 class Evaluations:
@@ -16,7 +20,12 @@ class Evaluations:
     """
 
     def __init__(
-        self, settings: Settings, reported: Iterable[tuple[int, str]], *, allowed: Collection[str] = ()
+        self,
+        settings: Settings,
+        reported: Iterable[tuple[int, str]],
+        *,
+        allowed: Collection[str] = (),
+        keep_versions: int = 0,
     ) -> None:
         """Begin or resume; call ``advance`` next.
 
@@ -24,7 +33,11 @@ class Evaluations:
             settings: the job's.
             reported: (version, device) of the reports at hand.
             allowed: the devices that may evaluate; empty for all.
+            keep_versions: so many of the newest versions can be measured, and those that devices here still owe; 0 for all.
         """
+        self.oldest = 0
+        """Versions before it are owed by nobody any more, and need not be kept."""
+        self._keep = keep_versions
         self._settings, self._allowed = settings, frozenset(allowed)
         self._newest = -1
         self._due: list[int] = []
@@ -36,7 +49,9 @@ class Evaluations:
         self._owed: Counter[int] = Counter()
         """How many devices here lack a report, by due version."""
         self._passed: Counter[str] = Counter()
-        """How many of the due versions, from the first, a device has behind it."""
+        """How many of the due versions, from the very first, a device has behind it."""
+        self._gone = 0
+        """How many of the due versions are forgotten."""
         for version, device in reported:
             self._reporters.setdefault(version, set()).add(device)
             if self.may(device):
@@ -66,6 +81,7 @@ class Evaluations:
                 done = self._reporters.setdefault(version, set())
                 self._owed[version] = sum(device not in done for device in self._at)
         self._newest = newest
+        self._forget()
         return [
             offer for device in [d for d, at in self._at.items() if at == -1] for offer in self._next(device)
         ]
@@ -123,8 +139,8 @@ class Evaluations:
         return sorted(self._known - self._reporters.get(version, set()))
 
     def _done(self, version: int, device: str) -> list[Assign]:
-        reporters = self._reporters.setdefault(version, set())
-        if device not in reporters:
+        reporters = self._reporters.get(version)
+        if reporters is not None and device not in reporters:
             reporters.add(device)
             if device in self._at and version in self._owed:
                 self._owed[version] -= 1
@@ -133,13 +149,29 @@ class Evaluations:
         return self._next(device) if self._at.get(device) == -1 else []
 
     def _next(self, device: str) -> list[Assign]:
-        while self._passed[device] < len(self._due):
-            version = self._due[self._passed[device]]
+        self._passed[device] = max(self._passed[device], self._gone)
+        while self._passed[device] - self._gone < len(self._due):
+            version = self._due[self._passed[device] - self._gone]
             if device not in self._reporters[version]:
                 self._at[device] = version
                 return [Assign(self._task(device, version))]
             self._passed[device] += 1
         return []
+
+    def _forget(self) -> None:
+        """Let go of versions that are too old for anyone to measure."""
+        if not self._keep:
+            return
+        owed = min((v for v in self._due if self._owed[v]), default=self._newest)
+        first = max(min(owed, self._newest - self._keep + 1), self._newest - _BEHIND_MAX * self._keep + 1)
+        count = bisect_left(self._due, first)
+        for version in self._due[:count]:
+            del self._reporters[version]
+            del self._owed[version]
+        del self._due[:count]
+        self._gone += count
+        self.oldest = max(self.oldest, first)
+        self._at = {device: -1 if at < self.oldest else at for device, at in self._at.items()}
 
     def _lacking(self, device: str) -> list[int]:
         return [version for version in self._due if device not in self._reporters[version]]

@@ -62,7 +62,9 @@ class Federation:
         past = past or Past()
         self.settings, self.finished = settings, past.finished
         self.rounds = Barrier(settings, patience, now=now, past=past, outcomes=outcomes)
-        self.evaluations = Evaluations(settings, past.reported, allowed=evaluators)
+        self.evaluations = Evaluations(
+            settings, past.reported, allowed=evaluators, keep_versions=patience.keep_versions
+        )
         self.evaluations.advance(past.version, is_last=self.rounds.is_done)
         self._accepted = {} if digest_of else dict(past.accepted)
         self._digest_of = digest_of or self._accepted.get

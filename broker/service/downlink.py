@@ -13,7 +13,8 @@ from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
-from fleetune.device_runtime.contracts.wire import FULL, WHOLE, Chunk, Request, TransferManifest
+from fleetune.device_runtime.contracts.transfer import CHUNK_BYTES_MIN
+from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, FULL, WHOLE, Chunk, Request, TransferManifest
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class _Key(NamedTuple):
     """``FULL``: to the bit; ``WHOLE``: whole."""
     mask: bytes
     """That travels with it; empty for none."""
+    chunk_bytes: int = 0
+    """Size of the chunks."""
 
 
 class _Offered(NamedTuple):
@@ -81,10 +84,20 @@ class Downlink:
         self._bases: set[str] = set()
         """What the newest version was taken from to the bit."""
         self._offered: dict[str, _Offered] = {}
+        self._chunk_limits: dict[str, int] = {}
+        """Largest chunk that a device is offered, where its connection broke under larger ones."""
+        self._served: set[str] = set()
+        """Devices that were sent chunks since their last hello, or since they gave what they made."""
         self._shelf: dict[_Key, Parcel] = {}
 
     def holds(self, device_id: str, digest: str, mask: str = "", *, original: str = "") -> None:
         """A device says which adapter file it holds, empty: it wants the whole; which its artifact brought, and which mask."""
+        if (
+            device_id in self._served
+        ):  # it was cut off while it fetched, or has waited for long: smaller ones may get through
+            limit = self._chunk_limits.get(device_id, CHUNK_BYTES) // 2
+            self._chunk_limits[device_id] = max(CHUNK_BYTES_MIN, limit)
+            self._served.discard(device_id)
         self._holdings.say(device_id, digest, mask, original=original)
 
     def makes_original(self, digest: str) -> None:
@@ -93,6 +106,9 @@ class Downlink:
 
     def worked_from(self, device_id: str, version: int) -> None:
         """A device gives what it made of a version: it holds what it was offered of it."""
+        self._served.discard(device_id)
+        if (limit := self._chunk_limits.pop(device_id, CHUNK_BYTES)) < CHUNK_BYTES // 2:
+            self._chunk_limits[device_id] = 2 * limit
         offered = self._offered.get(device_id)
         if offered and offered.key.version == version:
             held = offered.adapter_sha256 if self._holdings.adapter(device_id) else ""
@@ -130,14 +146,22 @@ class Downlink:
         named = sha256(mask).hexdigest() if mask else ""
         lacking = mask if self._holdings.mask(device_id) != named else b""
         key = self._key(device_id, version, Packing(FULL) if exactly and packing.codec != WHOLE else packing)
-        key = key._replace(mask=lacking)
-        download = self._ready(key, chunk_bytes).download
+        chunk_bytes = min(chunk_bytes, self._chunk_limits.get(device_id, chunk_bytes))
+        key = key._replace(mask=lacking, chunk_bytes=chunk_bytes)
+        download = self._ready(key).download
         self._offered[device_id] = _Offered(key, download.adapter_sha256, download.adapter, named)
         return download._replace(mask_sha256=named)
 
     def chunks(self, device_id: str, request: Request) -> Iterator[Chunk]:
         """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
-        return self._asked_for(device_id, request).outgoing.chunks(request)
+        found = self._asked_for(device_id, request)
+        self._served.add(device_id)
+        return found.outgoing.chunks(request)
+
+    def has_smaller(self, device_id: str, chunk_bytes: int) -> bool:
+        """Whether what a device was offered is in larger chunks than it should be by now, and has to be offered anew."""
+        offered = self._offered.get(device_id)
+        return offered is not None and offered.transfer.chunk_bytes > chunk_bytes
 
     def sizes(self, device_id: str, request: Request) -> ByKind:
         """What the transfer is made of whose chunks are asked for; WireError if it is not offered."""
@@ -159,7 +183,11 @@ class Downlink:
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
         self._bases.clear()
-        self._replicas.forget_before(version - _KEPT + 1, but=self._holdings.lately(_HELD_MAX))
+        self._replicas.forget_before(version - _KEPT + 1, but=self.held())
+
+    def held(self) -> set[str]:
+        """SHA-256 of the adapter files that the devices heard last hold: what they are sent next is taken from these."""
+        return self._holdings.lately(_HELD_MAX)
 
     def _key(self, device_id: str, version: int, packing: Packing) -> _Key:
         """What a device gets of a version, without a mask."""
@@ -172,16 +200,16 @@ class Downlink:
         return _Key(version, known, self._holdings.has_original(device_id), packing, b"")
 
     def _asked_for(self, device_id: str, request: Request) -> Parcel:
-        found = next((r for r in self._shelf.values() if r.download.adapter.sha256 == request.sha256), None)
-        found = found or self._again(device_id, request.sha256)
+        found = self._again(device_id, request.sha256)
+        found = found or next(
+            (r for r in self._shelf.values() if r.download.adapter.sha256 == request.sha256), None
+        )
         if found is None:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not offered")
         return found
 
-    def _ready(self, key: _Key, chunk_bytes: int) -> Parcel:
-        ready = self._shelf.pop(key, None)
-        if ready is None or ready.download.adapter.chunk_bytes != chunk_bytes:
-            ready = self._prepared(key, chunk_bytes)
+    def _ready(self, key: _Key) -> Parcel:
+        ready = self._shelf.pop(key, None) or self._prepared(key)
         self._shelf[key] = ready
         while self._is_shelf_full:
             del self._shelf[next(iter(self._shelf))]
@@ -197,14 +225,20 @@ class Downlink:
         offered = self._offered.get(device_id)
         if offered is None or offered.transfer.sha256 != digest:
             return None
-        ready = self._ready(offered.key, offered.transfer.chunk_bytes)
+        if offered.key not in self._shelf and not self._is_kept(offered.key.version):
+            return None
+        ready = self._ready(offered.key)
         return ready if ready.download.adapter.sha256 == digest else None
+
+    def _is_kept(self, version: int) -> bool:
+        """Whether a version that was offered once can be made ready anew."""
+        return self._version(version) is not None
 
     def _knows(self, digest: str) -> bool:
         return self._replicas.knows(digest) or self._store.version_with(digest) is not None
 
-    def _prepared(self, key: _Key, chunk_bytes: int) -> Parcel:
-        content = self._store.version(key.version)
+    def _prepared(self, key: _Key) -> Parcel:
+        content, chunk_bytes = self._store.version(key.version), key.chunk_bytes
         ready = self._as_packed(key, content, chunk_bytes) or self._to_the_bit(key, content, chunk_bytes)
         return with_mask(ready or whole(content, chunk_bytes), key.mask, chunk_bytes)
 

@@ -55,6 +55,10 @@ class Pulls:
         if old and old.update.payload == update.payload:
             self._active[update.task_id] = old._replace(update=update)
             return
+        if old and old.update.payload.sha256 == update.payload.sha256:
+            pull = old.pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
+            self._active[update.task_id] = old._replace(update=update, pull=pull)
+            return
         Incoming(update.payload, size_bytes_max=size_bytes_max)
         self._active.pop(update.task_id, None)
         self._waiting[update.task_id] = _Waiting(update, size_bytes_max, until)
@@ -87,9 +91,9 @@ class Pulls:
         return min(stalls, self._evicts_at())
 
     def restart(self, device_id: str, now: float) -> None:
-        """The device was away: what was on its way is lost."""
+        """The device was away, or empty: this side was: what was on its way is lost."""
         for update, pull, *_ in self._active.values():
-            if update.device_id == device_id:
+            if device_id in ("", update.device_id):
                 pull.restart(now)
 
     def drop(self, is_wanted: Callable[[UpdateReady], bool]) -> list[UpdateReady]:

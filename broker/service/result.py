@@ -1,7 +1,8 @@
 """What a job has come to so far, in its folder: a job that is stopped leaves what it learned, the adapter and its history."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -9,7 +10,7 @@ from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, row, rows
-from fleetune.broker.store.store import AFTERWARDS, ByKind, Carried, in_all
+from fleetune.broker.store.store import AFTERWARDS, ByKind, in_all
 from fleetune.broker.tasks import Mark
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
@@ -26,6 +27,8 @@ from fleetune.device_runtime.contracts.run_file import (
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import doing
 
+HISTORY_SHARE = 256
+"""``run.json`` is behind by at most one part in so many of its rounds while a job runs."""
 _FOREIGN = (RUN, ADAPTER, CHECKPOINT, MANIFEST)
 """What other commands leave in a folder: ``train`` the first three, ``export`` the last."""
 _MARKS_MAX = 200
@@ -94,31 +97,43 @@ class Result:
         """
         self._chooses, self._strikes = chooses, strikes
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
-        self._told: list[Row] = []
+        self._told: list[msgspec.Raw] = []
+        """Rows that are complete, as JSON."""
         self._kept = (0, 0)
+        self._adapter_of = 0
+        self._due = 0
 
     def tell(self, told: Row) -> None:
         """Take a row that is complete, and keep it; they come in order, from the first on. StateError as ``keep``."""
-        self._told.append(told)
+        self._told.append(_as_json(told))
         self.keep()
 
-    def keep(self) -> None:
+    def keep(self, *, whole: bool = False) -> None:
         """Write what is new since the last time; nothing before the first round is closed.
+
+        The adapter is written after every round. So is ``run.json``, until its history is so long that writing it would make
+        rounds ever dearer: then once for each 1/HISTORY_SHARE that the history grows by, and where the ``whole`` is asked for.
 
         Raises:
             StateError: the folder cannot be written, or the ledger not be read.
         """
         newest = self._ledger.newest
-        if newest > 0 and self._kept != (newest, len(self._told)):
-            rest = range(len(self._told), newest + 1)
-            self._write([*self._told, *(row(self._ledger, version) for version in rest)])
+        if newest <= 0 or self._kept == (newest, len(self._told)):
+            return
+        if newest < self._due and not whole:
+            self._write_adapter(newest)
+            return
+        rest = [row(self._ledger, version) for version in range(len(self._told), newest + 1)]
+        self._write([*self._told, *map(_as_json, rest)], rest[-1] if rest else row(self._ledger, newest))
+        self._due = newest + newest // HISTORY_SHARE
 
     def conclude(self) -> AggregateReport:
         """Write everything afresh: a report may have come after its row was told. StateError as ``keep``."""
         if self._chooses:
             self._write_choices()
         self._write_traffic()
-        return self._write(rows(self._ledger))
+        history = rows(self._ledger)
+        return self._write(history, history[-1])
 
     def _write_choices(self) -> None:
         """One JSON object a line, for each device in each round."""
@@ -138,15 +153,22 @@ class Result:
         with doing("written", path):
             write_atomically(path, msgspec.json.Encoder().encode_lines(lines))
 
-    def _write(self, history: list[Row]) -> AggregateReport:
-        newest, folder = len(history) - 1, self._ledger.folder
-        report = _report(self._ledger, history, self._strikes)
-        if newest != self._kept[0]:
-            learned = parse_arrays(self._ledger.version(newest))
-            save_peft(folder / ADAPTER, self._artifact.manifest, learned)
-        write_run(folder, self._artifact, self._arguments, report)
+    def _write(self, history: Sequence[Row | msgspec.Raw], last: Row) -> AggregateReport:
+        newest, report = len(history) - 1, _report(self._ledger, history, last, self._strikes)
+        self._write_adapter(newest)
+        write_run(self._ledger.folder, self._artifact, self._arguments, report)
         self._kept = newest, len(self._told)
         return report
+
+    def _write_adapter(self, newest: int) -> None:
+        if newest != self._adapter_of:
+            learned = parse_arrays(self._ledger.version(newest))
+            save_peft(self._ledger.folder / ADAPTER, self._artifact.manifest, learned)
+            self._adapter_of = newest
+
+
+def _as_json(told: Row) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(told))
 
 
 def check_folder(out: Path) -> None:
@@ -158,9 +180,9 @@ def check_folder(out: Path) -> None:
         )
 
 
-def _report(ledger: Ledger, history: list[Row], strikes: int) -> AggregateReport:
+def _report(ledger: Ledger, history: Sequence[Row | msgspec.Raw], last: Row, strikes: int) -> AggregateReport:
     marks = ledger.marks()
-    cost, carried, last = ledger.cost(), _carried(ledger, history), history[-1]
+    cost, carried = ledger.cost(), in_all(ledger.carried())
     return AggregateReport(
         rounds=last.round,
         finished=ledger.finished,
@@ -176,12 +198,5 @@ def _report(ledger: Ledger, history: list[Row], strikes: int) -> AggregateReport
         adapter=str(ledger.folder / ADAPTER),
         left_out=Quarantine(strikes, marks).until(last.round + 1),
         marks=marks[-_MARKS_MAX:],
-        history=history,
+        history=cast("list[Row]", history),
     )
-
-
-def _carried(ledger: Ledger, history: list[Row]) -> Carried:
-    """What was carried in the whole job: as its rows have it, in the open round, and after the last."""
-    told = [Carried(down=row.down, up=row.up) for row in history]
-    rest = (in_all(ledger.carried(number)) for number in (history[-1].round + 1, AFTERWARDS))
-    return sum([*told, *rest], Carried())

@@ -168,6 +168,7 @@ class Service:
         if self._link.connections != self._connections:
             self._connections = self._link.connections
             self._outbound.announce()
+            self._uploads.restart("", now)
         self._do(self.federation.tick(now), now)
         self._go_on(now)
 
@@ -192,6 +193,8 @@ class Service:
         if closed != self._closed:
             self._closed = closed
             self._uploads.drop_late()
+            oldest = self.federation.evaluations.oldest
+            self._store.forget_before(oldest, but=self._versions.downlink.held())
 
     def _read(self, topic: str, message: Message, now: float) -> None:
         if topic != self._outbound.topic:
@@ -212,7 +215,7 @@ class Service:
                 self._meter.chunk(device_id, message)
                 self._uploads.add(device_id, message, now)
             case Request():
-                self._serve(device_id, message)
+                self._serve(device_id, message, now)
             case UpdateReady():
                 self._uploads.announced(msgspec.structs.replace(message, task_id=task_id_of(message)), now)
             case Report():
@@ -259,11 +262,21 @@ class Service:
             self._known.discard(status.device_id)
             self._do(self.federation.offline(status.device_id, now), now)
 
-    def _serve(self, device_id: str, request: Request) -> None:
+    def _serve(self, device_id: str, request: Request, now: float) -> None:
+        if self._versions.downlink.has_smaller(device_id, self._outbound.chunk_bytes):
+            again = (
+                self.federation.again if device_id in self.federation.rounds.roster else self._evaluate_again
+            )
+            self._do(again(device_id, now), now)
+            return
         self._meter.knows(request.sha256, self._versions.downlink.sizes(device_id, request))
         for chunk in self._versions.downlink.chunks(device_id, request):
             self._meter.count(down=len(chunk.data))
             self._outbound.tell(device_id, chunk)
+
+    def _evaluate_again(self, device_id: str, now: float) -> Iterable[Action]:
+        evaluations = self.federation.evaluations
+        return evaluations.hello(device_id) if device_id in evaluations.present else ()
 
     def _go_on(self, now: float) -> None:
         self._uploads.tick(now)

@@ -62,7 +62,7 @@ class Uploads:
         self._pulls.add(device_id, chunk, now)
 
     def restart(self, device_id: str, now: float) -> None:
-        """Ask again for all of a device that was away: what was on its way is lost."""
+        """Ask again for all of a device that was away, or empty: of all, as this side was: what was on its way is lost."""
         self._pulls.restart(device_id, now)
 
     def tick(self, now: float) -> None:

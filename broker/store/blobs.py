@@ -22,12 +22,30 @@ class Blobs:
             part.mkdir(mode=mode, parents=True, exist_ok=True)
             for left in part.glob(".*.part"):
                 left.unlink()  # by a process that was killed while it wrote
+        names = (path.name.removesuffix(".safetensors") for path in (folder / _VERSIONS).iterdir())
+        self._kept = {int(name) for name in names if name.isdecimal()}
+        self._states = set((folder / _VERSIONS).glob("*.state.safetensors"))
 
     def write_version(self, version: int, content: bytes, state: bytes) -> None:
         """Write an adapter and the strategy's state after it, if there is one; OSError if they cannot be written."""
         write_atomically(version_path(self._folder, version), content)
+        self._kept.add(version)
         if state:
             write_atomically(self._state(version), state, mode=PRIVATE)  # it may hold what devices sent
+            self._states.add(self._state(version))
+
+    def has_version(self, version: int) -> bool:
+        """Whether the file of a version is kept."""
+        return version in self._kept
+
+    def kept_before(self, version: int) -> list[int]:
+        """Return the versions before this one whose files are kept, but for version 0."""
+        return [kept for kept in self._kept if 0 < kept < version]
+
+    def forget(self, version: int) -> None:
+        """Delete the adapter of a version; OSError if that cannot be."""
+        version_path(self._folder, version).unlink(missing_ok=True)
+        self._kept.discard(version)
 
     def version(self, version: int, digest: str | None) -> bytes:
         """Read an adapter; StateError if it is not what was written."""
@@ -49,9 +67,9 @@ class Blobs:
         """Delete all payloads, and the states of versions before the newest: nobody asks for them again."""
         for path in self._updates.glob("*.bin"):
             path.unlink()
-        for path in (self._folder / _VERSIONS).glob("*.state.safetensors"):
-            if path != self._state(newest):
-                path.unlink()
+        for path in self._states - {self._state(newest)}:
+            path.unlink(missing_ok=True)
+            self._states.discard(path)
 
     def _state(self, version: int) -> Path:
         return self._folder / _VERSIONS / f"{version:05d}.state.safetensors"

@@ -16,8 +16,9 @@ INSERT INTO costs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (round) DO UPDATE SET
 _SUMS = """
 SELECT coalesce(sum(bytes_down), 0), coalesce(sum(bytes_up), 0), coalesce(sum(bytes_sent), 0),
        coalesce(sum(bytes_received), 0), coalesce(sum(seconds), 0.0)
-FROM costs WHERE ?1 IS NULL OR round = ?1
+FROM costs
 """
+_OF_ROUND = " WHERE round = ?"
 
 _KINDS = ByKind.__struct_fields__
 COLUMNS = tuple(f"{way}_{kind}" for way in Carried.__struct_fields__ for kind in _KINDS)
@@ -27,9 +28,9 @@ INSERT INTO carried VALUES (?, ?, {", ".join("?" * len(COLUMNS))}) ON CONFLICT (
     {", ".join(f"{name} = {name} + excluded.{name}" for name in COLUMNS)}
 """
 _CARRIED = f"""
-SELECT device, {", ".join(f"sum({name})" for name in COLUMNS)} FROM carried WHERE ?1 IS NULL OR round = ?1
-GROUP BY device ORDER BY device
+SELECT device, {", ".join(f"sum({name})" for name in COLUMNS)} FROM carried
 """
+_BY_DEVICE = " GROUP BY device ORDER BY device"
 
 
 def add_cost(sql: sqlite3.Connection, round_number: int, cost: Cost) -> None:
@@ -39,7 +40,7 @@ def add_cost(sql: sqlite3.Connection, round_number: int, cost: Cost) -> None:
 
 def total_cost(sql: sqlite3.Connection, round_number: int | None) -> Cost:
     """What a round has cost, or all of them together; ValidationError if a column is not what was written."""
-    found = sql.execute(_SUMS, (round_number,)).fetchone()
+    found = _of(sql, _SUMS, round_number).fetchone()
     return msgspec.convert(dict(zip(Cost.__struct_fields__, found, strict=True)), Cost)
 
 
@@ -54,7 +55,16 @@ def add_carried(sql: sqlite3.Connection, round_number: int, carried: Mapping[str
 
 def total_carried(sql: sqlite3.Connection, round_number: int | None) -> dict[str, Carried]:
     """What was carried in a round, or in all together, by device; ValidationError if a column is not what was written."""
-    return {device: _carried(counts) for device, *counts in sql.execute(_CARRIED, (round_number,))}
+    return {device: _carried(counts) for device, *counts in _of(sql, _CARRIED, round_number, _BY_DEVICE)}
+
+
+def _of(sql: sqlite3.Connection, query: str, round_number: int | None, end: str = "") -> sqlite3.Cursor:
+    """Ask of one round, which its index finds at once, or of all."""
+    return (
+        sql.execute(query + end)
+        if round_number is None
+        else sql.execute(query + _OF_ROUND + end, (round_number,))
+    )
 
 
 def _carried(counts: list[object]) -> Carried:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fleetune.broker.store.blobs import read_checked, version_path
 from fleetune.device_runtime.contracts.run_file import LEDGER
-from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.errors import ConfigError, StateError, some
 
 
 class Kept(NamedTuple):
@@ -32,7 +32,13 @@ def read_version(folder: Path, version: int | None = None) -> Kept:
     wanted = max(digests) if version is None else version
     if wanted not in digests:
         raise ConfigError(f"{folder}: no version {wanted}; there are {min(digests)} to {max(digests)}")
-    return Kept(wanted, read_checked(version_path(folder, wanted), digests[wanted]), artifact)
+    path = version_path(folder, wanted)
+    if 0 < wanted < max(digests) and not path.exists():
+        kept = [version for version in sorted(digests) if version_path(folder, version).exists()]
+        raise ConfigError(
+            f"{folder}: version {wanted} is not kept any more (--keep-versions); there are {some([str(v) for v in kept])}"
+        )
+    return Kept(wanted, read_checked(path, digests[wanted]), artifact)
 
 
 def _ledger(path: Path) -> tuple[dict[int, str], str]:

@@ -10,7 +10,7 @@ import sqlite3
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -123,8 +123,8 @@ class Ledger:
 
     def last_update(self, device_id: str) -> str | None:
         """Digest of the last accepted update of a device; None if it has none."""
-        query = """SELECT digest FROM updates JOIN tasks USING (task_id) WHERE tasks.device = ?
-                   ORDER BY updates.number DESC LIMIT 1"""
+        query = """SELECT digest FROM tasks JOIN updates USING (task_id) WHERE tasks.device = ?
+                   ORDER BY tasks.round DESC, updates.number DESC LIMIT 1"""
         with self._reading():
             found: str | None = self._one(query, device_id)
         return found
@@ -208,7 +208,7 @@ class Ledger:
         with self._durably():
             self._blobs.write_version(version, content, state)
             self._sql.execute("INSERT INTO versions VALUES (?, ?, ?, ?)", (version, round_number, *digests))
-            self._sql.execute("UPDATE versions SET state = '' WHERE version < ? AND state != ''", (version,))
+            self._sql.execute("UPDATE versions SET state = '' WHERE version = ?", (version - 1,))
             self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
             add_marks(self._sql, marks)
         self._blobs.sweep(newest=version)
@@ -229,11 +229,18 @@ class Ledger:
             digest = self._one("SELECT sha256 FROM versions WHERE version = ?", version)
         return self._blobs.version(version, digest)
 
+    def forget_before(self, version: int, *, but: Collection[str] = ()) -> None:
+        """Delete the files of the versions before this one, but for version 0 and some by their SHA-256; their rows stay."""
+        with self._durably():
+            for old in self._blobs.kept_before(min(version, self.newest)):
+                if self._one("SELECT sha256 FROM versions WHERE version = ?", old) not in but:
+                    self._blobs.forget(old)
+
     def version_with(self, digest: str) -> int | None:
-        """The newest version whose adapter file has this SHA-256; None if there is none."""
+        """The newest version whose adapter file has this SHA-256; None if there is none, or it is not kept any more."""
         with self._reading():
             found: int | None = self._one("SELECT max(version) FROM versions WHERE sha256 = ?", digest)
-        return found
+        return found if found is not None and self._blobs.has_version(found) else None
 
     def strategy_state(self, version: int) -> bytes:
         """The strategy's state after the newest version; empty if it has none, and of all before."""

@@ -43,6 +43,11 @@ CREATE INDEX updates_by_version ON updates (made);
 CREATE TABLE evaluations (version INTEGER, device TEXT, task_id TEXT NOT NULL, loss REAL, accuracy REAL, num_samples INTEGER,
                           PRIMARY KEY (version, device));
 """
+_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS versions_by_content ON versions (sha256)",
+    "CREATE INDEX IF NOT EXISTS tasks_by_device ON tasks (device, round)",
+)
+"""What is asked for in every round is found at once, however many rounds there were; ledgers of earlier releases get them too."""
 _CARRIED = f"""
 CREATE TABLE carried (round INTEGER, device TEXT, {", ".join(f"{name} INTEGER NOT NULL" for name in COLUMNS)},
                       PRIMARY KEY (round, device));
@@ -111,7 +116,9 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         _upgrade(sql, kept, path)
     if found in (2, 3):
         _upgrade_over(sql, (*_FORMAT_2_OVER, *_FORMAT_3_OVER) if found == 2 else _FORMAT_3_OVER)
-    sql.execute(MARKS)
+    with sql:
+        for statement in (MARKS, *_INDEXES):
+            sql.execute(statement)
     if not has_begun:
         _begin_anew(sql, text)
     elif settings != kept:

@@ -1,7 +1,7 @@
 """A job's memory for simulations: nothing is written, and all of it is gone with the process."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -40,6 +40,8 @@ class MemoryStore:
         self.memories = Memories()
         self._last: dict[str, str] = {}
         self._versions: list[_Version] = []
+        self._by_digest: dict[str, int] = {}
+        self._kept: set[int] = set()
         self._tasks: dict[str, Task] = {}
         self._open: list[Task] = []
         self._known_before: dict[str, int] = {}
@@ -139,7 +141,10 @@ class MemoryStore:
         """Keep an adapter and the strategy's state after it; the accepted updates are in it."""
         updates = tuple(self._updates[task_id] for task_id in self._payloads)
         self._versions[-1:] = [last._replace(state=b"") for last in self._versions[-1:]]
-        self._versions.append(_Version(content, sha256(content).hexdigest(), state, round_number, updates))
+        made = _Version(content, sha256(content).hexdigest(), state, round_number, updates)
+        self._versions.append(made)
+        self._by_digest[made.digest] = self.newest
+        self._kept.add(self.newest)
         self._payloads.clear()
         self._open.clear()
         for mark in marks:
@@ -155,12 +160,23 @@ class MemoryStore:
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version; StateError if there is none."""
-        return self._version(version).content
+        found = self._version(version)
+        if version not in self._kept:
+            raise StateError(f"version {version} is not kept any more")
+        return found.content
+
+    def forget_before(self, version: int, *, but: Collection[str] = ()) -> None:
+        """Let go of the adapters of the versions before this one, but for version 0 and some by their SHA-256."""
+        for old in [v for v in self._kept if 0 < v < min(version, self.newest)]:
+            made = self._versions[old]
+            if made.digest not in but:
+                self._versions[old] = made._replace(content=b"")
+                self._kept.discard(old)
 
     def version_with(self, digest: str) -> int | None:
-        """The newest version whose adapter file has this SHA-256; None if there is none."""
-        digests = [version.digest for version in self._versions]
-        return len(digests) - 1 - digests[::-1].index(digest) if digest in digests else None
+        """The newest version whose adapter file has this SHA-256; None if there is none, or it is not kept any more."""
+        found = self._by_digest.get(digest, -1)
+        return found if found in self._kept else None
 
     def strategy_state(self, version: int) -> bytes:
         """The strategy's state after the newest version; empty if it has none, and of all before."""
@@ -197,9 +213,9 @@ class MemoryStore:
     def carried(self, round_number: int | None = None) -> dict[str, Carried]:
         """What was carried in a round, or in all of them together, by device; empty for the aggregator's own words."""
         found: dict[str, Carried] = {}
-        for number, carried in self._carried.items():
-            if round_number in (None, number):
-                _add(found, carried)
+        numbers = self._carried if round_number is None else {round_number}
+        for number in numbers:
+            _add(found, self._carried.get(number, NOBODY))
         return dict(sorted(found.items()))
 
     def finish(self) -> None:

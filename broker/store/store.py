@@ -1,6 +1,6 @@
 """What an aggregator needs of whatever remembers its job: on disk (``ledger``), or in memory (``memory_store``)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import NamedTuple, Protocol, TypeVar
@@ -220,8 +220,14 @@ class Store(Protocol):
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version."""
 
+    def forget_before(self, version: int, *, but: Collection[str] = ()) -> None:
+        """Let go of the adapters of the versions before this one, but for version 0 and some by their SHA-256.
+
+        What else is known of them stays.
+        """
+
     def version_with(self, digest: str) -> int | None:
-        """The newest version whose adapter file has this SHA-256; None if there is none."""
+        """The newest version whose adapter file has this SHA-256; None if there is none, or it is not kept any more."""
 
     def strategy_state(self, version: int) -> bytes:
         """The strategy's state after the newest version; empty if it has none, and of all before."""

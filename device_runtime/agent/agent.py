@@ -26,6 +26,7 @@ from fleetune.device_runtime.rules.rules import Reading, Rules
 
 log = logging.getLogger(__name__)
 
+AWAY = "away; waiting for it"
 _MESSAGES_A_POLL = 64
 
 
@@ -184,9 +185,11 @@ class Agent:
             if self._presence.meet(status.session):
                 self._assignments.renew()
                 self._told_of_aggregator = ""
+            elif self._told_of_aggregator == AWAY:
+                self._presence.rush()  # a hello while it was away is lost, and perhaps more
             self._tell_of_aggregator("here")
         elif status.session:
-            self._tell_of_aggregator("away; waiting for it")
+            self._tell_of_aggregator(AWAY)
 
     def _tell_of_aggregator(self, text: str) -> None:
         if text != self._told_of_aggregator:

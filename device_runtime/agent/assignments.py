@@ -143,6 +143,7 @@ class Assignments:
             raise WireError(f"offer to {offer.role[:64]!r}; this device's role is {role!r}")
         if self._current and self._current.key == key:
             self._current.deadline = _deadline(offer, now)
+            self._cut_anew(self._current, offer, now)
             return
         if key in self._done or offer.round < self.newest_round:
             return
@@ -279,6 +280,14 @@ class Assignments:
             assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
         except (WireError, ConfigError) as exc:
             self.decline(exc)
+
+    def _cut_anew(self, assignment: _Assignment, offer: Offer, now: float) -> None:
+        """Go on fetching in chunks of another size, after a connection that broke: what is here stays."""
+        old, pull = assignment.offer.adapter, assignment.pull
+        if pull and offer.adapter != old and offer.adapter.sha256 == old.sha256:
+            size_bytes_max = self._adapters.size_bytes_max(offer) + self._mask.size_bytes(offer)
+            assignment.pull = pull.cut_anew(offer.adapter, size_bytes_max=size_bytes_max, now=now)
+            assignment.offer = offer
 
     def _is_allowed(self, assignment: _Assignment) -> bool:
         """Hold an offer to the owner's contract; what is outside is declined with the reason."""

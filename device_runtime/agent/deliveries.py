@@ -102,8 +102,12 @@ class Deliveries:
             raise WireError(f"it asks for transfer {request.sha256[:64]!r}, which is not here")
         if self._contract and not self._contract.may_send():
             raise WireError("it asks for chunks, and this device's owner allows no more bytes today")
+        outgoing = self._outgoing(parcel)
+        if not outgoing.is_of(request):
+            parcel.due, parcel.pause_s = 0.0, REPEAT_S  # it knows chunks of another size
+            return
         parcel.due = now + SERVED_S
-        for chunk in self._outgoing(parcel).chunks(request):
+        for chunk in outgoing.chunks(request):
             send(self._link, self._topic, encode(chunk))
             if self._contract:
                 self._contract.sent(len(chunk.data))

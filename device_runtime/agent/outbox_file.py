@@ -1,5 +1,6 @@
 """An outbox on disk, in SQLite: survives SIGKILL and loss of power at any moment."""
 
+import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from fleetune.device_runtime.agent.outbox import Entry, artifact_key, aside, ren
 from fleetune.device_runtime.errors import StateError, one_line
 from fleetune.device_runtime.files import doing, private_file
 
+log = logging.getLogger(__name__)
+
+_NO_DAMAGE = ("disk is full", "readonly", "unable to open", "locked", "disk I/O error", "not authorized")
+"""What SQLite says where a disk or another process is at fault, and nothing is damaged."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS deliveries (
     job TEXT NOT NULL, task_id TEXT NOT NULL, digest TEXT NOT NULL, header BLOB NOT NULL, payload BLOB NOT NULL,
@@ -26,6 +31,29 @@ COMMIT;
 """
 
 
+class Damaged(StateError):
+    """What is in the file was not written by us."""
+
+
+def open_outbox(path: Path) -> "OutboxFile":
+    """Open or make the file; one that is damaged is set aside, so that the device goes on with what it has.
+
+    Raises:
+        StateError: the disk is full, say.
+    """
+    try:
+        return OutboxFile(path)
+    except Damaged as exc:
+        log.warning(
+            "%s; set aside as %s.aside: what it owed is done again, its name may be another", exc, path.name
+        )
+    with doing("set aside", path):
+        path.replace(path.with_name(f"{path.name}.aside"))
+        for left in (f"{path.name}-wal", f"{path.name}-shm"):
+            path.with_name(left).unlink(missing_ok=True)
+    return OutboxFile(path)
+
+
 class OutboxFile:
     """A SQLite file. Every change is on disk when its method returns; one thread, one process at a time."""
 
@@ -33,7 +61,8 @@ class OutboxFile:
         """Open or make the file.
 
         Raises:
-            StateError: it cannot be opened or is damaged.
+            Damaged: it is damaged; every row is looked at.
+            StateError: it cannot be opened.
         """
         self._path = Path(path)
         with doing("written", self._path):
@@ -43,13 +72,14 @@ class OutboxFile:
         try:
             with self._told():
                 self._prepare()
+                self._check()
         except StateError:
             self._database.close()
             raise
 
     def claim(self, job: str, artifact: str) -> None:
         """Set aside what is of another artifact, and bring back what is of this one, in one transaction."""
-        kept = (self.recall(artifact_key(job)) or artifact.encode()).decode()
+        kept = (self.recall(artifact_key(job)) or artifact.encode()).decode(errors="replace")
         with self._told(), self._transaction():
             if kept != artifact:
                 self._rename(job, aside(job, kept))
@@ -116,14 +146,24 @@ class OutboxFile:
         if self._database.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone():
             self._database.executescript(_FROM_0_1)
 
+    def _check(self) -> None:
+        """Look at every row once, but for what its bytes say."""
+        typed = "job, task_id, digest, CAST(typeof(header) AS BLOB), CAST(typeof(payload) AS BLOB)"
+        for row in self._database.execute(f"SELECT {typed} FROM deliveries"):
+            if self._entry(row)[3:] != (b"blob", b"blob"):
+                raise self._damaged("a delivery that is none")
+        for key, kind in self._database.execute("SELECT key, typeof(value) FROM facts"):
+            if not isinstance(key, str) or kind != "blob":
+                raise self._damaged(f"{one_line(key)} is no bytes")
+
     def _entry(self, row: tuple[object, ...]) -> Entry:
         kinds = str, str, str, bytes, bytes
         if not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True)):
             raise self._damaged("a delivery that is none")
         return Entry(*cast("tuple[str, str, str, bytes, bytes]", row))
 
-    def _damaged(self, problem: str) -> StateError:
-        return StateError(f"{self._path}: damaged: {problem}; move it away to start afresh")
+    def _damaged(self, problem: object) -> Damaged:
+        return Damaged(f"{self._path}: damaged: {one_line(problem)}; move it away to start afresh")
 
     def _rename(self, old: str, new: str) -> None:
         self._database.execute("UPDATE deliveries SET job = ? WHERE job = ?", (new, old))
@@ -144,5 +184,7 @@ class OutboxFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, sqlite3.Warning, UnicodeDecodeError, OverflowError) as exc:
-            raise StateError(f"{self._path}: the device's state cannot be used: {exc}") from exc
+        except (sqlite3.Error, sqlite3.Warning, ValueError, TypeError, OverflowError) as exc:
+            if any(part in str(exc) for part in _NO_DAMAGE):
+                raise StateError(f"{self._path}: the device's state cannot be used: {one_line(exc)}") from exc
+            raise self._damaged(exc) from exc

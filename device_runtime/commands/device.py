@@ -13,7 +13,7 @@ from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import NO_ROUND, Event
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Duty, Identity
-from fleetune.device_runtime.agent.outbox_file import OutboxFile
+from fleetune.device_runtime.agent.outbox_file import open_outbox
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
@@ -108,7 +108,7 @@ def device(
     folder = state_folder(state, job=job, device_id=id)
     with (
         alone_in(folder),
-        OutboxFile(folder / "outbox.sqlite") as outbox,
+        open_outbox(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         tally = Tally(on_event, notifier)

@@ -22,6 +22,8 @@ NUM_CHUNKS_MAX = 8192
 """Chunks of one transfer: their digests take at most 64 KiB of the message that announces it."""
 REQUEST_CHUNKS_MAX = 32
 """Chunks served at once, whatever a request says."""
+CHUNK_BYTES_MIN = CHUNK_BYTES // 32
+"""Chunks become no smaller than this, however often a connection breaks."""
 WAIT_MAX_S = 60.0
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -49,6 +51,10 @@ class Outgoing:
             chunk_digests=b"".join(_digest(self._piece(i, chunk_bytes)) for i in range(count)),
             sha256=hashlib.sha256(content).hexdigest(),
         )
+
+    def is_of(self, request: Request) -> bool:
+        """Whether a request is for as many chunks as there are: they may have become smaller since."""
+        return len(request.missing) == _bitmap_bytes(len(self.manifest.chunk_digests) // DIGEST_BYTES)
 
     def chunks(self, request: Request) -> Iterator[Chunk]:
         """Yield the chunks asked for, lowest first, at most ``request.limit`` and ``REQUEST_CHUNKS_MAX``.
@@ -123,6 +129,21 @@ class Incoming:
         self._pieces[index] = chunk.data
         return new
 
+    def take_over(self, other: "Incoming") -> None:
+        """Take what has come of the same content in chunks of another size, as far as it makes whole chunks."""
+        if other.manifest.sha256 != self.manifest.sha256:
+            return
+        own, step = self.manifest.chunk_bytes, other.manifest.chunk_bytes
+        for index in range(self._num_chunks):
+            start, end = index * own, min((index + 1) * own, self.manifest.size_bytes)
+            pieces = [other._pieces.get(i, b"") for i in range(start // step, -(-end // step))]
+            data = b"".join(pieces)[start % step :][: end - start]
+            if (
+                all(pieces)
+                and _digest(data) == self.manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]
+            ):
+                self._pieces[index] = data
+
     def missing(self) -> list[int]:
         """Indices of the chunks that are not here yet, lowest first."""
         return [i for i in range(self._num_chunks) if i not in self._pieces]
@@ -159,8 +180,9 @@ class Pull:
     """A transfer being pulled: when to ask for what. Times out on lack of progress, never on elapsed time.
 
     A window of chunks is on its way at once, and more are asked for when half of it has arrived. The window grows
-    with every chunk up to ``window``. If nothing arrives for a while the window halves, and so much of what is
-    on its way is asked for again; the while follows the pace of the link and is at least ``stall_s``.
+    with every chunk up to ``window``. If nothing arrives for a while the window halves, and one chunk of those
+    on their way is asked for again: the connection loses nothing while it stands, and a slow link needs no more to do.
+    The while follows the pace of the link and is at least ``stall_s``.
     """
 
     def __init__(
@@ -170,7 +192,7 @@ class Pull:
         size_bytes_max: int,
         now: float,
         window: int = 16,
-        stall_s: float = 5.0,
+        stall_s: float = 10.0,
     ) -> None:
         """Start a pull at ``now``; WireError as :class:`Incoming`."""
         self._incoming = Incoming(manifest, size_bytes_max=size_bytes_max)
@@ -193,6 +215,14 @@ class Pull:
     def sha256(self) -> str:
         """Which transfer this is."""
         return self._incoming.manifest.sha256
+
+    def cut_anew(self, manifest: TransferManifest, *, size_bytes_max: int, now: float) -> "Pull":
+        """Go on with the same content in chunks of another size; WireError as :class:`Incoming`."""
+        pull = Pull(
+            manifest, size_bytes_max=size_bytes_max, now=now, window=self._window_max, stall_s=self._stall_s
+        )
+        pull._incoming.take_over(self._incoming)
+        return pull
 
     def add(self, chunk: Chunk, now: float) -> bool:
         """Store a chunk; False if it was here already. WireError as :meth:`Incoming.add`."""
@@ -221,7 +251,9 @@ class Pull:
         return self._waits_until if self._flying else math.inf
 
     def restart(self, now: float) -> None:
-        """After a reconnection: count what is on its way as lost, so that the next request is due at once."""
+        """After a reconnection: count what is on its way as lost, so that the next request is due at once, for half as many."""
+        if self._flying:
+            self._window = max(1, self._window // 2)
         self._flying.clear()
         self._progress_at = now
 
@@ -243,7 +275,7 @@ class Pull:
             return []
         self._window = max(1, self._window // 2)
         self._wait_s = min(2 * self._wait_s, WAIT_MAX_S)
-        return sorted(self._flying)[: self._window]
+        return sorted(self._flying)[:1]
 
     def _next(self) -> list[int]:
         if len(self._flying) > self._window // 2:

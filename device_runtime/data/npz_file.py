@@ -15,6 +15,8 @@ from fleetune.device_runtime.errors import DataError, one_line, some
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _END = ".npy"
 _NAMED = 8
+UNPACKED_TIMES, UNPACKED_MIN = 512, 64 * 1024**2
+"""Arrays take at most so many times the size of their file, or so many bytes; rows that are mostly padding come near it."""
 
 
 def read_npz(path: Path, *, problems: Callable[[Arrays], Iterable[str]], skip: str = "") -> Arrays:
@@ -33,7 +35,7 @@ def read_npz(path: Path, *, problems: Callable[[Arrays], Iterable[str]], skip: s
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             names = [name for name in _names(path, archive) if name != skip]
             forms = {name: _form(path, archive, name) for name in names}
-            if found := [*problems(forms), *_size_problems(forms)]:
+            if found := [*problems(forms), *_size_problems(forms, path.stat().st_size)]:
                 raise DataError(f"{path}: " + "; ".join(found))
             return {name: _read(archive, name) for name in names}
     except DataError:
@@ -70,11 +72,13 @@ def _form(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
     return np.broadcast_to(np.empty((), dtype), shape)
 
 
-def _size_problems(forms: Arrays) -> Iterable[str]:
+def _size_problems(forms: Arrays, size_bytes: int) -> Iterable[str]:
     wanted = sum(math.prod(form.shape) * form.itemsize for form in forms.values())
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if wanted > have // 2:
         yield f"its arrays take {wanted >> 20} MB, more than half of this machine's memory ({have >> 20} MB)"
+    elif wanted > max(UNPACKED_MIN, UNPACKED_TIMES * size_bytes):
+        yield f"its arrays take {wanted >> 20} MB, {UNPACKED_TIMES} times the file and more; if they are meant to, use np.savez"
 
 
 def _read(archive: zipfile.ZipFile, name: str) -> Array:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +29,8 @@ _WIDE = {
 _OTHER_SEPARATORS = (";", "\t", "|")
 _AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
 """Where a line ends that a spreadsheet of an old Mac has ended."""
+UNPACKED_TIMES, UNPACKED_MIN = 20, 2 * 1024**2
+"""A ``.gz`` unpacks to at most so many times its size, or to so many bytes: a few could take all of the memory."""
 LINE_MAX = 64 * 1024**2
 """Bytes of UTF-8, or characters, of a line or cell; a file of a few bytes may unpack to a line without end."""
 
@@ -126,14 +128,39 @@ def _missing_problem(missing: list[str], have: list[str], required: list[str], o
     return f"{problem}, separated by ',' and not by {used!r}" if used else problem
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast("IO[bytes]", gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+def _open(path: Path) -> io.BufferedReader:
+    return io.BufferedReader(_Unpacked(path)) if path.suffix == ".gz" else path.open("rb")
 
 
-def _lines(file: IO[bytes], path: Path) -> Iterator[str]:
+class _Unpacked(io.RawIOBase):
+    """What a ``.gz`` file unpacks to; DataError where that is out of all proportion."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._size = path, gzip.open(path), 0  # noqa: SIM115 (closed with it)
+        self._size_max = max(UNPACKED_MIN, UNPACKED_TIMES * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._file.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        self._size += len(piece)
+        if self._size > self._size_max:
+            raise DataError(
+                f"{self._path}: unpacks to more than {UNPACKED_TIMES} times its size and {UNPACKED_MIN >> 20} MB; "
+                "if it is meant to, unpack it (gunzip)"
+            )
+        return len(piece)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _lines(file: io.BufferedReader, path: Path) -> Iterator[str]:
     """The lines of a file as text, without byte order marks: files that were joined have them inside too."""
-    start = file.read(4)
-    file.seek(0)
+    start = file.peek(4)
     wide = next((name for mark, name in _WIDE.items() if start.startswith(mark)), None)
     lines = _utf8_lines(file, path) if wide is None else _wide_lines(file, path, wide)
     for number, line in enumerate(_cut_at_returns(lines), 1):
@@ -156,7 +183,7 @@ def _cut_at_returns(lines: Iterable[str]) -> Iterator[str]:
             yield line
 
 
-def _utf8_lines(file: IO[bytes], path: Path) -> Iterator[str]:
+def _utf8_lines(file: io.BufferedReader, path: Path) -> Iterator[str]:
     for number, line in enumerate(iter(lambda: file.readline(LINE_MAX + 1), b""), 1):
         if len(line) > LINE_MAX:
             raise Source(path, number).error(_too_long("line"))
@@ -166,7 +193,7 @@ def _utf8_lines(file: IO[bytes], path: Path) -> Iterator[str]:
             raise Source(path, number).error(f"not UTF-8, as which the file should be saved: {exc}") from exc
 
 
-def _wide_lines(file: IO[bytes], path: Path, encoding: str) -> Iterator[str]:
+def _wide_lines(file: io.BufferedReader, path: Path, encoding: str) -> Iterator[str]:
     num_read = 0
     try:
         with io.TextIOWrapper(file, encoding, newline="\n") as text:

@@ -109,12 +109,15 @@ class HiddenCache:
         return _Rows(self, examples)
 
     def read(self, example: int, out: Array) -> bool:
-        """Fill the first tokens of ``out`` (seq, width) float32; False if the example is not there."""
+        """Fill the first tokens of ``out`` (seq, width) float32; False if the example is not there, or cut off the file."""
         place = self._places.get(example)
         if place is None:
             return False
         tokens = min(place.tokens, len(out))
-        content = os.pread(self._file, 2 * tokens * out.shape[1], place.offset)
+        wanted = 2 * tokens * out.shape[1]
+        content = os.pread(self._file, wanted, place.offset)
+        if len(content) < wanted:
+            return False
         out[:tokens] = np.frombuffer(content, np.float16).reshape(tokens, -1)
         return True
 

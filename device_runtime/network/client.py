@@ -27,6 +27,8 @@ HEADER_BYTES = 512
 PACKET_BYTES_MIN = 1024 + HEADER_BYTES
 """A server that takes less is refused."""
 
+RESENT_BYTES_MAX = 2048
+"""Larger messages hold chunks, which who needs them asks for again: sent again first, they could break each connection anew."""
 RECONNECT_S = (1, 15)
 """Shortest and longest wait before a lost connection is tried again; doubled from one try to the next."""
 
@@ -182,7 +184,21 @@ class Client:
     def _on_disconnect(
         self, _client: paho.Client, _data: object, flags: paho.DisconnectFlags, code: ReasonCode, _: object
     ) -> None:
+        self._drop_large()
         self._standing.lost(code.value, str(code), is_told=flags.is_disconnect_packet_from_server)
+
+    def _drop_large(self) -> None:
+        """Forget large messages that were on their way, which paho (2.1) would send again first and has no way to drop."""
+        with self._paho._out_message_mutex:
+            waiting = self._paho._out_messages
+            sizes = {mid: len(m.payload) for mid, m in waiting.items() if len(m.payload) > RESENT_BYTES_MAX}
+            for mid in sizes:
+                del waiting[mid]
+                self._sizes.pop(mid, None)
+        for _ in sizes:
+            self._hooks.on_ack()
+        if sizes:
+            self._hooks.on_cut(max(sizes.values()))
 
     def _on_connect_fail(self, _client: paho.Client, _data: object) -> None:
         exc = sys.exc_info()[1]

@@ -37,6 +37,8 @@ class Hooks(NamedTuple):
     """Connected and subscribed; with the largest packet that the server takes, 0 for no limit."""
     on_ack: Callable[[], None]
     """The server has answered for one message published."""
+    on_cut: Callable[[int], None] = lambda _: None
+    """A connection broke while messages with so many bytes, the largest of them, waited for an answer: they are lost."""
     on_failure: Callable[[str], None] = lambda _: None
     """It is of no use to go on, and why; the client has stopped."""
     party: Party = NOBODY

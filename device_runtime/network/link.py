@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from fleetune.device_runtime.contracts.transfer import CHUNK_BYTES_MIN
 from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address, Reach, parse_url
@@ -25,6 +26,8 @@ QUEUED_MAX = 64
 """Messages published and not yet acknowledged by the server."""
 PATIENCE_S = 15.0
 """How long ``publish`` waits for room among them."""
+NUM_GOOD = 64
+"""After so many messages that went through since a connection broke under a chunk, chunks grow again."""
 
 
 class Will(NamedTuple):
@@ -40,7 +43,8 @@ class Link:
     connections: int
     """How often it has connected and subscribed; a change means: announce yourself again."""
     chunk_bytes: int
-    """Largest chunk that the server's packet limit leaves room for, at most ``wire.CHUNK_BYTES``."""
+    """Largest chunk that the server's packet limit leaves room for, at most ``wire.CHUNK_BYTES``; halved by every connection
+    that broke under a chunk, and doubled after NUM_GOOD messages."""
     bytes_sent: int
     """Payload bytes of the messages published."""
     bytes_received: int
@@ -89,6 +93,7 @@ class Link:
             on_message=self._take_in,
             on_ready=self._be_ready,
             on_ack=self._free_place,
+            on_cut=self._be_cut,
             on_failure=self._fail,
             party=party,
         )
@@ -98,6 +103,7 @@ class Link:
         self._num_queued = 0
         self._client: Client | None = None
         self._packet_bytes_max = 0
+        self._chunk_limit, self._num_good = CHUNK_BYTES, 0
         self.chunk_bytes = CHUNK_BYTES
         self.connections = self.bytes_sent = self.bytes_received = self.dropped = 0
 
@@ -233,7 +239,27 @@ class Link:
                 )
             self._num_queued += 1
 
+    def _be_cut(self, size_bytes: int) -> None:
+        """A connection broke under a message of this size: smaller ones may get through."""
+        self._num_good = 0
+        self._chunk_limit = max(CHUNK_BYTES_MIN, self._chunk_limit // 2)
+        log.info(
+            "%s: lost under a message of %d bytes; chunks of %d now",
+            self.address.shown,
+            size_bytes,
+            self._chunk_limit,
+        )
+        self._limit_chunks()
+
+    def _limit_chunks(self) -> None:
+        room = (self._packet_bytes_max or MESSAGE_BYTES_MAX) - HEADER_BYTES
+        self.chunk_bytes = min(self._chunk_limit, room)
+
     def _free_place(self) -> None:
+        self._num_good += 1
+        if self._chunk_limit < CHUNK_BYTES and self._num_good >= NUM_GOOD:
+            self._num_good, self._chunk_limit = 0, min(CHUNK_BYTES, 2 * self._chunk_limit)
+            self._limit_chunks()
         with self._acknowledged:
             self._num_queued -= 1
             self._acknowledged.notify_all()
@@ -245,7 +271,7 @@ class Link:
 
     def _be_ready(self, packet_bytes_max: int) -> None:
         self._packet_bytes_max = packet_bytes_max
-        self.chunk_bytes = min(CHUNK_BYTES, (packet_bytes_max or MESSAGE_BYTES_MAX) - HEADER_BYTES)
+        self._limit_chunks()
         self.connections += 1
         if self.connections > 1:
             self._wake()

@@ -57,21 +57,41 @@ class Record:
     def __init__(self, files: Files) -> None:
         """Prepare; nothing is read yet."""
         self._files = files
+        self._size = -1
+        """Bytes of the newest part; -1 before it was looked at."""
+        self._known: set[tuple[str, str, str]] = set()
+        """What the newest part has lines of, verdicts aside."""
+        self._is_cut = False
+        """Whether its last line lacks its end."""
 
     def add(self, line: Left) -> None:
         """Write a line that is not there yet, synced; StateError if it cannot be written.
 
         A device that was killed between this and the offer makes the same thing again, and it is not written twice.
         """
-        content = self._files.read(NEWEST) or b""
-        if not line.verdict and any(_is_same(old, line) for old in _lines(content)):
+        if self._size < 0:
+            self._look()
+        if not line.verdict and line.key in self._known:
             return
-        if len(content) >= SIZE_MAX:
-            self._files.write(OLDER, content)
+        if self._size >= SIZE_MAX:
+            self._files.write(OLDER, self._files.read(NEWEST) or b"")
             self._files.delete(NEWEST)
-            content = b""
-        start = b"\n" if content and not content.endswith(b"\n") else b""
-        self._files.append(NEWEST, start + msgspec.json.encode(line) + b"\n")
+            self._size, self._is_cut = 0, False
+            self._known.clear()
+        content = b"\n" * self._is_cut + msgspec.json.encode(line) + b"\n"
+        size, self._size = (
+            self._size + len(content),
+            -1,
+        )  # where it cannot be written whole it is looked at anew
+        self._files.append(NEWEST, content)
+        self._size, self._is_cut = size, False
+        self._known.update([] if line.verdict else [line.key])
+
+    def _look(self) -> None:
+        """Read the newest part once: a device is alone in its folder."""
+        content = self._files.read(NEWEST) or b""
+        self._size, self._is_cut = len(content), bool(content) and not content.endswith(b"\n")
+        self._known = {line.key for line in _lines(content) if not line.verdict}
 
     def newest(self, count: int) -> list[Left]:
         """Return the last ``count`` things that left, oldest first, each with its verdict if there is one."""
@@ -95,7 +115,3 @@ def _lines(content: bytes) -> Iterator[Left]:
             yield msgspec.json.decode(line, type=Left)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
-
-
-def _is_same(old: Left, line: Left) -> bool:
-    return old.key == line.key and not old.verdict

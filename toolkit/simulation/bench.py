@@ -1,6 +1,5 @@
 """The worker's side: one opened artifact on one thread, and the data of the devices that were served last."""
 
-import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.toolkit.simulation.calls import WatchedEngine
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
+from fleetune.toolkit.simulation.worker_folder import WorkerFolder
 
 V = TypeVar("V")
 _FILES, _DEVICES, _CACHES = 4, 64, 8
@@ -84,14 +84,15 @@ class Bench:
         """Open the artifact; ArtifactError if it is damaged."""
         self._artifact = open_artifact(artifact_dir)
         self._datasets = Datasets(artifact_dir)
-        self._folder = Path(tempfile.mkdtemp(prefix="fleetune-worker-"))
+        self._place = WorkerFolder()
+        self._folder = self._place.path
         self._machines: dict[float, _Machine] = {}
 
     def close(self) -> None:
         """Let go of everything."""
         for machine in self._machines.values():
             machine.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._place.close()
 
     def do(self, task: Task) -> Done:
         """Do a task; what keeps it from being done is in what it returns."""

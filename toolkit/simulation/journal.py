@@ -5,10 +5,19 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.errors import ConfigError, StateError, one_line
 from fleetune.toolkit.simulation.jobs import Done, Task, decode_done, encode
 
 JOURNAL = "journal.sqlite"
+_DAMAGES = (
+    sqlite3.Error,
+    msgspec.MsgspecError,
+    OSError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS simulation (digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS done (key TEXT PRIMARY KEY, device TEXT, kind TEXT, round INTEGER, content BLOB) WITHOUT ROWID;
@@ -29,14 +38,18 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._sql = sqlite3.connect(self._path, isolation_level=None)
+        except (sqlite3.Error, OSError) as exc:
+            raise self._unusable(exc) from exc
+        try:
             for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
                 self._sql.execute(f"PRAGMA {pragma}")
             self._sql.executescript(_SCHEMA)
             found = self._sql.execute("SELECT digest FROM simulation").fetchone()
             if found is None:
                 self._sql.execute("INSERT INTO simulation VALUES (?)", (digest,))
-        except (sqlite3.Error, OSError) as exc:
-            raise StateError(f"{self._path}: cannot be used: {exc}; move it away to begin anew") from exc
+        except _DAMAGES as exc:
+            self._sql.close()
+            raise self._unusable(exc) from exc
         if found and found[0] != digest:
             self._sql.close()
             raise ConfigError(
@@ -52,8 +65,8 @@ class Journal:
         try:
             found = self._sql.execute("SELECT content FROM done WHERE key = ?", (task.key,)).fetchone()
             return decode_done(found[0]) if found else None
-        except (sqlite3.Error, msgspec.MsgspecError, TypeError) as exc:
-            raise StateError(f"{self._path}: damaged: {exc}; move it away to begin anew") from exc
+        except _DAMAGES as exc:
+            raise self._unusable(exc) from exc
 
     def keep(self, task: Task, done: Done) -> None:
         """Keep what came of a task; StateError if it cannot be written."""
@@ -61,9 +74,17 @@ class Journal:
         try:
             self._sql.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?)", row)
         except sqlite3.Error as exc:
-            raise StateError(f"{self._path}: cannot be written: {exc}") from exc
+            raise StateError(f"{self._path}: cannot be written: {one_line(exc)}") from exc
 
     @property
     def size(self) -> int:
-        """How many results it holds."""
-        return int(self._sql.execute("SELECT count(*) FROM done").fetchone()[0])
+        """How many results it holds; StateError if it cannot be read."""
+        try:
+            return int(self._sql.execute("SELECT count(*) FROM done").fetchone()[0])
+        except _DAMAGES as exc:
+            raise self._unusable(exc) from exc
+
+    def _unusable(self, exc: Exception) -> StateError:
+        return StateError(
+            f"{self._path}: damaged, or cannot be used: {one_line(exc)}; move it away to begin anew"
+        )

@@ -46,6 +46,7 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
     kept["work"] = told_work(config.work)
+    kept["patience"] = {n: v for n, v in said["patience"].items() if n != "keep_versions"}
     kept["fleet"] = {name: value for name, value in said["fleet"].items() if value}
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}
     job = {name: value for name, value in job.items() if _NEWER.get(name) != value}

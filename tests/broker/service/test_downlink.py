@@ -496,3 +496,22 @@ def test_what_an_absent_device_holds_is_kept(tmp_path, traffic):
         sender.downlink.close(number)
     back = sender.to("away", 52, packing=packing)
     assert (back.reference, back.down_codec) == (held.adapter_sha256, "int8")
+
+
+def test_a_device_that_says_hello_while_it_fetches_gets_smaller_chunks_and_larger_ones_when_it_has_all(
+    tmp_path,
+):
+    sender = Sender(tmp_path)
+    sizes = []
+    for _ in range(8):
+        download = sender.to("a", 1)
+        sizes.append(download.adapter.chunk_bytes)
+        list(sender.downlink.chunks("a", Request(sha256=download.adapter.sha256, missing=b"\1", limit=1)))
+        sender.downlink.holds("a", "")
+    assert sizes == [CHUNK_BYTES // 2**n for n in (0, 1, 2, 3, 4, 5, 5, 5)]
+    assert sender.to("b", 1).adapter.chunk_bytes == CHUNK_BYTES, "another device's stay as they are"
+    sender.downlink.worked_from("a", 1)
+    sender.downlink.holds("a", "")
+    assert sender.to("a", 1).adapter.chunk_bytes == CHUNK_BYTES // 16
+    assert sender.downlink.has_smaller("b", CHUNK_BYTES // 2)
+    assert not sender.downlink.has_smaller("b", CHUNK_BYTES)

@@ -97,9 +97,9 @@ def test_it_is_due_when_a_chunk_may_be_lost_and_not_without_uploads():
     assert Pulls().due_at() == inf
     assert pulls.due_at() == -inf
     list(pulls.due(3.0))
-    assert pulls.due_at() == 8.0
-    assert list(pulls.due(7.9)) == []
-    assert list(pulls.due(8.0))
+    assert pulls.due_at() == 13.0
+    assert list(pulls.due(12.9)) == []
+    assert list(pulls.due(13.0))
 
 
 def test_what_is_not_wanted_is_dropped_waiting_or_not():

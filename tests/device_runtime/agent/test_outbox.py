@@ -10,7 +10,7 @@ import children
 import pytest
 
 from fleetune.device_runtime.agent.outbox import Entry, MemoryOutbox
-from fleetune.device_runtime.agent.outbox_file import OutboxFile
+from fleetune.device_runtime.agent.outbox_file import OutboxFile, open_outbox
 from fleetune.device_runtime.errors import StateError
 
 UPDATE = Entry("job", "t3", "d1", b"header", b"payload")
@@ -76,7 +76,7 @@ def test_an_entry_and_its_facts_are_one_transaction(tmp_path):
 CRASH = """
 import sys
 from fleetune.device_runtime.agent.outbox import Entry
-from fleetune.device_runtime.agent.outbox_file import OutboxFile
+from fleetune.device_runtime.agent.outbox_file import OutboxFile, open_outbox
 box = OutboxFile(sys.argv[1])
 for number in range(10_000):
     box.put(Entry("job", f"t{number}", "d", b"header", bytes(50_000)), facts={"last": b"%d" % number})
@@ -103,7 +103,7 @@ def test_what_was_put_survives_a_kill(tmp_path):
 @pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\0" + b"\xff" * 4000])
 def test_a_foreign_file_is_a_clear_error(tmp_path, content):
     (tmp_path / "box").write_bytes(content)
-    with pytest.raises(StateError, match=r"box: the device's state cannot be used"):
+    with pytest.raises(StateError, match=r"box: damaged"):
         OutboxFile(tmp_path / "box")
 
 
@@ -174,3 +174,36 @@ def test_a_name_that_is_no_text_is_a_clear_error(tmp_path):
         box._database.execute("UPDATE deliveries SET task_id = CAST(X'FF' AS TEXT)")
         with pytest.raises(StateError, match="box"):
             box.pending()
+
+
+def test_a_damaged_outbox_is_set_aside_and_the_device_goes_on(tmp_path, caplog):
+    path = tmp_path / "outbox.sqlite"
+    with OutboxFile(path) as whole:
+        whole.put(UPDATE)
+    sql = sqlite3.connect(path)
+    sql.execute("UPDATE deliveries SET header = 5")
+    sql.commit()
+    sql.close()
+    with pytest.raises(StateError, match=r"outbox\.sqlite: damaged: a delivery that is none; move it away"):
+        OutboxFile(path)
+    with open_outbox(path) as fresh:
+        assert fresh.pending() == []
+        fresh.put(UPDATE)
+    assert (tmp_path / "outbox.sqlite.aside").exists()
+    assert "set aside as outbox.sqlite.aside" in caplog.text
+    with open_outbox(path) as again:
+        assert again.pending() == [UPDATE]
+
+
+def test_an_outbox_that_another_process_locks_is_not_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "outbox.sqlite"
+    OutboxFile(path).close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **o: connect(*a, **{**o, "timeout": 0.0}))
+    other = connect(path)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StateError, match="cannot be used: database is locked"):
+        open_outbox(path)
+    assert not (tmp_path / "outbox.sqlite.aside").exists()
+    other.close()

@@ -220,3 +220,15 @@ def test_token_arrays_may_ignore_positions(load, tmp_path):
     )
     dataset = load(tmp_path / "a.npz", inputs=inputs, task="token-classification")
     assert dataset.rows(np.array([1]))["labels"].tolist() == [[1, -100, -100]]
+
+
+def test_rows_that_are_mostly_padding_are_read_and_what_no_rows_can_be_is_not(load, tmp_path, monkeypatch):
+    monkeypatch.setattr("fleetune.device_runtime.data.npz_file.UNPACKED_MIN", 1 << 20)
+    ids = np.zeros((4000, 60), np.int64)
+    ids[:, :5] = np.random.default_rng(0).integers(0, 69, (4000, 5))
+    mask = (ids > 0).astype(np.int64)
+    np.savez_compressed(tmp_path / "a.npz", input_ids=ids, attention_mask=mask, labels=ids[:, 0] % 2)
+    assert load(tmp_path / "a.npz", inputs=TOKENS).num_samples == 4000
+    np.savez_compressed(tmp_path / "a.npz", input_ids=0 * ids, attention_mask=0 * ids, labels=0 * ids[:, 0])
+    with pytest.raises(DataError, match=r"a\.npz: its arrays take 3 MB, 512 times the file and more"):
+        load(tmp_path / "a.npz", inputs=TOKENS)

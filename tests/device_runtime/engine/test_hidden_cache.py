@@ -255,3 +255,10 @@ def test_a_model_whose_head_is_frozen_cannot_train_the_head_alone(word_artifact,
         ):
             trainer.step()
     assert trainer.step_index == 0
+
+
+def test_rows_that_are_cut_off_the_file_are_missing(cache, tmp_path) -> None:
+    cache.of(np.array([1, 3]), BELOW).store(np.array([True, True]), hidden(2))
+    os.truncate(tmp_path / "cache" / "hidden.f16", 2 * 4 * 5)
+    _, missing = cache.of(np.array([1, 3]), BELOW).load((2, 8, 4))
+    assert missing.tolist() == [False, True]

@@ -1,0 +1,62 @@
+"""Everything is killed, again and again, and nothing changes. FLEETUNE_KILLS is the number of a campaign."""
+
+import os
+
+import pytest
+from campaigns import Campaign, killing
+from words import write_lines
+
+KILLS = int(os.environ.get("FLEETUNE_KILLS", "100"))
+JOBS = {
+    "fp32 fedavg": {},
+    "int8 fedavgm": {"codec": "int8", "strategy": "fedavgm"},
+}
+"""Options of aggregate by the name of a campaign; what is signed, masked or noised is one more line."""
+COMMON = {
+    "clients": 3,
+    "local_steps": 8,
+    "batch_size": 8,
+    "seq_len": 16,
+    "lr": 0.01,
+    "deadline_s": 0,
+    "evaluation_s": 60,
+}
+
+
+def campaign_of(root, artifact, *, rounds, **options):
+    """A campaign's federation of so many rounds, with further options of aggregate."""
+    root.mkdir(parents=True)
+    data = {name: write_lines(root / f"{name}.csv", seed=i) for i, name in enumerate((*Campaign.NAMES, "e"))}
+    return Campaign(
+        root / "job",
+        artifact,
+        data,
+        job={**COMMON, "rounds": rounds, **options},
+        device={"checkpoint_every": 2},
+    )
+
+
+def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
+    """Run a job calmly, and with so many SIGKILLs: same bits, no update lost or doubled, no traceback."""
+    calm = campaign_of(tmp_path / "calm", artifact, rounds=rounds, **options).run(timeout_s=600)
+    disturbed = campaign_of(tmp_path / "killed", artifact, rounds=rounds, **options).run(
+        timeout_s=60 + 20 * kills + 30 * rounds, disturb=killing(kills, seed=seed)
+    )
+    print(
+        f"{options}: {sum(disturbed.kills.values())} kills {dict(disturbed.kills)}, {disturbed.seconds:.0f} s, calm {calm.seconds:.0f} s"  # noqa: E501
+    )
+    assert sum(disturbed.kills.values()) == kills, "the job was over before all were killed"
+    assert len(disturbed.versions) == rounds + 1
+    assert disturbed.bits == calm.bits
+    assert (disturbed.updates, disturbed.doubled) == (rounds * len(Campaign.NAMES), 0)
+    assert (disturbed.tracebacks, calm.tracebacks) == (0, 0)
+
+
+def test_a_few_kills_change_nothing(tmp_path, word_artifact):
+    check_campaign(tmp_path, word_artifact, kills=4, rounds=8, codec="int8", strategy="fedavgm")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", JOBS)
+def test_a_hundred_kills_change_nothing(tmp_path, word_artifact, name):
+    check_campaign(tmp_path, word_artifact, kills=KILLS, rounds=max(8, KILLS * 2 // 5), **JOBS[name])

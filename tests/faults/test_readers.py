@@ -1,0 +1,69 @@
+"""Every reader refuses what is damaged in one line of our errors: within a second of processor time and 200 MB.
+
+A mutation has a number, and is the same every time. FLEETUNE_MUTATIONS is how many the long form tries of each reader; alone:
+``python tests/support/fuzz.py READER COUNT FIRST``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import children
+import fuzz
+import pytest
+from paths import ROOT
+from readers import READERS
+
+COUNT = int(os.environ.get("FLEETUNE_MUTATIONS", "100000"))
+FEW = 150
+NEVER_REFUSED = ("service", "agent", "codec memory", "old residual", "hidden cache", "left.jsonl")
+"""What is damaged there is dropped, set aside or passed over."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_few_damaged_contents_are_refused_in_our_words(tmp_path, name):
+    with READERS[name](tmp_path) as reader:
+        found = fuzz.fuzz(reader, FEW)
+    assert found.escapes == {}, found.seeds
+    assert found.large == 0, found.seed_of_largest
+    assert (found.refused == 0) == (name in NEVER_REFUSED)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", READERS)
+def test_many_damaged_contents_are_refused_in_time(tmp_path, name):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
+        "TMPDIR": str(tmp_path),
+    }
+    command = [sys.executable, fuzz.__file__, name, str(COUNT), "1000000"]
+    output, _ = children.start(command, stdout=subprocess.PIPE, env=environment).communicate()
+    found = json.loads(output)
+    print(name, found)
+    assert (found["tried"], found["escapes"]) == (COUNT, {}), found["seeds"]
+    assert (found["slow"], found["large"]) == (0, 0), (found["seed_of_slowest"], found["seed_of_largest"])
+
+
+@pytest.mark.parametrize("bomb", fuzz.BOMBS, ids=lambda of: f"{of[0][:8]!r} x {of[1]}")
+def test_a_small_gz_does_not_take_the_memory(tmp_path, bomb):
+    with READERS["jsonl.gz"](tmp_path) as reader:
+        found = fuzz.fuzz(reader._replace(mutate=lambda *_: fuzz.bomb(bomb)), 1)
+    assert (found.refused, found.escapes, found.large) == (1, {}, 0)
+
+
+def test_the_harness_finds_what_escapes_and_what_takes_memory(tmp_path):
+    def read(content):
+        if content == b"bad":
+            raise KeyError("x")
+        return bytearray(b"x" * 250_000_000) if content == b"large" else None
+
+    def mutate(content, rng):
+        return (b"bad", b"large", b"good")[rng.randrange(3)]
+
+    found = fuzz.fuzz(fuzz.Reader([b"good"], mutate, read), 6)
+    assert sum(found.escapes.values()) > 0
+    assert next(iter(found.escapes)).startswith("KeyError at")
+    assert found.large > 0
+    assert found.most_mb > 200
