@@ -1,5 +1,6 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
+import math
 from typing import Annotated, Any
 
 import msgspec
@@ -35,9 +36,64 @@ _SIZES = ("num_layers", "num_elements", "num_classes")
 _EXACT = "xor"
 """The codec of class sums, whatever the job's: sums of classes that a device does not have, and bits that they do not have,
 cost next to nothing."""
+OF_DEVICES = ("seed", "rounds_before", "rows_seed", "sums_bits", "most_norm", "noise")
+"""Fields of the work that each device of each round gets of its own, or the job says elsewhere."""
 SUMS_BITS, SUMS_BITS_OF_HALF, _HALF = 4, 10, 16
 """Bits of the significand of a class sum: in a job that packs up in few bits, and in one that packs in half precision."""
 _NO_HEAD = ClassHead()
+NO_PRIVACY, CENTRAL, DISTRIBUTED, LOCAL = PRIVACIES = ("none", "central", "distributed", "local")
+"""Where the noise of differential privacy is added."""
+_NOISE_MAX = 1e6
+
+
+class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Differential privacy of devices: what a job's versions may tell of any one of them."""
+
+    name: Annotated[
+        str,
+        Option(
+            "where noise hides what one device adds: at the aggregator, in the shares of a round's devices together, or in "
+            "each device's own update",
+            choices=PRIVACIES,
+        ),
+    ] = NO_PRIVACY
+    clip: Annotated[
+        float,
+        Option("with dp: L2 norm of the change of one update, at most", at_least=0, at_most=_NOISE_MAX),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        Option("with dp: standard deviation of the noise, in clip", at_least=0, at_most=_NOISE_MAX),
+    ] = 0.0
+    delta: Annotated[
+        float,
+        Option("with dp: chance that epsilon does not hold; less than 1 in so many devices", above=0, below=1),
+    ] = 1e-5
+    most_epsilon: Annotated[
+        float,
+        Option(
+            "with dp: a device whose next round would exceed this is asked no more, and the job ends when too few are left; "
+            "0 for no limit",
+            at_least=0,
+            at_most=_NOISE_MAX,
+        ),
+    ] = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is any."""
+        return self.name != NO_PRIVACY
+
+    @property
+    def is_central(self) -> bool:
+        """Whether the aggregator adds the noise."""
+        return self.name == CENTRAL
+
+    def device_noise(self, min_clients: int) -> float:
+        """Noise that each device adds, in ``clip``: all of it, its share of it where so many are together, or none."""
+        if self.name == LOCAL:
+            return self.noise
+        return self.noise / math.sqrt(min_clients) if self.name == DISTRIBUTED else 0.0
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,6 +188,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             choices=HEAD_STARTS,
         ),
     ] = "none"
+    dp: Privacy = Privacy()
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,7 +261,7 @@ def settings_of(
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
     """
     job, work = as_chosen(job, work)
-    given = [name for name in ("seed", "rounds_before", "rows_seed", "sums_bits") if getattr(work, name)]
+    given = [name for name in OF_DEVICES if getattr(work, name)]
     given += ["learns"] if work.learns != ADAPTER else []
     if given:
         raise ConfigError(
@@ -263,7 +320,14 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)
     shared = settings.seed if settings.work.rows else 0
-    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1, rows_seed=shared)
+    return msgspec.structs.replace(
+        settings.work,
+        seed=seed,
+        rounds_before=trained - 1,
+        rows_seed=shared,
+        most_norm=settings.dp.clip,
+        noise=settings.dp.device_noise(settings.min_clients),
+    )
 
 
 def _sums_bits(settings: Settings) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ _DTYPES = {
 _BFLOAT16 = "BF16"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time."""
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time.
+
+    A new file has ``mode``, less what the umask takes.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with open(part, "wb", opener=partial(os.open, mode=mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -7,7 +7,7 @@ import msgspec
 
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.rows import Row, row, rows
+from fleetune.broker.store.rows import Row, Spending, row, rows
 from fleetune.broker.store.store import AFTERWARDS, ByKind, Carried, in_all
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
@@ -53,6 +53,8 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     adapter: str
     """PEFT folder."""
     history: list[Row]
+    epsilon: float | None = None
+    """Spent, of the device that was asked most often; None without differential privacy."""
 
 
 class CarriedOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,10 +70,16 @@ class Result:
     """``adapter/`` for PEFT and ``run.json``, each file whole or as it was before."""
 
     def __init__(
-        self, ledger: Ledger, artifact: Artifact, arguments: dict[str, Any], *, chooses: bool = False
+        self,
+        ledger: Ledger,
+        artifact: Artifact,
+        arguments: dict[str, Any],
+        *,
+        chooses: bool = False,
+        spending: Spending | None = None,
     ) -> None:
         """Prepare; ``arguments`` of the call are for ``run.json``. What a configurator or planner ``chooses`` has a file."""
-        self._chooses = chooses
+        self._chooses, self._spending = chooses, spending
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self._told: list[Row] = []
         self._kept = (0, 0)
@@ -90,14 +98,15 @@ class Result:
         newest = self._ledger.newest
         if newest > 0 and self._kept != (newest, len(self._told)):
             rest = range(len(self._told), newest + 1)
-            self._write([*self._told, *(row(self._ledger, version) for version in rest)])
+            more = (row(self._ledger, version, spending=self._spending) for version in rest)
+            self._write([*self._told, *more])
 
     def conclude(self) -> AggregateReport:
         """Write everything afresh: a report may have come after its row was told. StateError as ``keep``."""
         if self._chooses:
             self._write_choices()
         self._write_traffic()
-        return self._write(rows(self._ledger))
+        return self._write(rows(self._ledger, spending=self._spending))
 
     def _write_choices(self) -> None:
         """One JSON object a line, for each device in each round."""
@@ -153,6 +162,7 @@ def _report(ledger: Ledger, history: list[Row]) -> AggregateReport:
         wall_s=cost.seconds,
         adapter=str(ledger.folder / ADAPTER),
         history=history,
+        epsilon=last.epsilon,
     )
 
 

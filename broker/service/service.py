@@ -1,11 +1,13 @@
 """The aggregator at work: messages in, messages out, in one thread; a bad message costs one line in the log."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 
 import msgspec
 
 from fleetune.broker.job import Patience, Settings
+from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, cause_of
 from fleetune.broker.service.executor import Executor
@@ -20,6 +22,7 @@ from fleetune.broker.service.views import JobView, view_of
 from fleetune.broker.store.rows import Row
 from fleetune.broker.store.store import AFTERWARDS, Past, Store
 from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.gaussian import Source
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
@@ -74,6 +77,7 @@ class Service:
         now: float,
         on_row: Callable[[Row], object] | None = None,
         on_note: Callable[[str], object] | None = None,
+        noise: Source = os.urandom,
     ) -> None:
         """Begin or resume.
 
@@ -88,19 +92,26 @@ class Service:
             on_row: told of every round once, in order: when it is closed and the evaluating devices here have
                 reported; after a restart from the first on.
             on_note: told in a line what the job waits for, when that changes.
+            noise: of a job with central differential privacy; secret, but for simulations.
 
         Raises:
             StateError: the store is damaged.
         """
-        self._versions = Versions(store, settings, adapter)
+        self._versions = Versions(store, settings, adapter, noise=noise)
         past = store.past()
         self.federation = Federation(
-            settings, patience, now=now, past=past, outcomes=store.outcomes(), digest_of=store.digest_of
+            settings,
+            patience,
+            now=now,
+            past=past,
+            outcomes=store.outcomes(),
+            digest_of=store.digest_of,
+            turns=store.turns(),
         )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter)
-        self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
+        self._reporter = Reporter(store, self.federation, on_row or (lambda _: None), spending_of(settings.dp))
         self._complaints = Complaints()
         self._executor = Executor(
             settings,

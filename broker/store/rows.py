@@ -1,10 +1,13 @@
 """Rows: what is known of each round, told from what a store keeps."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from fleetune.broker.store.store import ByKind, Store, in_all
+
+Spending = Callable[[int], float | None]
+"""Rounds that one device's data is in -> the epsilon of that."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,15 +36,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Of the devices, those that sent no update, and whose last one counted again."""
     waited_s: float = 0.0
     """Of round 0: how long devices were waited for."""
+    epsilon: float | None = None
+    """Spent with this version and all before, of the device that was asked most often; None of a job without noise."""
 
 
-def rows(store: Store) -> list[Row]:
+def rows(store: Store, *, spending: Spending | None = None) -> list[Row]:
     """One row for each version, 0 first."""
-    return [row(store, version) for version in range(store.newest + 1)]
+    return [row(store, version, spending=spending) for version in range(store.newest + 1)]
 
 
-def row(store: Store, version: int) -> Row:
-    """What is known of the round that made a version."""
+def row(store: Store, version: int, *, spending: Spending | None = None) -> Row:
+    """What is known of the round that made a version; ``spending`` is that of a job with noise."""
     figures = store.figures(version)
     cost, carried = store.cost(figures.round), in_all(store.carried(figures.round))
     return Row(
@@ -58,6 +63,7 @@ def row(store: Store, version: int) -> Row:
         arms=dict(figures.arms),
         skipped=figures.skipped,
         waited_s=0.0 if version else cost.seconds,
+        epsilon=spending(max(store.turns(figures.round).values(), default=0)) if spending else None,
     )
 
 
