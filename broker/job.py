@@ -205,6 +205,8 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of its adapter; 0: not known."""
     num_classes: int = 0
     """Of its classes; 0: not known, or none."""
+    still: tuple[str, ...] = ()
+    """Tensors that the work never trains, of a job with differential privacy: they get no noise."""
 
     @property
     def head_rounds(self) -> int:
@@ -254,8 +256,11 @@ def settings_of(
     num_elements: int = 0,
     num_classes: int = 0,
     head: ClassHead = _NO_HEAD,
+    still: tuple[str, ...] = (),
 ) -> Settings:
-    """Join a job, the digest of its artifact, its sizes, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
+    """Join a job, the digest of its artifact, its sizes, its work, its head and its still tensors.
+
+    ``min_clients`` 0 becomes all of ``clients``.
 
     Raises:
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
@@ -269,7 +274,7 @@ def settings_of(
         )
     fields: dict[str, Any] = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
     fields |= {"num_layers": num_layers, "num_elements": num_elements, "num_classes": num_classes}
-    return Settings(**fields, artifact=artifact, work=work, head=head)
+    return Settings(**fields, artifact=artifact, work=work, head=head, still=still)
 
 
 def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:

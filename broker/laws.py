@@ -14,7 +14,8 @@ from fleetune.broker.tasks import Outcome, Packing, Task
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
-from fleetune.device_runtime.contracts.lora import lora_problems
+from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems
+from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import (
     CONSENSUS,
@@ -26,6 +27,7 @@ from fleetune.device_runtime.contracts.wire import (
 )
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
+from fleetune.device_runtime.methods.policies import still_layers
 from fleetune.device_runtime.options import problems, refuse
 
 TABLES: dict[str, Collection[str]] = {
@@ -47,10 +49,21 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
         num_elements=sum(prod(tensor.shape) for tensor in manifest.tensors if tensor.trainable),
         num_classes=len(manifest.labels),
         head=head,
+        still=_still(manifest, work) if job.dp.is_on else (),
     )
     check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
     return settings
+
+
+def _still(manifest: Manifest, work: LocalWork) -> tuple[str, ...]:
+    """Tensors that a job's work never trains, by name; of a policy that is none all may learn, and the job is refused."""
+    frozen = frozen_names([row.name for row in manifest.trainable], work)
+    try:
+        layers = still_layers(work.policy, manifest.num_layers)
+    except ConfigError:
+        return ()
+    return tuple(row.name for row in manifest.trainable if row.layer in layers or row.name in frozen)
 
 
 def check_settings(

@@ -3,6 +3,8 @@
 Around strategies whose next version follows from the mean alone: all that they do with it is post-processing.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from fleetune.broker.job import Privacy
@@ -18,15 +20,13 @@ from fleetune.broker.methods.strategy import (
 )
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.gaussian import Source, bounded, change_of, gaussian
-from fleetune.device_runtime.contracts.lora import frozen_names
-from fleetune.device_runtime.contracts.wire import LocalWork
 
 OF_MEANS = ("fedavg", "fedavgm")
 """Strategies that need no more than the mean."""
 
 
 def private_mean(
-    strategy: Strategy, privacy: Privacy, *, expected: int, work: LocalWork, source: Source
+    strategy: Strategy, privacy: Privacy, *, expected: int, still: Collection[str], source: Source
 ) -> Strategy:
     """Give a strategy a mean in which one device's part is bounded and hidden.
 
@@ -38,7 +38,7 @@ def private_mean(
         strategy: of OF_MEANS.
         privacy: where the aggregator is to add noise (``central``) it also bounds each change, again and after its codec.
         expected: devices that a round asks.
-        work: of every device; what it leaves frozen gets no noise.
+        still: tensors that no device trains: they stay as they are, whatever comes of them.
         source: of the noise.
 
     Source: DP-FedAvg, McMahan et al., arXiv 1710.06963, algorithm 1 with the fixed-denominator estimator. Theirs divides by the
@@ -46,12 +46,12 @@ def private_mean(
     """
 
     def init(reference: Arrays) -> Sums:
-        frozen = frozen_names(reference, work)
-        return init_sums({name: value for name, value in reference.items() if name not in frozen})
+        return init_sums({name: value for name, value in reference.items() if name not in still})
 
     def add(sums: Sums, update: Update) -> Sums:
-        check_values(sums, update.values, 1)
-        change = change_of(update.values, update.reference)
+        values = {name: value for name, value in update.values.items() if name not in still}
+        check_values(sums, values, 1)
+        change = change_of(values, update.reference)
         if privacy.is_central:
             change = dict(bounded(change, privacy.clip).change)
         return add_to_sums(sums, change, 1)

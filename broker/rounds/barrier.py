@@ -97,8 +97,10 @@ class Barrier:
         """A device is here, or still here: offer again what it still owes."""
         self._seen.add(device_id)
         self._budget.see(device_id)
+        if device_id in self.roster.barred:
+            return []
         if self._budget.is_spent(device_id) and not self.task(device_id):
-            self._bar(device_id, _SPENT)
+            self.roster.bar(device_id, _SPENT)
         is_asked = self.open_round and device_id in self.open_round.tasks.keys() - self.open_round.again
         self.roster.arrive(device_id, is_asked=bool(is_asked))
         if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
@@ -177,7 +179,7 @@ class Barrier:
         After a restart others may be on their way: they are waited for as those of the first round are.
         """
         for device in [d for d in self.roster.present if self._budget.is_spent(d)]:
-            self._bar(device, _SPENT)
+            self.roster.bar(device, _SPENT)
         if self._budget_runs_out and now >= self._began + self._patience.gather_s:
             most = self._settings.dp.most_epsilon
             self.early_end = (

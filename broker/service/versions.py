@@ -269,7 +269,7 @@ def _strategy_of(settings: Settings, noise: Source) -> Strategy:
     if not settings.dp.is_on:
         return strategy
     return private_mean(
-        strategy, settings.dp, expected=settings.clients, work=settings.work, source=noise
+        strategy, settings.dp, expected=settings.clients, still=settings.still, source=noise
     )
 
 

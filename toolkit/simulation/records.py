@@ -126,6 +126,8 @@ class SimulationReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last round in which a device told one."""
     skipped: int = 0
     """Of the updates that counted, how many were no new ones."""
+    epsilon: float | None = None
+    """Spent, of the device that was asked most often; null without differential privacy."""
     device_rounds: int = 0
     wall_s: float = 0.0
     """On this machine, over all starts."""
