@@ -180,7 +180,7 @@ class Barrier:
         """
         for device in [d for d in self.roster.present if self._budget.is_spent(d)]:
             self.roster.bar(device, _SPENT)
-        if self._budget_runs_out and now >= self._began + self._patience.gather_s:
+        if self._budget_runs_out and (self._gathered or now >= self._began + self._patience.gather_s):
             most = self._settings.dp.most_epsilon
             self.early_end = (
                 f"{self._budget.num_left} devices may be asked again, and a round needs {self._settings.min_clients}: "
