@@ -75,7 +75,9 @@ def aggregate(
     check_folder(Path(out))
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
-        result = Result(ledger, artifact, arguments, chooses=_chooses(settings), spending=spending_of(settings.dp))
+        result = Result(
+            ledger, artifact, arguments, chooses=_chooses(settings), spending=spending_of(settings.dp)
+        )
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s

@@ -67,7 +67,9 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ] = 0.0
     delta: Annotated[
         float,
-        Option("with dp: chance that epsilon does not hold; less than 1 in so many devices", above=0, below=1),
+        Option(
+            "with dp: chance that epsilon does not hold; less than 1 in so many devices", above=0, below=1
+        ),
     ] = 1e-5
     most_epsilon: Annotated[
         float,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetune.broker.aggregation import aggregate
-    from fleetune.broker.job import Job, Patience
+    from fleetune.broker.job import Job, Patience, Privacy
     from fleetune.broker.servers.embedded import EmbeddedServer
     from fleetune.device_runtime.agent.identity import Duty
     from fleetune.device_runtime.commands.device import device
@@ -38,6 +38,7 @@ __all__ = [
     "OptimizerSpec",
     "Patience",
     "PolicySpec",
+    "Privacy",
     "Reach",
     "Resources",
     "Terms",
@@ -61,6 +62,7 @@ _HOMES = {
     "OptimizerSpec": "fleetune.device_runtime.contracts.wire",
     "Patience": "fleetune.broker.job",
     "PolicySpec": "fleetune.device_runtime.contracts.wire",
+    "Privacy": "fleetune.broker.job",
     "Reach": "fleetune.device_runtime.network.address",
     "Resources": "fleetune.device_runtime.contracts.resources",
     "Terms": "fleetune.device_runtime.terms.terms",

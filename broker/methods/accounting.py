@@ -2,8 +2,8 @@
 
 Two fleets are neighbours if one device's updates are nothing in the one: it takes part, and its change is zero (zero-out,
 REPLACE_SPECIAL of dp-accounting). Who is asked is no secret here: the draws follow from the job's seed, which devices are told.
-So nothing is gained by sampling, and nothing is lost in rounds in which a device is not asked. What remains is k times the Gaussian
-mechanism, which is the same as once with its noise divided by sqrt(k), and has an exact epsilon.
+So nothing is gained by sampling, and nothing is lost in rounds in which a device is not asked. What remains is k times the
+Gaussian mechanism, which is the same as once with its noise divided by sqrt(k), and has an exact epsilon.
 
 Source: Balle and Wang, arXiv 1805.06530 (exact epsilon of one Gaussian mechanism); Dong et al., arXiv 1905.02383, corollary 3.3
 (k of them are one).

@@ -1,4 +1,4 @@
-"""The mean of a round's changes as differential privacy has it: bounded changes of equal weight, noise, a fixed number of devices.
+"""The mean of changes as differential privacy has it: bounded changes of equal weight, noise, a fixed number of devices.
 
 Around strategies whose next version follows from the mean alone: all that they do with it is post-processing.
 """
@@ -30,8 +30,8 @@ def private_mean(
 ) -> Strategy:
     """Give a strategy a mean in which one device's part is bounded and hidden.
 
-    The sum of the changes is divided by ``expected``, however many came: a device that is missing is a change of nothing, and what one
-    can do to the mean does not grow where few came. Every update weighs 1: numbers of samples are not used. Every tensor that
+    The sum of the changes is divided by ``expected``, however many came: a device that is missing is a change of nothing, and
+    what one can do to the mean does not grow where few came. Every update weighs 1: numbers of samples are not used. Every tensor that
     the work may train has noise, whoever sent it.
 
     Args:

@@ -111,7 +111,9 @@ class Service:
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter)
-        self._reporter = Reporter(store, self.federation, on_row or (lambda _: None), spending_of(settings.dp))
+        self._reporter = Reporter(
+            store, self.federation, on_row or (lambda _: None), spending_of(settings.dp)
+        )
         self._complaints = Complaints()
         self._executor = Executor(
             settings,

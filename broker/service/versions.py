@@ -268,9 +268,7 @@ def _strategy_of(settings: Settings, noise: Source) -> Strategy:
     strategy = STRATEGIES[settings.strategy]()
     if not settings.dp.is_on:
         return strategy
-    return private_mean(
-        strategy, settings.dp, expected=settings.clients, still=settings.still, source=noise
-    )
+    return private_mean(strategy, settings.dp, expected=settings.clients, still=settings.still, source=noise)
 
 
 def _first(adapter: Arrays, settings: Settings) -> Arrays:

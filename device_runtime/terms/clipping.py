@@ -47,7 +47,8 @@ def clipped(values: Arrays, reference: Arrays, *, rms_max: float) -> Clipped:
 def hidden(kept: Clipped, reference: Arrays, *, norm_max: float, noise: float, source: Source) -> Clipped:
     """Scale a change down to the L2 norm that an aggregator asks for, and add normal noise to it.
 
-    Where neither does anything the values are the very same arrays. Noise is in every tensor, also in those that training did not touch.
+    Where neither does anything the values are the very same arrays. Noise is in every tensor, also in those that training did
+    not touch.
 
     Args:
         kept: what may leave, its names those of all tensors that may.

@@ -26,16 +26,27 @@ def said_of(**changes):
 
 @pytest.mark.parametrize("name", EVERYWHERE)
 @pytest.mark.parametrize(
-    "changes", [{}, {"strategy": "fedavgm"}, {"work": LocalWork(codec="int8")}, {"work": LocalWork(codec="topk", codec_ratio=0.1)},
-                {"work": LocalWork(held_out=0.1)}, {"work": LocalWork(frozen="lora-a")}],
-)  # fmt: skip
+    "changes",
+    [
+        {},
+        {"strategy": "fedavgm"},
+        {"work": LocalWork(codec="int8")},
+        {"work": LocalWork(codec="topk", codec_ratio=0.1)},
+        {"work": LocalWork(held_out=0.1)},
+        {"work": LocalWork(frozen="lora-a")},
+    ],
+)
 def test_allowed(name, changes):
     check_settings(job(dp=private(name), **changes), Patience(), num_layers=4)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"work": LocalWork(personal=1)}, {"work": LocalWork(codec="innovation", codec_bits=4)}, {"down_codec": "int8"}],
+    [
+        {"work": LocalWork(personal=1)},
+        {"work": LocalWork(codec="innovation", codec_bits=4)},
+        {"down_codec": "int8"},
+    ],
 )
 def test_allowed_where_the_aggregator_bounds_what_comes(changes):
     check_settings(job(dp=private(), **changes), Patience(), num_layers=4)
@@ -50,7 +61,10 @@ def test_allowed_where_the_aggregator_bounds_what_comes(changes):
         ({"strategy": "product"}, "strategy 'product' uses more of the updates than their mean"),
         ({"strategy": "safari"}, "strategy 'safari' uses more"),
         ({"strategy": "hetlora", "work": LocalWork(rank=2)}, "strategy 'hetlora' uses more"),
-        ({"configurator": "auto", "work": LocalWork(held_out=0.1)}, "configurator 'auto' goes by what devices tell"),
+        (
+            {"configurator": "auto", "work": LocalWork(held_out=0.1)},
+            "configurator 'auto' goes by what devices tell",
+        ),
         ({"traffic": "bits"}, "traffic 'bits' goes by what devices tell"),
         ({"work": LocalWork(mask="consensus")}, "mask 'consensus': it is made from updates without noise"),
         ({"work": LocalWork(mask="nothing")}, "mask 'nothing'"),
@@ -86,11 +100,16 @@ def test_half_a_request_is_refused():
 
 
 def test_a_limit_that_no_round_keeps_is_refused():
-    assert said_of(dp=private(most_epsilon=1.0)) == "most_epsilon 1: one round of a device has 4.377; give more noise"
+    assert (
+        said_of(dp=private(most_epsilon=1.0))
+        == "most_epsilon 1: one round of a device has 4.377; give more noise"
+    )
     check_settings(job(dp=private(most_epsilon=4.38)), Patience(), num_layers=4)
 
 
-@pytest.mark.parametrize(("name", "noise"), [("central", 0.0), ("distributed", 3.0 / math.sqrt(4)), ("local", 3.0)])
+@pytest.mark.parametrize(
+    ("name", "noise"), [("central", 0.0), ("distributed", 3.0 / math.sqrt(4)), ("local", 3.0)]
+)
 def test_a_device_is_told_its_bound_and_its_share_of_the_noise(name, noise):
     settings = job(dp=private(name, clip=0.5, noise=3.0), clients=9, min_clients=4)
     work = device_work(settings, round_number=1, position=0)

@@ -60,7 +60,7 @@ class VirtualDevice:
         noise: bytes = b"",
         on_event: Callable[[Event], object] = lambda _: None,
     ) -> None:
-        """Prepare; it is not there yet. ``noise`` is what its noise is made from: by a simulation's seed, so that it can be repeated."""
+        """Prepare; it is not there yet. ``noise`` is what its noise is made from."""
         self.identity, self.desk = identity, desk
         self.bytes_up = self.bytes_down = 0
         """Payload of all its messages, once it has left."""

@@ -29,7 +29,10 @@ def test_rounds_compose_as_the_library_has_it(noise, rounds):
 
     found = epsilon_of(central(noise=noise), rounds)
     relation, event = library.NeighboringRelation.REPLACE_SPECIAL, library.GaussianDpEvent(noise)
-    exact, renyi = library.pld.PLDAccountant(relation), library.rdp.RdpAccountant(neighboring_relation=relation)
+    exact, renyi = (
+        library.pld.PLDAccountant(relation),
+        library.rdp.RdpAccountant(neighboring_relation=relation),
+    )
     for accountant in (exact, renyi):
         accountant.compose(event, rounds)
     assert found == pytest.approx(exact.get_epsilon(1e-5), rel=1e-4)

@@ -53,7 +53,9 @@ def test_one_device_moves_the_mean_no_further_than_its_bound(values, clip):
 def test_noise_has_its_standard_deviation_in_every_tensor_that_may_learn():
     size = 100_000
     reference = {name: np.zeros(size, np.float32) for name in ("sent", "unsent", "still")}
-    new, _ = mean_of([({"sent": np.zeros(size)}, 1)], reference=reference, still=("still",), clip=3.0, noise=2.0)
+    new, _ = mean_of(
+        [({"sent": np.zeros(size)}, 1)], reference=reference, still=("still",), clip=3.0, noise=2.0
+    )
     for name in ("sent", "unsent"):
         assert abs(new[name].std() / (2.0 * 3.0 / 4) - 1) < 10 / math.sqrt(2 * size)
     assert abs(np.corrcoef(new["sent"], new["unsent"])[0, 1]) < 10 / math.sqrt(size)

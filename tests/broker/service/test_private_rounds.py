@@ -1,5 +1,6 @@
 """Jobs with differential privacy as they run: one noise for a version whatever is killed, figures, and a limit that holds."""
 
+import itertools
 import math
 
 import numpy as np
@@ -65,7 +66,9 @@ def test_a_restart_counts_on(tmp_path):
     killed = world(tmp_path / "killed", rounds=9, dp=dp).run_killed_at(range(3, 200, 7))
     again = rows(killed.aggregator.ledger, spending=lambda turns: turns)
     assert [row.epsilon for row in again] == [0, 1, 2, 3]
-    assert [row.epsilon for row in killed.aggregator.rows[-4:]] == [row.epsilon for row in calm.aggregator.rows]
+    assert [row.epsilon for row in killed.aggregator.rows[-4:]] == [
+        row.epsilon for row in calm.aggregator.rows
+    ]
 
 
 class Killed(BaseException):
@@ -89,7 +92,9 @@ def kill_in(aggregator, monkeypatch, step):
 
 @pytest.mark.parametrize("step", ["before its files", "after its files", "kept"])
 @pytest.mark.parametrize("name", ["central", "local"])
-def test_nobody_sees_two_noises_of_one_version_wherever_the_aggregator_dies(tmp_path, monkeypatch, name, step):
+def test_nobody_sees_two_noises_of_one_version_wherever_the_aggregator_dies(
+    tmp_path, monkeypatch, name, step
+):
     log, disturb = heard()
     federation = world(tmp_path, rounds=3, dp=private(name), disturb=disturb)
     before = {}
@@ -129,7 +134,7 @@ def test_what_a_codec_owes_from_earlier_rounds_does_not_exceed_the_bound(tmp_pat
     work = LocalWork(steps=4, codec=codec, **ratio)
     done = world(tmp_path, rounds=3, work=work, dp=private(noise=1e-6)).run()
     found = [load(done.aggregator.version(n)) for n in range(4)]
-    for old, new in zip(found, found[1:], strict=False):
+    for old, new in itertools.pairwise(found):
         norm = math.sqrt(sum(float(np.square(np.float64(new[n]) - old[n]).sum()) for n in new))
         assert norm <= 0.01 + 1e-4
 

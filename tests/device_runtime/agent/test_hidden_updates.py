@@ -70,7 +70,9 @@ def killed_after_packing(stage, monkeypatch):
     stage.device.start()
 
 
-def test_a_device_that_dies_with_its_update_packed_sends_the_same_noise_and_records_it_once(tmp_path, monkeypatch):
+def test_a_device_that_dies_with_its_update_packed_sends_the_same_noise_and_records_it_once(
+    tmp_path, monkeypatch
+):
     calm = Stage(tmp_path / "calm", terms=Terms())
     calm.device.files.write(NOISE_SECRET, b"s" * 32)
     expected, _ = sent(calm, work=work())

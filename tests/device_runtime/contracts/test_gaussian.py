@@ -48,7 +48,12 @@ def test_nobody_draws_the_same_noise_twice_but_from_the_same_secret_for_the_same
     same = [gaussian((70_000,), derived(b"s", b"offer", b"update")) for _ in range(2)]
     assert np.array_equal(*same)
     assert len(np.unique(same[0])) == 70_000, "no block repeats another"
-    others = [(b"t", b"offer", b"update"), (b"s", b"offerupdate"), (b"s", b"offe", b"rupdate"), (b"s", b"offer", b"")]
+    others = [
+        (b"t", b"offer", b"update"),
+        (b"s", b"offerupdate"),
+        (b"s", b"offe", b"rupdate"),
+        (b"s", b"offer", b""),
+    ]
     for parts in others:
         assert abs(np.corrcoef(gaussian((70_000,), derived(*parts)), same[0])[0, 1]) < 10 / math.sqrt(70_000)
 
