@@ -31,8 +31,8 @@ def private_mean(
     """Give a strategy a mean in which one device's part is bounded and hidden.
 
     The sum of the changes is divided by ``expected``, however many came: a device that is missing is a change of nothing, and
-    what one can do to the mean does not grow where few came. Every update weighs 1: numbers of samples are not used. Every tensor that
-    the work may train has noise, whoever sent it.
+    what one can do to the mean does not grow where few came. Every update weighs 1: numbers of samples are not used. Every
+    tensor that the work may train has noise, whoever sent it.
 
     Args:
         strategy: of OF_MEANS.
