@@ -95,7 +95,7 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """Noise that each device adds, in ``clip``: all of it, its share of it where so many are together, or none."""
         if self.name == LOCAL:
             return self.noise
-        return self.noise / math.sqrt(min_clients) if self.name == DISTRIBUTED else 0.0
+        return self.noise / math.sqrt(max(1, min_clients)) if self.name == DISTRIBUTED else 0.0
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
