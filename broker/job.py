@@ -54,7 +54,7 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Option(
             "where noise hides what one device adds: at the aggregator, in the shares of a round's devices together, or in "
             "each device's own update",
-            choices=PRIVACIES,
+            table="dp",
         ),
     ] = NO_PRIVACY
     clip: Annotated[

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from math import prod
 
-from fleetune.broker.job import AUTO, FIXED, MASK_SHARE, Job, Patience, Settings, settings_of
+from fleetune.broker.job import AUTO, FIXED, MASK_SHARE, PRIVACIES, Job, Patience, Settings, settings_of
 from fleetune.broker.methods.accounting import epsilon_of, rounds_within
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.private_mean import OF_MEANS
@@ -33,6 +33,7 @@ from fleetune.device_runtime.options import problems, refuse
 TABLES: dict[str, Collection[str]] = {
     **works.TABLES,
     **{table.kind: table for table in (STRATEGIES, SELECTIONS, CONFIGURATORS, TRAFFIC)},
+    "dp": PRIVACIES,
 }
 """Where the names in a job and its work are looked up."""
 

@@ -96,7 +96,7 @@ def test_half_a_request_is_refused():
     assert said_of(dp=Privacy(name="central")) == "dp 'central': clip and noise must be above 0"
     assert said_of(dp=private(noise=0.0)) == "dp 'central': noise must be above 0"
     assert "clip 1: dp is 'none'" in said_of(dp=Privacy(clip=1.0))
-    assert said_of(dp=private("federal")).startswith("no name 'federal'; have: ")
+    assert said_of(dp=private("federal")).startswith("no dp 'federal'; have: central")
 
 
 def test_a_limit_that_no_round_keeps_is_refused():
