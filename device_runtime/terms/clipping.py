@@ -65,7 +65,7 @@ def hidden(kept: Clipped, reference: Arrays, *, norm_max: float, noise: float, s
     change = dict(found.change)
     if noise:
         change = {n: c + noise * norm_max * gaussian(c.shape, source) for n, c in sorted(change.items())}
-    values = {n: _moved(reference[n], c) for n, c in change.items()}
+    values: Arrays = {n: _moved(reference[n], c) for n, c in change.items()}
     return Clipped(values, kept.norm or found.norm, kept.scale * found.scale)
 
 
