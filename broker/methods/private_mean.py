@@ -62,7 +62,8 @@ def private_mean(
             total = total_of(sums, name)
             if privacy.is_central:
                 total = total + privacy.noise * privacy.clip * gaussian(total.shape, source)
-            values[name] = np.clip(reference[name] + total / expected, -VALUE_MAX, VALUE_MAX)
+            moved = np.add(reference[name], total / expected, dtype=np.float64)
+            values[name] = np.clip(moved, -VALUE_MAX, VALUE_MAX)
         mean = strategy.add(strategy.init(reference), Update(values, reference, 1))
         return strategy.finish(mean, reference, state)
 

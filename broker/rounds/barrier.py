@@ -176,11 +176,11 @@ class Barrier:
     def _mind_budget(self, now: float) -> None:
         """Ask those no more who have been asked as often as they may be; end the job if too few are left.
 
-        After a restart others may be on their way: they are waited for as those of the first round are.
+        At first others may be on their way, after a restart too: they are waited for as those of the first round are.
         """
         for device in [d for d in self.roster.present if self._budget.is_spent(d)]:
             self.roster.bar(device, _SPENT)
-        if self._budget_runs_out and (self._gathered or now >= self._began + self._patience.gather_s):
+        if self._budget_runs_out and now >= self._began + self._patience.gather_s:
             most = self._settings.dp.most_epsilon
             self.early_end = (
                 f"{self._budget.num_left} devices may be asked again, and a round needs {self._settings.min_clients}: "
