@@ -10,6 +10,7 @@ from safetensors.numpy import load
 
 from fleetune.broker.job import Privacy
 from fleetune.broker.store.rows import rows
+from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork, Offer, UpdateReady
 
 SIZE = 3000 + 1 + 6
@@ -118,6 +119,12 @@ def test_killed_before_every_turn_a_version_has_one_noise(tmp_path):
     federation = world(tmp_path, rounds=3, dp=private("distributed"), disturb=disturb)
     federation.run_killed_at(range(2, 400))
     assert all(len(digests) == 1 for digests in versions_told(log).values())
+
+
+def test_the_next_version_is_made_from_what_was_kept(tmp_path):
+    done = world(tmp_path, rounds=2, dp=private()).run()
+    held = done.aggregator.service._versions.reference(2)
+    assert to_bytes(held) == done.aggregator.version(2)
 
 
 def test_a_device_that_sends_more_than_it_may_is_bounded_again(tmp_path):
