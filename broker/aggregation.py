@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fleetune.broker.job import FIXED, Job, Members, Patience, Settings, names_in
 from fleetune.broker.laws import lawful_settings
+from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.service.outbound import Seal, unsigned
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
@@ -84,7 +85,14 @@ def aggregate(
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
         _pardon(ledger, pardoned)
-        result = Result(ledger, artifact, arguments, chooses=_chooses(settings), strikes=settings.strikes)
+        result = Result(
+            ledger,
+            artifact,
+            arguments,
+            chooses=_chooses(settings),
+            strikes=settings.strikes,
+            spending=spending_of(settings.dp),
+        )
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s

@@ -1,5 +1,6 @@
 """What a job is, fixed for its life, and how patient the aggregator is, which a restart may change."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,9 +38,66 @@ _SIZES = ("num_layers", "num_elements", "num_classes")
 _EXACT = "xor"
 """The codec of class sums, whatever the job's: sums of classes that a device does not have, and bits that they do not have,
 cost next to nothing."""
+OF_DEVICES = ("seed", "rounds_before", "rows_seed", "sums_bits", "most_norm", "noise")
+"""Fields of the work that each device of each round gets of its own, or the job says elsewhere."""
 SUMS_BITS, SUMS_BITS_OF_HALF, _HALF = 4, 10, 16
 """Bits of the significand of a class sum: in a job that packs up in few bits, and in one that packs in half precision."""
 _NO_HEAD = ClassHead()
+NO_PRIVACY, CENTRAL, DISTRIBUTED, LOCAL = PRIVACIES = ("none", "central", "distributed", "local")
+"""Where the noise of differential privacy is added."""
+_NOISE_MAX = 1e6
+
+
+class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Differential privacy of devices: what a job's versions may tell of any one of them."""
+
+    name: Annotated[
+        str,
+        Option(
+            "where noise hides what one device adds: at the aggregator, in the shares of a round's devices together, or in "
+            "each device's own update",
+            table="dp",
+        ),
+    ] = NO_PRIVACY
+    clip: Annotated[
+        float,
+        Option("with dp: L2 norm of the change of one update, at most", at_least=0, at_most=_NOISE_MAX),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        Option("with dp: standard deviation of the noise, in clip", at_least=0, at_most=_NOISE_MAX),
+    ] = 0.0
+    delta: Annotated[
+        float,
+        Option(
+            "with dp: chance that epsilon does not hold; less than 1 in so many devices", above=0, below=1
+        ),
+    ] = 1e-5
+    most_epsilon: Annotated[
+        float,
+        Option(
+            "with dp: a device whose next round would exceed this is asked no more, and the job ends when too few are left; "
+            "0 for no limit",
+            at_least=0,
+            at_most=_NOISE_MAX,
+        ),
+    ] = 0.0
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is any."""
+        return self.name != NO_PRIVACY
+
+    @property
+    def is_central(self) -> bool:
+        """Whether the aggregator adds the noise."""
+        return self.name == CENTRAL
+
+    def device_noise(self, min_clients: int) -> float:
+        """Noise that each device adds, in ``clip``: all of it, its share of it where so many are together, or none."""
+        if self.name == LOCAL:
+            return self.noise
+        return self.noise / math.sqrt(max(1, min_clients)) if self.name == DISTRIBUTED else 0.0
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -166,6 +224,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at_most=COUNT_MAX,
         ),
     ] = 3
+    dp: Privacy = Privacy()
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,6 +241,8 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of its adapter; 0: not known."""
     num_classes: int = 0
     """Of its classes; 0: not known, or none."""
+    still: tuple[str, ...] = ()
+    """Tensors that the work never trains, of a job with differential privacy: they get no noise."""
 
     @property
     def head_rounds(self) -> int:
@@ -265,14 +326,17 @@ def settings_of(
     num_elements: int = 0,
     num_classes: int = 0,
     head: ClassHead = _NO_HEAD,
+    still: tuple[str, ...] = (),
 ) -> Settings:
-    """Join a job, the digest of its artifact, its sizes, its work and its head; ``min_clients`` 0 becomes all of ``clients``.
+    """Join a job, the digest of its artifact, its sizes, its work, its head and its still tensors.
+
+    ``min_clients`` 0 becomes all of ``clients``.
 
     Raises:
         ConfigError: ``work`` has what each device of each round gets of its own, or as of :func:`as_chosen`.
     """
     job, work = as_chosen(job, work)
-    given = [name for name in ("seed", "rounds_before", "rows_seed", "sums_bits") if getattr(work, name)]
+    given = [name for name in OF_DEVICES if getattr(work, name)]
     given += ["learns"] if work.learns != ADAPTER else []
     if given:
         raise ConfigError(
@@ -280,7 +344,7 @@ def settings_of(
         )
     fields: dict[str, Any] = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
     fields |= {"num_layers": num_layers, "num_elements": num_elements, "num_classes": num_classes}
-    return Settings(**fields, artifact=artifact, work=work, head=head)
+    return Settings(**fields, artifact=artifact, work=work, head=head, still=still)
 
 
 def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:
@@ -331,7 +395,14 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)
     shared = settings.seed if settings.work.rows else 0
-    return msgspec.structs.replace(settings.work, seed=seed, rounds_before=trained - 1, rows_seed=shared)
+    return msgspec.structs.replace(
+        settings.work,
+        seed=seed,
+        rounds_before=trained - 1,
+        rows_seed=shared,
+        most_norm=settings.dp.clip,
+        noise=settings.dp.device_noise(settings.min_clients),
+    )
 
 
 def _sums_bits(settings: Settings) -> int:

@@ -3,16 +3,19 @@
 from collections.abc import Collection, Iterator
 from math import prod
 
-from fleetune.broker.job import AUTO, MASK_SHARE, Job, Patience, Settings, settings_of
+from fleetune.broker.job import AUTO, FIXED, MASK_SHARE, PRIVACIES, Job, Patience, Settings, settings_of
+from fleetune.broker.methods.accounting import epsilon_of, rounds_within
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
+from fleetune.broker.methods.private_mean import OF_MEANS
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
 from fleetune.broker.methods.traffic import TRAFFIC
 from fleetune.broker.tasks import Outcome, Packing, Task
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
-from fleetune.device_runtime.contracts.codecs import make_codec
-from fleetune.device_runtime.contracts.lora import lora_problems
+from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
+from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems
+from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import (
     CONSENSUS,
@@ -24,11 +27,13 @@ from fleetune.device_runtime.contracts.wire import (
 )
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
+from fleetune.device_runtime.methods.policies import still_layers
 from fleetune.device_runtime.options import problems, refuse
 
 TABLES: dict[str, Collection[str]] = {
     **works.TABLES,
     **{table.kind: table for table in (STRATEGIES, SELECTIONS, CONFIGURATORS, TRAFFIC)},
+    "dp": PRIVACIES,
 }
 """Where the names in a job and its work are looked up."""
 
@@ -45,10 +50,21 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
         num_elements=sum(prod(tensor.shape) for tensor in manifest.tensors if tensor.trainable),
         num_classes=len(manifest.labels),
         head=head,
+        still=_still(manifest, work) if job.dp.is_on else (),
     )
     check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
     return settings
+
+
+def _still(manifest: Manifest, work: LocalWork) -> tuple[str, ...]:
+    """Tensors that a job's work never trains, by name; of a policy that is none all may learn, and the job is refused."""
+    frozen = frozen_names([row.name for row in manifest.trainable], work)
+    try:
+        layers = still_layers(work.policy, manifest.num_layers)
+    except ConfigError:
+        return ()
+    return tuple(row.name for row in manifest.trainable if row.layer in layers or row.name in frozen)
 
 
 def check_settings(
@@ -86,6 +102,7 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
         yield from _traffic_problems(settings)
+        yield from _privacy_problems(settings, packing)
     of_work = works.work_problems(work, num_layers, learning=learning)
     yield from (said for said in of_work if said not in found)
 
@@ -172,3 +189,48 @@ def _traffic_problems(settings: Settings) -> Iterator[str]:
         yield f"compress_up_min {settings.compress_up_min:g}: at most compress_up ({settings.compress_up:g})"
     if settings.work.histogram and not traffic.hears_labels:
         yield f"histogram: traffic planner {name!r} has no use for it"
+
+
+def _privacy_problems(settings: Settings, packing: Packing) -> Iterator[str]:
+    """What differential privacy cannot be had with; all that is allowed is accounted for, or comes after the noise."""
+    privacy = settings.dp
+    if not privacy.is_on:
+        yield from (
+            f"{name} {value:g}: dp is 'none'; it is of 'central', 'distributed' or 'local'"
+            for name in ("clip", "noise", "most_epsilon")
+            if (value := getattr(privacy, name))
+        )
+        return
+    if missing := [name for name in ("clip", "noise") if not getattr(privacy, name)]:
+        yield f"dp {privacy.name!r}: {' and '.join(missing)} must be above 0"
+        return
+    yield from (f"dp {privacy.name!r}: {said}" for said in _uncovered(settings))
+    if privacy.device_noise(settings.min_clients):
+        yield from (f"dp {privacy.name!r}: {said}" for said in _uncovered_here(settings, packing))
+    cost = epsilon_of(privacy, 1)
+    if rounds_within(privacy) == 0:
+        yield f"most_epsilon {privacy.most_epsilon:g}: one round of a device has {cost:.4g}; give more noise"
+
+
+def _uncovered(settings: Settings) -> Iterator[str]:
+    """What would tell of a device beside the sum that has noise."""
+    if settings.strategy not in OF_MEANS:
+        yield f"strategy {settings.strategy!r} uses more of the updates than their mean; {choices(OF_MEANS)} do not"
+    for kind in ("configurator", "traffic"):
+        if (name := getattr(settings, kind)) != FIXED:
+            yield f"{kind} {name!r} goes by what devices tell, which has no noise; {FIXED!r}"
+    if settings.head_rounds:
+        yield f"head_start {settings.head_start!r}: class sums have no noise; 'none'"
+    if settings.work.mask:
+        yield f"mask {settings.work.mask!r}: it is made from updates without noise; leave it out"
+
+
+def _uncovered_here(settings: Settings, packing: Packing) -> Iterator[str]:
+    """What would tell of a device beside its update that has noise."""
+    work = settings.work
+    if work.personal:
+        yield "personal: which layers a device keeps tells of its data; leave it out"
+    if make_codec(work.codec, work.codec_ratio, work.codec_bits).receiver:
+        yield f"codec {work.codec!r} may ask for one update twice, with other noise; another codec"
+    if packing.codec not in (FULL, WHOLE, *EXACT):
+        yield f"down_codec {packing.codec!r} may ask for one update twice, with other noise; {choices((FULL, WHOLE, *EXACT))}"

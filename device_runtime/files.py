@@ -95,6 +95,9 @@ class Files(Protocol):
     def write(self, name: str, content: bytes) -> None:
         """Replace a file, whole."""
 
+    def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Content of a file that its owner alone may read; made and kept by the first call."""
+
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file, which is made if it is not there; a loss of power may leave a part of it."""
 
@@ -134,6 +137,14 @@ class DiskFiles:
         """Replace a file, whole and synced."""
         with self._writing():
             write_atomically(self._folder / name, content, mode=PRIVATE)
+
+    def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Content of a file that its owner alone may read; made and kept, synced, by the first call."""
+        if (found := self.read(name)) is not None:
+            return found
+        with self._writing():
+            write_atomically(self._folder / name, content := make(), mode=0o600)
+        return content
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file, synced."""
@@ -186,6 +197,10 @@ class MemoryFiles:
     def write(self, name: str, content: bytes) -> None:
         """Replace a file."""
         self._files[name] = content
+
+    def secret(self, name: str, make: Callable[[], bytes]) -> bytes:
+        """Content of a file; made and kept by the first call."""
+        return self._files.setdefault(name, self._files.get(name) or make())
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetune.broker.aggregation import aggregate
-    from fleetune.broker.job import Job, Members, Patience
+    from fleetune.broker.job import Job, Members, Patience, Privacy
     from fleetune.broker.servers.embedded import EmbeddedServer
     from fleetune.device_runtime.agent.identity import Duty
     from fleetune.device_runtime.commands.device import device
@@ -40,6 +40,7 @@ __all__ = [
     "OptimizerSpec",
     "Patience",
     "PolicySpec",
+    "Privacy",
     "Reach",
     "Resources",
     "Signing",
@@ -66,6 +67,7 @@ _HOMES = {
     "Members": "fleetune.broker.job",
     "Patience": "fleetune.broker.job",
     "PolicySpec": "fleetune.device_runtime.contracts.wire",
+    "Privacy": "fleetune.broker.job",
     "Reach": "fleetune.device_runtime.network.address",
     "Signing": "fleetune.device_runtime.network.signing",
     "Trust": "fleetune.device_runtime.network.signing",

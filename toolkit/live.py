@@ -116,7 +116,7 @@ def rounds(console: Console) -> Iterator[Callback]:
         nonlocal is_first
         if is_first and not isinstance(event, str):
             is_first = False
-            console.print(_aligned(COLUMNS), markup=False)
+            console.print(_aligned(columns(event)), markup=False)
         console.print(event if isinstance(event, str) else _aligned(cells(event)), markup=False)
 
     if not console.is_terminal:
@@ -136,8 +136,14 @@ def _aligned(words: Iterable[str]) -> str:
     return "  ".join(f"{word:>8}" for word in words)
 
 
+def columns(row: Any) -> tuple[str, ...]:
+    """Heads of the table that rows as this one stand in."""
+    return COLUMNS if getattr(row, "epsilon", None) is None else (*COLUMNS, "epsilon")
+
+
 def cells(row: Any) -> tuple[str, ...]:
-    """A round as the table shows it, in the order of COLUMNS; what was not measured is a dash."""
+    """A round as the table shows it, in the order of ``columns``; what was not measured is a dash."""
+    epsilon = getattr(row, "epsilon", None)
     return (
         str(row.round),
         str(row.devices),
@@ -147,6 +153,7 @@ def cells(row: Any) -> tuple[str, ...]:
         size(row.bytes_down),
         size(row.bytes_up),
         _fixed(row.seconds if row.round else None, ".1f"),
+        *(() if epsilon is None else (f"{epsilon:.3f}",)),
     )
 
 

@@ -4,16 +4,18 @@ A round starts from the newest version and closes into the next.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from math import inf
 
 from fleetune.broker.job import Patience, Settings, device_work
+from fleetune.broker.methods.accounting import rounds_within
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.methods.traffic import TRAFFIC, laid_over
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.admission import identity
+from fleetune.broker.rounds.budget import Budget
 from fleetune.broker.rounds.open_round import OpenRound, Standing
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.store import Past, accepted_outcome
@@ -29,16 +31,29 @@ from fleetune.device_runtime.errors import ConfigError, TransportError, one_line
 
 log = logging.getLogger(__name__)
 
+NO_TURNS: Mapping[str, int] = {}
+_SPENT = "its part of the privacy budget is spent"
+
 
 class Barrier:
     """Who is asked what in which round, and when it closes. No event takes longer for more devices, but opening and closing."""
 
     def __init__(
-        self, settings: Settings, patience: Patience, *, now: float, past: Past, outcomes: Iterable[Outcome]
+        self,
+        settings: Settings,
+        patience: Patience,
+        *,
+        now: float,
+        past: Past,
+        outcomes: Iterable[Outcome],
+        turns: Mapping[str, int] = NO_TURNS,
     ) -> None:
-        """Begin, or resume from ``past`` with the ``outcomes`` of all accepted updates, in their order."""
+        """Begin, or resume from ``past`` with the ``outcomes`` of all accepted updates, in their order.
+
+        ``turns`` says in how many rounds each device was asked, the open one included.
+        """
         self.version, self.closed = past.version, past.closed
-        self.since = now
+        self.since = self._began = now
         """When the last round was closed, or this began."""
         self.roster = Roster(SELECTIONS[settings.selection])
         self.quarantine = Quarantine(settings.strikes, past.marks)
@@ -50,6 +65,9 @@ class Barrier:
         self._learned = self._configurator.init(settings)
         self._traffic = TRAFFIC[settings.traffic]()
         self._carried = self._traffic.init(settings)
+        self._budget = Budget(rounds_within(settings.dp), turns)
+        self.early_end = ""
+        """Why no further round begins, though there were more to come; empty as long as they may."""
         for outcome in outcomes:
             self._learn(outcome)
         self.open_round = self._restored(past, now) if past.tasks and not self.is_done else None
@@ -67,8 +85,8 @@ class Barrier:
 
     @property
     def is_done(self) -> bool:
-        """Whether all rounds are closed."""
-        return self.closed >= self._settings.rounds
+        """Whether all rounds are closed, or no further one may begin."""
+        return self.closed >= self._settings.rounds or bool(self.early_end)
 
     def wanted(self, now: float) -> int:
         """How many devices that may be asked have to be here for a round to open."""
@@ -92,6 +110,11 @@ class Barrier:
     def arrive(self, device_id: str, now: float) -> list[Action]:
         """A device is here, or still here: offer again what it still owes."""
         self._seen.add(device_id)
+        self._budget.see(device_id)
+        if device_id in self.roster.barred:
+            return []
+        if self._budget.is_spent(device_id) and not self.task(device_id):
+            self.roster.bar(device_id, _SPENT)
         is_asked = self.open_round and device_id in self.open_round.tasks.keys() - self.open_round.again
         self.roster.arrive(device_id, is_asked=bool(is_asked))
         if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
@@ -121,6 +144,7 @@ class Barrier:
         task, open_round = self.owed(device_id, task_id), self.open_round
         if open_round and task:
             self._learn(Outcome(device_id, task.work, {}, cause, task.round))
+            self._budget.take(device_id, -1)
             self._put_aside(open_round, task)
 
     def advance(self, now: float) -> list[Action]:
@@ -129,6 +153,8 @@ class Barrier:
         if self.open_round:
             actions += self._ask_more(self.open_round, now)
             actions += self._close_if_complete(self.open_round, now)
+        if not self.open_round and not self.is_done:
+            self._mind_budget(now)
         if not self.open_round and not self.is_done:
             actions += self._open(now)
         return actions
@@ -153,7 +179,28 @@ class Barrier:
             return self.open_round.deadline
         number, least = self.closed + 1, self._settings.min_clients
         is_enough = not self._gathered and self.num_fit(number) >= least - self._num_excused(number, least)
+        if self._budget_runs_out and not self.is_done:
+            return self._began + self._patience.gather_s
         return self.since + self._gather_s if is_enough and not self.is_done else inf
+
+    @property
+    def _budget_runs_out(self) -> bool:
+        """Whether fewer devices than a round needs may be asked again, as far as is known."""
+        return bool(self._budget.num_spent) and self._budget.num_left < self._settings.min_clients
+
+    def _mind_budget(self, now: float) -> None:
+        """Ask those no more who have been asked as often as they may be; end the job if too few are left.
+
+        At first others may be on their way, after a restart too: they are waited for as those of the first round are.
+        """
+        for device in [d for d in self.roster.present if self._budget.is_spent(d)]:
+            self.roster.bar(device, _SPENT)
+        if self._budget_runs_out and now >= self._began + self._patience.gather_s:
+            most = self._settings.dp.most_epsilon
+            self.early_end = (
+                f"{self._budget.num_left} devices may be asked again, and a round needs {self._settings.min_clients}: "
+                f"with another, epsilon would exceed {most:g}"
+            )
 
     @property
     def _gather_s(self) -> float:
@@ -192,7 +239,8 @@ class Barrier:
             self.open_round.count(Standing.PENDING) or self.open_round.count(Standing.ACCEPTED)
         )
         is_everyone = self._seen <= self.roster.barred.keys() and bool(self._seen)
-        return is_everyone and not len(self.roster) and not is_at_work and not self.is_done
+        is_over = self.is_done or self._budget_runs_out
+        return is_everyone and not len(self.roster) and not is_at_work and not is_over
 
     def _desertion(self) -> str:
         barred = [f"{device}: {reason}" for device, reason in sorted(self.roster.barred.items())]
@@ -254,6 +302,8 @@ class Barrier:
             return []
         tasks = self._packed(open_round, tasks)
         open_round.add(tasks)
+        for task in tasks:
+            self._budget.take(task.device_id)
         return [Enrol(tuple(tasks)), *self._offers(open_round, [task.device_id for task in tasks], now)]
 
     def _choice(self, number: int, position: int, device: str) -> Choice:

@@ -5,13 +5,13 @@ Actions are to be carried out in order, durably, before the next event: what the
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action, Dismiss, Finish
 from fleetune.broker.rounds.admission import refusal
-from fleetune.broker.rounds.barrier import Barrier
+from fleetune.broker.rounds.barrier import NO_TURNS, Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, listed
@@ -46,6 +46,7 @@ class Federation:
         outcomes: Iterable[Outcome] = (),
         digest_of: Callable[[str], str | None] | None = None,
         evaluators: Collection[str] = (),
+        turns: Mapping[str, int] = NO_TURNS,
     ) -> None:
         """Begin, or resume.
 
@@ -58,10 +59,11 @@ class Federation:
             digest_of: of a task's accepted update, None without one; asked of whoever made it durable. By default this
                 remembers all.
             evaluators: the devices that may evaluate; empty for all that say so.
+            turns: in how many rounds each device was asked before, the open one included.
         """
         past = past or Past()
         self.settings, self.finished = settings, past.finished
-        self.rounds = Barrier(settings, patience, now=now, past=past, outcomes=outcomes)
+        self.rounds = Barrier(settings, patience, now=now, past=past, outcomes=outcomes, turns=turns)
         self.evaluations = Evaluations(
             settings, past.reported, allowed=evaluators, keep_versions=patience.keep_versions
         )
@@ -213,7 +215,8 @@ class Federation:
             log.warning("finished without the last evaluation of %s", listed(silent))
         self.finished = True
         here = tuple(sorted({*self.rounds.roster.present, *self.evaluations.present}))
-        return [Finish(f"{self.rounds.closed} rounds are done", here)]
+        why = f"; {self.rounds.early_end}" if self.rounds.early_end else ""
+        return [Finish(f"{self.rounds.closed} rounds are done{why}", here)]
 
 
 def cause_of(decline: Decline) -> str:

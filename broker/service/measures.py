@@ -16,6 +16,8 @@ class Measures:
 
     def __init__(self, settings: Settings) -> None:
         self._caps = {"weight_cap": settings.weight_cap, "length_cap": settings.length_cap}
+        if settings.dp.is_on:  # the middle of all updates would let one device move what the others count for
+            self._caps = dict.fromkeys(self._caps, 0.0)
         self._found: dict[str, Measured] = {}
 
     @property

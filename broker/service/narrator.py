@@ -22,7 +22,7 @@ class Narrator:
 
     def tell(self, now: float) -> None:
         """Tell what is waited for, if it is not what was told last."""
-        text = self._gathering(now) or self._evaluating()
+        text = self._gathering(now) or self._evaluating() or self._federation.rounds.early_end
         if text and text != self._told:
             log.info("%s", text)
             self._on_note(text)

@@ -3,21 +3,28 @@
 from collections.abc import Callable
 
 from fleetune.broker.rounds.federation import Federation
-from fleetune.broker.store.rows import Row, row
+from fleetune.broker.store.rows import Row, Spending, row
 from fleetune.broker.store.store import Store
 
 
 class Reporter:
     """After a restart it begins with the first row again."""
 
-    def __init__(self, store: Store, federation: Federation, on_row: Callable[[Row], object]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        federation: Federation,
+        on_row: Callable[[Row], object],
+        spending: Spending | None = None,
+    ) -> None:
         self._store, self._federation, self._on_row = store, federation, on_row
+        self._spending = spending
         self._next = 0
 
     def tell(self) -> None:
         """Tell the rows that are complete and were not told yet."""
         while self._next <= self._federation.version and self._is_complete(self._next):
-            self._on_row(row(self._store, self._next))
+            self._on_row(row(self._store, self._next, spending=self._spending))
             self._next += 1
 
     def _is_complete(self, version: int) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.rows import Row, row, rows
+from fleetune.broker.store.rows import Row, Spending, row, rows
 from fleetune.broker.store.store import AFTERWARDS, ByKind, in_all
 from fleetune.broker.tasks import Mark
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
@@ -63,6 +63,8 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     marks: list[Mark]
     """What was noted of devices, the newest last; all of it is in the ledger."""
     history: list[Row]
+    epsilon: float | None = None
+    """Spent, of the device that was asked most often; None without differential privacy."""
 
 
 class CarriedOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,7 @@ class Result:
         *,
         chooses: bool = False,
         strikes: int = 0,
+        spending: Spending | None = None,
     ) -> None:
         """Prepare.
 
@@ -94,8 +97,9 @@ class Result:
             arguments: of the call, for ``run.json``.
             chooses: whether a configurator or planner chooses: that has a file.
             strikes: as in :class:`fleetune.broker.job.Job`.
+            spending: of a job with noise.
         """
-        self._chooses, self._strikes = chooses, strikes
+        self._chooses, self._strikes, self._spending = chooses, strikes, spending
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self._told: list[msgspec.Raw] = []
         """Rows that are complete, as JSON."""
@@ -123,8 +127,8 @@ class Result:
         if newest < self._due and not whole:
             self._write_adapter(newest)
             return
-        rest = [row(self._ledger, version) for version in range(len(self._told), newest + 1)]
-        self._write([*self._told, *map(_as_json, rest)], rest[-1] if rest else row(self._ledger, newest))
+        rest = [self._row(version) for version in range(len(self._told), newest + 1)]
+        self._write([*self._told, *map(_as_json, rest)], rest[-1] if rest else self._row(newest))
         self._due = newest + newest // HISTORY_SHARE
 
     def conclude(self) -> AggregateReport:
@@ -132,8 +136,11 @@ class Result:
         if self._chooses:
             self._write_choices()
         self._write_traffic()
-        history = rows(self._ledger)
+        history = rows(self._ledger, spending=self._spending)
         return self._write(history, history[-1])
+
+    def _row(self, version: int) -> Row:
+        return row(self._ledger, version, spending=self._spending)
 
     def _write_choices(self) -> None:
         """One JSON object a line, for each device in each round."""
@@ -199,4 +206,5 @@ def _report(ledger: Ledger, history: Sequence[Row | msgspec.Raw], last: Row, str
         left_out=Quarantine(strikes, marks).until(last.round + 1),
         marks=marks[-_MARKS_MAX:],
         history=cast("list[Row]", history),
+        epsilon=last.epsilon,
     )

@@ -1,11 +1,13 @@
 """The aggregator at work: messages in, messages out, in one thread; a bad message costs one line in the log."""
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
 from fleetune.broker.job import Patience, Settings
+from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, cause_of
 from fleetune.broker.service.executor import Executor
@@ -20,6 +22,7 @@ from fleetune.broker.service.views import JobView, view_of
 from fleetune.broker.store.rows import Row
 from fleetune.broker.store.store import AFTERWARDS, Past, Store
 from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.gaussian import Source
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
@@ -76,6 +79,7 @@ class Service:
         on_note: Callable[[str], object] | None = None,
         seal: Seal = unsigned,
         evaluators: Collection[str] = (),
+        noise: Source = os.urandom,
     ) -> None:
         """Begin or resume.
 
@@ -92,11 +96,12 @@ class Service:
             on_note: told in a line what the job waits for, when that changes.
             seal: signs what is said.
             evaluators: the devices that may evaluate; empty for all that say so.
+            noise: of a job with central differential privacy; secret, but for simulations.
 
         Raises:
             StateError: the store is damaged.
         """
-        self._versions = Versions(store, settings, adapter)
+        self._versions = Versions(store, settings, adapter, noise=noise)
         past = store.past()
         self.federation = Federation(
             settings,
@@ -106,11 +111,14 @@ class Service:
             outcomes=store.outcomes(),
             digest_of=store.digest_of,
             evaluators=evaluators,
+            turns=store.turns(),
         )
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter, seal=seal)
-        self._reporter = Reporter(store, self.federation, on_row or (lambda _: None))
+        self._reporter = Reporter(
+            store, self.federation, on_row or (lambda _: None), spending_of(settings.dp)
+        )
         self._complaints = Complaints()
         self._executor = Executor(
             settings,

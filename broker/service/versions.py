@@ -1,6 +1,7 @@
 """The adapter's versions: the newest, and what the open round adds to it."""
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
@@ -10,6 +11,7 @@ from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
+from fleetune.broker.methods.private_mean import private_mean
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
@@ -27,6 +29,7 @@ from fleetune.device_runtime.contracts.codecs import (
     unpack,
     update_bytes_max,
 )
+from fleetune.device_runtime.contracts.gaussian import Source
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
 from fleetune.device_runtime.contracts.thresholds import blank_thresholds
@@ -46,8 +49,12 @@ _REFERENCES = 4
 class Versions:
     """Every version is in the store; this holds a few in memory, and the sums that make the next."""
 
-    def __init__(self, store: Store, settings: Settings, adapter: Arrays) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, adapter: Arrays, *, noise: Source = os.urandom
+    ) -> None:
         """Begin with ``adapter`` as version 0, float32 by tensor name, or resume with what the store holds.
+
+        ``noise`` is drawn anew whenever a version is made; nobody is told of one before it is kept.
 
         Raises:
             StateError: the store is damaged.
@@ -56,7 +63,7 @@ class Versions:
             store.add_version(0, to_bytes(_first(adapter, settings)), round_number=0)
         self.newest = store.newest
         self._store, self._settings = store, settings
-        self._trained = STRATEGIES[settings.strategy]()
+        self._trained = _strategy_of(settings, noise)
         self._head = class_mean(settings.head, is_short=settings.is_lossy)
         self._references: dict[int, Arrays] = {}
         self._sums = self._strategy.init(self.reference(self.newest))
@@ -283,6 +290,13 @@ class Versions:
                     f"task {task.task_id!r}: its update in the ledger is damaged: {exc}"
                 ) from exc
             log.info("round %d: the update of %s is at hand", task.round, task.device_id)
+
+
+def _strategy_of(settings: Settings, noise: Source) -> Strategy:
+    strategy = STRATEGIES[settings.strategy]()
+    if not settings.dp.is_on:
+        return strategy
+    return private_mean(strategy, settings.dp, expected=settings.clients, still=settings.still, source=noise)
 
 
 def _first(adapter: Arrays, settings: Settings) -> Arrays:

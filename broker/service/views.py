@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.store.rows import Row, rows
 from fleetune.broker.store.store import Cost, Store
@@ -59,7 +60,7 @@ def view_of(federation: Federation, store: Store) -> JobView:
         finished=store.finished,
         devices=sorted(devices, key=lambda device: device.device_id),
         cost=store.cost(),
-        rows=rows(store),
+        rows=rows(store, spending=spending_of(settings.dp)),
     )
 
 

@@ -129,6 +129,13 @@ class Ledger:
             found: str | None = self._one(query, device_id)
         return found
 
+    def turns(self, round_number: int | None = None) -> dict[str, int]:
+        """In how many rounds, up to one, each device was asked to train and did not decline, whatever came of it."""
+        query = """SELECT device, count(DISTINCT round) FROM tasks LEFT JOIN declines USING (task_id)
+                   WHERE declines.number IS NULL AND round <= coalesce(?, round) GROUP BY device"""
+        with self._reading():
+            return msgspec.convert(dict(self._sql.execute(query, (round_number,))), dict[str, Count])
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         with self._reading():

@@ -83,6 +83,15 @@ class MemoryStore:
         """Digest of the last accepted update of a device; None if it has none."""
         return self._last.get(device_id)
 
+    def turns(self, round_number: int | None = None) -> dict[str, int]:
+        """In how many rounds, up to one, each device was asked to train and did not decline, whatever came of it."""
+        asked = {
+            (task.device_id, task.round)
+            for task in self._tasks.values()
+            if task.task_id not in self._declines and (round_number is None or task.round <= round_number)
+        }
+        return dict(Counter(device for device, _ in asked))
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
         for task_id, is_declined in self._outcomes:

@@ -1,6 +1,6 @@
 """Rows: what is known of each round, told from what a store keeps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median_low
 
 import msgspec
@@ -19,6 +19,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True):
     loss: float
     accuracy: float
     num_samples: int
+
+
+Spending = Callable[[int], float | None]
+"""Rounds that one device's data is in -> the epsilon of that."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,15 +56,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """By device; empty if more than 16 have reported."""
     waited_s: float = 0.0
     """Of round 0: how long devices were waited for."""
+    epsilon: float | None = None
+    """Spent with this version and all before, of the device that was asked most often; None of a job without noise."""
 
 
-def rows(store: Store) -> list[Row]:
+def rows(store: Store, *, spending: Spending | None = None) -> list[Row]:
     """One row for each version, 0 first."""
-    return [row(store, version) for version in range(store.newest + 1)]
+    return [row(store, version, spending=spending) for version in range(store.newest + 1)]
 
 
-def row(store: Store, version: int) -> Row:
-    """What is known of the round that made a version."""
+def row(store: Store, version: int, *, spending: Spending | None = None) -> Row:
+    """What is known of the round that made a version; ``spending`` is that of a job with noise."""
     figures = store.figures(version)
     cost, carried = store.cost(figures.round), in_all(store.carried(figures.round))
     return Row(
@@ -79,6 +85,7 @@ def row(store: Store, version: int) -> Row:
         held=figures.held,
         evaluations=_told(figures) if len(figures.evaluated) <= _TOLD else {},
         waited_s=0.0 if version else cost.seconds,
+        epsilon=spending(max(store.turns(figures.round).values(), default=0)) if spending else None,
     )
 
 

@@ -179,6 +179,9 @@ class Store(Protocol):
     def digest_of(self, task_id: str) -> str | None:
         """Digest of the accepted update of a task; None if it has none."""
 
+    def turns(self, round_number: int | None = None) -> dict[str, int]:
+        """In how many rounds, up to one, each device was asked to train and did not decline, whatever came of it."""
+
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the job, in the order in which they came."""
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import COUNTS, SUMS, blank_sums, shortened_sums
 from fleetune.device_runtime.contracts.codecs import (
     Codec,
@@ -27,6 +28,7 @@ from fleetune.device_runtime.contracts.codecs import (
 )
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
+from fleetune.device_runtime.contracts.gaussian import derived, new_secret
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, masked
 from fleetune.device_runtime.contracts.thresholds import moved, pruned, stays, thresholds_of
@@ -40,12 +42,14 @@ from fleetune.device_runtime.errors import (
 )
 from fleetune.device_runtime.tables import Table
 from fleetune.device_runtime.terms.behind import behind
-from fleetune.device_runtime.terms.clipping import Clipped
+from fleetune.device_runtime.terms.clipping import Clipped, hidden
 from fleetune.device_runtime.terms.left import Left
 from fleetune.device_runtime.terms.tensors import counted
 
 log = logging.getLogger(__name__)
 
+NOISE_SECRET = "noise.key"
+"""File of what this device's noise is made from."""
 _LOSSES_TOLD = 20
 
 
@@ -167,7 +171,7 @@ class LocalRun:
         is_split = bool(offer.work.personal) or stays(offer.work)
         own, shared = _split(training.adapter, training.personal if is_split else ())
         trained = self._travelling(shared)
-        outgoing = self._allowed(trained, reference)
+        outgoing = self._hidden(self._allowed(trained, reference), reference)
         held_back = trained.keys() - outgoing.values
         memory, left = _fitting(memory, {n: v for n, v in reference.items() if n not in held_back})
         packed = pack(
@@ -201,6 +205,8 @@ class LocalRun:
             held_back=len(held_back),
             norm=outgoing.norm,
             scale=outgoing.scale,
+            most_norm=offer.work.most_norm,
+            noise=offer.work.noise,
         )
         return Product(self._announcement(stats), packed.payload, event, record)
 
@@ -208,6 +214,27 @@ class LocalRun:
         """What of an update its owner lets go, and how much of its change."""
         contract = self._home.contract
         return contract.outgoing(trained, reference) if contract else Clipped(trained, 0.0, 1.0)
+
+    def _hidden(self, kept: Clipped, reference: Arrays) -> Clipped:
+        """An update as the aggregator asks for it: of bounded norm, and with noise.
+
+        The noise follows from this device's secret, the offer and the update: whoever makes the same update again, after a kill
+        or because it is asked for again, makes the same noise. Noise that differs could be averaged away.
+        """
+        work = self._offer.work
+        if not work.most_norm:
+            return kept
+        secret = self._home.files.secret(NOISE_SECRET, new_secret)
+        update = sha256(to_bytes(kept.values)).digest()
+        source = derived(secret, self._key.encode(), update)
+        return hidden(kept, reference, norm_max=work.most_norm, noise=work.noise, source=source)
+
+    def _told(self, stats: Mapping[str, float]) -> dict[str, float]:
+        """Figures that come with an update: none beside noise, which does not cover them."""
+        if self._offer.work.noise:
+            return {}
+        more = {**stats, **({"fetch_seconds": self._fetch_s} if self._fetch_s else {})}
+        return self._home.contract.figures(more) if self._home.contract else more
 
     def _mind_seconds(self, seconds: float) -> None:
         self._worked_s += seconds
@@ -286,8 +313,8 @@ class LocalRun:
             version=offer.version,
             codec=offer.work.codec,
             num_samples=self._workbench.num_samples,
-            stats={**stats, **({"fetch_seconds": self._fetch_s} if self._fetch_s else {})},
-            histogram=[*self._workbench.histogram()] if offer.work.histogram else [],
+            stats=self._told(stats),
+            histogram=[*self._workbench.histogram()] if offer.work.histogram and not offer.work.noise else [],
         )
         return lambda manifest: header(payload=manifest)
 

@@ -296,6 +296,18 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_most=COUNT_MAX,
         ),
     ] = 0
+    most_norm: Annotated[
+        float,
+        Option("L2 norm of an update's whole change, which is scaled down to it; 0 for any", at_least=0),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        Option(
+            "normal noise that the device adds to each element of its change, by its standard deviation in most_norm; then "
+            "no figures come with the update; 0 for none",
+            at_least=0,
+        ),
+    ] = 0.0
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):

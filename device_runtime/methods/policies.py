@@ -23,6 +23,8 @@ from fleetune.device_runtime.tables import Table
 _UNITS = {"period": "step", "width": "layer"}
 _STILL_AT_FIRST = ("suffix", "head", "block", "growing")
 """Policies whose first steps all train the same layers."""
+_STILL_ALWAYS = ("suffix", "head", "block")
+"""Policies all of whose steps do."""
 _DRAWN = ("drop", "shape", "schedule", "horizon", "protected", "protect")
 
 
@@ -52,6 +54,14 @@ def make_gates(spec: PolicySpec, num_layers: int) -> RowGates | None:
 def frozen_below(spec: PolicySpec, num_layers: int) -> int:
     """The layer below which no step trains any, though which is the lowest changes; -1 where each plan tells that itself."""
     return lowest_drawn(num_layers, spec) if spec.name in ("dropbp", "coto") else -1
+
+
+def still_layers(spec: PolicySpec, num_layers: int) -> frozenset[int]:
+    """Return the layers that no step trains, whatever is drawn."""
+    if spec.name not in _STILL_ALWAYS:
+        return frozenset(range(max(frozen_below(spec, num_layers), 0)))
+    plan = make_policy(spec, num_layers)(0, Draws(0, "plans", 0), {})
+    return frozenset(range(num_layers)) - frozenset(trained_layers(plan))
 
 
 def first_boundary(spec: PolicySpec, num_layers: int) -> int:

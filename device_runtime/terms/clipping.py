@@ -7,6 +7,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, floats
+from fleetune.device_runtime.contracts.gaussian import Source, bounded, change_of, gaussian
 
 
 class Clipped(NamedTuple):
@@ -41,6 +42,31 @@ def clipped(values: Arrays, reference: Arrays, *, rms_max: float) -> Clipped:
     return Clipped(
         {n: _moved(reference[n], scale * _change(v, reference[n])) for n, v in values.items()}, norm, scale
     )
+
+
+def hidden(kept: Clipped, reference: Arrays, *, norm_max: float, noise: float, source: Source) -> Clipped:
+    """Scale a change down to the L2 norm that an aggregator asks for, and add normal noise to it.
+
+    Where neither does anything the values are the very same arrays. Noise is in every tensor, also in those that training did
+    not touch.
+
+    Args:
+        kept: what may leave, its names those of all tensors that may.
+        reference: what it starts from.
+        norm_max: of the whole change; 0 for any, and then there is no noise.
+        noise: its standard deviation in ``norm_max``; 0 for none.
+        source: of the noise.
+    """
+    if not norm_max:
+        return kept
+    found = bounded(change_of(kept.values, reference), norm_max)
+    if found.scale == 1.0 and not noise:
+        return kept
+    change = dict(found.change)
+    if noise:
+        change = {n: c + noise * norm_max * gaussian(c.shape, source) for n, c in sorted(change.items())}
+    values: Arrays = {n: _moved(reference[n], c) for n, c in change.items()}
+    return Clipped(values, kept.norm or found.norm, kept.scale * found.scale)
 
 
 def _change(value: Array, reference: Array) -> Doubles:

@@ -1,7 +1,7 @@
 """The contract of a device at work: what may begin, how much of what was made may leave, and the record of what did."""
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from hashlib import sha256
 
 import msgspec
@@ -94,6 +94,10 @@ class Contract:
                 "this device's owner does not allow it: may_leave: no tensor of this update may leave"
             )
         return clipped({n: values[n] for n in allowed}, reference, rms_max=self._terms.most_change)
+
+    def figures(self, stats: Mapping[str, float]) -> dict[str, float]:
+        """Return what of an update's figures may leave: all, or none."""
+        return dict(stats) if self._terms.tell_figures else {}
 
     def class_sums(self, sums: Arrays) -> Arrays:
         """Return sums by class, zero for classes with fewer samples than the owner allows to tell apart.

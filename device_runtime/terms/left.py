@@ -42,6 +42,10 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """L2 norm of the change, before clipping."""
     scale: float = 1.0
     """What the change was multiplied by; below 1: it was clipped."""
+    most_norm: float = 0.0
+    """L2 norm that the change was scaled down to, as the aggregator asked; 0 for none."""
+    noise: float = 0.0
+    """Standard deviation of the noise in each element, in ``most_norm``; 0 for none."""
     verdict: str = ""
     """accepted or refused."""
 

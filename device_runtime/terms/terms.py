@@ -55,3 +55,15 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
             at_most=1e6,
         ),
     ] = 1.0
+    least_noise: Annotated[
+        float,
+        Option(
+            "noise that this device adds to an update, by its standard deviation in the update's largest norm",
+            at_least=0,
+            at_most=1e6,
+        ),
+    ] = 0.0
+    tell_figures: Annotated[
+        bool,
+        Option("send losses, times and norms with an update, or never do", off="keep-figures"),
+    ] = True

@@ -35,12 +35,15 @@ def left_in_words(line: Left) -> str:
         " and ".join(f"{count} {kind}" for kind, count in line.tensors.items()),
         f"{line.held_back} tensors held back" * bool(line.held_back),
         f"clipped to {line.scale:.3g} of its change" * (line.scale < 1),
+        f"with noise of {line.noise:.3g} times its largest norm {line.most_norm:.3g}" * bool(line.noise),
         line.verdict or "no verdict yet",
     ]
     return ", ".join(filter(None, parts))
 
 
 def _shown(value: float | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return value or "all"
     return f"{value:,.15g}" if value else "no limit"

@@ -120,3 +120,12 @@ def test_a_log_that_goes_to_a_file_goes_there_and_not_to_the_terminal(log, monke
         show(ROWS[0])
     assert sys.stderr.getvalue() == "round 1 closes at its deadline without hall\n"
     assert "deadline" not in out.getvalue()
+
+
+def test_a_job_with_noise_has_a_column_for_epsilon():
+    fields = {"round": 1, "devices": 2, "train_loss": None, "loss": None, "accuracy": None, "seconds": 1.0}
+    row = SimpleNamespace(**fields, bytes_down=1, bytes_up=1, epsilon=4.3772)
+    assert live.columns(row)[-1] == "epsilon"
+    assert live.cells(row)[-1] == "4.377"
+    row.epsilon = None
+    assert len(live.columns(row)) == len(live.cells(row)) == len(live.COLUMNS)

@@ -294,6 +294,7 @@ def _show_contract(console: Console, found: Any) -> None:
 
 def _show_aggregate(console: Console, report: Any) -> None:
     measured = {"loss": report.loss, "accuracy": report.accuracy}
+    measured |= {"epsilon": report.epsilon}
     figures = "".join(f", {name} {value:.4g}" for name, value in measured.items() if value is not None)
     for line in (
         f"{report.rounds} rounds in {report.wall_s:.0f} s{figures}",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 import typer
 
-from fleetune.broker.job import AUTO, Job, Members, Patience
+from fleetune.broker.job import AUTO, OF_DEVICES, Job, Members, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
@@ -48,7 +48,7 @@ DEPTH = {"policy.shape": "depth_shape"}
 ROUND = {"steps": "local_steps", "epochs": "local_epochs"}
 """Of a round; ``train`` calls them ``--steps`` and ``--epochs``."""
 CHOSEN = {"policy.name": AUTO}
-OWN_BY_DEVICE = ("seed", "rounds_before", "rows_seed", "sums_bits", "learns")
+OWN_BY_DEVICE = (*OF_DEVICES, "learns")
 """What every device of every round gets of its own, or the kind of its round says."""
 OF_A_FEDERATION = (
     *(
@@ -62,6 +62,8 @@ OF_A_FEDERATION = (
         "rows",
         "rows_seed",
         "sums_bits",
+        "most_norm",
+        "noise",
         "mask",
         "personal",
         "personal_by",

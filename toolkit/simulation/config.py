@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from fleetune.broker.job import Job, Patience
+from fleetune.broker.job import OF_DEVICES, Job, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.contracts.wire import COUNT_MAX, LocalWork, check_name
 from fleetune.device_runtime.draws import SEED_MAX
@@ -27,8 +27,6 @@ WORKERS_MAX = 1024
 """Processes of one machine; each takes a core and the memory of an interpreter, so more are a slip."""
 OF_JOB = {"job": "name", "rounds": "rounds", "clients": "clients", "seed": "seed"}
 """Fields of a job that stand at the top of the file, and as what."""
-OF_DEVICES = ("seed", "rounds_before", "rows_seed", "sums_bits")
-"""Fields of the work that each device of each round gets of its own."""
 PATHS = (
     ("artifact",),
     ("timings",),

@@ -75,6 +75,7 @@ class History:
             accuracy=measured.accuracy if measured else None,
             loss=measured.loss if measured else None,
             time_s=last.time_s,
+            epsilon=last.epsilon,
             peak_mb=self._peak_mb,
             personal_accuracy=self._personal,
             **self._totals,

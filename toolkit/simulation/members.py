@@ -9,6 +9,7 @@ from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
+from fleetune.device_runtime.agent.local_run import NOISE_SECRET
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.files import MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
@@ -56,14 +57,16 @@ class VirtualDevice:
         desk: Desk,
         *,
         line: Line,
+        noise: bytes = b"",
         on_event: Callable[[Event], object] = lambda _: None,
     ) -> None:
-        """Prepare; it is not there yet."""
+        """Prepare; it is not there yet. ``noise`` is what its noise is made from."""
         self.identity, self.desk = identity, desk
         self.bytes_up = self.bytes_down = 0
         """Payload of all its messages, once it has left."""
         self._place, self._line, self._on_event = place, line, on_event
         self._files, self._outbox = MemoryFiles(), MemoryOutbox()
+        self._files.write(NOISE_SECRET, noise)
         self._raw: LoopbackLink | None = None
         self._link: TimedLink
         self._agent: Agent

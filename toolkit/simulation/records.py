@@ -71,6 +71,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The highest of a device."""
     peak_mb_mean: float = 0.0
     """The mean over its devices."""
+    epsilon: float | None = None
+    """Spent with this version and all before, of the device that was asked most often; null without noise."""
     wall_s: float = 0.0
     """What simulating it took on this machine: the only figure that differs from run to run."""
     choices: tuple[Choice, ...] = ()
@@ -124,6 +126,8 @@ class SimulationReport(msgspec.Struct, frozen=True, kw_only=True):
     """Of the last round in which a device told one."""
     skipped: int = 0
     """Of the updates that counted, how many were no new ones."""
+    epsilon: float | None = None
+    """Spent, of the device that was asked most often; null without differential privacy."""
     device_rounds: int = 0
     wall_s: float = 0.0
     """On this machine, over all starts."""

@@ -6,7 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from fleetune.broker.job import Settings
+from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.store import in_all
 from fleetune.broker.tasks import Task as Assigned
@@ -17,6 +20,7 @@ from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact
+from fleetune.device_runtime.contracts.gaussian import SECRET_BYTES, derived
 from fleetune.device_runtime.contracts.run_file import ADAPTER
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import FULL, WHOLE
@@ -137,6 +141,7 @@ class World:
             adapter=artifact.adapter(),
             session="simulation",
             now=0.0,
+            noise=derived(*self._noise_of("aggregator")),
         )
         self._turns.join(link, Aggregator(link, service))
         return service
@@ -159,7 +164,13 @@ class World:
             instead=partial(self._instead, spec.number),
         )
         identity = Identity(spec.name, config.job.job, equipment.artifact.digest)
-        return VirtualDevice(place, identity, desk, line=spec.line, on_event=partial(self._heard, spec))
+        noise = derived(*self._noise_of(spec.name))(SECRET_BYTES)
+        heard = partial(self._heard, spec)
+        return VirtualDevice(place, identity, desk, line=spec.line, noise=noise, on_event=heard)
+
+    def _noise_of(self, who: str) -> tuple[bytes, bytes]:
+        """What noise follows from: no secret here, or a simulation could not be repeated."""
+        return b"simulation %d" % self._parts.config.seed, who.encode()
 
     def _pause(self, number: int, round_number: int) -> Interruption | None:
         config = self._parts.config
@@ -198,6 +209,9 @@ class World:
         ledger, job = self._ledger, self._parts.config.job
         cost, carried = ledger.cost(version), in_all(ledger.carried(version))
         record = self._book.closed(version, cost, carried, ledger.figures(version).skipped)
+        if spending := spending_of(self._parts.settings.dp):
+            turns = max(ledger.turns(version).values(), default=0)
+            record = msgspec.structs.replace(record, epsilon=spending(turns))
         is_due = version % job.evaluate_every == 0 or version == job.rounds
         self._history.add(record, self._measure(content) if is_due else None)
         self._comings.bring_back(self._now())
