@@ -131,31 +131,32 @@ class Attacker:
             [np.subtract(values[p.a], bait[p.a], dtype=np.float64) for p in self.lowest if p.a in values]
         )
 
-    def listed(self, rows: Doubles, softness: float, *, most: int) -> list[tuple[int, int]]:
-        """The ``most`` pairs that lie in the span of ``rows`` the nearest, nearest first."""
+    def lists(self, rows: Doubles, *, most: int) -> Iterator[set[tuple[int, int]]]:
+        """The ``most`` pairs that lie in the span of ``rows`` the nearest, for each softness."""
         size = np.linalg.norm(rows, axis=1)
         rows = rows[size > _SILENT * size.max()]
-        rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        _, sizes, directions = np.linalg.svd(rows, full_matrices=False)
-        kept = sizes**2 / (sizes**2 + (softness * sizes[0]) ** 2)
-        inside = np.square(self._inputs @ directions.T) @ kept
-        return [self.pairs[i] for i in np.argsort(-inside, kind="stable")[:most]]
+        _, sizes, directions = np.linalg.svd(
+            rows / np.linalg.norm(rows, axis=1, keepdims=True), full_matrices=False
+        )
+        along = np.square(self._inputs @ directions.T)
+        for softness in _SOFTNESS:
+            inside = along @ (sizes**2 / (sizes**2 + (softness * sizes[0]) ** 2))
+            yield {self.pairs[i] for i in np.argpartition(-inside, most)[:most]}
 
     def read(self, rows: Doubles, lines: Sequence[Line]) -> set[Line]:
         """Those of ``lines`` of which every token is listed at its place, on a list as long as the truth.
 
         Where more than half of the list is false nothing is read. The length and the best softness are given to the attacker.
         """
-        if not len(rows) or not np.abs(rows).max() > 0:
+        if not len(rows) or not lines or not np.abs(rows).max() > 0:
             return set()
         truth = {pair for line in lines for pair in _pairs(line)}
-        lists = (set(self.listed(rows, softness, most=len(truth))) for softness in _SOFTNESS)
-        found = [
-            {line for line in lines if {*_pairs(line)} <= listed}
-            for listed in lists
-            if 2 * len(listed & truth) > len(truth)
+        good = [
+            listed for listed in self.lists(rows, most=len(truth)) if 2 * len(listed & truth) > len(truth)
         ]
-        return max(found, key=len, default=set())
+        return max(
+            ({line for line in lines if {*_pairs(line)} <= listed} for listed in good), key=len, default=set()
+        )
 
     def _drawn(self, like: NDArray[np.generic], scale: float) -> NDArray[np.float32]:
         return self._draws.normal(0, scale, like.shape).astype(np.float32)

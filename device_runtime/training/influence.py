@@ -57,10 +57,11 @@ class Influence:
         even = np.full(len(samples), 1 / len(samples))
         body, head = self._scaled(pulls or Pulls(even, even), clip)
         layers, of_head = [*trained], len(self._sums) - 1
-        self._sums[[*layers, of_head]] *= abs(1 - rate * (self._spec.weight_decay + self._spec.proximal))
-        for layer in layers:
-            np.add.at(self._sums[layer], samples, rate * body * (1 if gates is None else gates[layer]))
-        np.add.at(self._sums[of_head], samples, rate * head)
+        with np.errstate(over="ignore", invalid="ignore"):  # found at the end
+            self._sums[[*layers, of_head]] *= abs(1 - rate * (self._spec.weight_decay + self._spec.proximal))
+            for layer in layers:
+                np.add.at(self._sums[layer], samples, rate * body * (1 if gates is None else gates[layer]))
+            np.add.at(self._sums[of_head], samples, rate * head)
 
     @property
     def effective(self) -> float:
