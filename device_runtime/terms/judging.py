@@ -50,7 +50,8 @@ def objections(
 
 def beneath_effective(terms: Terms, samples: float) -> Iterator[str]:
     """Yield why an update with so many samples behind it, in effect, may not leave."""
-    for said in _below("least_effective", math.floor(samples), terms.least_effective):
+    whole = math.floor(samples) if math.isfinite(samples) else samples
+    for said in _below("least_effective", whole, terms.least_effective):
         yield f"{said}; a lower --least-effective would allow it, and make texts easier to read out of an update"
 
 

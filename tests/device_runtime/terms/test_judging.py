@@ -50,7 +50,7 @@ def test_the_offer_that_reads_texts_is_outside_three_limits():
 
 LIMITS = {
     "least_samples": (101, LocalWork(), "100 asked for, 101 at least (1 too few)"),
-    "least_effective": (60, LocalWork(steps=2), "32 asked for, 60 at least (28 too few)"),
+    "least_effective": (60, LocalWork(steps=2), "20 asked for, 60 at least (40 too few)"),
     "least_batch": (20, LocalWork(batch_size=16), "16 asked for, 20 at least (4 too few)"),
     "least_steps": (9, LocalWork(steps=7), "7 asked for, 9 at least (2 too few)"),
     "most_steps": (50, LocalWork(steps=2**31 - 1), "2,147,483,647 asked for, 50 at most (2,147,483,597 too many)"),
@@ -107,7 +107,7 @@ def test_an_update_of_few_samples_in_effect_is_outside_whatever_their_number():
     assert [*beneath_effective(Terms(), 31.9)] == [
         f"least_effective: 31 asked for, 32 at least (1 too few); {HINT}"
     ]
-    assert not [*beneath_effective(Terms(), 32.0)] + [*beneath_effective(Terms(least_effective=0), 0.0)]
+    assert not [*beneath_effective(Terms(), 32.0), *beneath_effective(Terms(least_effective=0), 0.0)]
 
 
 def test_names_that_name_nothing_are_told_with_the_choices():
