@@ -164,6 +164,8 @@ class LocalRun:
         return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
+        if self._home.contract:
+            self._home.contract.check_effective(training.effective_samples)
         offer, reference = self._offer, self._travelling(self._reference)
         codec = make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)
         places, before = self._places(reference), self._memory.before(offer.round)

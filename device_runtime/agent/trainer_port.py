@@ -48,6 +48,10 @@ class Training(Protocol):
         """The tensors as trained so far, float32."""
 
     @property
+    def effective_samples(self) -> float:
+        """Samples behind the steps done, where those that outweigh the others count for fewer; asked only under a contract."""
+
+    @property
     def personal(self) -> Collection[str]:
         """Names of the tensors that the work keeps on the device, after the steps done; asked only of work with ``personal``."""
 

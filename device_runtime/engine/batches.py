@@ -8,6 +8,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.manifest import Input, Targets
 from fleetune.device_runtime.engine.lanes import Rows
+from fleetune.device_runtime.engine.pulls import Pulls, joined
 from fleetune.device_runtime.engine.token_head import shifted
 from fleetune.device_runtime.errors import ArtifactError
 
@@ -23,6 +24,8 @@ class StepResult(NamedTuple):
     loss: float
     logits: Array | None
     grads: Arrays
+    pulls: Pulls | None = None
+    """How hard each row pulls at what learns; None where nothing measures it."""
 
 
 class Part(NamedTuple):
@@ -42,12 +45,16 @@ class Mean:
         self._loss = 0.0
         self._logits: list[Array] = []
         self._grads: Arrays = {}
+        self._pulls: list[Pulls | None] = []
+        self._weights: list[float] = []
 
     def add(self, part: StepResult, share: int) -> None:
         """Take a part in; one part alone comes out to the bit as it went in, one of no share adds nothing but its logits."""
         weight = share / self._total
         self._loss += weight * part.loss if share else 0.0
         self._logits += [] if part.logits is None else [part.logits]
+        self._pulls.append(part.pulls)
+        self._weights.append(weight)
         for name, grad in part.grads.items():
             scaled = _weighed(grad, weight)
             self._grads[name] = np.add(self._grads[name], scaled) if name in self._grads else scaled
@@ -55,7 +62,7 @@ class Mean:
     def result(self) -> StepResult:
         """The step as if its rows had run together."""
         logits = np.concatenate(self._logits) if len(self._logits) > 1 else next(iter(self._logits), None)
-        return StepResult(self._loss, logits, self._grads)
+        return StepResult(self._loss, logits, self._grads, joined(self._pulls, self._weights))
 
 
 def check_batch(batch: Arrays, inputs: Sequence[Input], *, bounds: Mapping[str, int]) -> None:

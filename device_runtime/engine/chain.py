@@ -21,6 +21,7 @@ from fleetune.device_runtime.engine.batches import StepResult, pick
 from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
+from fleetune.device_runtime.engine.pulls import pulls_of
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
 from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
 
@@ -93,9 +94,10 @@ class Chain:
             tape = self._rise(rows, way.above)
         end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits)
         grads = dict(end.grads)
+        pulls = pulls_of(end.logits, batch[self._manifest.label_name], end.d_hidden)
         if end.d_hidden is not None:
             self._descend(rows, tape, self._loader.value_of(end.d_hidden), grads)
-        return StepResult(end.loss, end.logits, grads)
+        return StepResult(end.loss, end.logits, grads, pulls)
 
     def evaluate(self, batch: Arrays, weights: StepWeights) -> HeadResult:
         """Loss and likeliest classes at full depth."""

@@ -28,6 +28,7 @@ from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
 from fleetune.device_runtime.engine.loaders import check_cpu
 from fleetune.device_runtime.engine.onnx_graphs import Value, array_of, check_threads, told, value_of
+from fleetune.device_runtime.engine.pulls import pulls_of
 from fleetune.device_runtime.engine.weights import FrozenWeights
 from fleetune.device_runtime.errors import ConfigError
 
@@ -91,7 +92,10 @@ class OrtTrainingEngine:
         module = self.module(len(layers))
         module.write(self, adapter, layers)
         loss, logits = module.run(self, self.scope(batch), layers, training=True)
-        return StepResult(loss, logits, module.gradients(self, layers, set(trained_layers(plan))))
+        grads = module.gradients(self, layers, set(trained_layers(plan)))
+        return StepResult(
+            loss, logits, grads, pulls_of(logits, batch[self.artifact.manifest.label_name], None)
+        )
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
         """As :meth:`Engine.evaluate`."""

@@ -47,7 +47,7 @@ def make_optimizer(spec: OptimizerSpec, *, total_steps: int) -> Optimizer:
     """
     _check(spec)
     links = proximal(spec.proximal), clip_by_norm(spec.clip_norm), OPTIMIZERS[spec.name](spec)
-    return applied(chain(*links, descend(_rate(spec, total_steps))))
+    return applied(chain(*links, descend(scheduled_rate(spec, total_steps=total_steps))))
 
 
 def applied(transform: Transform) -> Optimizer:
@@ -62,7 +62,7 @@ def applied(transform: Transform) -> Optimizer:
     return Optimizer(lambda params: transform.init(cast("Tensors", params)), update)
 
 
-def _rate(spec: OptimizerSpec, total_steps: int) -> Callable[[int], float]:
+def scheduled_rate(spec: OptimizerSpec, *, total_steps: int) -> Callable[[int], float]:
     """Make the learning rate a function of the step, from 0."""
     decay = DECAYS[spec.decay]
 

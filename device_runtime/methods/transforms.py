@@ -64,11 +64,16 @@ def clip_by_norm(norm_max: float) -> Transform:
     """
 
     def update(updates: Tensors, state: Arrays, params: Tensors) -> tuple[Tensors, Arrays]:
-        norms = [np.linalg.norm(value.ravel()) for value in updates.values()]
-        scale = np.float32(min(1.0, norm_max / (float(np.linalg.norm(norms)) + 1e-6)))
+        scale = np.float32(clip_scale(updates, norm_max))
         return {name: value * scale for name, value in updates.items()}, {}
 
     return IDENTITY._replace(update=update) if norm_max else IDENTITY
+
+
+def clip_scale(updates: Arrays, norm_max: float) -> float:
+    """Tell what :func:`clip_by_norm` multiplies updates by."""
+    norms = [np.linalg.norm(value.ravel()) for value in updates.values()]
+    return min(1.0, norm_max / (float(np.linalg.norm(norms)) + 1e-6)) if norm_max else 1.0
 
 
 def regularise(slope: Callable[[Floats], Floats]) -> Transform:

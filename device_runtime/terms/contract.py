@@ -15,7 +15,7 @@ from fleetune.device_runtime.files import Files
 from fleetune.device_runtime.terms.behind import num_used
 from fleetune.device_runtime.terms.clipping import Clipped, clipped
 from fleetune.device_runtime.terms.day import Day, Facts
-from fleetune.device_runtime.terms.judging import objections
+from fleetune.device_runtime.terms.judging import beneath_effective, objections
 from fleetune.device_runtime.terms.left import Left, Record, written_at
 from fleetune.device_runtime.terms.tensors import may_leave
 from fleetune.device_runtime.terms.terms import Terms
@@ -81,6 +81,11 @@ class Contract:
             raise ConfigError(
                 f"this device's owner does not allow it: most_seconds: {seconds:,.0f} s of work, {most:,.15g} at most"
             )
+
+    def check_effective(self, samples: float) -> None:
+        """Raise ConfigError for an update behind which, in effect, are fewer samples than the owner allows."""
+        for said in beneath_effective(self._terms, samples):
+            raise ConfigError(f"this device's owner does not allow it: {said}")
 
     def outgoing(self, values: Arrays, reference: Arrays) -> Clipped:
         """Return what of an update may leave, its change scaled down to what the owner allows.

@@ -1,5 +1,6 @@
 """The one place that holds an offer against the device's own contract: pure, before any of its work is begun."""
 
+import math
 from collections.abc import Collection, Iterator
 
 from fleetune.device_runtime.contracts.class_means import SUMS
@@ -40,6 +41,7 @@ def objections(
     used = num_used(work, num_samples, least_batch=terms.least_batch)
     found = behind(work, used)
     yield from _below("least_samples", found.samples, terms.least_samples)
+    yield from beneath_effective(terms, found.samples)
     yield from _below("least_batch", found.batch, terms.least_batch)
     yield from _below("least_steps", found.steps, terms.least_steps)
     yield from _beyond("most_steps", found.steps, terms.most_steps)
@@ -48,6 +50,13 @@ def objections(
         yield f"policies: asked for {work.policy.name}, allowed are {choices(allowed)}"
     if names and not may_leave(terms, names):
         yield "may_leave: no tensor that this work trains may leave"
+
+
+def beneath_effective(terms: Terms, samples: float) -> Iterator[str]:
+    """Yield why an update with so many samples behind it, in effect, may not leave."""
+    whole = math.floor(samples) if math.isfinite(samples) else samples
+    for said in _below("least_effective", whole, terms.least_effective):
+        yield f"{said}; a lower --least-effective would allow it, and make texts easier to read out of an update"
 
 
 def _below(limit: str, asked: float, least: float) -> Iterator[str]:

@@ -16,6 +16,12 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     least_samples: Annotated[
         int, Option("of this device's own samples behind an update, each counted once", at_least=0)
     ] = 8
+    least_effective: Annotated[
+        int,
+        Option(
+            "samples behind an update in effect: where few outweigh the others, those few count", at_least=0
+        ),
+    ] = 32
     least_batch: Annotated[
         int,
         Option(

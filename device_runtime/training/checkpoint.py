@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from fleetune.device_runtime.arrays import PRIVATE, Arrays, load_arrays, save_arrays, to_bytes
+from fleetune.device_runtime.arrays import PRIVATE, Array, Arrays, load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.wire import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
 from fleetune.device_runtime.options import values_of
@@ -22,7 +22,7 @@ FORMAT = 2
 _HEADER = "fleetune.checkpoint"
 _SEAL = re.compile(r',"sha256":"([0-9a-f]{64})"\}$')
 """The end of a header: SHA-256 of what stands before it, and of the arrays. Releases that knew none wrote none."""
-_PARTS = ("adapter", "optimizer", "history", "importance")
+_PARTS = ("adapter", "optimizer", "history", "importance", "influence")
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -52,6 +52,8 @@ class Checkpoint(NamedTuple):
     """Sums over the steps, by layer; empty in checkpoints of releases that kept none."""
     figures: Mapping[str, float] = MappingProxyType({})
     """What else it came to."""
+    influence: Mapping[str, Array] = MappingProxyType({})
+    """Sums over the steps, by layer and sample; empty as those of ``importance``."""
 
 
 class _Header(msgspec.Struct, frozen=True):
@@ -96,7 +98,7 @@ def load_checkpoint(path: Path, origin: Origin, *, but_for: Collection[str] = ()
     arrays = _read_arrays(path)
     if not _is_whole(said, arrays):
         raise damaged(path, "its checksum differs")
-    adapter, optimizer, history, importance = (_part(arrays, part) for part in _PARTS)
+    adapter, optimizer, history, importance, influence = (_part(arrays, part) for part in _PARTS)
     floats = {name: array.astype(np.float64) for name, array in history.items()}
     return Checkpoint(
         origin,
@@ -107,6 +109,7 @@ def load_checkpoint(path: Path, origin: Origin, *, but_for: Collection[str] = ()
         floats,
         importance,
         header.figures,
+        influence,
     )
 
 

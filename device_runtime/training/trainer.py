@@ -34,11 +34,12 @@ from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.methods.optim import make_optimizer
+from fleetune.device_runtime.methods.optim import make_optimizer, scheduled_rate
 from fleetune.device_runtime.methods.personal import personal_layers
 from fleetune.device_runtime.methods.policies import frozen_below, make_gates, make_policy
 from fleetune.device_runtime.methods.policy import PolicyState
 from fleetune.device_runtime.methods.protection import EFFECTS, needs_effects
+from fleetune.device_runtime.methods.transforms import clip_scale
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import refuse
 from fleetune.device_runtime.training.checkpoint import (
@@ -52,6 +53,7 @@ from fleetune.device_runtime.training.checkpoint import (
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.held_out import figures, measured_rows, split
 from fleetune.device_runtime.training.importance import Importance
+from fleetune.device_runtime.training.influence import Influence
 from fleetune.device_runtime.training.skip_effects import skip_effects
 from fleetune.device_runtime.training.step_reports import History, StepReport
 
@@ -136,6 +138,10 @@ class Trainer:
         self._drawn = drawn_rows(self.adapter, work)
         self._adapters = manifest.layer_adapters
         self._importance = Importance(self._adapters)
+        self._rate = scheduled_rate(work.optimizer, total_steps=self.total_steps)
+        self._influence = Influence(
+            work.optimizer, num_layers=manifest.num_layers, num_samples=self._dataset.num_samples
+        )
 
     @property
     def done(self) -> bool:
@@ -146,6 +152,11 @@ class Trainer:
     def importance(self) -> tuple[float, ...]:
         """Mean gradient norm of each layer over the steps that trained it; 0 for a layer that none did."""
         return self._importance.values
+
+    @property
+    def effective_samples(self) -> float:
+        """Samples behind the steps taken, where those that outweigh the others count for fewer: see :class:`Influence`."""
+        return self._influence.effective
 
     @property
     def personal(self) -> frozenset[str]:
@@ -192,6 +203,14 @@ class Trainer:
         grads = self._learned(straight_through(result.grads, self.adapter))
         self._update(result.loss, grads)
         self._importance.add(grads, trained_layers(plan))
+        self._influence.add(
+            examples,
+            result.pulls,
+            trained=trained_layers(plan),
+            rate=self._rate(self.step_index),
+            clip=clip_scale(parameters_of(grads), self._work.optimizer.clip_norm),
+            gates=gates,
+        )
         seconds = self._clock() - start_s
         layers = len(active_layers(plan)) if gates is None else float(gates.mean(1).sum())
         report = StepReport(self.step_index, self.total_steps, result.loss, layers, seconds)
@@ -238,6 +257,7 @@ class Trainer:
             self.history.columns(),
             self._importance.columns(),
             self._figures,
+            self._influence.columns(),
         )
         save_checkpoint(path, checkpoint)
 
@@ -266,6 +286,7 @@ class Trainer:
         self.step_index, self._policy_state = found.step, found.policy_state
         self.history = History(self.total_steps, found.history)
         self._importance.restore(found.importance)
+        self._influence.restore(dict(found.influence))
         self._figures = dict(found.figures)
 
     def _problems(self, found: Checkpoint) -> list[str]:
@@ -277,6 +298,7 @@ class Trainer:
         problems += self._optimizer_problems(found.optimizer)
         problems += layout_problems(found.history, steps)
         problems += self._importance.problems(found.importance)
+        problems += self._influence.problems(dict(found.influence))
         return problems or [f"{name} is not finite" for name in _not_finite(found.adapter)]
 
     def _optimizer_problems(self, found: Arrays) -> list[str]:

@@ -114,7 +114,7 @@ class LinearStack:
                 grads[f"layer{i}.a"] = inputs[i].T @ into
             if plan[i] in (Mode.FORWARD, Mode.TRAIN):
                 dh = dh + into @ adapter[f"layer{i}.a"].T
-        return SimpleNamespace(loss=float(loss), logits=logits, grads=grads)
+        return SimpleNamespace(loss=float(loss), logits=logits, grads=grads, pulls=None)
 
     def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Any]:
         logits, p = _softmax(self.predict(batch, adapter))

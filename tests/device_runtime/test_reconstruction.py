@@ -24,6 +24,7 @@ from fleetune.device_runtime.terms.terms import Terms
 from fleetune.device_runtime.training.machine import Machine
 
 WORDS = ["[UNK]", *" ".join(GROUPS).split()]
+NOBODYS, STEEP = 4, 1e4
 ONE = LocalWork(steps=1, batch_size=1, seq_len=8, optimizer=OptimizerSpec(name="sgd", lr=1.0))
 
 
@@ -71,31 +72,79 @@ def read(values, adapter, word_artifact):
     return "abcde"[label], shares
 
 
-def offered(stage, number, work, word_artifact):
-    """What the device says to an offer of this work from the bait, which it fetches where it does not hold it."""
-    stage.aggregator.offer(
-        number, adapter=bait(word_artifact), work=msgspec.structs.replace(work, seed=number)
-    )
+def offered(stage, number, work, adapter):
+    """What the device says to an offer of this work from an adapter, which it fetches where it does not hold it."""
+    stage.aggregator.offer(number, adapter=adapter, work=work)
     stage.poll(2)
     said = stage.aggregator.heard()
     for request in [message for message in said if isinstance(message, Request)]:
         for chunk in stage.aggregator.outgoing.chunks(request):
             stage.aggregator.say(chunk)
-    stage.poll(8)
+    stage.poll(8 + work.steps)
     return [*said, *stage.aggregator.heard()]
 
 
 def is_read(stage, number, work, lines, word_artifact):
     adapter = bait(word_artifact)
-    said = offered(stage, number, work, word_artifact)
-    update = [message for message in said if isinstance(message, UpdateReady)][-1]
-    values = {**adapter, **decode_update(stage.pull(update), adapter)}
-    stage.aggregator.verdict(update)
-    stage.poll()
+    values = answered(stage, number, msgspec.structs.replace(work, seed=number), adapter)
     label, shares = read(values, adapter, word_artifact)
     texts = [text.split() for text, of in lines if of == label]
     wanted = [[Counter(words)[word] / len(words) for word in WORDS] for words in texts]
     return any(np.allclose(shares, one, atol=1e-3) for one in wanted)
+
+
+def all_rows_but_few_silent(word_artifact):
+    """Bait with a label nobody has, to which only those few answer whose features go far in one direction."""
+    adapter = bait(word_artifact)
+    embeddings = load_file(word_artifact / "base.safetensors")["embed.weight"][1 : len(WORDS)]
+    direction = embeddings[0] / np.linalg.norm(embeddings[0])
+    adapter["head.weight"][NOBODYS] = STEEP * direction
+    adapter["head.bias"][NOBODYS] = -STEEP * 0.999 * (embeddings @ direction).max()
+    return adapter
+
+
+def baits(word_artifact, count):
+    for seed in range(count):
+        weight = np.random.default_rng(seed).normal(0, 1, bait(word_artifact)["head.weight"].shape)
+        yield {**bait(word_artifact), "head.weight": weight.astype(np.float32)}
+
+
+def answered(stage, number, work, adapter):
+    """The update to an offer of this work from this adapter, or the reason of the one declining."""
+    said = offered(stage, number, work, adapter)
+    if declines := [message for message in said if isinstance(message, Decline)]:
+        return declines[0].reason
+    update = [message for message in said if isinstance(message, UpdateReady)][-1]
+    values = {**adapter, **decode_update(stage.pull(update), adapter)}
+    stage.aggregator.verdict(update)
+    stage.poll()
+    return values
+
+
+def texts_in_span(rows, lines, word_artifact):
+    """The texts whose features lie in the span of the head's gradients."""
+    embeddings = load_file(word_artifact / "base.safetensors")["embed.weight"][: len(WORDS)].astype(float)
+    _, sizes, directions = np.linalg.svd(
+        rows / np.linalg.norm(rows, axis=1, keepdims=True), full_matrices=False
+    )
+    directions = directions[sizes > 1e-5 * sizes[0]]
+    counts = np.array([[Counter(text.split())[word] for word in WORDS] for text, _ in lines])
+    features = counts @ embeddings
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    outside = np.linalg.norm(features - features @ directions.T @ directions, axis=1)
+    return {text for (text, _), far in zip(lines, outside, strict=True) if far < 1e-4}
+
+
+def patiently_read(stage, lines, word_artifact, *, work, offers):
+    """Offer the same samples with other bait, again and again; the texts that the answers span, and the refusals."""
+    rows, reasons = [], []
+    for number, adapter in enumerate(baits(word_artifact, offers), 1):
+        found = answered(stage, number, work, adapter)
+        if isinstance(found, str):
+            reasons.append(found)
+        else:
+            rows.append(adapter["head.weight"].astype(float) - found["head.weight"])
+    return (texts_in_span(np.concatenate(rows), lines, word_artifact) if rows else set()), reasons
 
 
 def test_without_a_contract_every_text_is_read(attacked, lines, word_artifact):
@@ -105,13 +154,60 @@ def test_without_a_contract_every_text_is_read(attacked, lines, word_artifact):
 
 def test_under_the_defaults_the_offer_is_declined_and_nothing_leaves(attacked, word_artifact):
     stage = attacked(Terms())
-    said = offered(stage, 1, ONE, word_artifact)
+    said = offered(stage, 1, ONE, bait(word_artifact))
     (decline,) = [message for message in said if isinstance(message, Decline)]
     assert "least_samples: 1 asked for, 8 at least (7 too few)" in decline.reason
     assert "least_batch: 1 asked for, 4 at least (3 too few)" in decline.reason
     assert stage.device.outbox.pending() == []
 
 
-def test_the_smallest_work_that_the_defaults_allow_gives_no_text(attacked, lines, word_artifact):
-    stage, least = attacked(Terms()), msgspec.structs.replace(ONE, batch_size=4, steps=2)
+def test_the_smallest_work_that_the_floors_on_counts_allow_gives_no_text_at_once(
+    attacked, lines, word_artifact
+):
+    stage, least = attacked(Terms(least_effective=0)), msgspec.structs.replace(ONE, batch_size=4, steps=2)
     assert not any(is_read(stage, number, least, lines, word_artifact) for number in range(1, 11))
+
+
+def test_an_aggregator_that_is_patient_reads_the_same_few_samples_where_counts_alone_are_held(
+    attacked, lines, word_artifact
+):
+    few = msgspec.structs.replace(ONE, batch_size=8)
+    found, reasons = patiently_read(
+        attacked(Terms(least_effective=0)), lines, word_artifact, work=few, offers=4
+    )
+    assert not reasons
+    assert len(found) >= 6
+    assert len(found) < 40, "the span holds what was asked for, not all there is"
+
+
+def test_under_the_defaults_patience_reads_nothing(attacked, lines, word_artifact):
+    few = msgspec.structs.replace(ONE, batch_size=8)
+    found, reasons = patiently_read(attacked(Terms()), lines, word_artifact, work=few, offers=4)
+    assert len(reasons) == 4
+    assert "least_effective: 8 asked for, 32 at least" in reasons[0]
+    assert not found
+
+
+@pytest.mark.parametrize("optimizer", [
+    {"lr": 1.0, "weight_decay": 1.0},
+    {"lr": 1.0, "proximal": 1.0},
+])  # fmt: skip
+def test_steps_that_erase_those_before_do_not_make_many_samples(attacked, word_artifact, optimizer):
+    spec = OptimizerSpec(name="sgd", **optimizer)
+    work = msgspec.structs.replace(ONE, batch_size=8, steps=15, optimizer=spec)
+    adapter = next(baits(word_artifact, 1))
+    assert "least_effective" in answered(attacked(Terms()), 1, work, adapter)
+
+
+def test_an_adapter_that_lets_few_samples_speak_is_found_out_once_they_have(attacked, word_artifact):
+    """All 120 rows in one step: by count that is enough."""
+    work, hook = msgspec.structs.replace(ONE, batch_size=120), all_rows_but_few_silent(word_artifact)
+    stage = attacked(Terms())
+    assert "least_effective" in answered(stage, 1, work, hook)
+    assert stage.device.outbox.pending() == []
+
+
+def test_ordinary_work_passes_under_the_defaults(attacked, word_artifact):
+    work = LocalWork(batch_size=16, seq_len=8, seed=1)
+    adapter = open_artifact(word_artifact).adapter()
+    assert isinstance(answered(attacked(Terms()), 1, work, adapter), dict)

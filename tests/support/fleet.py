@@ -49,6 +49,7 @@ class LinearTraining:
     def __init__(self, points, work, adapter):
         self.points, self.work, self.adapter = points, work, adapter
         self.step_index, self.history, self.stats = 0, [], {}
+        self.effective_samples = float("inf")
 
     @property
     def done(self):

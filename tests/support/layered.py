@@ -37,7 +37,7 @@ class Layered:
     """Adds to every tensor what the seed and the step draw; ``kept`` says for a seed which layers stay, ``idle`` which rest."""
 
     def __init__(self, work, adapter, *, kept, idle=(), held_out=None):
-        self.stats = {}
+        self.stats, self.effective_samples = {}, float("inf")
         self.measure = held_out or (lambda adapter: None)
         self.work, self.adapter, self.start = work, adapter, dict(adapter)
         self.history, self._kept, self._idle = [], kept(work.seed), {name_of(i) for i in idle}

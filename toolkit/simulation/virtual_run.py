@@ -132,6 +132,11 @@ class VirtualRun:
         return self._result()[0].check().importance
 
     @property
+    def effective_samples(self) -> float:
+        """Without bound: nobody asks, a simulated device has no contract."""
+        return float("inf")
+
+    @property
     def personal(self) -> Sequence[str]:
         """Names of the tensors that stay on the device; raises as ``history``."""
         return self._result()[0].check().personal

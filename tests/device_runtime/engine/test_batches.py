@@ -105,7 +105,7 @@ def test_one_part_alone_stays_what_it_is() -> None:
     grad = np.array([1 / 3], np.float32)
     mean = Mean(7)
     mean.add(StepResult(0.1, None, {"w": grad}), 7)
-    assert mean.result() == (0.1, None, {"w": grad})
+    assert mean.result() == (0.1, None, {"w": grad}, None)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
