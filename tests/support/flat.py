@@ -18,6 +18,8 @@ def train(artifact, **options):
 
 
 def device(artifact, **options):
+    """Its data are few: the floor of samples in effect is off, unless it is given."""
+    options.setdefault("least_effective", 0)
     return devices.device(artifact, **flat(DEVICE, options))
 
 

@@ -53,3 +53,8 @@ def test_parts_of_which_one_is_not_measured_are_not_measured():
     assert joined([one, None], [0.5, 0.5]) is None
     assert joined([one, one], [0.5, 0.25]).body.tolist() == [0.5, 0.5, 0.25, 0.25]
     assert pulls_of(None, np.zeros((2, 3), int), None) is None
+
+
+def test_however_small_a_gradient_is_it_is_measured():
+    found = pulls_of(None, np.zeros(2, int), np.full((2, 3, 4), 1e-30, np.float32))
+    assert found.body == pytest.approx([np.sqrt(12) * 1e-30] * 2)
