@@ -27,7 +27,7 @@ def folder(tmp_path, monkeypatch):
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "MODEL")
     transformers.AutoTokenizer.from_pretrained(MINILM).save_pretrained(tmp_path / "MODEL")
     for name in ("mine", "held-out", "kitchen", "hall"):
-        lines = [{"text": f"turn the light {word}", "label": word} for word in ("on", "off") * 16]
+        lines = [{"text": f"turn the light {word}", "label": word} for word in ("on", "off") * 48]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.chdir(tmp_path)
     return tmp_path

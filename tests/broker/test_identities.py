@@ -10,6 +10,7 @@ import pytest
 from background import begin
 from certificates import Authority
 from enrolled import Fleet
+from flat import FEW_SAMPLES
 from waiting import until
 
 from fleetune.broker.aggregation import aggregate
@@ -48,6 +49,7 @@ def run_device(fleet, artifact, data, name, reach, *, state=None):
     return device(
         artifact, data=data, mqtt=fleet.url, job="home", id=name, state=state or fleet.folder / f"state-{name}",
         duty=Duty(idle_limit_s=60.0), resources=Resources(threads=1), reach=reach,
+        terms=FEW_SAMPLES,
     )  # fmt: skip
 
 

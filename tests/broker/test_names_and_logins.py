@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from background import begin
 from certificates import Authority
+from flat import FEW_SAMPLES
 from servers import free_port, password_file
 
 from fleetune.broker import aggregation
@@ -46,8 +47,8 @@ def url(server, user, password, version=""):
 def run_device(artifact, data, server_url, state, *, job="home", idle_limit_s=60.0, **options):
     duty = Duty(idle_limit_s=idle_limit_s)
     return device(
-        artifact, data=data, mqtt=server_url, job=job, state=state, duty=duty, resources=ONE, **options
-    )
+        artifact, data=data, mqtt=server_url, job=job, state=state, duty=duty, resources=ONE, terms=FEW_SAMPLES, **options
+    )  # fmt: skip
 
 
 def test_a_login_alone_is_enough_of_a_name(guarded, word_artifact, word_file, tmp_path):

@@ -5,6 +5,7 @@ import stat
 
 import pytest
 from background import begin
+from flat import FEW_SAMPLES
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
@@ -46,7 +47,7 @@ def test_of_a_devices_state_and_an_aggregators_folder(
     )  # fmt: skip
     device(
         word_artifact, data=word_file, mqtt=mosquitto.url, job="home", id="pi", state=tmp_path / "state",
-        resources=Resources(threads=1),
+        resources=Resources(threads=1), terms=FEW_SAMPLES,
     )  # fmt: skip
     serving.result(60)
     left = read_by_others(tmp_path / "state")

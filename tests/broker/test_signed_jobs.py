@@ -6,6 +6,7 @@ import shutil
 import pytest
 from background import begin
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from flat import FEW_SAMPLES
 from fleet import FOUR, in_process, roughly, world
 from servers import free_port, password_file
 from signed import KEY, trusting
@@ -104,7 +105,8 @@ class Home:
     def device(self, name, **options):
         return device(
             self.artifact, data=self.data, mqtt=self.url.format(name), job=JOB, state=self.folder / name,
-            duty=Duty(idle_limit_s=60.0), resources=Resources(threads=1), trust=self.trust, **options,
+            duty=Duty(idle_limit_s=60.0), resources=Resources(threads=1), trust=self.trust, terms=FEW_SAMPLES,
+            **options,
         )  # fmt: skip
 
     def run(self):

@@ -3,8 +3,12 @@
 from fleetune.broker import aggregation
 from fleetune.device_runtime.commands import device as devices
 from fleetune.device_runtime.commands import train as training
+from fleetune.device_runtime.terms.terms import Terms
 from fleetune.toolkit.commands.options import AGGREGATE, DEVICE, TRAIN
 from fleetune.toolkit.flags import claimed, structs_of
+
+FEW_SAMPLES = Terms(least_effective=0)
+"""Of a device whose data are too few for the default floor."""
 
 
 def flat(parts, options):
