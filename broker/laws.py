@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 from math import prod
 
-from fleetune.broker.job import AUTO, MASK_SHARE, Job, Patience, Settings, settings_of
+from fleetune.broker.job import AUTO, FIXED, MASK_SHARE, MASKS, PLAIN, Job, Patience, Settings, settings_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
@@ -13,6 +13,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.lora import lora_problems
+from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import (
     CONSENSUS,
@@ -83,6 +84,7 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
         yield from _lora_problems(settings)
         yield from _configurator_problems(settings)
         yield from _traffic_problems(settings)
+        yield from _secure_problems(settings)
     of_work = works.work_problems(work, num_layers, learning=learning)
     yield from (said for said in of_work if said not in found)
 
@@ -169,3 +171,47 @@ def _traffic_problems(settings: Settings) -> Iterator[str]:
         yield f"compress_up_min {settings.compress_up_min:g}: at most compress_up ({settings.compress_up:g})"
     if settings.work.histogram and not traffic.hears_labels:
         yield f"histogram: traffic planner {name!r} has no use for it"
+
+
+_OF_SUMS = ("fedavg", "fedavgm")
+"""Strategies that need nothing of a round but its weighted sum."""
+_FEWEST = 3
+"""Devices of a masked sum: of two, each could take its own update from it."""
+
+
+def _secure_problems(settings: Settings) -> Iterator[str]:
+    """What a job whose updates are only summed has against settings that need single ones, or other numbers."""
+    if settings.secure == PLAIN:
+        usual = Job(job="", rounds=1, clients=1)
+        given = [n for n in usual.__struct_fields__ if n.startswith("secure_") and _differs(n, settings, usual)]
+        yield from (f"{name}: of a job with secure 'masks' or 'grid'" for name in given)
+        return
+    named, work = f"secure {settings.secure!r}", settings.work
+    if settings.strategy not in _OF_SUMS:
+        yield f"{named}: strategy {settings.strategy!r} needs single updates; {choices(_OF_SUMS)}"
+    for name in ("configurator", "traffic"):
+        if getattr(settings, name) != FIXED:
+            yield f"{named}: {name} {getattr(settings, name)!r} goes by single devices; leave it out"
+    if settings.head_start != "none":
+        yield f"{named}: head_start {settings.head_start!r} sends each device's class sums; leave it out"
+    if work.codec != "fp32" or work.codec_ratio or work.codec_bits:
+        yield f"{named}: codec {work.codec!r}; its updates are packed in secure_bits alone"
+    parts = ("mask", "personal", "rank", "rows", "histogram", "held_out")
+    if found := [name for name in parts if getattr(work, name)]:
+        yield f"{named}: leave {' and '.join(found)} out"
+    if settings.secure == MASKS and settings.min_clients < _FEWEST:
+        yield f"{named}: min_clients {settings.min_clients}; a sum hides an update among {_FEWEST} or more"
+    if settings.secure_neighbours in (1, 2):
+        yield f"{named}: secure_neighbours {settings.secure_neighbours}; 0, or 3 and more"
+    yield from _grid_problems(settings)
+
+
+def _grid_problems(settings: Settings) -> Iterator[str]:
+    try:
+        modulus_bits(settings.grid)
+    except ConfigError as exc:
+        yield str(exc)
+
+
+def _differs(name: str, settings: Settings, usual: Job) -> bool:
+    return bool(getattr(settings, name) != getattr(usual, name))

@@ -82,8 +82,8 @@ class Files(Protocol):
     def read(self, name: str) -> bytes | None:
         """Content of a file, or None if there is none."""
 
-    def write(self, name: str, content: bytes) -> None:
-        """Replace a file, whole."""
+    def write(self, name: str, content: bytes, *, is_private: bool = False) -> None:
+        """Replace a file, whole; a private one is its owner's alone."""
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file, which is made if it is not there; a loss of power may leave a part of it."""
@@ -120,10 +120,10 @@ class DiskFiles:
         with self._doing("read"):
             return path.read_bytes() if path.is_file() else None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Replace a file, whole and synced."""
+    def write(self, name: str, content: bytes, *, is_private: bool = False) -> None:
+        """Replace a file, whole and synced; a private one is its owner's alone."""
         with self._writing():
-            write_atomically(self._folder / name, content)
+            write_atomically(self._folder / name, content, mode=0o600 if is_private else 0o666)
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file, synced."""
@@ -171,7 +171,7 @@ class MemoryFiles:
         """Content of a file, or None if there is none."""
         return self._files.get(name)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, is_private: bool = False) -> None:
         """Replace a file."""
         self._files[name] = content
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator
 
 from fleetune.device_runtime.contracts.class_means import SUMS
-from fleetune.device_runtime.contracts.wire import CLASS_MEANS, LocalWork
+from fleetune.device_runtime.contracts.wire import CLASS_MEANS, MASKED, LocalWork
 from fleetune.device_runtime.errors import choices
 from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.terms.behind import behind, num_used
@@ -28,6 +28,8 @@ def objections(
         return
     yield from _beyond("most_batch", work.batch_size, terms.most_batch)
     yield from _beyond("most_tokens", work.seq_len, terms.most_tokens)
+    if terms.secure_only and role == "train" and work.codec != MASKED:
+        yield "secure_only: the update would not be masked"
     if role != "train" or work.learns == CLASS_MEANS:
         yield from _below("least_samples", num_samples, terms.least_samples)
         if role == "train" and not may_leave(terms, [SUMS]):

@@ -55,3 +55,6 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
             at_most=1e6,
         ),
     ] = 1.0
+    secure_only: Annotated[
+        bool, Option("decline training whose update the aggregator would see by itself (secure masks)")
+    ] = False

@@ -41,6 +41,8 @@ def left_in_words(line: Left) -> str:
 
 
 def _shown(value: float | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, str):
         return value or "all"
     return f"{value:,.15g}" if value else "no limit"
