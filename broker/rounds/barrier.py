@@ -276,8 +276,9 @@ class Barrier:
     def _ask_more(self, open_round: OpenRound, now: float) -> list[Action]:
         if self._is_of_head(open_round):
             return self._ask(open_round, now)
-        if self.masks and not self.masks.is_taking_devices:
-            return []
+        if self.masks:
+            is_short = open_round.count(Standing.PENDING) < self._settings.min_clients
+            return self._ask(open_round, now) if is_short and self.masks.is_taking_devices else []
         enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
         return [] if enough or open_round.count(Standing.PENDING) else self._ask(open_round, now)
 
@@ -286,9 +287,11 @@ class Barrier:
         lacking = self._settings.clients - open_round.count(Standing.ACCEPTED)
         if self._is_of_head(open_round):
             lacking = len(self.roster)
+        elif self.masks:
+            lacking -= open_round.count(Standing.PENDING)
         draw = seeded(self._settings.seed, round_number=open_round.number, asked=open_round.num_asked)
         tasks: list[Task] = []
-        for device in self.roster.take(lacking, draw):
+        for device in self.roster.take(max(lacking, 0), draw):
             position = open_round.num_asked + len(tasks)
             choice = self._choice(open_round.number, position, device)
             if choice.work is None:
@@ -343,7 +346,8 @@ class Barrier:
 
     def _close_if_complete(self, open_round: OpenRound, now: float) -> list[Action]:
         is_enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
-        is_complete = is_enough and not open_round.count(Standing.PENDING)
+        is_late = self.masks is not None and self.masks.phase == REVEALS
+        is_complete = is_enough and (is_late or not open_round.count(Standing.PENDING))
         return self._close(open_round, now) if is_complete else []
 
     def _close(self, open_round: OpenRound, now: float) -> list[Action]:

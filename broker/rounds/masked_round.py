@@ -323,7 +323,7 @@ class MaskedRound:
 
     def _combined(self, kind: str, device: str) -> bytes:
         shares = self._told.get((kind, self._places[device]), {})
-        for holders in _windows(sorted(shares), self._threshold):
+        for holders in _choices(sorted(shares), self._threshold):
             try:
                 secret = combine({holder: shares[holder] for holder in holders}, self._threshold)
             except WireError:
@@ -351,7 +351,9 @@ def _decoded(note: Note) -> MaskMessage:
     return found  # type: ignore[no-any-return]
 
 
-def _windows(holders: list[int], width: int) -> Iterator[list[int]]:
-    """``width`` neighbouring holders at a time: where few have told something wrong, some of these are without them."""
-    for start in range(max(len(holders) - width + 1, 0)):
-        yield holders[start : start + width]
+def _choices(holders: list[int], count: int) -> Iterator[list[int]]:
+    """``count`` holders, then as many without each one: if one has told something wrong, some of these are without it."""
+    if len(holders) >= count:
+        yield holders[:count]
+    for left_out in holders[:count] if len(holders) > count else ():
+        yield [holder for holder in holders if holder != left_out][:count]

@@ -19,10 +19,12 @@ from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.lora import frozen_names
+from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
     MASKED,
     REASON_CHARS_MAX,
+    SUMMED,
     Chunk,
     Decline,
     Offer,
@@ -274,7 +276,7 @@ class Assignments:
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
-        if not self._is_allowed(assignment) or not self._has_masks(assignment):
+        if not self._is_allowed(assignment) or not self._can_be_summed(assignment):
             return
         if content is not None:
             self._start(assignment, content)
@@ -303,12 +305,15 @@ class Assignments:
             return False
         return True
 
-    def _has_masks(self, assignment: _Assignment) -> bool:
-        """Make the keys of an offer whose update is masked, while its adapter comes; one that cannot be is declined."""
-        if assignment.offer.work.codec != MASKED or assignment.offer.role != "train":
+    def _can_be_summed(self, assignment: _Assignment) -> bool:
+        """Make the keys of an offer whose update is masked, while its adapter comes; without a grid it is declined."""
+        offer = assignment.offer
+        if offer.role != "train" or offer.work.codec not in SUMMED:
             return True
         try:
-            self.masking.begin(assignment.offer, assignment.key)
+            modulus_bits(offer.grid)
+            if offer.work.codec == MASKED:
+                self.masking.begin(offer, assignment.key)
         except ConfigError as exc:
             self.decline(exc)
             return False

@@ -12,7 +12,7 @@ from math import inf
 import msgspec
 
 from fleetune.device_runtime.agent.home import Home
-from fleetune.device_runtime.contracts.secure_sums.grid import Whole, modulus_bits
+from fleetune.device_runtime.contracts.secure_sums.grid import Whole
 from fleetune.device_runtime.contracts.secure_sums.keys import (
     Scope,
     digest_of_seed,
@@ -92,9 +92,8 @@ class Masking:
         """Make keys for an offer, or go on with those that it has.
 
         Raises:
-            ConfigError: the grid of its numbers is none, or the package that makes keys is missing.
+            ConfigError: the package that makes keys is missing.
         """
-        modulus_bits(offer.grid)
         need_cryptography()
         if self._state is None or self._state.key != key:
             self._keep(
