@@ -148,9 +148,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             choices=SECURES,
         ),
     ] = PLAIN
-    secure_bits: Annotated[
-        int, Option("secure: bits of an element's change", at_least=2, at_most=24)
-    ] = 16
+    secure_bits: Annotated[int, Option("secure: bits of an element's change", at_least=2, at_most=24)] = 16
     secure_range: Annotated[
         float, Option("secure: largest change of an element; a larger one is cut", above=0, at_most=1e6)
     ] = 1.0
@@ -243,7 +241,11 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 600.0
     secure_s: Annotated[
         float,
-        Option("secure masks: seconds to wait for keys, and for shares, of who is slow", above=0, at_most=SECONDS_MAX),
+        Option(
+            "secure masks: seconds to wait for keys, and for shares, of who is slow",
+            above=0,
+            at_most=SECONDS_MAX,
+        ),
     ] = 60.0
     extensions_max: Annotated[
         int, Option("extensions of one round before the aggregator stops", at_least=0)

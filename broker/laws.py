@@ -183,7 +183,9 @@ def _secure_problems(settings: Settings) -> Iterator[str]:
     """What a job whose updates are only summed has against settings that need single ones, or other numbers."""
     if settings.secure == PLAIN:
         usual = Job(job="", rounds=1, clients=1)
-        given = [n for n in usual.__struct_fields__ if n.startswith("secure_") and _differs(n, settings, usual)]
+        given = [
+            n for n in usual.__struct_fields__ if n.startswith("secure_") and _differs(n, settings, usual)
+        ]
         yield from (f"{name}: of a job with secure 'masks' or 'grid'" for name in given)
         return
     named, work = f"secure {settings.secure!r}", settings.work

@@ -193,9 +193,7 @@ class Barrier:
     def _begin_masks(self, open_round: OpenRound, now: float) -> None:
         settings, number = self._settings, open_round.number
         if settings.secure == MASKS:
-            self.masks = MaskedRound(
-                settings, self._patience, number=number, first=open_round.first, now=now
-            )
+            self.masks = MaskedRound(settings, self._patience, number=number, first=open_round.first, now=now)
 
     def _mask(self, open_round: OpenRound, now: float) -> list[Action]:
         """Go on with the masks of the open round; if too few can have any, begin it anew."""

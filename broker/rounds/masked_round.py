@@ -47,7 +47,9 @@ _NAMES = msgspec.msgpack.Decoder(list[str])
 class MaskedRound:
     """The masks of a round's updates, from the first key to the last share."""
 
-    def __init__(self, settings: Settings, patience: Patience, *, number: int, first: int, now: float) -> None:
+    def __init__(
+        self, settings: Settings, patience: Patience, *, number: int, first: int, now: float
+    ) -> None:
         """Begin an attempt at round ``number`` whose tasks have positions from ``first`` on."""
         self._settings, self._wait_s = settings, patience.secure_s
         self._now = self._since = self._asked_at = now
@@ -168,7 +170,9 @@ class MaskedRound:
     def unmasking(self) -> Unmasking | None:
         """What takes the masks off the sum; None as long as shares are missing, or wrong."""
         gone = [d for d in sorted(self._sharers - self._delivered) if self._is_masked_with(d)]
-        wanted = [(_SEED, device) for device in sorted(self._delivered)] + [(_SECRET, device) for device in gone]
+        wanted = [(_SEED, device) for device in sorted(self._delivered)] + [
+            (_SECRET, device) for device in gone
+        ]
         if not all(self._secret(kind, device) for kind, device in wanted):
             return None
         return Unmasking(
@@ -308,7 +312,10 @@ class MaskedRound:
         if self.phase != REVEALS or device not in self._delivered:
             return "nobody asked for these shares"
         around = set(self._holders(device))
-        for told, allowed in ((message.seeds, self._delivered), (message.secrets, self._sharers - self._delivered)):
+        for told, allowed in (
+            (message.seeds, self._delivered),
+            (message.secrets, self._sharers - self._delivered),
+        ):
             places = [share.place for share in told]
             known = {self._places[d] for d in allowed & around}
             if len(set(places)) != len(places) or not known.issuperset(places):
@@ -347,8 +354,7 @@ def note_of(message: MaskMessage) -> Note:
 
 def _decoded(note: Note) -> MaskMessage:
     kinds = {kind: of for of, kind in _KIND.items()}
-    found = msgspec.msgpack.decode(note.content, type=kinds[note.kind])
-    return found  # type: ignore[no-any-return]
+    return msgspec.msgpack.decode(note.content, type=kinds[note.kind])
 
 
 def _choices(holders: list[int], count: int) -> Iterator[list[int]]:

@@ -11,8 +11,8 @@ from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
-from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.secure_sum import mean_update
+from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.store.store import Store

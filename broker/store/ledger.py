@@ -243,7 +243,8 @@ class Ledger:
         """What was told about a version."""
         with self._reading():
             trained = self._sql.execute(
-                "SELECT stats, num_samples, noted FROM updates WHERE made = ? AND made > 0 ORDER BY number", (version,)
+                "SELECT stats, num_samples, noted FROM updates WHERE made = ? AND made > 0 ORDER BY number",
+                (version,),
             ).fetchall()
             evaluated = self._sql.execute(
                 "SELECT loss, accuracy, num_samples FROM evaluations WHERE version = ? ORDER BY rowid",
@@ -251,7 +252,8 @@ class Ledger:
             )
             number = self._one("SELECT round FROM versions WHERE version = ?", version)
             policies = self._sql.execute(
-                f"SELECT works.work, count(*) FROM {_WITH_TASKS} WHERE made = ? AND made > 0 GROUP BY works.work ORDER BY min(updates.number)",
+                f"""SELECT works.work, count(*) FROM {_WITH_TASKS} WHERE made = ? AND made > 0 GROUP BY works.work
+                    ORDER BY min(updates.number)""",
                 (version,),
             )
             arms: Counter[str] = Counter()

@@ -128,7 +128,9 @@ class Assignments:
     @property
     def has_step(self) -> bool:
         """Whether :meth:`step` has something to do."""
-        return self._current is not None and self._current.run is not None and not self._current.run.is_waiting
+        return (
+            self._current is not None and self._current.run is not None and not self._current.run.is_waiting
+        )
 
     def renew(self) -> None:
         """Another session of the aggregator may ask for what was done in an earlier one."""

@@ -219,14 +219,18 @@ class Masking:
         if len(set(places)) != len(places) or not known.issuperset(places):
             raise WireError("shares of places that are not of this device's group, or twice")
         if len(places) < max(_FEWEST_PEERS, group.threshold - 1):
-            raise WireError(f"{len(places)} others mask with this device; the group's threshold is {group.threshold}")
+            raise WireError(
+                f"{len(places)} others mask with this device; the group's threshold is {group.threshold}"
+            )
         self._keep(msgspec.structs.replace(state, inbox=inbox))
 
     def _answer(self, state: _State, group: MaskGroup, ask: MaskAsk) -> None:
         """Tell what is asked of others' shares, if it is the first question or the same again."""
         if state.asked:
             if state.asked != ask:
-                raise WireError("it asks for other shares than before: two kinds of one device would bare its update")
+                raise WireError(
+                    "it asks for other shares than before: two kinds of one device would bare its update"
+                )
         else:
             self._check_ask(state, group, ask)
             reveal = self._reveal(state, group, ask)
@@ -246,7 +250,9 @@ class Masking:
         if group.place not in ask.delivered:
             raise WireError("it says that this device has dropped out, and asks it")
         if len(ask.delivered) < group.threshold:
-            raise WireError(f"{len(ask.delivered)} updates around this device; its threshold is {group.threshold}")
+            raise WireError(
+                f"{len(ask.delivered)} updates around this device; its threshold is {group.threshold}"
+            )
 
     def _reveal(self, state: _State, group: MaskGroup, ask: MaskAsk) -> MaskReveal:
         shares = {group.place: state.own, **self._opened(state, group)}
@@ -307,7 +313,9 @@ def _check_group(group: MaskGroup, *, name: str, mask_key: bytes) -> None:
     if len(peers) < _FEWEST_PEERS:
         raise WireError(f"group with {len(peers)} others; at least {_FEWEST_PEERS}")
     if not holders < 2 * group.threshold <= 2 * holders:
-        raise WireError(f"threshold {group.threshold} of {holders}: more than half, and no more than there are")
+        raise WireError(
+            f"threshold {group.threshold} of {holders}: more than half, and no more than there are"
+        )
     places = {group.place, *(peer.place for peer in peers)}
     names = {name, *(peer.device_id for peer in peers)}
     keys = {mask_key, *(peer.mask_key for peer in peers)}

@@ -31,14 +31,14 @@ class Scope(msgspec.Struct, frozen=True):
 def need_cryptography() -> None:
     """Raise ConfigError that says what to install, if ``cryptography`` is not there."""
     try:
-        import cryptography  # noqa: F401, PLC0415 (asked for before anything depends on it)
+        import cryptography  # noqa: F401 (asked for before anything depends on it)
     except ImportError as exc:
         raise ConfigError("secure sums need the package cryptography: pip install 'fleetune[trust]'") from exc
 
 
 def new_secret() -> bytes:
     """Make an X25519 private key, from the operating system."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     return X25519PrivateKey.generate().private_bytes_raw()
 
@@ -50,7 +50,7 @@ def new_seed() -> bytes:
 
 def public_of(secret: bytes) -> bytes:
     """Return the public key of a private one."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
@@ -62,7 +62,7 @@ def seal(text: bytes, secret: bytes, public: bytes, scope: Scope, *, sender: str
 
 def unseal(sealed: bytes, secret: bytes, public: bytes, scope: Scope, *, sender: str, receiver: str) -> bytes:
     """Decrypt what ``sender`` sealed; WireError if it is not its, not for this receiver, or of another scope."""
-    from cryptography.exceptions import InvalidTag  # noqa: PLC0415
+    from cryptography.exceptions import InvalidTag
 
     try:
         return _cipher(secret, public, scope, sender, receiver).decrypt(_NONCE, sealed, None)  # type: ignore[no-any-return]
@@ -70,7 +70,9 @@ def unseal(sealed: bytes, secret: bytes, public: bytes, scope: Scope, *, sender:
         raise WireError(f"what {sender!r} sealed for {receiver!r} is damaged, or not its") from exc
 
 
-def pair_stream(secret: bytes, public: bytes, scope: Scope, devices: tuple[str, str]) -> Callable[[int], bytes]:
+def pair_stream(
+    secret: bytes, public: bytes, scope: Scope, devices: tuple[str, str]
+) -> Callable[[int], bytes]:
     """Key stream that two devices share; ``devices`` in either order. WireError as :func:`agree`."""
     return _stream(_derived(agree(secret, public), scope, _PAIR, *sorted(devices)))
 
@@ -87,7 +89,7 @@ def digest_of_seed(seed: bytes) -> bytes:
 
 def agree(secret: bytes, public: bytes) -> bytes:
     """X25519; WireError for a public key of another length or of small order, with which nothing would be secret."""
-    from cryptography.hazmat.primitives.asymmetric.x25519 import (  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.x25519 import (
         X25519PrivateKey,
         X25519PublicKey,
     )
@@ -99,14 +101,14 @@ def agree(secret: bytes, public: bytes) -> bytes:
 
 
 def _cipher(secret: bytes, public: bytes, scope: Scope, sender: str, receiver: str) -> Any:
-    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305  # noqa: PLC0415
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
     return ChaCha20Poly1305(_derived(agree(secret, public), scope, _SEAL, sender, receiver))
 
 
 def _derived(secret: bytes, scope: Scope, *purpose: str) -> bytes:
-    from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     info = msgspec.msgpack.encode((_PURPOSE, purpose, scope.job, scope.group))
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=info).derive(secret)
@@ -114,8 +116,8 @@ def _derived(secret: bytes, scope: Scope, *purpose: str) -> bytes:
 
 def _stream(key: bytes) -> Callable[[int], bytes]:
     """ChaCha20: quick without instructions for AES, which a Raspberry Pi 4 lacks."""
-    from cryptography.hazmat.primitives.ciphers import Cipher  # noqa: PLC0415
-    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20  # noqa: PLC0415
+    from cryptography.hazmat.primitives.ciphers import Cipher
+    from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
     encryptor = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
     return lambda count: encryptor.update(bytes(count))

@@ -48,7 +48,9 @@ def fleet(folder, numbers=(0, 1, 2, 3), **changes):
     server = Loopback(disturb=listening)
     fields = {"rounds": 1, "clients": len(numbers), "min_clients": 3, "secure": "masks", "secure_range": 0.01}
     fields |= changes
-    aggregator = Aggregator(server, folder, size=SIZE, patience=fields.pop("patience", QUICK), **fields).start()
+    aggregator = Aggregator(
+        server, folder, size=SIZE, patience=fields.pop("patience", QUICK), **fields
+    ).start()
     devices = [Device(server, folder, n, size=SIZE, terms=terms).start() for n in numbers]
     found = World(server, aggregator, devices, seed=seed)
     found.log = log
@@ -69,13 +71,19 @@ def expected(settings, numbers, *, number=1, position_of=None):
     reference = first_adapter(SIZE)
     total = np.zeros(SIZE + 1 + 6 + 1, np.uint64)
     for device in numbers:
-        seed = device_seed(settings.seed, round_number=number, position=(position_of or {}).get(device, device))
+        seed = device_seed(
+            settings.seed, round_number=number, position=(position_of or {}).get(device, device)
+        )
         work = LocalWork(steps=settings.work.steps, seed=seed)
         training = LinearTraining(points_of(device, SIZE), work, {n: v.copy() for n, v in reference.items()})
         while not training.done:
             training.step()
         weight = weight_of(settings.grid, len(training.points[0]))
-        added(total, placed(training.adapter, reference, settings.grid, weight=weight, seed=seed).numbers, settings.grid)
+        added(
+            total,
+            placed(training.adapter, reference, settings.grid, weight=weight, seed=seed).numbers,
+            settings.grid,
+        )
     change = mean_change(total, reference, settings.grid, num_devices=len(numbers))
     return {n: (np.float64(r) + change[n]).astype(np.float32) for n, r in reference.items()}
 
@@ -90,7 +98,9 @@ def assert_is(found, wanted, version=1):
 def test_the_same_bits_with_masks_as_without(tmp_path, count, strategy):
     made = {}
     for how in ("masks", "grid"):
-        found = fleet(tmp_path / how, range(count), secure=how, rounds=2, strategy=strategy, seed_of_turns=count).run()
+        found = fleet(
+            tmp_path / how, range(count), secure=how, rounds=2, strategy=strategy, seed_of_turns=count
+        ).run()
         made[how] = [found.aggregator.version(v) for v in (1, 2)]
     assert made["masks"] == made["grid"]
 
@@ -118,7 +128,9 @@ def test_a_simulation_s_store_does_as_well(tmp_path):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_rough_network_gives_the_sum_of_whole_updates(tmp_path, seed):
     """A key that came damaged costs an attempt."""
-    found = fleet(tmp_path, disturb=roughly(seed), seed_of_turns=seed, patience=Patience(deadline_s=1e4, secure_s=2e3))
+    found = fleet(
+        tmp_path, disturb=roughly(seed), seed_of_turns=seed, patience=Patience(deadline_s=1e4, secure_s=2e3)
+    )
     found.run(turns=20_000)
     assert_is(found, expected(found.aggregator.settings, range(4), position_of=positions_of(found)))
 
@@ -186,12 +198,18 @@ def test_a_round_whose_masks_cannot_be_taken_off_begins_anew(tmp_path):
 def positions_of(found):
     """Position of each device's task that counts, by number."""
     offers = [message for _, message in spoken(found.log, Offer)]
-    return {int(o.task_id.split("-")[3]): int(o.task_id.split("-")[4]) for o in offers if o.task_id.count("-") == 4}
+    return {
+        int(o.task_id.split("-")[3]): int(o.task_id.split("-")[4])
+        for o in offers
+        if o.task_id.count("-") == 4
+    }
 
 
 def test_too_many_failed_sums_end_the_job_with_a_word(tmp_path):
     patience = Patience(deadline_s=10.0, secure_s=5.0, gather_s=1.0, extensions_max=1)
-    found = fleet(tmp_path, range(4), patience=patience, disturb=lambda t, p: () if _is(p, MaskReveal) else (p,))
+    found = fleet(
+        tmp_path, range(4), patience=patience, disturb=lambda t, p: () if _is(p, MaskReveal) else (p,)
+    )
     with pytest.raises(TransportError, match="sums under masks failed; the same command resumes"):
         found.run()
 
@@ -304,7 +322,7 @@ def test_nothing_that_the_aggregator_holds_gives_a_single_update(tmp_path):
         content = {}
         for topic, chunk in spoken(found.log, Chunk):
             content.setdefault(topic, {})[chunk.sha256] = chunk.data
-        uploads = [d for d in content["fleetune/v1/job/device/device-2/up"].values()]
+        uploads = list(content["fleetune/v1/job/device/device-2/up"].values())
         payloads.append(uploads[-1])
         others.append(found.aggregator.version(1))
     assert len(set(others)) == 1
@@ -361,7 +379,9 @@ def test_no_device_is_ever_asked_for_both_kinds_of_share_of_another(tmp_path):
 
 def test_an_owner_who_allows_masked_training_alone_declines_the_rest(tmp_path):
     terms = Terms(least_batch=0, least_samples=0, secure_only=True)
-    assert_is(fleet(tmp_path, terms=terms).run(), expected(fleet(tmp_path / "x").aggregator.settings, range(4)))
+    assert_is(
+        fleet(tmp_path, terms=terms).run(), expected(fleet(tmp_path / "x").aggregator.settings, range(4))
+    )
     found = fleet(tmp_path / "grid", terms=terms, secure="grid")
     for _ in range(60):
         found.turn()

@@ -68,7 +68,7 @@ def test_shares_are_values_of_a_polynomial_worked_by_hand(monkeypatch):
 
 
 def test_the_modulus_is_the_largest_prime_below_2_to_257():
-    assert 2**257 - 93 == PRIME
+    assert PRIME == 2**257 - 93
     assert _is_prime(PRIME)
     assert not any(_is_prime(2**257 - less) for less in range(1, 93, 2))
 
@@ -261,7 +261,9 @@ def test_what_is_not_finite_is_not_packed(bad):
 
 def test_strange_tensors_are_not_packed_and_the_largest_float_is_cut():
     with pytest.raises(WireError, match=r"v: not in the reference; w: shape \[3\]"):
-        placed({"w": np.zeros(3, np.float32), "v": np.zeros(1, np.float32)}, REFERENCE, GRID, weight=1, seed=0)
+        placed(
+            {"w": np.zeros(3, np.float32), "v": np.zeros(1, np.float32)}, REFERENCE, GRID, weight=1, seed=0
+        )
     largest = {"w": np.full((2, 2), 3e38, np.float32)}
     assert placed(largest, REFERENCE, GRID, weight=15, seed=0).numbers[1:5].tolist() == [127 * 15] * 4
 

@@ -242,6 +242,8 @@ def test_the_largest_group_and_the_largest_shares_fit_into_a_message():
 
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_a_mask_key_of_another_length_is_refused(length):
-    fields = msgspec.msgpack.decode(wire.encode(wire.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY)))
+    fields = msgspec.msgpack.decode(
+        wire.encode(wire.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY))
+    )
     with pytest.raises(WireError, match="malformed"):
         wire.decode(msgspec.msgpack.encode(fields | {"mask_key": bytes(length)}))
