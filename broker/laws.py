@@ -14,6 +14,7 @@ from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import make_codec
 from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
+from fleetune.device_runtime.contracts.secure_sums.keys import need_cryptography
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import (
     CONSENSUS,
@@ -49,6 +50,8 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
     )
     check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
+    if settings.secure == MASKS:
+        need_cryptography()
     return settings
 
 

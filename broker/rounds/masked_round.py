@@ -7,6 +7,7 @@ Source: Bonawitz et al., arXiv 1611.04482, figure 4 (its rounds 0 to 4); Bell et
 with the acceptance of an offer, and what waits for whom how long, is ours.
 """
 
+import logging
 import secrets
 from collections.abc import Collection, Iterable, Iterator
 from math import inf
@@ -15,7 +16,7 @@ import msgspec
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action, Record, Tell
-from fleetune.broker.tasks import Note, Task
+from fleetune.broker.tasks import Note, Task, listed
 from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
 from fleetune.device_runtime.contracts.secure_sums.keys import Scope, digest_of_seed, public_of
 from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
@@ -33,6 +34,8 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
 )
 from fleetune.device_runtime.errors import WireError
+
+log = logging.getLogger(__name__)
 
 KEYS, SHARES, UPDATES, REVEALS = PHASES = ("keys", "shares", "updates", "reveals")
 MEMBERS, SHARERS, DELIVERED = DECIDED = ("members", "sharers", "delivered")
@@ -201,10 +204,12 @@ class MaskedRound:
         order = ready[: self._settings.clients]
         secrets.SystemRandom().shuffle(order)
         decided = self._record(MEMBERS, order)
+        log.info("round %d: masks are agreed on by %s", self._number, listed(sorted(order)))
         return [decided, *(self._tell_group(device) for device in self._members)]
 
     def _share(self, ready: list[str]) -> list[Action]:
         decided = self._record(SHARERS, ready)
+        log.info("round %d: masked are the updates of %s", self._number, listed(sorted(ready)))
         return [decided, *(self._tell_inbox(device) for device in sorted(self._sharers))]
 
     def _recoverable(self, ready: Iterable[str]) -> list[str]:

@@ -37,7 +37,7 @@ from fleetune.device_runtime.contracts.wire import (
     SumGrid,
     UpdateReady,
 )
-from fleetune.device_runtime.errors import ConfigError, WireError
+from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.terms.terms import Terms
 
 GRID = SumGrid(bits=16, weight_bits=10, summands=4, limit=0.01)
@@ -253,7 +253,10 @@ def test_a_group_in_which_it_would_not_be_hidden_is_refused(talk, caplog, change
 
 def test_a_mask_key_of_small_order_declines_the_task(talk):
     keys = talk.keys()
-    peers = [msgspec.structs.replace(talk.peers[0].told, mask_key=bytes(32)), *(p.told for p in talk.peers[1:])]
+    peers = [
+        msgspec.structs.replace(talk.peers[0].told, mask_key=bytes(32)),
+        *(p.told for p in talk.peers[1:]),
+    ]
     talk.say(talk.group(keys, peers=peers))
     (decline,) = talk.say(talk.inbox(keys), Decline, polls=12)
     assert "small order" in decline.reason
@@ -269,7 +272,12 @@ def test_another_group_than_the_first_is_refused(talk, caplog):
 
 @pytest.mark.parametrize(
     ("places", "said"),
-    [((0, 1, 1), "twice"), ((0, 1, 7), "not of this device's group"), ((0, 1, 3), "not of"), ((0,), "1 others")],
+    [
+        ((0, 1, 1), "twice"),
+        ((0, 1, 7), "not of this device's group"),
+        ((0, 1, 3), "not of"),
+        ((0,), "1 others"),
+    ],
 )
 def test_shares_that_cannot_be_are_refused(talk, caplog, places, said):
     keys = talk.keys()
@@ -341,7 +349,11 @@ def test_an_offer_of_a_newer_task_makes_other_keys(talk):
     talk.stage.poll(6)
     other = talk.stage.aggregator.heard(MaskKeys)[-1]
     assert other.task_id == "t-2"
-    assert not {keys.mask_key, keys.share_key, keys.seed_digest} & {other.mask_key, other.share_key, other.seed_digest}
+    assert not {keys.mask_key, keys.share_key, keys.seed_digest} & {
+        other.mask_key,
+        other.share_key,
+        other.seed_digest,
+    }
 
 
 @pytest.mark.parametrize("codec", ["masked", "grid"])
