@@ -74,7 +74,12 @@ def placed(
 def added(total: Whole, numbers: Whole, grid: SumGrid, *, sign: int = 1) -> None:
     """Add numbers to a total, or take them away, modulo the grid's power of two; in place."""
     (np.add if sign > 0 else np.subtract)(total, numbers, out=total)
-    np.bitwise_and(total, _below(grid), out=total)
+    reduced(total, grid)
+
+
+def reduced(numbers: Whole, grid: SumGrid) -> None:
+    """Reduce numbers modulo the grid's power of two, in place."""
+    np.bitwise_and(numbers, _below(grid), out=numbers)
 
 
 def mean_change(

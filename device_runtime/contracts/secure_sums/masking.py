@@ -10,9 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.contracts.secure_sums.graph import neighbours
-from fleetune.device_runtime.contracts.secure_sums.grid import Whole, added
+from fleetune.device_runtime.contracts.secure_sums.grid import Whole, reduced
 from fleetune.device_runtime.contracts.secure_sums.keys import Scope, own_stream, pair_stream
 from fleetune.device_runtime.contracts.wire import MaskPeer, SumGrid
+
+_PIECE = 2**15
+"""Numbers masked at a time: what a cache holds."""
 
 
 class Masker(NamedTuple):
@@ -44,29 +47,35 @@ class Unmasking(NamedTuple):
 
 def mask(numbers: Whole, masker: Masker, peers: Iterable[MaskPeer], grid: SumGrid) -> None:
     """Mask a device's numbers, in place; WireError for a peer's key that is none."""
-    added(numbers, _drawn(own_stream(masker.seed, masker.scope, masker.device_id), numbers.size), grid)
+    _add(numbers, own_stream(masker.seed, masker.scope, masker.device_id), 1)
     for peer in peers:
         pair = (masker.device_id, peer.device_id)
         stream = pair_stream(masker.secret, peer.mask_key, masker.scope, pair)
-        added(numbers, _drawn(stream, numbers.size), grid, sign=_sign(masker.place, peer.place))
+        _add(numbers, stream, _sign(masker.place, peer.place))
+    reduced(numbers, grid)
 
 
 def unmask(total: Whole, found: Unmasking, grid: SumGrid) -> None:
     """Take off a sum what masks are left in it, in place."""
     for place in found.delivered:
         stream = own_stream(found.seeds[place], found.scope, found.members[place].device_id)
-        added(total, _drawn(stream, total.size), grid, sign=-1)
+        _add(total, stream, -1)
     there = frozenset(found.delivered)
     for place, secret in found.secrets.items():
         for other in there.intersection(neighbours(place, len(found.members), found.degree)):
             pair = (found.members[place].device_id, found.members[other].device_id)
             stream = pair_stream(secret, found.members[other].mask_key, found.scope, pair)
-            added(total, _drawn(stream, total.size), grid, sign=-_sign(other, place))
+            _add(total, stream, -_sign(other, place))
+    reduced(total, grid)
 
 
 def _sign(mine: int, theirs: int) -> int:
     return 1 if mine < theirs else -1
 
 
-def _drawn(stream: Callable[[int], bytes], count: int) -> Whole:
-    return np.frombuffer(stream(8 * count), "<u8").astype(np.uint64, copy=False)
+def _add(numbers: Whole, stream: Callable[[int], bytes], sign: int) -> None:
+    """Add a stream, 8 bytes a number with the lowest first, modulo 2**64: reduced once, at the end, that is the same."""
+    add = np.add if sign > 0 else np.subtract
+    for start in range(0, numbers.size, _PIECE):
+        piece = numbers[start : start + _PIECE]
+        add(piece, np.frombuffer(stream(8 * piece.size), "<u8"), out=piece)
