@@ -1,8 +1,8 @@
 """What a sum under masks costs a device and the aggregator: bytes and CPU seconds, one in five dropping out after its shares.
 
-The device's own code (``agent.masking``) and the aggregator's (``rounds.masked_round``) say the messages of the wire to each other
-in one process. A device's seconds are the mean over all. Beside it the same updates in fp32, packed and
-added by FedAvg. The sum is compared with that of the bare numbers.
+The device's own code (``agent.masking``) and the aggregator's (``rounds.masked_round``) say the messages of the wire to each
+other in one process. A device's seconds are the mean over all. Beside it the same updates in fp32, packed and added by
+FedAvg. The sum is compared with that of the bare numbers.
 """
 
 import time

@@ -225,7 +225,10 @@ class Barrier:
             raise TransportError(
                 f"round {number}: {self._repeats} sums under masks failed; the same command resumes the job"
             )
-        log.warning("round %d: too few devices are left to take the masks off; it begins anew", number)
+        why = "too few devices are left to take the masks off"
+        if unfit := self.masks.unfit() if self.masks else []:
+            why = f"the shares of {listed(unfit)} do not fit their keys"
+        log.warning("round %d: %s; it begins anew", number, why)
         self.open_round = OpenRound(number, self._deadline(now), first=open_round.num_asked)
         self.roster.release()
         self._begin_masks(self.open_round, now)

@@ -9,18 +9,18 @@ with the acceptance of an offer, and what waits for whom how long, is ours.
 
 import logging
 import secrets
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from math import inf
 
 import msgspec
 
 from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action, Record, Tell
+from fleetune.broker.rounds.told_shares import SECRET, SEED, ToldShares
 from fleetune.broker.tasks import Note, Task, listed
 from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
-from fleetune.device_runtime.contracts.secure_sums.keys import Scope, digest_of_seed, public_of
+from fleetune.device_runtime.contracts.secure_sums.keys import Scope, key_problem
 from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
-from fleetune.device_runtime.contracts.secure_sums.shares import combine
 from fleetune.device_runtime.contracts.wire import (
     MaskAsk,
     MaskGroup,
@@ -33,7 +33,6 @@ from fleetune.device_runtime.contracts.wire import (
     MaskShares,
     encode,
 )
-from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,6 @@ MEMBERS, SHARERS, DELIVERED = DECIDED = ("members", "sharers", "delivered")
 ASK_AGAIN_S = 10.0
 """Who has not told its shares is asked again so often."""
 _KIND = {MaskKeys: "mask_keys", MaskShares: "mask_shares", MaskReveal: "mask_reveal"}
-_SEED, _SECRET = "seed", "secret"
 _NAMES = msgspec.msgpack.Decoder(list[str])
 
 
@@ -68,10 +66,9 @@ class MaskedRound:
         self._places: dict[str, int] = {}
         self._sealed: dict[str, dict[int, bytes]] = {}
         """What devices sealed, by the places of whom it is for."""
-        self._told: dict[tuple[str, int], dict[int, bytes]] = {}
-        """Shares by kind of secret and place of whose it is, by who holds them, numbered from 1."""
-        self._found: dict[tuple[str, str], bytes] = {}
-        """Secrets that were combined, by their kind and device."""
+        self._told = ToldShares()
+        self._wanted: list[tuple[str, str]] = []
+        """Secrets that take the masks off: their kind and device."""
 
     @property
     def phase(self) -> str:
@@ -105,7 +102,7 @@ class MaskedRound:
         if task is None or message.task_id != task.task_id or message.round != self._number:
             return f"masks of {message.task_id[:64]!r}: this device's task is another"
         if isinstance(message, MaskKeys):
-            return "" if self.phase == KEYS or message.device_id in self._keys else "the group is made"
+            return self._problem_of_keys(message)
         if message.group[:64] != self.group:
             return f"masks of group {message.group[:64]!r}; this is {self.group!r}"
         return self._problem_of_shares(message) if isinstance(message, MaskShares) else self._problem(message)
@@ -126,10 +123,7 @@ class MaskedRound:
         if isinstance(message, MaskShares):
             self._sealed[message.device_id] = {share.place: share.data for share in message.shares}
         if isinstance(message, MaskReveal):
-            holder = self._places[message.device_id] + 1
-            for kind, shares in ((_SEED, message.seeds), (_SECRET, message.secrets)):
-                for share in shares:
-                    self._told.setdefault((kind, share.place), {})[holder] = share.data
+            self._told.take(message, self._places[message.device_id])
 
     def retell(self, device_id: str) -> list[Action]:
         """What a device should know by now, to be told once more."""
@@ -172,20 +166,25 @@ class MaskedRound:
 
     def unmasking(self) -> Unmasking | None:
         """What takes the masks off the sum; None as long as shares are missing, or wrong."""
-        gone = [d for d in sorted(self._sharers - self._delivered) if self._is_masked_with(d)]
-        wanted = [(_SEED, device) for device in sorted(self._delivered)] + [
-            (_SECRET, device) for device in gone
-        ]
-        if not all(self._secret(kind, device) for kind, device in wanted):
-            return None
+        found: dict[str, dict[int, bytes]] = {SEED: {}, SECRET: {}}
+        for kind, device in self._wanted:
+            secret = self._secret(kind, device)
+            if not secret:
+                return None
+            found[kind][self._places[device]] = secret
         return Unmasking(
             scope=Scope(self._settings.job, self.group),
             members=tuple(self._peer(device) for device in self._members),
             degree=self._degree,
-            delivered=tuple(sorted(self._places[d] for d in self._delivered)),
-            seeds={self._places[d]: self._found[_SEED, d] for d in self._delivered},
-            secrets={self._places[d]: self._found[_SECRET, d] for d in gone},
+            delivered=tuple(sorted(found[SEED])),
+            seeds=found[SEED],
+            secrets=found[SECRET],
         )
+
+    def unfit(self) -> list[str]:
+        """Devices of whose secrets enough shares came, and do not fit: something in them, or in their keys, is wrong."""
+        enough = [(k, d) for k, d in self._wanted if self._told.count(k, self._places[d]) >= self._threshold]
+        return sorted({device for kind, device in enough if not self._secret(kind, device)})
 
     @property
     def due_at(self) -> float:
@@ -200,7 +199,7 @@ class MaskedRound:
         return is_enough and (is_all or self._now >= self._since + self._wait_s)
 
     def _make_group(self, ready: list[str]) -> list[Action]:
-        """Draw places for those whose keys are here; who draws them must not be told which by anybody."""
+        """Draw places for those whose keys are here; the order comes from the operating system."""
         order = ready[: self._settings.clients]
         secrets.SystemRandom().shuffle(order)
         decided = self._record(MEMBERS, order)
@@ -233,6 +232,8 @@ class MaskedRound:
                 self._sharers = frozenset(devices)
             case _:
                 self._delivered = frozenset(devices)
+                gone = [d for d in sorted(self._sharers - self._delivered) if self._is_masked_with(d)]
+                self._wanted = [*((SEED, d) for d in devices), *((SECRET, d) for d in gone)]
 
     def _said(self, kind: str) -> dict[str, MaskKeys] | dict[str, MaskShares] | dict[str, MaskReveal]:
         return {"mask_keys": self._keys, "mask_shares": self._shares, "mask_reveal": self._reveals}[kind]  # type: ignore[return-value]
@@ -301,6 +302,17 @@ class MaskedRound:
             "group": self.group,
         }
 
+    def _problem_of_keys(self, message: MaskKeys) -> str:
+        """Say what is wrong with keys: those with which nobody would mask must not reach the others."""
+        if message.device_id in self._keys:
+            return ""
+        if self.phase != KEYS:
+            return "the group is made"
+        told = {key for keys in self._keys.values() for key in (keys.mask_key, keys.share_key)}
+        if {message.mask_key, message.share_key} & told:
+            return "one of its keys is another device's"
+        return key_problem(message.mask_key) or key_problem(message.share_key)
+
     def _problem_of_shares(self, message: MaskShares) -> str:
         device = message.device_id
         if device in self._shares:
@@ -328,28 +340,7 @@ class MaskedRound:
         return ""
 
     def _secret(self, kind: str, device: str) -> bytes:
-        """A device's seed or key from the shares told so far; empty while they are too few or do not fit."""
-        if (kind, device) not in self._found and (secret := self._combined(kind, device)):
-            self._found[kind, device] = secret
-        return self._found.get((kind, device), b"")
-
-    def _combined(self, kind: str, device: str) -> bytes:
-        shares = self._told.get((kind, self._places[device]), {})
-        for holders in _choices(sorted(shares), self._threshold):
-            try:
-                secret = combine({holder: shares[holder] for holder in holders}, self._threshold)
-            except WireError:
-                continue
-            if self._fits(kind, device, secret):
-                return secret
-        return b""
-
-    def _fits(self, kind: str, device: str, secret: bytes) -> bool:
-        """Whether a secret is the one that a device told of when it gave its keys."""
-        keys = self._keys[device]
-        if kind == _SEED:
-            return digest_of_seed(secret) == keys.seed_digest
-        return public_of(secret) == keys.mask_key
+        return self._told.secret(kind, self._places[device], self._keys[device], self._threshold)
 
 
 def note_of(message: MaskMessage) -> Note:
@@ -360,11 +351,3 @@ def note_of(message: MaskMessage) -> Note:
 def _decoded(note: Note) -> MaskMessage:
     kinds = {kind: of for of, kind in _KIND.items()}
     return msgspec.msgpack.decode(note.content, type=kinds[note.kind])
-
-
-def _choices(holders: list[int], count: int) -> Iterator[list[int]]:
-    """``count`` holders, then as many without each one: if one has told something wrong, some of these are without it."""
-    if len(holders) >= count:
-        yield holders[:count]
-    for left_out in holders[:count] if len(holders) > count else ():
-        yield [holder for holder in holders if holder != left_out][:count]

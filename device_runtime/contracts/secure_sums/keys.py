@@ -100,6 +100,15 @@ def agree(secret: bytes, public: bytes) -> bytes:
         raise WireError("a public key of another length or of small order") from exc
 
 
+def key_problem(public: bytes) -> str:
+    """Say what is wrong with a public key; empty if others can agree with it."""
+    try:
+        agree(new_secret(), public)
+    except WireError as exc:
+        return str(exc)
+    return ""
+
+
 def _cipher(secret: bytes, public: bytes, scope: Scope, sender: str, receiver: str) -> Any:
     from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 

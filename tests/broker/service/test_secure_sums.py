@@ -406,3 +406,41 @@ def test_keys_are_told_again_until_there_is_a_group(tmp_path):
     found = fleet(tmp_path, disturb=disturb, patience=Patience(secure_s=300.0))
     assert_is(found.run(), expected(found.aggregator.settings, range(4)))
     assert len(lost) == 3
+
+
+@pytest.mark.parametrize("keys", ["small", "copied"])
+def test_a_device_whose_keys_are_none_is_left_out_and_stops_nobody(tmp_path, keys):
+    """A key of small order, or another device's, would have the others refuse the group."""
+
+    def disturb(topic, payload):
+        if "device-4/up" in topic and _is(payload, MaskKeys):
+            theirs = [message.mask_key for _, message in spoken(found.log[:-1], MaskKeys)]
+            key = bytes(32) if keys == "small" else theirs[0]
+            return (encode(msgspec.structs.replace(decode(payload), mask_key=key)),)
+        return (payload,)
+
+    found = fleet(tmp_path, range(5), disturb=disturb, seed_of_turns=3)
+    found.run()
+    assert_is(found, expected(found.aggregator.settings, range(4)))
+
+
+def test_whose_shares_do_not_fit_is_named(tmp_path, caplog):
+    def disturb(topic, payload):
+        if "device-1/up" in topic and _is(payload, MaskKeys):
+            return (encode(msgspec.structs.replace(decode(payload), seed_digest=bytes(32))),)
+        return (payload,)
+
+    found = fleet(
+        tmp_path, range(4), disturb=disturb, patience=msgspec.structs.replace(QUICK, extensions_max=0)
+    )
+    with pytest.raises(TransportError, match="sums under masks failed"):
+        found.run()
+    found = fleet(
+        tmp_path / "more",
+        range(4),
+        disturb=disturb,
+        patience=msgspec.structs.replace(QUICK, extensions_max=1),
+    )
+    with pytest.raises(TransportError, match="sums under masks failed"):
+        found.run()
+    assert "the shares of device-1 do not fit their keys; it begins anew" in caplog.text
