@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Collection, Iterable
 from math import inf
+from typing import Any
 
 import msgspec
 
@@ -31,8 +32,10 @@ from fleetune.device_runtime.contracts.wire import (
     MaskReveal,
     MaskShare,
     MaskShares,
+    decode,
     encode,
 )
+from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +207,7 @@ class MaskedRound:
         secrets.SystemRandom().shuffle(order)
         decided = self._record(MEMBERS, order)
         log.info("round %d: masks are agreed on by %s", self._number, listed(sorted(order)))
-        return [decided, *(self._tell_group(device) for device in self._members)]
+        return [decided, *(self._tell_group(device) for device in sorted(self._members))]
 
     def _share(self, ready: list[str]) -> list[Action]:
         decided = self._record(SHARERS, ready)
@@ -235,8 +238,13 @@ class MaskedRound:
                 gone = [d for d in sorted(self._sharers - self._delivered) if self._is_masked_with(d)]
                 self._wanted = [*((SEED, d) for d in devices), *((SECRET, d) for d in gone)]
 
-    def _said(self, kind: str) -> dict[str, MaskKeys] | dict[str, MaskShares] | dict[str, MaskReveal]:
-        return {"mask_keys": self._keys, "mask_shares": self._shares, "mask_reveal": self._reveals}[kind]  # type: ignore[return-value]
+    def _said(self, kind: str) -> dict[str, Any]:
+        said: dict[str, dict[str, Any]] = {
+            "mask_keys": self._keys,
+            "mask_shares": self._shares,
+            "mask_reveal": self._reveals,
+        }
+        return said[kind]
 
     @property
     def _degree(self) -> int:
@@ -294,7 +302,7 @@ class MaskedRound:
         )
         return Tell(device, message)
 
-    def _header(self, task: Task) -> dict[str, object]:
+    def _header(self, task: Task) -> dict[str, Any]:
         return {
             "job": self._settings.job,
             "task_id": task.task_id,
@@ -349,5 +357,7 @@ def note_of(message: MaskMessage) -> Note:
 
 
 def _decoded(note: Note) -> MaskMessage:
-    kinds = {kind: of for of, kind in _KIND.items()}
-    return msgspec.msgpack.decode(note.content, type=kinds[note.kind])
+    found = decode(note.content)
+    if not isinstance(found, MaskKeys | MaskShares | MaskReveal):
+        raise WireError(f"a note of masks holds a {type(found).__name__}")
+    return found
