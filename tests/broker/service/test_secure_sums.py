@@ -119,6 +119,15 @@ def test_few_neighbours_give_the_same_bits(tmp_path):
     assert {len(message.shares) for _, message in groups} == {4}
 
 
+def test_devices_that_start_from_replicas_move_the_version_as_far(tmp_path):
+    made = {}
+    for how in ("masks", "grid"):
+        found = fleet(tmp_path / how, secure=how, rounds=3, down_codec="int8").run()
+        made[how] = found.aggregator.version(3)
+        assert any(not message.is_exact for _, message in spoken(found.log, Offer))
+    assert made["masks"] == made["grid"]
+
+
 def test_a_simulation_s_store_does_as_well(tmp_path):
     found = fleet(tmp_path, in_memory=True).run()
     assert isinstance(found.aggregator.ledger, MemoryStore)
