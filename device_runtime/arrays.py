@@ -23,12 +23,18 @@ _DTYPES = {
     "F16": "<f2", "F32": "<f4", "F64": "<f8",
 }  # fmt: skip
 _BFLOAT16 = "BF16"
+PRIVATE = 0o600
+"""Mode of a file for its owner alone."""
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time."""
+    """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time.
+
+    ``mode`` is the file's, less the umask; with ``PRIVATE`` nobody else can read it at any moment.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
+        part.unlink(missing_ok=True)  # left by a kill, it has the mode that it was made with
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
@@ -37,10 +43,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     except OSError as exc:
         part.unlink(missing_ok=True)
         raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -53,9 +60,15 @@ def to_bytes(arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = N
     return save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}, metadata=metadata)
 
 
-def save_arrays(path: Path, arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
-    write_atomically(path, to_bytes(arrays, metadata=metadata))
+def save_arrays(
+    path: Path,
+    arrays: Mapping[str, Array],
+    *,
+    metadata: dict[str, str] | None = None,
+    mode: int = 0o666,
+) -> None:
+    """Write a safetensors file atomically; ``mode`` as of :func:`write_atomically`."""
+    write_atomically(path, to_bytes(arrays, metadata=metadata), mode=mode)
 
 
 def load_arrays(path: Path) -> Arrays:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from fleetune.device_runtime.arrays import write_atomically
+from fleetune.device_runtime.arrays import PRIVATE, write_atomically
 from fleetune.device_runtime.errors import ArtifactError, StateError
 
 T = TypeVar("T")
@@ -25,6 +25,16 @@ def give_usual_modes(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_file():
             path.chmod(0o666 & ~umask)
+
+
+def private_file(path: Path) -> None:
+    """Make a file that its owner alone can read, if it is not there; narrow the mode of one that is theirs."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    try:
+        if os.fstat(handle).st_uid == os.geteuid():
+            os.fchmod(handle, PRIVATE)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -82,8 +92,8 @@ class Files(Protocol):
     def read(self, name: str) -> bytes | None:
         """Content of a file, or None if there is none."""
 
-    def write(self, name: str, content: bytes, *, is_private: bool = False) -> None:
-        """Replace a file, whole; a private one is its owner's alone."""
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file, whole."""
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file, which is made if it is not there; a loss of power may leave a part of it."""
@@ -99,13 +109,13 @@ class Files(Protocol):
 
 
 class DiskFiles:
-    """Files in a folder."""
+    """Files in a folder, for their owner alone: what a device keeps, and what is kept of devices, may give data away."""
 
     def __init__(self, folder: Path) -> None:
         """Make the folder; StateError if it cannot be made."""
         self._folder = folder
         with self._writing():
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for left in folder.glob(".*.part"):
                 left.unlink()  # by a process that was killed while it wrote
 
@@ -120,17 +130,19 @@ class DiskFiles:
         with self._doing("read"):
             return path.read_bytes() if path.is_file() else None
 
-    def write(self, name: str, content: bytes, *, is_private: bool = False) -> None:
-        """Replace a file, whole and synced; a private one is its owner's alone."""
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file, whole and synced."""
         with self._writing():
-            write_atomically(self._folder / name, content, mode=0o600 if is_private else 0o666)
+            write_atomically(self._folder / name, content, mode=PRIVATE)
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file, synced."""
-        with self._writing(), (self._folder / name).open("ab") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._writing():
+            private_file(self._folder / name)
+            with (self._folder / name).open("ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
 
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
@@ -171,7 +183,7 @@ class MemoryFiles:
         """Content of a file, or None if there is none."""
         return self._files.get(name)
 
-    def write(self, name: str, content: bytes, *, is_private: bool = False) -> None:
+    def write(self, name: str, content: bytes) -> None:
         """Replace a file."""
         self._files[name] = content
 

@@ -291,7 +291,7 @@ class Masking:
     def _keep(self, state: _State) -> None:
         self._state = state
         content = msgspec.msgpack.encode(state)
-        self._files.write(FILE, sha256(content).digest() + content, is_private=True)
+        self._files.write(FILE, sha256(content).digest() + content)
 
     def _send(self, message: Message) -> None:
         send(self._home.link, self._home.identity.up, encode(message))
