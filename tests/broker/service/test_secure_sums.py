@@ -17,6 +17,7 @@ from fleetune.device_runtime.contracts.wire import (
     Decline,
     LocalWork,
     MaskAsk,
+    MaskGroup,
     MaskInbox,
     MaskKeys,
     MaskReveal,
@@ -417,20 +418,23 @@ def test_keys_are_told_again_until_there_is_a_group(tmp_path):
     assert len(lost) == 3
 
 
-@pytest.mark.parametrize("keys", ["small", "copied"])
-def test_a_device_whose_keys_are_none_is_left_out_and_stops_nobody(tmp_path, keys):
+@pytest.mark.parametrize("field", ["mask_key", "share_key"])
+@pytest.mark.parametrize("kind", ["small", "copied"])
+def test_a_device_whose_keys_are_none_is_left_out_and_stops_nobody(tmp_path, kind, field):
     """A key of small order, or another device's, would have the others refuse the group."""
 
     def disturb(topic, payload):
         if "device-4/up" in topic and _is(payload, MaskKeys):
             theirs = [message.mask_key for _, message in spoken(found.log[:-1], MaskKeys)]
-            key = bytes(32) if keys == "small" else theirs[0]
-            return (encode(msgspec.structs.replace(decode(payload), mask_key=key)),)
+            changes = {field: bytes(32) if kind == "small" else theirs[0]}
+            return (encode(msgspec.structs.replace(decode(payload), **changes)),)
         return (payload,)
 
     found = fleet(tmp_path, range(5), disturb=disturb, seed_of_turns=3)
     found.run()
     assert_is(found, expected(found.aggregator.settings, range(4)))
+    groups = [message for _, message in spoken(found.log, MaskGroup)]
+    assert {len(group.peers) for group in groups} == {3}
 
 
 def test_whose_shares_do_not_fit_is_named(tmp_path, caplog):
