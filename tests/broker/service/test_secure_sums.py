@@ -171,6 +171,19 @@ def test_two_of_ten_that_drop_out_after_their_shares_are_taken_out_of_the_sum(tm
     assert_is(found.run(), expected(found.aggregator.settings, range(8)))
 
 
+def test_a_fifth_of_forty_with_few_neighbours_may_drop_out(tmp_path):
+    numbers = range(40)
+    found = fleet(tmp_path, numbers, min_clients=30, secure_neighbours=20, in_memory=True)
+    found.run(until=at_phase(found, UPDATES))
+    for device in found.devices[32:]:
+        device.kill()
+    del found.devices[32:]
+    found.run()
+    names = sorted(f"device-{number}" for number in numbers)
+    position_of = {number: names.index(f"device-{number}") for number in numbers}
+    assert_is(found, expected(found.aggregator.settings, range(32), position_of=position_of))
+
+
 def test_a_device_that_declines_after_its_shares_is_taken_out_of_the_sum(tmp_path):
     found = fleet(tmp_path, range(5))
     found.run(until=at_phase(found, UPDATES))

@@ -1,11 +1,14 @@
 """The arithmetic of secure sums: shares, keys, the grid, masks. Hand-worked numbers, all subsets, published vectors."""
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import ROOT
 
 from fleetune.device_runtime.contracts.secure_sums import shares
 from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
@@ -177,6 +180,14 @@ def test_a_pair_has_one_stream_and_every_purpose_another():
         own_stream(agree(a, public_of(b)), SCOPE, "a")(64),
     ]
     assert len({mine, *others}) == 5
+
+
+def test_nobody_loads_the_library_before_there_is_a_mask():
+    code = (
+        "import sys, fleetune.device_runtime.agent.agent, fleetune.broker.service.service, fleetune.broker.laws\n"
+        "sys.exit('cryptography' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 # Graph
