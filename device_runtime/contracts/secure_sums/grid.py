@@ -88,7 +88,7 @@ def mean_change(
     """Return the weighted mean of what ``num_devices`` devices changed, float64 by tensor.
 
     Raises:
-        WireError: these devices cannot have such a sum: one of them has sent something else.
+        WireError: these devices cannot have such a sum: one of them has sent something else. A lie within the range is not seen.
     """
     most, weight = _levels(grid), int(total[-1])
     sums = _signed(total[:-1], grid)

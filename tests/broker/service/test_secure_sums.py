@@ -259,6 +259,23 @@ def test_garbage_from_one_device_is_told_and_moves_nothing(tmp_path, caplog):
     assert "round 1: its sum is left out, the version stays as it was: implausible sum" in caplog.text
 
 
+def test_one_device_that_lies_moves_the_mean_no_further_than_the_range(tmp_path):
+    """As docs/privacy.md has it: the range is all that binds it."""
+    found = fleet(tmp_path)
+    found.run(until=at_phase(found, UPDATES))
+    masking, grid = found.devices[2].agent._assignments.masking, found.aggregator.settings.grid
+    mask, total = masking.mask, sum(5 + number for number in range(4))
+
+    def lie(numbers, grid):
+        numbers[1] = 0.9 * total * 2 ** (grid.bits - 1)
+        mask(numbers, grid)
+
+    masking.mask = lie
+    found.run()
+    moved = parse_arrays(found.aggregator.version(1))["never_trained"] - 1
+    assert np.abs(moved).max() == pytest.approx(0.9 * grid.limit, rel=1e-3)
+
+
 # Kills
 
 
