@@ -41,8 +41,8 @@ def joined(parts: list[Pulls | None], weights: list[float]) -> Pulls | None:
 
 
 def _norms(gradient: Array) -> Doubles:
-    flat = gradient.reshape(len(gradient), -1)
-    return np.sqrt(np.einsum("bi,bi->b", flat, flat, dtype=np.float64))
+    flat = gradient.reshape(len(gradient), -1).astype(np.float64)
+    return np.asarray(np.linalg.norm(flat, axis=1))
 
 
 def _at_logits(logits: Array, labels: Array) -> Doubles:

@@ -70,7 +70,7 @@ def clip_by_norm(norm_max: float) -> Transform:
     return IDENTITY._replace(update=update) if norm_max else IDENTITY
 
 
-def clip_scale(updates: Arrays, norm_max: float) -> float:
+def clip_scale(updates: Mapping[str, Array], norm_max: float) -> float:
     """Tell what :func:`clip_by_norm` multiplies updates by."""
     norms = [np.linalg.norm(value.ravel()) for value in updates.values()]
     return min(1.0, norm_max / (float(np.linalg.norm(norms)) + 1e-6)) if norm_max else 1.0

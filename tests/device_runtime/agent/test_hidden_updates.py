@@ -36,22 +36,22 @@ def lines(stage):
 
 
 def test_noise_has_its_standard_deviation_in_every_tensor(tmp_path):
-    _, values = sent(Stage(tmp_path, terms=Terms()), work=work())
+    _, values = sent(Stage(tmp_path, terms=Terms(least_effective=0)), work=work())
     moved = change(values)
     assert values.keys() == first_adapter().keys()
     assert abs(moved.std() / (CLIP * NOISE) - 1) < 10 / math.sqrt(2 * moved.size) + 0.01
 
 
 def test_without_noise_the_change_is_bounded_at_every_owner_s(tmp_path):
-    for folder, terms in (("with", Terms()), ("without", None)):
+    for folder, terms in (("with", Terms(least_effective=0)), ("without", None)):
         update, values = sent(Stage(tmp_path / folder, terms=terms), work=work(noise=0.0))
         assert np.linalg.norm(change(values)) == pytest.approx(CLIP, rel=0.02)
     assert update.stats["loss"] > 0
 
 
 def test_a_bound_that_does_not_bind_leaves_every_bit(tmp_path):
-    _, bounded = sent(Stage(tmp_path / "a", terms=Terms()), work=work(noise=0.0, most_norm=1e6))
-    _, free = sent(Stage(tmp_path / "b", terms=Terms()), work=LocalWork(steps=STEPS, seed=1))
+    _, bounded = sent(Stage(tmp_path / "a", terms=Terms(least_effective=0)), work=work(noise=0.0, most_norm=1e6))
+    _, free = sent(Stage(tmp_path / "b", terms=Terms(least_effective=0)), work=LocalWork(steps=STEPS, seed=1))
     assert all(bounded[name].tobytes() == free[name].tobytes() for name in free)
 
 
@@ -73,10 +73,10 @@ def killed_after_packing(stage, monkeypatch):
 def test_a_device_that_dies_with_its_update_packed_sends_the_same_noise_and_records_it_once(
     tmp_path, monkeypatch
 ):
-    calm = Stage(tmp_path / "calm", terms=Terms())
+    calm = Stage(tmp_path / "calm", terms=Terms(least_effective=0))
     calm.device.files.write(NOISE_SECRET, b"s" * 32)
     expected, _ = sent(calm, work=work())
-    stage = Stage(tmp_path / "killed", terms=Terms())
+    stage = Stage(tmp_path / "killed", terms=Terms(least_effective=0))
     stage.device.files.write(NOISE_SECRET, b"s" * 32)
     stage.aggregator.offer(1, work=work())
     killed_after_packing(stage, monkeypatch)
@@ -88,7 +88,7 @@ def test_a_device_that_dies_with_its_update_packed_sends_the_same_noise_and_reco
 
 
 def test_what_was_refused_and_is_asked_for_again_has_the_same_noise(tmp_path):
-    stage = Stage(tmp_path, terms=Terms())
+    stage = Stage(tmp_path, terms=Terms(least_effective=0))
     update, first = sent(stage, work=work())
     stage.aggregator.verdict(update, accepted=False, reason="once more")
     stage.poll()
@@ -105,7 +105,7 @@ def test_any_other_update_has_other_noise(tmp_path, other):
     noises = []
     for name, key in (("a", b"s" * 32), ("b", secret)):
         number = 4 if (other, name) == ("data", "b") else 3
-        stage = Stage(tmp_path / name, terms=Terms(least_samples=0), workbench=workbench_of(number))
+        stage = Stage(tmp_path / name, terms=Terms(least_samples=0, least_effective=0), workbench=workbench_of(number))
         stage.device.files.write(NOISE_SECRET, key)
         at = 2 if (other, name) == ("round", "b") else 1
         noises.append(change(sent(stage, at, work=work(noise=1e3))[1]))
@@ -115,7 +115,7 @@ def test_any_other_update_has_other_noise(tmp_path, other):
 def test_the_secret_is_its_owner_s_alone_and_no_two_devices_have_one(tmp_path):
     found = []
     for name in ("a", "b"):
-        stage = Stage(tmp_path / name, terms=Terms())
+        stage = Stage(tmp_path / name, terms=Terms(least_effective=0))
         sent(stage, work=work())
         path = stage.device.folder / NOISE_SECRET
         found.append(path.read_bytes())
@@ -125,17 +125,17 @@ def test_the_secret_is_its_owner_s_alone_and_no_two_devices_have_one(tmp_path):
 
 
 def test_no_figure_comes_beside_noise(tmp_path):
-    update, _ = sent(Stage(tmp_path, terms=Terms()), work=work(histogram=True))
+    update, _ = sent(Stage(tmp_path, terms=Terms(least_effective=0)), work=work(histogram=True))
     assert (update.stats, update.histogram) == ({}, [])
 
 
 def test_an_owner_may_keep_figures_without_noise_too(tmp_path):
-    update, _ = sent(Stage(tmp_path, terms=Terms(tell_figures=False)), work=work(noise=0.0))
+    update, _ = sent(Stage(tmp_path, terms=Terms(least_effective=0, tell_figures=False)), work=work(noise=0.0))
     assert update.stats == {}
 
 
 def test_the_record_says_under_which_noise_it_left(tmp_path):
-    stage = Stage(tmp_path, terms=Terms())
+    stage = Stage(tmp_path, terms=Terms(least_effective=0))
     sent(stage, work=work())
     (line,) = lines(stage)
     assert (line.most_norm, line.noise) == (CLIP, NOISE)
@@ -155,7 +155,7 @@ def test_the_record_says_under_which_noise_it_left(tmp_path):
     ],
 )
 def test_less_noise_than_the_owner_asks_for_is_declined(tmp_path, asked, said):
-    stage = Stage(tmp_path, terms=Terms(least_noise=2.0))
+    stage = Stage(tmp_path, terms=Terms(least_effective=0, least_noise=2.0))
     stage.aggregator.offer(1, work=asked)
     stage.poll(STEPS + 4)
     (decline,) = stage.aggregator.heard(Decline)
@@ -164,7 +164,7 @@ def test_less_noise_than_the_owner_asks_for_is_declined(tmp_path, asked, said):
 
 
 def test_noise_beyond_all_measure_is_declined(tmp_path):
-    stage = Stage(tmp_path, terms=Terms())
+    stage = Stage(tmp_path, terms=Terms(least_effective=0))
     stage.aggregator.offer(1, work=work(noise=1e300, most_norm=1e300))
     stage.poll(STEPS + 4)
     assert stage.aggregator.heard(Decline)

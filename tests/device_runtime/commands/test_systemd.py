@@ -154,7 +154,7 @@ def test_a_device_tells_of_its_rounds(systemd, word_artifact, word_file, mosquit
         "rounds": 2,
         "clients": 1,
         "local_steps": 2,
-        "batch_size": 4,
+        "batch_size": 24,
         "seq_len": 8,
         "out": tmp_path / "run",
     }
