@@ -86,7 +86,7 @@ class Fleet:
     def device(self, name: str, **changes) -> None:
         options = {
             "data": str(self.data / f"{name}.npz"), "id": name, "state": str(self.root / name), "threads": 1,
-            "least_batch": 0,  # all rows train, as in one process
+            "least_batch": 0, "least_effective": 0,  # all rows train, as in one process
             **changes,
         }  # fmt: skip
         self._start(name, "device", options)

@@ -2,7 +2,7 @@ import msgspec
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Job, Patience, Settings, device_work, differences, settings_of
+from fleetune.broker.job import Job, Patience, Privacy, Settings, device_work, differences, settings_of
 from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
@@ -286,6 +286,30 @@ def test_what_masked_sums_cannot_have_is_told(changes, said):
     with pytest.raises(ConfigError) as caught:
         check_settings(job(**MASKED | changes), Patience(), num_layers=4)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("secure", ["masks", "grid"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("central", "bounds each update, and here the aggregator looks at none; leave it out"),
+        ("distributed", "these are rounded one by one; leave it out"),
+        ("local", "a sum on the grid by the weight of those that came; leave it out"),
+    ],
+)
+def test_sums_go_with_no_differential_privacy(secure, name, why):
+    privacy = Privacy(name=name, clip=1.0, noise=4.0)
+    with pytest.raises(ConfigError) as caught:
+        check_settings(job(**{**MASKED, "secure": secure, "dp": privacy}), Patience(), num_layers=4)
+    assert f"secure {secure!r}: dp {name!r} " in str(caught.value)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed", "krum", "multi-krum"])
+@pytest.mark.parametrize("secure", ["masks", "grid"])
+def test_sums_have_no_strategy_that_looks_at_single_updates(secure, strategy):
+    with pytest.raises(ConfigError, match=f"strategy '{strategy}' needs single updates"):
+        check_settings(job(**{**MASKED, "secure": secure, "strategy": strategy}), Patience(), num_layers=4)
 
 
 def test_a_masked_job_offers_a_codec_that_old_devices_do_not_know():

@@ -418,7 +418,7 @@ def test_no_device_is_ever_asked_for_both_kinds_of_share_of_another(tmp_path):
 
 
 def test_an_owner_who_allows_masked_training_alone_declines_the_rest(tmp_path):
-    terms = Terms(least_batch=0, least_samples=0, secure_only=True)
+    terms = Terms(least_batch=0, least_samples=0, least_effective=0, secure_only=True)
     assert_is(
         fleet(tmp_path, terms=terms).run(), expected(fleet(tmp_path / "x").aggregator.settings, range(4))
     )

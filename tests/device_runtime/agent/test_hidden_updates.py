@@ -50,7 +50,9 @@ def test_without_noise_the_change_is_bounded_at_every_owner_s(tmp_path):
 
 
 def test_a_bound_that_does_not_bind_leaves_every_bit(tmp_path):
-    _, bounded = sent(Stage(tmp_path / "a", terms=Terms(least_effective=0)), work=work(noise=0.0, most_norm=1e6))
+    _, bounded = sent(
+        Stage(tmp_path / "a", terms=Terms(least_effective=0)), work=work(noise=0.0, most_norm=1e6)
+    )
     _, free = sent(Stage(tmp_path / "b", terms=Terms(least_effective=0)), work=LocalWork(steps=STEPS, seed=1))
     assert all(bounded[name].tobytes() == free[name].tobytes() for name in free)
 
@@ -105,7 +107,9 @@ def test_any_other_update_has_other_noise(tmp_path, other):
     noises = []
     for name, key in (("a", b"s" * 32), ("b", secret)):
         number = 4 if (other, name) == ("data", "b") else 3
-        stage = Stage(tmp_path / name, terms=Terms(least_samples=0, least_effective=0), workbench=workbench_of(number))
+        stage = Stage(
+            tmp_path / name, terms=Terms(least_samples=0, least_effective=0), workbench=workbench_of(number)
+        )
         stage.device.files.write(NOISE_SECRET, key)
         at = 2 if (other, name) == ("round", "b") else 1
         noises.append(change(sent(stage, at, work=work(noise=1e3))[1]))
@@ -130,7 +134,9 @@ def test_no_figure_comes_beside_noise(tmp_path):
 
 
 def test_an_owner_may_keep_figures_without_noise_too(tmp_path):
-    update, _ = sent(Stage(tmp_path, terms=Terms(least_effective=0, tell_figures=False)), work=work(noise=0.0))
+    update, _ = sent(
+        Stage(tmp_path, terms=Terms(least_effective=0, tell_figures=False)), work=work(noise=0.0)
+    )
     assert update.stats == {}
 
 

@@ -1,5 +1,6 @@
 """What a device does with its masks: keys, shares and answers, spoken to by hand; what it refuses, also after a kill."""
 
+import math
 import stat
 import sys
 
@@ -7,9 +8,16 @@ import msgspec
 import numpy as np
 import pytest
 from fleet import first_adapter, points_of, workbench_of
+from signed import SignedStage
 from stage import NAME, Stage, locally
 
-from fleetune.device_runtime.contracts.secure_sums.grid import added, placed, read_numbers, weight_of
+from fleetune.device_runtime.contracts.secure_sums.grid import (
+    added,
+    mean_change,
+    placed,
+    read_numbers,
+    weight_of,
+)
 from fleetune.device_runtime.contracts.secure_sums.keys import (
     Scope,
     digest_of_seed,
@@ -377,9 +385,59 @@ def test_numbers_that_are_not_finite_decline_the_task(tmp_path):
 
 
 def test_what_left_says_that_it_was_masked_and_a_tensor_that_stays_is_a_zero(tmp_path):
-    talk = Talk(tmp_path, terms=Terms(least_samples=0, least_batch=0, must_stay="w"))
+    talk = Talk(tmp_path, terms=Terms(least_samples=0, least_batch=0, least_effective=0, must_stay="w"))
     talk.to_update()
     assert b'"kind":"masked update"' in (tmp_path / NAME / "left.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("terms", [None, Terms(least_effective=0)])
+def test_noise_that_is_asked_for_is_added_before_the_grid(tmp_path, terms):
+    clip, noise = 0.001, 3.0
+    stage, grid = Stage(tmp_path, terms=terms), msgspec.structs.replace(GRID, limit=0.05, weight_bits=0)
+    work = msgspec.structs.replace(WORK, codec="grid", most_norm=clip, noise=noise)
+    update = stage.trained(1, work=work, grid=grid)
+    moved = mean_change(
+        read_numbers(stage.pull(update), first_adapter(), grid), first_adapter(), grid, num_devices=1
+    )
+    flat = np.concatenate([change.ravel() for change in moved.values()])
+    assert abs(flat.std() / (clip * noise) - 1) < 10 / math.sqrt(2 * flat.size) + 0.01
+    assert update.stats == {}
+
+
+def test_few_samples_in_effect_decline_the_task_before_it_waits_for_masks(tmp_path):
+    def few(training):
+        training.effective_samples = 3.5
+        return training
+
+    talk = Talk(tmp_path, terms=Terms(least_effective=4), workbench=workbench_of(3, wrap=few))
+    (decline,) = [message for message in talk.offer() if isinstance(message, Decline)]
+    assert "least_effective: 3 asked for, 4 at least" in decline.reason
+
+
+def test_of_a_trusted_key_a_question_that_is_said_again_gets_no_second_answer(tmp_path, caplog):
+    talk = Talk(tmp_path)
+    talk.stage = SignedStage(tmp_path / "signed")
+    talk.to_update()
+    aggregator = talk.stage.aggregator
+    (reveal,) = talk.say(ask((0, 1, 3), (2,)), MaskReveal)
+    topic, question = aggregator.said[-1]
+    talk.stage.stranger.say(ask((0, 1, 2, 3)))
+    talk.stage.poll(3)
+    aggregator.status()
+    aggregator.say(ask((0, 1, 2, 3)))
+    talk.stage.poll(3)
+    aggregator.again(topic, question)
+    talk.stage.poll(3)
+    assert aggregator.heard(MaskReveal) == []
+    assert "MaskAsk is not signed" in caplog.text
+    assert "it asks for other shares than before" in caplog.text
+    assert "is older than message" in caplog.text
+    talk.restart()
+    aggregator.again(topic, question)
+    talk.stage.poll(3)
+    assert all(again == reveal for again in aggregator.heard(MaskReveal)), (
+        "after a kill the very same at most"
+    )
 
 
 def test_without_the_package_the_word_says_what_to_install(talk, monkeypatch):
