@@ -14,11 +14,15 @@ from fleetune.device_runtime.contracts.wire import (
     COUNT_MAX,
     FIGURE_MAX,
     FULL,
+    GRID,
     HEAD_STARTS,
+    MASKED,
+    NEIGHBOURS_MAX,
     SECONDS_MAX,
     WHOLE,
     LocalWork,
     PolicySpec,
+    SumGrid,
     check_name,
 )
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
@@ -27,6 +31,8 @@ from fleetune.device_runtime.options import Option, values_of
 
 FIXED, AUTO = "fixed", "auto"
 """Configurators: all devices as the job says, and the one that chooses each device's policy; as a policy, short for that one."""
+PLAIN, ON_GRID, MASKS = SECURES = ("no", "grid", "masks")
+"""How much an aggregator learns of one update: all; all, rounded to the grid; nothing but the sum of all of them."""
 HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
 MASK_SHARE = 0.1
@@ -98,6 +104,11 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.name == LOCAL:
             return self.noise
         return self.noise / math.sqrt(max(1, min_clients)) if self.name == DISTRIBUTED else 0.0
+
+
+_NO_GRID = SumGrid()
+_CODECS = {ON_GRID: GRID, MASKS: MASKED}
+"""Of a job's updates that are summed."""
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -225,6 +236,41 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = 3
     dp: Privacy = Privacy()
+    secure: Annotated[
+        str,
+        Option(
+            "masks: the aggregator learns the sum of a round's updates and none of them; grid: the same numbers without masks",
+            choices=SECURES,
+        ),
+    ] = PLAIN
+    secure_bits: Annotated[int, Option("secure: bits of an element's change", at_least=2, at_most=24)] = 16
+    secure_range: Annotated[
+        float, Option("secure: largest change of an element; a larger one is cut", above=0, at_most=1e6)
+    ] = 1.0
+    secure_weight_bits: Annotated[
+        int,
+        Option(
+            "secure: bits of a device's samples as its weight, more count as the most; 0: all devices count the same",
+            at_least=0,
+            at_most=20,
+        ),
+    ] = 10
+    secure_threshold: Annotated[
+        float,
+        Option(
+            "secure masks: share of a device and its neighbours that can take its mask off, more than half",
+            above=0.5,
+            at_most=1,
+        ),
+    ] = 0.6
+    secure_neighbours: Annotated[
+        int,
+        Option(
+            "secure masks: devices that each one masks with; 0 for 128, or all where they are fewer",
+            at_least=0,
+            at_most=NEIGHBOURS_MAX,
+        ),
+    ] = 0
 
 
 class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -250,9 +296,21 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return int(self.head_start == "class-mean")
 
     @property
+    def grid(self) -> SumGrid:
+        """What updates are whole numbers on; blank if they are none."""
+        if self.secure == PLAIN:
+            return _NO_GRID
+        return SumGrid(
+            bits=self.secure_bits,
+            weight_bits=self.secure_weight_bits,
+            summands=self.clients,
+            limit=self.secure_range,
+        )
+
+    @property
     def is_lossy_up(self) -> bool:
         """Whether updates lose bits on their way, or may: a traffic planner chooses."""
-        return self.traffic != FIXED or self.work.codec not in EXACT
+        return self.secure != PLAIN or self.traffic != FIXED or self.work.codec not in EXACT
 
     @property
     def is_lossy(self) -> bool:
@@ -278,6 +336,14 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float,
         Option("seconds to wait for the next report after the last round; 0 for ever", at_least=0),
     ] = 600.0
+    secure_s: Annotated[
+        float,
+        Option(
+            "secure masks: seconds to wait for keys, and for shares, of who is slow",
+            above=0,
+            at_most=SECONDS_MAX,
+        ),
+    ] = 60.0
     extensions_max: Annotated[
         int, Option("extensions of one round before the aggregator stops", at_least=0)
     ] = 10
@@ -395,8 +461,10 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     trained = round_number - settings.head_rounds
     seed = device_seed(settings.seed, round_number=trained, position=position)
     shared = settings.seed if settings.work.rows else 0
+    codec = _CODECS.get(settings.secure, settings.work.codec)
     return msgspec.structs.replace(
         settings.work,
+        codec=codec,
         seed=seed,
         rounds_before=trained - 1,
         rows_seed=shared,

@@ -3,7 +3,21 @@
 from collections.abc import Collection, Iterator
 from math import prod
 
-from fleetune.broker.job import AUTO, FIXED, MASK_SHARE, PRIVACIES, Job, Patience, Settings, settings_of
+from fleetune.broker.job import (
+    AUTO,
+    CENTRAL,
+    DISTRIBUTED,
+    FIXED,
+    LOCAL,
+    MASK_SHARE,
+    MASKS,
+    PLAIN,
+    PRIVACIES,
+    Job,
+    Patience,
+    Settings,
+    settings_of,
+)
 from fleetune.broker.methods.accounting import epsilon_of, rounds_within
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.private_mean import OF_MEANS
@@ -16,6 +30,8 @@ from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
 from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
+from fleetune.device_runtime.contracts.secure_sums.keys import need_cryptography
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.wire import (
     CONSENSUS,
@@ -54,6 +70,8 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
     )
     check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
+    if settings.secure == MASKS:
+        need_cryptography()
     return settings
 
 
@@ -103,6 +121,7 @@ def _problems(settings: Settings, num_layers: int, learning: int | None) -> Iter
         yield from _configurator_problems(settings)
         yield from _traffic_problems(settings)
         yield from _privacy_problems(settings, packing)
+        yield from _secure_problems(settings)
     of_work = works.work_problems(work, num_layers, learning=learning)
     yield from (said for said in of_work if said not in found)
 
@@ -234,3 +253,57 @@ def _uncovered_here(settings: Settings, packing: Packing) -> Iterator[str]:
         yield f"codec {work.codec!r} may ask for one update twice, with other noise; another codec"
     if packing.codec not in (FULL, WHOLE, *EXACT):
         yield f"down_codec {packing.codec!r} may ask for one update twice, with other noise; {choices((FULL, WHOLE, *EXACT))}"
+
+
+_OF_SUMS = ("fedavg", "fedavgm")
+"""Strategies that need nothing of a round but its weighted sum."""
+_NOT_SUMMED = {
+    CENTRAL: "bounds each update, and here the aggregator looks at none",
+    DISTRIBUTED: "counts on the noise of a sum of exact updates; these are rounded one by one",
+    LOCAL: "divides by clients, a sum on the grid by the weight of those that came",
+}
+"""What kinds of differential privacy need that a sum on the grid does not give."""
+_FEWEST = 3
+"""Devices of a masked sum: of two, each could take its own update from it."""
+
+
+def _secure_problems(settings: Settings) -> Iterator[str]:
+    """What a job whose updates are only summed has against settings that need single ones, or other numbers."""
+    if settings.secure == PLAIN:
+        usual = Job(job="", rounds=1, clients=1)
+        given = [
+            n for n in usual.__struct_fields__ if n.startswith("secure_") and _differs(n, settings, usual)
+        ]
+        yield from (f"{name}: of a job with secure 'masks' or 'grid'" for name in given)
+        return
+    named, work = f"secure {settings.secure!r}", settings.work
+    if settings.strategy not in _OF_SUMS:
+        yield f"{named}: strategy {settings.strategy!r} needs single updates; {choices(_OF_SUMS)}"
+    for name in ("configurator", "traffic"):
+        if getattr(settings, name) != FIXED:
+            yield f"{named}: {name} {getattr(settings, name)!r} goes by single devices; leave it out"
+    if settings.dp.is_on:
+        yield f"{named}: dp {settings.dp.name!r} {_NOT_SUMMED[settings.dp.name]}; leave it out"
+    if settings.head_start != "none":
+        yield f"{named}: head_start {settings.head_start!r} sends each device's class sums; leave it out"
+    if work.codec != "fp32" or work.codec_ratio or work.codec_bits:
+        yield f"{named}: codec {work.codec!r}; its updates are packed in secure_bits alone"
+    parts = ("mask", "personal", "rank", "rows", "histogram", "held_out")
+    if found := [name for name in parts if getattr(work, name)]:
+        yield f"{named}: leave {' and '.join(found)} out"
+    if settings.secure == MASKS and settings.min_clients < _FEWEST:
+        yield f"{named}: min_clients {settings.min_clients}; a sum hides an update among {_FEWEST} or more"
+    if settings.secure_neighbours in (1, 2):
+        yield f"{named}: secure_neighbours {settings.secure_neighbours}; 0, or 3 and more"
+    yield from _grid_problems(settings)
+
+
+def _grid_problems(settings: Settings) -> Iterator[str]:
+    try:
+        modulus_bits(settings.grid)
+    except ConfigError as exc:
+        yield str(exc)
+
+
+def _differs(name: str, settings: Settings, usual: Job) -> bool:
+    return bool(getattr(settings, name) != getattr(usual, name))

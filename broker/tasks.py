@@ -110,6 +110,15 @@ class Task(NamedTuple):
     """Of a traffic planner that chooses."""
 
 
+class Note(NamedTuple):
+    """Something that a round under masks goes by, kept until the round is closed."""
+
+    kind: str
+    device_id: str
+    """Whose it is; empty for a decision."""
+    content: bytes
+
+
 class Outcome(NamedTuple):
     """What came of a task: what a configurator learns from."""
 

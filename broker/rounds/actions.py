@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Note, Task
+from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
+from fleetune.device_runtime.contracts.wire import Message
 
 
 class Enrol(NamedTuple):
@@ -26,6 +28,30 @@ class Close(NamedTuple):
     devices: tuple[str, ...]
     lost: tuple[str, ...] = ()
     """Devices that still owe their updates at the deadline."""
+    unmasking: Unmasking | None = None
+    """What takes the masks off their sum, where there are any."""
+
+
+class Record(NamedTuple):
+    """Keep a decision about the masks of a round."""
+
+    round: int
+    note: Note
+
+
+class Tell(NamedTuple):
+    """Send a device a message."""
+
+    device_id: str
+    message: Message
+
+
+class Repeat(NamedTuple):
+    """Give up what a round has so far: its updates are in no version, and its devices are asked anew."""
+
+    round: int
+    first: int
+    """Position of the first task that counts."""
 
 
 class Dismiss(NamedTuple):
@@ -43,4 +69,4 @@ class Finish(NamedTuple):
     devices: tuple[str, ...]
 
 
-Action = Enrol | Assign | Close | Dismiss | Finish
+Action = Enrol | Assign | Close | Dismiss | Finish | Record | Tell | Repeat

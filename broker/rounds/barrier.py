@@ -8,22 +8,24 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from math import inf
 
-from fleetune.broker.job import Patience, Settings, device_work
+from fleetune.broker.job import MASKS, Patience, Settings, device_work
 from fleetune.broker.methods.accounting import rounds_within
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.methods.traffic import TRAFFIC, laid_over
-from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
+from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol, Repeat
 from fleetune.broker.rounds.admission import identity
 from fleetune.broker.rounds.budget import Budget
+from fleetune.broker.rounds.masked_round import REVEALS, SHARES, UPDATES, MaskedRound, note_of
 from fleetune.broker.rounds.open_round import OpenRound, Standing
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.store import Past, accepted_outcome
-from fleetune.broker.tasks import NOTHING, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Note, Noted, Outcome, Task, listed
 from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
 from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
     LocalWork,
+    MaskMessage,
     UpdateReady,
     default_task_id,
 )
@@ -56,8 +58,8 @@ class Barrier:
         self.since = self._began = now
         """When the last round was closed, or this began."""
         self.roster = Roster(SELECTIONS[settings.selection])
-        self.quarantine = Quarantine(settings.strikes, past.marks)
-        """Who is not asked for a while."""
+        self.quarantine = Quarantine(settings.strikes if settings.secure != MASKS else 0, past.marks)
+        """Who is not asked for a while; under masks nobody is left out, and nobody excused."""
         self._settings, self._patience, self._gathered = settings, patience, False
         self._configurator = CONFIGURATORS[settings.configurator]()
         self._seen: set[str] = set()
@@ -70,6 +72,9 @@ class Barrier:
         """Why no further round begins, though there were more to come; empty as long as they may."""
         for outcome in outcomes:
             self._learn(outcome)
+        self.masks: MaskedRound | None = None
+        """Those of the open round, if its updates are masked."""
+        self._repeats = 0
         self.open_round = self._restored(past, now) if past.tasks and not self.is_done else None
         """The round that is open, if one is."""
 
@@ -117,9 +122,32 @@ class Barrier:
             self.roster.bar(device_id, _SPENT)
         is_asked = self.open_round and device_id in self.open_round.tasks.keys() - self.open_round.again
         self.roster.arrive(device_id, is_asked=bool(is_asked))
+        again: list[Action] = self.masks.retell(device_id) if self.masks else []
         if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
-            return [*self._offers(self.open_round, (device_id,), now)]
-        return []
+            return [*self._offers(self.open_round, (device_id,), now), *again]
+        return again
+
+    def mask_refusal(self, message: MaskMessage) -> str:
+        """Say why a device's message about masks cannot be taken; empty if it can, or was before."""
+        return self.masks.refusal(message) if self.masks else "no update is masked now"
+
+    def mask_note(self, message: MaskMessage) -> Note | None:
+        """What is to be kept of a message that is not refused; None if it is known already."""
+        return note_of(message) if self.masks and self.masks.is_new(message) else None
+
+    def masked(self, device_id: str, note: Note | None, now: float) -> list[Action]:
+        """A device said something about masks, and what is new of it is durable; nothing new: tell it what it lacks."""
+        if self.masks and note:
+            self.masks.take(note, now)
+        return self.masks.retell(device_id) if self.masks and not note else []
+
+    def update_refusal(self, update: UpdateReady) -> str:
+        """Say why an update cannot be in a sum under masks; empty if it can, or there are none."""
+        if self.masks is None or self.task_of(update) is None:
+            return ""
+        if self.masks.phase != UPDATES:
+            return "its round takes no masked updates now"
+        return "" if self.masks.takes_part(update.device_id) else "it is not of those who mask together"
 
     def accepted(self, update: UpdateReady, noted: Noted = NOTHING) -> None:
         """An update is good, and durable, with what was noted of it."""
@@ -152,6 +180,7 @@ class Barrier:
         actions: list[Action] = []
         if self.open_round:
             actions += self._ask_more(self.open_round, now)
+            actions += self._mask(self.open_round, now)
             actions += self._close_if_complete(self.open_round, now)
         if not self.open_round and not self.is_done:
             self._mind_budget(now)
@@ -176,7 +205,7 @@ class Barrier:
         if self._is_deserted:
             return -inf
         if self.open_round:
-            return self.open_round.deadline
+            return min(self.open_round.deadline, self.masks.due_at if self.masks else inf)
         number, least = self.closed + 1, self._settings.min_clients
         is_enough = not self._gathered and self.num_fit(number) >= least - self._num_excused(number, least)
         if self._budget_runs_out and not self.is_done:
@@ -207,14 +236,65 @@ class Barrier:
         return self._patience.gather_s or inf
 
     def _restored(self, past: Past, now: float) -> OpenRound:
-        restored = OpenRound(past.tasks[0].round, self._deadline(now))
-        for task in past.tasks:
+        restored = OpenRound(past.tasks[0].round, self._deadline(now), first=past.first)
+        counting = [task for task in past.tasks if task.position >= past.first]
+        for task in counting:
             restored.add([task])
             if task.task_id in past.accepted:
                 restored.stand(task.device_id, Standing.ACCEPTED)
             elif task.task_id in past.declined:
                 self._put_aside(restored, task)
+        self._begin_masks(restored, now)
+        if self.masks:
+            self.masks.ask(restored.tasks.values())
+            for note in past.notes:
+                self.masks.take(note, now)
+            self._leave_out_slow(restored, self.masks)
         return restored
+
+    def _begin_masks(self, open_round: OpenRound, now: float) -> None:
+        settings, number = self._settings, open_round.number
+        if settings.secure == MASKS:
+            self.masks = MaskedRound(settings, self._patience, number=number, first=open_round.first, now=now)
+
+    def _mask(self, open_round: OpenRound, now: float) -> list[Action]:
+        """Go on with the masks of the open round; if too few can have any, begin it anew."""
+        if self.masks is None:
+            return []
+        actions = self.masks.advance(open_round.of(Standing.PENDING), now)
+        self._leave_out_slow(open_round, self.masks)
+        return [*actions, *(self._repeat(open_round, now) if self._is_hopeless(open_round) else ())]
+
+    def _leave_out_slow(self, open_round: OpenRound, masks: MaskedRound) -> None:
+        if slow := [device for device in open_round.of(Standing.PENDING) if masks.lost(device)]:
+            log.warning("round %d: goes on without %s", open_round.number, listed(slow))
+        for device in slow:
+            open_round.stand(device, Standing.REFUSED)
+
+    def _is_hopeless(self, open_round: OpenRound) -> bool:
+        masks, wanted = self.masks, self._settings.min_clients
+        left = open_round.count(Standing.PENDING) + open_round.count(Standing.ACCEPTED)
+        return masks is not None and masks.phase in (SHARES, UPDATES) and left < wanted
+
+    def _repeat(self, open_round: OpenRound, now: float) -> list[Action]:
+        """Give the attempt up: masks that were told of are never used again, so everyone trains and masks anew.
+
+        Raises:
+            TransportError: that was done too often.
+        """
+        number, self._repeats = open_round.number, self._repeats + 1
+        if self._repeats > self._patience.extensions_max:
+            raise TransportError(
+                f"round {number}: {self._repeats} sums under masks failed; the same command resumes the job"
+            )
+        why = "too few devices are left to take the masks off"
+        if unfit := self.masks.unfit() if self.masks else []:
+            why = f"the shares of {listed(unfit)} do not fit their keys"
+        log.warning("round %d: %s; it begins anew", number, why)
+        self.open_round = OpenRound(number, self._deadline(now), first=open_round.num_asked)
+        self.roster.release()
+        self._begin_masks(self.open_round, now)
+        return [Repeat(number, self.open_round.first), *self._ask(self.open_round, now)]
 
     def _put_aside(self, open_round: OpenRound, task: Task) -> None:
         """Go on without a task that was declined; its device may be asked for another, or for nothing any more."""
@@ -254,8 +334,10 @@ class Barrier:
     def _num_excused(self, number: int, wanted: int, *, with_refused: bool = False) -> int:
         """How many of the devices that a round wants it goes without, as they are here and not fit: always fewer than half.
 
-        Nobody is excused as long as there are enough others.
+        Nobody is excused as long as there are enough others, and nobody under masks: a sum of fewer hides less.
         """
+        if self._settings.secure == MASKS:
+            return 0
         unfit = self._left_out(number)
         if with_refused:
             unfit |= {
@@ -275,11 +357,15 @@ class Barrier:
             return []
         self._gathered = True
         self.open_round = OpenRound(self.closed + 1, self._deadline(now))
+        self._begin_masks(self.open_round, now)
         return self._ask(self.open_round, now)
 
     def _ask_more(self, open_round: OpenRound, now: float) -> list[Action]:
         if self._is_of_head(open_round):
             return self._ask(open_round, now)
+        if self.masks:
+            is_short = open_round.count(Standing.PENDING) < self._settings.min_clients
+            return self._ask(open_round, now) if is_short and self.masks.is_taking_devices else []
         enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
         return [] if enough or open_round.count(Standing.PENDING) else self._ask(open_round, now)
 
@@ -288,10 +374,12 @@ class Barrier:
         lacking = self._settings.clients - open_round.count(Standing.ACCEPTED)
         if self._is_of_head(open_round):
             lacking = len(self.roster)
+        elif self.masks:
+            lacking -= open_round.count(Standing.PENDING)
         draw = seeded(self._settings.seed, round_number=open_round.number, asked=open_round.num_asked)
         tasks: list[Task] = []
         is_left_out = partial(self.quarantine.holds, number=open_round.number)
-        for device in self.roster.take(lacking, draw, is_left_out=is_left_out):
+        for device in self.roster.take(max(lacking, 0), draw, is_left_out=is_left_out):
             position = open_round.num_asked + len(tasks)
             choice = self._choice(open_round.number, position, device)
             if choice.work is None:
@@ -304,6 +392,8 @@ class Barrier:
         open_round.add(tasks)
         for task in tasks:
             self._budget.take(task.device_id)
+        if self.masks:
+            self.masks.ask(tasks)
         return [Enrol(tuple(tasks)), *self._offers(open_round, [task.device_id for task in tasks], now)]
 
     def _choice(self, number: int, position: int, device: str) -> Choice:
@@ -322,7 +412,7 @@ class Barrier:
         number = open_round.number
         identity = default_task_id("train", number, device)
         return Task(
-            task_id=f"{identity}-{position}" if device in open_round.tasks else identity,
+            task_id=f"{identity}-{position}" if open_round.first or device in open_round.tasks else identity,
             device_id=device,
             role="train",
             round=number,
@@ -348,23 +438,43 @@ class Barrier:
         least = self._settings.min_clients
         least -= self._num_excused(open_round.number, least)
         is_enough = open_round.count(Standing.ACCEPTED) >= least
-        is_complete = is_enough and not open_round.count(Standing.PENDING)
+        is_late = self.masks is not None and self.masks.phase == REVEALS
+        is_complete = is_enough and (is_late or not open_round.count(Standing.PENDING))
         return self._close(open_round, now) if is_complete else []
 
     def _close(self, open_round: OpenRound, now: float) -> list[Action]:
-        self.open_round = None
+        """Close a round; one under masks first asks for the shares that take them off."""
+        unmasking = None
+        if self.masks:
+            if self.masks.phase == UPDATES:
+                return self._ask_for_shares(open_round, self.masks, now)
+            if (unmasking := self.masks.unmasking()) is None:
+                return []
+        self.open_round, self.masks, self._repeats = None, None, 0
         self.closed, self.version, self.since = open_round.number, self.version + 1, now
         self.roster.release()
         made, lost = (tuple(sorted(open_round.of(s))) for s in (Standing.ACCEPTED, Standing.PENDING))
-        return [Close(self.closed, self.version, made, lost)]
+        return [Close(self.closed, self.version, made, lost, unmasking)]
+
+    def _ask_for_shares(self, open_round: OpenRound, masks: MaskedRound, now: float) -> list[Action]:
+        """Take no more updates under masks; where those that came cannot be unmasked, begin anew."""
+        delivered = open_round.of(Standing.ACCEPTED)
+        if not masks.can_unmask(delivered):
+            return self._repeat(open_round, now)
+        open_round.deadline = self._deadline(now)
+        log.info("round %d: asking %s for shares of masks", open_round.number, listed(delivered))
+        return masks.close(delivered)
 
     def _end_of_time(self, open_round: OpenRound, now: float) -> list[Action]:
         num_accepted, least = open_round.count(Standing.ACCEPTED), self._settings.min_clients
         wanted = least - self._num_excused(open_round.number, least, with_refused=True)
         late = open_round.of(Standing.PENDING)
-        if num_accepted >= wanted:
+        is_unmasking = self.masks and self.masks.phase == REVEALS
+        if num_accepted >= wanted and not is_unmasking:
             log.warning("round %d closes at its deadline without %s", open_round.number, listed(late))
             return self._close(open_round, now)
+        if self.masks and not self.masks.is_taking_devices:
+            return self._repeat(open_round, now)
         have = f"round {open_round.number}: {num_accepted} of at least {wanted} updates at its deadline"
         if open_round.extensions >= self._patience.extensions_max:
             raise TransportError(

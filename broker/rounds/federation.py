@@ -14,13 +14,14 @@ from fleetune.broker.rounds.admission import refusal
 from fleetune.broker.rounds.barrier import NO_TURNS, Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
-from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, listed
 from fleetune.device_runtime.contracts.wire import (
     CAUSES,
     REASON_CHARS_MAX,
     ROLES,
     Decline,
     Hello,
+    MaskMessage,
     Report,
     UpdateReady,
     Verdict,
@@ -133,7 +134,7 @@ class Federation:
             newest_round=self.round,
             num_classes=self.settings.num_classes,
         )
-        task = self.rounds.task_of(update)
+        task, reason = self.rounds.task_of(update), reason or self.rounds.update_refusal(update)
         return verdict_on(update, reason or "it answers no task") if reason or task is None else task
 
     def accepted(self, update: UpdateReady, now: float, noted: Noted = NOTHING) -> list[Action]:
@@ -147,6 +148,10 @@ class Federation:
         """The payload of an update that ``judge`` passed is bad: the round goes on without it."""
         self.rounds.refused(update, reason)
         return self._advance(now)
+
+    def masked(self, message: MaskMessage, note: Note | None, now: float) -> list[Action]:
+        """A message about masks that ``rounds`` does not refuse; what is new of it, ``note``, is durable."""
+        return [*self.rounds.masked(message.device_id, note, now), *self._advance(now)]
 
     def again(self, device_id: str, now: float) -> list[Action]:
         """What a device owes, to be offered to it once more."""

@@ -21,12 +21,13 @@ class Standing(Enum):
 class OpenRound:
     """One round from its opening to its closing; every question but ``of`` takes the same time however many devices there are."""
 
-    def __init__(self, number: int, deadline: float) -> None:
-        self.number, self.deadline = number, deadline
+    def __init__(self, number: int, deadline: float, *, first: int = 0) -> None:
+        self.number, self.deadline, self.first = number, deadline, first
+        """``first``: position of the first task that counts; those before are of attempts that were given up."""
         self.extensions = 0
         self.tasks: dict[str, Task] = {}
         """The newest of each device, in the order of their positions."""
-        self.num_asked = 0
+        self.num_asked = first
         """Tasks so far; the next one's position."""
         self.again: set[str] = set()
         """Devices that declined, and have something else to be asked."""

@@ -4,7 +4,17 @@ import logging
 from collections.abc import Iterable
 
 from fleetune.broker.job import Settings
-from fleetune.broker.rounds.actions import Action, Assign, Close, Dismiss, Enrol, Finish
+from fleetune.broker.rounds.actions import (
+    Action,
+    Assign,
+    Close,
+    Dismiss,
+    Enrol,
+    Finish,
+    Record,
+    Repeat,
+    Tell,
+)
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.versions import Versions
@@ -53,6 +63,12 @@ class Executor:
                     self._dismiss(action, now)
                 case Finish():
                     self._finish(action, now)
+                case Record():
+                    self._store.note(action.round, action.note)
+                case Tell():
+                    self._outbound.tell(action.device_id, action.message)
+                case Repeat():
+                    self._store.repeat(action.round, action.first)
         return self._marks
 
     def _enrol(self, tasks: tuple[Task, ...], now: float) -> None:
@@ -81,13 +97,15 @@ class Executor:
             deadline_s=deadline_s,
             memory=memory,
             lazy=self._versions.lazy_bound if memory else 0.0,
+            grid=self._versions.grid_of(task),
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)
 
     def _close(self, close: Close, now: float) -> None:
         self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
-        self._marks += self._versions.close(close.round, close.version, lost=close.lost)
+        unmasking = close.unmasking
+        self._marks += self._versions.close(close.round, close.version, lost=close.lost, unmasking=unmasking)
         log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._outbound.announce()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from fleetune.broker.job import Settings
+from fleetune.broker.job import PLAIN, Settings
 from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
@@ -16,7 +16,8 @@ class Measures:
 
     def __init__(self, settings: Settings) -> None:
         self._caps = {"weight_cap": settings.weight_cap, "length_cap": settings.length_cap}
-        if settings.dp.is_on:  # the middle of all updates would let one device move what the others count for
+        # With dp the middle of all updates would let one device move what others count for; a sum has no single updates.
+        if settings.dp.is_on or settings.secure != PLAIN:
             self._caps = dict.fromkeys(self._caps, 0.0)
         self._found: dict[str, Measured] = {}
 

@@ -29,6 +29,10 @@ from fleetune.device_runtime.contracts.wire import (
     Decline,
     DeviceStatus,
     Hello,
+    MaskKeys,
+    MaskMessage,
+    MaskReveal,
+    MaskShares,
     Message,
     Report,
     Request,
@@ -232,6 +236,8 @@ class Service:
                 self._hello(message, now)
             case DeviceStatus():
                 self._status(message, now)
+            case MaskKeys() | MaskShares() | MaskReveal():
+                self._masked(message, now)
             case Decline():
                 self._complaints.warn(
                     device_id, now, "round %d: %s declined: %s", message.round, device_id, message.reason
@@ -241,6 +247,16 @@ class Service:
                 self._do(self.federation.declined(message, now), now)
             case _:
                 raise WireError(f"an aggregator takes no {type(message).__name__}")
+
+    def _masked(self, message: MaskMessage, now: float) -> None:
+        """Take what a device says of its masks: durable first; WireError if it is nothing to go by."""
+        if message.round <= self.federation.rounds.closed:
+            return  # said twice, and late
+        if reason := self.federation.rounds.mask_refusal(message):
+            raise WireError(f"round {message.round}: {reason}")
+        if note := self.federation.rounds.mask_note(message):
+            self._store.note(self.federation.round, note)
+        self._do(self.federation.masked(message, note, now), now)
 
     def _admit(self, device_id: str) -> None:
         if device_id not in self._seen:

@@ -9,10 +9,10 @@ from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.versions import Versions
-from fleetune.broker.store.store import Store
+from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import REFUSED, Noted, Task, mark
 from fleetune.device_runtime.contracts.codecs import is_repeat
-from fleetune.device_runtime.contracts.wire import SECONDS_MAX, Chunk, UpdateReady
+from fleetune.device_runtime.contracts.wire import SECONDS_MAX, SUMMED, Chunk, UpdateReady
 from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError
 from fleetune.device_runtime.network.complaints import Complaints, fault
 
@@ -97,7 +97,10 @@ class Uploads:
             return
         try:
             content = pull.content()
-            self._meter.knows(pull.sha256, sizes_of_update(content))
+            is_summed = task.work.codec in SUMMED
+            self._meter.knows(
+                pull.sha256, ByKind(values=len(content)) if is_summed else sizes_of_update(content)
+            )
             self._versions.add(task, content, update.num_samples)
         except OtherMemory as exc:
             self._offer_again(update, str(exc), now)
@@ -110,7 +113,7 @@ class Uploads:
         except Exception as exc:  # noqa: BLE001 (a fault of ours that a stranger found must not end the job of all)
             self._refuse(update, fault(exc), now)
             return
-        size_down, skipped = self._versions.downlink.size_of(task), is_repeat(content)
+        size_down, skipped = self._versions.downlink.size_of(task), not is_summed and is_repeat(content)
         noted = noted_of(update, task, size_down, upload_s=now - since, skipped=skipped)
         self._store.accept(update, content, noted)
         self._meter.spend(now)

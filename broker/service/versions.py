@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
+from itertools import chain
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.methods.private_mean import private_mean
+from fleetune.broker.methods.secure_sum import mean_update
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update, Values
 from fleetune.broker.service.downlink import Downlink
@@ -32,8 +34,19 @@ from fleetune.device_runtime.contracts.codecs import (
 from fleetune.device_runtime.contracts.gaussian import Source
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
+from fleetune.device_runtime.contracts.secure_sums.grid import check_numbers, payload_bytes, read_numbers
+from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
 from fleetune.device_runtime.contracts.thresholds import blank_thresholds
-from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, CONSENSUS, FIGURE_MAX, THRESHOLDS
+from fleetune.device_runtime.contracts.wire import (
+    ADAPTER,
+    CLASS_MEANS,
+    CONSENSUS,
+    FIGURE_MAX,
+    GRID,
+    SUMMED,
+    THRESHOLDS,
+    SumGrid,
+)
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)
@@ -90,6 +103,8 @@ class Versions:
 
     def update_bytes_max(self, task: Task) -> int:
         """Largest payload that the update of a task can have."""
+        if task.work.codec in SUMMED:
+            return payload_bytes(self._told(task), self._settings.grid)
         return update_bytes_max(_codec_of(task), self._told(task))
 
     def add(self, task: Task, content: bytes, num_samples: int) -> None:
@@ -98,24 +113,41 @@ class Versions:
         Raises:
             WireError: it is malformed or implausible; it is left out.
         """
+        if task.work.codec in SUMMED:
+            self._check_summand(task, content)
+            return
         update = self._update(task, content, num_samples)
         self._sums = self._strategy.add(self._sums, update)
         self._measures.add(update, self._strategy)
 
     def remembered(self, task: Task) -> str:
         """Chain of what is remembered of a device's updates; empty if nothing is, or its codec needs no memory."""
-        if not _codec_of(task).receiver:
+        if task.work.codec in SUMMED or not _codec_of(task).receiver:
             return ""
         return self._store.memories.chain(task.device_id, self._store.last_update(task.device_id))
 
-    def close(self, round_number: int, version: int, *, lost: tuple[str, ...] = ()) -> list[Mark]:
+    def grid_of(self, task: Task) -> SumGrid:
+        """The grid that a task's update is on; blank if it is on none."""
+        return self._settings.grid if task.work.codec in SUMMED else SumGrid()
+
+    def close(
+        self,
+        round_number: int,
+        version: int,
+        *,
+        lost: tuple[str, ...] = (),
+        unmasking: Unmasking | None = None,
+    ) -> list[Mark]:
         """Combine the updates added since the newest version into ``version``, and return what was noted of their devices.
 
         Args:
             round_number: the round that makes it.
             version: its number.
             lost: devices that were asked in the round and have sent nothing.
+            unmasking: what takes the masks off their sum, where there are any.
         """
+        if self._settings.grid.bits:
+            self._add_sum(round_number, unmasking)
         reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
         state = parse_arrays(kept) if kept else {}
         state = {name: value for name, value in state.items() if name not in (_MASK, _MOVES)}
@@ -149,6 +181,25 @@ class Versions:
     def _counted(self) -> Iterator[Update]:
         """The updates that make the next version, as they count."""
         return as_they_count(self._arrived(), self._bounds, self._strategy)
+
+    def _check_summand(self, task: Task, content: bytes) -> None:
+        """Raise WireError for numbers that cannot be those of one device: of masked ones their length alone can be known."""
+        numbers = read_numbers(content, self._told(task), self._settings.grid)
+        if task.work.codec == GRID:
+            check_numbers(numbers, self._settings.grid)
+
+    def _add_sum(self, round_number: int, unmasking: Unmasking | None) -> None:
+        """Add the mean of a round's updates, which are only ever summed; one that cannot be leaves the version as it was."""
+        updates = self._store.accepted()
+        if (first := next(updates, None)) is None:
+            return
+        reference = self._told(first.task)
+        payloads = (update.payload for update in chain((first,), updates))
+        try:
+            update = mean_update(payloads, reference, self._settings.grid, unmasking=unmasking)
+            self._sums = self._strategy.add(self._sums, update)
+        except WireError as exc:
+            log.error("round %d: its sum is left out, the version stays as it was: %s", round_number, exc)
 
     def _stand_in(self, updates: Iterable[Update], round_number: int) -> None:
         """Add what stands in for lost updates; one that is implausible is left out, as they would be."""

@@ -25,10 +25,11 @@ from fleetune.broker.store.costs import add_carried, add_cost, total_carried, to
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
 from fleetune.broker.store.marks import add_marks, count_held, read_marks
+from fleetune.broker.store.mask_notes import add_note, begin_anew, first_and_notes, forget_notes
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
-from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
@@ -104,6 +105,7 @@ class Ledger:
                 "SELECT task_id FROM declines JOIN tasks USING (task_id) WHERE round > ?", (closed,)
             )
             reports = self._sql.execute("SELECT version, device FROM evaluations")
+            first, notes = first_and_notes(self._sql, closed)
             return Past(
                 version=max(self.newest, 0),
                 closed=closed,
@@ -113,6 +115,8 @@ class Ledger:
                 finished=self.finished,
                 declined=frozenset(task_id for (task_id,) in declines),
                 marks=tuple(read_marks(self._sql)),
+                first=first,
+                notes=notes,
             )
 
     def digest_of(self, task_id: str) -> str | None:
@@ -189,6 +193,16 @@ class Ledger:
         with self._durably():
             add_decline(self._sql, task_id, cause, reason)
 
+    def note(self, round_number: int, note: Note) -> None:
+        """Keep something that the masks of the open round go by; once this returns others may be told."""
+        with self._durably():
+            add_note(self._sql, round_number, note)
+
+    def repeat(self, round_number: int, first: int) -> None:
+        """Forget the notes of the open round; its tasks before position ``first`` and their updates count no more."""
+        with self._durably():
+            begin_anew(self._sql, round_number, first)
+
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet, one payload in memory at a time."""
         query = f"""SELECT digest, num_samples, file, {TASK} FROM {_WITH_TASKS}
@@ -218,6 +232,7 @@ class Ledger:
             self._sql.execute("UPDATE versions SET state = '' WHERE version = ?", (version - 1,))
             self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
             add_marks(self._sql, marks)
+            forget_notes(self._sql, round_number)
         self._blobs.sweep(newest=version)
 
     def mark(self, mark: Mark) -> bool:
@@ -273,7 +288,8 @@ class Ledger:
         """What was told about a version."""
         with self._reading():
             trained = self._sql.execute(
-                "SELECT stats, num_samples, noted FROM updates WHERE made = ? ORDER BY number", (version,)
+                "SELECT stats, num_samples, noted FROM updates WHERE made = ? AND made > 0 ORDER BY number",
+                (version,),
             ).fetchall()
             evaluated = self._sql.execute(
                 "SELECT loss, accuracy, num_samples, device FROM evaluations WHERE version = ? ORDER BY rowid",
@@ -281,7 +297,8 @@ class Ledger:
             )
             number = self._one("SELECT round FROM versions WHERE version = ?", version)
             policies = self._sql.execute(
-                f"SELECT works.work, count(*) FROM {_WITH_TASKS} WHERE made = ? GROUP BY works.work ORDER BY min(updates.number)",
+                f"""SELECT works.work, count(*) FROM {_WITH_TASKS} WHERE made = ? AND made > 0 GROUP BY works.work
+                    ORDER BY min(updates.number)""",
                 (version,),
             )
             arms: Counter[str] = Counter()

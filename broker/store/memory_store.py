@@ -18,7 +18,7 @@ from fleetune.broker.store.store import (
     accepted_outcome,
     finite,
 )
-from fleetune.broker.tasks import HELD, NOTHING, Mark, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import HELD, NOTHING, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -51,6 +51,8 @@ class MemoryStore:
         self._outcomes: list[tuple[str, bool]] = []
         """(task, whether it was declined)."""
         self._payloads: dict[str, bytes] = {}
+        self._notes: list[Note] = []
+        self._first = 0
         self._reports: dict[int, dict[str, Report]] = {}
         self._costs: dict[int, Cost] = {}
         self._carried: dict[int, dict[str, Carried]] = {}
@@ -72,6 +74,8 @@ class MemoryStore:
             finished=self.finished,
             declined=frozenset(task.task_id for task in self._open if task.task_id in self._declines),
             marks=tuple(self._marks.values()),
+            first=self._first,
+            notes=tuple(self._notes),
         )
 
     def digest_of(self, task_id: str) -> str | None:
@@ -133,6 +137,16 @@ class MemoryStore:
             self._declines[task_id] = cause, reason
             self._outcomes.append((task_id, True))
 
+    def note(self, round_number: int, note: Note) -> None:
+        """Keep something that the masks of the open round go by."""
+        self._notes.append(note)
+
+    def repeat(self, round_number: int, first: int) -> None:
+        """Forget the notes of the open round; its tasks before position ``first`` and their updates count no more."""
+        self._first = first
+        self._notes.clear()
+        self._payloads.clear()
+
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet."""
         for task_id, payload in self._payloads.items():
@@ -155,6 +169,8 @@ class MemoryStore:
         self._by_digest[made.digest] = self.newest
         self._kept.add(self.newest)
         self._payloads.clear()
+        self._notes.clear()
+        self._first = 0
         self._open.clear()
         for mark in marks:
             self.mark(mark)

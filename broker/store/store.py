@@ -9,7 +9,7 @@ import msgspec
 
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.tasks import NOTHING, Mark, Noted, Outcome, Task
+from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task
 from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
 
 AFTERWARDS = -1
@@ -34,6 +34,10 @@ class Past(NamedTuple):
     """Tasks of the open round that their devices declined."""
     marks: tuple[Mark, ...] = ()
     """All of the job, in their order."""
+    first: int = 0
+    """Position of the first task of the open round that counts."""
+    notes: tuple[Note, ...] = ()
+    """Of the masks of the open round, in their order."""
 
 
 class Accepted(NamedTuple):
@@ -196,6 +200,12 @@ class Store(Protocol):
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why: ``cause`` is one of the wire's CAUSES. A second time is nothing new."""
+
+    def note(self, round_number: int, note: Note) -> None:
+        """Keep something that the masks of the open round go by, until it is closed or begun anew."""
+
+    def repeat(self, round_number: int, first: int) -> None:
+        """Forget the notes of the open round; its tasks before position ``first`` and their updates count no more."""
 
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet, one payload in memory at a time."""

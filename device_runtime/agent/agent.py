@@ -14,6 +14,9 @@ from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     Finished,
+    MaskAsk,
+    MaskGroup,
+    MaskInbox,
     Message,
     Offer,
     Request,
@@ -81,6 +84,7 @@ class Agent:
             if message is None:
                 break
             self.take(*message, now)
+        self._assignments.masking.announce(now)
         if not self._must_be_quiet:
             self._deliveries.announce(now)
         return not self.finished and self._work(now)
@@ -97,7 +101,7 @@ class Agent:
         is_waiting = work.is_idle or work.is_fetching
         greeting = now if work.must_greet else self._presence.due_at(is_waiting=is_waiting)
         transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
-        return min(self._gate.due_at, greeting, transfer)
+        return min(self._gate.due_at, greeting, transfer, work.masking.due_at)
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
@@ -145,6 +149,7 @@ class Agent:
         )
         if told:
             self._deliveries.rush()
+            work.masking.rush()
             work.restart(now)
 
     def _dispatch(self, message: Message, now: float) -> None:
@@ -163,6 +168,8 @@ class Agent:
                 self._assignments.add(message, now)
             case Request():
                 self._serve(message, now)
+            case MaskGroup() | MaskInbox() | MaskAsk():
+                self._assignments.masking.take(message)
             case Verdict():
                 self._assignments.settle(message)
             case Finished():

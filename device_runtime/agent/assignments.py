@@ -14,13 +14,17 @@ from fleetune.device_runtime.agent.held_mask import HeldMask
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
 from fleetune.device_runtime.agent.made import Made
+from fleetune.device_runtime.agent.masking import Masking
 from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.lora import frozen_names
+from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import (
+    MASKED,
     REASON_CHARS_MAX,
+    SUMMED,
     Chunk,
     Decline,
     Offer,
@@ -77,6 +81,8 @@ class Assignments:
         device_id, job, artifact, *_ = home.identity
         self._memory = CodecMemory(home.files, job=job, artifact=artifact)
         self._personal = PersonalLayers(home.files, job=job, artifact=artifact, device_id=device_id)
+        self.masking = Masking(home)
+        """The masks of its update, where that is only ever summed."""
         self._made = Made(home.outbox, home.identity)
         self._memory.adopt(self._made.has_round, like=home.adapter.arrays)
         self._current: _Assignment | None = None
@@ -122,7 +128,9 @@ class Assignments:
     @property
     def has_step(self) -> bool:
         """Whether :meth:`step` has something to do."""
-        return self._current is not None and self._current.run is not None
+        return (
+            self._current is not None and self._current.run is not None and not self._current.run.is_waiting
+        )
 
     def renew(self) -> None:
         """Another session of the aggregator may ask for what was done in an earlier one."""
@@ -199,7 +207,7 @@ class Assignments:
             return False
         if product:
             self._hand_over(product, current)
-        return not product
+        return self.has_step
 
     def checkpoint(self) -> None:
         """Keep what is trained so far, if anything is."""
@@ -253,6 +261,7 @@ class Assignments:
     def stop(self) -> None:
         """Drop the assignment: nobody wants it any more."""
         self._current = None
+        self.masking.forget()
 
     def _begin(self, assignment: _Assignment, now: float) -> None:
         offer = assignment.offer
@@ -270,7 +279,7 @@ class Assignments:
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
-        if not self._is_allowed(assignment):
+        if not self._is_allowed(assignment) or not self._can_be_summed(assignment):
             return
         if content is not None:
             self._start(assignment, content)
@@ -307,6 +316,20 @@ class Assignments:
             return False
         return True
 
+    def _can_be_summed(self, assignment: _Assignment) -> bool:
+        """Make the keys of an offer whose update is masked, while its adapter comes; without a grid it is declined."""
+        offer = assignment.offer
+        if offer.role != "train" or offer.work.codec not in SUMMED:
+            return True
+        try:
+            modulus_bits(offer.grid)
+            if offer.work.codec == MASKED:
+                self.masking.begin(offer, assignment.key)
+        except ConfigError as exc:
+            self.decline(exc)
+            return False
+        return True
+
     def _forget_older(self) -> None:
         self._done.clear()
         self._asked_again.clear()
@@ -336,6 +359,7 @@ class Assignments:
             workbench=self._workbench,
             key=assignment.key,
             mask=mask,
+            masking=self.masking,
             fetch_s=fetch_s,
         )
 

@@ -6,6 +6,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from fleetune.device_runtime.agent.both_models import measure_both
@@ -14,6 +15,7 @@ from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.lazy_upload import spared
+from fleetune.device_runtime.agent.masking import Masking
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays, to_bytes
@@ -31,8 +33,18 @@ from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
 from fleetune.device_runtime.contracts.gaussian import derived, new_secret
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, masked
+from fleetune.device_runtime.contracts.secure_sums.grid import placed, weight_of, write_numbers
 from fleetune.device_runtime.contracts.thresholds import moved, pruned, stays, thresholds_of
-from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Offer, Report, TransferManifest, UpdateReady
+from fleetune.device_runtime.contracts.wire import (
+    CLASS_MEANS,
+    MASKED,
+    SUMMED,
+    LocalWork,
+    Offer,
+    Report,
+    TransferManifest,
+    UpdateReady,
+)
 from fleetune.device_runtime.errors import (
     ArtifactError,
     ConfigError,
@@ -79,6 +91,7 @@ class LocalRun:
         workbench: Workbench,
         key: str,
         mask: Mask,
+        masking: Masking,
         fetch_s: float = 0.0,
     ) -> None:
         """Prepare; the first step starts or restores.
@@ -92,13 +105,20 @@ class LocalRun:
             workbench: what to train and evaluate with.
             key: what the checkpoint is kept under.
             mask: whose elements alone travel; empty for all.
+            masking: what hides an update that is only summed.
             fetch_s: how long the adapter took to come; 0 if it was at hand.
         """
-        self._fetch_s = fetch_s
+        self._fetch_s, self._masking = fetch_s, masking
         self._offer, self._reference, self._workbench, self._mask = offer, reference, workbench, mask
         self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
         self._worked_s = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether all steps are done, and the masks of what came of them are not there yet."""
+        is_done = self._training is not None and self._training.done
+        return is_done and self._offer.work.codec == MASKED and not self._masking.is_ready(self._key)
 
     def step(self) -> Product | None:
         """Do one step, or a whole evaluation; what came of the run, when it is done.
@@ -135,15 +155,20 @@ class LocalRun:
             step = training.step()
             self._home.on_event(Event("step", self._offer.round, _figures(step, training.step_index)))
             self._mind_seconds(step.seconds)
+        if training.done and self._home.contract:
+            self._home.contract.check_effective(training.effective_samples)
+        if self.is_waiting:
+            self.checkpoint()
+            return None
         if training.done:
-            return self._pack(training)
+            return self._pack_sum(training) if self._offer.work.codec in SUMMED else self._pack(training)
         every = self._home.checkpoint_every
         if every and training.step_index % every == 0:
             self.checkpoint()
         return None
 
     def _started(self) -> Training:
-        training = self._workbench.start(self._offer.work, self._start_adapter())
+        training = self._workbench.start(self._training_work, self._start_adapter())
         try:
             self._home.state.restore(self._key, training.restore)
         except (StateError, ArtifactError, ConfigError) as exc:
@@ -153,7 +178,13 @@ class LocalRun:
             if training.step_index:
                 self._home.on_event(Event("restored", self._offer.round, {"step": training.step_index}))
             return training
-        return self._workbench.start(self._offer.work, self._start_adapter())
+        return self._workbench.start(self._training_work, self._start_adapter())
+
+    @property
+    def _training_work(self) -> LocalWork:
+        """The work as a trainer knows it: what it is packed in is not its concern."""
+        work = self._offer.work
+        return msgspec.structs.replace(work, codec="fp32") if work.codec in SUMMED else work
 
     def _start_adapter(self) -> Arrays:
         """The version worked from, with the layers over it that stayed here; own, writable copies."""
@@ -164,8 +195,6 @@ class LocalRun:
         return {name: np.array(value) for name, value in self._reference.items()}
 
     def _pack(self, training: Training) -> Product:
-        if self._home.contract:
-            self._home.contract.check_effective(training.effective_samples)
         offer, reference = self._offer, self._travelling(self._reference)
         codec = make_codec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits)
         places, before = self._places(reference), self._memory.before(offer.round)
@@ -211,6 +240,33 @@ class LocalRun:
             noise=offer.work.noise,
         )
         return Product(self._announcement(stats), packed.payload, event, record)
+
+    def _pack_sum(self, training: Training) -> Product:
+        """Put the update on the offer's grid, and mask it if it is to be: the aggregator is told no figure of it alone."""
+        offer, reference = self._offer, self._travelling(self._reference)
+        trained = self._travelling(training.adapter)
+        outgoing = self._hidden(self._allowed(trained, reference), reference)
+        weight = weight_of(offer.grid, self._workbench.num_samples)
+        numbers, num_cut = placed(outgoing.values, reference, offer.grid, weight=weight, seed=offer.work.seed)
+        if offer.work.codec == MASKED:
+            self._masking.mask(numbers, offer.grid)
+        payload = write_numbers(numbers, offer.grid)
+        if self._home.contract:
+            self._home.contract.check_bytes(len(payload))
+        figures = {"size_bytes": len(payload), **({"cut": num_cut} if num_cut else {})}
+        record = self._left(
+            "masked update" if offer.work.codec == MASKED else "update",
+            steps=training.step_index,
+            tensors=counted(outgoing.values),
+            held_back=len(trained) - len(outgoing.values),
+            norm=outgoing.norm,
+            scale=outgoing.scale,
+            most_norm=offer.work.most_norm,
+            noise=offer.work.noise,
+        )
+        seconds = float(sum(step.seconds for step in training.history))
+        header = self._announcement({"seconds": seconds})
+        return Product(header, payload, Event("trained", offer.round, figures), record)
 
     def _allowed(self, trained: Arrays, reference: Arrays) -> Clipped:
         """What of an update its owner lets go, and how much of its change."""

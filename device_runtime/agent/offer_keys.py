@@ -28,7 +28,8 @@ _PARTS_OF_0_1: _Parts = {
 def key_of(offer: Offer) -> str:
     """Key of all that decides what comes of an offer; a field at a default that is newer than the key leaves it as it was."""
     work = _told(offer.work, _PARTS, is_newer_told=True)
-    more = [said for said in (offer.mask_sha256, offer.memory, offer.lazy) if said]
+    more: list[object] = [said for said in (offer.mask_sha256, offer.memory, offer.lazy) if said]
+    more += [offer.grid] if offer.grid.bits else []
     return _digest((offer.job, offer.task_id, offer.version, offer.role, work, wanted_sha256(offer), *more))
 
 

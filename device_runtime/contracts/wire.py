@@ -2,8 +2,9 @@
 
 Topics (``fleetune/v1/{job}/…``):
 
-- ``device/{device_id}/up``      device -> aggregator: Hello, UpdateReady, Report, Decline, Request, Chunk
-- ``device/{device_id}/down``    aggregator -> device: Offer, Verdict, Request, Chunk, Finished
+- ``device/{device_id}/up``      device -> aggregator: Hello, UpdateReady, Report, Decline, Request, Chunk, MaskKeys, MaskShares,
+  MaskReveal
+- ``device/{device_id}/down``    aggregator -> device: Offer, Verdict, Request, Chunk, Finished, MaskGroup, MaskInbox, MaskAsk
 - ``device/{device_id}/status``  retained, with a last will: DeviceStatus
 - ``aggregator/status``          retained: AggregatorStatus, a small pointer, never weights
 
@@ -53,6 +54,10 @@ WHOLE = "whole"
 """In a job alone: always as it is, whatever a device holds."""
 CONSENSUS, THRESHOLDS, NOTHING = MASKS = ("consensus", "thresholds", "nothing")
 """What :attr:`LocalWork.mask` may name."""
+MASKED, GRID = SUMMED = ("masked", "grid")
+"""Codecs of work whose updates are whole numbers that are only ever summed, under masks or (to compare) without."""
+NEIGHBOURS_MAX = 512
+"""Devices that one device masks with: their keys and shares fit a message."""
 LORA_A = "lora-a"
 """What :attr:`LocalWork.frozen` may name."""
 
@@ -76,6 +81,9 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
 Text = Annotated[str, Shown(REASON_CHARS_MAX)]
 Stats = Annotated[dict[Word, float], Meta(max_length=STATS_MAX)]
+Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Places = Annotated[list[Count], Meta(max_length=NEIGHBOURS_MAX + 1)]
+"""Places in a group of devices that are summed together."""
 
 
 class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,6 +318,19 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
 
 
+class SumGrid(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The public grid of updates that are summed as whole numbers; blank of all others."""
+
+    bits: Annotated[int, Meta(ge=0, le=24)] = 0
+    """Of an element's change, its sign included; 0: there is no grid."""
+    weight_bits: Annotated[int, Meta(ge=0, le=20)] = 0
+    """Of a device's weight, its samples; more samples count as 2**weight_bits - 1. 0: every device counts the same."""
+    summands: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Devices that are summed at most."""
+    limit: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """Largest magnitude of an element's change; a larger one is cut."""
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     """A device is here. Sent at start, after every reconnection, and when it has waited long."""
 
@@ -365,6 +386,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """Of the mask whose elements alone the update holds; empty: it holds all."""
     mask_bytes: Count = 0
     """So many bytes at the end of what travels are that mask; 0 where the device holds it."""
+    grid: SumGrid = SumGrid()
+    """Of codecs ``masked`` and ``grid``."""
     deadline_s: Seconds
     """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
 
@@ -455,6 +478,114 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
     data: Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
 
 
+class MaskPeer(msgspec.Struct, frozen=True, kw_only=True):
+    """A device of a group, as the others are told of it."""
+
+    place: Count
+    device_id: Word
+    mask_key: Key32
+    """X25519 public key of its pair masks."""
+    share_key: Key32
+    """X25519 public key that shares are sealed for."""
+
+
+class MaskShare(msgspec.Struct, frozen=True, kw_only=True):
+    """Something of, or for, the device at a place of a group."""
+
+    place: Count
+    data: Annotated[bytes, Meta(max_length=128)]
+
+
+Peers = Annotated[list[MaskPeer], Meta(max_length=NEIGHBOURS_MAX)]
+Shares = Annotated[list[MaskShare], Meta(max_length=NEIGHBOURS_MAX + 1)]
+
+
+class MaskKeys(msgspec.Struct, frozen=True, kw_only=True, tag="mask_keys"):
+    """A device's keys for one task of codec ``masked``; repeated until a MaskGroup comes."""
+
+    v: int = VERSION
+    device_id: Word
+    job: Word
+    task_id: TaskId
+    round: Count
+    mask_key: Key32
+    """As of MaskPeer."""
+    share_key: Key32
+    """As of MaskPeer."""
+    seed_digest: Key32
+    """SHA-256 of the seed of its own mask."""
+
+
+class MaskGroup(msgspec.Struct, frozen=True, kw_only=True, tag="mask_group"):
+    """Whom a device masks with, and is to share its secrets with."""
+
+    v: int = VERSION
+    job: Word
+    task_id: TaskId
+    round: Count
+    group: Word
+    """Name of the devices that are summed together, another for each attempt."""
+    place: Count
+    """The device's own."""
+    mask_key: Key32
+    """The device's own, as it was heard: one that has made others since takes no part."""
+    threshold: Count
+    """Shares that give a secret."""
+    peers: Peers
+
+
+class MaskShares(msgspec.Struct, frozen=True, kw_only=True, tag="mask_shares"):
+    """A device's two secrets in shares, sealed for each of its neighbours; repeated until a MaskInbox comes."""
+
+    v: int = VERSION
+    device_id: Word
+    job: Word
+    task_id: TaskId
+    round: Count
+    group: Word
+    shares: Shares
+    """By the place of whom they are for."""
+
+
+class MaskInbox(msgspec.Struct, frozen=True, kw_only=True, tag="mask_inbox"):
+    """What a device's neighbours sealed for it: it masks with these, and no others."""
+
+    v: int = VERSION
+    job: Word
+    task_id: TaskId
+    round: Count
+    group: Word
+    shares: Shares
+    """By the place of whom they are from."""
+
+
+class MaskAsk(msgspec.Struct, frozen=True, kw_only=True, tag="mask_ask"):
+    """Whose updates are in the sum: of these a device tells the shares of their own seeds, of the others those of their keys."""
+
+    v: int = VERSION
+    job: Word
+    task_id: TaskId
+    round: Count
+    group: Word
+    delivered: Places
+    dropped: Places
+
+
+class MaskReveal(msgspec.Struct, frozen=True, kw_only=True, tag="mask_reveal"):
+    """A device's answer to a MaskAsk; the same again if it is asked again, and none to another."""
+
+    v: int = VERSION
+    device_id: Word
+    job: Word
+    task_id: TaskId
+    round: Count
+    group: Word
+    seeds: Shares
+    """Shares of the seeds of those that delivered, by their places."""
+    secrets: Shares
+    """Shares of the private mask keys of those that dropped out."""
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The job is over, or the device is not wanted: it may stop."""
 
@@ -505,7 +636,15 @@ Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
     Finished,
     DeviceStatus,
     AggregatorStatus,
+    MaskKeys,
+    MaskGroup,
+    MaskShares,
+    MaskInbox,
+    MaskAsk,
+    MaskReveal,
 ]
+MaskMessage = MaskKeys | MaskShares | MaskReveal
+"""What devices say of masks."""
 M = TypeVar("M", bound=Message)
 
 _TEXTS: dict[type, dict[str, int]] = {

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterator
 
 from fleetune.device_runtime.contracts.class_means import SUMS
-from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, LocalWork
+from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, MASKED, LocalWork
 from fleetune.device_runtime.errors import choices
 from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.terms.behind import behind, num_used
@@ -33,6 +33,8 @@ def objections(
         yield from _below("least_noise", work.noise if work.learns == ADAPTER else 0.0, terms.least_noise)
         if work.noise and not work.most_norm:
             yield "least_noise: noise is asked for without a norm that it is measured in"
+    if terms.secure_only and role == "train" and work.codec != MASKED:
+        yield "secure_only: the update would not be masked"
     if role != "train" or work.learns == CLASS_MEANS:
         yield from _below("least_samples", num_samples, terms.least_samples)
         if role == "train" and not may_leave(terms, [SUMS]):

@@ -73,3 +73,6 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         bool,
         Option("send losses, times and norms with an update, or never do", off="keep-figures"),
     ] = True
+    secure_only: Annotated[
+        bool, Option("decline training whose update the aggregator would see by itself (secure masks)")
+    ] = False

@@ -86,7 +86,7 @@ class Fleet:
     def device(self, name: str, **changes) -> None:
         options = {
             "data": str(self.data / f"{name}.npz"), "id": name, "state": str(self.root / name), "threads": 1,
-            "least_batch": 0,  # all rows train, as in one process
+            "least_batch": 0, "least_effective": 0,  # all rows train, as in one process
             **changes,
         }  # fmt: skip
         self._start(name, "device", options)
@@ -454,3 +454,33 @@ def test_a_device_of_another_artifact_is_told_so(fleet, tmp_path):
     assert "ConfigError: the aggregator of job 'plain' cannot use this device: its artifact is" in fleet.log(
         "a"
     )
+
+
+def test_masked_sums_over_mosquitto_with_kills_are_the_same_bits_as_on_the_bare_grid(
+    artifact, data, tmp_path, mosquitto
+):
+    options = {"rounds": 2, "min_clients": 3, "secure_range": 0.5}
+    runs = {}
+    for how in ("grid", "masks"):
+        (tmp_path / how).mkdir()
+        with fleet_of(tmp_path / how, artifact, data, mosquitto.url) as fleet:
+            fleet.aggregate(**options, secure=how)
+            fleet.devices()
+            if how == "masks":
+                fleet.wait_for_log("aggregator", "round 1: masks are agreed on")
+                fleet.kill("aggregator")
+                fleet.kill("b")
+                fleet.device("b")
+                fleet.aggregate(**options, secure=how)
+                fleet.wait_for("run/updates/train-1-*.bin")
+                fleet.kill("aggregator")
+                fleet.kill("c")
+                fleet.aggregate(**options, secure=how)
+                fleet.device("c")
+            report = fleet.report("aggregator")
+            assert [row["devices"] for row in report["history"]] == [0, 4, 4]
+        runs[how] = [
+            load((tmp_path / how / f"run/versions/0000{v}.safetensors").read_bytes()) for v in (1, 2)
+        ]
+    for plain, masked in zip(runs["grid"], runs["masks"], strict=True):
+        assert {n: v.tobytes() for n, v in masked.items()} == {n: v.tobytes() for n, v in plain.items()}

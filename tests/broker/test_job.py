@@ -2,7 +2,7 @@ import msgspec
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Job, Patience, Settings, device_work, differences, settings_of
+from fleetune.broker.job import Job, Patience, Privacy, Settings, device_work, differences, settings_of
 from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
@@ -240,3 +240,81 @@ def test_fixed_has_nothing_to_explore():
     settings = settings_of(Job("j", rounds=1, clients=1, explore="ucb"), artifact="a", work=LocalWork())
     with pytest.raises(ConfigError, match="explore 'ucb': configurator 'fixed' explores nothing"):
         check_settings(settings, Patience(), num_layers=6)
+
+
+MASKED = {"clients": 4, "min_clients": 3, "secure": "masks"}
+
+
+def test_a_job_of_masked_sums_is_lawful():
+    check_settings(job(**MASKED), Patience(), num_layers=4)
+    check_settings(
+        job(**{**MASKED, "strategy": "fedavgm", "work": LocalWork(frozen="lora-a")}), Patience(), num_layers=4
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategy": "product"}, "strategy 'product' needs single updates; fedavg, fedavgm"),
+        ({"configurator": "caff"}, "configurator 'caff' goes by single devices"),
+        ({"traffic": "caesar"}, "traffic 'caesar' goes by single devices"),
+        ({"head_start": "class-mean"}, "head_start 'class-mean' sends each device's class sums"),
+        ({"work": LocalWork(codec="int8")}, "codec 'int8'; its updates are packed in secure_bits alone"),
+        ({"work": LocalWork(codec="innovation"), "lazy": 0.1}, "codec 'innovation'"),
+        ({"work": LocalWork(mask="consensus")}, "leave mask out"),
+        ({"work": LocalWork(personal=1)}, "leave personal out"),
+        ({"work": LocalWork(rank=2), "strategy": "hetlora"}, "leave rank out"),
+        ({"work": LocalWork(held_out=0.1)}, "leave held_out out"),
+        ({"min_clients": 2}, "min_clients 2; a sum hides an update among 3 or more"),
+        ({"secure_neighbours": 2}, "secure_neighbours 2; 0, or 3 and more"),
+        ({"secure_neighbours": 513}, "secure_neighbours must be"),
+        ({"secure_bits": 1}, "secure_bits must be at least 2"),
+        ({"secure_bits": 25}, "secure_bits must be"),
+        ({"secure_weight_bits": 21}, "secure_weight_bits must be"),
+        ({"secure_threshold": 0.5}, "secure_threshold must be above 0.5"),
+        ({"secure_threshold": 1.1}, "secure_threshold must be at most 1"),
+        ({"secure_threshold": float("nan")}, "secure_threshold must be"),
+        ({"secure_range": 0.0}, "secure_range must be above 0"),
+        ({"secure_range": float("nan")}, "secure_range must be"),
+        ({"secure_range": 1e300}, "secure_range must be at most 1000000"),
+        ({"secure": "yes"}, "no secure 'yes'; have: grid, masks, no"),
+        ({"secure": "no", "secure_bits": 8}, "secure_bits: of a job with secure 'masks' or 'grid'"),
+        ({"clients": 10**7, "secure_bits": 24, "secure_weight_bits": 20}, "at most 62 bits in all"),
+    ],
+)  # fmt: skip
+def test_what_masked_sums_cannot_have_is_told(changes, said):
+    with pytest.raises(ConfigError) as caught:
+        check_settings(job(**MASKED | changes), Patience(), num_layers=4)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("secure", ["masks", "grid"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("central", "bounds each update, and here the aggregator looks at none; leave it out"),
+        ("distributed", "these are rounded one by one; leave it out"),
+        ("local", "a sum on the grid by the weight of those that came; leave it out"),
+    ],
+)
+def test_sums_go_with_no_differential_privacy(secure, name, why):
+    privacy = Privacy(name=name, clip=1.0, noise=4.0)
+    with pytest.raises(ConfigError) as caught:
+        check_settings(job(**{**MASKED, "secure": secure, "dp": privacy}), Patience(), num_layers=4)
+    assert f"secure {secure!r}: dp {name!r} " in str(caught.value)
+    assert why in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed", "krum", "multi-krum"])
+@pytest.mark.parametrize("secure", ["masks", "grid"])
+def test_sums_have_no_strategy_that_looks_at_single_updates(secure, strategy):
+    with pytest.raises(ConfigError, match=f"strategy '{strategy}' needs single updates"):
+        check_settings(job(**{**MASKED, "secure": secure, "strategy": strategy}), Patience(), num_layers=4)
+
+
+def test_a_masked_job_offers_a_codec_that_old_devices_do_not_know():
+    work = device_work(job(**MASKED), round_number=1, position=0)
+    assert work.codec == "masked"
+    assert job(**MASKED).grid.bits == 16
+    assert job().grid.bits == 0
+    assert device_work(job(), round_number=1, position=0).codec == "fp32"

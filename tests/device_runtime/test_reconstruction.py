@@ -18,7 +18,22 @@ from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import Decline, LocalWork, OptimizerSpec, Request, UpdateReady
+from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits, read_numbers
+from fleetune.device_runtime.contracts.secure_sums.keys import new_secret, public_of
+from fleetune.device_runtime.contracts.wire import (
+    Decline,
+    LocalWork,
+    MaskGroup,
+    MaskInbox,
+    MaskKeys,
+    MaskPeer,
+    MaskShare,
+    OptimizerSpec,
+    Request,
+    SumGrid,
+    UpdateReady,
+    Verdict,
+)
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.device_runtime.training.machine import Machine
@@ -211,3 +226,56 @@ def test_ordinary_work_passes_under_the_defaults(attacked, word_artifact):
     work = LocalWork(batch_size=16, seq_len=8, seed=1)
     adapter = open_artifact(word_artifact).adapter()
     assert isinstance(answered(attacked(Terms()), 1, work, adapter), dict)
+
+
+def test_of_a_masked_update_there_is_nothing_to_read(attacked, lines, word_artifact):
+    """Without any contract, of one step on one sample: what the aggregator pulls are numbers of which each is as likely."""
+    stage, adapter = attacked(None), bait(word_artifact)
+    grid = SumGrid(bits=16, weight_bits=4, summands=3, limit=2.0)
+    peers = [
+        MaskPeer(
+            place=i, device_id=f"p{i}", mask_key=public_of(new_secret()), share_key=public_of(new_secret())
+        )
+        for i in range(2)
+    ]
+    read_lines = 0
+    for number in range(1, 11):
+        header = {"job": "job", "task_id": f"t-{number}", "round": number}
+        work = msgspec.structs.replace(ONE, codec="masked", seed=number)
+        stage.aggregator.offer(number, adapter=adapter, work=work, grid=grid, task_id=f"t-{number}")
+        stage.poll(4)
+        said = stage.aggregator.heard()
+        for request in [message for message in said if isinstance(message, Request)]:
+            for chunk in stage.aggregator.outgoing.chunks(request):
+                stage.aggregator.say(chunk)
+        keys = next(message for message in said if isinstance(message, MaskKeys))
+        group = {"group": f"{number}-0", "place": 2, "mask_key": keys.mask_key, "threshold": 2}
+        stage.aggregator.say(MaskGroup(**header, **group, peers=peers))
+        shares = [MaskShare(place=i, data=bytes(82)) for i in range(2)]
+        stage.aggregator.say(MaskInbox(**header, group=f"{number}-0", shares=shares))
+        stage.poll(12)
+        update = [message for message in stage.aggregator.heard() if isinstance(message, UpdateReady)][-1]
+        numbers = read_numbers(stage.pull(update), adapter, grid)
+        change = _as_seen(numbers, adapter, grid)
+        label, found = read({n: adapter[n] + change[n] for n in adapter}, adapter, word_artifact)
+        texts = [text.split() for text, of in lines if of == label]
+        wanted = [[Counter(words)[word] / len(words) for word in WORDS] for words in texts]
+        read_lines += any(np.allclose(found, one, atol=1e-1) for one in wanted)
+        stage.aggregator.say(
+            Verdict(
+                job="job", task_id=f"t-{number}", round=number, digest=update.payload.sha256, accepted=True
+            )
+        )
+        stage.poll()
+    assert read_lines == 0
+
+
+def _as_seen(numbers, adapter, grid):
+    """The numbers as changes, as an aggregator would read them that took the masks for nothing."""
+    modulus = 2.0 ** modulus_bits(grid)
+    centred = (numbers[:-1].astype(float) + modulus / 2) % modulus - modulus / 2
+    flat, start, found = centred * grid.limit / 2 ** (grid.bits - 1), 0, {}
+    for name in sorted(adapter):
+        found[name] = flat[start : start + adapter[name].size].reshape(adapter[name].shape)
+        start += adapter[name].size
+    return found

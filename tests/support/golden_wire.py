@@ -26,7 +26,19 @@ BEGIN = "<!-- fields: written by tests/support/golden_wire.py -->"
 END = "<!-- end of fields -->"
 MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(wire.Message)
 _SHARES = ("accuracy", "down_ratio")
-PARTS = (wire.TransferManifest, wire.LocalWork, wire.PolicySpec, wire.OptimizerSpec)
+_SMALL = {"bits": 16, "weight_bits": 10} | {
+    name: bytes(range(32)) for name in ("mask_key", "share_key", "seed_digest")
+}
+"""Values of fields that take no others."""
+PARTS = (
+    wire.TransferManifest,
+    wire.LocalWork,
+    wire.PolicySpec,
+    wire.OptimizerSpec,
+    wire.SumGrid,
+    wire.MaskPeer,
+    wire.MaskShare,
+)
 
 
 def filled(kind: type[msgspec.Struct]) -> Any:
@@ -40,6 +52,11 @@ def _value(field: Field, place: int) -> Any:
         return filled(field.type)
     if field.type is bool:
         return field.default is not True
+    inner = get_args(field.type)[-1:]
+    if get_origin(field.type) is list and isinstance(inner[0], type) and issubclass(inner[0], msgspec.Struct):
+        return [filled(inner[0])]
+    if field.name in _SMALL:
+        return _SMALL[field.name]
     known = {
         int: 1000 + place,
         float: place + 0.25 if field.name not in _SHARES else 0.25,
@@ -154,7 +171,9 @@ def _bounds(annotation: Any) -> Iterator[str]:
             yield f"cut to {note.chars_max} characters"
         if isinstance(note, msgspec.Meta) and note.le is not None:
             yield f"{note.ge} to {note.le:.10g}"
-        if isinstance(note, msgspec.Meta) and note.max_length is not None:
+        if isinstance(note, msgspec.Meta) and note.max_length is not None and note.min_length:
+            yield f"exactly {note.max_length} {unit}"
+        elif isinstance(note, msgspec.Meta) and note.max_length is not None:
             yield f"{note.max_length} {unit}"
         if isinstance(note, Option):
             laws = {
@@ -201,6 +220,8 @@ def _tag(kind: type[msgspec.Struct]) -> str:
 def _readable(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return {name: _readable(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, list):
+        return [_readable(one) for one in value]
     return {"hex": value.hex()} if isinstance(value, bytes) else value
 
 

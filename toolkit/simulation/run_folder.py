@@ -23,8 +23,9 @@ _ANY_TIME = ("workers", "timings", "rounds", "until_s")
 """Settings that make no other simulation: what was done of it before is used again."""
 
 _NEWER = {
-    name: msgspec.structs.asdict(Job("", rounds=1, clients=1))[name]
-    for name in ("weight_cap", "length_cap", "outliers", "strikes")
+    name: value
+    for name, value in msgspec.to_builtins(Job("", rounds=1, clients=1)).items()
+    if name in ("weight_cap", "length_cap", "outliers", "strikes", "dp") or name.startswith("secure")
 }
 """Fields of a job that are newer than journals on disks, and their defaults: they make another simulation where they differ."""
 

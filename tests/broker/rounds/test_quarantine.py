@@ -66,6 +66,16 @@ def test_a_fleet_of_three_goes_on_with_two():
     assert of(Close, give(machine, "c", 5)) == [Close(5, 5, ("b", "c"))]
 
 
+def test_under_masks_nobody_is_left_out_and_nobody_excused():
+    masked = {"secure": "masks", "clients": 4, "min_clients": 4, "secure_range": 1.0}
+    machine = held("a", **masked)
+    actions = [action for name in ("a", "b", "c", "d") for action in machine.hello(hello(name), 1.0)]
+    assert [t.device_id for t in of(Enrol, actions)[0].tasks] == ["a", "b", "c", "d"]
+    machine.marked([Mark(5, "a", REFUSED)])
+    assert machine.rounds._num_excused(5, 4, with_refused=True) == 0
+    assert held("a", **{**masked, "secure": "grid"}).rounds.quarantine.holds("a", 5), "the grid hides nobody"
+
+
 def test_half_of_a_round_is_never_excused():
     machine = held("a", "b", clients=3, min_clients=3)
     assert [action for name in ("a", "b", "c") for action in machine.hello(hello(name), 1.0)] == []

@@ -13,6 +13,9 @@ from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.options import fields_of, problems
 
 TRANSFER = wire.TransferManifest(size_bytes=3, chunk_bytes=2, chunk_digests=bytes(16), sha256="f" * 64)
+MASKED, KEY = {"job": "j", "task_id": "t", "round": 1}, bytes(range(32))
+PEER = wire.MaskPeer(place=0, device_id="e", mask_key=KEY, share_key=KEY)
+SHARE = wire.MaskShare(place=0, data=b"share")
 MESSAGES = [
     wire.Hello(device_id="d", artifact="a" * 64, role="evaluate", num_samples=7, version=3),
     wire.Offer(
@@ -37,6 +40,12 @@ MESSAGES = [
     wire.DeviceStatus(device_id="d", online=False),
     wire.DeviceStatus(device_id="d", online=True, paused="temperature 80.0 C is above 70 C"),
     wire.AggregatorStatus(job="j", session="s", online=True, round=2, version=1),
+    wire.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY),
+    wire.MaskGroup(**MASKED, group="1-0", place=2, mask_key=KEY, threshold=2, peers=[PEER]),
+    wire.MaskShares(**MASKED, device_id="d", group="1-0", shares=[SHARE]),
+    wire.MaskInbox(**MASKED, group="1-0", shares=[SHARE]),
+    wire.MaskAsk(**MASKED, group="1-0", delivered=[0, 2], dropped=[1]),
+    wire.MaskReveal(**MASKED, device_id="d", group="1-0", seeds=[SHARE], secrets=[]),
 ]
 each_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 
@@ -216,3 +225,25 @@ def test_names_that_may_not(name):
 def test_topics():
     assert wire.device_topic("job", "+", "up") == "fleetune/v1/job/device/+/up"
     assert wire.aggregator_topic("job") == "fleetune/v1/job/aggregator/status"
+
+
+def test_the_largest_group_and_the_largest_shares_fit_into_a_message():
+    peers = [
+        wire.MaskPeer(place=2**31 - 1, device_id="d" * 64, mask_key=KEY, share_key=KEY)
+        for _ in range(wire.NEIGHBOURS_MAX)
+    ]
+    group = wire.MaskGroup(**MASKED, group="g" * 64, place=0, mask_key=KEY, threshold=2, peers=peers)
+    shares = [wire.MaskShare(place=2**31 - 1, data=bytes(82)) for _ in range(wire.NEIGHBOURS_MAX + 1)]
+    inbox = wire.MaskInbox(**MASKED, group="g" * 64, shares=shares)
+    for message in (group, inbox):
+        assert len(wire.encode(message)) < wire.MESSAGE_BYTES_MAX
+        assert wire.decode(wire.encode(message)) == message
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_mask_key_of_another_length_is_refused(length):
+    fields = msgspec.msgpack.decode(
+        wire.encode(wire.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY))
+    )
+    with pytest.raises(WireError, match="malformed"):
+        wire.decode(msgspec.msgpack.encode(fields | {"mask_key": bytes(length)}))

@@ -39,6 +39,16 @@ def test_ordinary_work_is_allowed(work, num_samples):
     assert found(work, num_samples=num_samples) == []
 
 
+@pytest.mark.parametrize("codec", ["fp32", "int8", "grid", "Masked", ""])
+def test_an_owner_of_secure_sums_alone_allows_masked_training_and_evaluation(codec):
+    terms = Terms(secure_only=True)
+    assert found(LocalWork(codec=codec), terms=terms) == ["secure_only: the update would not be masked"]
+    assert found(LocalWork(codec=codec)) == []
+    assert found(LocalWork(codec="masked"), terms=terms) == []
+    assert found(LocalWork(codec=codec), terms=terms, role="evaluate") == []
+    assert "not be masked" in found(LocalWork(codec="xor", learns="class-means"), terms=terms)[0]
+
+
 def test_the_offer_that_reads_texts_is_outside_three_limits():
     sgd = LocalWork(steps=1, batch_size=1, optimizer=OptimizerSpec(name="sgd", lr=1.0))
     assert found(sgd) == [
