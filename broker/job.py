@@ -219,7 +219,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at_least=0,
             at_most=FIGURE_MAX,
         ),
-    ] = 3.0
+    ] = 5.0
     outliers: Annotated[
         float,
         Option(

@@ -146,7 +146,14 @@ def opened():
 def test_a_round_costs_the_same_however_many_there_were(tmp_path, opened):
     """Operations are counted, no time: files opened, folders listed, and steps of SQLite's machine at the aggregator."""
     counts, state = opened
-    terms = Terms(least_samples=0, least_batch=0, least_of_a_class=0, most_rounds_a_day=0, most_change=0)
+    terms = Terms(
+        least_effective=0,
+        least_samples=0,
+        least_batch=0,
+        least_of_a_class=0,
+        most_rounds_a_day=0,
+        most_change=0,
+    )
     server = fleet.Loopback()
     aggregator = fleet.Aggregator(
         server,
@@ -192,7 +199,7 @@ def test_run_json_is_not_written_ever_more(tmp_path, monkeypatch):
     ledger = world.aggregator.ledger
     one, told = Result(ledger, None, {}), []
     monkeypatch.setattr(type(ledger), "newest", property(lambda _: len(told) - 1))
-    monkeypatch.setattr(result, "row", lambda _, version: Row(round=version, devices=1))
+    monkeypatch.setattr(result, "row", lambda _, version, **_k: Row(round=version, devices=1))
     monkeypatch.setattr(one, "_write_adapter", lambda newest: None)
     for number in range(3 * HISTORY_SHARE):
         told.append(number)
