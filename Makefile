@@ -86,7 +86,7 @@ $(VENV)/demo.stamp $(VENV)/dev.stamp: $(VENV)/%.stamp: pyproject.toml | $(VENV)/
 	@touch $@
 
 device-lock: $(VENV)-supply/supply.stamp
-	$(VENV)-supply/bin/uv pip compile --quiet --universal --python-version 3.10 --extra device --generate-hashes --no-annotate \
+	$(VENV)-supply/bin/uv pip compile --quiet --universal --python-version 3.10 --extra device --extra trust --generate-hashes --no-annotate \
 	    --no-header --no-emit-index-url --upgrade --output-file requirements-device.txt pyproject.toml
 
 sbom: $(VENV)-supply/supply.stamp $(VENV)-device/device.stamp
@@ -100,7 +100,7 @@ $(VENV)-supply/supply.stamp: | $(VENV)-supply/bin/pip
 	@touch $@
 
 $(VENV)-device/device.stamp: pyproject.toml requirements-device.txt $(SOURCES) | $(VENV)-device/bin/pip
-	@echo "installing fleetune[device] into $(VENV)-device, each package by its digest, without torch"
+	@echo "installing fleetune[device,trust] into $(VENV)-device, each package by its digest, without torch"
 	@$(call install,$(VENV)-device,--require-hashes -r requirements-device.txt)
 	@$(call install,$(VENV)-device,--no-deps .)
 	@rm -rf build

@@ -16,7 +16,7 @@ else:
 
 LOCK = (ROOT / "requirements-device.txt").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-LOCKED_EXTRAS = ("device",)
+LOCKED_EXTRAS = ("device", "trust")
 ENTRIES = re.split(r"\n(?=\S)", LOCK.strip())
 
 UNSAFE_MODULES = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
