@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flat import FEW_SAMPLES
 from forks import Ended, Forks
 from servers import Mosquitto
 from simulated import FILE, run
@@ -98,6 +99,7 @@ def _federate(folder):
             "job": "home",
             "id": "kitchen",
             "state": folder / "state",
+            "terms": FEW_SAMPLES,
         }
         pool.submit(device, folder / "artifact", **own)
         job = Job("home", rounds=2, clients=1)
