@@ -1,17 +1,23 @@
 """Everything is killed, again and again, and nothing changes. FLEETUNE_KILLS is the number of a campaign."""
 
 import os
+import shutil
 
 import pytest
 from campaigns import Campaign, killing
 from words import write_lines
 
+from fleetune.device_runtime.commands.sign import sign
+from fleetune.device_runtime.network.signing import write_key_pair
+
 KILLS = int(os.environ.get("FLEETUNE_KILLS", "100"))
 JOBS = {
     "fp32 fedavg": {},
     "int8 fedavgm": {"codec": "int8", "strategy": "fedavgm"},
+    "signed": {"is_signed": True},
+    "signed and masked": {"is_signed": True, "secure": "masks"},
 }
-"""Options of aggregate by the name of a campaign; what is signed, masked or noised is one more line."""
+"""Options of aggregate by the name of a campaign, and whether artifact and messages are signed."""
 COMMON = {
     "clients": 3,
     "local_steps": 8,
@@ -23,16 +29,23 @@ COMMON = {
 }
 
 
-def campaign_of(root, artifact, *, rounds, **options):
+def campaign_of(root, artifact, *, rounds, is_signed=False, **options):
     """A campaign's federation of so many rounds, with further options of aggregate."""
     root.mkdir(parents=True)
+    device = {"checkpoint_every": 2}
+    if is_signed:
+        write_key_pair(root / "key", root / "key.pub")
+        artifact = shutil.copytree(artifact, root / "artifact")
+        sign(artifact, sign_key=root / "key")
+        options |= {"sign_key": str(root / "key")}
+        device |= {"trust": str(root / "key.pub")}
     data = {name: write_lines(root / f"{name}.csv", seed=i) for i, name in enumerate((*Campaign.NAMES, "e"))}
     return Campaign(
         root / "job",
         artifact,
         data,
         job={**COMMON, "rounds": rounds, **options},
-        device={"checkpoint_every": 2},
+        device=device,
     )
 
 
@@ -40,7 +53,7 @@ def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
     """Run a job calmly, and with so many SIGKILLs: same bits, no update lost or doubled, no traceback."""
     calm = campaign_of(tmp_path / "calm", artifact, rounds=rounds, **options).run(timeout_s=600)
     disturbed = campaign_of(tmp_path / "killed", artifact, rounds=rounds, **options).run(
-        timeout_s=60 + 20 * kills + 30 * rounds, disturb=killing(kills, seed=seed)
+        timeout_s=60 + 20 * kills + 30 * rounds, disturb=killing(kills, seed=seed, rounds=rounds)
     )
     print(
         f"{options}: {sum(disturbed.kills.values())} kills {dict(disturbed.kills)}, {disturbed.seconds:.0f} s, calm {calm.seconds:.0f} s"  # noqa: E501

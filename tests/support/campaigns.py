@@ -86,15 +86,15 @@ class Campaign:
             try:
                 for name in ("aggregator", *self.NAMES, "e"):
                     self.start(name)
-                again_at = time.monotonic() + 3.0
+                again_at = time.monotonic() + 0.5
                 while self.processes["aggregator"].poll() is None:
                     now = time.monotonic()
                     assert now < begun + timeout_s, (
-                        f"not done after {timeout_s:g} s, {self._versions()}: {self.log('aggregator')}"
+                        f"not done after {timeout_s:g} s, {self.num_rounds} rounds: {self.log('aggregator')}"
                     )
                     if disturb and now >= again_at:
                         again_at = time.monotonic() + disturb(self)
-                    time.sleep(0.05)
+                    time.sleep(0.02)
                 output, _ = self.processes["aggregator"].communicate()
                 assert self.processes["aggregator"].returncode == 0, self.log("aggregator")
                 for name in (*self.NAMES, "e"):
@@ -148,8 +148,10 @@ class Campaign:
         """The end of what one has said."""
         return (self.root / f"{name}.log").read_text()[-2500:]
 
-    def _versions(self) -> str:
-        return f"{len(list((self.root / 'run' / 'versions').glob('*.safetensors')))} versions"
+    @property
+    def num_rounds(self) -> int:
+        """How many rounds have made a version."""
+        return max(0, len(list((self.root / "run" / "versions").glob("*.safetensors"))) - 1)
 
     def _came(self, report: dict[str, Any], seconds: float) -> Came:
         folder = self.root / "run"
@@ -177,20 +179,20 @@ class Campaign:
         )
 
 
-def killing(
-    count: int, *, seed: int, pause_s: tuple[float, float] = (0.2, 1.2)
-) -> Callable[[Campaign], float]:
-    """Kill one of them at random, ``count`` times in all: of ten two aggregators, five devices, one evaluator and two servers."""
+def killing(count: int, *, seed: int, rounds: int) -> Callable[[Campaign], float]:
+    """Kill one at random, ``count`` times over the rounds: of ten two aggregators, five devices, one evaluator, two servers."""
     rng, left = random.Random(seed), count
 
     def kill(campaign: Campaign) -> float:
         nonlocal left
         if not left:
             return 1e9
+        if campaign.num_rounds < (count - left) * (rounds - 1) // count:
+            return 0.01
         left -= 1
         campaign.kill(
             rng.choice(("aggregator", "aggregator", "a", "b", "b", "c", "c", "e", "server", "server"))
         )
-        return rng.uniform(*pause_s)
+        return rng.uniform(0.0, 0.15)
 
     return kill
