@@ -242,7 +242,8 @@ def test_an_int8_artifact_trains_as_here_but_for_its_rounding(minilm_int8, data,
 def test_a_device_takes_part_in_a_round(minilm, data, tmp_path, mosquitto):
     job = {"mqtt": mosquitto.url, "job": "home"}
     words = ["--mqtt", job["mqtt"], "--job", job["job"], "--data", data, "--state", tmp_path / "state"]
-    device = start_fleetune("device", minilm, *words, "--timeout-s", 120)
+    few = ["--least-samples", 0, "--least-batch", 0, "--least-effective", 0]
+    device = start_fleetune("device", minilm, *words, *few, "--timeout-s", 120)
     try:
         work = {"batch_size": 2, "seq_len": 8, "local_steps": 3, **SGD}
         run = aggregate(minilm, **job, **work, rounds=1, clients=1, gather_s=300, out=tmp_path / "run")

@@ -20,7 +20,7 @@ pytestmark = [
 def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
     path.write_text(
-        "".join(json.dumps({"text": f"thing number {i}", "label": i % 2}) + "\n" for i in range(32))
+        "".join(json.dumps({"text": f"thing number {i}", "label": i % 2}) + "\n" for i in range(96))
     )
     return path
 

@@ -47,7 +47,7 @@ def machine(tmp_path_factory):
         lines = [
             {"text": f"turn the {place} light {word}", "label": word}
             for place in ("hall", "kitchen")
-            for word in ("on", "off") * 8
+            for word in ("on", "off") * 32
         ]
         (machine.folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shutil.copy(ROOT / "docs" / "fleetune-device.service", machine.folder)
