@@ -44,7 +44,14 @@ def agent_of(name: str, role: str, server: Loopback, folder: Path) -> tuple[obje
     link = server.connect(identity.topics, will=identity.will)
     files, terms = (
         DiskFiles(folder / name),
-        Terms(least_samples=0, least_batch=0, least_of_a_class=0, most_rounds_a_day=0, most_bytes_a_day=0),
+        Terms(
+            least_samples=0,
+            least_effective=0,
+            least_batch=0,
+            least_of_a_class=0,
+            most_rounds_a_day=0,
+            most_bytes_a_day=0,
+        ),
     )
     outbox = OutboxFile(folder / name / "outbox.sqlite")
     home = Home(

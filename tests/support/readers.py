@@ -182,7 +182,9 @@ def outbox(folder: Path) -> Iterator[Reader]:
     ).start()
     from fleetune.device_runtime.terms.terms import Terms
 
-    device = fleet.Device(server, folder, 0, size=20, terms=Terms(least_samples=0, least_batch=0)).start()
+    device = fleet.Device(
+        server, folder, 0, size=20, terms=Terms(least_samples=0, least_effective=0, least_batch=0)
+    ).start()
     world = fleet.World(server, aggregator, [device])
     world.run(until=lambda: "trained" in device.kinds() or device.outbox.pending())
     device.kill()
@@ -195,7 +197,11 @@ def outbox(folder: Path) -> Iterator[Reader]:
             opened.recall("device_id")
             Day(opened, wall_s=2e9).add(5.0, wall_s=2e9, key="k", sent_bytes=7)
         again = fleet.Device(
-            fleet.Loopback(), folder, 0, size=20, terms=Terms(least_samples=0, least_batch=0)
+            fleet.Loopback(),
+            folder,
+            0,
+            size=20,
+            terms=Terms(least_samples=0, least_effective=0, least_batch=0),
         )
         try:
             again.start()
