@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.broker.methods.strategy import Bound, Update
+from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.lora import place_of
 
 UPDATES_MIN = 3
@@ -38,6 +39,7 @@ def bounds(
     length_cap: float,
     far: float = FAR,
     least: float = 0.0,
+    floor: float = 0.0,
 ) -> dict[str, Bound]:
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
@@ -50,11 +52,12 @@ def bounds(
         length_cap: as well.
         far: in times the middle length.
         least: in times the middle length: a shorter one is left out.
+        floor: the middle length counts as this at least: where most have nothing left to learn, the others still may.
     """
     if len(measured) < UPDATES_MIN:
         return {}
     weight = median_low([one.weight for one in measured.values()])
-    length = median_low([one.length for one in measured.values()])
+    length = max(floor, median_low([one.length for one in measured.values()]))
     most = int(weight_cap * weight) if weight_cap else math.inf
     longest = length_cap * length if length_cap and length else math.inf
     shortest = least * length if length_cap else 0.0
@@ -74,6 +77,11 @@ def length_of(update: Update) -> float:
     return math.sqrt(
         sum(_square(value, started(update, name)) for name, value in sorted(update.values.items()))
     )
+
+
+def norm_of(tensors: Arrays) -> float:
+    """Return the L2 norm of all elements together; summed in one order."""
+    return math.sqrt(sum(_square(value, np.zeros(())) for _, value in sorted(tensors.items())))
 
 
 def held(update: Update, bound: Bound) -> Update:
@@ -98,7 +106,7 @@ def _scale(own: float, longest: float, far: float) -> float:
     return 0.0 if own > far else longest / own
 
 
-def _square(value: NDArray[np.float64], before: NDArray[np.float64]) -> float:
+def _square(value: Array, before: Array) -> float:
     moved = np.subtract(value, before, dtype=np.float64).reshape(-1)
     return float(np.cumsum(moved * moved)[-1]) if moved.size else 0.0
 

@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Mapping
 
 from fleetune.broker.job import PLAIN, Settings
-from fleetune.broker.methods.bounds import Measured, bounds, held, length_of
+from fleetune.broker.methods.bounds import Measured, bounds, held, length_of, norm_of
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
+from fleetune.device_runtime.arrays import Arrays
 
 FEATURES_CAP = 2.0
 """Class sums of features this many times longer or shorter than the middle ones are left out: one model makes all of them."""
+
+SMALL = 0.001
+"""No update is long that moves less than this share of the version's norm, however short the others are."""
 
 
 class Measures:
@@ -35,14 +39,14 @@ class Measures:
         """Begin the next version."""
         self._found.clear()
 
-    def bounds(self, strategy: Strategy) -> dict[str, Bound]:
-        """How those that are beyond the bounds count, by device."""
+    def bounds(self, strategy: Strategy, reference: Arrays) -> dict[str, Bound]:
+        """How those that are beyond the bounds count, by device; ``reference`` is the version that they are to move."""
         if strategy.length and self._caps["length_cap"]:
             return bounds(
                 self._found,
                 **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP, "least": 1 / FEATURES_CAP},
             )
-        return bounds(self._found, **self._caps)
+        return bounds(self._found, **self._caps, floor=SMALL * norm_of(reference))
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
         """What is noted of them in a round; of one that ``counts_all_alike`` only who is far off."""

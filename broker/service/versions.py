@@ -167,7 +167,7 @@ class Versions:
     def _hold(self, round_number: int) -> list[Mark]:
         """Hold the updates to the bounds of their round: if one is beyond them, all are added anew."""
         strategy = self._strategy
-        found = self._measures.bounds(strategy)
+        found = self._measures.bounds(strategy, self.reference(self.newest))
         self._bounds = {} if strategy.choose else found
         if self._bounds:
             self._sums = strategy.init(self.reference(self.newest))

@@ -8,7 +8,7 @@ from fleet import settings_of
 
 from fleetune.broker.methods import robust
 from fleetune.broker.methods.averaging import fedavg
-from fleetune.broker.methods.bounds import FAR, Measured, bounds, held, length_of
+from fleetune.broker.methods.bounds import FAR, Measured, bounds, held, length_of, norm_of
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.robust import num_wrong
 from fleetune.broker.methods.strategies import OF_ALL, STRATEGIES
@@ -203,5 +203,13 @@ def test_class_sums_of_longer_features_than_a_model_makes_are_left_out():
     for device, length in (("a", 1.0), ("b", 1.1), ("b2", 1.1), ("c", 2.3), ("d", 0.0)):
         sums = {SUMS: np.zeros((1, 2)), COUNTS: np.ones(1), SQUARES: np.array([length**2])}
         measures.add(Update(sums, {}, 5, device_id=device), strategy)
-    found = measures.bounds(strategy)
+    found = measures.bounds(strategy, {})
     assert {device: bound.scale for device, bound in found.items()} == {"c": 0.0, "d": 0.0}
+
+
+def test_who_still_learns_is_not_far_off_among_those_that_do_not():
+    still = measured(a=(1, 0.0), b=(1, 1e-9), c=(1, 0.04))
+    assert bounds(still, weight_cap=3, length_cap=5)["c"].scale == 0.0
+    assert bounds(still, weight_cap=3, length_cap=5, floor=0.01) == {}
+    assert bounds(still, weight_cap=3, length_cap=3, floor=0.01)["c"].scale == pytest.approx(0.75)
+    assert norm_of({"w": np.full((2, 2), 3.0, np.float32), "b": np.array(8.0)}) == 10.0

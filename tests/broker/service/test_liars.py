@@ -100,10 +100,10 @@ def test_a_huge_weight_is_cut_to_three_times_the_middle_one(tmp_path):
     assert done.aggregator.ledger.marks()[0].detail == "weighs 18; it told 536870912 samples"
 
 
-def test_a_long_update_is_cut_to_three_times_the_middle_length(tmp_path):
-    done = fleet_with(tmp_path, times(15), rounds=1).run()
+def test_a_long_update_is_cut_to_five_times_the_middle_length(tmp_path):
+    done = fleet_with(tmp_path, times(25), rounds=1).run()
     assert kinds(done.aggregator) == [(1, "device-2", LENGTH)]
-    third = fleet_with(tmp_path / "other", times(15 * scale_of(done)), rounds=1).run()
+    third = fleet_with(tmp_path / "other", times(25 * scale_of(done)), rounds=1).run()
     assert kinds(third.aggregator) == []
     made, same = (parse_arrays(one.aggregator.version(1)) for one in (done, third))
     assert all(np.allclose(made[n], same[n], rtol=1e-3, atol=1e-6) for n in made)
