@@ -55,6 +55,17 @@ def drawn(number: int, workbench: Workbench) -> Workbench:
     )
 
 
+def idle(number: int, workbench: Workbench) -> Workbench:
+    """No attack, but a control: it trains nothing, and weighs one sample. Its class sums are honest."""
+    if number % EVERY:
+        return workbench
+
+    def start(work: Any, adapter: Arrays) -> Any:
+        return _Training(workbench.start(work, adapter), adapter, lambda reference, _: reference)
+
+    return workbench._replace(start=start, num_samples=1)
+
+
 def sly(number: int, workbench: Workbench) -> Workbench:
     """The opposite of what was learned, just as long and just as heavy as the default bounds let pass."""
     samples = int(SLY * workbench.num_samples)
