@@ -56,14 +56,23 @@ def drawn(number: int, workbench: Workbench) -> Workbench:
 
 
 def idle(number: int, workbench: Workbench) -> Workbench:
-    """No attack, but a control: it trains nothing, and weighs one sample. Its class sums are honest."""
+    """No attack, but a control: it trains nothing, and weighs one sample, that of its class sums."""
     if number % EVERY:
         return workbench
+    honest = workbench.class_sums
+    assert honest
+
+    def class_sums(work: Any, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
+        sums, stats = honest(work, adapter)
+        first = np.arange(len(sums[COUNTS])) == int(np.argmax(sums[COUNTS]))
+        share = np.where(first, 1 / max(1.0, float(sums[COUNTS].max())), 0.0)
+        parts = {n: _like(v, v * share.reshape(-1, *[1] * (v.ndim - 1))) for n, v in sums.items()}
+        return parts | {COUNTS: first.astype(np.float32)}, stats
 
     def start(work: Any, adapter: Arrays) -> Any:
         return _Training(workbench.start(work, adapter), adapter, lambda reference, _: reference)
 
-    return workbench._replace(start=start, num_samples=1)
+    return workbench._replace(start=start, class_sums=class_sums, num_samples=1)
 
 
 def sly(number: int, workbench: Workbench) -> Workbench:
