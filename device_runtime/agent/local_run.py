@@ -214,8 +214,7 @@ class LocalRun:
         )
         instead = self._spared(packed, codec, reference, memory)
         packed = instead or packed
-        if self._home.contract:
-            self._home.contract.check_bytes(len(packed.payload))
+        self._mind_bytes(packed.payload)
         stats = _stats(training.history, training.stats)
         if self._home.contract:
             stats |= {"change_norm": outgoing.norm, "clip_scale": outgoing.scale}
@@ -229,16 +228,7 @@ class LocalRun:
         kept = {"tensors_kept": len(own)} if own else {}
         kept |= {"skipped": 1} if instead else {}
         event = Event("trained", offer.round, {**loss, "size_bytes": len(packed.payload), **kept})
-        record = self._left(
-            "update",
-            steps=training.step_index,
-            tensors=counted(outgoing.values),
-            held_back=len(held_back),
-            norm=outgoing.norm,
-            scale=outgoing.scale,
-            most_norm=offer.work.most_norm,
-            noise=offer.work.noise,
-        )
+        record = self._left_of("update", training, outgoing, held_back=len(held_back))
         return Product(self._announcement(stats), packed.payload, event, record)
 
     def _pack_sum(self, training: Training) -> Product:
@@ -251,19 +241,10 @@ class LocalRun:
         if offer.work.codec == MASKED:
             self._masking.mask(numbers, offer.grid)
         payload = write_numbers(numbers, offer.grid)
-        if self._home.contract:
-            self._home.contract.check_bytes(len(payload))
+        self._mind_bytes(payload)
         figures = {"size_bytes": len(payload), **({"cut": num_cut} if num_cut else {})}
-        record = self._left(
-            "masked update" if offer.work.codec == MASKED else "update",
-            steps=training.step_index,
-            tensors=counted(outgoing.values),
-            held_back=len(trained) - len(outgoing.values),
-            norm=outgoing.norm,
-            scale=outgoing.scale,
-            most_norm=offer.work.most_norm,
-            noise=offer.work.noise,
-        )
+        kind = "masked update" if offer.work.codec == MASKED else "update"
+        record = self._left_of(kind, training, outgoing, held_back=len(trained) - len(outgoing.values))
         seconds = float(sum(step.seconds for step in training.history))
         header = self._announcement({"seconds": seconds})
         return Product(header, payload, Event("trained", offer.round, figures), record)
@@ -298,6 +279,24 @@ class LocalRun:
         self._worked_s += seconds
         if self._home.contract:
             self._home.contract.check_seconds(self._worked_s)
+
+    def _mind_bytes(self, payload: bytes) -> None:
+        if self._home.contract:
+            self._home.contract.check_bytes(len(payload))
+
+    def _left_of(self, kind: str, training: Training, outgoing: Clipped, *, held_back: int) -> Left:
+        """The line of what training has made; ``held_back`` tensors of it stay here."""
+        work = self._offer.work
+        return self._left(
+            kind,
+            steps=training.step_index,
+            tensors=counted(outgoing.values),
+            held_back=held_back,
+            norm=outgoing.norm,
+            scale=outgoing.scale,
+            most_norm=work.most_norm,
+            noise=work.noise,
+        )
 
     def _left(self, kind: str, **figures: Any) -> Left:
         """The line of the owner's record, but for the time, size and digest."""
@@ -353,8 +352,7 @@ class LocalRun:
             shortened_sums(sums, offer.work.sums_bits),
             blank_sums(*sums[SUMS].shape),
         )
-        if self._home.contract:
-            self._home.contract.check_bytes(len(packed.payload))
+        self._mind_bytes(packed.payload)
         event = Event("summed", offer.round, {"size_bytes": len(packed.payload)})
         left = self._left("class sums", samples=int(sums[COUNTS].sum()), tensors=counted(sums))
         return Product(self._announcement(stats), packed.payload, event, left)
