@@ -26,7 +26,6 @@ from fleetune.device_runtime.contracts.wire import (
     REASON_CHARS_MAX,
     SUMMED,
     Chunk,
-    Decline,
     Offer,
     UpdateReady,
     Verdict,
@@ -223,15 +222,7 @@ class Assignments:
         log.error("round %d: declined: %s", number, said)
         self._done.add(self._current.key)
         self._let_go()
-        decline = Decline(
-            device_id=identity.device_id,
-            job=identity.job,
-            task_id=offer.task_id,
-            round=number,
-            reason=said,
-            cause=_cause(reason),
-        )
-        send(self._home.link, identity.up, encode(decline))
+        send(self._home.link, identity.up, identity.decline(offer, said, cause=_cause(reason)))
         self._home.on_event(Event("declined", number, text=said))
 
     def settle(self, verdict: Verdict) -> None:

@@ -8,12 +8,10 @@ from fleetune.device_runtime.contracts.seal import Seal, Stamp, parse_seal
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
-    Decline,
     Message,
     Offer,
     aggregator_topic,
     decode,
-    encode,
 )
 from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.network.connection import send
@@ -127,15 +125,7 @@ class Guard:
         log.warning("dropped a message on %s: %s; job %r takes what key %s signs", topic, said, job, names)
 
     def _decline(self, offer: Offer, reason: str) -> None:
-        identity = self._identity
-        decline = Decline(
-            device_id=identity.device_id,
-            job=identity.job,
-            task_id=offer.task_id,
-            round=offer.round,
-            reason=reason,
-        )
-        send(self._link, identity.up, encode(decline))
+        send(self._link, self._identity.up, self._identity.decline(offer, reason))
 
 
 def _forged(seal: Seal) -> str:

@@ -6,7 +6,9 @@ import msgspec
 
 from fleetune.device_runtime.contracts.wire import (
     ROLES,
+    Decline,
     DeviceStatus,
+    Offer,
     aggregator_topic,
     decode,
     device_topic,
@@ -65,6 +67,18 @@ class Identity(NamedTuple):
             device_id=self.device_id, online=online, paused=one_line(paused), session=self.session
         )
         return encode(status)
+
+    def decline(self, offer: Offer, reason: str, *, cause: str = "") -> bytes:
+        """An encoded Decline."""
+        decline = Decline(
+            device_id=self.device_id,
+            job=self.job,
+            task_id=offer.task_id,
+            round=offer.round,
+            reason=reason,
+            cause=cause,
+        )
+        return encode(decline)
 
     def is_of_namesake(self, payload: bytes) -> bool:
         """Whether a status under this device's topic says that another process is online as this device."""
