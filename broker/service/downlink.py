@@ -92,9 +92,8 @@ class Downlink:
 
     def holds(self, device_id: str, digest: str, mask: str = "", *, original: str = "") -> None:
         """A device says which adapter file it holds, empty: it wants the whole; which its artifact brought, and which mask."""
-        if (
-            device_id in self._served
-        ):  # it was cut off while it fetched, or has waited for long: smaller ones may get through
+        if device_id in self._served:
+            # It was cut off while it fetched, or has waited for long: smaller chunks may get through.
             limit = self._chunk_limits.get(device_id, CHUNK_BYTES) // 2
             self._chunk_limits[device_id] = max(CHUNK_BYTES_MIN, limit)
             self._served.discard(device_id)

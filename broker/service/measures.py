@@ -32,8 +32,8 @@ class Measures:
 
     def add(self, update: Update, strategy: Strategy) -> None:
         """Take an update that is in the sums."""
-        length = strategy.length or length_of
-        self._found[update.device_id] = Measured(update.weight, length(update))
+        length = (strategy.length or length_of)(update) if self._caps["length_cap"] else 0.0
+        self._found[update.device_id] = Measured(update.weight, length)
 
     def clear(self) -> None:
         """Begin the next version."""
@@ -46,7 +46,8 @@ class Measures:
                 self._found,
                 **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP, "least": 1 / FEATURES_CAP},
             )
-        return bounds(self._found, **self._caps, floor=SMALL * norm_of(reference))
+        floor = SMALL * norm_of(reference) if self._caps["length_cap"] else 0.0
+        return bounds(self._found, **self._caps, floor=floor)
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
         """What is noted of them in a round; of one that ``counts_all_alike`` only who is far off."""

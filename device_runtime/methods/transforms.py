@@ -72,10 +72,12 @@ def clip_by_norm(norm_max: float) -> Transform:
 
 def clip_scale(updates: Mapping[str, Array], norm_max: float) -> float:
     """Tell what :func:`clip_by_norm` multiplies updates by."""
+    if not norm_max:
+        return 1.0
     norms = [
         float(np.linalg.norm(value.astype(np.float32, copy=False).ravel())) for value in updates.values()
     ]
-    return min(1.0, norm_max / (float(np.linalg.norm(norms)) + 1e-6)) if norm_max else 1.0
+    return min(1.0, norm_max / (float(np.linalg.norm(norms)) + 1e-6))
 
 
 def regularise(slope: Callable[[Floats], Floats]) -> Transform:

@@ -53,9 +53,8 @@ def inflated(data: bytes, size: int, *, what: str, window: int = RAW) -> bytes:
     coder = swiftest()
     stream = coder.decompressobj(window)
     try:
-        content: bytes = stream.decompress(
-            data, size + 1
-        )  # a byte more than expected, so never without a limit
+        # A byte more than expected, so never without a limit.
+        content: bytes = stream.decompress(data, size + 1)
     except coder.error as exc:
         raise WireError(f"{what}: {exc}") from exc
     if len(content) != size or not stream.eof or stream.unused_data:
