@@ -20,7 +20,7 @@ from benchmarks.federation import find_data, mosquitto
 from benchmarks.measuring.subjects import artifact_of
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.processes import Member, fleet
 from fleetune.toolkit.simulation.records import ROUNDS

@@ -25,7 +25,7 @@ from benchmarks.measuring.processes import FOLDER, run_worker
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
 from fleetune.broker.servers.mosquitto import write_configuration
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.export import export
 from fleetune.toolkit.models import packaged_model

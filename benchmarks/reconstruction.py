@@ -18,7 +18,7 @@ from benchmarks.measuring.leaks import SGD, Attacker, Device, Doubles, Line, lin
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import UnknownName, choices
 from fleetune.device_runtime.terms.terms import Terms

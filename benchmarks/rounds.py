@@ -19,9 +19,9 @@ from fleetune.broker.service.service import Service
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.codecs import encode_update
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
-    CHUNK_BYTES,
     Hello,
     Offer,
     Request,

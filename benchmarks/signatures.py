@@ -14,7 +14,8 @@ from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import LocalWork, Message, Offer, Verdict, device_topic, encode
+from fleetune.device_runtime.contracts.wire import Message, Offer, Verdict, device_topic, encode
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.files import MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.network.signing import Signer, Trusted

@@ -19,7 +19,8 @@ from fleetune.broker.store.rows import Row
 from fleetune.broker.tasks import PARDONED, listed, mark
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import plain
-from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic
+from fleetune.device_runtime.contracts.wire import aggregator_topic
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.network.address import Reach, parse_url

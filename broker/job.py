@@ -8,22 +8,24 @@ import msgspec
 
 from fleetune.device_runtime.contracts.class_means import ClassHead
 from fleetune.device_runtime.contracts.codecs import EXACT
-from fleetune.device_runtime.contracts.wire import (
-    ADAPTER,
-    CLASS_MEANS,
+from fleetune.device_runtime.contracts.fields import (
     COUNT_MAX,
     FIGURE_MAX,
+    NEIGHBOURS_MAX,
+    SECONDS_MAX,
+    check_name,
+)
+from fleetune.device_runtime.contracts.work import (
+    ADAPTER,
+    CLASS_MEANS,
     FULL,
     GRID,
     HEAD_STARTS,
     MASKED,
-    NEIGHBOURS_MAX,
-    SECONDS_MAX,
     WHOLE,
     LocalWork,
     PolicySpec,
     SumGrid,
-    check_name,
 )
 from fleetune.device_runtime.draws import SEED_MAX, Key, integers
 from fleetune.device_runtime.errors import ConfigError, one_line

@@ -28,19 +28,13 @@ from fleetune.broker.tasks import Outcome, Packing, Task
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
+from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.secure_sums.keys import need_cryptography
 from fleetune.device_runtime.contracts.thresholds import stays
-from fleetune.device_runtime.contracts.wire import (
-    CONSENSUS,
-    FULL,
-    WHOLE,
-    LocalWork,
-    PolicySpec,
-    check_name,
-)
+from fleetune.device_runtime.contracts.work import CONSENSUS, FULL, WHOLE, LocalWork, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods import work as works
 from fleetune.device_runtime.methods.policies import still_layers

@@ -5,17 +5,15 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import (
-    ADAPTER,
+from fleetune.device_runtime.contracts.fields import (
     CLASSES_MAX,
     TRANSFER_BYTES_MAX,
     Count,
-    LocalWork,
-    PolicySpec,
     Seconds,
     Share,
     Word,
 )
+from fleetune.device_runtime.contracts.work import ADAPTER, LocalWork, PolicySpec
 from fleetune.device_runtime.errors import one_line, some
 
 _LISTED = 16

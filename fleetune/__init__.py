@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fleetune.device_runtime.commands.selfcheck import selfcheck
     from fleetune.device_runtime.commands.train import train
     from fleetune.device_runtime.contracts.resources import Resources
-    from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+    from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
     from fleetune.device_runtime.network.address import Reach
     from fleetune.device_runtime.network.signing import Signing, Trust
     from fleetune.device_runtime.terms.terms import Terms

@@ -16,7 +16,7 @@ import pytest
 
 from fleetune.broker.job import device_seed
 from fleetune.device_runtime import draws
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.data.samples import Ragged, make_dataset
 from fleetune.device_runtime.draws import SEED_MAX, Draws, Key
 from fleetune.device_runtime.methods.policies import POLICIES, make_gates, make_policy

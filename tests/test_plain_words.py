@@ -24,7 +24,7 @@ from fleetune.broker.servers.embedded import EmbeddedServer
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 
 ONE = os.environ.get("FLEETUNE_TRY")

@@ -15,7 +15,7 @@ from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.commands.train import train
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.training.machine import Machine, Resources

@@ -12,7 +12,7 @@ import msgspec
 
 from fleetune.broker.job import Job, as_chosen
 from fleetune.broker.laws import TABLES
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError, FleetuneError
 from fleetune.device_runtime.options import check
 from fleetune.toolkit.corpora import read_corpus

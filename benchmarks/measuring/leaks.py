@@ -16,7 +16,7 @@ from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.arrays import Arrays, load_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.lora import pairs_of
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset, Ragged
 from fleetune.device_runtime.errors import ConfigError

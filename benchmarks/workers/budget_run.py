@@ -14,7 +14,7 @@ from device_step import draw_data
 
 from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.training.machine import Machine, Resources
 

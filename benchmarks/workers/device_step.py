@@ -19,7 +19,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
-from fleetune.device_runtime.contracts.wire import OptimizerSpec
+from fleetune.device_runtime.contracts.work import OptimizerSpec
 from fleetune.device_runtime.data.samples import Dataset, Dense, make_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.methods.optim import make_optimizer

@@ -19,7 +19,7 @@ from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.network.turns import Turns

@@ -10,7 +10,7 @@ from pathlib import Path
 from device_step import draw_data
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.training.budget import resident_mb
 from fleetune.device_runtime.training.machine import Machine, Resources
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from device_step import draw_data
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.training.machine import Machine, Resources
 

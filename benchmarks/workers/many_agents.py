@@ -22,7 +22,7 @@ from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.agent.trainer_port import Workbench
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.files import MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
 from fleetune.device_runtime.network.turns import Turns

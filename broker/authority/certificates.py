@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleetune.device_runtime.contracts.wire import check_name
+from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.errors import ConfigError, one_line
 from fleetune.device_runtime.network.keys import Key, common_name
 

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from fleetune.broker.job import Privacy
-from fleetune.device_runtime.contracts.wire import COUNT_MAX
+from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.errors import ConfigError
 
 NEEDS = "dp needs dp-accounting; run: pip install 'fleetune[privacy]'"

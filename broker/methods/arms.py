@@ -11,7 +11,7 @@ import msgspec
 from fleetune.broker.job import Settings
 from fleetune.broker.tasks import arm_name
 from fleetune.device_runtime.contracts.plans import LayerPlan, route
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import make_policy

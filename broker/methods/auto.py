@@ -57,7 +57,7 @@ from fleetune.broker.methods.outlook import (
     seconds_at,
 )
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Key, permutation, uniforms
 
 TUNING = Tuning()

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.contracts.wire import SECONDS_MAX, PolicySpec
+from fleetune.device_runtime.contracts.fields import SECONDS_MAX
+from fleetune.device_runtime.contracts.work import PolicySpec
 
 Doubles = NDArray[np.float64]
 Codes = NDArray[np.intp]

@@ -26,7 +26,7 @@ from fleetune.broker.methods.bandit import (
 )
 from fleetune.broker.methods.paces import Paces, Timed, paces
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, PolicySpec
+from fleetune.device_runtime.contracts.work import ADAPTER, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 
 WAY_BACK = 1.5

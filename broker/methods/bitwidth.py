@@ -16,7 +16,7 @@ from fleetune.broker.methods.carrying import Carriage, Traffic
 from fleetune.broker.methods.round_times import Pace, pace
 from fleetune.broker.methods.seen import Fleet, Seen, blank, note
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 
 CODEC = "quant"
 WIDTHS = (16, 8, 4, 2, 1)

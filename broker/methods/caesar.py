@@ -19,7 +19,7 @@ from fleetune.broker.methods.carrying import Carriage, Traffic
 from fleetune.broker.methods.round_times import Pace, pace
 from fleetune.broker.methods.seen import Fleet, Seen, blank, note, places
 from fleetune.broker.tasks import Packing, Task
-from fleetune.device_runtime.contracts.wire import FULL
+from fleetune.device_runtime.contracts.work import FULL
 
 DOWN_CODEC, UP_CODEC = "caesar", "topk"
 LAMBDA = 0.5

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fleetune.broker.job import Settings
 from fleetune.broker.tasks import Outcome, Packing, Task
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 
 
 class Carriage(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from fleetune.broker.job import Settings
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
+from fleetune.device_runtime.contracts.work import ADAPTER, LocalWork
 
 
 class Candidate(NamedTuple):

@@ -4,7 +4,8 @@ import msgspec
 
 from fleetune.broker.job import Settings, device_work
 from fleetune.broker.methods.choosing import Candidate
-from fleetune.device_runtime.contracts.wire import SECONDS_MAX, LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.fields import SECONDS_MAX
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 
 WAY_BACK = 2.0

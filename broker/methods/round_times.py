@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from fleetune.broker.methods.seen import Seen, samples_of
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 
 
 class Pace(NamedTuple):

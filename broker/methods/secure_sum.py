@@ -11,7 +11,7 @@ from fleetune.broker.methods.strategy import Update
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.secure_sums.grid import added, mean_change, num_elements, read_numbers
 from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking, unmask
-from fleetune.device_runtime.contracts.wire import SumGrid
+from fleetune.device_runtime.contracts.work import SumGrid
 
 
 def mean_update(

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.depths import is_time
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import ADAPTER, FIGURE_MAX, LocalWork
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX
+from fleetune.device_runtime.contracts.work import ADAPTER, LocalWork
 
 RATE_MIN, RATE_MAX = 1.0, 1e12
 """Bytes a second of a link; what is outside is not believed."""

@@ -16,7 +16,7 @@ from fleetune.broker.methods.caesar import up_share
 from fleetune.broker.methods.carrying import Carriage, Traffic
 from fleetune.broker.methods.seen import Fleet, Seen, blank, note, places
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 
 WIDTHS = (16, 8, 4, 2)
 """From the best quarter of the devices to the last."""

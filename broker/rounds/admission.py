@@ -4,7 +4,8 @@ from collections.abc import Container, Sequence
 from hashlib import sha256
 
 from fleetune.broker.rounds.open_round import OpenRound
-from fleetune.device_runtime.contracts.wire import COUNT_MAX, UpdateReady, encode
+from fleetune.device_runtime.contracts.fields import COUNT_MAX
+from fleetune.device_runtime.contracts.wire import UpdateReady, encode
 
 _SHOWN_CHARS = 120
 

@@ -22,13 +22,9 @@ from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.store import Past, accepted_outcome
 from fleetune.broker.tasks import NOTHING, Note, Noted, Outcome, Task, listed
 from fleetune.broker.tasks import REASON_CHARS_MAX as WHY_CHARS_MAX
-from fleetune.device_runtime.contracts.wire import (
-    REASON_CHARS_MAX,
-    LocalWork,
-    MaskMessage,
-    UpdateReady,
-    default_task_id,
-)
+from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
+from fleetune.device_runtime.contracts.wire import MaskMessage, UpdateReady, default_task_id
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, TransportError, one_line
 
 log = logging.getLogger(__name__)

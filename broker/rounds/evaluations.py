@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable
 from fleetune.broker.job import Settings, device_work
 from fleetune.broker.rounds.actions import Assign
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, default_task_id
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX
+from fleetune.device_runtime.contracts.wire import Report, default_task_id
 
 _BEHIND_MAX = 8
 """An evaluating device here keeps versions from being forgotten, up to so many times as many as are kept anyway."""

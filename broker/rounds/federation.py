@@ -15,9 +15,9 @@ from fleetune.broker.rounds.barrier import NO_TURNS, Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, listed
+from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.wire import (
     CAUSES,
-    REASON_CHARS_MAX,
     ROLES,
     Decline,
     Hello,

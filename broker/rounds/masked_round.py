@@ -19,22 +19,20 @@ from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action, Record, Tell
 from fleetune.broker.rounds.told_shares import SECRET, SEED, ToldShares
 from fleetune.broker.tasks import Note, Task, listed
-from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
-from fleetune.device_runtime.contracts.secure_sums.keys import Scope, key_problem
-from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
-from fleetune.device_runtime.contracts.wire import (
+from fleetune.device_runtime.contracts.mask_messages import (
     MaskAsk,
     MaskGroup,
     MaskInbox,
     MaskKeys,
-    MaskMessage,
     MaskPeer,
     MaskReveal,
     MaskShare,
     MaskShares,
-    decode,
-    encode,
 )
+from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
+from fleetune.device_runtime.contracts.secure_sums.keys import Scope, key_problem
+from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
+from fleetune.device_runtime.contracts.wire import MaskMessage, decode, encode
 from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from fleetune.device_runtime.contracts.mask_messages import MaskKeys, MaskReveal
 from fleetune.device_runtime.contracts.secure_sums.keys import digest_of_seed, public_of
 from fleetune.device_runtime.contracts.secure_sums.shares import combine
-from fleetune.device_runtime.contracts.wire import MaskKeys, MaskReveal
 from fleetune.device_runtime.errors import WireError
 
 SEED, SECRET = KINDS = ("seed", "secret")

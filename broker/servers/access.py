@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fleetune.device_runtime.contracts.wire import aggregator_topic, check_name, device_topic
+from fleetune.device_runtime.contracts.fields import check_name
+from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic
 from fleetune.device_runtime.errors import ConfigError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Conf
 from fleetune.broker.methods.traffic import TRAFFIC, laid_over
 from fleetune.broker.store.store import Decided, Store
 from fleetune.broker.tasks import Task, arm_of
-from fleetune.device_runtime.contracts.wire import ADAPTER
+from fleetune.device_runtime.contracts.work import ADAPTER
 
 
 class Chosen(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,8 +13,10 @@ from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
 from fleetune.device_runtime.contracts.transfer import CHUNK_BYTES_MIN
-from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, FULL, WHOLE, Chunk, Request, TransferManifest
+from fleetune.device_runtime.contracts.wire import Chunk, Request, TransferManifest
+from fleetune.device_runtime.contracts.work import FULL, WHOLE
 from fleetune.device_runtime.errors import StateError, WireError
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from fleetune.broker.store.store import ByKind
 from fleetune.broker.tasks import Packing
 from fleetune.device_runtime.contracts.deltas import Delta
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import FULL, TransferManifest
+from fleetune.device_runtime.contracts.wire import TransferManifest
+from fleetune.device_runtime.contracts.work import FULL
 
 
 class Download(NamedTuple):

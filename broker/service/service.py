@@ -22,24 +22,22 @@ from fleetune.broker.service.views import JobView, view_of
 from fleetune.broker.store.rows import Row
 from fleetune.broker.store.store import AFTERWARDS, Past, Store
 from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.gaussian import Source
+from fleetune.device_runtime.contracts.mask_messages import MaskKeys, MaskReveal, MaskShares
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     Decline,
     DeviceStatus,
     Hello,
-    MaskKeys,
     MaskMessage,
-    MaskReveal,
-    MaskShares,
     Message,
     Report,
     Request,
     UpdateReady,
     Verdict,
     aggregator_topic,
-    check_name,
     decode,
     device_topic,
     encode,

@@ -12,7 +12,9 @@ from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import REFUSED, Noted, Task, mark
 from fleetune.device_runtime.contracts.codecs import is_repeat
-from fleetune.device_runtime.contracts.wire import SECONDS_MAX, SUMMED, Chunk, UpdateReady
+from fleetune.device_runtime.contracts.fields import SECONDS_MAX
+from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady
+from fleetune.device_runtime.contracts.work import SUMMED
 from fleetune.device_runtime.errors import OtherMemory, StateError, TransportError, WireError
 from fleetune.device_runtime.network.complaints import Complaints, fault
 

@@ -31,17 +31,17 @@ from fleetune.device_runtime.contracts.codecs import (
     unpack,
     update_bytes_max,
 )
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX
 from fleetune.device_runtime.contracts.gaussian import Source
 from fleetune.device_runtime.contracts.lora import drawn_rows, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, filled, masked, read_mask, write_mask
 from fleetune.device_runtime.contracts.secure_sums.grid import check_numbers, payload_bytes, read_numbers
 from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
 from fleetune.device_runtime.contracts.thresholds import blank_thresholds
-from fleetune.device_runtime.contracts.wire import (
+from fleetune.device_runtime.contracts.work import (
     ADAPTER,
     CLASS_MEANS,
     CONSENSUS,
-    FIGURE_MAX,
     GRID,
     SUMMED,
     THRESHOLDS,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import Count, TaskId, Word
+from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
 from fleetune.device_runtime.errors import StateError, one_line
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]

@@ -30,8 +30,9 @@ from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
 from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, arm_of
+from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER
-from fleetune.device_runtime.contracts.wire import Count, Report, UpdateReady, Word
+from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import ConfigError, StateError, WireError
 from fleetune.device_runtime.files import private_file
 

@@ -13,7 +13,9 @@ from fleetune.broker.job import Settings, differences
 from fleetune.broker.store.costs import COLUMNS
 from fleetune.broker.store.marks import SCHEMA as MARKS
 from fleetune.broker.tasks import REASON_CHARS_MAX, Plan, Task
-from fleetune.device_runtime.contracts.wire import Count, LocalWork, TaskId, Word, default_task_id
+from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
+from fleetune.device_runtime.contracts.wire import default_task_id
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, StateError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from fleetune.broker.tasks import HELD, REASON_CHARS_MAX, Mark
-from fleetune.device_runtime.contracts.wire import Count, Word
+from fleetune.device_runtime.contracts.fields import Count, Word
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS marks (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,

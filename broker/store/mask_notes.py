@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from fleetune.broker.tasks import Note
-from fleetune.device_runtime.contracts.wire import MESSAGE_BYTES_MAX, Count, Word
+from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX, Count, Word
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS mask_notes (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, kind TEXT NOT NULL,

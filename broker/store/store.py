@@ -10,7 +10,8 @@ import msgspec
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task
-from fleetune.device_runtime.contracts.wire import FIGURE_MAX, Report, UpdateReady
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX
+from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 
 AFTERWARDS = -1
 """Stands for a round where the time after the last one is meant."""

@@ -10,13 +10,11 @@ from fleetune.device_runtime.agent.guard import guard_of
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.presence import Presence
 from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.contracts.mask_messages import MaskAsk, MaskGroup, MaskInbox
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     Finished,
-    MaskAsk,
-    MaskGroup,
-    MaskInbox,
     Message,
     Offer,
     Request,

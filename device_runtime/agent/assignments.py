@@ -18,20 +18,12 @@ from fleetune.device_runtime.agent.masking import Masking
 from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
+from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.lora import frozen_names
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.transfer import Pull
-from fleetune.device_runtime.contracts.wire import (
-    MASKED,
-    REASON_CHARS_MAX,
-    SUMMED,
-    Chunk,
-    Offer,
-    UpdateReady,
-    Verdict,
-    encode,
-    task_id_of,
-)
+from fleetune.device_runtime.contracts.wire import Chunk, Offer, UpdateReady, Verdict, encode, task_id_of
+from fleetune.device_runtime.contracts.work import MASKED, SUMMED
 from fleetune.device_runtime.errors import (
     ArtifactError,
     ConfigError,

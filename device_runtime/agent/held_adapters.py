@@ -9,7 +9,8 @@ from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, make_codec, update_bytes_max
 from fleetune.device_runtime.contracts.deltas import apply_delta
 from fleetune.device_runtime.contracts.thresholds import blank_thresholds
-from fleetune.device_runtime.contracts.wire import FULL, Offer
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import FULL
 from fleetune.device_runtime.errors import WireError
 
 log = logging.getLogger(__name__)

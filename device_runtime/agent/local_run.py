@@ -35,16 +35,8 @@ from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained
 from fleetune.device_runtime.contracts.masks import Mask, masked
 from fleetune.device_runtime.contracts.secure_sums.grid import placed, weight_of, write_numbers
 from fleetune.device_runtime.contracts.thresholds import moved, pruned, stays, thresholds_of
-from fleetune.device_runtime.contracts.wire import (
-    CLASS_MEANS,
-    MASKED,
-    SUMMED,
-    LocalWork,
-    Offer,
-    Report,
-    TransferManifest,
-    UpdateReady,
-)
+from fleetune.device_runtime.contracts.wire import Offer, Report, TransferManifest, UpdateReady
+from fleetune.device_runtime.contracts.work import CLASS_MEANS, MASKED, SUMMED, LocalWork
 from fleetune.device_runtime.errors import (
     ArtifactError,
     ConfigError,

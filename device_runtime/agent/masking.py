@@ -12,6 +12,17 @@ from math import inf
 import msgspec
 
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.contracts.fields import Key32, Word
+from fleetune.device_runtime.contracts.mask_messages import (
+    MaskAsk,
+    MaskGroup,
+    MaskInbox,
+    MaskKeys,
+    MaskPeer,
+    MaskReveal,
+    MaskShare,
+    MaskShares,
+)
 from fleetune.device_runtime.contracts.secure_sums.grid import Whole
 from fleetune.device_runtime.contracts.secure_sums.keys import (
     Scope,
@@ -25,22 +36,8 @@ from fleetune.device_runtime.contracts.secure_sums.keys import (
 )
 from fleetune.device_runtime.contracts.secure_sums.masking import Masker, mask
 from fleetune.device_runtime.contracts.secure_sums.shares import SHARE_BYTES, split
-from fleetune.device_runtime.contracts.wire import (
-    Key32,
-    MaskAsk,
-    MaskGroup,
-    MaskInbox,
-    MaskKeys,
-    MaskPeer,
-    MaskReveal,
-    MaskShare,
-    MaskShares,
-    Message,
-    Offer,
-    SumGrid,
-    Word,
-    encode,
-)
+from fleetune.device_runtime.contracts.wire import Message, Offer, encode
+from fleetune.device_runtime.contracts.work import SumGrid
 from fleetune.device_runtime.errors import WireError
 from fleetune.device_runtime.network.connection import send
 

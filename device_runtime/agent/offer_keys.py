@@ -6,7 +6,8 @@ from hashlib import sha256
 import msgspec
 
 from fleetune.device_runtime.agent.held_adapters import wanted_sha256
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 
 _Parts = Mapping[type, tuple[str, ...]]
 

@@ -6,8 +6,9 @@ import msgspec
 from msgspec import Meta
 
 from fleetune.device_runtime.agent.outbox import Outbox
+from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.seal import Stamp
-from fleetune.device_runtime.contracts.wire import Count, Offer, Word
+from fleetune.device_runtime.contracts.wire import Offer
 from fleetune.device_runtime.errors import StateError
 
 _Number = Annotated[int, Meta(ge=0)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 
 
 class Stepped(Protocol):

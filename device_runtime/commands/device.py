@@ -25,8 +25,9 @@ from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS
+from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, check_name
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, TransportError

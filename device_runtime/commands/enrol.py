@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
-from fleetune.device_runtime.contracts.wire import check_name
+from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.files import doing
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleetune.device_runtime.agent.outbox import Outbox
-from fleetune.device_runtime.contracts.wire import check_name, is_name
+from fleetune.device_runtime.contracts.fields import check_name, is_name
 from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.files import doing
 

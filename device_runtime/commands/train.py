@@ -12,7 +12,7 @@ from fleetune.device_runtime.contracts.class_means import class_head
 from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
-from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
+from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices

@@ -13,7 +13,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.thresholds import stays, thresholds_of
-from fleetune.device_runtime.contracts.wire import LORA_A, THRESHOLDS, LocalWork
+from fleetune.device_runtime.contracts.work import LORA_A, THRESHOLDS, LocalWork
 from fleetune.device_runtime.draws import Key, permutation
 
 _SIDES = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}

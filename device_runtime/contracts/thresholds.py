@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays, Floats
-from fleetune.device_runtime.contracts.wire import NOTHING, THRESHOLDS, LocalWork
+from fleetune.device_runtime.contracts.work import NOTHING, THRESHOLDS, LocalWork
 from fleetune.device_runtime.errors import WireError
 
 END = ".threshold"

@@ -8,13 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 
-from fleetune.device_runtime.contracts.wire import (
-    CHUNK_BYTES,
-    TRANSFER_BYTES_MAX,
-    Chunk,
-    Request,
-    TransferManifest,
-)
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES, TRANSFER_BYTES_MAX
+from fleetune.device_runtime.contracts.wire import Chunk, Request, TransferManifest
 from fleetune.device_runtime.errors import TransportError, WireError
 
 DIGEST_BYTES = 8

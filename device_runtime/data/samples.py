@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
 from fleetune.device_runtime.contracts.plans import full as full_plan
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Doubles, Draws
 from fleetune.device_runtime.methods.policy import Policy, PolicyState, RowGates
 from fleetune.device_runtime.methods.protection import protected_layers

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, cast
 
 from fleetune.device_runtime.arrays import Arrays
-from fleetune.device_runtime.contracts.wire import OptimizerSpec
+from fleetune.device_runtime.contracts.work import OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.transforms import (
     Tensors,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fleetune.device_runtime.arrays import Indices
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Doubles, Draws
 from fleetune.device_runtime.tables import Table
 

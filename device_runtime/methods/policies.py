@@ -9,7 +9,7 @@ import msgspec
 
 from fleetune.device_runtime.contracts.plans import full as full_plan
 from fleetune.device_runtime.contracts.plans import trained_layers
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods.dropping import bernoulli, coto, dropbp, exact_k, lowest_drawn, row_gates

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.contracts.plans import LayerPlan
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 
 PolicyState = dict[str, Any]

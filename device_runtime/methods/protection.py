@@ -6,7 +6,7 @@ Sentence encoders do most of their work in their last layers and little in the m
 
 from collections.abc import Sequence
 
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policy import PolicyState
 

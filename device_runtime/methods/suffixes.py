@@ -9,7 +9,7 @@ spec has them.
 """
 
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, frozen
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.methods.policy import Policy
 from fleetune.device_runtime.methods.shapes import num_kept
 

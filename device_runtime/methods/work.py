@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fleetune.device_runtime.contracts.codecs import CODECS, make_codec
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.methods.optim import DECAYS, OPTIMIZERS, make_optimizer
 from fleetune.device_runtime.methods.personal import RANKINGS

@@ -15,7 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fleetune.device_runtime.contracts.wire import MESSAGE_BYTES_MAX
+from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import refusals, tls
 from fleetune.device_runtime.network.address import Address

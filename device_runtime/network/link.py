@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.contracts.transfer import CHUNK_BYTES_MIN
-from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address, Reach, parse_url
 from fleetune.device_runtime.network.client import HEADER_BYTES, Client
@@ -43,7 +43,7 @@ class Link:
     connections: int
     """How often it has connected and subscribed; a change means: announce yourself again."""
     chunk_bytes: int
-    """Largest chunk that the server's packet limit leaves room for, at most ``wire.CHUNK_BYTES``; halved by every connection
+    """Largest chunk that the server's packet limit leaves room for, at most ``fields.CHUNK_BYTES``; halved by every connection
     that broke under a chunk, and doubled after NUM_GOOD messages."""
     bytes_sent: int
     """Payload bytes of the messages published."""

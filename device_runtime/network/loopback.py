@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
-from fleetune.device_runtime.contracts.wire import CHUNK_BYTES
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
 from fleetune.device_runtime.network.topic_tree import TopicTree
 
 Disturb = Callable[[str, bytes], Iterable[bytes]]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 
 _HELD_MAX = 64
 """As ``training.held_out`` has it."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import COUNTS
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, DayIsSpent
 from fleetune.device_runtime.files import Files
 from fleetune.device_runtime.terms.behind import num_used

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Iterator
 
 from fleetune.device_runtime.contracts.class_means import SUMS
-from fleetune.device_runtime.contracts.wire import ADAPTER, CLASS_MEANS, MASKED, LocalWork
+from fleetune.device_runtime.contracts.work import ADAPTER, CLASS_MEANS, MASKED, LocalWork
 from fleetune.device_runtime.errors import choices
 from fleetune.device_runtime.options import problems
 from fleetune.device_runtime.terms.behind import behind, num_used

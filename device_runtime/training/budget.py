@@ -10,7 +10,7 @@ import msgspec
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Route, route
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, largest_footprint
 from fleetune.device_runtime.errors import TooLittleMemory

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from fleetune.device_runtime.arrays import PRIVATE, Array, Arrays, load_arrays, save_arrays, to_bytes
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
 from fleetune.device_runtime.options import values_of
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Arrays, Indices
-from fleetune.device_runtime.contracts.wire import OptimizerSpec
+from fleetune.device_runtime.contracts.work import OptimizerSpec
 from fleetune.device_runtime.engine.pulls import Pulls
 from fleetune.device_runtime.training.checkpoint import layout_problems
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fleetune.device_runtime.arrays import Arrays, Indices, to_bytes, write_atomically
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, dropping
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.engine import Engine

@@ -28,7 +28,7 @@ from fleetune.device_runtime.contracts.thresholds import (
     stays,
     straight_through,
 )
-from fleetune.device_runtime.contracts.wire import ADAPTER, LocalWork
+from fleetune.device_runtime.contracts.work import ADAPTER, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.engine.engine import Engine

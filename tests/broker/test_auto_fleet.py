@@ -12,7 +12,7 @@ from fleetune.broker.methods.auto import Tuning
 from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.service.choices import choices, replay
 from fleetune.broker.store.rows import rows
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, TooLittleMemory
 from fleetune.device_runtime.network.loopback import Loopback
 

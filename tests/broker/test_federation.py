@@ -32,14 +32,8 @@ from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import (
-    DeviceStatus,
-    LocalWork,
-    OptimizerSpec,
-    PolicySpec,
-    decode,
-    device_topic,
-)
+from fleetune.device_runtime.contracts.wire import DeviceStatus, decode, device_topic
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, TransportError

@@ -14,7 +14,8 @@ from fleetune.broker.service.versions import Versions
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, unpack
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.loopback import Loopback
 
 SMALL = 200

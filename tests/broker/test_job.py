@@ -4,7 +4,7 @@ from rounds_by_hand import job
 
 from fleetune.broker.job import Job, Patience, Privacy, Settings, device_work, differences, settings_of
 from fleetune.broker.laws import check_settings
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 
 

@@ -21,7 +21,8 @@ from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, aggregator_topic, decode
+from fleetune.device_runtime.contracts.wire import aggregator_topic, decode
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.link import Link

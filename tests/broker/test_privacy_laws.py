@@ -7,7 +7,7 @@ from rounds_by_hand import job
 
 from fleetune.broker.job import Patience, Privacy, device_work, differences
 from fleetune.broker.laws import check_settings
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 
 EVERYWHERE = ("central", "distributed", "local")

@@ -13,7 +13,7 @@ from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import PRIVATE, write_atomically
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.files import DiskFiles
 
 

@@ -24,7 +24,6 @@ from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Finished,
-    LocalWork,
     Offer,
     TransferManifest,
     Verdict,
@@ -33,6 +32,7 @@ from fleetune.device_runtime.contracts.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.link import Link
 from fleetune.device_runtime.network.signing import Signer, Signing, Trust, read_private, write_key_pair

@@ -11,7 +11,8 @@ from fleetune.broker.job import Patience
 from fleetune.broker.methods.traffic import TRAFFIC
 from fleetune.broker.service.choices import choices, replay
 from fleetune.device_runtime.arrays import parse_arrays
-from fleetune.device_runtime.contracts.wire import FULL, LocalWork, Offer, UpdateReady
+from fleetune.device_runtime.contracts.wire import Offer, UpdateReady
+from fleetune.device_runtime.contracts.work import FULL, LocalWork
 from fleetune.device_runtime.network.loopback import Loopback
 
 SIZES = {"num_elements": 3007, "num_classes": 3}

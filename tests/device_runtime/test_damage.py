@@ -17,7 +17,7 @@ from fleetune.device_runtime.arrays import load_arrays, parse_arrays, save_array
 from fleetune.device_runtime.commands.inspect import inspect
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import MANIFEST, open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import FleetuneError, StateError

@@ -17,23 +17,18 @@ from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits, read_numbers
-from fleetune.device_runtime.contracts.secure_sums.keys import new_secret, public_of
-from fleetune.device_runtime.contracts.wire import (
-    Decline,
-    LocalWork,
+from fleetune.device_runtime.contracts.mask_messages import (
     MaskGroup,
     MaskInbox,
     MaskKeys,
     MaskPeer,
     MaskShare,
-    OptimizerSpec,
-    Request,
-    SumGrid,
-    UpdateReady,
-    Verdict,
 )
+from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits, read_numbers
+from fleetune.device_runtime.contracts.secure_sums.keys import new_secret, public_of
+from fleetune.device_runtime.contracts.wire import Decline, Request, UpdateReady, Verdict
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, SumGrid
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.device_runtime.training.machine import Machine

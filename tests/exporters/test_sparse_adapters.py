@@ -16,7 +16,7 @@ from hugging_face import errors_against_peft
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.commands.selfcheck import LIMIT, recorded_adapter
 from fleetune.device_runtime.contracts.artifact import GOLDEN, Artifact, open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ExportError

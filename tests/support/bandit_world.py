@@ -14,7 +14,7 @@ from fleetune.broker.job import Settings
 from fleetune.broker.methods.arms import arm_of, units
 from fleetune.broker.methods.choosing import Candidate
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 
 ARTIFACT = "a" * 64
 

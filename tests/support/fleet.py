@@ -23,7 +23,8 @@ from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import load_arrays, save_arrays, to_bytes
-from fleetune.device_runtime.contracts.wire import LocalWork, decode
+from fleetune.device_runtime.contracts.wire import decode
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import DiskFiles, MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback

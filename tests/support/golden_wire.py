@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from paths import ROOT
 
-from fleetune.device_runtime.contracts import wire
+from fleetune.device_runtime.contracts import fields, mask_messages, wire, work
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
 from fleetune.device_runtime.options import Field, Option, fields_of
@@ -32,19 +32,19 @@ _SMALL = {"bits": 16, "weight_bits": 10} | {
 """Values of fields that take no others."""
 PARTS = (
     wire.TransferManifest,
-    wire.LocalWork,
-    wire.PolicySpec,
-    wire.OptimizerSpec,
-    wire.SumGrid,
-    wire.MaskPeer,
-    wire.MaskShare,
+    work.LocalWork,
+    work.PolicySpec,
+    work.OptimizerSpec,
+    work.SumGrid,
+    mask_messages.MaskPeer,
+    mask_messages.MaskShare,
 )
 
 
 def filled(kind: type[msgspec.Struct]) -> Any:
     """A struct with every field set, none to its default; the same at every call."""
     values = {f.name: _value(f, place) for place, f in enumerate(fields_of(kind))}
-    return kind(**values | ({"v": wire.VERSION} if "v" in values else {}))
+    return kind(**values | ({"v": fields.VERSION} if "v" in values else {}))
 
 
 def _value(field: Field, place: int) -> Any:
@@ -167,7 +167,7 @@ def _bounds(annotation: Any) -> Iterator[str]:
     bare, *notes = get_args(annotation)
     unit = {str: "characters", bytes: "bytes"}.get(bare, "entries")
     for note in notes:
-        if isinstance(note, wire.Shown):
+        if isinstance(note, fields.Shown):
             yield f"cut to {note.chars_max} characters"
         if isinstance(note, msgspec.Meta) and note.le is not None:
             yield f"{note.ge} to {note.le:.10g}"
@@ -194,8 +194,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 def _meanings() -> dict[str, dict[str, str]]:
     """Meaning of every field, from the source: a field's docstring is the string that follows it."""
-    tree = ast.parse(Path(wire.__file__).read_text())
-    return {c.name: dict(_fields(c.body)) for c in tree.body if isinstance(c, ast.ClassDef)}
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (wire, mask_messages, work)]
+    return {c.name: dict(_fields(c.body)) for tree in trees for c in tree.body if isinstance(c, ast.ClassDef)}
 
 
 def _fields(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,8 @@ from stage import Stage
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
-from fleetune.device_runtime.contracts.wire import LocalWork, Request, UpdateReady
+from fleetune.device_runtime.contracts.wire import Request, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 
 __all__ = ["LayeredStage", "bench_of", "first", "moved", "name_of", "trained", "work_of"]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from fleetune.device_runtime.arrays import Arrays, load_arrays, save_arrays
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, active_layers
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.ort_training import OrtTrainingEngine

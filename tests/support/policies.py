@@ -1,6 +1,6 @@
 """A spec of every layer policy, with whatever it needs; all that it uses is put to use."""
 
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 
 _DRAWN = {
     "drop": 0.5,

@@ -30,7 +30,8 @@ from fleetune.device_runtime.arrays import load_arrays, to_bytes
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import ADAPTER, MANIFEST, open_artifact
 from fleetune.device_runtime.contracts.run_file import LEDGER, RUN, read_labels, read_seq_len
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, decode
+from fleetune.device_runtime.contracts.wire import decode
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache

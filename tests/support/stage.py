@@ -8,7 +8,6 @@ from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
-    LocalWork,
     Offer,
     UpdateReady,
     Verdict,
@@ -17,6 +16,7 @@ from fleetune.device_runtime.contracts.wire import (
     device_topic,
     encode,
 )
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Network, Reading, Rules, Temperature

@@ -18,7 +18,7 @@ from fleetune.broker.job import AUTO, OF_DEVICES, Job, Members, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import HEAD_STARTS, LocalWork
+from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.signing import Signing, Trust
 from fleetune.device_runtime.terms.terms import Terms

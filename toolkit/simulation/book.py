@@ -9,7 +9,8 @@ from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.store import Carried, Cost
 from fleetune.broker.tasks import NOTHING, Mark, Noted, Task
-from fleetune.device_runtime.contracts.wire import PolicySpec, UpdateReady
+from fleetune.device_runtime.contracts.wire import UpdateReady
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.toolkit.simulation.desks import Started
 from fleetune.toolkit.simulation.fleet import DeviceSpec
 from fleetune.toolkit.simulation.profiles import energy_j

@@ -12,7 +12,8 @@ import msgspec
 
 from fleetune.broker.job import OF_DEVICES, Job, Patience
 from fleetune.broker.laws import TABLES
-from fleetune.device_runtime.contracts.wire import COUNT_MAX, LocalWork, check_name
+from fleetune.device_runtime.contracts.fields import COUNT_MAX, check_name
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.options import Option, refuse

@@ -11,7 +11,7 @@ from fleetune.device_runtime.arrays import Arrays, parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
-from fleetune.device_runtime.contracts.wire import CLASS_MEANS, LocalWork
+from fleetune.device_runtime.contracts.work import CLASS_MEANS, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import TooLittleMemory
 from fleetune.toolkit.simulation.availability import Interruption

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Indices
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import DataError, TooLittleMemory
 from fleetune.toolkit.simulation.chance import chance

@@ -9,7 +9,7 @@ import numpy as np
 from fleetune.device_runtime import errors
 from fleetune.device_runtime.arrays import Indices
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.toolkit.simulation.calls import Call
 

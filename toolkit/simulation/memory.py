@@ -8,7 +8,7 @@ import msgspec
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.footprint import footprint, holds_whole_models
 from fleetune.device_runtime.errors import TooLittleMemory

@@ -23,7 +23,7 @@ from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.files import MemoryFiles

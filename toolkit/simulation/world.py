@@ -23,7 +23,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.gaussian import SECRET_BYTES, derived
 from fleetune.device_runtime.contracts.run_file import ADAPTER
 from fleetune.device_runtime.contracts.thresholds import stays
-from fleetune.device_runtime.contracts.wire import FULL, WHOLE
+from fleetune.device_runtime.contracts.work import FULL, WHOLE
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.network.turns import Turns

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array
-from fleetune.device_runtime.contracts.wire import SumGrid
+from fleetune.device_runtime.contracts.work import SumGrid
 from fleetune.device_runtime.draws import Key, words
 from fleetune.device_runtime.errors import ConfigError, WireError
 

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fleetune.device_runtime.contracts.mask_messages import MaskPeer
 from fleetune.device_runtime.contracts.secure_sums.graph import neighbours
 from fleetune.device_runtime.contracts.secure_sums.grid import Whole, reduced
 from fleetune.device_runtime.contracts.secure_sums.keys import Scope, own_stream, pair_stream
-from fleetune.device_runtime.contracts.wire import MaskPeer, SumGrid
+from fleetune.device_runtime.contracts.work import SumGrid
 
 _PIECE = 2**15
 """Numbers masked at a time: what a cache holds."""

@@ -6,7 +6,7 @@ import pytest
 
 from fleetune.broker.job import Privacy
 from fleetune.broker.methods.accounting import epsilon_of, rounds_within, spending_of
-from fleetune.device_runtime.contracts.wire import COUNT_MAX
+from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.errors import ConfigError
 
 

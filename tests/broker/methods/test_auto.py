@@ -12,7 +12,7 @@ from fleetune.broker.methods.arms import FULL_DEPTH, arm_of, first_arms, needs_a
 from fleetune.broker.methods.auto import Tuning, auto, is_tail
 from fleetune.broker.methods.choosing import Candidate
 from fleetune.broker.tasks import REASON_CHARS_MAX, Outcome, arm_name
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 
 SEEDS = range(20)
 

@@ -13,7 +13,7 @@ from fleetune.broker.methods.bandit import (
     median_without,
     seconds_of,
 )
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 
 FULL, HALF = PolicySpec(), PolicySpec(name="suffix", drop=0.5)
 

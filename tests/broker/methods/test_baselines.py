@@ -13,8 +13,9 @@ from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate
 from fleetune.broker.methods.controls import halved
 from fleetune.broker.methods.depths import block, depth_of, suffix
 from fleetune.broker.tasks import Outcome
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX
 from fleetune.device_runtime.contracts.plans import trained_layers
-from fleetune.device_runtime.contracts.wire import FIGURE_MAX, LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import make_policy

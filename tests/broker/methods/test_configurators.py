@@ -5,7 +5,7 @@ from rounds_by_hand import job
 
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_RANK, Candidate, fixed
 from fleetune.broker.tasks import Outcome, arm_name, listed
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 
 CANDIDATES = [Candidate(device, number, i) for number in (1, 2) for i, device in enumerate("abc")]
 

@@ -16,7 +16,8 @@ from fleetune.broker.tasks import Task
 from fleetune.device_runtime.arrays import parse_arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import LocalWork, UpdateReady
+from fleetune.device_runtime.contracts.wire import UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Key, integers
 
 SIZE = 400

@@ -21,7 +21,8 @@ from fleetune.broker.methods.seen import Fleet, Seen, blank, note
 from fleetune.broker.methods.traffic import TRAFFIC, laid_over
 from fleetune.broker.tasks import Noted, Outcome
 from fleetune.device_runtime.contracts.codecs import make_codec
-from fleetune.device_runtime.contracts.wire import COUNT_MAX, FIGURE_MAX, FULL, LocalWork
+from fleetune.device_runtime.contracts.fields import COUNT_MAX, FIGURE_MAX
+from fleetune.device_runtime.contracts.work import FULL, LocalWork
 from fleetune.device_runtime.errors import ConfigError
 
 CHOOSING = [name for name in TRAFFIC if name != "fixed"]

@@ -27,7 +27,8 @@ from fleetune.broker.rounds.federation import Federation, cause_of, verdict_on
 from fleetune.broker.rounds.open_round import Standing
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import Task
-from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, default_task_id
+from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
+from fleetune.device_runtime.contracts.wire import default_task_id
 from fleetune.device_runtime.errors import TransportError, WireError
 
 

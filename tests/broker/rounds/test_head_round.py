@@ -11,7 +11,7 @@ from fleetune.broker.rounds.actions import Assign, Close, Enrol, Finish
 from fleetune.broker.rounds.barrier import Barrier
 from fleetune.broker.store.store import Past
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import TransportError
 
 SUMS = "xor"

@@ -12,7 +12,7 @@ import pytest
 from servers import free_port, wait_for_port
 
 from fleetune.broker.servers.embedded import EmbeddedServer, serve
-from fleetune.device_runtime.contracts.wire import CHUNK_BYTES
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.link import Link
 

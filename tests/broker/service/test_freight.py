@@ -12,7 +12,8 @@ from fleetune.broker.store.rows import rows
 from fleetune.broker.store.store import AFTERWARDS, ByKind, Carried, in_all
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import encode_update
-from fleetune.device_runtime.contracts.wire import Chunk, LocalWork, encode
+from fleetune.device_runtime.contracts.wire import Chunk, encode
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.loopback import Loopback
 
 

@@ -27,7 +27,8 @@ from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.local_run import LocalRun
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.network.loopback import Loopback

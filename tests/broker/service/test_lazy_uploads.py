@@ -14,7 +14,7 @@ from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.contracts.codecs import is_repeat, make_codec, pack
 from fleetune.device_runtime.contracts.codecs.codec import of_kind
 from fleetune.device_runtime.contracts.codecs.innovation import SKIPS_MAX, repeating
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, WireError
 
 ROUNDS = 8

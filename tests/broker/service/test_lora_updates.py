@@ -20,7 +20,7 @@ from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.lora import cut, drawn_rows, pairs_of, place_of, trained_part
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.network.loopback import Loopback

@@ -10,7 +10,8 @@ from fleet import FOUR, STEPS, roughly, world
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.masks import mask_bytes
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import LocalWork
 
 SIZE = 3000
 COUNT = SIZE + 1 + 6

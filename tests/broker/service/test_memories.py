@@ -8,7 +8,8 @@ from safetensors.numpy import load
 from fleetune.broker.store import memories as module
 from fleetune.broker.store.memories import Memories
 from fleetune.device_runtime.contracts.codecs import chain_named, make_codec, pack, unpack
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import WireError
 
 SETTINGS = {"work": LocalWork(steps=STEPS, codec="innovation", codec_bits=6)}

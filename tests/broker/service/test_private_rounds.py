@@ -11,7 +11,8 @@ from safetensors.numpy import load
 from fleetune.broker.job import Privacy
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.arrays import to_bytes
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer, UpdateReady
+from fleetune.device_runtime.contracts.wire import Offer, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 
 SIZE = 3000 + 1 + 6
 MODES = ("central", "distributed", "local")

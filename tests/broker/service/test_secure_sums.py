@@ -11,11 +11,7 @@ from fleetune.broker.job import Patience, device_seed
 from fleetune.broker.rounds.masked_round import KEYS, REVEALS, SHARES, UPDATES
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.arrays import parse_arrays
-from fleetune.device_runtime.contracts.secure_sums.grid import added, mean_change, placed, weight_of
-from fleetune.device_runtime.contracts.wire import (
-    Chunk,
-    Decline,
-    LocalWork,
+from fleetune.device_runtime.contracts.mask_messages import (
     MaskAsk,
     MaskGroup,
     MaskInbox,
@@ -23,11 +19,10 @@ from fleetune.device_runtime.contracts.wire import (
     MaskReveal,
     MaskShare,
     MaskShares,
-    Offer,
-    UpdateReady,
-    decode,
-    encode,
 )
+from fleetune.device_runtime.contracts.secure_sums.grid import added, mean_change, placed, weight_of
+from fleetune.device_runtime.contracts.wire import Chunk, Decline, Offer, UpdateReady, decode, encode
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.terms.terms import Terms

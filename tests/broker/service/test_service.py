@@ -17,15 +17,14 @@ from fleetune.broker.service.rivals import is_knock, knock_of
 from fleetune.broker.store.rows import rows
 from fleetune.broker.tasks import Noted, Outcome
 from fleetune.device_runtime.contracts.codecs import encode_update
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX
 from fleetune.device_runtime.contracts.wire import (
-    FIGURE_MAX,
     AggregatorStatus,
     Chunk,
     Decline,
     DeviceStatus,
     Finished,
     Hello,
-    LocalWork,
     Offer,
     Report,
     Request,
@@ -34,6 +33,7 @@ from fleetune.device_runtime.contracts.wire import (
     decode,
     encode,
 )
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import StateError
 
 

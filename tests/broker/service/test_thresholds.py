@@ -18,7 +18,8 @@ from fleetune.device_runtime.contracts.thresholds import (
     pruned,
     thresholds_of,
 )
-from fleetune.device_runtime.contracts.wire import LocalWork, Offer, OptimizerSpec
+from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.network.loopback import Loopback

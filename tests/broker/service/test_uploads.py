@@ -10,13 +10,7 @@ from fleetune.broker.service.uploads import noted_of
 from fleetune.broker.tasks import Noted
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import (
-    Hello,
-    Request,
-    Verdict,
-    decode,
-    device_topic,
-)
+from fleetune.device_runtime.contracts.wire import Hello, Request, Verdict, decode, device_topic
 
 
 def test_a_good_update_is_durable_before_it_is_acknowledged(tmp_path):

@@ -11,7 +11,7 @@ from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.broker.store.rows import row, rows
 from fleetune.broker.store.store import AFTERWARDS, Accepted, Cost, Past
 from fleetune.broker.tasks import Outcome
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import StateError, WireError
 
 SETTINGS = job()

@@ -8,7 +8,8 @@ from stage import NAME, Stage, locally, shifted
 from fleetune.device_runtime.agent.outbox import Entry, MemoryOutbox
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import Decline, Hello, LocalWork, Request, UpdateReady
+from fleetune.device_runtime.contracts.wire import Decline, Hello, Request, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 
 OTHER = "b" * 64
 

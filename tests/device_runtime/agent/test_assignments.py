@@ -10,15 +10,13 @@ from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import (
     Decline,
-    LocalWork,
     Offer,
-    OptimizerSpec,
-    PolicySpec,
     Request,
     TransferManifest,
     UpdateReady,
     Verdict,
 )
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 
 

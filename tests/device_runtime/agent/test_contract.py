@@ -13,16 +13,8 @@ from stage import NAME, Stage, locally
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, blank_sums
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import (
-    CLASS_MEANS,
-    Chunk,
-    Decline,
-    LocalWork,
-    PolicySpec,
-    Report,
-    Request,
-    UpdateReady,
-)
+from fleetune.device_runtime.contracts.wire import Chunk, Decline, Report, Request, UpdateReady
+from fleetune.device_runtime.contracts.work import CLASS_MEANS, LocalWork, PolicySpec
 from fleetune.device_runtime.terms.left import Record
 from fleetune.device_runtime.terms.terms import Terms
 

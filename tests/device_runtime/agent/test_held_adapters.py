@@ -13,14 +13,8 @@ from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, reference_of, unpack
 from fleetune.device_runtime.contracts.deltas import make_delta
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import (
-    Decline,
-    Hello,
-    LocalWork,
-    Offer,
-    Request,
-    UpdateReady,
-)
+from fleetune.device_runtime.contracts.wire import Decline, Hello, Offer, Request, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 
 CODECS = [("xor", 0.0), ("fp32", 0.0), ("fp16", 0.0), ("int8", 0.0), ("topk", 0.05)]
 

@@ -10,7 +10,8 @@ from stage import Stage
 
 from fleetune.device_runtime.agent.local_run import NOISE_SECRET
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import CLASS_MEANS, Decline, LocalWork, UpdateReady
+from fleetune.device_runtime.contracts.wire import Decline, UpdateReady
+from fleetune.device_runtime.contracts.work import CLASS_MEANS, LocalWork
 from fleetune.device_runtime.terms.left import Record
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.device_runtime.terms.words import left_in_words

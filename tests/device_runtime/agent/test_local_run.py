@@ -7,7 +7,9 @@ from stage import Stage, locally
 from fleetune.device_runtime.agent import local_run
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import REASON_CHARS_MAX, Decline, LocalWork, Report, UpdateReady
+from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
+from fleetune.device_runtime.contracts.wire import Decline, Report, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, DataError, StateError, TooLittleMemory
 
 

@@ -11,6 +11,16 @@ from fleet import first_adapter, points_of, workbench_of
 from signed import SignedStage
 from stage import NAME, Stage, locally
 
+from fleetune.device_runtime.contracts.mask_messages import (
+    MaskAsk,
+    MaskGroup,
+    MaskInbox,
+    MaskKeys,
+    MaskPeer,
+    MaskReveal,
+    MaskShare,
+    MaskShares,
+)
 from fleetune.device_runtime.contracts.secure_sums.grid import (
     added,
     mean_change,
@@ -30,21 +40,8 @@ from fleetune.device_runtime.contracts.secure_sums.keys import (
 )
 from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking, unmask
 from fleetune.device_runtime.contracts.secure_sums.shares import SHARE_BYTES, combine, split
-from fleetune.device_runtime.contracts.wire import (
-    Decline,
-    Finished,
-    LocalWork,
-    MaskAsk,
-    MaskGroup,
-    MaskInbox,
-    MaskKeys,
-    MaskPeer,
-    MaskReveal,
-    MaskShare,
-    MaskShares,
-    SumGrid,
-    UpdateReady,
-)
+from fleetune.device_runtime.contracts.wire import Decline, Finished, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork, SumGrid
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.terms.terms import Terms
 

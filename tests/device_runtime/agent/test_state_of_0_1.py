@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from stage import NAME, Stage
 
 from fleetune.device_runtime.contracts.codecs import decode_update
-from fleetune.device_runtime.contracts.wire import LocalWork, Request, UpdateReady
+from fleetune.device_runtime.contracts.wire import Request, UpdateReady
+from fleetune.device_runtime.contracts.work import LocalWork
 
 OLD = ROOT / "tests" / "data" / "device_0_1"
 SIZE = 30

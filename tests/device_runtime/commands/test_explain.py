@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from fleetune.device_runtime.commands import device
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.signing import Trusted, read_public, write_key_pair
 from fleetune.device_runtime.terms.left import Left, Record

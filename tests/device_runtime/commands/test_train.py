@@ -18,7 +18,7 @@ from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import LEDGER
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError, UnknownName
 from fleetune.device_runtime.methods.policies import POLICIES
 

@@ -14,7 +14,7 @@ from fleetune.device_runtime.contracts.lora import (
     truncated,
 )
 from fleetune.device_runtime.contracts.manifest import Tensor
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Key, permutation
 
 MODULE = "base_model.model.layer.0.query"

@@ -4,7 +4,7 @@ import pytest
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.run_file import RUN, find_adapter, plain, write_run
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ArtifactError, StateError
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import ROOT
 
+from fleetune.device_runtime.contracts.mask_messages import MaskPeer
 from fleetune.device_runtime.contracts.secure_sums import shares
 from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
 from fleetune.device_runtime.contracts.secure_sums.grid import (
@@ -37,7 +38,7 @@ from fleetune.device_runtime.contracts.secure_sums.keys import (
 )
 from fleetune.device_runtime.contracts.secure_sums.masking import Masker, Unmasking, mask, unmask
 from fleetune.device_runtime.contracts.secure_sums.shares import PRIME, SHARE_BYTES, combine, split
-from fleetune.device_runtime.contracts.wire import MaskPeer, SumGrid
+from fleetune.device_runtime.contracts.work import SumGrid
 from fleetune.device_runtime.errors import ConfigError, WireError
 
 SECRET = bytes(range(32))

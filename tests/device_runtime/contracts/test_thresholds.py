@@ -12,7 +12,7 @@ from fleetune.device_runtime.contracts.thresholds import (
     pruned,
     straight_through,
 )
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import WireError
 
 A, B, T = "m.lora_A.weight", "m.lora_B.weight", "m.lora_A.weight.threshold"

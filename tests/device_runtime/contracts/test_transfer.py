@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.contracts.transfer import (
     NUM_CHUNKS_MAX,
     REQUEST_CHUNKS_MAX,
@@ -15,15 +16,8 @@ from fleetune.device_runtime.contracts.transfer import (
     Outgoing,
     Pull,
 )
-from fleetune.device_runtime.contracts.wire import (
-    CHUNK_BYTES,
-    MESSAGE_BYTES_MAX,
-    Chunk,
-    LocalWork,
-    Offer,
-    Request,
-    encode,
-)
+from fleetune.device_runtime.contracts.wire import Chunk, Offer, Request, encode
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import TransportError, WireError
 
 CONTENT = bytes(range(256)) * 10  # 2560 bytes: 3 chunks of 1000, the last of 560

@@ -7,19 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetune.device_runtime.contracts import wire
+from fleetune.device_runtime.contracts import fields, mask_messages, wire, work
 from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, WireError
 from fleetune.device_runtime.options import fields_of, problems
 
 TRANSFER = wire.TransferManifest(size_bytes=3, chunk_bytes=2, chunk_digests=bytes(16), sha256="f" * 64)
 MASKED, KEY = {"job": "j", "task_id": "t", "round": 1}, bytes(range(32))
-PEER = wire.MaskPeer(place=0, device_id="e", mask_key=KEY, share_key=KEY)
-SHARE = wire.MaskShare(place=0, data=b"share")
+PEER = mask_messages.MaskPeer(place=0, device_id="e", mask_key=KEY, share_key=KEY)
+SHARE = mask_messages.MaskShare(place=0, data=b"share")
 MESSAGES = [
     wire.Hello(device_id="d", artifact="a" * 64, role="evaluate", num_samples=7, version=3),
     wire.Offer(
-        job="j", round=1, version=0, role="train", work=wire.LocalWork(), adapter=TRANSFER, deadline_s=9.5
+        job="j", round=1, version=0, role="train", work=work.LocalWork(), adapter=TRANSFER, deadline_s=9.5
     ),
     wire.UpdateReady(
         device_id="d",
@@ -40,12 +40,12 @@ MESSAGES = [
     wire.DeviceStatus(device_id="d", online=False),
     wire.DeviceStatus(device_id="d", online=True, paused="temperature 80.0 C is above 70 C"),
     wire.AggregatorStatus(job="j", session="s", online=True, round=2, version=1),
-    wire.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY),
-    wire.MaskGroup(**MASKED, group="1-0", place=2, mask_key=KEY, threshold=2, peers=[PEER]),
-    wire.MaskShares(**MASKED, device_id="d", group="1-0", shares=[SHARE]),
-    wire.MaskInbox(**MASKED, group="1-0", shares=[SHARE]),
-    wire.MaskAsk(**MASKED, group="1-0", delivered=[0, 2], dropped=[1]),
-    wire.MaskReveal(**MASKED, device_id="d", group="1-0", seeds=[SHARE], secrets=[]),
+    mask_messages.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY),
+    mask_messages.MaskGroup(**MASKED, group="1-0", place=2, mask_key=KEY, threshold=2, peers=[PEER]),
+    mask_messages.MaskShares(**MASKED, device_id="d", group="1-0", shares=[SHARE]),
+    mask_messages.MaskInbox(**MASKED, group="1-0", shares=[SHARE]),
+    mask_messages.MaskAsk(**MASKED, group="1-0", delivered=[0, 2], dropped=[1]),
+    mask_messages.MaskReveal(**MASKED, device_id="d", group="1-0", seeds=[SHARE], secrets=[]),
 ]
 each_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 
@@ -85,14 +85,14 @@ def test_the_exact_bytes_of_a_chunk():
 
 
 def test_the_largest_chunk_fits_into_a_message():
-    content = wire.encode(wire.Chunk(sha256="f" * 64, index=2**31, data=bytes(wire.CHUNK_BYTES)))
-    assert len(content) < wire.MESSAGE_BYTES_MAX
+    content = wire.encode(wire.Chunk(sha256="f" * 64, index=2**31, data=bytes(fields.CHUNK_BYTES)))
+    assert len(content) < fields.MESSAGE_BYTES_MAX
     assert len(content) + len(wire.device_topic("j" * 64, "d" * 64, "down")) + 16 <= 128_000  # AWS IoT Core
 
 
 def test_an_oversized_message_is_refused_before_it_is_read():
     with pytest.raises(WireError, match="131073 bytes; at most 131072"):
-        wire.decode(b"\xc1" * (wire.MESSAGE_BYTES_MAX + 1))
+        wire.decode(b"\xc1" * (fields.MESSAGE_BYTES_MAX + 1))
 
 
 @pytest.mark.parametrize(
@@ -190,13 +190,13 @@ def test_no_text_is_endless_or_moves_a_cursor(message, path):
             found = getattr(found, name)
         assert path[-1] in ("reason", "paused")
         assert found.isprintable()
-        assert len(found) <= wire.REASON_CHARS_MAX
+        assert len(found) <= fields.REASON_CHARS_MAX
 
 
 @pytest.mark.parametrize(("message", "path"), of_type[bytes], ids=_named)
 def test_every_field_of_bytes_has_a_bound(message, path):
     with pytest.raises(WireError, match="malformed message: Expected `bytes` of length <="):
-        wire.decode(_with(message, path, bytes(wire.CHUNK_BYTES + 1)))
+        wire.decode(_with(message, path, bytes(fields.CHUNK_BYTES + 1)))
 
 
 @pytest.mark.parametrize("stats", [{f"s{i}": 1.0 for i in range(33)}, {"x" * 65: 1.0}, {"a\n": 1.0}])
@@ -213,13 +213,13 @@ def test_a_deadline_is_a_time(value):
 
 @pytest.mark.parametrize("name", ["a", "device-1", "A.b_c-d", "0" * 64])
 def test_names_that_may_stand_in_a_topic(name):
-    assert wire.check_name("device id", name) == name
+    assert fields.check_name("device id", name) == name
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "a b", "é", "-a", ".a", "0" * 65, "a\n", "$SYS"])
 def test_names_that_may_not(name):
     with pytest.raises(ConfigError, match=r"device id .*: use 1 to 64 letters"):
-        wire.check_name("device id", name)
+        fields.check_name("device id", name)
 
 
 def test_topics():
@@ -229,21 +229,25 @@ def test_topics():
 
 def test_the_largest_group_and_the_largest_shares_fit_into_a_message():
     peers = [
-        wire.MaskPeer(place=2**31 - 1, device_id="d" * 64, mask_key=KEY, share_key=KEY)
-        for _ in range(wire.NEIGHBOURS_MAX)
+        mask_messages.MaskPeer(place=2**31 - 1, device_id="d" * 64, mask_key=KEY, share_key=KEY)
+        for _ in range(fields.NEIGHBOURS_MAX)
     ]
-    group = wire.MaskGroup(**MASKED, group="g" * 64, place=0, mask_key=KEY, threshold=2, peers=peers)
-    shares = [wire.MaskShare(place=2**31 - 1, data=bytes(82)) for _ in range(wire.NEIGHBOURS_MAX + 1)]
-    inbox = wire.MaskInbox(**MASKED, group="g" * 64, shares=shares)
+    group = mask_messages.MaskGroup(**MASKED, group="g" * 64, place=0, mask_key=KEY, threshold=2, peers=peers)
+    shares = [
+        mask_messages.MaskShare(place=2**31 - 1, data=bytes(82)) for _ in range(fields.NEIGHBOURS_MAX + 1)
+    ]
+    inbox = mask_messages.MaskInbox(**MASKED, group="g" * 64, shares=shares)
     for message in (group, inbox):
-        assert len(wire.encode(message)) < wire.MESSAGE_BYTES_MAX
+        assert len(wire.encode(message)) < fields.MESSAGE_BYTES_MAX
         assert wire.decode(wire.encode(message)) == message
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
 def test_a_mask_key_of_another_length_is_refused(length):
     fields = msgspec.msgpack.decode(
-        wire.encode(wire.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY))
+        wire.encode(
+            mask_messages.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY)
+        )
     )
     with pytest.raises(WireError, match="malformed"):
         wire.decode(msgspec.msgpack.encode(fields | {"mask_key": bytes(length)}))

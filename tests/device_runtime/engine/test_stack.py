@@ -13,7 +13,7 @@ from fleetune.device_runtime.commands.selfcheck import selfcheck
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, MemoryPlan
 from fleetune.device_runtime.contracts.plans import Mode, full
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.engine.lanes import Rows

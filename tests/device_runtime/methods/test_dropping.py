@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fleetune.device_runtime.contracts.plans import Mode, full, trained_layers
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.methods.policies import frozen_below, make_gates, make_policy

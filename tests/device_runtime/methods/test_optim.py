@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.arrays import load_arrays, save_arrays
-from fleetune.device_runtime.contracts.wire import OptimizerSpec
+from fleetune.device_runtime.contracts.work import OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.methods.optim import (
     DECAYS,

@@ -1,6 +1,6 @@
 import pytest
 
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.methods.personal import RANKINGS, personal_layers
 
 IMPORTANCE = (0.5, 2.0, 0.0, 2.0, 1.0)

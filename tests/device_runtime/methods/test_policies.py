@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.contracts.plans import Mode, active_layers, full, trained_layers
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.methods.policies import POLICIES, make_policy

@@ -7,7 +7,7 @@ import pytest
 from policies import SPECS, effects
 
 from fleetune.device_runtime.contracts.plans import Mode, active_layers, full, trained_layers
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES, make_policy

@@ -3,7 +3,7 @@
 import pytest
 
 from fleetune.device_runtime.contracts.plans import Mode, active_layers, trained_layers
-from fleetune.device_runtime.contracts.wire import PolicySpec
+from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import make_policy

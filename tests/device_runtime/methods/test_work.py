@@ -1,6 +1,6 @@
 import pytest
 
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.methods.work import TABLES, check_work, work_problems
 from fleetune.device_runtime.options import problems

@@ -16,7 +16,8 @@ from servers import Mosquitto, free_port, password_file
 from waiting import until
 
 from fleetune.broker.servers.embedded import EmbeddedServer
-from fleetune.device_runtime.contracts.wire import CHUNK_BYTES, Chunk, device_topic, encode
+from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
+from fleetune.device_runtime.contracts.wire import Chunk, device_topic, encode
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network import link as link_module
 from fleetune.device_runtime.network.link import QUEUED_MAX, Link, Will

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.terms.behind import behind, num_used
 from fleetune.device_runtime.training.held_out import split

@@ -5,7 +5,7 @@ from math import inf, nan
 import msgspec
 import pytest
 
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.terms.judging import beneath_effective, objections

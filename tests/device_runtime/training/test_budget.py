@@ -8,7 +8,7 @@ from pretrained import minilm_artifact
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import dropping
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.training.budget import MARGIN, expected_mb, fit, resident_mb

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.arrays import save_arrays
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.training.checkpoint import Checkpoint, Origin, load_checkpoint, save_checkpoint
 

@@ -7,7 +7,7 @@ from tiny import draw_data, noisy_adapter
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, class_head
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError

@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.data.samples import Dense, Ragged, make_dataset
 from fleetune.device_runtime.training.evaluation import evaluate
 from fleetune.device_runtime.training.held_out import ROWS_MAX, measured, split

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fleetune.device_runtime.contracts.wire import OptimizerSpec
+from fleetune.device_runtime.contracts.work import OptimizerSpec
 from fleetune.device_runtime.engine.pulls import Pulls
 from fleetune.device_runtime.training.influence import Influence
 

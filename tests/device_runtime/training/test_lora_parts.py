@@ -6,7 +6,7 @@ from lora_stack import RANK, a_of, b_of, lora_manifest, lora_stack
 
 from fleetune.device_runtime.contracts.lora import drawn_rows, truncated
 from fleetune.device_runtime.contracts.thresholds import blank_thresholds, parameters_of, thresholds_of
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.errors import ConfigError

@@ -12,7 +12,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.manifest import Input, Section, Targets
 from fleetune.device_runtime.contracts.plans import Mode, dropping
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
 from fleetune.device_runtime.data.samples import Dense, Ragged, make_dataset
 from fleetune.device_runtime.draws import Key, permutation

@@ -7,7 +7,7 @@ from policies import BY_NAME
 
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.plans import trained_layers
-from fleetune.device_runtime.contracts.wire import LocalWork, OptimizerSpec, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import text_dataset
 from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.draws import Draws

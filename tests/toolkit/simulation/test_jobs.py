@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
-from fleetune.device_runtime.contracts.wire import LocalWork, PolicySpec
+from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.toolkit.simulation.jobs import Share, Task, told_work
 
 WORK = LocalWork(policy=PolicySpec(name="suffix", drop=0.5), steps=3, held_out=0.1)

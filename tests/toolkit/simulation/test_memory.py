@@ -12,7 +12,7 @@ from tiny import draw_data
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, TooLittleMemory
 from fleetune.device_runtime.training.budget import MARGIN
 from fleetune.device_runtime.training.machine import Machine

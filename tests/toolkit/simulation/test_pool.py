@@ -8,7 +8,7 @@ from simulated import TINY, write_config
 
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.artifact import open_artifact
-from fleetune.device_runtime.contracts.wire import LocalWork
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.simulation.jobs import Done, Share, Task
 from fleetune.toolkit.simulation.pool import Pool
