@@ -21,7 +21,7 @@ _DEVICES_SHOWN = 40
 _HOUR = 3600.0
 _AGAINST = {
     "time_s": (_HOUR, "virtual hours"),
-    "bytes_up": (1e6, "MB up"),
+    "bytes": (1e6, "MB, both ways"),
     "energy_j": (3600.0, "Wh, by profiles' watts"),
 }
 """What accuracy is drawn against: unit and label."""

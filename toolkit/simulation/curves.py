@@ -14,9 +14,10 @@ from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, read_lines,
 
 Doubles = NDArray[np.float64]
 SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j")
-MEASURES = ("time_s", *SUMMED, "peak_mb", "peak_mb_mean")
-"""What a run has cost: sums since its start, but for time (since its start, virtual) and memory (``peak_mb``: the highest of a
-device so far; ``peak_mb_mean``: the mean over devices, then over the rounds so far)."""
+_READ = ("time_s", *SUMMED, "peak_mb", "peak_mb_mean")
+MEASURES = (*_READ, "bytes")
+"""What a run has cost: sums since its start, ``bytes`` of both ways, but for time (since its start, virtual) and memory
+(``peak_mb``: the highest of a device so far; ``peak_mb_mean``: the mean over devices, then over the rounds so far)."""
 _WINDOW = 1
 """Evaluations on either side that an accuracy is averaged with."""
 _FINAL = 3
@@ -89,6 +90,7 @@ def _costs(rounds: Sequence[RoundRecord]) -> dict[str, Doubles]:
     return {
         "time_s": column("time_s"),
         **{name: np.cumsum(column(name)) for name in SUMMED},
+        "bytes": np.cumsum(column("bytes_up") + column("bytes_down")),
         "peak_mb": np.maximum.accumulate(column("peak_mb")),
         "peak_mb_mean": np.cumsum(column("peak_mb_mean")) / worked,
     }
@@ -99,7 +101,7 @@ def _check(path: Path, rounds: Sequence[RoundRecord]) -> None:
     for line, row in enumerate(rounds, 1):
         if row.accuracy is not None and not 0 <= row.accuracy <= 1:
             raise DataError(f"{path}, line {line}: accuracy {row.accuracy}; expected 0 to 1")
-        wrong = [name for name in MEASURES if not (isfinite(getattr(row, name)) and getattr(row, name) >= 0)]
+        wrong = [name for name in _READ if not (isfinite(getattr(row, name)) and getattr(row, name) >= 0)]
         if wrong:
             raise DataError(
                 f"{path}, line {line}: {wrong[0]} {getattr(row, wrong[0])}; expected a finite number from 0"

@@ -10,6 +10,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "compute_s": ("compute", lambda value: duration(value)),
     "bytes_up": ("up", size),
     "bytes_down": ("down", size),
+    "bytes": ("both ways", size),
     "peak_mb": ("peak", lambda value: size(1e6 * value)),
     "peak_mb_mean": ("mean peak", lambda value: size(1e6 * value)),
     "energy_j": ("energy", lambda value: f"{value / 3600:.3g} Wh"),

@@ -95,7 +95,7 @@ def test_costs_to_a_target_and_ratios_are_those_worked_by_hand(runs):
     assert (fast.costs["bytes_down"].mean, fast.costs["energy_j"].mean) == (8000.0, 1200.0)
     assert (fast.costs["peak_mb"].mean, fast.costs["peak_mb_mean"].mean) == (100.0, 50.0)
     assert fast.ratios == pytest.approx(
-        dict.fromkeys(("time_s", "compute_s", "bytes_up", "bytes_down", "energy_j"), 4 / 7)
+        dict.fromkeys(("time_s", "compute_s", "bytes_up", "bytes_down", "bytes", "energy_j"), 4 / 7)
         | {"peak_mb": 0.25, "peak_mb_mean": 0.25}
     )
     assert arm_of(found, "auto").final.mean == pytest.approx(0.8)
@@ -139,6 +139,7 @@ def test_versions_that_were_not_evaluated_cost_and_do_not_count(tmp_path):
     curve = read_curve(tmp_path / "ref-0")
     assert curve.costs["time_s"].tolist() == [0.0, 200.0, 400.0, 500.0]
     assert curve.costs["bytes_up"].tolist() == [0.0, 2000.0, 4000.0, 5000.0]
+    assert curve.costs["bytes"].tolist() == [0.0, 6000.0, 12000.0, 15000.0]
     assert curve.final == pytest.approx(0.8)
     assert compare(tmp_path).arms[0].targets[0].costs["time_s"].mean == 400.0
 
