@@ -15,7 +15,7 @@ from fleetune.toolkit.simulation.records import DEVICES, Choice, DeviceRecord, R
 if TYPE_CHECKING:
     from fleetune.toolkit.simulation.compare import Reached
 
-_GRID = 200
+_GRID = 100
 """Times at which runs of several seeds are averaged, for the eye alone."""
 _DEVICES_SHOWN = 40
 _HOUR = 3600.0
