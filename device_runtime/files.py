@@ -1,5 +1,6 @@
 """Small named files that survive: in a folder, or in memory for a simulation; and what a file that fails raises."""
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -44,6 +45,23 @@ def doing(what: str, where: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         raise StateError(f"{where}: cannot be {what}: {exc.strerror or exc}") from exc
+
+
+@contextmanager
+def alone_in(folder: Path, told: str, *, lock: str = "lock") -> Iterator[None]:
+    """Hold a folder for this process by the file ``lock`` in it, which goes with whatever ends the process.
+
+    Raises:
+        StateError: another process has it, ``told`` in a line; or the file cannot be written.
+    """
+    with doing("written", folder):
+        file = (folder / lock).open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StateError(f"{folder}: {told}") from exc
+        yield
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

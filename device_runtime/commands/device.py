@@ -18,7 +18,7 @@ from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
 from fleetune.device_runtime.commands.explain import check_terms
-from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
+from fleetune.device_runtime.commands.own_folder import identify, state_folder
 from fleetune.device_runtime.commands.sign import check_signed
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
@@ -31,7 +31,7 @@ from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, TransportError
-from fleetune.device_runtime.files import DiskFiles
+from fleetune.device_runtime.files import DiskFiles, alone_in
 from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.hooks import Party
@@ -108,7 +108,7 @@ def device(
         check_signed(artifact, trusted)
     folder = state_folder(state, job=job, device_id=id)
     with (
-        alone_in(folder),
+        alone_in(folder, "another device process works here; give each its own --state"),
         open_outbox(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):

@@ -1,9 +1,6 @@
-"""A device's own folder, which survives its process: where it is, that one process has it, and the name kept there."""
+"""A device's own folder, which survives its process: where it is, and the name kept there."""
 
-import fcntl
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fleetune.device_runtime.agent.outbox import Outbox
@@ -23,25 +20,6 @@ def state_folder(state: Path | str | None, *, job: str, device_id: str | None) -
 def folder_of(state: Path | str | None, *, job: str, device_id: str | None) -> Path:
     """Return where a device's folder is, or would be."""
     return Path(state) if state else Path.home() / ".fleetune" / job / (device_id or "device")
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process: two with one identity would throw each other off the server for ever.
-
-    Raises:
-        StateError: another process has it, or it cannot be written.
-    """
-    with doing("written", folder):
-        file = (folder / "lock").open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
-            raise StateError(
-                f"{folder}: another device process works here; give each its own --state"
-            ) from exc
-        yield
 
 
 def identify(outbox: Outbox, given: str | None, login: str | None = None) -> str:

@@ -13,6 +13,7 @@ from fleetune.broker.job import Settings
 from fleetune.broker.laws import lawful_settings
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.files import alone_in, doing
 from fleetune.device_runtime.options import check
 from fleetune.toolkit.simulation.bench import Datasets
 from fleetune.toolkit.simulation.charts import draw_run
@@ -88,6 +89,10 @@ def simulate(
     unable = who_is_unable(specs, wanted.work, memory, datasets.of) if settings.configurator == FIXED else {}
     _check_fleet(settings, specs, unable)
     with ExitStack() as stack:
+        with doing("made", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        told = "another simulation works here; give each its own --out"
+        stack.enter_context(alone_in(folder, told, lock="simulation.lock"))
         journal = Journal(folder, digest_of(wanted, artifact, datasets))
         stack.callback(journal.close)
         if found := find_finished(folder, wanted):

@@ -7,13 +7,14 @@ import pytest
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.commands import device
-from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
+from fleetune.device_runtime.commands.own_folder import identify, state_folder
 from fleetune.device_runtime.commands.predict import predict
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.errors import StateError, TransportError
+from fleetune.device_runtime.files import alone_in
 from fleetune.device_runtime.terms.terms import Terms
 
 
@@ -173,7 +174,7 @@ def test_a_state_folder_that_is_made_is_its_owners_alone_and_one_that_is_there_s
 
 def test_a_state_folder_in_which_nothing_can_be_written_is_told(tmp_path):
     (tmp_path / "lock").mkdir()
-    with pytest.raises(StateError, match="cannot be written: Is a directory"), alone_in(tmp_path):
+    with pytest.raises(StateError, match="cannot be written: Is a directory"), alone_in(tmp_path, "taken"):
         pass
 
 

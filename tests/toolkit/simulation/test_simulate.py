@@ -9,7 +9,8 @@ import pytest
 from paths import ROOT
 from simulated import SECONDS, constant, devices, outcome, records, run, write_config
 
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.files import alone_in
 from fleetune.toolkit.simulation.costs import Point
 from fleetune.toolkit.simulation.simulate import simulate
 
@@ -162,6 +163,18 @@ def test_another_simulation_in_the_folder_is_refused(path):
     (path.parent / "foreign" / "run.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"run\.json of another command"):
         run(path, "foreign")
+
+
+def test_two_in_one_folder_are_refused_before_anything_is_cleared(path):
+    run(path, "shared", "rounds=1")
+    out = path.parent / "shared"
+    before = {file: file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+    with (
+        alone_in(out, "", lock="simulation.lock"),
+        pytest.raises(StateError, match="another simulation works"),
+    ):
+        run(path, "shared", "rounds=2")
+    assert before == {file: file.read_bytes() for file in before}
 
 
 def test_a_device_that_vanishes_is_told_and_the_round_goes_on_without_it(path):
