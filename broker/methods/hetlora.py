@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.broker.methods.exact_sums import Sums
 from fleetune.broker.methods.strategy import (
     Strategy,
-    Sums,
     Update,
     add_to_sums,
     check_values,

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.broker.methods.averaging import fedavg
-from fleetune.broker.methods.strategy import Gathered, StandIn, Strategy, Sums, Update
+from fleetune.broker.methods.exact_sums import Sums
+from fleetune.broker.methods.strategy import Gathered, StandIn, Strategy, Update
 from fleetune.device_runtime.arrays import Arrays, Floats
 from fleetune.device_runtime.contracts.lora import place_of
 from fleetune.device_runtime.draws import Key, integers
