@@ -1,7 +1,7 @@
-"""Exact sums of weighted floats: the same bits in any order, in blocks that stay in a cache, by whole vectors.
+"""Exact sums of weighted floats: the same bits in any order, in blocks that stay in a cache.
 
-A float is parted into limbs by adding a power of two to it: the addition rounds to the limb's unit, and the mantissa of the sum
-counts the units. So are bins in Demmel and Nguyen, Reproducible Summation (ARITH 2013); limbs of 50 bits in int64 are ours.
+An element is added to the first limb that it fits as a whole, what is left of it to the next. Small values, as adapters have,
+need one limb an update: limbs have room for many before what is too much in them is carried to the next higher one.
 """
 
 import math
@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Values = Mapping[str, NDArray[np.float32] | NDArray[np.float64]]
-TOTAL_MAX = 2.0**61
-"""Of the magnitudes that are added to one element, together: beyond it a sum may overflow."""
-
+Doubles = NDArray[np.float64]
+Values = Mapping[str, NDArray[np.float32] | Doubles]
 _LIMB_BITS = 50
-_UNITS = [2.0 ** (-_LIMB_BITS * i) for i in range(4)]
-_ROUNDERS = [np.float64(1.5 * 2.0**52 * unit) for unit in _UNITS]
-"""A float64 whose last place is the unit of a limb; with what is below 2**51 units beside it, too."""
-_ADDITIONS_MAX = 4096
-"""Before limbs are carried: 2**49 units each, they stay below 2**62."""
+_NUM_LIMBS = 4
+_UNIT = 2.0**-_LIMB_BITS
+_ROOM = 2.0**12
+"""Of a limb, in units of the one above it: so much may be added before it is carried, and it stays below 2**63."""
+_SMALL = _ROOM / 16
+"""Largest element, weighted, that goes to the second limb at once."""
 _BLOCK = 2**14
 """Elements worked on at a time."""
 
@@ -41,38 +40,46 @@ class Sums:
         ends = [*accumulate(sizes, initial=0)]
         self._starts = dict(zip(shapes, ends, strict=False))
         self._limbs = [np.zeros(ends[-1], np.int64)]
-        self._additions = 0
-        """Since limbs were carried."""
+        self._filled = 0.0
+        """Of _ROOM, by what was added since limbs were carried."""
+        self._scratch = np.empty((2, min(_BLOCK, ends[-1])))
+        self._units = np.empty(min(_BLOCK, ends[-1]), np.int64)
 
-    def add(self, values: Values, weight: int) -> None:
-        """Add ``weight * values``: of float32 values exactly; others are rounded once to float64, and below 2**-150."""
-        if self._additions == _ADDITIONS_MAX:
+    def add(self, values: Values, weight: int, *, value_max: float) -> None:
+        """Add ``weight * values``: of float32 values exactly; others are rounded once to float64, and to 2**-150.
+
+        ``value_max`` is the largest magnitude among them; times the weights of all that is added it must stay below 2**61.
+        """
+        first = int(weight * value_max <= _SMALL)
+        filling = max(1.0, weight * value_max) if first else 1.0
+        if self._filled + filling > _ROOM:
             self._carry()
-        self._additions += 1
-        room = np.empty((3, min(_BLOCK, self._limbs[0].size)))
+        self._filled += filling
+        while len(self._limbs) <= first:
+            self._limbs.append(np.zeros_like(self._limbs[0]))
         for start, pieces in self._blocks(values):
             size = sum(piece.size for piece in pieces)
-            x, *scratch = room[:, :size]
+            x, whole = self._scratch[:, :size]
             np.concatenate(pieces, out=x)
-            x *= weight
-            self._part(x, slice(start, start + size), *scratch)
+            x *= weight / _UNIT**first
+            self._add(x, first, slice(start, start + size), whole, self._units[:size])
         for name in values:
             self.weights[name] += weight
 
     def limbs(self, name: str) -> list[NDArray[np.int64]]:
         """Carried limbs of one tensor, the highest first; not to be written."""
-        if self._additions:
+        if self._filled:
             self._carry()
         start, shape = self._starts[name], self.shapes[name]
         return [limb[start : start + math.prod(shape)].reshape(shape) for limb in self._limbs]
 
-    def total(self, name: str) -> NDArray[np.float64]:
+    def total(self, name: str) -> Doubles:
         """One tensor's sum, rounded once to float64."""
         highest, *others = self.limbs(name)
         total = np.zeros(self.shapes[name])
         for limb in reversed(others):
             total += limb
-            total *= _UNITS[1]
+            total *= _UNIT
         total += highest
         return total
 
@@ -95,21 +102,18 @@ class Sums:
         if pieces:
             yield first, pieces
 
-    def _part(
-        self, x: NDArray[np.float64], place: slice, high: NDArray[np.float64], counts: NDArray[np.float64]
-    ) -> None:
-        """Add elements limb by limb; all arrays are written over."""
-        units = counts.view(np.int64)
-        for i, rounder in enumerate(_ROUNDERS):
+    def _add(self, x: Doubles, first: int, here: slice, whole: Doubles, units: NDArray[np.int64]) -> None:
+        """Add elements in units of limb ``first``, and what is left of them to lower ones; the arrays are written over."""
+        for i in range(first, _NUM_LIMBS):
             if i == len(self._limbs):
                 self._limbs.append(np.zeros_like(self._limbs[0]))
-            np.add(x, rounder, out=high)
-            np.subtract(high.view(np.int64), rounder.view(np.int64), out=units)
-            self._limbs[i][place] += units
-            high -= rounder
-            x -= high
+            np.rint(x, out=whole)
+            x -= whole
+            np.copyto(units, whole, casting="unsafe")
+            self._limbs[i][here] += units
             if not x.any():
                 return
+            x /= _UNIT
 
     def _carry(self) -> None:
         half = 1 << (_LIMB_BITS - 1)
@@ -121,4 +125,4 @@ class Sums:
                 higher[here] += carry
                 carry <<= _LIMB_BITS
                 lower[here] -= carry
-        self._additions = 0
+        self._filled = 0.0

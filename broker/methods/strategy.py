@@ -108,15 +108,18 @@ def add_to_sums(sums: Sums, values: Values, weight: int, *, value_max: float = V
     Raises:
         WireError: as :func:`check_values`; nothing has been added then.
     """
-    check_values(sums, values, weight, value_max=value_max)
-    sums.add(values, weight)
+    largest = check_values(sums, values, weight, value_max=value_max)
+    sums.add(values, weight, value_max=largest)
     return sums
 
 
-def check_values(sums: Sums, values: Values, weight: int, *, value_max: float = VALUE_MAX) -> None:
-    """Raise WireError that lists every tensor, shape, weight or magnitude that cannot be right."""
-    if problems := list(_problems(sums, values, weight, value_max)):
+def check_values(sums: Sums, values: Values, weight: int, *, value_max: float = VALUE_MAX) -> float:
+    """Return the largest magnitude; WireError that lists every tensor, shape, weight or magnitude that cannot be right."""
+    with np.errstate(invalid="ignore"):
+        largest = {name: _largest(value) for name, value in values.items()}
+    if problems := list(_problems(sums, values, weight, largest, value_max)):
         raise WireError("implausible update: " + "; ".join(problems))
+    return max(largest.values(), default=0.0)
 
 
 def mean(sums: Sums, name: str) -> NDArray[np.float64]:
@@ -124,7 +127,9 @@ def mean(sums: Sums, name: str) -> NDArray[np.float64]:
     return np.asarray(sums.total(name) / sums.weights[name])
 
 
-def _problems(sums: Sums, values: Values, weight: int, value_max: float) -> Iterator[str]:
+def _problems(
+    sums: Sums, values: Values, weight: int, largest: Mapping[str, float], value_max: float
+) -> Iterator[str]:
     if not 0 < weight <= WEIGHT_MAX:
         yield f"{weight} samples (expected 1 to {WEIGHT_MAX})"
     for name, value in values.items():
@@ -132,12 +137,12 @@ def _problems(sums: Sums, values: Values, weight: int, value_max: float) -> Iter
             yield f"{name}: unknown tensor"
         elif value.shape != sums.shapes[name]:
             yield f"{name}: shape {list(value.shape)}, expected {list(sums.shapes[name])}"
-        elif not _is_within(value, value_max):
+        elif not largest[name] <= value_max:
             yield f"{name}: a value that is not finite or beyond {value_max:.0f}"
         elif sums.weights[name] + weight > TOTAL_WEIGHT_MAX:
             yield f"{name}: more than {TOTAL_WEIGHT_MAX} samples in one round"
 
 
-def _is_within(value: NDArray[np.floating[Any]], limit: float) -> bool:
-    with np.errstate(invalid="ignore"):
-        return bool(value.max(initial=0.0) <= limit and value.min(initial=0.0) >= -limit)
+def _largest(value: NDArray[np.floating[Any]]) -> float:
+    """Largest magnitude; NaN if one is."""
+    return max(float(value.max(initial=0.0)), -float(value.min(initial=0.0)))
