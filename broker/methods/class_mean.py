@@ -68,7 +68,9 @@ def _held(update: Update, bound: Bound) -> Update:
     """Count fewer samples, with shorter features; of a class less than one sample may be left."""
     share, scale = bound.weight / update.weight, bound.scale
     factors = {SUMS: share * scale, COUNTS: share, SQUARES: share * scale**2}
-    values = {name: np.asarray(value * factors[name]) for name, value in update.values.items()}
+    values = {
+        name: np.multiply(value, factors[name], dtype=np.float64) for name, value in update.values.items()
+    }
     return update._replace(values=values, weight=bound.weight, is_held=True)
 
 
@@ -79,7 +81,7 @@ def _problems(sums: Sums, values: Values, num_samples: int) -> Iterator[str]:
         return
     if any(values[name].shape != shape for name, shape in sums.shapes.items()):
         return
-    totals, counts, squares = values[SUMS], values[COUNTS], values[SQUARES]
+    totals, counts, squares = (np.asarray(values[name], np.float64) for name in (SUMS, COUNTS, SQUARES))
     if np.any(counts < 0) or np.any(counts != np.rint(counts)):
         yield f"{COUNTS}: a number that is negative or not whole"
     elif not 0 < counts.sum() <= num_samples * (1 + _ROUNDING):

@@ -98,7 +98,7 @@ def _weighted(pair: Pair, split: Parts, weight: float) -> Parts:
     starts = tuple(f"{name} " for name in pair)
     mine = {key: value for key, value in split.items() if key.startswith(starts)}
     return {
-        **{key: value * weight for key, value in mine.items()},
+        **{key: np.multiply(value, weight, dtype=np.float64) for key, value in mine.items()},
         **{_weight_of(key): np.array(weight) for key in mine},
     }
 

@@ -130,7 +130,8 @@ def unpack(
         memory: what this function returned last time; none at first.
 
     Returns:
-        Float64 tensors by name, a subset of the reference's, all finite; and the memory for next time.
+        Float64 tensors by name, or float32 ones that view the payload and are not to be written; a subset of the reference's, all
+        finite. And the memory for next time.
 
     Raises:
         OtherMemory: encoded with another memory than this.
@@ -175,7 +176,8 @@ def decode_update(
     named = read_head(payload).codec
     if named not in expected:
         raise WireError(f"update in codec {one_line(named)!r}; expected {choices(expected)}")
-    return unpack(make_codec(named, 1.0, bits), payload, reference).values
+    decoded = unpack(make_codec(named, 1.0, bits), payload, reference)
+    return {name: np.asarray(value, np.float64) for name, value in decoded.values.items()}
 
 
 def chain_named(payload: bytes) -> str:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles, difference, tensorwise
-from fleetune.device_runtime.contracts.codecs.halves import halved, widened
+from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.errors import WireError
 
 
@@ -25,8 +25,9 @@ def _fp16_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
 
 
 def _fp16_decode(part: bytes, reference: Floats) -> Doubles:
-    steps = widened(_numbers(part, "<f2", reference, codec="fp16").reshape(-1))
-    return np.add(reference, steps.reshape(reference.shape), dtype=np.float64)
+    value = _numbers(part, "<f2", reference, codec="fp16").astype(np.float64)
+    value += reference
+    return value
 
 
 def _numbers(part: bytes, dtype: str, reference: Floats, *, codec: str) -> NDArray[Any]:

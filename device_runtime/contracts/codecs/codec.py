@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
 class Decoded(NamedTuple):
     """What a receiver has of a payload."""
 
-    values: dict[str, Doubles]
+    values: Mapping[str, Doubles | Floats]
     memory: Arrays
     """The receiver's, for next time."""
 
@@ -53,7 +53,7 @@ class Codec(NamedTuple):
     """(values, reference, memory) -> Encoded. ``values`` are any subset of the reference's tensors; equal arguments
     give equal bytes. WireError for values that it cannot hold."""
     decode: Callable[[Mapping[str, bytes], Tensors, Memory], Decoded]
-    """(parts, reference, memory) -> Decoded, float64, of the reference's shapes; WireError if it cannot be. The reference
+    """(parts, reference, memory) -> Decoded, float64 or, where that is what came, float32, of the reference's shapes; WireError if it cannot be. The reference
     is cut to the tensors that came, in the order of their names."""
     size_bytes_max: Callable[[Shapes], int]
     """Length that the parts of tensors of these shapes, or of fewer, never exceed together."""
@@ -68,7 +68,7 @@ def tensorwise(
     name: str,
     *,
     encode: Callable[[Floats, Floats], tuple[bytes, Doubles]],
-    decode: Callable[[bytes, Floats], Doubles],
+    decode: Callable[[bytes, Floats], Doubles | Floats],
     size_bytes_max: Callable[[int], int],
 ) -> Codec:
     """Make a codec that knows one tensor at a time, and no memory.
@@ -199,7 +199,9 @@ def check_parts(name: str, parts: Mapping[str, bytes], known: Collection[str]) -
         raise WireError(f"{name}: no part {strange[0]!r}")
 
 
-def _named(name: str, decode: Callable[[bytes, Floats], Doubles], part: bytes, reference: Floats) -> Doubles:
+def _named(
+    name: str, decode: Callable[[bytes, Floats], Doubles | Floats], part: bytes, reference: Floats
+) -> Doubles | Floats:
     try:
         return decode(part, reference)
     except WireError as exc:
