@@ -18,6 +18,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Decoded,
     Doubles,
     Memory,
+    Numbers,
     Shapes,
     chain_of,
     check_bits,
@@ -68,7 +69,7 @@ class Packed(NamedTuple):
     """A payload, and what its sender knows of it."""
 
     payload: bytes
-    conveyed: dict[str, Doubles]
+    conveyed: Mapping[str, Numbers]
     """To the bit what the receiver will have."""
     memory: Arrays
     """The sender's, for next time."""
@@ -130,8 +131,8 @@ def unpack(
         memory: what this function returned last time; none at first.
 
     Returns:
-        Float64 tensors by name, or float32 ones that view the payload and are not to be written; a subset of the reference's, all
-        finite. And the memory for next time.
+        Tensors by name, a subset of the reference's, all finite: float64, or float32 ones that are not to be written. And the
+        memory for next time.
 
     Raises:
         OtherMemory: encoded with another memory than this.

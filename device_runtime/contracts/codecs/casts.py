@@ -11,8 +11,8 @@ from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.errors import WireError
 
 
-def _fp32_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
-    return value.tobytes(), np.asarray(value, np.float64)
+def _fp32_encode(value: Floats, reference: Floats) -> tuple[bytes, Floats]:
+    return value.tobytes(), value
 
 
 def _fp32_decode(part: bytes, reference: Floats) -> Floats:
