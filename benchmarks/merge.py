@@ -63,7 +63,11 @@ def measure(say: Say, *, only: Sequence[str] = (), repeats: int = REPEATS) -> di
             say(f"{rows[-1]['update']}: {rows[-1]['fleetune_mb_s']:.0f} MB/s")
     for line in table(rows):
         say(line)
-    return {"benchmark": "merge", "rows": rows, "chart": chart_of("update", rows, "fleetune_mb_s", "numpy_mb_s")}
+    return {
+        "benchmark": "merge",
+        "rows": rows,
+        "chart": chart_of("update", rows, "fleetune_mb_s", "numpy_mb_s"),
+    }
 
 
 def _drawn(size: _Size, codec: str, seed: int = 0) -> _Round:

@@ -201,9 +201,7 @@ def check_parts(name: str, parts: Mapping[str, bytes], known: Collection[str]) -
         raise WireError(f"{name}: no part {strange[0]!r}")
 
 
-def _named(
-    name: str, decode: Callable[[bytes, Floats], Numbers], part: bytes, reference: Floats
-) -> Numbers:
+def _named(name: str, decode: Callable[[bytes, Floats], Numbers], part: bytes, reference: Floats) -> Numbers:
     try:
         return decode(part, reference)
     except WireError as exc:

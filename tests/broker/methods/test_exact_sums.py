@@ -83,7 +83,10 @@ def test_values_of_both_widths_add_up_in_one_update():
     (values, weight), *_ = drawn(1, np.float32)
     mixed = {**values, "z": np.float64(values["z"])}
     for name in SHAPES:
-        assert found(summed([(mixed, weight)]), name).tolist() == found(summed([(values, weight)]), name).tolist()
+        assert (
+            found(summed([(mixed, weight)]), name).tolist()
+            == found(summed([(values, weight)]), name).tolist()
+        )
 
 
 def test_no_limb_overflows_however_large_what_is_added():
