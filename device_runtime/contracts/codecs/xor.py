@@ -40,7 +40,7 @@ def _decode(part: bytes, reference: Floats) -> Floats:
     bits <<= 16
     bits |= halves[0]
     bits ^= reference.reshape(-1).view("<u4")
-    return bits.view("<f4").reshape(reference.shape)
+    return np.asarray(bits.view("<f4").reshape(reference.shape))
 
 
 def _is_worth(rank: NDArray[np.uint8]) -> bool:
