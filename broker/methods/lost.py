@@ -14,7 +14,7 @@ last (of equals the first by name).
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -134,7 +134,7 @@ def _differences(update: Update) -> Arrays:
     return {name: _difference(name, value, update) for name, value in update.values.items()}
 
 
-def _difference(name: str, value: NDArray[np.float64], update: Update) -> Floats:
+def _difference(name: str, value: NDArray[np.floating[Any]], update: Update) -> Floats:
     whole = np.asarray(update.reference[name], np.float64)
     place = place_of(name, update.rows[name]) if name in update.rows else ()
     moved = np.zeros(whole.shape, np.float32)

@@ -66,8 +66,9 @@ def test_limbs_are_those_of_whole_numbers_of_any_length(dtype, block, monkeypatc
         assert found(sums, name).tolist() == expected(updates, name).tolist(), name
 
 
-def test_updates_of_some_tensors_fill_their_own_places(monkeypatch):
-    monkeypatch.setattr(exact_sums, "_BLOCK", 5)
+@pytest.mark.parametrize("block", [5, 2**14])
+def test_updates_of_some_tensors_fill_their_own_places(block, monkeypatch):
+    monkeypatch.setattr(exact_sums, "_BLOCK", block)
     updates = [
         *drawn(5, np.float32, names=("z", "large")),
         *drawn(5, np.float32, names=("small", "scalar"), seed=1),
