@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fleetune.broker.methods.strategy import Strategy, Sums, add_values, init_sums, mean
+from fleetune.broker.methods.exact_sums import Sums
+from fleetune.broker.methods.strategy import Strategy, add_values, init_sums, mean
 from fleetune.device_runtime.arrays import Arrays
 
 

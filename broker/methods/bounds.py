@@ -10,7 +10,7 @@ median in its place, the cap on weights and what happens beyond a bound are ours
 import math
 from collections.abc import Mapping
 from statistics import median_low
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,5 +111,7 @@ def _square(value: Array, before: Array) -> float:
     return float(np.cumsum(moved * moved)[-1]) if moved.size else 0.0
 
 
-def _towards(before: NDArray[np.float64], value: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+def _towards(
+    before: NDArray[np.float64], value: NDArray[np.floating[Any]], scale: float
+) -> NDArray[np.float64]:
     return np.asarray(before + (value - before) * scale)

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fleetune.broker.methods.exact_sums import Sums, Values
 from fleetune.broker.methods.strategy import (
     Bound,
     Strategy,
-    Sums,
     Update,
-    Values,
     add_to_sums,
     init_sums,
-    total_of,
 )
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead, blank_sums
@@ -52,7 +50,7 @@ def class_mean(head: ClassHead, *, is_short: bool = False) -> Strategy:
         return add_to_sums(sums, update.values, 1, value_max=SUM_MAX)
 
     def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
-        made = class_mean_head({name: total_of(sums, name) for name in sums.limbs}, head)
+        made = class_mean_head({name: sums.total(name) for name in sums.shapes}, head)
         if is_short:
             made = {name: shortened(value, reference[name], HEAD_BITS) for name, value in made.items()}
         return {name: made.get(name, value) for name, value in reference.items()}, state
@@ -70,18 +68,20 @@ def _held(update: Update, bound: Bound) -> Update:
     """Count fewer samples, with shorter features; of a class less than one sample may be left."""
     share, scale = bound.weight / update.weight, bound.scale
     factors = {SUMS: share * scale, COUNTS: share, SQUARES: share * scale**2}
-    values = {name: np.asarray(value * factors[name]) for name, value in update.values.items()}
+    values = {
+        name: np.multiply(value, factors[name], dtype=np.float64) for name, value in update.values.items()
+    }
     return update._replace(values=values, weight=bound.weight, is_held=True)
 
 
 def _problems(sums: Sums, values: Values, num_samples: int) -> Iterator[str]:
     """Why sums cannot be those of ``num_samples`` samples; a shape, NaN or size that is wrong ``add_to_sums`` finds."""
-    if missing := sorted(sums.limbs.keys() - values.keys()):
+    if missing := sorted(sums.shapes.keys() - values.keys()):
         yield f"{', '.join(missing)}: missing"
         return
-    if any(values[name].shape != sums.limbs[name][0].shape for name in sums.limbs):
+    if any(values[name].shape != shape for name, shape in sums.shapes.items()):
         return
-    totals, counts, squares = values[SUMS], values[COUNTS], values[SQUARES]
+    totals, counts, squares = (np.asarray(values[name], np.float64) for name in (SUMS, COUNTS, SQUARES))
     if np.any(counts < 0) or np.any(counts != np.rint(counts)):
         yield f"{COUNTS}: a number that is negative or not whole"
     elif not 0 < counts.sum() <= num_samples * (1 + _ROUNDING):

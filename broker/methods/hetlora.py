@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.broker.methods.exact_sums import Sums
 from fleetune.broker.methods.strategy import (
     Strategy,
-    Sums,
     Update,
     add_to_sums,
     check_values,
@@ -98,7 +98,7 @@ def _weighted(pair: Pair, split: Parts, weight: float) -> Parts:
     starts = tuple(f"{name} " for name in pair)
     mine = {key: value for key, value in split.items() if key.startswith(starts)}
     return {
-        **{key: value * weight for key, value in mine.items()},
+        **{key: np.multiply(value, weight, dtype=np.float64) for key, value in mine.items()},
         **{_weight_of(key): np.array(weight) for key in mine},
     }
 

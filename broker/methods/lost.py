@@ -14,14 +14,15 @@ last (of equals the first by name).
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.broker.methods.averaging import fedavg
-from fleetune.broker.methods.strategy import Gathered, StandIn, Strategy, Sums, Update
+from fleetune.broker.methods.exact_sums import Sums
+from fleetune.broker.methods.strategy import Gathered, StandIn, Strategy, Update
 from fleetune.device_runtime.arrays import Arrays, Floats
 from fleetune.device_runtime.contracts.lora import place_of
 from fleetune.device_runtime.draws import Key, integers
@@ -133,7 +134,7 @@ def _differences(update: Update) -> Arrays:
     return {name: _difference(name, value, update) for name, value in update.values.items()}
 
 
-def _difference(name: str, value: NDArray[np.float64], update: Update) -> Floats:
+def _difference(name: str, value: NDArray[np.floating[Any]], update: Update) -> Floats:
     whole = np.asarray(update.reference[name], np.float64)
     place = place_of(name, update.rows[name]) if name in update.rows else ()
     moved = np.zeros(whole.shape, np.float32)

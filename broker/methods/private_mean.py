@@ -8,15 +8,14 @@ from collections.abc import Collection
 import numpy as np
 
 from fleetune.broker.job import Privacy
+from fleetune.broker.methods.exact_sums import Sums
 from fleetune.broker.methods.strategy import (
     VALUE_MAX,
     Strategy,
-    Sums,
     Update,
     add_to_sums,
     check_values,
     init_sums,
-    total_of,
 )
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.gaussian import Source, bounded, change_of, gaussian
@@ -58,8 +57,8 @@ def private_mean(
 
     def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
         values = {}
-        for name in sorted(sums.limbs):
-            total = total_of(sums, name)
+        for name in sorted(sums.shapes):
+            total = sums.total(name)
             if privacy.is_central:
                 total = total + privacy.noise * privacy.clip * gaussian(total.shape, source)
             moved = np.add(reference[name], total / expected, dtype=np.float64)

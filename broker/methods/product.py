@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.broker.methods.strategy import Strategy, Sums, Update, add_to_sums, init_sums, mean
+from fleetune.broker.methods.exact_sums import Sums
+from fleetune.broker.methods.strategy import Strategy, Update, add_to_sums, init_sums, mean
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, place_of, rank_of
 from fleetune.device_runtime.errors import WireError

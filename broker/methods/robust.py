@@ -17,10 +17,10 @@ import numpy as np
 
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.bounds import started
+from fleetune.broker.methods.exact_sums import Sums
 from fleetune.broker.methods.strategy import (
     Gathered,
     Strategy,
-    Sums,
     Update,
     add_to_sums,
     check_values,

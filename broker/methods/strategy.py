@@ -1,35 +1,20 @@
 """A strategy combines the updates of a round as they come, in exact sums; more devices do not take more memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.broker.methods.exact_sums import Sums, Values
 from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.errors import WireError
 
-Values = Mapping[str, NDArray[np.float64]]
 WEIGHT_MAX = 2**29
 """Largest weight of one update: its product with a float32 is exact in float64."""
 TOTAL_WEIGHT_MAX = 2**41
 VALUE_MAX = 2.0**20
 """Largest magnitude of one value that is believed; with it no sum can overflow."""
-
-_LIMB_BITS = 50
-_NUM_LIMBS = 4
-
-
-class Sums(NamedTuple):
-    """Exact weighted sums by tensor name.
-
-    ``limbs[name][i]`` is int64 in units of 2**(-50 i) and, but for i = 0, within ±2**49. That form is unique:
-    equal sums are equal bits. Lower limbs exist once a value needs them, 8 bytes a parameter each,
-    two or three in practice.
-    """
-
-    limbs: dict[str, list[NDArray[np.int64]]]
-    weights: dict[str, int]
 
 
 class Update(NamedTuple):
@@ -107,7 +92,7 @@ class Strategy(NamedTuple):
 
 def init_sums(reference: Arrays) -> Sums:
     """Sums of nothing, for the tensors of ``reference``."""
-    return Sums({n: [np.zeros(r.shape, np.int64)] for n, r in reference.items()}, dict.fromkeys(reference, 0))
+    return Sums({name: value.shape for name, value in reference.items()})
 
 
 def add_values(sums: Sums, update: Update) -> Sums:
@@ -123,64 +108,41 @@ def add_to_sums(sums: Sums, values: Values, weight: int, *, value_max: float = V
     Raises:
         WireError: as :func:`check_values`; nothing has been added then.
     """
-    check_values(sums, values, weight, value_max=value_max)
-    for name, value in values.items():
-        _add_limbs(sums.limbs[name], np.asarray(value, np.float64) * weight)
-        sums.weights[name] += weight
+    largest = check_values(sums, values, weight, value_max=value_max)
+    sums.add(values, weight, value_max=largest)
     return sums
 
 
-def check_values(sums: Sums, values: Values, weight: int, *, value_max: float = VALUE_MAX) -> None:
-    """Raise WireError that lists every tensor, shape, weight or magnitude that cannot be right."""
-    if problems := list(_problems(sums, values, weight, value_max)):
+def check_values(sums: Sums, values: Values, weight: int, *, value_max: float = VALUE_MAX) -> float:
+    """Return the largest magnitude; WireError that lists every tensor, shape, weight or magnitude that cannot be right."""
+    with np.errstate(invalid="ignore"):
+        largest = {name: _largest(value) for name, value in values.items()}
+    if problems := list(_problems(sums, values, weight, largest, value_max)):
         raise WireError("implausible update: " + "; ".join(problems))
+    return max(largest.values(), default=0.0)
 
 
 def mean(sums: Sums, name: str) -> NDArray[np.float64]:
     """Mean of a tensor over the updates that hold it; there must be one."""
-    return np.asarray(total_of(sums, name) / sums.weights[name])
+    return np.asarray(sums.total(name) / sums.weights[name])
 
 
-def total_of(sums: Sums, name: str) -> NDArray[np.float64]:
-    """One tensor's weighted sum, rounded once to float64."""
-    total = np.zeros((), np.float64)
-    for limb in reversed(sums.limbs[name]):
-        total = total * 2.0**-_LIMB_BITS + limb
-    return np.asarray(total)
-
-
-def _problems(sums: Sums, values: Values, weight: int, value_max: float) -> Iterator[str]:
+def _problems(
+    sums: Sums, values: Values, weight: int, largest: Mapping[str, float], value_max: float
+) -> Iterator[str]:
     if not 0 < weight <= WEIGHT_MAX:
         yield f"{weight} samples (expected 1 to {WEIGHT_MAX})"
     for name, value in values.items():
-        if name not in sums.limbs:
+        if name not in sums.shapes:
             yield f"{name}: unknown tensor"
-        elif value.shape != sums.limbs[name][0].shape:
-            yield f"{name}: shape {list(value.shape)}, expected {list(sums.limbs[name][0].shape)}"
-        elif not np.all(np.abs(value) <= value_max):
+        elif value.shape != sums.shapes[name]:
+            yield f"{name}: shape {list(value.shape)}, expected {list(sums.shapes[name])}"
+        elif not largest[name] <= value_max:
             yield f"{name}: a value that is not finite or beyond {value_max:.0f}"
         elif sums.weights[name] + weight > TOTAL_WEIGHT_MAX:
             yield f"{name}: more than {TOTAL_WEIGHT_MAX} samples in one round"
 
 
-def _add_limbs(limbs: list[NDArray[np.int64]], value: NDArray[np.float64]) -> None:
-    pieces = list(_split(value))
-    while len(limbs) < len(pieces):
-        limbs.append(np.zeros(value.shape, np.int64))
-    for i in reversed(range(len(limbs))):
-        if i < len(pieces):
-            limbs[i] += pieces[i]
-        if i > 0:
-            carry = (limbs[i] + (1 << (_LIMB_BITS - 1))) >> _LIMB_BITS
-            limbs[i] -= carry << _LIMB_BITS
-            limbs[i - 1] += carry
-
-
-def _split(value: NDArray[np.float64]) -> Iterator[NDArray[np.int64]]:
-    rest = value
-    for i in range(_NUM_LIMBS):
-        whole = np.rint(rest) if i == _NUM_LIMBS - 1 else np.trunc(rest)
-        yield np.asarray(whole, np.int64)
-        rest = (rest - whole) * 2.0**_LIMB_BITS
-        if not np.any(rest):
-            return
+def _largest(value: NDArray[np.floating[Any]]) -> float:
+    """Largest magnitude; NaN if one is."""
+    return max(float(value.max(initial=0.0)), -float(value.min(initial=0.0)))

@@ -11,11 +11,12 @@ import numpy as np
 from fleetune.broker.job import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
+from fleetune.broker.methods.exact_sums import Values
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.methods.private_mean import private_mean
 from fleetune.broker.methods.secure_sum import mean_update
 from fleetune.broker.methods.strategies import STRATEGIES
-from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update, Values
+from fleetune.broker.methods.strategy import Bound, Gathered, Strategy, Update
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.service.measures import Measures, as_they_count
 from fleetune.broker.store.store import Store

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Array, Arrays, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, pack, unpack
-from fleetune.device_runtime.contracts.codecs.codec import Doubles, floats
+from fleetune.device_runtime.contracts.codecs.codec import floats
 
 
 class Delta(NamedTuple):
@@ -38,5 +38,5 @@ def apply_delta(codec: Codec, payload: bytes, held: Arrays) -> bytes:
     return _content(unpack(codec, payload, held).values, held)
 
 
-def _content(values: Mapping[str, Doubles], held: Arrays) -> bytes:
+def _content(values: Mapping[str, Array], held: Arrays) -> bytes:
     return to_bytes({**held, **{name: floats(value) for name, value in values.items()}})

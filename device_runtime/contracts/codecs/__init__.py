@@ -18,6 +18,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Decoded,
     Doubles,
     Memory,
+    Numbers,
     Shapes,
     chain_of,
     check_bits,
@@ -68,7 +69,7 @@ class Packed(NamedTuple):
     """A payload, and what its sender knows of it."""
 
     payload: bytes
-    conveyed: dict[str, Doubles]
+    conveyed: Mapping[str, Numbers]
     """To the bit what the receiver will have."""
     memory: Arrays
     """The sender's, for next time."""
@@ -130,7 +131,8 @@ def unpack(
         memory: what this function returned last time; none at first.
 
     Returns:
-        Float64 tensors by name, a subset of the reference's, all finite; and the memory for next time.
+        Tensors by name, a subset of the reference's, all finite: float64, or float32 ones that are not to be written. And the
+        memory for next time.
 
     Raises:
         OtherMemory: encoded with another memory than this.
@@ -175,7 +177,8 @@ def decode_update(
     named = read_head(payload).codec
     if named not in expected:
         raise WireError(f"update in codec {one_line(named)!r}; expected {choices(expected)}")
-    return unpack(make_codec(named, 1.0, bits), payload, reference).values
+    decoded = unpack(make_codec(named, 1.0, bits), payload, reference)
+    return {name: np.asarray(value, np.float64) for name, value in decoded.values.items()}
 
 
 def chain_named(payload: bytes) -> str:

@@ -18,7 +18,6 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
     Codec,
     Decoded,
-    Doubles,
     Encoded,
     Memory,
     Shapes,
@@ -113,7 +112,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Code
     dtype = _DTYPES[bits]
 
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
-        found: dict[str, Doubles] = {}
+        found: dict[str, Floats] = {}
         masks, exacts, signs = [np.zeros(0, bool)], [np.zeros(0, dtype)], [np.zeros(0, bool)]
         scalars = []
         for names in layers_of(values):
@@ -129,7 +128,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Code
                 after[left] = recover(joined(reference, names).take(left), told)
                 signs.append(told.is_negative)
                 scalars.append(told[1:])
-            found |= _doubles(after, {n: values[n] for n in names})
+            found |= parted(after, values, names)
         parts = {**planes(exacts), "positions": packed_positions(np.concatenate(masks))}
         if recover:
             parts[SIGNS] = packed_bits(np.concatenate(signs).view(np.uint8), 1)
@@ -145,7 +144,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Code
         below, scalars = np.zeros(count - num, bool), np.zeros((len(layers), 2), "<f4")
         if recover:
             below, scalars = _read_rest(parts, count - num, len(layers), name)
-        found: dict[str, Doubles] = {}
+        found: dict[str, Floats] = {}
         start = done = 0  # elements, and exact ones, of the layers before
         for names, (mean, top) in zip(layers, scalars, strict=True):
             stale = joined(reference, names)
@@ -156,7 +155,7 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Code
                 left = places_of(~own)
                 told = _Told(below[start - done :][: left.size], mean, top)
                 after[left] = recover(stale.take(left), told)
-            found |= _doubles(after, {n: reference[n] for n in names})
+            found |= parted(after, reference, names)
             start, done = start + stale.size, done + at.size
         return Decoded(found, {})
 
@@ -204,8 +203,3 @@ def _read_rest(parts: Mapping[str, bytes], num: int, layers: int, name: str) -> 
     if not ((scalars[:, 0] >= 0) & (scalars[:, 0] <= scalars[:, 1]) & np.isfinite(scalars[:, 1])).all():
         raise WireError(f"{name}: a mean is negative, above its maximum or not finite")
     return unpacked_bits(signs, 1, num).view(np.bool_), scalars
-
-
-def _doubles(flat: Floats, like: Tensors) -> dict[str, Doubles]:
-    """A layer by tensor."""
-    return {name: piece.astype(np.float64) for name, piece in parted(flat, like, like).items()}

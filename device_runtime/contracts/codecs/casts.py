@@ -11,11 +11,11 @@ from fleetune.device_runtime.contracts.codecs.halves import halved
 from fleetune.device_runtime.errors import WireError
 
 
-def _fp32_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
-    return value.tobytes(), np.asarray(value, np.float64)
+def _fp32_encode(value: Floats, reference: Floats) -> tuple[bytes, Floats]:
+    return value.tobytes(), value
 
 
-def _fp32_decode(part: bytes, reference: Floats) -> Doubles:
+def _fp32_decode(part: bytes, reference: Floats) -> Floats:
     return _numbers(part, "<f4", reference, codec="fp32")
 
 
@@ -25,15 +25,17 @@ def _fp16_encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
 
 
 def _fp16_decode(part: bytes, reference: Floats) -> Doubles:
-    return np.asarray(reference + _numbers(part, "<f2", reference, codec="fp16"))
+    value = _numbers(part, "<f2", reference, codec="fp16").astype(np.float64)
+    value += reference
+    return value
 
 
-def _numbers(part: bytes, dtype: str, reference: Floats, *, codec: str) -> Doubles:
+def _numbers(part: bytes, dtype: str, reference: Floats, *, codec: str) -> NDArray[Any]:
+    """View a part as numbers in the shape of ``reference``."""
     expected = np.dtype(dtype).itemsize * reference.size
     if len(part) != expected:
         raise WireError(f"{len(part)} bytes of {codec}, expected {expected}")
-    numbers: NDArray[Any] = np.frombuffer(part, dtype)
-    return numbers.astype(np.float64).reshape(reference.shape)
+    return np.frombuffer(part, dtype).reshape(reference.shape)
 
 
 fp32 = tensorwise("fp32", encode=_fp32_encode, decode=_fp32_decode, size_bytes_max=lambda count: 4 * count)

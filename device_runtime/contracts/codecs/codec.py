@@ -20,6 +20,8 @@ Memory = Mapping[str, Array]
 CHAIN = "chain"
 """Kind of memory by which both sides of a codec with a receiver's memory see that they have the same."""
 Shapes = Mapping[str, tuple[int, ...]]
+Numbers = Doubles | Floats
+"""Float64, or float32 where no value has more bits; such a one may view what it was made of, and is not to be written."""
 
 
 BY_TENSOR, BY_KIND = 1, 2
@@ -31,7 +33,7 @@ class Encoded(NamedTuple):
 
     parts: dict[str, bytes]
     """What travels, as the codec's frame has it; the frame adds names and shapes."""
-    conveyed: dict[str, Doubles]
+    conveyed: Mapping[str, Numbers]
     """To the bit what ``decode`` gives the receiver."""
     memory: Arrays
     """The sender's, for next time."""
@@ -40,7 +42,7 @@ class Encoded(NamedTuple):
 class Decoded(NamedTuple):
     """What a receiver has of a payload."""
 
-    values: dict[str, Doubles]
+    values: Mapping[str, Numbers]
     memory: Arrays
     """The receiver's, for next time."""
 
@@ -53,7 +55,7 @@ class Codec(NamedTuple):
     """(values, reference, memory) -> Encoded. ``values`` are any subset of the reference's tensors; equal arguments
     give equal bytes. WireError for values that it cannot hold."""
     decode: Callable[[Mapping[str, bytes], Tensors, Memory], Decoded]
-    """(parts, reference, memory) -> Decoded, float64, of the reference's shapes; WireError if it cannot be. The reference
+    """(parts, reference, memory) -> Decoded, of the reference's shapes; WireError if it cannot be. The reference
     is cut to the tensors that came, in the order of their names."""
     size_bytes_max: Callable[[Shapes], int]
     """Length that the parts of tensors of these shapes, or of fewer, never exceed together."""
@@ -67,8 +69,8 @@ class Codec(NamedTuple):
 def tensorwise(
     name: str,
     *,
-    encode: Callable[[Floats, Floats], tuple[bytes, Doubles]],
-    decode: Callable[[bytes, Floats], Doubles],
+    encode: Callable[[Floats, Floats], tuple[bytes, Numbers]],
+    decode: Callable[[bytes, Floats], Numbers],
     size_bytes_max: Callable[[int], int],
 ) -> Codec:
     """Make a codec that knows one tensor at a time, and no memory.
@@ -199,7 +201,7 @@ def check_parts(name: str, parts: Mapping[str, bytes], known: Collection[str]) -
         raise WireError(f"{name}: no part {strange[0]!r}")
 
 
-def _named(name: str, decode: Callable[[bytes, Floats], Doubles], part: bytes, reference: Floats) -> Doubles:
+def _named(name: str, decode: Callable[[bytes, Floats], Numbers], part: bytes, reference: Floats) -> Numbers:
     try:
         return decode(part, reference)
     except WireError as exc:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
-from fleetune.device_runtime.contracts.codecs.codec import Doubles, tensorwise
+from fleetune.device_runtime.contracts.codecs.codec import tensorwise
 from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated, swiftest
 
 _HEADER = b"\x78\x01"
@@ -21,19 +21,18 @@ _ZEROS = 32
 """Of so many bytes of a rank that is worth deflating one is zero, on average; of noise one of 256 is."""
 
 
-def _encode(value: Floats, reference: Floats) -> tuple[bytes, Doubles]:
+def _encode(value: Floats, reference: Floats) -> tuple[bytes, Floats]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
     ranks = np.empty((4, changed.size), np.uint8)  # bytes of equal rank
-    for rank in ranks:
-        rank[:] = changed
-        changed >>= 8
+    for i, half in enumerate((changed.astype("<u2"), (changed >> 16).astype("<u2"))):
+        ranks[2 * i], ranks[2 * i + 1] = half, half >> 8
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
     blocks = [*chain.from_iterable(map(_stored, ranks[:noisy])), *_deflated(ranks[noisy:])]
     checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")
-    return b"".join([_HEADER, *blocks, checksum]), np.asarray(value, np.float64)
+    return b"".join([_HEADER, *blocks, checksum]), value
 
 
-def _decode(part: bytes, reference: Floats) -> Doubles:
+def _decode(part: bytes, reference: Floats) -> Floats:
     content = inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS)
     ranks = np.frombuffer(content, np.uint8).reshape(4, -1).astype("<u2")
     halves = ranks[::2] | ranks[1::2] << 8  # (2, elements), the lower ones first
@@ -41,7 +40,7 @@ def _decode(part: bytes, reference: Floats) -> Doubles:
     bits <<= 16
     bits |= halves[0]
     bits ^= reference.reshape(-1).view("<u4")
-    return np.asarray(bits.view("<f4").reshape(reference.shape), np.float64)
+    return np.asarray(bits.view("<f4").reshape(reference.shape))
 
 
 def _is_worth(rank: NDArray[np.uint8]) -> bool:
