@@ -14,6 +14,7 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
 )
 from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.underway import Underway
 
 Seal = Callable[[str, bytes], bytes]
 """(topic, payload) -> the payload, signed."""
@@ -39,6 +40,7 @@ class Outbound:
     ) -> None:
         self._meter, self._seal = meter, seal
         self._link, self._store, self._federation, self._session = link, store, federation, session
+        self._underway = Underway(link)
         self._job = federation.settings.job
         self.topic = aggregator_topic(self._job)
         """Of its status."""
@@ -51,6 +53,14 @@ class Outbound:
     def tell(self, device_id: str, message: Message) -> None:
         """Send a device a message."""
         self._send(device_id, device_topic(self._job, device_id, "down"), message)
+
+    def serve(self, device_id: str, chunk: Chunk) -> bool:
+        """Send a device a chunk, unless the same is on its way to the server; False if it is."""
+        if self._underway.has(key := (device_id, chunk.sha256, chunk.index, len(chunk.data))):
+            return False
+        self.tell(device_id, chunk)
+        self._underway.add(key)
+        return True
 
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple
 
-from fleetune.device_runtime.contracts.transfer import Incoming, Pull
+from fleetune.device_runtime.contracts.pull import Pull
+from fleetune.device_runtime.contracts.transfer import Incoming
 from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
 IDLE_S = 60.0

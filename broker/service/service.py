@@ -293,8 +293,8 @@ class Service:
             return
         self._meter.knows(request.sha256, self._versions.downlink.sizes(device_id, request))
         for chunk in self._versions.downlink.chunks(device_id, request):
-            self._meter.count(down=len(chunk.data))
-            self._outbound.tell(device_id, chunk)
+            if self._outbound.serve(device_id, chunk):
+                self._meter.count(down=len(chunk.data))
 
     def _evaluate_again(self, device_id: str, now: float) -> Iterable[Action]:
         evaluations = self.federation.evaluations

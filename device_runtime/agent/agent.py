@@ -96,8 +96,7 @@ class Agent:
         if self.finished:
             return inf
         work = self._assignments
-        is_waiting = work.is_idle or work.is_fetching
-        greeting = now if work.must_greet else self._presence.due_at(is_waiting=is_waiting)
+        greeting = now if work.must_greet else self._presence.due_at(waits_until=work.waits_until)
         transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
         return min(self._gate.due_at, greeting, transfer, work.masking.due_at)
 
@@ -132,22 +131,23 @@ class Agent:
 
     def _greet(self, now: float) -> None:
         work = self._assignments
-        is_waiting = work.is_idle or work.is_fetching
         if work.must_greet:
             work.must_greet = False
             self._presence.rush()
+        was_away = self._presence.must_greet
         told = self._presence.greet(
             now,
             version=work.version,
             holds=work.reference,
             mask=work.held_mask,
-            is_waiting=is_waiting,
+            waits_until=work.waits_until,
             paused=self._gate.text,
             original=work.original,
         )
         if told:
             self._deliveries.rush()
             work.masking.rush()
+        if told and was_away:
             work.restart(now)
 
     def _dispatch(self, message: Message, now: float) -> None:

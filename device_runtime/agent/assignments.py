@@ -20,8 +20,8 @@ from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.lora import frozen_names
+from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
-from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import Chunk, Offer, UpdateReady, Verdict, encode, task_id_of
 from fleetune.device_runtime.contracts.work import MASKED, SUMMED
 from fleetune.device_runtime.errors import (
@@ -103,6 +103,13 @@ class Assignments:
     def is_fetching(self) -> bool:
         """Whether chunks of the adapter are missing."""
         return bool(self._current and self._current.pull)
+
+    @property
+    def waits_until(self) -> float:
+        """Time from which only a message gives it work: while chunks come at their pace it waits for no other; inf in a run."""
+        if self._current is None:
+            return -inf
+        return self._current.pull.waits_until if self._current.pull else inf
 
     @property
     def fetch_due_at(self) -> float:

@@ -42,18 +42,18 @@ class Presence:
         version: int,
         holds: str,
         mask: Callable[[], str],
-        is_waiting: bool,
+        waits_until: float,
         paused: str,
         original: str = "",
     ) -> bool:
-        """Say hello if it is time to; True if so: whatever is on its way may be lost.
+        """Say hello if it is time to; True if so.
 
         Args:
             now: the time.
             version: of the adapter that it holds; -1 for none.
             holds: SHA-256 of the adapter file that differences may be taken from; empty for none.
             mask: gives the SHA-256 of the mask that it holds, empty for none; asked only for a hello, as it reads a file.
-            is_waiting: whether only a message gives it work.
+            waits_until: time from which nothing but a message gives it work; inf while it has some.
             paused: as of :meth:`tell_status`.
             original: SHA-256 of the artifact's own adapter file, where differences may be taken from that too.
         """
@@ -61,7 +61,7 @@ class Presence:
             self._connections = self._link.connections
             self.tell_status(paused=paused)
             self._must_greet = True
-        if not self._must_greet and not (is_waiting and now >= self._hello_due):
+        if not self._must_greet and now < max(self._hello_due, waits_until):
             return False
         self._must_greet = False
         self._hello_due = now + self._hello_s
@@ -79,11 +79,14 @@ class Presence:
         send(self._link, identity.up, encode(hello))
         return True
 
-    def due_at(self, *, is_waiting: bool) -> float:
-        """Time of the next hello, if nothing is heard before; ``is_waiting`` as of :meth:`greet`."""
-        if self._must_greet or self._link.connections != self._connections:
-            return -inf
-        return self._hello_due if is_waiting else inf
+    @property
+    def must_greet(self) -> bool:
+        """Whether it has to say hello whatever the time, as either side was away: what was on its way may be lost."""
+        return self._must_greet or self._link.connections != self._connections
+
+    def due_at(self, *, waits_until: float) -> float:
+        """Time of the next hello, if nothing is heard before; ``waits_until`` as of :meth:`greet`."""
+        return -inf if self.must_greet else max(self._hello_due, waits_until)
 
     def heard(self, now: float) -> None:
         """A message came: no hello for a while."""

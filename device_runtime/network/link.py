@@ -49,6 +49,8 @@ class Link:
     """Payload bytes of the messages published."""
     bytes_received: int
     """Payload bytes of the messages received, those dropped included."""
+    messages_sent: int
+    """Messages published."""
     dropped: int
     """Messages received and thrown away: the queue was full or they were too large."""
 
@@ -105,7 +107,7 @@ class Link:
         self._packet_bytes_max = 0
         self._chunk_limit, self._num_good = CHUNK_BYTES, 0
         self.chunk_bytes = CHUNK_BYTES
-        self.connections = self.bytes_sent = self.bytes_received = self.dropped = 0
+        self.connections = self.bytes_sent = self.bytes_received = self.messages_sent = self.dropped = 0
 
     @classmethod
     def reaching(
@@ -164,7 +166,13 @@ class Link:
         except TransportError:
             self._free_place()
             raise
+        self.messages_sent += 1
         self.bytes_sent += len(payload)
+
+    @property
+    def messages_acknowledged(self) -> int:
+        """How many of the messages published, the oldest, are with the server, or lost with a connection."""
+        return self.messages_sent - self._num_queued
 
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
         """Return the next (topic, payload), or None: after ``timeout_s`` without one, or at a reconnection.

@@ -78,6 +78,7 @@ class LoopbackLink:
 
     chunk_bytes = CHUNK_BYTES
     connected = True
+    dropped = 0
 
     def __init__(self, server: Loopback, topics: Sequence[str], will: tuple[str, bytes] | None) -> None:
         self.inbox: deque[tuple[str, bytes]] = deque()
@@ -86,10 +87,12 @@ class LoopbackLink:
         self.connections = 1
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.messages_sent = 0
         self._server = server
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Deliver at once."""
+        self.messages_sent += 1
         self.bytes_sent += len(payload)
         self._server.publish(topic, payload, retain=retain)
 
@@ -100,6 +103,11 @@ class LoopbackLink:
         topic, payload = self.inbox.popleft()
         self.bytes_received += len(payload)
         return topic, payload
+
+    @property
+    def messages_acknowledged(self) -> int:
+        """All: what is published is there at once."""
+        return self.messages_sent
 
     def close(self) -> None:
         """Leave; the will is not sent."""

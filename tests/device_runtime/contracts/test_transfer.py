@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.device_runtime.contracts.fields import CHUNK_BYTES, MESSAGE_BYTES_MAX
+from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import (
     NUM_CHUNKS_MAX,
     REQUEST_CHUNKS_MAX,
     Incoming,
     Outgoing,
-    Pull,
 )
 from fleetune.device_runtime.contracts.wire import Chunk, Offer, Request, encode
 from fleetune.device_runtime.contracts.work import LocalWork
