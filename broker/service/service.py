@@ -139,6 +139,7 @@ class Service:
             outbound=self._outbound,
             complaints=self._complaints,
             act=self._do,
+            limit_bytes=patience.uploads_mb * 1e6,
         )
         self._known: set[str] = set()
         self._seen: set[str] = set()
@@ -279,6 +280,8 @@ class Service:
         self.federation.paused(status.device_id, status.paused if status.online else "")
         if status.paused:
             log.info("device %s pauses: %s", status.device_id, status.paused)
+        if not status.online:
+            self._uploads.gone(status.device_id, now)
         if not status.online and status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)
