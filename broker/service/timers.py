@@ -55,7 +55,7 @@ class Timers:
             due_at, name = self._heap[0]
             if self._times.get(name) != due_at:
                 heapq.heappop(self._heap)
-            elif (later := self._time_of(name)) > due_at:
+            elif self._time_of(name) > due_at:
                 heapq.heappop(self._heap)
                 del self._times[name]
                 self.set(name)
