@@ -1,6 +1,6 @@
 """What an aggregator says: messages to devices, and its own retained status; signed, if it has a key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.service.meter import Meter
@@ -73,6 +73,11 @@ class Outbound:
             finished=self._store.finished,
         )
         self._send("", self.topic, status, retain=True)
+
+    def clear(self, devices: Iterable[str]) -> None:
+        """Take the retained statuses of devices from the server."""
+        for device_id in devices:
+            send(self._link, device_topic(self._job, device_id, "status"), b"", retain=True)
 
     def _send(self, device_id: str, topic: str, message: Message, *, retain: bool = False) -> None:
         before = self._link.bytes_sent

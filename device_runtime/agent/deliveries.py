@@ -9,6 +9,7 @@ from math import inf
 import msgspec
 
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.jitter import Jitter
 from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
@@ -48,7 +49,7 @@ class Deliveries:
 
     def __init__(self, home: Home) -> None:
         self._link, self._outbox, self._topic = home.link, home.outbox, home.identity.up
-        self._underway = Underway(home.link)
+        self._underway, self._jitter = Underway(home.link), Jitter(home.identity.device_id)
         self._contract = home.contract
         mine = [entry for entry in home.outbox.pending() if entry.job == home.identity.job]
         self._parcels = [parcel for entry in mine if (parcel := self._parcel(entry))]
@@ -86,7 +87,8 @@ class Deliveries:
         """Announce what is due, ever less often."""
         for parcel in self._parcels:
             if now >= parcel.due:
-                parcel.due, parcel.pause_s = now + parcel.pause_s, min(2 * parcel.pause_s, REPEAT_MAX_S)
+                parcel.due = now + self._jitter.around(parcel.pause_s)
+                parcel.pause_s = min(2 * parcel.pause_s, REPEAT_MAX_S)
                 send(self._link, self._topic, encode(self._fresh_header(parcel)))
 
     def rush(self) -> None:

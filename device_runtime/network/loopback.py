@@ -40,8 +40,7 @@ class Loopback:
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Deliver once to every link that wants the topic."""
         if retain:
-            self._retained[topic] = payload
-            self._retained_topics.add(topic, topic)
+            self._retain(topic, payload)
         for link in dict.fromkeys(self._subscribers.find(topic)):
             for arriving in self.disturb(topic, payload):
                 self._deliver(link, topic, arriving)
@@ -61,6 +60,14 @@ class Loopback:
         """Return, once, the links that have connected, reconnected or been sent something since the last call."""
         found, self._news = list(self._news), {}
         return found
+
+    def _retain(self, topic: str, payload: bytes) -> None:
+        """Keep a message in place of the one before; an empty one clears the topic."""
+        if payload:
+            self._retained[topic] = payload
+            self._retained_topics.add(topic, topic)
+        elif self._retained.pop(topic, None) is not None:
+            self._retained_topics.discard(topic, topic)
 
     def _greet(self, link: "LoopbackLink") -> None:
         self._news[link] = None

@@ -27,7 +27,7 @@ _NEWER = {
     for name, value in msgspec.to_builtins(Job("", rounds=1, clients=1)).items()
     if name in ("weight_cap", "length_cap", "outliers", "strikes", "dp") or name.startswith("secure")
 } | {"uploads_mb": UPLOADS_MB}
-"""Fields of a job, and of its patience, newer than journals on disks, and their defaults: where they differ it is another simulation."""
+"""Fields newer than journals on disks, of a job and of its patience, and their defaults: where they differ it is another run."""
 
 
 def check_folder(folder: Path, *, must_go_on: bool) -> None:
