@@ -64,7 +64,7 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     """What was noted of devices, the newest last; all of it is in the ledger."""
     history: list[Row]
     dropped: int = 0
-    """Messages that came faster than they could be taken, or were too large, since this start; what they held is asked for again."""
+    """Messages that came faster than they could be taken, or were too large, since this start; they are asked for again."""
     epsilon: float | None = None
     """Spent, of the device that was asked most often; None without differential privacy."""
 

@@ -146,8 +146,9 @@ class Pull:
     def _lost(self, now: float) -> list[int]:
         if not self._flying or now < self.waits_until:
             return []
-        self._window = max(1, self._window // 2)
         self._num_stalls += 1
+        if not self._is_answered:
+            self._window = max(1, self._window // 2)
         lost = sorted(self._flying)[: self._window if self._is_answered else 1]
         self._again.update(lost)
         self._is_answered = False
