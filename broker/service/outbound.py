@@ -55,10 +55,13 @@ class Outbound:
         self._send(device_id, device_topic(self._job, device_id, "down"), message)
 
     def serve(self, device_id: str, chunk: Chunk) -> bool:
-        """Send a device a chunk, unless the same is on its way to the server; False if it is."""
+        """Send a device a chunk, unless the same is on its way to the server or there is no connection; True if sent."""
         if self._underway.has(key := (device_id, chunk.sha256, chunk.index, len(chunk.data))):
             return False
+        before = self._link.messages_sent
         self.tell(device_id, chunk)
+        if self._link.messages_sent == before:
+            return False
         self._underway.add(key)
         return True
 
