@@ -14,7 +14,7 @@ MOST = 1.02
 
 @pytest.mark.parametrize("size", [SIZE, 4 * SIZE])
 @pytest.mark.parametrize("latency_s", [0.0, 0.3])
-@pytest.mark.parametrize("bytes_s", [2.5e3, 10e3, 50e3])
+@pytest.mark.parametrize("bytes_s", [2.5e3, 10e3, 50e3, 1e8])
 def test_a_slow_link_carries_everything_once(tmp_path, bytes_s, latency_s, size):
     running = slow_world(
         tmp_path,

@@ -203,8 +203,8 @@ def test_who_is_gone_does_not_wait_either():
 def test_who_announces_again_long_after_it_was_asked_is_asked_once_more():
     """Its request was lost: chunks come before an announcement that was made after them."""
     pulls = filled(1)
-    list(pulls.due(0.0))
-    for now, asked in ((9.0, 0), (11.0, 1), (12.0, 0)):
+    assert [len(list(pulls.due(now))) for now in (0.0, 10.0)] == [1, 1], "its patience is 20 s now"
+    for now, asked in ((19.0, 0), (21.0, 1), (22.0, 0)):
         pulls.begin(ready(0, device="d0"), now, size_bytes_max=2000)
         assert len(list(pulls.due(now))) == asked
 
