@@ -6,12 +6,9 @@ Set FLEETUNE_SHARED_DATA to the folder that holds ``banking77/`` if it is not ``
 import gzip
 import json
 import os
-import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -21,10 +18,10 @@ import msgspec
 import numpy as np
 from paho.mqtt.client import CallbackAPIVersion, Client
 
+from benchmarks.measuring.mosquitto import SYS_INTERVAL_S, mosquitto
 from benchmarks.measuring.processes import FOLDER, run_worker
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
-from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.export import export
@@ -44,8 +41,6 @@ SETTINGS = {
 JOB = "banking"
 FLEET: dict[str, Any] = {"rounds": ROUNDS, "clients": DEVICES, "seed": SEED}
 CODECS = ("fp32", "int8")
-SYS_INTERVAL_S = 1
-"""After which the server counts anew."""
 
 
 def measure(say: Callable[[str], None]) -> dict[str, Any]:
@@ -177,27 +172,6 @@ def _options(artifact: Path, data: Path, url: str, state: Path) -> list[str]:
         "--threads": 1,
     }
     return [str(artifact), "--json", *(str(part) for pair in named.items() for part in pair)]
-
-
-@contextmanager
-def mosquitto(folder: Path) -> Iterator[str]:
-    """A real Mosquitto of our own configuration on a free port, ended when the block is left."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-    if program is None:
-        raise ConfigError("no mosquitto on this machine: apt-get install mosquitto")
-    port = 20000 + os.getpid() % 20000
-    folder.mkdir(parents=True, exist_ok=True)
-    configuration = write_configuration(
-        folder / "mosquitto", port=port, user="root" if os.geteuid() == 0 else None
-    )
-    with configuration.open("a", encoding="utf-8") as file:
-        file.write(f"\nsys_interval {SYS_INTERVAL_S}\n")
-    process = subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL)
-    try:
-        yield f"mqtt://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

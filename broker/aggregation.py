@@ -215,6 +215,7 @@ def _serve(service: Service, link: Link, result: Result) -> None:
     try:
         service.tick(time.monotonic())
         while not service.finished:
+            result.dropped = link.dropped
             result.keep()
             if message := link.receive(_POLL_S):
                 service.take(*message, time.monotonic())

@@ -39,6 +39,8 @@ HELD_OUT = 0.1
 """Share of a device's samples that it measures on, unless the job says another."""
 MASK_SHARE = 0.1
 """Share of the elements that a mask keeps, unless the job says another."""
+UPLOADS_MB = 256.0
+"""Updates that are fetched at once, unless the operator says otherwise: what they take of the memory."""
 PATIENT = ("rounds", "strikes")
 """Settings that are no part of what a job is: a later start may give others."""
 _SIZES = ("num_layers", "num_elements", "num_classes")
@@ -321,7 +323,7 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the aggregator waits for what, and how many versions it keeps."""
+    """How long the aggregator waits for what, and how much it holds: updates on their way, and versions."""
 
     deadline_s: Annotated[
         float,
@@ -349,6 +351,13 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     extensions_max: Annotated[
         int, Option("extensions of one round before the aggregator stops", at_least=0)
     ] = 10
+    uploads_mb: Annotated[
+        float,
+        Option(
+            "MB (10^6 bytes) of updates that are fetched at once, by their announced sizes; one always is",
+            above=0,
+        ),
+    ] = UPLOADS_MB
     keep_versions: Annotated[
         int, Option("newest versions whose files stay, beside version 0; 0 for all", at_least=0)
     ] = 64

@@ -1,6 +1,6 @@
 """What an aggregator says: messages to devices, and its own retained status; signed, if it has a key."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.service.meter import Meter
@@ -14,6 +14,7 @@ from fleetune.device_runtime.contracts.wire import (
     encode,
 )
 from fleetune.device_runtime.network.connection import Connection, send
+from fleetune.device_runtime.network.underway import Underway
 
 Seal = Callable[[str, bytes], bytes]
 """(topic, payload) -> the payload, signed."""
@@ -39,6 +40,7 @@ class Outbound:
     ) -> None:
         self._meter, self._seal = meter, seal
         self._link, self._store, self._federation, self._session = link, store, federation, session
+        self._underway = Underway(link)
         self._job = federation.settings.job
         self.topic = aggregator_topic(self._job)
         """Of its status."""
@@ -52,6 +54,17 @@ class Outbound:
         """Send a device a message."""
         self._send(device_id, device_topic(self._job, device_id, "down"), message)
 
+    def serve(self, device_id: str, chunk: Chunk) -> bool:
+        """Send a device a chunk, unless the same is on its way to the server or there is no connection; True if sent."""
+        if self._underway.has(key := (device_id, chunk.sha256, chunk.index, len(chunk.data))):
+            return False
+        before = self._link.messages_sent
+        self.tell(device_id, chunk)
+        if self._link.messages_sent == before:
+            return False
+        self._underway.add(key)
+        return True
+
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""
         status = AggregatorStatus(
@@ -63,6 +76,11 @@ class Outbound:
             finished=self._store.finished,
         )
         self._send("", self.topic, status, retain=True)
+
+    def clear(self, devices: Iterable[str]) -> None:
+        """Take the retained statuses of devices from the server."""
+        for device_id in devices:
+            send(self._link, device_topic(self._job, device_id, "status"), b"", retain=True)
 
     def _send(self, device_id: str, topic: str, message: Message, *, retain: bool = False) -> None:
         before = self._link.bytes_sent

@@ -1,16 +1,26 @@
-"""Uploads being pulled from devices: a bounded number at once, the others wait their turn."""
+"""Uploads being pulled from devices: as many at once as memory and queues hold, the others wait their turn."""
 
 from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple
 
-from fleetune.device_runtime.contracts.transfer import Incoming, Pull
+from fleetune.broker.job import UPLOADS_MB
+from fleetune.broker.service.timers import Timers
+from fleetune.device_runtime.contracts.pull import STALL_S, Pull
+from fleetune.device_runtime.contracts.transfer import Incoming
 from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
+FLYING_MAX = 400
+"""Chunks on their way at once, of all uploads together: of 120 KiB each 49 MB, which the link's queue holds, and a fifth of the
+messages that Mosquitto keeps for one client."""
+WINDOW_MAX = 16
+"""Chunks on their way at once of one upload; where many are pulled its share of ``FLYING_MAX``."""
 IDLE_S = 60.0
 """A pull without progress for so long makes room for one that waits."""
 LONGEST_S = 600.0
 """So long a pull may take while others wait, where the round has no deadline."""
+_LOOK_S = 1.0
+"""At most so often it is looked for one that should make room."""
 
 
 class Upload(NamedTuple):
@@ -19,9 +29,14 @@ class Upload(NamedTuple):
     update: UpdateReady
     pull: Pull
     since: float
-    """When it was asked for."""
+    """When it was asked for; what it stood aside is not counted."""
     until: float
     """When it has to be there."""
+
+    @property
+    def size_bytes(self) -> int:
+        """As announced."""
+        return self.update.payload.size_bytes
 
 
 class _Waiting(NamedTuple):
@@ -31,100 +46,171 @@ class _Waiting(NamedTuple):
 
 
 class Pulls:
-    """At most ``limit`` uploads at once, one a task; memory is ``limit`` times the largest payload.
+    """Uploads whose announced sizes are ``limit_bytes`` together, one at least, one a task.
 
-    While others wait, one that stands still gives way, and one that is too slow to be there in time.
+    One whose device is gone stands aside at once, with what has come: it goes on from there when it is announced again, unless
+    its memory was needed. While others wait so does one that stands still, and one that is too slow to be there in time.
 
-    No message takes longer for more uploads that wait.
+    No message takes longer for more uploads, active or waiting.
     """
 
-    def __init__(self, *, limit: int = 8) -> None:
-        self._limit = limit
+    def __init__(self, *, limit_bytes: float = UPLOADS_MB * 1e6, flying_max: int = FLYING_MAX) -> None:
+        self._limit_bytes, self._flying_max = limit_bytes, flying_max
         self._active: dict[str, Upload] = {}
         self._waiting: dict[str, _Waiting] = {}
-        self._gave_way_at = -inf
-        """When one that was too slow made room: one in IDLE_S, for on a slow link all are, and each begins anew."""
+        self._aside: dict[str, Upload] = {}
+        self._tasks: dict[str, dict[str, None]] = {}
+        """Of devices with active uploads."""
+        self._held_bytes = 0
+        """Sizes of those active and aside."""
+        self._timers = Timers(lambda task_id: self._active[task_id].pull.due_at)
+        self._looks_at = self._gave_way_at = -inf
+        """When one may have to make room next; when one that was too slow did: one in IDLE_S, as on a slow link all are."""
 
     def begin(self, update: UpdateReady, now: float, *, size_bytes_max: int, until: float = inf) -> None:
         """Pull an update, or let it wait; a payload that is being pulled already goes on. ``until``: when it has to be there.
 
+        Who announces again long after it was asked has lost the request: it is asked once more.
+
         Raises:
             WireError: oversized or inconsistent; nothing is allocated.
         """
-        old = self._active.get(update.task_id)
-        if old and old.update.payload == update.payload:
-            self._active[update.task_id] = old._replace(update=update)
-            return
+        task_id, old = update.task_id, self._active.get(update.task_id)
         if old and old.update.payload.sha256 == update.payload.sha256:
-            pull = old.pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
-            self._active[update.task_id] = old._replace(update=update, pull=pull)
+            pull = old.pull
+            if old.update.payload != update.payload:
+                pull = pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
+            elif pull.asked_at + STALL_S <= now:
+                pull.restart(now)
+            self._active[task_id] = old._replace(update=update, pull=pull)
+            self._timers.look(task_id)
             return
         Incoming(update.payload, size_bytes_max=size_bytes_max)
-        self._active.pop(update.task_id, None)
-        self._waiting[update.task_id] = _Waiting(update, size_bytes_max, until)
+        if old:
+            self._leave(task_id)
+        self._waiting[task_id] = _Waiting(update, size_bytes_max, until)
         self._fill(now)
 
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
-        for update, pull, *_ in self._active.values():
-            if update.device_id == device_id and pull.sha256 == chunk.sha256:
+        for task_id in self._tasks.get(device_id, ()):
+            pull = self._active[task_id].pull
+            if pull.sha256 == chunk.sha256:
+                self._timers.look(task_id)
                 pull.add(chunk, now)
 
     def finished(self, now: float) -> list[Upload]:
         """Return and forget the uploads that are complete; their content is still to be verified."""
-        complete = [upload for upload in self._active.values() if upload.pull.done]
-        for upload in complete:
-            del self._active[upload.update.task_id]
+        complete = [t for t in self._timers.looked_at if t in self._active and self._active[t].pull.done]
+        found = [self._leave(task_id) for task_id in complete]
         self._fill(now)
-        return complete
+        return found
 
     def due(self, now: float) -> Iterator[tuple[str, Request]]:
         """Yield the requests to send now, with their devices."""
         self._evict(now)
-        for update, pull, *_ in self._active.values():
+        share = max(1, min(WINDOW_MAX, self._flying_max // max(1, len(self._active))))
+        for task_id in self._timers.take(now):
+            update, pull, *_ = self._active[task_id]
+            pull.window_max = share
             if request := pull.due(now):
                 yield update.device_id, request
+            self._timers.set(task_id)
 
     def due_at(self) -> float:
         """Time at which ``due`` has something to yield, if no chunk comes before; inf for never."""
-        stalls = min((upload.pull.due_at for upload in self._active.values()), default=inf)
-        return min(stalls, self._evicts_at())
+        return min(self._timers.due_at(), self._looks_at if self._waiting else inf)
 
     def restart(self, device_id: str, now: float) -> None:
         """The device was away, or empty: this side was: what was on its way is lost."""
-        for update, pull, *_ in self._active.values():
-            if device_id in ("", update.device_id):
-                pull.restart(now)
+        for task_id in self._tasks.get(device_id, ()) if device_id else self._active:
+            self._active[task_id].pull.restart(now)
+            self._timers.look(task_id)
+
+    def gone(self, device_id: str, now: float) -> None:
+        """The device is gone: what it sends makes room until it announces it again."""
+        for task_id in [*self._tasks.get(device_id, ())]:
+            self._stand_aside(task_id)
+        for task_id in [t for t, w in self._waiting.items() if w.update.device_id == device_id]:
+            del self._waiting[task_id]
+        self._fill(now)
 
     def drop(self, is_wanted: Callable[[UpdateReady], bool]) -> list[UpdateReady]:
         """Forget the uploads that are not wanted any more, and return what was announced."""
         known = [*(u.update for u in self._active.values()), *(w.update for w in self._waiting.values())]
         late = [update for update in known if not is_wanted(update)]
         for update in late:
-            self._active.pop(update.task_id, None)
             self._waiting.pop(update.task_id, None)
+            if update.task_id in self._active:
+                self._leave(update.task_id)
+        for task_id in [t for t, upload in self._aside.items() if not is_wanted(upload.update)]:
+            self._held_bytes -= self._aside.pop(task_id).size_bytes
         return late
 
     def _fill(self, now: float) -> None:
-        while self._waiting and len(self._active) < self._limit:
+        while self._waiting and self._has_room(next(iter(self._waiting.values())).update):
             task_id = next(iter(self._waiting))
             update, size_bytes_max, until = self._waiting.pop(task_id)
-            pull = Pull(update.payload, size_bytes_max=size_bytes_max, now=now)
-            self._active[task_id] = Upload(update, pull, now, now + LONGEST_S if until == inf else until)
+            pull, since = self._gone_on_with(update, size_bytes_max, now)
+            until = now + LONGEST_S if until == inf else until
+            self._active[task_id] = Upload(update, pull, since, until)
+            self._tasks.setdefault(update.device_id, {})[task_id] = None
+            self._held_bytes += update.payload.size_bytes
+            self._timers.look(task_id)
 
-    def _evicts_at(self) -> float:
-        if not self._waiting:
-            return inf
-        idle_at = min((u.pull.progress_at for u in self._active.values()), default=-inf) + IDLE_S
-        return min(idle_at, self._gave_way_at + IDLE_S if self._slow() else inf)
+    def _has_room(self, update: UpdateReady) -> bool:
+        """Whether one more can be pulled; what stands aside longest goes for it, its own last."""
+        if len(self._active) >= self._flying_max:
+            return False
+        own = self._aside.pop(update.task_id, None)
+        needed = update.payload.size_bytes - (own.size_bytes if own else 0)
+        while self._aside and self._held_bytes + needed > self._limit_bytes:
+            self._held_bytes -= self._aside.pop(next(iter(self._aside))).size_bytes
+        if own:
+            self._aside[update.task_id] = own
+        return not self._active or self._held_bytes + needed <= self._limit_bytes
+
+    def _gone_on_with(self, update: UpdateReady, size_bytes_max: int, now: float) -> tuple[Pull, float]:
+        """A pull of an update, from what has come of it before, and when it began."""
+        if not (old := self._aside.pop(update.task_id, None)):
+            return Pull(update.payload, size_bytes_max=size_bytes_max, now=now), now
+        self._held_bytes -= old.size_bytes
+        pull = old.pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
+        return pull, now - (old.pull.progress_at - old.since)
+
+    def _leave(self, task_id: str) -> Upload:
+        upload = self._active.pop(task_id)
+        self._timers.drop(task_id)
+        self._held_bytes -= upload.size_bytes
+        tasks = self._tasks[upload.update.device_id]
+        del tasks[task_id]
+        if not tasks:
+            del self._tasks[upload.update.device_id]
+        return upload
+
+    def _stand_aside(self, task_id: str) -> None:
+        upload = self._leave(task_id)
+        if upload.pull.share:
+            self._aside[task_id] = upload
+            self._held_bytes += upload.size_bytes
 
     def _evict(self, now: float) -> None:
+        if not self._waiting or now < self._looks_at:
+            return
         stuck = [t for t, upload in self._active.items() if upload.pull.progress_at + IDLE_S <= now]
-        if not stuck and self._waiting and self._gave_way_at + IDLE_S <= now and (slow := self._slow()):
+        slow = {} if stuck or now < self._gave_way_at + IDLE_S else self._slow()
+        if slow:
             stuck, self._gave_way_at = [min(slow, key=lambda task_id: slow[task_id])], now
         for task_id in stuck[: len(self._waiting)]:
-            del self._active[task_id]
+            self._stand_aside(task_id)
         self._fill(now)
+        self._looks_at = max(now + _LOOK_S, self._evicts_at())
+
+    def _evicts_at(self) -> float:
+        """Time before which none will have to make room."""
+        idle_at = min((u.pull.progress_at for u in self._active.values()), default=-inf) + IDLE_S
+        slow_at = min((max(u.since, self._gave_way_at) for u in self._active.values()), default=-inf) + IDLE_S
+        return min(idle_at, slow_at)
 
     def _slow(self) -> dict[str, float]:
         """Uploads that will not be there in time at the pace that they had for IDLE_S or longer: share of all in a second."""

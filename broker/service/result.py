@@ -63,6 +63,8 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     marks: list[Mark]
     """What was noted of devices, the newest last; all of it is in the ledger."""
     history: list[Row]
+    dropped: int = 0
+    """Messages that came faster than they could be taken, or were too large, since this start; they are asked for again."""
     epsilon: float | None = None
     """Spent, of the device that was asked most often; None without differential privacy."""
 
@@ -101,6 +103,8 @@ class Result:
         """
         self._chooses, self._strikes, self._spending = chooses, strikes, spending
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
+        self.dropped = 0
+        """Messages that the link has dropped until now."""
         self._told: list[msgspec.Raw] = []
         """Rows that are complete, as JSON."""
         self._kept = (0, 0)
@@ -161,7 +165,7 @@ class Result:
             write_atomically(path, msgspec.json.Encoder().encode_lines(lines))
 
     def _write(self, history: Sequence[Row | msgspec.Raw], last: Row) -> AggregateReport:
-        newest, report = len(history) - 1, _report(self._ledger, history, last, self._strikes)
+        newest, report = len(history) - 1, _report(self._ledger, history, last, self._strikes, self.dropped)
         self._write_adapter(newest)
         write_run(self._ledger.folder, self._artifact, self._arguments, report)
         self._kept = newest, len(self._told)
@@ -187,7 +191,9 @@ def check_folder(out: Path) -> None:
         )
 
 
-def _report(ledger: Ledger, history: Sequence[Row | msgspec.Raw], last: Row, strikes: int) -> AggregateReport:
+def _report(
+    ledger: Ledger, history: Sequence[Row | msgspec.Raw], last: Row, strikes: int, dropped: int
+) -> AggregateReport:
     marks = ledger.marks()
     cost, carried = ledger.cost(), in_all(ledger.carried())
     return AggregateReport(
@@ -206,5 +212,6 @@ def _report(ledger: Ledger, history: Sequence[Row | msgspec.Raw], last: Row, str
         left_out=Quarantine(strikes, marks).until(last.round + 1),
         marks=marks[-_MARKS_MAX:],
         history=cast("list[Row]", history),
+        dropped=dropped,
         epsilon=last.epsilon,
     )

@@ -46,6 +46,7 @@ from fleetune.device_runtime.contracts.wire import (
 from fleetune.device_runtime.errors import ConfigError, WireError, one_line
 from fleetune.device_runtime.network.complaints import Complaints
 from fleetune.device_runtime.network.connection import Connection
+from fleetune.device_runtime.network.overflow import Overflow
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,12 @@ class Service:
             outbound=self._outbound,
             complaints=self._complaints,
             act=self._do,
+            limit_bytes=patience.uploads_mb * 1e6,
         )
+        self._overflow = Overflow(link)
         self._known: set[str] = set()
+        self._gone: set[str] = set()
+        """Devices whose retained statuses say that they are offline."""
         self._seen: set[str] = set()
         self._connections = -1
         self._closed = past.closed
@@ -164,6 +169,8 @@ class Service:
             StateError: the store cannot be read or written.
         """
         self._meter.received(_sender_or_nobody(topic), len(payload))
+        if not payload:
+            return  # a retained message was cleared
         with self._complaints.dropping(topic, _place(topic), now, ours=OURS):
             self._read(topic, decode(payload), now)
         self._go_on(now)
@@ -193,7 +200,9 @@ class Service:
         return view_of(self.federation, self._store)
 
     def stop(self, now: float) -> None:
-        """Say goodbye: what was spent is kept, and the status says offline."""
+        """Say goodbye: what was spent is kept, and the status says offline; of a job that is over those of gone devices go."""
+        if self.finished:
+            self._outbound.clear(sorted(self._gone))
         self._outbound.announce(online=False)
         self._meter.close(now)
 
@@ -279,6 +288,11 @@ class Service:
         self.federation.paused(status.device_id, status.paused if status.online else "")
         if status.paused:
             log.info("device %s pauses: %s", status.device_id, status.paused)
+        if status.online:
+            self._gone.discard(status.device_id)
+        else:
+            self._gone.add(status.device_id)
+            self._uploads.gone(status.device_id, now)
         if not status.online and status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)
@@ -293,8 +307,8 @@ class Service:
             return
         self._meter.knows(request.sha256, self._versions.downlink.sizes(device_id, request))
         for chunk in self._versions.downlink.chunks(device_id, request):
-            self._meter.count(down=len(chunk.data))
-            self._outbound.tell(device_id, chunk)
+            if self._outbound.serve(device_id, chunk):
+                self._meter.count(down=len(chunk.data))
 
     def _evaluate_again(self, device_id: str, now: float) -> Iterable[Action]:
         evaluations = self.federation.evaluations
@@ -304,6 +318,7 @@ class Service:
         self._uploads.tick(now)
         self._reporter.tell()
         self._narrator.tell(now)
+        self._overflow.tell(now)
 
     def _reported(self, report: Report, now: float) -> None:
         self._versions.downlink.worked_from(report.device_id, report.version)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+from fleetune.broker.job import UPLOADS_MB
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, verdict_on
 from fleetune.broker.service.freight import sizes_of_update
@@ -35,11 +36,12 @@ class Uploads:
         outbound: Outbound,
         complaints: Complaints,
         act: Callable[[Iterable[Action], float], None],
+        limit_bytes: float = UPLOADS_MB * 1e6,
     ) -> None:
-        """Prepare; all parts are of the same job."""
+        """Prepare; all parts are of the same job. ``limit_bytes`` as of :class:`Pulls`."""
         self._federation, self._store, self._versions = federation, store, versions
         self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
-        self._pulls = Pulls()
+        self._pulls = Pulls(limit_bytes=limit_bytes)
         self._offered_again: set[str] = set()
         """Tasks whose updates came with another memory."""
 
@@ -66,6 +68,10 @@ class Uploads:
     def restart(self, device_id: str, now: float) -> None:
         """Ask again for all of a device that was away, or empty: of all, as this side was: what was on its way is lost."""
         self._pulls.restart(device_id, now)
+
+    def gone(self, device_id: str, now: float) -> None:
+        """A device is gone: others take the place of what it was sending, until it announces that again."""
+        self._pulls.gone(device_id, now)
 
     def tick(self, now: float) -> None:
         """Settle what has come whole, and ask for the chunks that are due.

@@ -96,8 +96,7 @@ class Agent:
         if self.finished:
             return inf
         work = self._assignments
-        is_waiting = work.is_idle or work.is_fetching
-        greeting = now if work.must_greet else self._presence.due_at(is_waiting=is_waiting)
+        greeting = now if work.must_greet else self._presence.due_at(waits_until=work.waits_until)
         transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
         return min(self._gate.due_at, greeting, transfer, work.masking.due_at)
 
@@ -107,8 +106,9 @@ class Agent:
         Raises:
             FleetuneError: not the message is at fault, but the disk or what is on it.
         """
-        if topic not in self._identity.topics:
-            return  # amqtt 0.12 was seen to deliver retained statuses to clients that did not ask for them
+        if topic not in self._identity.topics or not payload:
+            # A status was cleared; or amqtt 0.12, which was seen to deliver retained statuses to clients that did not ask.
+            return
         with self._complaints.dropping(topic, topic, now, ours=(FleetuneError, OSError, MemoryError)):
             if message := self._guard.open(topic, payload, now):
                 self._dispatch(message, now)
@@ -132,7 +132,6 @@ class Agent:
 
     def _greet(self, now: float) -> None:
         work = self._assignments
-        is_waiting = work.is_idle or work.is_fetching
         if work.must_greet:
             work.must_greet = False
             self._presence.rush()
@@ -141,13 +140,14 @@ class Agent:
             version=work.version,
             holds=work.reference,
             mask=work.held_mask,
-            is_waiting=is_waiting,
+            waits_until=work.waits_until,
             paused=self._gate.text,
             original=work.original,
         )
         if told:
             self._deliveries.rush()
             work.masking.rush()
+        if told and self._presence.was_away:
             work.restart(now)
 
     def _dispatch(self, message: Message, now: float) -> None:
@@ -158,7 +158,7 @@ class Agent:
             self._presence.heard(now)  # a chunk that nobody waits for is no word of the aggregator
         match message:
             case AggregatorStatus():
-                self._heard(message)
+                self._heard(message, now)
             case Offer():
                 if self._guard.admits(message, now):
                     self._assignments.take(message, now)
@@ -179,7 +179,7 @@ class Agent:
         if not self._must_be_quiet:
             self._deliveries.serve(request, now)
 
-    def _heard(self, status: AggregatorStatus) -> None:
+    def _heard(self, status: AggregatorStatus, now: float) -> None:
         if self.finished:
             return
         if status.finished and self._presence.has_met and not self._presence.has_left(status.session):
@@ -187,11 +187,11 @@ class Agent:
         elif status.finished:
             log.warning("job %s was over before this device started; it waits for more", self._identity.job)
         elif status.online:
-            if self._presence.meet(status.session):
+            if self._presence.meet(status.session, now):
                 self._assignments.renew()
                 self._told_of_aggregator = ""
             elif self._told_of_aggregator == AWAY:
-                self._presence.rush()  # a hello while it was away is lost, and perhaps more
+                self._presence.return_to(now)  # a hello while it was away is lost, and perhaps more
             self._tell_of_aggregator("here")
         elif status.session:
             self._tell_of_aggregator(AWAY)

@@ -12,6 +12,7 @@ from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha256
 from fleetune.device_runtime.agent.held_mask import HeldMask
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.jitter import Jitter
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
 from fleetune.device_runtime.agent.made import Made
 from fleetune.device_runtime.agent.masking import Masking
@@ -20,8 +21,8 @@ from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.lora import frozen_names
+from fleetune.device_runtime.contracts.pull import STALL_S, Pull
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
-from fleetune.device_runtime.contracts.transfer import Pull
 from fleetune.device_runtime.contracts.wire import Chunk, Offer, UpdateReady, Verdict, encode, task_id_of
 from fleetune.device_runtime.contracts.work import MASKED, SUMMED
 from fleetune.device_runtime.errors import (
@@ -67,6 +68,7 @@ class Assignments:
         self.must_greet = False
         """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
+        self._jitter = Jitter(home.identity.device_id)
         self._adapters = HeldAdapters(home.state, home.adapter)
         self._mask = HeldMask(home.files, home.adapter.arrays)
         device_id, job, artifact, *_ = home.identity
@@ -103,6 +105,13 @@ class Assignments:
     def is_fetching(self) -> bool:
         """Whether chunks of the adapter are missing."""
         return bool(self._current and self._current.pull)
+
+    @property
+    def waits_until(self) -> float:
+        """Time from which only a message gives it work: while chunks come at their pace it waits for no other; inf in a run."""
+        if self._current is None:
+            return -inf
+        return self._current.pull.waits_until if self._current.pull else inf
 
     @property
     def fetch_due_at(self) -> float:
@@ -269,7 +278,8 @@ class Assignments:
             return
         try:
             size_bytes_max = self._adapters.size_bytes_max(offer) + self._mask.size_bytes(offer)
-            assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now)
+            stall_s = self._jitter.around(STALL_S)
+            assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now, stall_s=stall_s)
         except (WireError, ConfigError) as exc:
             self.decline(exc)
 

@@ -9,9 +9,11 @@ from math import inf
 import msgspec
 
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.jitter import Jitter
 from fleetune.device_runtime.agent.outbox import Entry
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
+    Chunk,
     Report,
     Request,
     TransferManifest,
@@ -23,6 +25,7 @@ from fleetune.device_runtime.contracts.wire import (
 )
 from fleetune.device_runtime.errors import WireError, one_line
 from fleetune.device_runtime.network.connection import send
+from fleetune.device_runtime.network.underway import Underway
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Deliveries:
 
     def __init__(self, home: Home) -> None:
         self._link, self._outbox, self._topic = home.link, home.outbox, home.identity.up
+        self._underway, self._jitter = Underway(home.link), Jitter(home.identity.device_id)
         self._contract = home.contract
         mine = [entry for entry in home.outbox.pending() if entry.job == home.identity.job]
         self._parcels = [parcel for entry in mine if (parcel := self._parcel(entry))]
@@ -83,7 +87,8 @@ class Deliveries:
         """Announce what is due, ever less often."""
         for parcel in self._parcels:
             if now >= parcel.due:
-                parcel.due, parcel.pause_s = now + parcel.pause_s, min(2 * parcel.pause_s, REPEAT_MAX_S)
+                parcel.due = now + self._jitter.around(parcel.pause_s)
+                parcel.pause_s = min(2 * parcel.pause_s, REPEAT_MAX_S)
                 send(self._link, self._topic, encode(self._fresh_header(parcel)))
 
     def rush(self) -> None:
@@ -92,7 +97,7 @@ class Deliveries:
             parcel.due, parcel.pause_s = 0.0, REPEAT_S
 
     def serve(self, request: Request, now: float) -> None:
-        """Send the chunks asked for.
+        """Send the chunks asked for, but for those that are on their way to the server.
 
         Raises:
             WireError: a request for what is not here, or with a bitmap of another length; no more may be sent today.
@@ -108,9 +113,7 @@ class Deliveries:
             return
         parcel.due = now + SERVED_S
         for chunk in outgoing.chunks(request):
-            send(self._link, self._topic, encode(chunk))
-            if self._contract:
-                self._contract.sent(len(chunk.data))
+            self._send(chunk)
 
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
         """Let go of what the verdict is about, and return its header; None if it is not here (any more)."""
@@ -124,6 +127,15 @@ class Deliveries:
         """Let go of everything of a task."""
         for parcel in [p for p in self._parcels if task_id_of(p.header) == task_id]:
             self._drop(parcel)
+
+    def _send(self, chunk: Chunk) -> None:
+        if self._underway.has(key := (chunk.sha256, chunk.index, len(chunk.data))):
+            return
+        if not send(self._link, self._topic, encode(chunk)):
+            return
+        self._underway.add(key)
+        if self._contract:
+            self._contract.sent(len(chunk.data))
 
     def _parcel(self, entry: Entry) -> _Parcel | None:
         """What an entry holds; a damaged one is dropped, so that its work is done again."""

@@ -4,11 +4,16 @@ from collections.abc import Callable
 from math import inf
 
 from fleetune.device_runtime.agent.home import Home
+from fleetune.device_runtime.agent.jitter import Jitter
 from fleetune.device_runtime.contracts.wire import Hello, encode
 from fleetune.device_runtime.network.connection import send
 
 HELLO_S = 30.0
-"""A device that has nothing to do and has heard nothing for so long says hello again."""
+"""A device that has nothing to do and has heard nothing for so long, or a little less, says hello again."""
+SPREAD_S = 1.0
+"""Within so long those say hello that all have the same reason to: the server is back, or the aggregator."""
+_FRESH_S = 5.0
+"""Who said hello so recently says it again at once: it came alone."""
 
 
 class Presence:
@@ -20,11 +25,16 @@ class Presence:
         """When the last message came."""
         self._link, self._outbox, self._identity = home.link, home.outbox, home.identity
         self._num_samples = num_samples
-        self._hello_s = home.hello_s or HELLO_S
+        self._hello_s = self._pause_s = home.hello_s or HELLO_S
         self._connections = -1
         self._session = ""
-        self._must_greet = False
+        self._jitter = Jitter(home.identity.device_id)
+        self._greets_at = inf
+        """When it says hello whatever it has to do."""
+        self._greeted_at = -inf
         self._hello_due = 0.0
+        self.was_away = False
+        """Whether the last hello came because either side was away: what was on its way may be lost."""
 
     def tell_status(self, *, paused: str) -> None:
         """Say that it is online, and why it pauses; empty if it does not."""
@@ -33,7 +43,12 @@ class Presence:
 
     def rush(self) -> None:
         """Say hello at the next opportunity."""
-        self._must_greet = True
+        self._greets_at = -inf
+
+    def return_to(self, now: float) -> None:
+        """Say hello soon: either side was away, and all devices notice now."""
+        is_alone = now - self._greeted_at < _FRESH_S or self._greeted_at == -inf
+        self._greets_at = min(self._greets_at, now + (0.0 if is_alone else self._jitter.within(SPREAD_S)))
 
     def greet(
         self,
@@ -42,29 +57,31 @@ class Presence:
         version: int,
         holds: str,
         mask: Callable[[], str],
-        is_waiting: bool,
+        waits_until: float,
         paused: str,
         original: str = "",
     ) -> bool:
-        """Say hello if it is time to; True if so: whatever is on its way may be lost.
+        """Say hello if it is time to; True if so.
 
         Args:
             now: the time.
             version: of the adapter that it holds; -1 for none.
             holds: SHA-256 of the adapter file that differences may be taken from; empty for none.
             mask: gives the SHA-256 of the mask that it holds, empty for none; asked only for a hello, as it reads a file.
-            is_waiting: whether only a message gives it work.
+            waits_until: time from which nothing but a message gives it work; inf while it has some.
             paused: as of :meth:`tell_status`.
             original: SHA-256 of the artifact's own adapter file, where differences may be taken from that too.
         """
         if self._link.connections != self._connections:
             self._connections = self._link.connections
             self.tell_status(paused=paused)
-            self._must_greet = True
-        if not self._must_greet and not (is_waiting and now >= self._hello_due):
+            self.return_to(now)
+        self.was_away = now >= self._greets_at
+        if not self.was_away and now < max(self._hello_due, waits_until):
             return False
-        self._must_greet = False
-        self._hello_due = now + self._hello_s
+        self._greets_at, self._greeted_at = inf, now
+        self._pause_s = self._jitter.around(self._hello_s) if self._hello_s < inf else inf
+        self._hello_due = now + self._pause_s
         identity = self._identity
         hello = Hello(
             device_id=identity.device_id,
@@ -79,24 +96,24 @@ class Presence:
         send(self._link, identity.up, encode(hello))
         return True
 
-    def due_at(self, *, is_waiting: bool) -> float:
-        """Time of the next hello, if nothing is heard before; ``is_waiting`` as of :meth:`greet`."""
-        if self._must_greet or self._link.connections != self._connections:
+    def due_at(self, *, waits_until: float) -> float:
+        """Time of the next hello, if nothing is heard before; ``waits_until`` as of :meth:`greet`."""
+        if self._link.connections != self._connections:
             return -inf
-        return self._hello_due if is_waiting else inf
+        return min(self._greets_at, max(self._hello_due, waits_until))
 
     def heard(self, now: float) -> None:
         """A message came: no hello for a while."""
         self.heard_at = now
-        self._hello_due = max(self._hello_due, now + self._hello_s)
+        self._hello_due = max(self._hello_due, now + self._pause_s)
 
-    def meet(self, session: str) -> bool:
+    def meet(self, session: str, now: float) -> bool:
         """The aggregator says which session of it this is; True if it is a new one, which knows nothing of the device."""
         if session == self._session:
             return False
         self._session = session
         self._outbox.remember(self._session_key, session.encode())
-        self._must_greet = True
+        self.return_to(now)
         return True
 
     @property

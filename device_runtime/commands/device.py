@@ -36,6 +36,7 @@ from fleetune.device_runtime.network.address import Reach, parse_url
 from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
+from fleetune.device_runtime.network.overflow import Overflow
 from fleetune.device_runtime.network.signing import Trust, trusted_of
 from fleetune.device_runtime.options import check
 from fleetune.device_runtime.rules.gate import open_gate
@@ -147,7 +148,7 @@ def device(
             _live(agent, link, notifier=notifier, silence=silence, idle_limit_s=duty.idle_limit_s)
         finally:
             notifier.stopping()
-            send(link, *identity.will, retain=True)
+            _say_goodbye(link, identity, is_over=bool(agent.finished))
             link.close()
     if agent.is_unwanted:
         raise ConfigError(f"the aggregator of job {job!r} cannot use this device: {agent.finished}")
@@ -218,9 +219,17 @@ class _Desk:
         return found
 
 
+def _say_goodbye(link: Link, identity: Identity, *, is_over: bool) -> None:
+    """Say that it is offline; when its job is over nothing of it stays at the server."""
+    topic, offline = identity.will
+    send(link, topic, offline, retain=not is_over)
+    if is_over:
+        send(link, topic, b"", retain=True)
+
+
 def _live(agent: Agent, link: Link, *, notifier: Notifier, silence: Silence, idle_limit_s: float) -> None:
     """Poll the agent whenever something is due, and sleep in between until a message comes."""
-    busy_at = time.monotonic()
+    busy_at, overflow = time.monotonic(), Overflow(link)
     silence.begin(busy_at)
     while not agent.finished:
         notifier.beat()
@@ -235,6 +244,7 @@ def _live(agent: Agent, link: Link, *, notifier: Notifier, silence: Silence, idl
         if now >= idle_at:
             raise TransportError(silence.text(f"for {idle_limit_s:g} s"))
         silence.check(agent, now)
+        overflow.tell(now)
         due_at = min(agent.due_at(now), notifier.due_at, silence.due_at, idle_at)
         if due_at > now and (message := link.receive(min(due_at - now, _SLEEP_MAX_S))):
             agent.take(*message, time.monotonic())

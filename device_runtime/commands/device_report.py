@@ -38,6 +38,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: int
     """Payload of all MQTT messages."""
     bytes_received: int
+    dropped: int
+    """Messages that came faster than they could be taken, or were too large; what they held is asked for again."""
     peak_rss_mb: float
     wall_s: float
     reason: str
@@ -90,6 +92,7 @@ class Tally:
             mean_active_layers=statistics.fmean(self._active) if self._active else None,
             bytes_sent=link.bytes_sent,
             bytes_received=link.bytes_received,
+            dropped=link.dropped,
             peak_rss_mb=peak_rss_mb(),
             wall_s=time.monotonic() - self._started,
             reason=reason,

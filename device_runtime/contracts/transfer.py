@@ -4,7 +4,6 @@ Neither side knows a socket or a clock: whoever calls passes chunks, requests an
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -19,7 +18,6 @@ REQUEST_CHUNKS_MAX = 32
 """Chunks served at once, whatever a request says."""
 CHUNK_BYTES_MIN = CHUNK_BYTES // 32
 """Chunks become no smaller than this, however often a connection breaks."""
-WAIT_MAX_S = 60.0
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -169,114 +167,6 @@ class Incoming:
             self._pieces.clear()
             raise WireError(f"transfer {self.manifest.sha256}: SHA-256 of the whole differs")
         return content
-
-
-class Pull:
-    """A transfer being pulled: when to ask for what. Times out on lack of progress, never on elapsed time.
-
-    A window of chunks is on its way at once, and more are asked for when half of it has arrived. The window grows
-    with every chunk up to ``window``. If nothing arrives for a while the window halves, and one chunk of those
-    on their way is asked for again: the connection loses nothing while it stands, and a slow link needs no more to do.
-    The while follows the pace of the link and is at least ``stall_s``.
-    """
-
-    def __init__(
-        self,
-        manifest: TransferManifest,
-        *,
-        size_bytes_max: int,
-        now: float,
-        window: int = 16,
-        stall_s: float = 10.0,
-    ) -> None:
-        """Start a pull at ``now``; WireError as :class:`Incoming`."""
-        self._incoming = Incoming(manifest, size_bytes_max=size_bytes_max)
-        self._flying: set[int] = set()
-        self._window_max, self._window = window, min(4, window)
-        self._stall_s = self._wait_s = stall_s
-        self._progress_at = self._asked_at = now
-
-    @property
-    def done(self) -> bool:
-        """Whether every chunk is here."""
-        return self._incoming.done
-
-    @property
-    def share(self) -> float:
-        """Share of the chunks that is here."""
-        return self._incoming.share
-
-    @property
-    def sha256(self) -> str:
-        """Which transfer this is."""
-        return self._incoming.manifest.sha256
-
-    def cut_anew(self, manifest: TransferManifest, *, size_bytes_max: int, now: float) -> "Pull":
-        """Go on with the same content in chunks of another size; WireError as :class:`Incoming`."""
-        pull = Pull(
-            manifest, size_bytes_max=size_bytes_max, now=now, window=self._window_max, stall_s=self._stall_s
-        )
-        pull._incoming.take_over(self._incoming)
-        return pull
-
-    def add(self, chunk: Chunk, now: float) -> bool:
-        """Store a chunk; False if it was here already. WireError as :meth:`Incoming.add`."""
-        if not self._incoming.add(chunk):
-            return False
-        pace_s = now - max(self._progress_at, self._asked_at) if self._flying else 0.0
-        self._wait_s = min(max(self._stall_s, 3 * pace_s), WAIT_MAX_S)
-        self._window = min(self._window_max, self._window + 1)
-        self._flying.discard(chunk.index)
-        self._progress_at = now
-        return True
-
-    def due(self, now: float) -> Request | None:
-        """Return the request to send now, if it is time for one; call it after every chunk and now and then."""
-        wanted = self._lost(now) or self._next()
-        if wanted:
-            self._flying.update(wanted)
-            self._asked_at = now
-        return self._incoming.request_of(wanted, limit=len(wanted))
-
-    @property
-    def due_at(self) -> float:
-        """Time from which :meth:`due` has a request, if no chunk comes before; inf when every chunk is here."""
-        if self._next():
-            return -math.inf
-        return self._waits_until if self._flying else math.inf
-
-    def restart(self, now: float) -> None:
-        """After a reconnection: count what is on its way as lost, so that the next request is due at once, for half as many."""
-        if self._flying:
-            self._window = max(1, self._window // 2)
-        self._flying.clear()
-        self._progress_at = now
-
-    @property
-    def progress_at(self) -> float:
-        """Time at which a new chunk arrived last, the pull began or was restarted."""
-        return self._progress_at
-
-    def content(self) -> bytes:
-        """Return the whole; WireError as :meth:`Incoming.content`."""
-        return self._incoming.content()
-
-    @property
-    def _waits_until(self) -> float:
-        return max(self._progress_at, self._asked_at) + self._wait_s
-
-    def _lost(self, now: float) -> list[int]:
-        if not self._flying or now < self._waits_until:
-            return []
-        self._window = max(1, self._window // 2)
-        self._wait_s = min(2 * self._wait_s, WAIT_MAX_S)
-        return sorted(self._flying)[:1]
-
-    def _next(self) -> list[int]:
-        if len(self._flying) > self._window // 2:
-            return []
-        wanted = [i for i in self._incoming.missing() if i not in self._flying]
-        return wanted[: self._window - len(self._flying)]
 
 
 def _problems(manifest: TransferManifest, size_bytes_max: int) -> Iterator[str]:

@@ -28,6 +28,18 @@ class Connection(Protocol):
         """Payload bytes published."""
 
     @property
+    def messages_sent(self) -> int:
+        """Messages published."""
+
+    @property
+    def messages_acknowledged(self) -> int:
+        """How many of them, the oldest, are with the server, or lost with a connection."""
+
+    @property
+    def dropped(self) -> int:
+        """Messages received and thrown away: more came than could be taken."""
+
+    @property
     def bytes_received(self) -> int:
         """Payload bytes received."""
 
@@ -38,11 +50,13 @@ class Connection(Protocol):
         """Next message as (topic, payload), or None: if none comes in time, or at once after a reconnection."""
 
 
-def send(link: Connection, topic: str, payload: bytes, *, retain: bool = False) -> None:
-    """Publish if the connection stands, else drop: whoever needs the message asks or announces again."""
+def send(link: Connection, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+    """Publish if the connection stands, else drop: whoever needs the message asks or announces again. False if dropped."""
     if not link.connected:
-        return
+        return False
     try:
         link.publish(topic, payload, retain=retain)
     except TransportError as exc:
         log.warning("a message on %s is lost: %s", topic, exc)
+        return False
+    return True

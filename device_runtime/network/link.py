@@ -49,8 +49,8 @@ class Link:
     """Payload bytes of the messages published."""
     bytes_received: int
     """Payload bytes of the messages received, those dropped included."""
-    dropped: int
-    """Messages received and thrown away: the queue was full or they were too large."""
+    messages_sent: int
+    """Messages published."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Link:
         key: str | None = None,
         party: Party = NOBODY,
         keepalive_s: int = 30,
-        queue_size: int = 2048,
+        queue_size: int = 16_384,
     ) -> None:
         """Check the address; :meth:`open` connects.
 
@@ -78,7 +78,7 @@ class Link:
             key: PEM file of its private key, if that is another file.
             party: what to say when the server denies something, or somebody else has this client id.
             keepalive_s: after one and a half times that in silence the server takes this side for dead.
-            queue_size: messages received and not yet taken, of all senders together.
+            queue_size: messages received and not yet taken, of all senders together; in all ``mailbox.QUEUED_BYTES``.
 
         Raises:
             ConfigError: a URL, ``ca_file``, ``cert`` or ``key`` that cannot be used.
@@ -105,7 +105,8 @@ class Link:
         self._packet_bytes_max = 0
         self._chunk_limit, self._num_good = CHUNK_BYTES, 0
         self.chunk_bytes = CHUNK_BYTES
-        self.connections = self.bytes_sent = self.bytes_received = self.dropped = 0
+        self.connections = self.bytes_sent = self.bytes_received = self.messages_sent = 0
+        self._too_large = 0
 
     @classmethod
     def reaching(
@@ -134,6 +135,11 @@ class Link:
     def connected(self) -> bool:
         """Whether the connection stands now, as far as this side knows."""
         return self._client is not None and self._client.is_connected
+
+    @property
+    def dropped(self) -> int:
+        """Messages received and thrown away: the queue was full or they were too large."""
+        return self._received.dropped + self._too_large
 
     def open(self, timeout_s: float = 20) -> None:
         """Connect and subscribe; while no server answers, try again until ``timeout_s`` have passed.
@@ -164,7 +170,13 @@ class Link:
         except TransportError:
             self._free_place()
             raise
+        self.messages_sent += 1
         self.bytes_sent += len(payload)
+
+    @property
+    def messages_acknowledged(self) -> int:
+        """How many of the messages published, the oldest, are with the server, or lost with a connection."""
+        return self.messages_sent - self._num_queued
 
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
         """Return the next (topic, payload), or None: after ``timeout_s`` without one, or at a reconnection.
@@ -266,8 +278,10 @@ class Link:
 
     def _take_in(self, topic: str, payload: bytes) -> None:
         self.bytes_received += len(payload)
-        if len(payload) > MESSAGE_BYTES_MAX or not self._received.put(topic, payload):
-            self.dropped += 1
+        if len(payload) > MESSAGE_BYTES_MAX:
+            self._too_large += 1
+        else:
+            self._received.put(topic, payload)
 
     def _be_ready(self, packet_bytes_max: int) -> None:
         self._packet_bytes_max = packet_bytes_max

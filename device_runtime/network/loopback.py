@@ -40,8 +40,7 @@ class Loopback:
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Deliver once to every link that wants the topic."""
         if retain:
-            self._retained[topic] = payload
-            self._retained_topics.add(topic, topic)
+            self._retain(topic, payload)
         for link in dict.fromkeys(self._subscribers.find(topic)):
             for arriving in self.disturb(topic, payload):
                 self._deliver(link, topic, arriving)
@@ -62,6 +61,14 @@ class Loopback:
         found, self._news = list(self._news), {}
         return found
 
+    def _retain(self, topic: str, payload: bytes) -> None:
+        """Keep a message in place of the one before; an empty one clears the topic."""
+        if payload:
+            self._retained[topic] = payload
+            self._retained_topics.add(topic, topic)
+        elif self._retained.pop(topic, None) is not None:
+            self._retained_topics.discard(topic, topic)
+
     def _greet(self, link: "LoopbackLink") -> None:
         self._news[link] = None
         found = (topic for wanted in link.topics for topic in self._retained_topics.find(wanted))
@@ -78,6 +85,7 @@ class LoopbackLink:
 
     chunk_bytes = CHUNK_BYTES
     connected = True
+    dropped = 0
 
     def __init__(self, server: Loopback, topics: Sequence[str], will: tuple[str, bytes] | None) -> None:
         self.inbox: deque[tuple[str, bytes]] = deque()
@@ -86,10 +94,12 @@ class LoopbackLink:
         self.connections = 1
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.messages_sent = 0
         self._server = server
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Deliver at once."""
+        self.messages_sent += 1
         self.bytes_sent += len(payload)
         self._server.publish(topic, payload, retain=retain)
 
@@ -100,6 +110,11 @@ class LoopbackLink:
         topic, payload = self.inbox.popleft()
         self.bytes_received += len(payload)
         return topic, payload
+
+    @property
+    def messages_acknowledged(self) -> int:
+        """All: what is published is there at once."""
+        return self.messages_sent
 
     def close(self) -> None:
         """Leave; the will is not sent."""

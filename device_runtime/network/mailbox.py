@@ -8,29 +8,36 @@ import time
 from collections import OrderedDict, deque
 
 Letter = tuple[str, bytes]
+QUEUED_BYTES = 64 * 1024 * 1024
 
 
 class Mailbox:
     """Filled by one thread, emptied by another."""
 
-    def __init__(self, limit: int) -> None:
-        """Hold ``limit`` messages of all senders together; a sender that is alone may fill it."""
-        self._limit, self._count, self._is_woken = limit, 0, False
+    def __init__(self, limit: int, *, limit_bytes: int = QUEUED_BYTES) -> None:
+        """Hold ``limit`` messages and ``limit_bytes`` of all senders together; a sender that is alone may fill it."""
+        self.dropped = 0
+        """Messages thrown away."""
+        self._limit, self._limit_bytes, self._is_woken = limit, limit_bytes, False
+        self._count = self._size_bytes = 0
         self._senders: OrderedDict[str, deque[Letter]] = OrderedDict()
         """Those with messages, whose turn is next first."""
         self._changed = threading.Condition()
 
     def put(self, topic: str, payload: bytes) -> bool:
-        """Add a message; False if one was thrown away: when all is full the newest of whoever has most waiting."""
+        """Add a message; False if any was thrown away: when all is full the newest of whoever has most waiting."""
         sender = topic.rpartition("/")[0]
         with self._changed:
-            is_full = self._count >= self._limit
-            if is_full and not self._make_room(sender):
-                return False
-            self._senders.setdefault(sender, deque()).append((topic, payload))
-            self._count += 1
-            self._changed.notify()
-        return not is_full
+            before = self.dropped
+            while self._is_full_for(payload) and self._make_room(sender):
+                pass
+            if self._is_full_for(payload):
+                self.dropped += 1
+            else:
+                self._senders.setdefault(sender, deque()).append((topic, payload))
+                self._add(1, len(payload))
+                self._changed.notify()
+            return self.dropped == before
 
     def get(self, timeout_s: float) -> Letter | None:
         """Take the next message, of each sender in turn; None after ``timeout_s`` without one, or when woken."""
@@ -54,15 +61,25 @@ class Mailbox:
         letter = letters.popleft()
         if letters:
             self._senders[sender] = letters
-        self._count -= 1
+        self._add(-1, -len(letter[1]))
         return letter
+
+    def _add(self, count: int, size_bytes: int) -> None:
+        self._count += count
+        self._size_bytes += size_bytes
+
+    def _is_full_for(self, payload: bytes) -> bool:
+        return self._count >= self._limit or self._size_bytes + len(payload) > self._limit_bytes
 
     def _make_room(self, sender: str) -> bool:
         """Throw away the newest message of who has most, unless that is ``sender``."""
-        longest = max(self._senders, key=lambda name: len(self._senders[name]))
+        longest = max(self._senders, key=lambda name: len(self._senders[name]), default="")
         own = len(self._senders.get(sender, ()))
-        if own >= len(self._senders[longest]):
+        if own >= len(self._senders.get(longest, ())):
             return False
-        self._senders[longest].pop()
-        self._count -= 1
+        _, thrown = self._senders[longest].pop()
+        if not self._senders[longest]:
+            del self._senders[longest]
+        self._add(-1, -len(thrown))
+        self.dropped += 1
         return True

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import children
@@ -195,6 +195,14 @@ def assert_as_expected(run: Path, expected) -> None:
     assert all(adapter[name].tobytes() == value.tobytes() for name, value in expected[-1].items())
 
 
+def retained(url: str) -> list[str]:
+    """Topics of the job on which a message waits for those who come."""
+    with Link(url, client_id="late", topics=["fleetune/v1/plain/#", "end"]) as link:
+        link.publish("end", b"all that is retained has come by then")
+        heard = iter(lambda: link.receive(20.0), None)
+        return [topic for topic, _ in takewhile(lambda message: message[0] != "end", heard)]
+
+
 def test_four_processes_over_mosquitto_give_what_one_process_gives(fleet, expected):
     fleet.aggregate()
     fleet.devices(evaluate=True)
@@ -208,6 +216,9 @@ def test_four_processes_over_mosquitto_give_what_one_process_gives(fleet, expect
         assert device["mean_active_layers"] == 1.0
     assert fleet.report("e")["evaluations"] == 4
     assert_as_expected(fleet.root / "run", expected)
+    assert retained(fleet.url) == ["fleetune/v1/plain/aggregator/status"], (
+        "no device leaves its status behind"
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from paths import ROOT
 
 from fleetune.device_runtime.contracts import fields, mask_messages, wire, work
 from fleetune.device_runtime.contracts.codecs import encode_update
-from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
+from fleetune.device_runtime.contracts.pull import Pull
+from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.options import Field, Option, fields_of
 
 FOLDER = ROOT / "tests" / "data" / "wire"

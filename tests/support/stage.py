@@ -4,7 +4,8 @@ import numpy as np
 from fleet import JOB, STEPS, Device, LinearTraining, first_adapter, points_of
 
 from fleetune.device_runtime.arrays import to_bytes
-from fleetune.device_runtime.contracts.transfer import Outgoing, Pull
+from fleetune.device_runtime.contracts.pull import Pull
+from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,

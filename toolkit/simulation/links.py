@@ -35,6 +35,10 @@ class Way(Generic[T]):
         self._free_at = start + size_bytes / self._rate(start)
         self._flying.append((self._free_at + self._latency_s, thing))
 
+    def __len__(self) -> int:
+        """How much is on its way."""
+        return len(self._flying)
+
     @property
     def due_at(self) -> float:
         """Time at which the next arrives; inf for none."""
@@ -57,6 +61,7 @@ class TimedLink:
         """Wrap ``inner``; ``clock`` gives the virtual time in seconds."""
         self.bytes_sent = 0
         self.bytes_received = 0
+        self.messages_sent = 0
         self._inner, self._clock = inner, clock
         self._down: Way[tuple[str, bytes]] = Way(lambda t: line.bandwidth(t)[0], line.latency_s)
         self._up: Way[tuple[str, bytes, bool]] = Way(lambda t: line.bandwidth(t)[1], line.latency_s)
@@ -75,6 +80,16 @@ class TimedLink:
     def chunk_bytes(self) -> int:
         """As of the loopback."""
         return self._inner.chunk_bytes
+
+    @property
+    def messages_acknowledged(self) -> int:
+        """How many of the messages published have arrived."""
+        return self.messages_sent - len(self._up)
+
+    @property
+    def dropped(self) -> int:
+        """None."""
+        return self._inner.dropped
 
     @property
     def due_at(self) -> float:
@@ -96,6 +111,7 @@ class TimedLink:
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Put a message on its way to the server."""
+        self.messages_sent += 1
         self.bytes_sent += len(payload)
         self._up.send((topic, payload, retain), size_bytes=len(payload), now=self._clock())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.broker.job import Job
+from fleetune.broker.job import UPLOADS_MB, Job
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN
 from fleetune.device_runtime.errors import ConfigError
@@ -26,8 +26,8 @@ _NEWER = {
     name: value
     for name, value in msgspec.to_builtins(Job("", rounds=1, clients=1)).items()
     if name in ("weight_cap", "length_cap", "outliers", "strikes", "dp") or name.startswith("secure")
-}
-"""Fields of a job that are newer than journals on disks, and their defaults: they make another simulation where they differ."""
+} | {"uploads_mb": UPLOADS_MB}
+"""Fields newer than journals on disks, of a job and of its patience, and their defaults: where they differ it is another run."""
 
 
 def check_folder(folder: Path, *, must_go_on: bool) -> None:
@@ -47,7 +47,8 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
     kept["work"] = told_work(config.work)
-    kept["patience"] = {n: v for n, v in said["patience"].items() if n != "keep_versions"}
+    patience = {n: v for n, v in said["patience"].items() if n != "keep_versions"}
+    kept["patience"] = {n: v for n, v in patience.items() if _NEWER.get(n) != v}
     kept["fleet"] = {name: value for name, value in said["fleet"].items() if value}
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}
     job = {name: value for name, value in job.items() if _NEWER.get(name) != value}

@@ -20,7 +20,7 @@ from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, pack
 from fleetune.device_runtime.contracts.deltas import apply_delta
 from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
-from fleetune.device_runtime.contracts.transfer import Pull
+from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.wire import Offer, Request
 from fleetune.device_runtime.errors import ConfigError, StateError, UnknownName, WireError
 

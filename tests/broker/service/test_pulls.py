@@ -1,3 +1,4 @@
+import sys
 from math import inf
 
 import pytest
@@ -27,7 +28,7 @@ def ready(number, *, device="d", payload=None):
 
 
 def filled(num, *, limit=2):
-    pulls = Pulls(limit=limit)
+    pulls = Pulls(limit_bytes=limit * 1200)
     for number in range(num):
         pulls.begin(ready(number, device=f"d{number}"), 0.0, size_bytes_max=2000)
     return pulls
@@ -112,7 +113,7 @@ def test_what_is_not_wanted_is_dropped_waiting_or_not():
 
 def test_uploads_that_are_too_slow_for_the_deadline_give_way_one_after_another():
     """Eight devices with a byte in 55 s held all places of 0.1.0 for ever."""
-    pulls = Pulls(limit=2)
+    pulls = Pulls(limit_bytes=2 * 20_000)
     payload = b"x" * 500 * 40
     for number in range(3):
         update = ready(number, device=f"d{number}", payload=payload_of(number) if number == 2 else payload)
@@ -129,7 +130,7 @@ def test_uploads_that_are_too_slow_for_the_deadline_give_way_one_after_another()
 
 
 def test_an_upload_that_will_be_there_in_time_keeps_its_place():
-    pulls = Pulls(limit=1)
+    pulls = Pulls(limit_bytes=2000)
     payload = b"x" * 500 * 4
     pulls.begin(ready(0, device="d0", payload=payload), 0.0, size_bytes_max=50_000, until=600.0)
     pulls.begin(ready(1, device="d1"), 0.0, size_bytes_max=50_000, until=600.0)
@@ -138,3 +139,105 @@ def test_an_upload_that_will_be_there_in_time_keeps_its_place():
     for now, chunk in zip((50.0, 100.0, 150.0), chunks, strict=False):
         pulls.add("d0", chunk, now)
         assert "d1" not in dict(pulls.due(now))
+
+
+def test_memory_bounds_how_many_and_one_is_always_pulled():
+    pulls = Pulls(limit_bytes=1199)
+    for number in range(3):
+        pulls.begin(ready(number, device=f"d{number}"), 0.0, size_bytes_max=2000)
+    assert dict(pulls.due(0.0)).keys() == {"d0"}
+    many = filled(50, limit=50)
+    assert len(dict(many.due(0.0))) == 50
+
+
+def test_where_many_are_pulled_each_has_its_share_of_what_is_on_its_way():
+    pulls = Pulls(flying_max=8)
+    payload = b"x" * 500 * 40
+    for number in range(10):
+        pulls.begin(ready(number, device=f"d{number}", payload=payload), 0.0, size_bytes_max=50_000)
+    asked = dict(pulls.due(0.0))
+    assert len(asked) == 8, "the others wait"
+    assert {request.limit for request in asked.values()} == {1}
+
+
+def partly(pulls, number, *, count, payload, now=1.0):
+    """Serve some of what is asked of a device."""
+    outgoing = Outgoing(payload, chunk_bytes=500)
+    for chunk in [*outgoing.chunks(dict(pulls.due(0.0))[f"d{number}"])][:count]:
+        pulls.add(f"d{number}", chunk, now)
+
+
+def test_one_whose_device_is_gone_makes_room_at_once_and_goes_on_when_it_is_back():
+    pulls, payload = Pulls(limit_bytes=4000), b"x" * 500 * 4
+    pulls.begin(ready(0, device="d0", payload=payload), 0.0, size_bytes_max=2000)
+    partly(pulls, 0, count=3, payload=payload)
+    pulls.begin(ready(1, device="d1"), 1.0, size_bytes_max=2000)
+    pulls.begin(ready(2, device="d2"), 1.0, size_bytes_max=2000)
+    assert dict(pulls.due(1.0)).keys() == {"d1"}
+    pulls.gone("d1", 2.0)
+    assert dict(pulls.due(2.0)).keys() == {"d2"}
+    pulls.gone("d0", 2.0)
+    pulls.begin(ready(0, device="d0", payload=payload), 3.0, size_bytes_max=2000)
+    assert dict(pulls.due(3.0))["d0"].missing == b"\x08", "three of four are here"
+
+
+def test_what_stands_aside_goes_when_its_memory_is_needed():
+    pulls, payload = Pulls(limit_bytes=2500), b"x" * 500 * 4
+    pulls.begin(ready(0, device="d0", payload=payload), 0.0, size_bytes_max=2000)
+    partly(pulls, 0, count=3, payload=payload)
+    pulls.gone("d0", 2.0)
+    pulls.begin(ready(1, device="d1"), 2.0, size_bytes_max=2000)
+    serve(pulls, "d1", dict(pulls.due(2.0))["d1"], 1)
+    assert len(pulls.finished(2.0)) == 1
+    pulls.begin(ready(0, device="d0", payload=payload), 3.0, size_bytes_max=2000)
+    assert dict(pulls.due(3.0))["d0"].missing == b"\x0f"
+
+
+def test_who_is_gone_does_not_wait_either():
+    pulls = filled(3)
+    pulls.gone("d2", 1.0)
+    pulls.gone("d0", 1.0)
+    assert dict(pulls.due(1.0)).keys() == {"d1"}
+
+
+def test_who_announces_again_long_after_it_was_asked_is_asked_once_more():
+    """Its request was lost: chunks come before an announcement that was made after them."""
+    pulls = filled(1)
+    assert [len(list(pulls.due(now))) for now in (0.0, 10.0)] == [1, 1], "its patience is 20 s now"
+    for now, asked in ((19.0, 0), (21.0, 1), (22.0, 0)):
+        pulls.begin(ready(0, device="d0"), now, size_bytes_max=2000)
+        assert len(list(pulls.due(now))) == asked
+
+
+def test_an_upload_costs_the_same_however_many_there_are():
+    """Calls of the interpreter for one device's chunks: an amount that no other load changes."""
+    counts = []
+    for num in (20, 320):
+        pulls = filled(num, limit=num)
+        requests = dict(pulls.due(0.0))
+        pulls.due_at()
+        counts.append(calls(lambda p=pulls, r=requests: one_upload(p, r["d3"])))
+    few, many = counts
+    assert many < 1.25 * few
+
+
+def one_upload(pulls, request):
+    for chunk in Outgoing(payload_of(3), chunk_bytes=500).chunks(request):
+        pulls.add("d3", chunk, 1.0)
+        pulls.finished(1.0)
+        list(pulls.due(1.0))
+        pulls.due_at()
+
+
+def calls(work):
+    counted = [0]
+
+    def count(frame, event, argument):
+        counted[0] += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted[0]

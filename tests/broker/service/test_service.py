@@ -31,6 +31,7 @@ from fleetune.device_runtime.contracts.wire import (
     Verdict,
     aggregator_topic,
     decode,
+    device_topic,
     encode,
 )
 from fleetune.device_runtime.contracts.work import LocalWork
@@ -242,6 +243,41 @@ def test_the_status_is_retained_and_small(tmp_path):
     assert len(payload) < 200
     stranger.aggregator.kill()
     assert not decode(late.receive(0)[1]).online, "the will says so"
+
+
+def status_of(name, *, online):
+    return device_topic(JOB, name, "status"), encode(DeviceStatus(device_id=name, online=online))
+
+
+def test_when_the_job_is_over_the_statuses_of_those_who_are_gone_are_cleared(tmp_path):
+    stranger = Stranger(tmp_path)
+    for name, online in (("gone", False), ("back", False), ("back", True), ("here", True)):
+        stranger.link.publish(*status_of(name, online=online), retain=True)
+    stranger.hello()
+    every = [device_topic(JOB, "+", "status")]
+    stranger.aggregator.service.stop(1.0)
+    assert len(stranger.server.connect(every).inbox) == 3, "it is not over"
+    stranger.deliver(good_payload())
+    stranger.aggregator.service.stop(1.0)
+    found = [topic for topic, _ in stranger.server.connect(every).inbox]
+    assert sorted(found) == [status_of(name, online=True)[0] for name in ("back", "here")]
+    stranger.aggregator.poll(2.0)
+
+
+def test_messages_that_were_dropped_are_told_in_one_line(tmp_path, caplog):
+    stranger = Stranger(tmp_path)
+    stranger.aggregator.link.dropped = 7
+    for _ in range(3):
+        stranger.hello()
+    found = [r.getMessage() for r in caplog.records if "dropped" in r.getMessage()]
+    assert len(found) == 1
+    assert found[0].startswith("7 messages were dropped")
+
+
+def test_an_empty_message_is_no_news(tmp_path, caplog):
+    stranger = Stranger(tmp_path)
+    stranger.aggregator.service.take(device_topic(JOB, "device-0", "status"), b"", 1.0)
+    assert caplog.records == []
 
 
 HUGE = (

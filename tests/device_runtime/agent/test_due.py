@@ -107,7 +107,7 @@ def test_work_is_due_at_once_until_it_is_done_and_so_is_what_came_of_it(stage):
         stage.poll()
     assert agent.due_at(stage.now) <= stage.now, "no nap before it is announced"
     stage.poll()
-    assert agent.due_at(stage.now) == stage.now + REPEAT_S
+    assert stage.now + 0.75 * REPEAT_S <= agent.due_at(stage.now) <= stage.now + REPEAT_S
 
 
 def test_a_reconnection_is_due_at_once(stage):

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.device_runtime.contracts.fields import CHUNK_BYTES, MESSAGE_BYTES_MAX
+from fleetune.device_runtime.contracts.pull import PATIENCE, SLOWEST_BYTES_S, Pull
 from fleetune.device_runtime.contracts.transfer import (
     NUM_CHUNKS_MAX,
     REQUEST_CHUNKS_MAX,
     Incoming,
     Outgoing,
-    Pull,
 )
 from fleetune.device_runtime.contracts.wire import Chunk, Offer, Request, encode
 from fleetune.device_runtime.contracts.work import LocalWork
@@ -193,6 +193,56 @@ def test_a_slow_link_is_not_taken_for_a_dead_one():
         one.add(all_chunks(outgoing)[queue.pop(0)], now)
     assert sent <= 12 + 1  # one chunk was asked for twice, before the pace was known
     assert one.progress_at == now
+
+
+def test_a_link_of_which_nothing_is_known_is_given_the_time_of_a_slow_one():
+    outgoing = Outgoing(bytes(400_000), chunk_bytes=100_000)
+    one = Pull(outgoing.manifest, size_bytes_max=400_000, now=0.0)
+    one.due(0.0)
+    assert one.waits_until == PATIENCE * 400_000 / SLOWEST_BYTES_S
+
+
+def test_patience_follows_the_measured_pace():
+    outgoing, one = pull(40, stall_s=1.0)
+    chunks = [outgoing._chunk(index) for index in range(40)]
+    one.due(0.0)
+    one.add(chunks[0], 20.0)  # 2 s a byte: two of 20 s are as much as is on its way at once
+    assert one.waits_until == 20.0 + PATIENCE * 3 * 20.0
+    one.add(chunks[1], 40.0)
+    one.add(chunks[2], 60.0)
+    assert indices(outgoing, one.due(60.0)) == [4]
+    assert one.waits_until == 60.0 + PATIENCE * 2 * 20.0
+    for index in range(3, 40):  # ever quicker
+        one.add(chunks[index], 60.0 + index / 100)
+        one.due(60.0 + index / 100)
+    assert one.done
+
+
+def test_what_an_overrun_end_lost_is_asked_for_once_more_and_nothing_else():
+    """A quarter of all messages is thrown away while chunks keep coming."""
+    rng = random.Random(0)
+    outgoing, one = pull(400, stall_s=5.0)
+    now, sent, lost, wire = 0.0, 0, 0, []
+    while not one.done:
+        now += 0.1
+        for index in indices(outgoing, one.due(now)):
+            sent += 1
+            is_lost = rng.random() < 0.25
+            lost += is_lost
+            wire += [] if is_lost else [index]
+        if wire:
+            one.add(outgoing._chunk(wire.pop(0)), now)
+    assert lost > 50
+    assert sent <= 400 + lost
+
+
+def test_when_all_on_its_way_was_lost_one_is_tried_and_then_the_others_together():
+    outgoing, one = pull(40, stall_s=5.0)
+    assert indices(outgoing, one.due(0.0)) == [0, 1, 2, 3]
+    assert indices(outgoing, one.due(5.0)) == [0]
+    one.add(all_chunks(outgoing)[0], 5.1)
+    assert one.due(5.1) is None
+    assert indices(outgoing, one.due(one.waits_until)) == [1, 2, 3]
 
 
 def test_a_reconnection_asks_at_once_for_half_as_many():

@@ -122,3 +122,10 @@ def test_send_drops_while_disconnected_and_when_there_is_no_room(caplog):
 
 def drain(link):
     return list(iter(lambda: link.receive(0), None))
+
+
+def test_an_empty_retained_message_clears_the_topic():
+    server = Loopback()
+    for payload in (b"old", b""):
+        server.connect([]).publish("status", payload, retain=True)
+    assert drain(server.connect(["status"])) == []

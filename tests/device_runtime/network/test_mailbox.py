@@ -39,6 +39,16 @@ def test_one_sender_alone_may_fill_it():
     assert len(taken(box)) == 8
 
 
+def test_bytes_are_bounded_too_and_what_is_thrown_away_is_counted():
+    box = Mailbox(100, limit_bytes=10)
+    assert [box.put(up("flood"), b"xxx") for _ in range(4)] == [True] * 3 + [False]
+    assert not box.put(up("honest"), b"yyyyyyyy"), "it takes the room of three"
+    assert box.dropped == 4
+    assert not box.put(up("honest"), b"x" * 11), "more than all"
+    assert box.dropped == 5
+    assert taken(box) == ["yyyyyyyy"]
+
+
 def test_a_wait_ends_with_a_message_and_when_woken():
     for end in (lambda box: box.put(up("a"), b"x"), lambda box: box.wake()):
         box, found = Mailbox(8), []

@@ -1,0 +1,61 @@
+"""Devices on slow links under the pretended clock: real agents and a real service, each link with a rate and a latency."""
+
+from fleet import Aggregator, Device, World, first_adapter
+
+from fleetune.device_runtime.agent.agent import Agent
+from fleetune.device_runtime.agent.home import FirstAdapter, Home
+from fleetune.device_runtime.network.loopback import Loopback
+from fleetune.toolkit.simulation.links import Line, TimedLink
+
+
+class SlowDevice(Device):
+    """A device whose messages take their time; what is on its way when it is killed is lost."""
+
+    def __init__(self, server, number, *, line, clock, **options):
+        super().__init__(server, None, number, **options)
+        self.line, self.clock = line, clock
+
+    def start(self):
+        self.link = self.server.connect(self.identity.topics, will=self.identity.will)
+        self.timed = TimedLink(self.link, self.line, clock=self.clock)
+        home = Home(
+            self.timed,
+            self.outbox,
+            self.files,
+            self.identity,
+            self.adapter,
+            on_event=self.events.append,
+            checkpoint_every=0,
+        )
+        self.slow_agent = Agent(home, self.workbench)
+        self.agent = self
+        if self.turns:
+            self.turns.join(self.link, self)
+        return self
+
+    def poll(self, now):
+        self.timed.move(now)
+        if self.timed.has_mail(now) or self.slow_agent.due_at(now) <= now:
+            self.slow_agent.poll(now)
+            self.timed.move(now)
+
+    def due_at(self, now):
+        return min(self.timed.due_at, self.slow_agent.due_at(now))
+
+
+def slow_world(folder, count, *, bytes_s, latency_s=0.0, size=80_000, **changes):
+    """A job of ``count`` devices, each behind a link of so many bytes a second both ways; 80,000 float32 are 320 kB."""
+    server = Loopback()
+    fields = {"clients": count, "min_clients": count, "size": size, "in_memory": True, "down_codec": "whole"}
+    aggregator = Aggregator(server, folder, **{**fields, **changes}).start()
+    adapter = FirstAdapter.of(first_adapter(size))
+    line = Line(lambda _: (bytes_s, bytes_s), latency_s)
+    running = World(server, aggregator, [])
+    running.devices = [
+        SlowDevice(server, n, line=line, clock=lambda: running.now, size=size, adapter=adapter)
+        for n in range(count)
+    ]
+    for device in running.devices:
+        device.turns = running.turns
+        device.start()
+    return running
