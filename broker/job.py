@@ -321,7 +321,7 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the aggregator waits for what, and how many versions it keeps."""
+    """How long the aggregator waits for what, and how much of the past it keeps."""
 
     deadline_s: Annotated[
         float,
@@ -352,6 +352,12 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_versions: Annotated[
         int, Option("newest versions whose files stay, beside version 0; 0 for all", at_least=0)
     ] = 64
+    keep_rounds: Annotated[
+        int,
+        Option(
+            "newest rounds of which all is known by device, and as many lines on those before; 0 for all", at_least=0
+        ),
+    ] = 1000
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

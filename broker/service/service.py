@@ -143,7 +143,7 @@ class Service:
         self._known: set[str] = set()
         self._seen: set[str] = set()
         self._connections = -1
-        self._closed = past.closed
+        self._closed, self._keep_rounds = past.closed, patience.keep_rounds
         log.info(
             "job %s, artifact %s: %d rounds done, %d asked for",
             settings.job,
@@ -205,6 +205,9 @@ class Service:
             self._uploads.drop_late()
             oldest = self.federation.evaluations.oldest
             self._store.forget_before(oldest, but=self._versions.downlink.held())
+            if self._keep_rounds:
+                newest = self.federation.version - self._keep_rounds + 1
+                self._store.settle(min(oldest, newest), most=self._keep_rounds)
 
     def _read(self, topic: str, message: Message, now: float) -> None:
         if topic != self._outbound.topic:

@@ -30,6 +30,10 @@ _NEWER = {
 """Fields of a job that are newer than journals on disks, and their defaults: they make another simulation where they differ."""
 
 
+_KEEPING = ("keep_versions", "keep_rounds")
+"""Of patience what no choice goes by."""
+
+
 def check_folder(folder: Path, *, must_go_on: bool) -> None:
     """Raise ConfigError if another command's work lies there, or nothing that could be gone on with."""
     has_journal = (folder / JOURNAL).exists()
@@ -47,7 +51,7 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
     kept["work"] = told_work(config.work)
-    kept["patience"] = {n: v for n, v in said["patience"].items() if n != "keep_versions"}
+    kept["patience"] = {n: v for n, v in said["patience"].items() if n not in _KEEPING}
     kept["fleet"] = {name: value for name, value in said["fleet"].items() if value}
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}
     job = {name: value for name, value in job.items() if _NEWER.get(name) != value}
