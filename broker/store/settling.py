@@ -14,8 +14,7 @@ from fleetune.broker.store.store import Line
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS lines (version INTEGER PRIMARY KEY, turns INTEGER NOT NULL, line TEXT NOT NULL)",
-    """CREATE TABLE IF NOT EXISTS settled_devices (device TEXT PRIMARY KEY, turns INTEGER NOT NULL, digest TEXT NOT NULL)
-       WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS settled_devices (device TEXT PRIMARY KEY, turns INTEGER NOT NULL, digest TEXT NOT NULL)",
 )
 AT_ONCE = 16
 """Fewer versions are not settled: a transaction waits for the disk."""
