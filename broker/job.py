@@ -355,7 +355,8 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_rounds: Annotated[
         int,
         Option(
-            "newest rounds of which all is known by device, and as many lines on those before; 0 for all", at_least=0
+            "newest rounds of which all is known by device, and as many lines on those before; 0 for all",
+            at_least=0,
         ),
     ] = 1000
 

@@ -24,9 +24,9 @@ LEFT JOIN declines USING (task_id) ORDER BY tasks.round, position
 """
 _TURNS = """
 SELECT device, sum(turns) FROM (
-    SELECT device, turns FROM settled_devices
+    SELECT device, turns FROM settled_devices WHERE coalesce(:round, 1) > 0
     UNION ALL SELECT device, count(DISTINCT round) FROM tasks LEFT JOIN declines USING (task_id)
-              WHERE declines.number IS NULL AND round <= coalesce(?, round) GROUP BY device
+              WHERE declines.number IS NULL AND round <= coalesce(:round, round) GROUP BY device
 ) GROUP BY device HAVING sum(turns) > 0
 """
 _LAST = """
@@ -51,8 +51,8 @@ def decided(sql: sqlite3.Connection) -> Iterator[Decided]:
 
 
 def turns(sql: sqlite3.Connection, round_number: int | None) -> dict[str, int]:
-    """In how many rounds, up to one that is not settled, each device was asked to train and did not decline."""
-    return msgspec.convert(dict(sql.execute(_TURNS, (round_number,))), dict[str, Count])
+    """In how many rounds, up to 0 or one that is not settled, each device was asked to train and did not decline."""
+    return msgspec.convert(dict(sql.execute(_TURNS, {"round": round_number})), dict[str, Count])
 
 
 def last_update(sql: sqlite3.Connection, device_id: str) -> str | None:

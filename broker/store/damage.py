@@ -32,10 +32,10 @@ _COLUMNS = {
     "SELECT * FROM carried": tuple[int, str, _Size, _Size, _Size, _Size, _Size, _Size, _Size, _Size],
 }
 """What the rows of each query are made of."""
-_SETTLED = "(SELECT coalesce(max(version), -1) FROM lines)"
+_LAST = "(SELECT coalesce(max(version), -1) FROM lines)"
 _TIES = {
     "SELECT count(*) FROM versions a JOIN versions b ON b.version = a.version + 1 WHERE b.round < a.round": "rounds go back",
-    f"SELECT coalesce(max(version), {_SETTLED}) - {_SETTLED} - count(*) FROM versions WHERE version > {_SETTLED}": "versions are missing",
+    f"SELECT coalesce(max(version), {_LAST}) - {_LAST} - count(*) FROM versions WHERE version > {_LAST}": "versions are missing",
     "SELECT max(version) >= (SELECT max(version) FROM versions) FROM lines": "versions are missing",
     "SELECT count(*) FROM updates WHERE task_id NOT IN (SELECT task_id FROM tasks)": "updates of no task",
     "SELECT count(*) FROM updates WHERE made NOT IN (SELECT version FROM versions)": "updates of no version",

@@ -131,7 +131,7 @@ class Ledger:
             return asked.last_update(self._sql, device_id)
 
     def turns(self, round_number: int | None = None) -> dict[str, int]:
-        """In how many rounds, up to one that is not settled, each device was asked to train and did not decline."""
+        """In how many rounds, up to 0 or one that is not settled, each device was asked to train and did not decline."""
         with self._reading():
             return asked.turns(self._sql, round_number)
 

@@ -33,7 +33,11 @@ SELECT device, 0, digest FROM (SELECT device, digest, max(updates.number) FROM t
 ON CONFLICT (device) DO UPDATE SET digest = excluded.digest
 """
 _OF_TASKS = "WHERE task_id IN (SELECT task_id FROM tasks WHERE round <= ?)"
-_GO = (f"DELETE FROM updates {_OF_TASKS}", f"DELETE FROM declines {_OF_TASKS}", "DELETE FROM tasks WHERE round <= ?")
+_GO = (
+    f"DELETE FROM updates {_OF_TASKS}",
+    f"DELETE FROM declines {_OF_TASKS}",
+    "DELETE FROM tasks WHERE round <= ?",
+)
 _FREE_PAGES = 1024
 """Free pages of a database that may be a part of its file."""
 _PAGES_AT_ONCE = 256
@@ -77,10 +81,15 @@ def line(sql: sqlite3.Connection, version: int) -> Line | None:
 
 def stride(count: int, most: int) -> int:
     """The least power of two of which 1 to ``count`` has at most ``most`` multiples."""
-    return 1 << (max(-(-count // most), 1) - 1).bit_length()
+    every = 1
+    while count // every > most:
+        every *= 2
+    return every
 
 
 def give_back(sql: sqlite3.Connection) -> None:
     """Make the file smaller by some of its free pages, if there are many; of a ledger of an earlier release they stay."""
     if sql.execute("PRAGMA freelist_count").fetchone()[0] > _FREE_PAGES:
-        sql.execute(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})").fetchall()
+        sql.executescript(
+            f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})"
+        )  # execute would take one of its steps alone

@@ -200,7 +200,7 @@ class Store(Protocol):
         """Digest of the accepted update of a task; None if it has none."""
 
     def turns(self, round_number: int | None = None) -> dict[str, int]:
-        """In how many rounds, up to one that is not settled, each device was asked to train and did not decline."""
+        """In how many rounds, up to 0 or one that is not settled, each device was asked to train and did not decline."""
 
     def outcomes(self) -> Iterator[Outcome]:
         """Every accepted update and declined task of the rounds that are not settled, in the order in which they came."""
