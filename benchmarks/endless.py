@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.measuring.figures import table
 from benchmarks.measuring.processes import run_worker
 
-AT = (200, 1_000, 5_000, 10_000)
+AT = (200, 1_000, 2_000, 3_000, 5_000, 10_000)
 
 
 def measure(say: Callable[[str], None], *, rounds: int = AT[-1]) -> dict[str, Any]:

@@ -93,6 +93,7 @@ def aggregate(
             chooses=_chooses(settings),
             strikes=settings.strikes,
             spending=spending_of(settings.dp),
+            keep_rounds=0 if _chooses(settings) else patience.keep_rounds,
         )
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")

@@ -323,7 +323,7 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long the aggregator waits for what, and how much it holds: updates on their way, and versions."""
+    """How long the aggregator waits for what, how much it holds (updates on their way), and how much of the past it keeps."""
 
     deadline_s: Annotated[
         float,
@@ -361,6 +361,13 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     keep_versions: Annotated[
         int, Option("newest versions whose files stay, beside version 0; 0 for all", at_least=0)
     ] = 64
+    keep_rounds: Annotated[
+        int,
+        Option(
+            "newest rounds of which all is known by device, and as many lines on those before; 0 for all",
+            at_least=0,
+        ),
+    ] = 1000
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, one_line
 
 Array = NDArray[np.generic]
 Arrays = dict[str, Array]
@@ -95,7 +95,7 @@ def parse_arrays(content: bytes) -> Arrays:
         rows: dict[str, dict[str, Any]] = dict(deserialize(content))  # type: ignore[no-untyped-call]
         names = _file_order(content)
     except (SafetensorError, msgspec.MsgspecError, ValueError, OverflowError) as exc:
-        raise ArtifactError(f"not a safetensors file: {exc}") from exc
+        raise ArtifactError(f"not a safetensors file: {one_line(exc)}") from exc
     foreign = [f"{n} is {row['dtype']}" for n, row in sorted(rows.items()) if not _is_read(row["dtype"])]
     if foreign:
         raise ArtifactError(f"{'; '.join(foreign)}; read are {', '.join([*_DTYPES, _BFLOAT16])}")

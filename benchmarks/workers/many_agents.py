@@ -48,6 +48,7 @@ class Training:
 
     def __init__(self, work, adapter):
         self.adapter, self.work, self.history, self.stats = adapter, work, [], {}
+        self.effective_samples = float("inf")
 
     @property
     def step_index(self):

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from fleetune.broker.rounds.federation import Federation
-from fleetune.broker.store.rows import Row, Spending, row
+from fleetune.broker.store.rows import Row, Spending, find_row
 from fleetune.broker.store.store import Store
 
 
 class Reporter:
-    """After a restart it begins with the first row again."""
+    """After a restart it begins with the first row again; of rounds that are settled with those that are left."""
 
     def __init__(
         self,
@@ -24,7 +24,8 @@ class Reporter:
     def tell(self) -> None:
         """Tell the rows that are complete and were not told yet."""
         while self._next <= self._federation.version and self._is_complete(self._next):
-            self._on_row(row(self._store, self._next, spending=self._spending))
+            if (row := find_row(self._store, self._next, spending=self._spending)) is not None:
+                self._on_row(row)
             self._next += 1
 
     def _is_complete(self, version: int) -> bool:

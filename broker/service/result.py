@@ -10,7 +10,8 @@ from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.service.choices import choices
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row, Spending, row, rows
-from fleetune.broker.store.store import AFTERWARDS, ByKind, in_all
+from fleetune.broker.store.settling import stride
+from fleetune.broker.store.store import AFTERWARDS, BEFORE, ByKind, in_all
 from fleetune.broker.tasks import Mark
 from fleetune.device_runtime.arrays import parse_arrays, write_atomically
 from fleetune.device_runtime.contracts.adapters import save_peft
@@ -70,7 +71,7 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CarriedOf(msgspec.Struct, frozen=True, kw_only=True):
-    """What was carried of one device in one round, -1 for the time after the last."""
+    """What was carried of one device in one round, -1 for the time after the last, -2 for all rounds that are settled."""
 
     round: int
     device: str
@@ -90,6 +91,7 @@ class Result:
         chooses: bool = False,
         strikes: int = 0,
         spending: Spending | None = None,
+        keep_rounds: int = 0,
     ) -> None:
         """Prepare.
 
@@ -100,20 +102,25 @@ class Result:
             chooses: whether a configurator or planner chooses: that has a file.
             strikes: as in :class:`fleetune.broker.job.Job`.
             spending: of a job with noise.
+            keep_rounds: as in :class:`fleetune.broker.job.Patience`: the history has no more rows than twice that.
         """
         self._chooses, self._strikes, self._spending = chooses, strikes, spending
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self.dropped = 0
         """Messages that the link has dropped until now."""
-        self._told: list[msgspec.Raw] = []
-        """Rows that are complete, as JSON."""
+        self._told: dict[int, msgspec.Raw] = {}
+        """Rows that are complete, as JSON, by version."""
+        self._next, self._keep_rounds = 0, keep_rounds
         self._kept = (0, 0)
         self._adapter_of = 0
         self._due = 0
 
     def tell(self, told: Row) -> None:
         """Take a row that is complete, and keep it; they come in order, from the first on. StateError as ``keep``."""
-        self._told.append(_as_json(told))
+        self._told[told.round] = _as_json(told)
+        self._next = told.round + 1
+        if 0 < 2 * self._keep_rounds < len(self._told) - 1:
+            self._thin(told.round - self._keep_rounds)
         self.keep()
 
     def keep(self, *, whole: bool = False) -> None:
@@ -126,13 +133,13 @@ class Result:
             StateError: the folder cannot be written, or the ledger not be read.
         """
         newest = self._ledger.newest
-        if newest <= 0 or self._kept == (newest, len(self._told)):
+        if newest <= 0 or self._kept == (newest, self._next):
             return
         if newest < self._due and not whole:
             self._write_adapter(newest)
             return
-        rest = [self._row(version) for version in range(len(self._told), newest + 1)]
-        self._write([*self._told, *map(_as_json, rest)], rest[-1] if rest else self._row(newest))
+        rest = rows(self._ledger, first=self._next, spending=self._spending)
+        self._write([*self._told.values(), *map(_as_json, rest)], rest[-1] if rest else self._row(newest))
         self._due = newest + newest // HISTORY_SHARE
 
     def conclude(self) -> AggregateReport:
@@ -142,6 +149,11 @@ class Result:
         self._write_traffic()
         history = rows(self._ledger, spending=self._spending)
         return self._write(history, history[-1])
+
+    def _thin(self, settled: int) -> None:
+        """Drop rows as the ledger does."""
+        every = stride(settled, self._keep_rounds)
+        self._told = {v: told for v, told in self._told.items() if v > settled or v % every == 0}
 
     def _row(self, version: int) -> Row:
         return row(self._ledger, version, spending=self._spending)
@@ -155,7 +167,7 @@ class Result:
     def _write_traffic(self) -> None:
         """One JSON object a line, for each device in each round; without a name what was for all."""
         path, ledger = self._ledger.folder / TRAFFIC, self._ledger
-        numbers = [*range(ledger.newest + 1), AFTERWARDS]
+        numbers = [BEFORE, *range(ledger.newest + 1), AFTERWARDS]
         lines = [
             CarriedOf(round=number, device=device, down=one.down, up=one.up)
             for number in numbers
@@ -165,10 +177,11 @@ class Result:
             write_atomically(path, msgspec.json.Encoder().encode_lines(lines))
 
     def _write(self, history: Sequence[Row | msgspec.Raw], last: Row) -> AggregateReport:
-        newest, report = len(history) - 1, _report(self._ledger, history, last, self._strikes, self.dropped)
+        newest = self._ledger.newest
+        report = _report(self._ledger, history, last, self._strikes, self.dropped)
         self._write_adapter(newest)
         write_run(self._ledger.folder, self._artifact, self._arguments, report)
-        self._kept = newest, len(self._told)
+        self._kept = newest, self._next
         return report
 
     def _write_adapter(self, newest: int) -> None:

@@ -148,7 +148,7 @@ class Service:
         """Devices whose retained statuses say that they are offline."""
         self._seen: set[str] = set()
         self._connections = -1
-        self._closed = past.closed
+        self._closed, self._keep_rounds = past.closed, patience.keep_rounds
         log.info(
             "job %s, artifact %s: %d rounds done, %d asked for",
             settings.job,
@@ -214,6 +214,9 @@ class Service:
             self._uploads.drop_late()
             oldest = self.federation.evaluations.oldest
             self._store.forget_before(oldest, but=self._versions.downlink.held())
+            if self._keep_rounds:
+                newest = self.federation.version - self._keep_rounds + 1
+                self._store.settle(min(oldest, newest), most=self._keep_rounds)
 
     def _read(self, topic: str, message: Message, now: float) -> None:
         if topic != self._outbound.topic:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from fleetune.broker.store.store import ByKind, Carried, Cost
+from fleetune.broker.store.store import BEFORE, ByKind, Carried, Cost
 
 _SPEND = """
 INSERT INTO costs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (round) DO UPDATE SET
@@ -56,6 +56,14 @@ def add_carried(sql: sqlite3.Connection, round_number: int, carried: Mapping[str
 def total_carried(sql: sqlite3.Connection, round_number: int | None) -> dict[str, Carried]:
     """What was carried in a round, or in all together, by device; ValidationError if a column is not what was written."""
     return {device: _carried(counts) for device, *counts in _of(sql, _CARRIED, round_number, _BY_DEVICE)}
+
+
+def fold_costs(sql: sqlite3.Connection, round_number: int) -> None:
+    """Add what a round has cost to what the settled ones have, under BEFORE; the caller commits."""
+    add_cost(sql, BEFORE, total_cost(sql, round_number))
+    add_carried(sql, BEFORE, total_carried(sql, round_number))
+    for table in ("costs", "carried"):
+        sql.execute(f"DELETE FROM {table} WHERE round = ?", (round_number,))
 
 
 def _of(sql: sqlite3.Connection, query: str, round_number: int | None, end: str = "") -> sqlite3.Cursor:

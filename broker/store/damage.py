@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
 from fleetune.device_runtime.errors import StateError, one_line
 
@@ -26,12 +27,16 @@ _COLUMNS = {
         int, int, int, int, int, float
     ],
     "SELECT round, device, kind, detail FROM marks": tuple[Count, Word, Word, str],
+    "SELECT turns, device, digest FROM settled_devices": tuple[Count, Word, str],
+    "SELECT version, turns FROM lines": tuple[Count, Count],
     "SELECT * FROM carried": tuple[int, str, _Size, _Size, _Size, _Size, _Size, _Size, _Size, _Size],
 }
 """What the rows of each query are made of."""
+_LAST = "(SELECT coalesce(max(version), -1) FROM lines)"
 _TIES = {
     "SELECT count(*) FROM versions a JOIN versions b ON b.version = a.version + 1 WHERE b.round < a.round": "rounds go back",
-    "SELECT max(version) - count(*) + 1 FROM versions": "versions are missing",
+    f"SELECT coalesce(max(version), {_LAST}) - {_LAST} - count(*) FROM versions WHERE version > {_LAST}": "versions are missing",
+    "SELECT max(version) >= (SELECT max(version) FROM versions) FROM lines": "versions are missing",
     "SELECT count(*) FROM updates WHERE task_id NOT IN (SELECT task_id FROM tasks)": "updates of no task",
     "SELECT count(*) FROM updates WHERE made NOT IN (SELECT version FROM versions)": "updates of no version",
     "SELECT count(*) FROM declines WHERE task_id NOT IN (SELECT task_id FROM tasks)": "declines of no task",
@@ -55,6 +60,8 @@ def check_damage(sql: sqlite3.Connection) -> None:
         raise ValueError(found)
     for query, row in _COLUMNS.items():
         msgspec.convert(sql.execute(query).fetchall(), list[row])  # type: ignore[valid-type]
+    for (text,) in sql.execute("SELECT line FROM lines"):
+        msgspec.json.decode(text, type=Row)
     for query, sentence in _TIES.items():
         if sql.execute(query).fetchone()[0]:
             raise ValueError(sentence)

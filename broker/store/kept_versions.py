@@ -30,10 +30,10 @@ def read_version(folder: Path, version: int | None = None) -> Kept:
     if not digests:
         raise ConfigError(f"{folder}: its aggregator has made no version yet")
     wanted = max(digests) if version is None else version
-    if wanted not in digests:
+    if not 0 <= wanted <= max(digests):
         raise ConfigError(f"{folder}: no version {wanted}; there are {min(digests)} to {max(digests)}")
     path = version_path(folder, wanted)
-    if 0 < wanted < max(digests) and not path.exists():
+    if wanted not in digests or (0 < wanted < max(digests) and not path.exists()):
         kept = [version for version in sorted(digests) if version_path(folder, version).exists()]
         raise ConfigError(
             f"{folder}: version {wanted} is not kept any more (--keep-versions); there are {some([str(v) for v in kept])}"

@@ -4,7 +4,6 @@ A file is written whole and synced before the row that names it, so a row never 
 database while an aggregator works: ``sqlite3.connect("file:OUT/ledger.sqlite?mode=ro", uri=True)``.
 """
 
-import fcntl
 import os
 import sqlite3
 import time
@@ -19,32 +18,25 @@ from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import Settings
+from fleetune.broker.job import FIXED, Settings
+from fleetune.broker.store import asked, settling
+from fleetune.broker.store.asked import TASKS, WITH_TASKS, noted_of, stats_of
 from fleetune.broker.store.blobs import Blobs
 from fleetune.broker.store.costs import add_carried, add_cost, total_carried, total_cost
-from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
-from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, prepare, task_of
+from fleetune.broker.store.damage import DAMAGES, damaged
+from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, task_of
 from fleetune.broker.store.marks import add_marks, count_held, read_marks
 from fleetune.broker.store.mask_notes import add_note, begin_anew, first_and_notes, forget_notes
 from fleetune.broker.store.memories import Memories
+from fleetune.broker.store.opening import locked, opened
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Past, finite
+from fleetune.broker.store.rows import row
+from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Line, Past, finite
 from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
-from fleetune.device_runtime.errors import ConfigError, StateError, WireError
-from fleetune.device_runtime.files import private_file
-
-_LOCK = "ledger.lock"
-_TASKS = "tasks JOIN works ON tasks.work = works.number"
-_OUTCOMES = """
-SELECT device, seed, works.work, stats, cause, round, num_samples, noted FROM (
-    SELECT task_id, stats, NULL AS cause, number AS after, 0 AS place, num_samples, noted FROM updates
-    UNION ALL SELECT task_id, '{}', cause, updates, number, 0, '{}' FROM declines
-) JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number ORDER BY after, place
-"""
-_WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
+from fleetune.device_runtime.errors import StateError, WireError
 
 
 class Ledger:
@@ -59,14 +51,15 @@ class Ledger:
             OSError: the folder cannot be written.
         """
         self.folder = folder
+        self._chooses = (settings.configurator, settings.traffic) != (FIXED, FIXED)
         self._blobs = Blobs(folder)
         self.replicas = Replicas(folder / "replicas")
         """Adapters that devices have in place of versions."""
         self.memories = Memories(folder / "memories")
         """What codecs remember of devices' updates."""
-        self._give_back = weakref.finalize(self, os.close, _locked(folder))
+        self._give_back = weakref.finalize(self, os.close, locked(folder))
         try:
-            self._sql = _opened(folder / LEDGER, settings)
+            self._sql = opened(folder / LEDGER, settings)
         except BaseException:
             self._give_back()
             raise
@@ -94,12 +87,18 @@ class Ledger:
             newest: int = self._one("SELECT coalesce(max(version), -1) FROM versions")
         return newest
 
+    @property
+    def settled(self) -> int:
+        """The newest version that is settled, with all before it but 0; 0 for none."""
+        with self._reading():
+            return settling.settled_to(self._sql)
+
     def past(self) -> Past:
         """Where the job stands."""
         with self._reading():
             closed = self._one("SELECT coalesce(max(round), 0) FROM versions")
             tasks = self._sql.execute(
-                f"SELECT {TASK} FROM {_TASKS} WHERE round > ? ORDER BY round, position", (closed,)
+                f"SELECT {TASK} FROM {TASKS} WHERE round > ? ORDER BY round, position", (closed,)
             )
             updates = self._sql.execute("SELECT task_id, digest FROM updates")
             declines = self._sql.execute(
@@ -128,42 +127,29 @@ class Ledger:
 
     def last_update(self, device_id: str) -> str | None:
         """Digest of the last accepted update of a device; None if it has none."""
-        query = """SELECT digest FROM tasks JOIN updates USING (task_id) WHERE tasks.device = ?
-                   ORDER BY tasks.round DESC, updates.number DESC LIMIT 1"""
         with self._reading():
-            found: str | None = self._one(query, device_id)
-        return found
+            return asked.last_update(self._sql, device_id)
 
     def turns(self, round_number: int | None = None) -> dict[str, int]:
-        """In how many rounds, up to one, each device was asked to train and did not decline, whatever came of it."""
-        query = """SELECT device, count(DISTINCT round) FROM tasks LEFT JOIN declines USING (task_id)
-                   WHERE declines.number IS NULL AND round <= coalesce(?, round) GROUP BY device"""
+        """In how many rounds, up to 0 or one that is not settled, each device was asked to train and did not decline."""
         with self._reading():
-            return msgspec.convert(dict(self._sql.execute(query, (round_number,))), dict[str, Count])
+            return asked.turns(self._sql, round_number)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Every accepted update and declined task of the job, in the order in which they came."""
+        """Every accepted update and declined task of the rounds that are not settled, in the order in which they came."""
         with self._reading():
-            for device, seed, work, stats, cause, number, num_samples, noted in self._sql.execute(_OUTCOMES):
-                of = parse_work(work, seed)
-                yield Outcome(device, of, _stats(stats), cause, number, num_samples, _noted(noted))
+            yield from asked.outcomes(self._sql)
 
     def decided(self) -> Iterator[Decided]:
-        """Every training task of the job in the order in which they were chosen, and what came of it."""
-        query = f"""SELECT outcomes, stats, declines.reason, {TASK} FROM {_TASKS} LEFT JOIN updates USING (task_id)
-                    LEFT JOIN declines USING (task_id) ORDER BY tasks.round, position"""
+        """Every training task of the rounds that are not settled in the order of their choice, and what came of it."""
         with self._reading():
-            for count, stats, declined, *task in self._sql.execute(query):
-                known, why = msgspec.convert((count, declined), tuple[int, str | None])
-                yield Decided(task_of(task), known, None if stats is None else _stats(stats), why)
+            yield from asked.decided(self._sql)
 
     def begin(self) -> int:
         """Keep that the job is started once more; return how often it was, from 1, higher at every call."""
         with self._durably():
-            self._sql.execute(
-                "CREATE TABLE IF NOT EXISTS starts (number INTEGER PRIMARY KEY, at REAL NOT NULL)"
-            )
             number = self._sql.execute("INSERT INTO starts VALUES (NULL, ?)", (time.time(),)).lastrowid
+            self._sql.execute("DELETE FROM starts WHERE number < ?", (number,))
         return int(number or 0)
 
     def enrol(self, tasks: Iterable[Task]) -> None:
@@ -206,7 +192,7 @@ class Ledger:
 
     def accepted(self) -> Iterator[Accepted]:
         """Updates that are in no version yet, one payload in memory at a time."""
-        query = f"""SELECT digest, num_samples, file, {TASK} FROM {_WITH_TASKS}
+        query = f"""SELECT digest, num_samples, file, {TASK} FROM {WITH_TASKS}
                     WHERE made IS NULL ORDER BY updates.number"""
         with self._reading():
             found = [
@@ -242,7 +228,7 @@ class Ledger:
             return add_marks(self._sql, [mark]) == 1
 
     def marks(self) -> list[Mark]:
-        """All that was noted of devices, in its order."""
+        """All that was noted of devices and is kept, in its order."""
         with self._reading():
             return read_marks(self._sql)
 
@@ -259,6 +245,23 @@ class Ledger:
                 if self._one("SELECT sha256 FROM versions WHERE version = ?", old) not in but:
                     self._blobs.forget(old)
 
+    def settle(self, version: int, *, most: int) -> None:
+        """Settle versions before this one, some at once, but in a job that chooses by what was told: that needs all of it."""
+        due = range(self.settled + 1, version)[: settling.MOST_AT_ONCE]
+        if self._chooses or len(due) < settling.AT_ONCE:
+            return
+        lines = [(one, msgspec.json.encode(row(self, one)).decode()) for one in due]
+        with self._durably():
+            settling.settle(self._sql, lines, most=most)
+            settling.forget_versions(self._sql, but={*self._blobs.kept_before(version)})
+        with self._durably():
+            settling.give_back(self._sql)
+
+    def line(self, version: int) -> Line | None:
+        """What stays of a settled version; None if nothing does, or it is not settled."""
+        with self._reading():
+            return settling.line(self._sql, version)
+
     def version_with(self, digest: str) -> int | None:
         """The newest version whose adapter file has this SHA-256; None if there is none, or it is not kept any more."""
         with self._reading():
@@ -272,7 +275,9 @@ class Ledger:
         return self._blobs.state(version, digest) if digest else b""
 
     def report(self, report: Report) -> bool:
-        """Keep an evaluation; False if there was one already."""
+        """Keep an evaluation; False if there was one already, or its version is settled."""
+        if 0 < report.version <= self.settled:
+            return False
         row = (
             report.version,
             report.device_id,
@@ -298,15 +303,15 @@ class Ledger:
             )
             number = self._one("SELECT round FROM versions WHERE version = ?", version)
             policies = self._sql.execute(
-                f"""SELECT works.work, count(*) FROM {_WITH_TASKS} WHERE made = ? AND made > 0 GROUP BY works.work
+                f"""SELECT works.work, count(*) FROM {WITH_TASKS} WHERE made = ? AND made > 0 GROUP BY works.work
                     ORDER BY min(updates.number)""",
                 (version,),
             )
             arms: Counter[str] = Counter()
             for work, count in policies:
                 arms[arm_of(parse_work(work, 0))] += count
-            losses = [(_stats(stats).get("loss"), num_samples) for stats, num_samples, _ in trained]
-            skipped = sum(_noted(noted).skipped for *_, noted in trained)
+            losses = [(stats_of(stats).get("loss"), num_samples) for stats, num_samples, _ in trained]
+            skipped = sum(noted_of(noted).skipped for *_, noted in trained)
             held = count_held(self._sql, number) if version else 0
             return msgspec.convert((number, losses, evaluated.fetchall(), arms, skipped, held), Figures)
 
@@ -353,46 +358,3 @@ class Ledger:
 
 
 _Payload = tuple[Count, str, Word]
-
-
-def _stats(text: str) -> dict[str, float]:
-    return msgspec.json.decode(text, type=dict[str, float])
-
-
-def _noted(text: str) -> Noted:
-    return msgspec.json.decode(text, type=Noted)
-
-
-def _locked(folder: Path) -> int:
-    """Take the folder for this process, and return the handle that holds it; it goes with whatever ends the process."""
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(handle)
-        raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
-    return handle
-
-
-def _opened(path: Path, settings: Settings) -> sqlite3.Connection:
-    try:
-        private_file(path)
-        sql = sqlite3.connect(path, timeout=5.0)
-    except sqlite3.Error as exc:
-        raise StateError(f"{path}: cannot be opened: {exc}") from exc
-    try:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-            sql.execute(f"PRAGMA {pragma}")
-        prepare(sql, settings, path)
-        check_damage(sql)
-    except DAMAGES as exc:
-        sql.close()
-        if "locked" in str(exc):
-            raise ConfigError(
-                f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
-            ) from exc
-        raise damaged(path, exc) from exc
-    except BaseException:
-        sql.close()
-        raise
-    return sql

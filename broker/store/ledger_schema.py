@@ -12,6 +12,8 @@ import msgspec
 from fleetune.broker.job import Settings, differences
 from fleetune.broker.store.costs import COLUMNS
 from fleetune.broker.store.marks import SCHEMA as MARKS
+from fleetune.broker.store.mask_notes import SCHEMA as MASK_NOTES
+from fleetune.broker.store.settling import SCHEMA as SETTLED
 from fleetune.broker.tasks import REASON_CHARS_MAX, Plan, Task
 from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
 from fleetune.device_runtime.contracts.wire import default_task_id
@@ -20,9 +22,9 @@ from fleetune.device_runtime.errors import ConfigError, StateError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """3: tasks say why, and after how many outcomes, they were chosen; declined tasks are kept. 4: plans of traffic, what is
-noted of an update, and bytes by device, direction and kind."""
+noted of an update, and bytes by device, direction and kind. 5: of versions that are settled a line stays."""
 TASK = "task_id, tasks.round, position, tasks.device, tasks.version, seed, works.work, tasks.reason, plan"
 """Columns of ``tasks JOIN works ON tasks.work = works.number`` that :func:`task_of` takes."""
 _SCHEMA = """
@@ -55,6 +57,14 @@ CREATE TABLE carried (round INTEGER, device TEXT, {", ".join(f"{name} INTEGER NO
                       PRIMARY KEY (round, device));
 """
 _SCHEMA_2 += _CARRIED
+_SCHEMA_5 = (
+    MARKS,
+    MASK_NOTES,
+    "CREATE TABLE IF NOT EXISTS starts (number INTEGER PRIMARY KEY, at REAL NOT NULL)",
+    *SETTLED,
+    *_INDEXES,
+)
+"""What ledgers of earlier formats may have, or not."""
 _FORMAT_1_AWAY = (
     "ALTER TABLE versions RENAME TO old_versions",
     "ALTER TABLE updates RENAME TO old_updates",
@@ -71,7 +81,6 @@ _FORMAT_1_OVER = (
     "DROP TABLE old_updates",
     "DROP TABLE old_evaluations",
     "DROP TABLE asked",
-    f"UPDATE job SET format = {FORMAT}",
 )
 _FORMAT_2_OVER = (
     "ALTER TABLE tasks ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
@@ -83,12 +92,14 @@ _FORMAT_3_OVER = (
     "ALTER TABLE tasks ADD COLUMN plan TEXT",
     "ALTER TABLE updates ADD COLUMN noted TEXT NOT NULL DEFAULT '{}'",
     _CARRIED,
-    f"UPDATE job SET format = {FORMAT}",
 )
+_OVER = {2: (*_FORMAT_2_OVER, *_FORMAT_3_OVER), 3: _FORMAT_3_OVER, 4: ()}
+"""By format, what is to be done to it before the tables of this one are made."""
+_IS_THIS = f"UPDATE job SET format = {FORMAT}"
 _NUM_OUTCOMES = (
     "(SELECT coalesce(max(number), 0) FROM updates) + (SELECT coalesce(max(number), 0) FROM declines)"
 )
-"""Nothing is ever taken out of either."""
+"""Of a job that chooses nothing is ever taken out of either."""
 
 
 def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
@@ -101,7 +112,7 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
     """
     text = msgspec.json.encode(settings).decode()
     if not sql.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        sql.executescript(f"BEGIN; {_SCHEMA} {_SCHEMA_2} COMMIT;")
+        sql.executescript(f"BEGIN; {_SCHEMA} {_SCHEMA_2} {'; '.join(_SCHEMA_5)}; COMMIT;")
     with sql:
         sql.execute("INSERT INTO job SELECT ?, ?, NULL WHERE NOT EXISTS (SELECT * FROM job)", (FORMAT, text))
     found, theirs = sql.execute("SELECT format, settings FROM job").fetchone()
@@ -116,11 +127,8 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
     if found == 1:
         _upgrade(sql, kept, path)
-    if found in (2, 3):
-        _upgrade_over(sql, (*_FORMAT_2_OVER, *_FORMAT_3_OVER) if found == 2 else _FORMAT_3_OVER)
-    with sql:
-        for statement in (MARKS, *_INDEXES):
-            sql.execute(statement)
+    if found in _OVER:
+        _upgrade_over(sql, _OVER[found])
     if not has_begun:
         _begin_anew(sql, text)
     elif settings != kept:
@@ -197,10 +205,10 @@ def parse_work(text: str, seed: int) -> LocalWork:
 
 
 def _upgrade_over(sql: sqlite3.Connection, statements: Iterable[str]) -> None:
-    """Bring format 2 or 3 to this one, in one transaction: what it did not keep stays unknown."""
+    """Bring a format from 2 on to this one, in one transaction: what it did not keep stays unknown."""
     with sql:
         sql.execute("BEGIN IMMEDIATE")
-        for statement in statements:
+        for statement in (*statements, *_SCHEMA_5, _IS_THIS):
             sql.execute(statement)
 
 
@@ -215,7 +223,7 @@ def _upgrade(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
             sql.execute(statement)
         add_tasks(sql, (_task_of_1(settings, *row) for row in asked))
         sql.create_function("stats_of", 1, lambda loss: "{}" if loss is None else json.dumps({"loss": loss}))
-        for statement in _FORMAT_1_OVER:
+        for statement in (*_FORMAT_1_OVER, *_SCHEMA_5, _IS_THIS):
             sql.execute(statement)
     log.warning(
         "%s: format 1 brought to %d; an open round goes on with the devices and seeds that it has, "

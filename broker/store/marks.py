@@ -1,4 +1,4 @@
-"""The marks of a ledger: what a job notes against a device, and what its operator forgives; nothing is taken out."""
+"""The marks of a ledger: what a job notes against a device, and what its operator forgives."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -13,7 +13,8 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS marks (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,
                                   detail TEXT NOT NULL, UNIQUE (round, device, kind))
 """
-"""Ledgers of earlier releases get it when they are opened; a release that does not know it leaves it alone."""
+MARK_ROUNDS = 64
+"""Marks of so many rounds say who is left out now: a term and the window before it are over after 42."""
 
 _Detail = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
 
@@ -30,6 +31,12 @@ def read_marks(sql: sqlite3.Connection) -> list[Mark]:
     """All marks in the order in which they were made; MsgspecError if one is not what was written."""
     rows = sql.execute("SELECT round, device, kind, detail FROM marks ORDER BY number").fetchall()
     return [Mark(*row) for row in msgspec.convert(rows, list[tuple[Count, Word, Word, _Detail]])]
+
+
+def forget_marks(sql: sqlite3.Connection, round_number: int) -> None:
+    """Delete the marks of a round and those before, but those that still tell. The caller commits."""
+    query = "DELETE FROM marks WHERE round <= min(?, (SELECT max(round) FROM versions) - ?)"
+    sql.execute(query, (round_number, MARK_ROUNDS))
 
 
 def count_held(sql: sqlite3.Connection, round_number: int) -> int:

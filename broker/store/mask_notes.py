@@ -9,7 +9,7 @@ import msgspec
 from fleetune.broker.tasks import Note
 from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX, Count, Word
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS mask_notes (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, kind TEXT NOT NULL,
                                        device TEXT NOT NULL, content BLOB NOT NULL)
 """
@@ -21,8 +21,7 @@ _Row = tuple[Word, Word, _Content]
 
 
 def add_note(sql: sqlite3.Connection, round_number: int, note: Note) -> None:
-    """Insert a note; the table is made with the first one. The caller commits."""
-    sql.execute(_SCHEMA)
+    """Insert a note. The caller commits."""
     row = (round_number, note.kind, note.device_id, _digest(note) + note.content)
     sql.execute("INSERT INTO mask_notes VALUES (NULL, ?, ?, ?, ?)", row)
 
@@ -36,14 +35,11 @@ def begin_anew(sql: sqlite3.Connection, round_number: int, first: int) -> None:
 
 def forget_notes(sql: sqlite3.Connection, round_number: int) -> None:
     """Delete the notes of a round and those before. The caller commits."""
-    if _has_notes(sql):
-        sql.execute("DELETE FROM mask_notes WHERE round <= ?", (round_number,))
+    sql.execute("DELETE FROM mask_notes WHERE round <= ?", (round_number,))
 
 
 def first_and_notes(sql: sqlite3.Connection, closed: int) -> tuple[int, tuple[Note, ...]]:
     """Position from which the tasks of the open round count, and its notes; MsgspecError or ValueError if they are damaged."""
-    if not _has_notes(sql):
-        return 0, ()
     query = "SELECT kind, device, content FROM mask_notes WHERE round > ? ORDER BY number"
     rows = msgspec.convert(sql.execute(query, (closed,)).fetchall(), list[_Row])
     found = [_checked(*row) for row in rows]
@@ -61,8 +57,3 @@ def _checked(kind: str, device_id: str, content: bytes) -> Note:
 def _digest(note: Note) -> bytes:
     same = msgspec.msgpack.encode((note.kind, note.device_id, note.content))
     return sha256(same).digest()[:_DIGEST_BYTES]
-
-
-def _has_notes(sql: sqlite3.Connection) -> bool:
-    query = "SELECT EXISTS (SELECT * FROM sqlite_master WHERE name = 'mask_notes')"
-    return bool(sql.execute(query).fetchone()[0])

@@ -14,6 +14,7 @@ from fleetune.broker.store.store import (
     Cost,
     Decided,
     Figures,
+    Line,
     Past,
     accepted_outcome,
     finite,
@@ -62,6 +63,11 @@ class MemoryStore:
     def newest(self) -> int:
         """The newest version; -1 before the first."""
         return len(self._versions) - 1
+
+    @property
+    def settled(self) -> int:
+        """None is."""
+        return 0
 
     def past(self) -> Past:
         """Where the job stands."""
@@ -197,6 +203,13 @@ class MemoryStore:
             if made.digest not in but:
                 self._versions[old] = made._replace(content=b"")
                 self._kept.discard(old)
+
+    def settle(self, version: int, *, most: int) -> None:
+        """Do nothing: all of it goes with the process."""
+
+    def line(self, version: int) -> Line | None:
+        """None: nothing is settled."""
+        return None
 
     def version_with(self, digest: str) -> int | None:
         """The newest version whose adapter file has this SHA-256; None if there is none, or it is not kept any more."""

@@ -60,13 +60,25 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Spent with this version and all before, of the device that was asked most often; None of a job without noise."""
 
 
-def rows(store: Store, *, spending: Spending | None = None) -> list[Row]:
-    """One row for each version, 0 first."""
-    return [row(store, version, spending=spending) for version in range(store.newest + 1)]
+def rows(store: Store, *, first: int = 0, spending: Spending | None = None) -> list[Row]:
+    """One row for each version from ``first`` on of which something is known; of settled ones some have none."""
+    found = (find_row(store, version, spending=spending) for version in range(first, store.newest + 1))
+    return [one for one in found if one is not None]
+
+
+def find_row(store: Store, version: int, *, spending: Spending | None = None) -> Row | None:
+    """As ``row``; None of a version that is settled and has no line."""
+    if not 0 < version <= store.settled:
+        return row(store, version, spending=spending)
+    line = store.line(version)
+    if line is None:
+        return None
+    told = msgspec.json.decode(line.text, type=Row)
+    return msgspec.structs.replace(told, epsilon=spending(line.turns)) if spending else told
 
 
 def row(store: Store, version: int, *, spending: Spending | None = None) -> Row:
-    """What is known of the round that made a version; ``spending`` is that of a job with noise."""
+    """What is known of the round that made a version that is not settled; ``spending`` is that of a job with noise."""
     figures = store.figures(version)
     cost, carried = store.cost(figures.round), in_all(store.carried(figures.round))
     return Row(

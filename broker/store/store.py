@@ -15,6 +15,8 @@ from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 
 AFTERWARDS = -1
 """Stands for a round where the time after the last one is meant."""
+BEFORE = -2
+"""Stands for all rounds that are settled: what they cost is known of all of them together."""
 
 
 class Past(NamedTuple):
@@ -156,6 +158,15 @@ class Figures(NamedTuple):
     """How many were beyond a bound of their round, and counted for less."""
 
 
+class Line(NamedTuple):
+    """What stays of a version that is settled."""
+
+    turns: int
+    """Of the device that was asked most often, up to it."""
+    text: str
+    """Its row as JSON, without epsilon."""
+
+
 class Store(Protocol):
     """The memory of one job. What a method has kept is durable when it returns; StateError if it cannot be kept or read."""
 
@@ -166,6 +177,10 @@ class Store(Protocol):
     @property
     def newest(self) -> int:
         """The newest version; -1 before the first."""
+
+    @property
+    def settled(self) -> int:
+        """The newest version that is settled, with all before it but 0: a line is known of it, or nothing; 0 for none."""
 
     @property
     def replicas(self) -> Replicas:
@@ -185,13 +200,13 @@ class Store(Protocol):
         """Digest of the accepted update of a task; None if it has none."""
 
     def turns(self, round_number: int | None = None) -> dict[str, int]:
-        """In how many rounds, up to one, each device was asked to train and did not decline, whatever came of it."""
+        """In how many rounds, up to 0 or one that is not settled, each device was asked to train and did not decline."""
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Every accepted update and declined task of the job, in the order in which they came."""
+        """Every accepted update and declined task of the rounds that are not settled, in the order in which they came."""
 
     def decided(self) -> Iterator[Decided]:
-        """Every training task of the job in the order in which they were chosen, and what came of it."""
+        """Every training task of the rounds that are not settled in the order of their choice, and what came of it."""
 
     def enrol(self, tasks: Iterable[Task]) -> None:
         """Keep tasks, before they are offered."""
@@ -229,7 +244,7 @@ class Store(Protocol):
         """Keep what is noted of a device; False if that of this kind was noted in this round already."""
 
     def marks(self) -> list[Mark]:
-        """All that was noted of devices, in its order."""
+        """All that was noted of devices and is kept, in its order."""
 
     def version(self, version: int) -> bytes:
         """Content of the adapter file of a version."""
@@ -240,6 +255,16 @@ class Store(Protocol):
         What else is known of them stays.
         """
 
+    def settle(self, version: int, *, most: int) -> None:
+        """Settle versions before this one, which nobody is at any more; of at most ``most``, evenly spaced, a line stays.
+
+        What later rounds go by stays: turns, last updates, sums of costs, marks of MARK_ROUNDS, and of a job that chooses by
+        what was told, everything.
+        """
+
+    def line(self, version: int) -> Line | None:
+        """What stays of a settled version; None if nothing does, or it is not settled."""
+
     def version_with(self, digest: str) -> int | None:
         """The newest version whose adapter file has this SHA-256; None if there is none, or it is not kept any more."""
 
@@ -247,7 +272,7 @@ class Store(Protocol):
         """The strategy's state after the newest version; empty if it has none, and of all before."""
 
     def report(self, report: Report) -> bool:
-        """Keep an evaluation; False if there was one already."""
+        """Keep an evaluation; False if there was one already, or its version is settled."""
 
     def figures(self, version: int) -> Figures:
         """What was told about a version."""

@@ -9,7 +9,7 @@ from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.seal import Stamp
 from fleetune.device_runtime.contracts.wire import Offer
-from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.errors import StateError, one_line
 
 _Number = Annotated[int, Meta(ge=0)]
 
@@ -65,7 +65,6 @@ class Taken:
         try:
             kept = msgspec.msgpack.decode(self._outbox.recall(self._key) or b"\x80", type=_Kept)
         except msgspec.MsgspecError as exc:
-            raise StateError(
-                f"what this device has taken in job {self._job!r} is damaged: {exc}; move its state folder away to start afresh"
-            ) from exc
+            wrong = f"what this device has taken in job {self._job!r} is damaged: {one_line(exc)}"
+            raise StateError(f"{wrong}; move its state folder away to start afresh") from exc
         return dict(kept.places), Stamp(kept.start, kept.number)

@@ -14,7 +14,7 @@ from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.processor import int8_path
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, one_line
 
 LIMIT = 1e-4
 INT8_LIMIT = 5e-2
@@ -120,7 +120,7 @@ def _plans(path: Path) -> dict[str, list[int]]:
     try:
         return msgspec.json.decode(said, type=dict[str, list[int]])
     except (msgspec.MsgspecError, RecursionError) as exc:
-        raise ArtifactError(f"{path}: its plans cannot be read: {exc}; export again") from exc
+        raise ArtifactError(f"{path}: its plans cannot be read: {one_line(exc)}; export again") from exc
 
 
 def _part(arrays: Arrays, prefix: str) -> Arrays:

@@ -14,7 +14,7 @@ import numpy as np
 from fleetune.device_runtime.arrays import Array, Arrays, Floats, load_arrays, sha256_of
 from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Targets, Tensor
 from fleetune.device_runtime.contracts.soundness import table_problems
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, one_line
 
 MANIFEST = "manifest.json"
 BASE = "base.safetensors"
@@ -163,7 +163,7 @@ def _parse(content: bytes, folder: Path) -> Manifest:
             return _counting(_upgraded(msgspec.json.decode(content), folder))
         return _counting(msgspec.json.decode(content, type=Manifest))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as exc:
-        raise ArtifactError(f"{folder / MANIFEST}: {exc}") from exc
+        raise ArtifactError(f"{folder / MANIFEST}: {one_line(exc)}") from exc
 
 
 def _upgraded(found: dict[str, Any], folder: Path) -> Manifest:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.errors import ArtifactError
+from fleetune.device_runtime.errors import ArtifactError, one_line
 
 INSTALL = (
     "python -m venv .venv-ort && .venv-ort/bin/pip install onnxruntime-training-cpu==1.19.2 'onnx<1.18' 'numpy<2.3' "
@@ -62,7 +62,7 @@ def read_layout(artifact: Artifact) -> dict[int, DepthModel]:
     try:
         layout = msgspec.json.decode(path.read_bytes(), type=Layout)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ArtifactError(f"{path}: {exc}") from exc
+        raise ArtifactError(f"{path}: {one_line(exc)}") from exc
     if layout.format != FORMAT:
         raise ArtifactError(f"{path}: format {layout.format}, this version reads {FORMAT}")
     for model in layout.models:

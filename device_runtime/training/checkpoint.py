@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from fleetune.device_runtime.arrays import PRIVATE, Array, Arrays, load_arrays, save_arrays, to_bytes
 from fleetune.device_runtime.contracts.work import LocalWork
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError, one_line
 from fleetune.device_runtime.options import values_of
 
 FORMAT = 2
@@ -156,14 +156,14 @@ def _read_said(path: Path) -> str:
         with safe_open(path, framework="np") as file:
             return str((file.metadata() or {}).get(_HEADER, ""))
     except (OSError, SafetensorError) as exc:
-        raise StateError(f"{path}: not a checkpoint: {exc}; delete it to start anew") from exc
+        raise StateError(f"{path}: not a checkpoint: {one_line(exc)}; delete it to start anew") from exc
 
 
 def _parse_header(path: Path, said: str) -> _Header:
     try:
         header = msgspec.json.decode(said, type=_Header)
     except (msgspec.MsgspecError, RecursionError) as exc:
-        raise StateError(f"{path}: not a checkpoint: {exc}; delete it to start anew") from exc
+        raise StateError(f"{path}: not a checkpoint: {one_line(exc)}; delete it to start anew") from exc
     if header.format != FORMAT:
         raise StateError(
             f"{path}: checkpoint format {header.format}, this version reads {FORMAT}; delete it to start anew"

@@ -1,7 +1,6 @@
 """Real processes, a real Mosquitto, a real artifact, real SIGKILLs; the result is compared to the bit."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -18,8 +17,8 @@ import plain_models
 import pytest
 import torch
 from flat import aggregate, device
-from paths import ROOT
 from pretended import PretendedSystem
+from processes import Processes, environment
 from safetensors.numpy import load
 from servers import free_port
 from waiting import until
@@ -63,19 +62,19 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-class Fleet:
-    """Processes of one federation, each of which can be killed and started again."""
+class Fleet(Processes):
+    """An aggregator and devices of one job."""
 
     def __init__(self, root: Path, artifact: Path, data: Path, url: str) -> None:
-        self.root, self.artifact, self.data, self.url = root, artifact, data, url
-        self.processes: dict[str, subprocess.Popen] = {}
+        super().__init__(root, artifact)
+        self.data, self.url = data, url
 
     def aggregate(self, **changes) -> None:
         options = {
             "rounds": ROUNDS, "clients": len(NAMES), "local_steps": STEPS, "lr": LR, "seq_len": SEQ_LEN,
             "policy": "exact-k", "drop": 0.5, "out": str(self.root / "run"), "evaluation_s": 30, **changes,
         }  # fmt: skip
-        self._start("aggregator", "aggregate", options)
+        self.start("aggregator", "aggregate", options)
 
     def device(self, name: str, **changes) -> None:
         options = {
@@ -83,7 +82,7 @@ class Fleet:
             "least_batch": 0, "least_effective": 0,  # all rows train, as in one process
             **changes,
         }  # fmt: skip
-        self._start(name, "device", options)
+        self.start(name, "device", options)
 
     def devices(self, *, evaluate: bool = False) -> None:
         for name in NAMES:
@@ -91,33 +90,11 @@ class Fleet:
         if evaluate:
             self.device("e", role="evaluate")
 
-    def _start(self, name: str, function: str, options: dict) -> None:
-        options |= {"mqtt": self.url, "job": "plain"}
-        code = (
-            "import json, logging, msgspec, sys; logging.basicConfig(level=logging.INFO)\n"
-            "from fleetune.device_runtime.agent import presence; presence.HELLO_S = 1.0\n"  # else a lost one costs 30 s
-            f"from flat import {function}\n"
-            f"report = {function}({str(self.artifact)!r}, **json.loads(sys.argv[1]))\n"
-            "sys.stdout.write(msgspec.json.encode(report).decode())"
-        )
-        log = (self.root / f"{name}.log").open("ab")
-        command = [sys.executable, "-c", code, json.dumps(options)]
-        self.processes[name] = children.start(command, stdout=subprocess.PIPE, stderr=log, env=_environment())
+    def start(self, name: str, function: str, options: dict) -> None:
+        super().start(name, function, {**options, "mqtt": self.url, "job": "plain"})
 
-    def kill(self, name: str) -> None:
-        self.processes[name].kill()
-        self.processes[name].wait()
-
-    def pause(self, name: str) -> None:
-        self.processes[name].send_signal(signal.SIGSTOP)
-
-    def report(self, name: str) -> dict:
-        output, _ = self.processes[name].communicate(timeout=PATIENCE_S)
-        assert self.processes[name].returncode == 0, self.log(name)
-        return json.loads(output)
-
-    def log(self, name: str) -> str:
-        return (self.root / f"{name}.log").read_text()[-3000:]
+    def report(self, name: str, *, timeout_s: float = PATIENCE_S) -> dict:
+        return super().report(name, timeout_s=timeout_s)
 
     def wait_for(self, *patterns: str) -> None:
         """Wait until every glob below the root matches something."""
@@ -129,16 +106,6 @@ class Fleet:
 
     def wait_for_log(self, name: str, words: str) -> None:
         until(lambda: words in self.log(name), PATIENCE_S, saying=lambda: self.log(name))
-
-    def close(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
 
 
 @contextmanager
@@ -342,7 +309,7 @@ def test_sigterm_ends_a_paused_device_at_once_and_it_says_goodbye(artifact, data
     ]
     command = [sys.executable, "-c", "from fleetune.toolkit.cli import main; main()", *words]
     with children.start(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
         try:
             assert "connected: " in process.stdout.readline()
@@ -431,9 +398,9 @@ def test_wrong_settings_are_refused_before_anything_is_written(artifact, tmp_pat
 def test_two_processes_do_not_share_a_state_folder(fleet):
     fleet.device("a")
     fleet.wait_for("a/outbox.sqlite")
-    fleet.processes["first"] = fleet.processes["a"]
+    fleet.running["first"] = fleet.running["a"]
     fleet.device("a")
-    assert fleet.processes["a"].wait(PATIENCE_S) == 1
+    assert fleet.running["a"].wait(PATIENCE_S) == 1
     assert "StateError" in fleet.log("a")
     assert "another device process works here" in fleet.log("a")
 
@@ -455,7 +422,7 @@ def test_a_device_of_another_artifact_is_told_so(fleet, tmp_path):
     fleet.aggregate()
     fleet.artifact = other
     fleet.device("a")
-    assert fleet.processes["a"].wait(PATIENCE_S) == 1
+    assert fleet.running["a"].wait(PATIENCE_S) == 1
     assert "ConfigError: the aggregator of job 'plain' cannot use this device: its artifact is" in fleet.log(
         "a"
     )

@@ -1,11 +1,7 @@
 """Federations of real processes that are killed, cut off and started again: what comes of them is told, to be compared."""
 
-import json
-import os
 import random
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,20 +9,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import children
-from paths import ROOT
+from processes import Processes
 from servers import Mosquitto
 
 JOB = "campaign"
-_CODE = """
-import json, logging, msgspec, sys
-logging.basicConfig(level=logging.INFO)
-from fleetune.device_runtime.agent import presence
-presence.HELLO_S = {hello_s}
-from flat import {function}
-report = {function}({artifact!r}, **json.loads(sys.argv[1]))
-sys.stdout.write(msgspec.json.encode(report).decode())
-"""
 
 
 class Came(NamedTuple):
@@ -72,11 +58,10 @@ class Campaign:
     ) -> None:
         """``url`` makes of the server's address what clients use, ``prefix`` begins commands, ``listen`` are the server's."""
         root.mkdir(parents=True)
-        self.root, self.artifact, self.data = root, artifact, data
-        self.job, self.device, self.prefix, self._hello_s = job, device or {}, list(prefix), hello_s
+        self.root, self.data, self.job, self.device = root, data, job, device or {}
+        self.processes = Processes(root, artifact, hello_s=hello_s, prefix=prefix)
         self.server = Mosquitto(root, *(listen or ["allow_anonymous true"]))
         self.url = (url or str)(self.server.url)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.kills: Counter[str] = Counter()
 
     def run(self, *, timeout_s: float, disturb: Callable[["Campaign"], float] | None = None) -> Came:
@@ -87,23 +72,20 @@ class Campaign:
                 for name in ("aggregator", *self.NAMES, "e"):
                     self.start(name)
                 again_at = time.monotonic() + 0.5
-                while self.processes["aggregator"].poll() is None:
+                while not self.processes.is_over("aggregator"):
                     now = time.monotonic()
                     assert now < begun + timeout_s, (
-                        f"not done after {timeout_s:g} s, {self.num_rounds} rounds: {self.log('aggregator')}"
+                        f"not done after {timeout_s:g} s, {self.num_rounds} rounds: {self.processes.log('aggregator')}"
                     )
                     if disturb and now >= again_at:
                         again_at = time.monotonic() + disturb(self)
                     time.sleep(0.02)
-                output, _ = self.processes["aggregator"].communicate()
-                assert self.processes["aggregator"].returncode == 0, self.log("aggregator")
+                report = self.processes.report("aggregator", timeout_s=timeout_s)
                 for name in (*self.NAMES, "e"):
-                    self.processes[name].wait(90)
+                    self.processes.running[name].wait(90)
             finally:
-                for process in self.processes.values():
-                    process.kill()
-                    process.wait()
-        return self._came(json.loads(output), time.monotonic() - begun)
+                self.processes.close()
+        return self._came(report, time.monotonic() - begun)
 
     def kill(self, name: str) -> None:
         """Kill one, by SIGKILL, and start it again."""
@@ -111,10 +93,8 @@ class Campaign:
         if name == "server":
             self.server.kill()
             self.server.start()
-        elif self.processes[name].poll() is None:
-            self.processes[name].kill()
-            self.processes[name].wait()
-            self.processes[name].stdout.close()
+        elif not self.processes.is_over(name):
+            self.processes.kill(name)
             self.start(name)
 
     def start(self, name: str) -> None:
@@ -132,21 +112,7 @@ class Campaign:
                 **self.device,
             }
             options |= {"role": "evaluate"} if name == "e" else {}
-        code = _CODE.format(function=function, artifact=str(self.artifact), hello_s=self._hello_s)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
-            "OMP_NUM_THREADS": "1",
-        }
-        with (self.root / f"{name}.log").open("ab") as log:
-            command = [*self.prefix, sys.executable, "-c", code, json.dumps(options)]
-            self.processes[name] = children.start(
-                command, stdout=subprocess.PIPE, stderr=log, env=environment
-            )
-
-    def log(self, name: str) -> str:
-        """The end of what one has said."""
-        return (self.root / f"{name}.log").read_text()[-2500:]
+        self.processes.start(name, function, options)
 
     @property
     def num_rounds(self) -> int:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import fleet
 import mutations
@@ -18,6 +19,7 @@ from simulated import FILE, write_config
 from words import write_lines
 
 from fleetune.broker.job import Patience
+from fleetune.broker.store import settling
 from fleetune.broker.store.kept_versions import read_version
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
@@ -135,12 +137,15 @@ def agent(folder: Path) -> Iterator[Reader]:
 
 @contextmanager
 def ledger(folder: Path) -> Iterator[Reader]:
-    """A job's ledger, opened by its aggregator and by ``merge``."""
+    """A job's ledger, opened by its aggregator and by ``merge``; one with settled rounds too."""
     world = fleet.world(folder, numbers=(0, 1), evaluate=True, rounds=3, codec="int8").run()
     settings, out = world.aggregator.settings, folder / "aggregator"
     world.aggregator.kill()
     path = out / LEDGER
-    sample = _settled(path)
+    samples = [_settled(path)]
+    with patch.object(settling, "AT_ONCE", 1), Ledger(out, settings) as opened:
+        opened.settle(3, most=2)
+    samples.append(_settled(path))
 
     def read(content: bytes) -> None:
         _replace(path, content)
@@ -153,10 +158,10 @@ def ledger(folder: Path) -> Iterator[Reader]:
                 opened.cost(),
                 opened.carried(),
             )
-            opened.last_update("device-0"), opened.version_with("0" * 64)
+            opened.last_update("device-0"), opened.version_with("0" * 64), opened.turns()
         read_version(out)
 
-    yield Reader([sample], mutations.of_sqlite(folder / "scratch.sqlite"), read)
+    yield Reader(samples, mutations.of_sqlite(folder / "scratch.sqlite"), read)
 
 
 def _settled(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from fleetune.broker.store.store import ByKind
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import RUN, write_run
-from fleetune.device_runtime.errors import DataError
+from fleetune.device_runtime.errors import DataError, one_line
 from fleetune.device_runtime.files import doing
 
 ROUNDS, DEVICES = "rounds.jsonl", "devices.jsonl"
@@ -211,4 +211,4 @@ def _record(path: Path, number: int, line: bytes, kind: type[R]) -> R:
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise DataError(f"{path}, line {number}: {exc}") from exc
+        raise DataError(f"{path}, line {number}: {one_line(exc)}") from exc

@@ -30,6 +30,10 @@ _NEWER = {
 """Fields newer than journals on disks, of a job and of its patience, and their defaults: where they differ it is another run."""
 
 
+_KEEPING = ("keep_versions", "keep_rounds")
+"""Of patience what no choice goes by."""
+
+
 def check_folder(folder: Path, *, must_go_on: bool) -> None:
     """Raise ConfigError if another command's work lies there, or nothing that could be gone on with."""
     has_journal = (folder / JOURNAL).exists()
@@ -47,7 +51,7 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
         name: value for name, value in said.items() if name not in (*_ANY_TIME, "artifact", "data", "job")
     }
     kept["work"] = told_work(config.work)
-    patience = {n: v for n, v in said["patience"].items() if n != "keep_versions"}
+    patience = {n: v for n, v in said["patience"].items() if n not in _KEEPING}
     kept["patience"] = {n: v for n, v in patience.items() if _NEWER.get(n) != v}
     kept["fleet"] = {name: value for name, value in said["fleet"].items() if value}
     job = {name: value for name, value in said["job"].items() if name not in _ANY_TIME}

@@ -127,7 +127,7 @@ def test_a_ledger_of_another_format_is_refused_with_the_next_step(ledger):
     ledger._sql.commit()
     ledger.close()
     with pytest.raises(
-        StateError, match="format 9; this version reads 1 to 4: use the fleetune that wrote it"
+        StateError, match="format 9; this version reads 1 to 5: use the fleetune that wrote it"
     ):
         Ledger(ledger.folder, SETTINGS)
 

@@ -67,7 +67,7 @@ def test_nothing_of_an_old_ledger_is_lost(folder, caplog):
             bytes_down=684, bytes_up=267, bytes_sent=5818, bytes_received=2892, seconds=8.0
         )
         assert len(list(ledger.outcomes())) == 3
-    assert caplog.text.count("format 1 brought to 4; an open round goes on with the devices and seeds") == 1
+    assert caplog.text.count("format 1 brought to 5; an open round goes on with the devices and seeds") == 1
 
 
 def test_it_is_taken_over_once(folder, caplog):
@@ -147,7 +147,7 @@ def test_a_ledger_of_format_2_without_a_round_takes_any_settings(tmp_path):
     Ledger(tmp_path, settings).close()
     _as_format_2(tmp_path / LEDGER)
     with Ledger(tmp_path, msgspec.structs.replace(settings, clients=1, min_clients=1)) as ledger:
-        assert ledger._sql.execute("SELECT format FROM job").fetchone() == (4,)
+        assert ledger._sql.execute("SELECT format FROM job").fetchone() == (5,)
 
 
 CHANGES_2 = {"rounds": 2, "clients": 2, "min_clients": 2}

@@ -199,6 +199,13 @@ def test_an_unknown_field_is_named(copy: Path) -> None:
         open_artifact(copy)
 
 
+def test_a_name_of_several_lines_is_shown_on_one(copy: Path) -> None:
+    edit(copy, lambda m: m["layers"][0].update({"sur\nprise\x1b[1m": 1}))
+    with pytest.raises(ArtifactError, match=r"sur\?prise\?\[1m") as caught:
+        open_artifact(copy)
+    assert str(caught.value).isprintable()
+
+
 def without_role(manifest: dict[str, Any]) -> None:
     manifest["format"] = 1
     for row in manifest["inputs"]:

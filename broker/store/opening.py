@@ -1,0 +1,58 @@
+"""Opens the database of a ledger for one aggregator at a time, and looks at all of it once."""
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from fleetune.broker.job import Settings
+from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
+from fleetune.broker.store.ledger_schema import prepare
+from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.files import private_file
+
+_LOCK = "ledger.lock"
+_PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL")
+"""The first is for new ledgers: one of an earlier release uses pages anew that are free, and does not become smaller."""
+
+
+def locked(folder: Path) -> int:
+    """Take the folder for this process, and return the handle that holds it; it goes with whatever ends the process."""
+    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(handle)
+        raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
+    return handle
+
+
+def opened(path: Path, settings: Settings) -> sqlite3.Connection:
+    """Open or begin a ledger; one of an earlier format is brought to this one.
+
+    Raises:
+        ConfigError: it is another job's, or another aggregator's at this moment.
+        StateError: it is damaged, or of another format.
+        OSError: it cannot be written.
+    """
+    try:
+        private_file(path)
+        sql = sqlite3.connect(path, timeout=5.0)
+    except sqlite3.Error as exc:
+        raise StateError(f"{path}: cannot be opened: {exc}") from exc
+    try:
+        for pragma in _PRAGMAS:
+            sql.execute(f"PRAGMA {pragma}")
+        prepare(sql, settings, path)
+        check_damage(sql)
+    except DAMAGES as exc:
+        sql.close()
+        if "locked" in str(exc):
+            raise ConfigError(
+                f"{path.parent}: another aggregator, of release 0.1.0, is at work here"
+            ) from exc
+        raise damaged(path, exc) from exc
+    except BaseException:
+        sql.close()
+        raise
+    return sql
