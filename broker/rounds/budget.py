@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from fleetune.broker.job import Settings
+
 
 class Budget:
     """Counts rounds by device; every question takes the same time however many devices there are."""
@@ -19,6 +21,10 @@ class Budget:
         """Devices that were here and may be asked again."""
         return len(self._seen) - self.num_spent
 
+    def runs_out(self, least: int) -> bool:
+        """Whether fewer devices than ``least`` may be asked again, as far as is known."""
+        return bool(self.num_spent) and self.num_left < least
+
     def see(self, device: str) -> None:
         """A device is here to train."""
         self._seen.add(device)
@@ -33,3 +39,11 @@ class Budget:
         self.num_spent -= self.is_spent(device)
         self._turns[device] += turns
         self.num_spent += self.is_spent(device)
+
+
+def why_ended(budget: Budget, settings: Settings) -> str:
+    """Say why a job that may ask too few devices again ends early."""
+    return (
+        f"{budget.num_left} devices may be asked again, and a round needs {settings.min_clients}: "
+        f"with another, epsilon would exceed {settings.dp.most_epsilon:g}"
+    )

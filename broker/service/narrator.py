@@ -31,7 +31,7 @@ class Narrator:
     def _gathering(self, now: float) -> str:
         """Devices that the next round lacks; empty if a round is open, or no more are to come."""
         rounds = self._federation.rounds
-        here, wanted = rounds.num_fit(rounds.closed + 1), rounds.wanted(now)
+        here, wanted = rounds.quorum.num_fit(rounds.closed + 1), rounds.wanted(now)
         if rounds.open_round or rounds.is_done or here >= wanted or (here > _NAMED and here % _EVERY):
             return ""
         names = f": {listed(rounds.roster.present)}" if 0 < here <= _NAMED else ""
