@@ -1,4 +1,4 @@
-"""The synchronous scheduler: a round opens for a number of devices, and closes when each has answered or its time is over.
+"""The synchronous scheduler: a round opens for a number of devices, and closes when each has answered, or is gone, or is late.
 
 A round starts from the newest version and closes into the next.
 """
@@ -68,6 +68,8 @@ class Barrier:
         self.masks: MaskedRound | None = None
         """Those of the open round, if its updates are masked."""
         self._repeats = 0
+        self._advanced_at = -inf
+        """What time brings about by then is done."""
         self.open_round = self._restored(past, now) if past.tasks and not self.is_done else None
         """The round that is open, if one is."""
 
@@ -105,16 +107,28 @@ class Barrier:
         """A device is here, or still here: offer again what it still owes."""
         self._seen.add(device_id)
         self._budget.see(device_id)
+        self.hear(device_id)
         if device_id in self.roster.barred:
             return []
         if self._budget.is_spent(device_id) and not self.task(device_id):
             self.roster.bar(device_id, _SPENT)
-        is_asked = self.open_round and device_id in self.open_round.tasks.keys() - self.open_round.again
+        is_asked = self.task(device_id) and self.open_round and device_id not in self.open_round.again
         self.roster.arrive(device_id, is_asked=bool(is_asked))
         again: list[Action] = self.masks.retell(device_id) if self.masks else []
         if self.open_round and self.open_round.standing(device_id) is Standing.PENDING:
             return [*self._offers(self.open_round, (device_id,), now), *again]
         return again
+
+    def hear(self, device_id: str) -> None:
+        """A device that has said anything but goodbye is there."""
+        if self.open_round:
+            self.open_round.find(device_id)
+
+    def leave(self, device_id: str, now: float) -> None:
+        """A device is gone: the round waits for it no longer than the grace, if it has enough updates or others to ask."""
+        self.roster.leave(device_id)
+        if self.open_round:
+            self.open_round.lose(device_id, now)
 
     def mask_refusal(self, message: MaskMessage) -> str:
         """Say why a device's message about masks cannot be taken; empty if it can, or was before."""
@@ -162,6 +176,7 @@ class Barrier:
 
     def advance(self, now: float) -> list[Action]:
         """Do what the events so far call for."""
+        self._advanced_at = now
         actions: list[Action] = []
         if self.open_round:
             actions += self._ask_more(self.open_round, now)
@@ -190,7 +205,9 @@ class Barrier:
         if self._is_deserted:
             return -inf
         if self.open_round:
-            return min(self.open_round.deadline, self.masks.due_at if self.masks else inf)
+            lost_by = self.open_round.lost_by(self._patience.grace_s)
+            soon = lost_by if lost_by > self._advanced_at else inf
+            return min(self.open_round.deadline, soon, self.masks.due_at if self.masks else inf)
         number = self.closed + 1
         is_enough = not self._gathered and self.quorum.num_fit(number) >= self.quorum.least(number)
         if self._budget_runs_out and not self.is_done:
@@ -207,8 +224,9 @@ class Barrier:
 
         At first others may be on their way, after a restart too: they are waited for as those of the first round are.
         """
-        for device in [d for d in self.roster.present if self._budget.is_spent(d)]:
-            self.roster.bar(device, _SPENT)
+        for device in self._budget.take_newly_spent():
+            if device in self.roster:  # another is barred when it comes
+                self.roster.bar(device, _SPENT)
         if self._budget_runs_out and now >= self._began + self._patience.gather_s:
             self.early_end = why_ended(self._budget, self._settings)
 
@@ -242,7 +260,7 @@ class Barrier:
         """Go on with the masks of the open round; if too few can have any, begin it anew."""
         if self.masks is None:
             return []
-        actions = self.masks.advance(open_round.of(Standing.PENDING), now)
+        actions = self.masks.advance(open_round.waited_for(now, self._patience.grace_s), now)
         leave_out_slow(open_round, self.masks)
         is_over = is_hopeless(open_round, self.masks, self._settings.min_clients)
         return [*actions, *(self._repeat(open_round, now) if is_over else ())]
@@ -313,7 +331,7 @@ class Barrier:
             is_short = open_round.count(Standing.PENDING) < self._settings.min_clients
             return self._ask(open_round, now) if is_short and self.masks.is_taking_devices else []
         enough = open_round.count(Standing.ACCEPTED) >= self._settings.min_clients
-        return [] if enough or open_round.count(Standing.PENDING) else self._ask(open_round, now)
+        return self._ask(open_round, now) if not enough and self._has_heard_all(open_round, now) else []
 
     def _ask(self, open_round: OpenRound, now: float) -> list[Action]:
         """Ask as many as are lacking of those here who were not asked in this round; for the head all of them."""
@@ -351,8 +369,15 @@ class Barrier:
     def _close_if_complete(self, open_round: OpenRound, now: float) -> list[Action]:
         is_enough = open_round.count(Standing.ACCEPTED) >= self.quorum.least(open_round.number)
         is_late = self.masks is not None and self.masks.phase == REVEALS
-        is_complete = is_enough and (is_late or not open_round.count(Standing.PENDING))
-        return self._close(open_round, now) if is_complete else []
+        if not is_enough or not (is_late or self._has_heard_all(open_round, now)):
+            return []
+        if not is_late and (gone := open_round.of(Standing.PENDING)):
+            log.warning("round %d goes on without %s: gone", open_round.number, listed(gone))
+        return self._close(open_round, now)
+
+    def _has_heard_all(self, open_round: OpenRound, now: float) -> bool:
+        """Whether every device that was asked has answered, or is gone for longer than the grace."""
+        return not open_round.num_living and open_round.lost_by(self._patience.grace_s) <= now
 
     def _close(self, open_round: OpenRound, now: float) -> list[Action]:
         """Close a round; one under masks first asks for the shares that take them off."""

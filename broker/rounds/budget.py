@@ -13,7 +13,8 @@ class Budget:
         """Begin with the ``turns`` that devices have had; ``rounds_max`` None is no limit."""
         self._max, self._turns = rounds_max, Counter(turns)
         self._seen = set(turns)
-        self.num_spent = sum(self.is_spent(device) for device in turns)
+        self._newly = {device for device in turns if self.is_spent(device)}
+        self.num_spent = len(self._newly)
         """Devices that may be asked no more."""
 
     @property
@@ -39,6 +40,12 @@ class Budget:
         self.num_spent -= self.is_spent(device)
         self._turns[device] += turns
         self.num_spent += self.is_spent(device)
+        (self._newly.add if self.is_spent(device) else self._newly.discard)(device)
+
+    def take_newly_spent(self) -> set[str]:
+        """Return the devices that may be asked no more, once each."""
+        found, self._newly = self._newly, set()
+        return found
 
 
 def why_ended(budget: Budget, settings: Settings) -> str:

@@ -106,8 +106,8 @@ class Federation:
         return [*again, *self._advance(now)]
 
     def offline(self, device_id: str, now: float) -> list[Action]:
-        """A device is gone; its place in the round stays until the deadline."""
-        self.rounds.roster.leave(device_id)
+        """A device is gone; its place in the round stays until the round is closed."""
+        self.rounds.leave(device_id, now)
         self.evaluations.offline(device_id)
         return self._advance(now)
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
+from math import inf
 
 from fleetune.broker.tasks import Task
 
@@ -19,7 +20,7 @@ class Standing(Enum):
 
 
 class OpenRound:
-    """One round from its opening to its closing; every question but ``of`` takes the same time however many devices there are."""
+    """One round from its opening to its closing. A question takes the same time however many devices there are, but for ``of``."""
 
     def __init__(self, number: int, deadline: float, *, first: int = 0) -> None:
         self.number, self.deadline, self.first = number, deadline, first
@@ -33,6 +34,8 @@ class OpenRound:
         """Devices that declined, and have something else to be asked."""
         self._refusals: dict[str, dict[bytes, str]] = {}
         self._standing: dict[str, Standing] = {}
+        self._gone: dict[str, float] = {}
+        """Pending devices that are known to be gone, and since when; the last to go comes last."""
         self._counts: Counter[Standing] = Counter()
 
     def add(self, tasks: Iterable[Task]) -> None:
@@ -50,6 +53,32 @@ class OpenRound:
             self._counts[before] -= 1
         self._standing[device_id] = standing
         self._counts[standing] += 1
+        self._gone.pop(device_id, None)
+
+    def lose(self, device_id: str, now: float) -> None:
+        """A device is gone; only if it owes an update that matters."""
+        if self._standing.get(device_id) is Standing.PENDING:
+            self._gone.setdefault(device_id, now)
+
+    def find(self, device_id: str) -> None:
+        """A device is there, or again."""
+        self._gone.pop(device_id, None)
+
+    @property
+    def num_living(self) -> int:
+        """How many pending devices are not known to be gone."""
+        return self._counts[Standing.PENDING] - len(self._gone)
+
+    def lost_by(self, grace_s: float) -> float:
+        """When the last that is gone has been for so long; -inf if nobody is."""
+        return next(reversed(self._gone.values()), -inf) + grace_s
+
+    def waited_for(self, now: float, grace_s: float) -> tuple[str, ...]:
+        """Pending devices, in the order of their positions; without the gone, once the last of them is for so long."""
+        pending = self.of(Standing.PENDING)
+        if self.lost_by(grace_s) > now:
+            return pending
+        return tuple(device for device in pending if device not in self._gone)
 
     def refuse(self, device_id: str, identity: bytes, reason: str) -> None:
         """Remember why an update was refused, known by all of its announcement; of a device the newest few."""
