@@ -21,7 +21,7 @@ from fleetune.broker.rounds.open_round import OpenRound, Standing
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.rounds.quorum import Quorum
 from fleetune.broker.store.store import Past, accepted_outcome
-from fleetune.broker.tasks import NOTHING, Note, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Declined, Note, Noted, Outcome, Task, listed
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.wire import MaskMessage, UpdateReady
 from fleetune.device_runtime.errors import ConfigError, TransportError
@@ -166,13 +166,13 @@ class Barrier:
         is_owed = open_round and open_round.standing(device_id) is Standing.PENDING
         return task if is_owed and task and task.task_id == task_id else None
 
-    def declined(self, device_id: str, task_id: str, cause: str) -> None:
+    def declined(self, device_id: str, task_id: str, said: Declined) -> None:
         """A device cannot do its task, durably noted: it is asked for something else, or the round goes on without it."""
         task, open_round = self.owed(device_id, task_id), self.open_round
         if open_round and task:
-            self._learn(Outcome(device_id, task.work, {}, cause, task.round))
+            self._learn(Outcome(device_id, task.work, {}, said.cause, task.round))
             self._budget.take(device_id, -1)
-            self._put_aside(open_round, task)
+            self._put_aside(open_round, task, said)
 
     def advance(self, now: float) -> list[Action]:
         """Do what the events so far call for."""
@@ -193,16 +193,20 @@ class Barrier:
 
         Raises:
             TransportError: the round has been extended too often.
-            ConfigError: no device here can do any of the work that there is.
+            ConfigError: no device here can do any of the work that there is, or all decline it for good.
         """
         if self._is_deserted:
             raise ConfigError(self._desertion())
+        if self._is_declined:
+            raise ConfigError(
+                f"{self.declined_by()}; where that has changed the same command resumes the job"
+            )
         late = self.open_round if self.open_round and self.open_round.deadline <= now else None
         return [*(self._end_of_time(late, now) if late else ()), *self.advance(now)]
 
     def due_at(self) -> float:
         """Time at which ``tick`` has something to do, if nothing happens before; inf for never."""
-        if self._is_deserted:
+        if self._is_deserted or self._is_declined:
             return -inf
         if self.open_round:
             lost_by = self.open_round.lost_by(self._patience.grace_s)
@@ -241,8 +245,10 @@ class Barrier:
             restored.add([task])
             if task.task_id in past.accepted:
                 restored.stand(task.device_id, Standing.ACCEPTED)
-            elif task.task_id in past.declined:
-                self._put_aside(restored, task)
+            elif said := past.declined.get(task.task_id):
+                self._put_aside(restored, task, said)
+        if restored.is_declined and restored.count(Standing.ACCEPTED) < self._settings.min_clients:
+            restored.forgive()  # the job ended over it: what they allow may be another now
         self._begin_masks(restored, now)
         if self.masks:
             self.masks.ask(restored.tasks.values())
@@ -283,17 +289,16 @@ class Barrier:
         self._begin_masks(self.open_round, now)
         return [Repeat(number, self.open_round.first), *self._ask(self.open_round, now)]
 
-    def _put_aside(self, open_round: OpenRound, task: Task) -> None:
+    def _put_aside(self, open_round: OpenRound, task: Task, said: Declined) -> None:
         """Go on without a task that was declined; its device may be asked for another, or for nothing any more."""
         device = task.device_id
-        open_round.stand(device, Standing.REFUSED)
         choice = self._chooser.choice(open_round.number, open_round.num_asked, device)
+        again = choice.work is not None and choice.work.policy != task.work.policy
+        open_round.decline(device, said, again=again)
         if choice.work is None:
             self._bar(device, choice.reason)
-        elif choice.work.policy != task.work.policy:
-            open_round.again.add(device)
-            if device in self.roster:
-                self.roster.arrive(device, is_asked=False)
+        elif again and device in self.roster:
+            self.roster.arrive(device, is_asked=False)
 
     def _bar(self, device: str, reason: str) -> None:
         log.warning("device %s is asked no more: %s", device, reason)
@@ -312,6 +317,22 @@ class Barrier:
     def _desertion(self) -> str:
         barred = [f"{device}: {reason}" for device, reason in sorted(self.roster.barred.items())]
         return f"no device is left that can do any of the work: {listed(barred)}"
+
+    def declined_by(self) -> str:
+        """Say who declined for good where the open round lacks updates that nobody here will make; else nothing."""
+        found = self.open_round
+        if found is None or not found.is_declined:
+            return ""
+        have, least = found.count(Standing.ACCEPTED), self.quorum.least(found.number)
+        said = (
+            f"round {found.number}: {have} of at least {least} updates, and declined by {found.declined_by()}"
+        )
+        return said if have < least else ""
+
+    @property
+    def _is_declined(self) -> bool:
+        """Whether that is so, and no device is known that was not asked."""
+        return bool(self.open_round and self.declined_by()) and self._seen <= self.open_round.tasks.keys()
 
     def _deadline(self, now: float) -> float:
         return now + (self._patience.deadline_s or inf)
@@ -414,8 +435,9 @@ class Barrier:
             return self._repeat(open_round, now)
         have = f"round {open_round.number}: {num_accepted} of at least {wanted} updates at its deadline"
         if open_round.extensions >= self._patience.extensions_max:
+            why = f"; declined: {open_round.declined_by()}" if open_round.declines else ""
             raise TransportError(
-                f"{have}, after {open_round.extensions} extensions; the same command resumes the job"
+                f"{have}, after {open_round.extensions} extensions{why}; the same command resumes the job"
             )
         open_round.extensions += 1
         open_round.deadline = self._deadline(now)

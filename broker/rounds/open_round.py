@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from enum import Enum
 from math import inf
 
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Declined, Task, listed
+from fleetune.device_runtime.errors import one_line, some
 
 REFUSALS_MAX = 8
 """Refused updates of one device that are known again in a round."""
@@ -20,7 +21,7 @@ class Standing(Enum):
 
 
 class OpenRound:
-    """One round from its opening to its closing. A question takes the same time however many devices there are, but for ``of``."""
+    """One round from its opening to its closing; no question but ``of`` takes longer for more devices."""
 
     def __init__(self, number: int, deadline: float, *, first: int = 0) -> None:
         self.number, self.deadline, self.first = number, deadline, first
@@ -32,6 +33,8 @@ class OpenRound:
         """Tasks so far; the next one's position."""
         self.again: set[str] = set()
         """Devices that declined, and have something else to be asked."""
+        self.declines: dict[str, Declined] = {}
+        """What devices said that declined their newest task, and have nothing else to be asked."""
         self._refusals: dict[str, dict[bytes, str]] = {}
         self._standing: dict[str, Standing] = {}
         self._gone: dict[str, float] = {}
@@ -54,6 +57,34 @@ class OpenRound:
         self._standing[device_id] = standing
         self._counts[standing] += 1
         self._gone.pop(device_id, None)
+        self.declines.pop(device_id, None)
+
+    def decline(self, device_id: str, said: Declined, *, again: bool) -> None:
+        """A device does not do its task; ``again``: it has something else to be asked."""
+        self.stand(device_id, Standing.REFUSED)
+        if again:
+            self.again.add(device_id)
+        else:
+            self.declines[device_id] = said
+
+    @property
+    def is_declined(self) -> bool:
+        """Whether nobody owes an update, and those without one declined, and would again."""
+        num_refused = self._counts[Standing.REFUSED]
+        is_over = not self._counts[Standing.PENDING] and 0 < len(self.declines) == num_refused
+        return is_over and all(said.is_lasting for said in self.declines.values())
+
+    def declined_by(self) -> str:
+        """Name the devices that declined, with what they said."""
+        by_reason: dict[str, list[str]] = {}
+        for device, said in sorted(self.declines.items()):
+            by_reason.setdefault(one_line(said.reason), []).append(device)
+        return some([f"{listed(devices)}: {reason}" for reason, devices in by_reason.items()], by="; ")
+
+    def forgive(self) -> None:
+        """Let the devices that declined be asked once more."""
+        self.again.update(self.declines)
+        self.declines.clear()
 
     def lose(self, device_id: str, now: float) -> None:
         """A device is gone; only if it owes an update that matters."""
