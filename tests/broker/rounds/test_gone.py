@@ -1,5 +1,6 @@
 """Devices that vanish, or decline, while a round is open: who is waited for, how long, and what is done without them."""
 
+import sys
 from math import inf
 
 import msgspec
@@ -84,7 +85,7 @@ def test_the_grace_is_of_who_went_last_and_a_second_goodbye_does_not_renew_it():
     give(machine, "a", 1)
     machine.offline("b", 2.0)
     machine.offline("c", 5.0)
-    machine.offline("b", 9.0)
+    machine.offline("c", 9.0)
     assert machine.due_at() == 15.0
     assert machine.tick(15.0)[0] == Close(1, 1, ("a",), lost=("b", "c"))
 
@@ -141,7 +142,9 @@ def test_what_passes_is_waited_for_and_named_at_the_end():
     machine, _ = opened("a", patience=Patience(deadline_s=100, extensions_max=0))
     machine.declined(decline("a", 1), 2.0)
     assert machine.due_at() == 101.0
-    with pytest.raises(TransportError, match=r"0 of at least 1 updates .*; declined: a: no; the same command"):
+    with pytest.raises(
+        TransportError, match=r"0 of at least 1 updates .*; declined: a: no; the same command"
+    ):
         machine.tick(101.0)
 
 
@@ -177,3 +180,52 @@ def test_a_restart_in_the_middle_remembers_what_they_said():
     machine.declined(decline_with("b", 1, "policies: asked for suffix"), 2.0)
     with pytest.raises(ConfigError, match=f"declined by a: {FEW}; b: policies: asked for suffix"):
         machine.tick(2.0)
+
+
+class Name(str):
+    """Looking it up, and sorting it, is a call that is counted."""
+
+    __slots__ = ()
+
+    def __hash__(self):
+        return str.__hash__(self)
+
+    def __eq__(self, other):
+        return str.__eq__(self, other)
+
+    def __lt__(self, other):
+        return str.__lt__(self, other)
+
+
+def calls_of(events):
+    """How many functions were called, of Python's and of C's."""
+    count = 0
+
+    def see(frame, event, _):
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(see)
+    try:
+        events()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def calls_in_a_fleet(size):
+    """Of one event each, with ``size`` devices here: gathering, at work, gone and back, an update."""
+    names = [Name(f"d{n}") for n in range(size)]
+    machine = federation(patience=PATIENT, clients=size, min_clients=size - 1)
+    for name in names[:-1]:
+        machine.hello(hello(name), 0.0)
+    found = [calls_of(lambda: (machine.hello(hello("d0"), 0.0), machine.tick(0.0), machine.due_at()))]
+    machine.hello(hello(names[-1]), 0.0)
+    found.append(calls_of(lambda: (machine.hello(hello("d0"), 1.0), machine.due_at())))
+    found.append(calls_of(lambda: (machine.offline("d0", 1.0), machine.due_at(), machine.tick(1.0))))
+    found.append(calls_of(lambda: machine.hello(hello("d0"), 1.0)))
+    return [*found, calls_of(lambda: give(machine, "d0", 1))]
+
+
+def test_an_event_costs_the_same_in_a_fleet_of_any_size():
+    assert calls_in_a_fleet(400) == calls_in_a_fleet(20)
