@@ -67,10 +67,8 @@ def _timed(spent: Spent, event: str) -> Iterator[None]:
     spent[event] = time.process_time() - started
 
 
-def _settings(size: int, **changes: Any) -> Settings:
-    return Settings(
-        **{"job": JOB, "artifact": ARTIFACT, "rounds": 2, "clients": size, "min_clients": size} | changes
-    )
+def _settings(size: int, *, rounds: int = 2) -> Settings:
+    return Settings(job=JOB, artifact=ARTIFACT, rounds=rounds, clients=size, min_clients=size)
 
 
 def _round(size: int, spent: Spent) -> None:

@@ -332,7 +332,8 @@ class Barrier:
     @property
     def _is_declined(self) -> bool:
         """Whether that is so, and no device is known that was not asked."""
-        return bool(self.open_round and self.declined_by()) and self._seen <= self.open_round.tasks.keys()
+        found = self.open_round
+        return found is not None and bool(self.declined_by()) and self._seen <= found.tasks.keys()
 
     def _deadline(self, now: float) -> float:
         return now + (self._patience.deadline_s or inf)
