@@ -66,11 +66,13 @@ def _settings(size: int) -> Settings:
     return Settings(job=JOB, artifact=ARTIFACT, rounds=ROUNDS, clients=size, min_clients=size)
 
 
-def _hello(number: int) -> Hello:
+def hello_of(number: int) -> Hello:
+    """What a device says when it comes."""
     return Hello(device_id=f"device-{number}", artifact=ARTIFACT, num_samples=5)
 
 
-def _update(task: Task | Offer, device_id: str) -> UpdateReady:
+def update_of(task: Task | Offer, device_id: str) -> UpdateReady:
+    """The announcement that answers a task."""
     return UpdateReady(
         device_id=device_id,
         job=JOB,
@@ -92,7 +94,7 @@ def _machine(size: int) -> float:
     machine = Federation(_settings(size), Patience(), now=0.0)
     todo: deque[Action] = deque()
     for number in range(size):
-        todo.extend(machine.hello(_hello(number), 0.0))
+        todo.extend(machine.hello(hello_of(number), 0.0))
     while todo:
         match todo.popleft():
             case Enrol(tasks):
@@ -100,7 +102,7 @@ def _machine(size: int) -> float:
             case Close(round=number, version=version):
                 store.add_version(version, b"", round_number=number)
             case Assign(task):
-                update = _update(task, task.device_id)
+                update = update_of(task, task.device_id)
                 machine.judge(update)
                 store.accept(update, PAYLOAD)
                 todo.extend(machine.accepted(update, 1.0))
@@ -124,7 +126,7 @@ class _Nowhere:
             return
         device_id, message = topic.split("/")[-2], decode(payload)
         if isinstance(message, Offer):
-            self.say(device_id, encode(_update(message, device_id)))
+            self.say(device_id, encode(update_of(message, device_id)))
         elif isinstance(message, Request):
             for chunk in OUTGOING.chunks(message):
                 self.say(device_id, encode(chunk))
@@ -146,7 +148,7 @@ def _service(size: int) -> float:
         link, MemoryStore(), _settings(size), patience=patience, adapter=ADAPTER, session="s", now=0.0
     )
     for number in range(size):
-        link.say(f"device-{number}", encode(_hello(number)))
+        link.say(f"device-{number}", encode(hello_of(number)))
     while message := link.receive(0.0):
         service.take(*message, 1.0)
         service.tick(1.0)

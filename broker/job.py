@@ -333,6 +333,14 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             at_most=SECONDS_MAX,
         ),
     ] = 600.0
+    grace_s: Annotated[
+        float,
+        Option(
+            "seconds that a round which has min_clients updates waits for devices that are gone, once all others have answered",
+            at_least=0,
+            at_most=SECONDS_MAX,
+        ),
+    ] = 10.0
     gather_s: Annotated[
         float, Option("seconds the first round waits for all clients, then for min_clients", at_least=0)
     ] = 60.0

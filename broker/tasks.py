@@ -108,6 +108,19 @@ class Task(NamedTuple):
     """Of a traffic planner that chooses."""
 
 
+class Declined(NamedTuple):
+    """What a device said when it declined a task."""
+
+    cause: str
+    """One of the wire's CAUSES."""
+    reason: str = ""
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it would decline the same again: not what passes, such as a pause or a day that is spent."""
+        return bool(self.cause)
+
+
 class Note(NamedTuple):
     """Something that a round under masks goes by, kept until the round is closed."""
 

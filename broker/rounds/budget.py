@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
+from fleetune.broker.job import Settings
+
 
 class Budget:
     """Counts rounds by device; every question takes the same time however many devices there are."""
@@ -11,13 +13,18 @@ class Budget:
         """Begin with the ``turns`` that devices have had; ``rounds_max`` None is no limit."""
         self._max, self._turns = rounds_max, Counter(turns)
         self._seen = set(turns)
-        self.num_spent = sum(self.is_spent(device) for device in turns)
+        self._newly = {device for device in turns if self.is_spent(device)}
+        self.num_spent = len(self._newly)
         """Devices that may be asked no more."""
 
     @property
     def num_left(self) -> int:
         """Devices that were here and may be asked again."""
         return len(self._seen) - self.num_spent
+
+    def runs_out(self, least: int) -> bool:
+        """Whether fewer devices than ``least`` may be asked again, as far as is known."""
+        return bool(self.num_spent) and self.num_left < least
 
     def see(self, device: str) -> None:
         """A device is here to train."""
@@ -33,3 +40,17 @@ class Budget:
         self.num_spent -= self.is_spent(device)
         self._turns[device] += turns
         self.num_spent += self.is_spent(device)
+        (self._newly.add if self.is_spent(device) else self._newly.discard)(device)
+
+    def take_newly_spent(self) -> set[str]:
+        """Return the devices that may be asked no more, once each."""
+        found, self._newly = self._newly, set()
+        return found
+
+
+def why_ended(budget: Budget, settings: Settings) -> str:
+    """Say why a job that may ask too few devices again ends early."""
+    return (
+        f"{budget.num_left} devices may be asked again, and a round needs {settings.min_clients}: "
+        f"with another, epsilon would exceed {settings.dp.most_epsilon:g}"
+    )

@@ -14,7 +14,7 @@ from fleetune.broker.rounds.admission import refusal
 from fleetune.broker.rounds.barrier import NO_TURNS, Barrier
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.store.store import Past
-from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, listed
+from fleetune.broker.tasks import NOTHING, Declined, Mark, Note, Noted, Outcome, Task, listed
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.wire import (
     CAUSES,
@@ -106,8 +106,8 @@ class Federation:
         return [*again, *self._advance(now)]
 
     def offline(self, device_id: str, now: float) -> list[Action]:
-        """A device is gone; its place in the round stays until the deadline."""
-        self.rounds.roster.leave(device_id)
+        """A device is gone; its place in the round stays until the round is closed."""
+        self.rounds.leave(device_id, now)
         self.evaluations.offline(device_id)
         return self._advance(now)
 
@@ -165,7 +165,7 @@ class Federation:
         """A device cannot do what it was asked to do: nobody waits for it."""
         device, number, named = decline.device_id, decline.round, decline.task_id
         again = self.evaluations.declined(device, named or default_task_id("evaluate", number, device))
-        self.rounds.declined(device, _train_id(decline), cause_of(decline))
+        self.rounds.declined(device, _train_id(decline), Declined(cause_of(decline), decline.reason))
         return [*again, *self._advance(now)]
 
     def reported(self, report: Report, now: float) -> list[Action]:

@@ -58,6 +58,8 @@ class MaskedRound:
         self._number, self.group = number, f"{number}-{first}"
         self._tasks: dict[str, Task] = {}
         self._keys: dict[str, MaskKeys] = {}
+        self._told_keys: set[bytes] = set()
+        """Public keys of all of them."""
         self._shares: dict[str, MaskShares] = {}
         self._reveals: dict[str, MaskReveal] = {}
         self._members: tuple[str, ...] = ()
@@ -121,6 +123,8 @@ class MaskedRound:
             return
         message = _decoded(note)
         self._said(note.kind)[message.device_id] = message
+        if isinstance(message, MaskKeys):
+            self._told_keys |= {message.mask_key, message.share_key}
         if isinstance(message, MaskShares):
             self._sealed[message.device_id] = {share.place: share.data for share in message.shares}
         if isinstance(message, MaskReveal):
@@ -314,8 +318,7 @@ class MaskedRound:
             return ""
         if self.phase != KEYS:
             return "the group is made"
-        told = {key for keys in self._keys.values() for key in (keys.mask_key, keys.share_key)}
-        if {message.mask_key, message.share_key} & told:
+        if {message.mask_key, message.share_key} & self._told_keys:
             return "one of its keys is another device's"
         return key_problem(message.mask_key) or key_problem(message.share_key)
 

@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable
 from enum import Enum
+from math import inf
 
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Declined, Task, listed
+from fleetune.device_runtime.errors import one_line, some
 
 REFUSALS_MAX = 8
 """Refused updates of one device that are known again in a round."""
@@ -19,7 +21,7 @@ class Standing(Enum):
 
 
 class OpenRound:
-    """One round from its opening to its closing; every question but ``of`` takes the same time however many devices there are."""
+    """One round from its opening to its closing; no question but ``of`` takes longer for more devices."""
 
     def __init__(self, number: int, deadline: float, *, first: int = 0) -> None:
         self.number, self.deadline, self.first = number, deadline, first
@@ -31,8 +33,12 @@ class OpenRound:
         """Tasks so far; the next one's position."""
         self.again: set[str] = set()
         """Devices that declined, and have something else to be asked."""
+        self.declines: dict[str, Declined] = {}
+        """What devices said that declined their newest task, and have nothing else to be asked."""
         self._refusals: dict[str, dict[bytes, str]] = {}
         self._standing: dict[str, Standing] = {}
+        self._gone: dict[str, float] = {}
+        """Pending devices that are known to be gone, and since when; the last to go comes last."""
         self._counts: Counter[Standing] = Counter()
 
     def add(self, tasks: Iterable[Task]) -> None:
@@ -50,6 +56,60 @@ class OpenRound:
             self._counts[before] -= 1
         self._standing[device_id] = standing
         self._counts[standing] += 1
+        self._gone.pop(device_id, None)
+        self.declines.pop(device_id, None)
+
+    def decline(self, device_id: str, said: Declined, *, again: bool) -> None:
+        """A device does not do its task; ``again``: it has something else to be asked."""
+        self.stand(device_id, Standing.REFUSED)
+        if again:
+            self.again.add(device_id)
+        else:
+            self.declines[device_id] = said
+
+    @property
+    def is_declined(self) -> bool:
+        """Whether nobody owes an update, and those without one declined, and would again."""
+        num_refused = self._counts[Standing.REFUSED]
+        is_over = not self._counts[Standing.PENDING] and 0 < len(self.declines) == num_refused
+        return is_over and all(said.is_lasting for said in self.declines.values())
+
+    def declined_by(self) -> str:
+        """Name the devices that declined, with what they said."""
+        by_reason: dict[str, list[str]] = {}
+        for device, said in sorted(self.declines.items()):
+            by_reason.setdefault(one_line(said.reason), []).append(device)
+        return some([f"{listed(devices)}: {reason}" for reason, devices in by_reason.items()], by="; ")
+
+    def forgive(self) -> None:
+        """Let the devices that declined be asked once more."""
+        self.again.update(self.declines)
+        self.declines.clear()
+
+    def lose(self, device_id: str, now: float) -> None:
+        """A device is gone; only if it owes an update that matters."""
+        if self._standing.get(device_id) is Standing.PENDING:
+            self._gone.setdefault(device_id, now)
+
+    def find(self, device_id: str) -> None:
+        """A device is there, or again."""
+        self._gone.pop(device_id, None)
+
+    @property
+    def num_living(self) -> int:
+        """How many pending devices are not known to be gone."""
+        return self._counts[Standing.PENDING] - len(self._gone)
+
+    def lost_by(self, grace_s: float) -> float:
+        """When the last that is gone has been for so long; -inf if nobody is."""
+        return next(reversed(self._gone.values()), -inf) + grace_s
+
+    def waited_for(self, now: float, grace_s: float) -> tuple[str, ...]:
+        """Pending devices, in the order of their positions; without the gone, once the last of them is for so long."""
+        pending = self.of(Standing.PENDING)
+        if self.lost_by(grace_s) > now:
+            return pending
+        return tuple(device for device in pending if device not in self._gone)
 
     def refuse(self, device_id: str, identity: bytes, reason: str) -> None:
         """Remember why an update was refused, known by all of its announcement; of a device the newest few."""

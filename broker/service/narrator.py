@@ -22,7 +22,8 @@ class Narrator:
 
     def tell(self, now: float) -> None:
         """Tell what is waited for, if it is not what was told last."""
-        text = self._gathering(now) or self._evaluating() or self._federation.rounds.early_end
+        rounds = self._federation.rounds
+        text = self._gathering(now) or rounds.declined_by() or self._evaluating() or rounds.early_end
         if text and text != self._told:
             log.info("%s", text)
             self._on_note(text)
@@ -31,7 +32,7 @@ class Narrator:
     def _gathering(self, now: float) -> str:
         """Devices that the next round lacks; empty if a round is open, or no more are to come."""
         rounds = self._federation.rounds
-        here, wanted = rounds.num_fit(rounds.closed + 1), rounds.wanted(now)
+        here, wanted = rounds.quorum.num_fit(rounds.closed + 1), rounds.wanted(now)
         if rounds.open_round or rounds.is_done or here >= wanted or (here > _NAMED and here % _EVERY):
             return ""
         names = f": {listed(rounds.roster.present)}" if 0 < here <= _NAMED else ""
@@ -41,6 +42,9 @@ class Narrator:
         rounds, evaluations = self._federation.rounds, self._federation.evaluations
         if self._federation.finished or not rounds.is_done:
             return ""
+        number = evaluations.num_silent(self._federation.version)
+        if number > _NAMED and number % _EVERY:
+            return self._told
         silent = evaluations.silent(self._federation.version)
         return (
             f"{rounds.closed} rounds are done; waiting for the evaluation of {listed(silent)}"

@@ -232,6 +232,8 @@ class Service:
         job = getattr(message, "job", self._job)
         if job != self._job:
             raise WireError(f"it names job {job[:64]!r}; this is {self._job!r}")
+        if not isinstance(message, DeviceStatus):
+            self.federation.rounds.hear(device_id)
         match message:
             case Chunk():
                 self._meter.chunk(device_id, message)
@@ -293,13 +295,14 @@ class Service:
             log.info("device %s pauses: %s", status.device_id, status.paused)
         if status.online:
             self._gone.discard(status.device_id)
-        else:
-            self._gone.add(status.device_id)
-            self._uploads.gone(status.device_id, now)
-        if not status.online and status.device_id in self._known:
+            self.federation.rounds.hear(status.device_id)
+            return
+        self._gone.add(status.device_id)
+        self._uploads.gone(status.device_id, now)
+        if status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)
-            self._do(self.federation.offline(status.device_id, now), now)
+        self._do(self.federation.offline(status.device_id, now), now)
 
     def _serve(self, device_id: str, request: Request, now: float) -> None:
         if self._versions.downlink.has_smaller(device_id, self._outbound.chunk_bytes):

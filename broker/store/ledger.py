@@ -32,7 +32,7 @@ from fleetune.broker.store.opening import locked, opened
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.rows import row
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Line, Past, finite
-from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import NOTHING, Declined, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
@@ -102,7 +102,8 @@ class Ledger:
             )
             updates = self._sql.execute("SELECT task_id, digest FROM updates")
             declines = self._sql.execute(
-                "SELECT task_id FROM declines JOIN tasks USING (task_id) WHERE round > ?", (closed,)
+                "SELECT task_id, cause, declines.reason FROM declines JOIN tasks USING (task_id) WHERE round > ?",
+                (closed,),
             )
             reports = self._sql.execute("SELECT version, device FROM evaluations")
             first, notes = first_and_notes(self._sql, closed)
@@ -113,7 +114,7 @@ class Ledger:
                 accepted=dict(updates.fetchall()),
                 reported=frozenset(reports.fetchall()),
                 finished=self.finished,
-                declined=frozenset(task_id for (task_id,) in declines),
+                declined={task_id: msgspec.convert(said, Declined) for task_id, *said in declines},
                 marks=tuple(read_marks(self._sql)),
                 first=first,
                 notes=notes,

@@ -19,7 +19,7 @@ from fleetune.broker.store.store import (
     accepted_outcome,
     finite,
 )
-from fleetune.broker.tasks import HELD, NOTHING, Mark, Note, Noted, Outcome, Task, arm_of
+from fleetune.broker.tasks import HELD, NOTHING, Declined, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
 
@@ -78,7 +78,11 @@ class MemoryStore:
             accepted={task_id: update.payload.sha256 for task_id, update in self._updates.items()},
             reported=frozenset((v, device) for v, reports in self._reports.items() for device in reports),
             finished=self.finished,
-            declined=frozenset(task.task_id for task in self._open if task.task_id in self._declines),
+            declined={
+                task.task_id: Declined(*self._declines[task.task_id])
+                for task in self._open
+                if task.task_id in self._declines
+            },
             marks=tuple(self._marks.values()),
             first=self._first,
             notes=tuple(self._notes),

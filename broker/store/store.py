@@ -9,7 +9,7 @@ import msgspec
 
 from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.replicas import Replicas
-from fleetune.broker.tasks import NOTHING, Mark, Note, Noted, Outcome, Task
+from fleetune.broker.tasks import NOTHING, Declined, Mark, Note, Noted, Outcome, Task
 from fleetune.device_runtime.contracts.fields import FIGURE_MAX
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 
@@ -33,8 +33,8 @@ class Past(NamedTuple):
     reported: frozenset[tuple[int, str]] = frozenset()
     """Evaluations at hand: (version, device)."""
     finished: bool = False
-    declined: frozenset[str] = frozenset()
-    """Tasks of the open round that their devices declined."""
+    declined: Mapping[str, Declined] = {}
+    """What devices said that declined their tasks of the open round, by task."""
     marks: tuple[Mark, ...] = ()
     """All of the job, in their order."""
     first: int = 0

@@ -26,7 +26,7 @@ from fleetune.broker.rounds.actions import Assign, Close, Dismiss, Enrol, Finish
 from fleetune.broker.rounds.federation import Federation, cause_of, verdict_on
 from fleetune.broker.rounds.open_round import Standing
 from fleetune.broker.store.store import Past
-from fleetune.broker.tasks import Task
+from fleetune.broker.tasks import Declined, Task
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.wire import default_task_id
 from fleetune.device_runtime.errors import TransportError, WireError
@@ -340,7 +340,9 @@ def test_the_reports_of_a_model_that_went_astray_are_refused():
 
 
 def test_what_was_declined_before_a_restart_is_not_offered_again():
-    before = past(1, "a", "b", accepted=())._replace(declined=frozenset({default_task_id("train", 1, "a")}))
+    before = past(1, "a", "b", accepted=())._replace(
+        declined={default_task_id("train", 1, "a"): Declined("", "no")}
+    )
     machine = federation(before)
     assert of(Assign, machine.hello(hello("a"), 1.0)) == []
     assert [offer.task.device_id for offer in of(Assign, machine.hello(hello("b"), 1.0))] == ["b"]

@@ -72,7 +72,7 @@ def test_under_masks_nobody_is_left_out_and_nobody_excused():
     actions = [action for name in ("a", "b", "c", "d") for action in machine.hello(hello(name), 1.0)]
     assert [t.device_id for t in of(Enrol, actions)[0].tasks] == ["a", "b", "c", "d"]
     machine.marked([Mark(5, "a", REFUSED)])
-    assert machine.rounds._num_excused(5, 4, with_refused=True) == 0
+    assert machine.rounds.quorum.least(5, deadline_of=machine.rounds.open_round) == 4
     assert held("a", **{**masked, "secure": "grid"}).rounds.quarantine.holds("a", 5), "the grid hides nobody"
 
 

@@ -184,6 +184,8 @@ def test_a_device_that_vanishes_is_told_and_the_round_goes_on_without_it(path):
     lost = [(line, c) for line in lines for c in line["choices"] if c["outcome"] == "dropped-out"]
     assert lost
     assert any(line["devices"] < 3 for line, _ in lost)
+    spans = [after["time_s"] - before["time_s"] for before, after in pairwise(lines)]
+    assert max(spans) < 3 * STEPS * SECONDS + 20, "nobody who is gone is waited for to the deadline"
     for _, choice in lost:
         whole = (3.0 if choice["profile"] == "slow" else 1.0) * STEPS * SECONDS
         assert 0 <= choice["compute_s"] < whole
