@@ -29,7 +29,7 @@ from fleetune.device_runtime.agent.state_folder import parse_adapter
 from fleetune.device_runtime.arrays import load_arrays, to_bytes
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import ADAPTER, MANIFEST, open_artifact
-from fleetune.device_runtime.contracts.run_file import LEDGER, RUN, read_labels, read_seq_len
+from fleetune.device_runtime.contracts.run_file import LEDGER, ROUNDS, RUN, read_labels, read_seq_len
 from fleetune.device_runtime.contracts.wire import decode
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
@@ -448,7 +448,7 @@ def rounds_jsonl(folder: Path) -> Iterator[Reader]:
     import msgspec
 
     from fleetune.toolkit.simulation.curves import read_curve
-    from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, mend
+    from fleetune.toolkit.simulation.records import RoundRecord, mend
 
     report = {"name": "x", "seed": 0, "rounds": 2, "finished": True, "devices": 2, "accuracy": 0.5}
     (folder / RUN).write_text(json.dumps({"report": report}))

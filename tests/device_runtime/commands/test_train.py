@@ -68,6 +68,9 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "adapter",
         "checkpoint.safetensors",
+        "evaluation.csv",
+        "evaluation.json",
+        "evaluations.jsonl",
         "run.json",
     ]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
