@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fleetune.toolkit.demo import demo
     from fleetune.toolkit.export import export
     from fleetune.toolkit.merge import merge
+    from fleetune.toolkit.plot import plot
     from fleetune.toolkit.together import together
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "export",
     "inspect",
     "merge",
+    "plot",
     "predict",
     "selfcheck",
     "together",
@@ -79,6 +81,7 @@ _HOMES = {
     "export": "fleetune.toolkit.export",
     "inspect": "fleetune.device_runtime.commands.inspect",
     "merge": "fleetune.toolkit.merge",
+    "plot": "fleetune.toolkit.plot",
     "predict": "fleetune.device_runtime.commands.predict",
     "selfcheck": "fleetune.device_runtime.commands.selfcheck",
     "together": "fleetune.toolkit.together",

@@ -28,10 +28,9 @@ def measure(
     manifest: Manifest,
     data: Path | str,
     step: int | None = None,
-    round: int | None = None,
     before_batch: Callable[[], object] = lambda: None,
 ) -> EvaluationFile:
-    """Measure an adapter as :meth:`Machine.evaluate`, and by class where the task has classes.
+    """Measure an adapter as :meth:`Machine.evaluate`, and describe what was found.
 
     Args:
         machine: an opened one.
@@ -40,15 +39,26 @@ def measure(
         manifest: of the artifact.
         data: file of the samples, for who reads.
         step: steps trained so far.
-        round: of the federation that asks.
         before_batch: called before each batch; may wait.
     """
+    found, counted = judge(machine, dataset, adapter, manifest=manifest, before_batch=before_batch)
+    return described(found, counted, manifest, data=data, step=step)
+
+
+def judge(
+    machine: Machine,
+    dataset: Dataset,
+    adapter: Arrays,
+    *,
+    manifest: Manifest,
+    before_batch: Callable[[], object] = lambda: None,
+) -> tuple[Evaluation, Confusion | None]:
+    """Measure an adapter, and by class where the task has classes; arguments as of :func:`measure`."""
     counted = confusion_of(manifest)
     if counted is None:
-        found = machine.evaluate(dataset, adapter, before_batch=before_batch)
-    else:
-        found = machine.evaluate(dataset, adapter, before_batch=before_batch, on_answers=counted.add)
-    return described(found, counted, manifest, data=data, step=step, round=round)
+        return machine.evaluate(dataset, adapter, before_batch=before_batch), None
+    found = machine.evaluate(dataset, adapter, before_batch=before_batch, on_answers=counted.add)
+    return found, counted
 
 
 def confusion_of(manifest: Manifest) -> Confusion | None:
@@ -65,7 +75,7 @@ def described(
     step: int | None = None,
     round: int | None = None,
 ) -> EvaluationFile:
-    """Put an evaluation as its file has it; arguments as of :func:`measure`."""
+    """Put an evaluation as its file has it; ``round`` is of the federation that asked, the rest as of :func:`measure`."""
     metrics = counted.metrics() if counted else None
     matrix = counted.matrix if counted else None
     return EvaluationFile(

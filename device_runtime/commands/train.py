@@ -132,7 +132,7 @@ def train(
                 before_batch=gate.wait,
             )
             keep_evaluation(folder, evaluation)
-            tell(evaluation)
+            tell(evaluation.row())
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
     report = report_of(
         trainer,
