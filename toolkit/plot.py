@@ -89,7 +89,9 @@ def _curves(path: Path, runs: Labelled) -> Path:
     """Loss and accuracy side by side; a row for runs by step, and one for runs by round."""
     units = sorted({run.unit for run in runs.values()})
     figure = new_figure(11.0, 4.2 * len(units))
-    for (losses, accuracies), unit in zip(figure.subplots(len(units), 2, squeeze=False), units, strict=True):
+    for (losses, accuracies), unit in zip(
+        figure.subplots(len(units), 2, squeeze=False, sharex="row"), units, strict=True
+    ):
         _draw_row(losses, accuracies, {name: run for name, run in runs.items() if run.unit == unit}, unit)
     return save(figure, path)
 
@@ -104,6 +106,7 @@ def _draw_row(losses: Any, accuracies: Any, runs: Labelled, unit: Unit) -> None:
     for axes, title in ((losses, "loss"), (accuracies, "accuracy on held-out data")):
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(visible=True, alpha=0.3)
         if axes.lines:
             axes.legend(fontsize="small")

@@ -201,6 +201,6 @@ def test_the_command_names_its_files_and_its_errors(tmp_path):
     assert json.loads(done.stdout) == {"results": [str(run / "curves.svg")]}
     assert "no accuracy" in done.stderr
     assert CliRunner().invoke(app, ["plot", str(run)]).stdout == f"{run / 'curves.svg'}\n"
-    wrong = CliRunner().invoke(app, ["plot", str(tmp_path)])
+    wrong = CliRunner().invoke(app, ["plot", str(tmp_path / "none")])
     assert wrong.exit_code == 1
-    assert wrong.stderr.startswith(f"fleetune: {tmp_path}: no run here")
+    assert wrong.stderr.startswith(f"fleetune: {tmp_path / 'none'}: no run here")

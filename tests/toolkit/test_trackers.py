@@ -3,6 +3,7 @@
 import logging
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flat import train
@@ -13,6 +14,7 @@ from fleetune.device_runtime.contracts.evaluation_file import Evaluated
 from fleetune.device_runtime.errors import ConfigError, UnknownName
 from fleetune.device_runtime.training.step_reports import StepReport
 from fleetune.toolkit.cli import app
+from fleetune.toolkit.commands import running
 from fleetune.toolkit.trackers import EVENTS, figures_of, tracking
 
 STEP = StepReport(3, 10, 2.5, 4, 0.25)
@@ -154,6 +156,25 @@ def test_train_tells_it_all_and_learns_the_same(tensorboard, word_artifact, word
         ("eval/macro_f1", 3),
     ]
     assert tensorboard.closed == 1
+
+
+def test_aggregate_tells_its_rounds(tensorboard, monkeypatch, tmp_path):
+    def aggregate(
+        artifact_dir: str, *, mqtt: str, out: str, on_round: Any, on_note: Any, **rest: Any
+    ) -> None:
+        on_note("waiting")
+        for number in (0, 1):
+            on_round(Row(round=number, devices=2, loss=1.0 - number))
+
+    monkeypatch.setattr(running, "import_module", lambda name: SimpleNamespace(aggregate=aggregate))
+    words = ["aggregate", "x", "--mqtt", "mqtt://h", "--job", "j", "--rounds", "1", "--clients", "2"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path), "--log-to", "tensorboard"])
+    assert done.exit_code == 0, done.output
+    assert [told for told in tensorboard.told if told[0] == "eval/loss"] == [
+        ("eval/loss", 1.0, 0),
+        ("eval/loss", 0.0, 1),
+    ]
+    assert tensorboard.purged == 0
 
 
 def test_tensorboard_itself_reads_what_is_written(tmp_path):
