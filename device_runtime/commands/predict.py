@@ -19,7 +19,7 @@ from fleetune.device_runtime.data.records import Text, read_records
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.metrics import Confusion, Doubles
 
@@ -170,12 +170,8 @@ def _logits(
 
 
 def _judged(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Confusion | None]:
-    """Logits (num_samples, classes) against the labels that name a class, as ``train`` measures them."""
-    labels = dataset.labels
-    is_class = labels >= 0
-    if not is_class.any():
-        raise DataError("no sample has a label that names a class: there is nothing to measure")
-    rows, labels = _log_scores(logits[is_class]), labels[is_class]
+    """Logits (num_samples, classes) against the labels, as ``train`` measures them."""
+    rows, labels = _log_scores(logits), dataset.labels
     answers: Indices = rows.argmax(-1)
     counted = confusion_of(manifest)
     if counted:

@@ -117,6 +117,7 @@ def test_runs_of_one_name_are_told_apart_and_a_formula_is_a_name(tmp_path):
     runs = [trained(tmp_path / name / "run") for name in ("a$b$", "c")]
     (curves,) = plot(runs, out=tmp_path)
     assert {"a$b$/run, training", "c/run, training"} <= {*words(curves)}
+    assert "Oblique" not in curves.read_text()  # as formulas are set
 
 
 def test_a_png_is_one(tmp_path):

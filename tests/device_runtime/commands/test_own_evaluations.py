@@ -46,6 +46,12 @@ def test_what_was_measured_is_kept_by_round_for_the_owner_alone(judge):
         assert (judge.folder / name).stat().st_mode & 0o777 == 0o600
 
 
+def test_what_was_measured_is_written_once(judge):
+    judge(1)
+    judge.kept(Event("evaluated", 2))
+    assert [line.round for line in read_log(judge.folder)] == [1]
+
+
 def test_nothing_is_written_before_the_report_is_on_its_way(judge):
     judge.kept(Event("evaluated", 1))
     judge.kept(Event("step", 1))
