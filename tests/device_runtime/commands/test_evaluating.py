@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from flat import train
 
+from fleetune.device_runtime.commands.evaluating import confusion_of, described, keep_evaluation
 from fleetune.device_runtime.commands.predict import predict
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.evaluation_file import LOG_BYTES_MAX, Evaluated, added, read_log
 from fleetune.device_runtime.contracts.run_file import EVALUATION, EVALUATION_CSV, EVALUATIONS
+from fleetune.device_runtime.data.records import as_csv
 from fleetune.device_runtime.errors import ConfigError, DataError, StateError
-from fleetune.device_runtime.training.metrics import metrics_of
+from fleetune.device_runtime.training.evaluation import Evaluation
+from fleetune.device_runtime.training.metrics import CLASSES_MAX, metrics_of
 
 OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
 
@@ -139,3 +142,33 @@ def test_figures_that_are_not_finite_are_null(tmp_path):
     assert one.figures() == {"accuracy": 0.5}
     (tmp_path / EVALUATIONS).write_bytes(added(b"", one))
     assert read_log(tmp_path) == [one]
+
+
+def test_a_language_model_has_a_perplexity_and_no_classes(make_manifest, tmp_path):
+    manifest = make_manifest(labels=(), task="causal-lm")
+    assert confusion_of(manifest) is None
+    found = described(Evaluation(2.0, 0.5, 3), None, manifest, data="d.jsonl", step=1)
+    assert found.figures() == {"loss": 2.0, "accuracy": 0.5, "perplexity": pytest.approx(np.exp(2.0))}
+    assert (found.classes, found.confusion) == ([], None)
+    keep_evaluation(tmp_path, found)
+    assert not (tmp_path / EVALUATION_CSV).exists()
+    lost = described(Evaluation(float("nan"), 0.0, 3), None, manifest, data="d.jsonl", step=2)
+    assert (lost.loss, lost.perplexity) == (None, None)
+    keep_evaluation(tmp_path, lost)
+    assert json.loads((tmp_path / EVALUATION).read_text())["loss"] is None
+
+
+def test_of_very_many_classes_there_is_no_matrix(make_manifest):
+    manifest = make_manifest(labels=tuple(f"c{n}" for n in range(CLASSES_MAX + 1)))
+    counted = confusion_of(manifest)
+    counted.add(np.array([0, CLASSES_MAX]), np.array([1, CLASSES_MAX]))
+    found = described(Evaluation(1.0, 0.5, 2), counted, manifest, data="d.csv")
+    assert (found.confusion, found.macro_f1, len(found.classes)) == (
+        None,
+        pytest.approx(1 / 3),
+        CLASSES_MAX + 1,
+    )
+
+
+def test_cells_that_need_quotes_have_them():
+    assert as_csv([["name"], ['on, "now"']]) == b'name\r\n"on, ""now"""\r\n'
