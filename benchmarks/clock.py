@@ -20,10 +20,10 @@ from benchmarks.federation import find_data, mosquitto
 from benchmarks.measuring.subjects import artifact_of
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.job import Job
+from fleetune.device_runtime.contracts.run_file import ROUNDS
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.processes import Member, fleet
-from fleetune.toolkit.simulation.records import ROUNDS
 from fleetune.toolkit.simulation.simulate import simulate
 
 SHARES = (0.4, 0.35, 0.3, 0.2)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fleetune.toolkit.demo import demo
     from fleetune.toolkit.export import export
     from fleetune.toolkit.merge import merge
+    from fleetune.toolkit.plot import plot
     from fleetune.toolkit.together import together
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "export",
     "inspect",
     "merge",
+    "plot",
     "predict",
     "selfcheck",
     "together",
@@ -62,11 +64,11 @@ _HOMES = {
     "Duty": "fleetune.device_runtime.agent.identity",
     "EmbeddedServer": "fleetune.broker.servers.embedded",
     "Job": "fleetune.broker.job",
-    "LocalWork": "fleetune.device_runtime.contracts.wire",
-    "OptimizerSpec": "fleetune.device_runtime.contracts.wire",
+    "LocalWork": "fleetune.device_runtime.contracts.work",
+    "OptimizerSpec": "fleetune.device_runtime.contracts.work",
     "Members": "fleetune.broker.job",
     "Patience": "fleetune.broker.job",
-    "PolicySpec": "fleetune.device_runtime.contracts.wire",
+    "PolicySpec": "fleetune.device_runtime.contracts.work",
     "Privacy": "fleetune.broker.job",
     "Reach": "fleetune.device_runtime.network.address",
     "Signing": "fleetune.device_runtime.network.signing",
@@ -79,6 +81,7 @@ _HOMES = {
     "export": "fleetune.toolkit.export",
     "inspect": "fleetune.device_runtime.commands.inspect",
     "merge": "fleetune.toolkit.merge",
+    "plot": "fleetune.toolkit.plot",
     "predict": "fleetune.device_runtime.commands.predict",
     "selfcheck": "fleetune.device_runtime.commands.selfcheck",
     "together": "fleetune.toolkit.together",

@@ -20,7 +20,7 @@ def new_figure(width: float, height: float, title: str = "") -> Any:
     try:
         import matplotlib
     except ImportError as exc:
-        raise ConfigError("a chart needs matplotlib: pip install 'fleetune[dev]'") from exc
+        raise ConfigError("a chart needs matplotlib: pip install 'fleetune[charts]'") from exc
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "fleetune"
     from matplotlib.figure import Figure

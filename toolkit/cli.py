@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleetune.toolkit.commands import comparing, simulating, trust
+from fleetune.toolkit.commands import comparing, plotting, simulating, trust
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -30,6 +30,7 @@ COMMANDS = (
     fleet.demo,
     fleet.bench,
     comparing.compare,
+    plotting.plot,
 )
 
 

@@ -18,6 +18,7 @@ from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
 from fleetune.device_runtime.commands.explain import check_terms
+from fleetune.device_runtime.commands.own_evaluations import OwnEvaluations
 from fleetune.device_runtime.commands.own_folder import identify, state_folder
 from fleetune.device_runtime.commands.sign import check_signed
 from fleetune.device_runtime.commands.silence import Silence
@@ -114,7 +115,9 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         tally = Tally(on_event, notifier)
-        desk = _Desk(artifact, Path(data), machine, notifier, tally, own=folder / OWN_MODEL, terms=terms)
+        kept = OwnEvaluations(folder, artifact.manifest, Path(data), then=tally)
+        own = folder / OWN_MODEL
+        desk = _Desk(artifact, Path(data), machine, notifier, tally, kept=kept, own=own, terms=terms)
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
@@ -134,7 +137,7 @@ def device(
             identity,
             FirstAdapter.of(artifact.adapter()),
             checkpoint_every=duty.checkpoint_every,
-            on_event=tally,
+            on_event=kept,
             contract=Contract(terms, facts=outbox, files=files),
             trusted=trusted,
         )
@@ -166,12 +169,13 @@ class _Desk:
         notifier: Notifier,
         tally: Tally,
         *,
+        kept: OwnEvaluations,
         own: Path,
         terms: Terms,
     ) -> None:
         self._least_batch = terms.least_batch
         self._artifact, self._data, self._machine, self._own = artifact, data, machine, own
-        self._notifier, self._tally = notifier, tally
+        self._notifier, self._tally, self._kept = notifier, tally, kept
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
     def workbench(self, *, tells_labels: bool) -> Workbench:
@@ -197,7 +201,7 @@ class _Desk:
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)
         self._machine.prepare(rows, work)
-        return self._machine.evaluate(rows, adapter, before_batch=self._notifier.beat)
+        return self._kept.judge(self._machine, rows, adapter, before_batch=self._notifier.beat)
 
     def _class_sums(self, work: LocalWork, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
         rows, start_s = self._rows(work.seq_len), time.perf_counter()

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.commands.evaluating import confusion_of, described, write_evaluation
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.run_file import find_adapter, read_seq_len
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
 from fleetune.device_runtime.data.records import Text, read_records
@@ -18,6 +20,8 @@ from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.training.evaluation import Evaluation
+from fleetune.device_runtime.training.metrics import Confusion, Doubles
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ def predict(
     data: Path | str | None = None,
     run: Path | str | None = None,
     adapter: Path | str | None = None,
+    out: Path | str | None = None,
     batch_size: int = 32,
     threads: int = 0,
     on_note: Callable[[str], object] | None = None,
@@ -57,19 +62,21 @@ def predict(
     Args:
         artifact_dir: folder made by ``fleetune export``.
         text: one text or several; or else
-        data: a file as for training; labels in it are not looked at.
+        data: a file as for training; labels in it are looked at only with ``out``.
         run: folder that ``train``, ``aggregate`` or ``demo`` wrote, whose ``adapter/`` is used; or else
         adapter: a PEFT folder. With neither, the artifact's own version 0.
+        out: folder for ``evaluation.json`` and ``evaluation.csv``, made from the labels in ``data``; None for none.
         batch_size: samples at a time.
         threads: for the kernels; 0 for one a core.
         on_note: called with what a person may want to know of the answers.
         on_progress: called after every batch.
 
     Raises:
-        ConfigError: both or neither of ``text`` and ``data``, both ``run`` and ``adapter``, or a task without classes.
+        ConfigError: both or neither of ``text`` and ``data``, both ``run`` and ``adapter``, ``out`` without ``data``, or a task
+            without classes.
         ArtifactError, DataError: what is read does not fit.
     """
-    _check_choices(text=text, data=data, run=run, adapter=adapter)
+    _check_choices(text=text, data=data, run=run, adapter=adapter, out=out)
     artifact = open_artifact(artifact_dir)
     if artifact.manifest.task not in _TASKS:
         raise ConfigError(
@@ -80,13 +87,17 @@ def predict(
     weights = load_peft(folder, artifact.manifest) if folder else artifact.adapter()
     if folder is None and on_note:
         on_note(_UNTRAINED)
-    texts, dataset = _read(artifact, text, data, seq_len=_seq_len(artifact, folder))
+    texts, dataset = _read(artifact, text, data, seq_len=_seq_len(artifact, folder), labelled=out is not None)
     if dataset.cut:
         (on_note or log.warning)(str(dataset.cut))
     with open_engine(artifact, threads=threads) as engine:
         logits = _logits(
             engine, dataset, weights, batch_size=batch_size, tell=on_progress or (lambda _: None)
         )
+    if out is not None:
+        found = described(*_judged(logits, dataset, artifact.manifest), artifact.manifest, data=str(data))
+        write_evaluation(Path(out), found)
+        (on_note or log.info)(f"{found}; see {out}")
     return list(_named(logits, artifact.manifest.labels, texts))
 
 
@@ -95,6 +106,10 @@ def _check_choices(**given: object) -> None:
         raise ConfigError("predict needs either a text or a data file")
     if given["run"] is not None and given["adapter"] is not None:
         raise ConfigError("predict takes either a run or an adapter folder, got both")
+    if given["out"] is not None and given["data"] is None:
+        raise ConfigError(
+            "an output folder (--out) is for figures of labelled data: give a data file (--data)"
+        )
 
 
 def _adapter_folder(run: Path | str | None, adapter: Path | str | None) -> Path | None:
@@ -110,14 +125,19 @@ def _seq_len(artifact: Artifact, folder: Path | None) -> int:
 
 
 def _read(
-    artifact: Artifact, text: str | Sequence[str] | None, data: Path | str | None, *, seq_len: int
+    artifact: Artifact,
+    text: str | Sequence[str] | None,
+    data: Path | str | None,
+    *,
+    seq_len: int,
+    labelled: bool,
 ) -> tuple[Sequence[str | None], Dataset]:
     manifest, folder = artifact.manifest, artifact.folder
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
         return texts, text_dataset(texts, manifest, folder, seq_len=seq_len)
     path = Path(data or "")
-    dataset = load_dataset(path, manifest, folder, seq_len=seq_len, labelled=False)
+    dataset = load_dataset(path, manifest, folder, seq_len=seq_len, labelled=labelled)
     if path.suffix == ".npz":
         return [None] * dataset.num_samples, dataset
     return [record.text for _, record in read_records(path, Text)], dataset
@@ -149,8 +169,24 @@ def _logits(
     return logits
 
 
-def _named(logits: Array, labels: Sequence[str], texts: Sequence[str | None]) -> Iterator[Prediction]:
+def _judged(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Confusion | None]:
+    """Logits (num_samples, classes) against the labels, as ``train`` measures them."""
+    rows, labels = _log_scores(logits), dataset.labels
+    answers: Indices = rows.argmax(-1)
+    counted = confusion_of(manifest)
+    if counted:
+        counted.add(answers, labels)
+    loss = -float(rows[np.arange(len(rows)), labels].mean())
+    return Evaluation(loss, float((answers == labels).mean()), len(rows)), counted
+
+
+def _log_scores(logits: Array) -> Doubles:
+    """Logarithms of the probabilities, float64 (num_samples, classes)."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    scores = np.exp(shifted) / np.exp(shifted).sum(-1, keepdims=True)
-    for row, text in zip(scores, texts, strict=True):
+    found: Doubles = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+def _named(logits: Array, labels: Sequence[str], texts: Sequence[str | None]) -> Iterator[Prediction]:
+    for row, text in zip(np.exp(_log_scores(logits)), texts, strict=True):
         yield Prediction(labels[int(row.argmax())], float(row.max()), text)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fleetune.device_runtime.commands.evaluating import forget_evaluations, keep_evaluation, measure
 from fleetune.device_runtime.commands.train_report import TrainReport, as_measured, report_of
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import class_head
+from fleetune.device_runtime.contracts.evaluation_file import Evaluated
 from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 CACHE = "cache"
 _CHECKPOINT_EVERY_S = 60.0
 
-Note = Callable[[Pause | Fit | Cut | str], object]
+Note = Callable[[Pause | Fit | Cut | Evaluated | str], object]
 
 
 def train(
@@ -58,7 +60,8 @@ def train(
     Args:
         artifact_dir: folder made by ``fleetune export``.
         data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`.
-        out: folder for ``adapter/`` and ``run.json``, replaced at the end, and ``checkpoint.safetensors``.
+        out: folder for ``adapter/`` and ``run.json``, replaced at the end, and ``checkpoint.safetensors``; with ``eval`` for
+            ``evaluation.json``, ``evaluation.csv`` and ``evaluations.jsonl`` too.
         eval: labelled samples to measure the result on, at full depth.
         work: policy, optimizer, steps, batches and seed; its codec has no say here.
         resources: threads, memory and disk that the run may use.
@@ -70,7 +73,7 @@ def train(
         rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
         on_step: called with each step's report.
         on_note: called with what a person may want to read: texts that are cut, a memory budget's choice, a pause by the
-            rules and its end, where it goes on from and where it stopped.
+            rules and its end, where it goes on from and where it stopped, what an evaluation found.
 
     Raises:
         FleetuneError: ArtifactError, ConfigError or DataError, by what has to be mended.
@@ -100,6 +103,8 @@ def train(
             tell(machine.fit)
         if resume and (folder / CHECKPOINT).exists():
             _go_on(trainer, folder, tell)
+        if not trainer.step_index:
+            forget_evaluations(folder)
         if head and not trainer.step_index:
             tell(f"{head.weight}: class means of {dataset.num_samples} samples")
             sums = machine.class_sums(dataset, work, start, before_batch=gate.wait)
@@ -114,9 +119,20 @@ def train(
             tell=tell,
             again="the same command goes on" if resume else "the same command without --no-resume goes on",
         )
+        evaluation = None
         if held_out:
             tell(f"measuring on {held_out.num_samples} held-out samples")
-        evaluation = machine.evaluate(held_out, trainer.adapter, before_batch=gate.wait) if held_out else None
+            evaluation = measure(
+                machine,
+                held_out,
+                trainer.adapter,
+                manifest=manifest,
+                data=str(eval),
+                step=trainer.step_index,
+                before_batch=gate.wait,
+            )
+            keep_evaluation(folder, evaluation)
+            tell(evaluation.row())
     save_peft(folder / ADAPTER, manifest, trainer.adapter)
     report = report_of(
         trainer,
@@ -132,7 +148,7 @@ def train(
     return report
 
 
-def _log(note: Pause | Fit | Cut | str) -> None:
+def _log(note: Pause | Fit | Cut | Evaluated | str) -> None:
     log.log(logging.WARNING if isinstance(note, Cut) else logging.INFO, "%s", note)
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 
 from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
+from fleetune.device_runtime.contracts.evaluation_file import Evaluated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.run_file import RUN
 from fleetune.device_runtime.rules.gate import Gate
-from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.trainer import Trainer
 
 
@@ -25,6 +25,11 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None
     """On ``eval`` at full depth; None without it."""
     eval_loss: float | None
+    balanced_accuracy: float | None = None
+    """On ``eval``, as ``macro_f1``; None without it, and where the task has no classes. By class: ``evaluation.json``."""
+    macro_f1: float | None = None
+    perplexity: float | None = None
+    """On ``eval``, of a language model."""
     mean_active_layers: float
     num_samples: int
     memory_plan: dict[str, int | bool | None]
@@ -49,7 +54,7 @@ class _Recorded(msgspec.Struct):
 
 def report_of(
     trainer: Trainer,
-    evaluation: Evaluation | None,
+    evaluation: Evaluated | None,
     *,
     gate: Gate,
     memory: MemoryPlan,
@@ -66,6 +71,9 @@ def report_of(
         loss_last=history[-1].loss,
         accuracy=evaluation.accuracy if evaluation else None,
         eval_loss=evaluation.loss if evaluation else None,
+        balanced_accuracy=evaluation.balanced_accuracy if evaluation else None,
+        macro_f1=evaluation.macro_f1 if evaluation else None,
+        perplexity=evaluation.perplexity if evaluation else None,
         mean_active_layers=statistics.fmean(r.active_layers for r in history),
         num_samples=num_samples,
         memory_plan=memory._asdict(),

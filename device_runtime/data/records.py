@@ -220,6 +220,13 @@ def _jsonl(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
             raise source.error(f"not a JSON object on one line: {exc}") from exc
 
 
+def as_csv(rows: Iterable[Iterable[object]]) -> bytes:
+    """Write rows of cells as CSV, the first the header: commas, CRLF, quotes where a cell needs them, UTF-8."""
+    written = io.StringIO(newline="")
+    csv.writer(written).writerows(rows)
+    return written.getvalue().encode()
+
+
 def _csv(lines: Iterable[str], path: Path) -> Iterator[tuple[int, object]]:
     csv.field_size_limit(LINE_MAX)  # the module's own 128 KiB are less than a text may have
     reader = csv.reader(lines, strict=True)

@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int = 32,
     memory: MemoryPlan | None = None,
     before_batch: Callable[[], object] = lambda: None,
+    on_answers: Callable[[Indices, Indices], object] = lambda answers, labels: None,
 ) -> Evaluation:
     """Measure an adapter.
 
@@ -41,6 +42,7 @@ def evaluate(
         batch_size: samples at a time.
         memory: how they are held; None for the engine's own way.
         before_batch: called before each batch; may wait.
+        on_answers: called with each batch's answers and labels, int64 (N,) each: of those labels that count.
     """
     manifest, adapter = engine.artifact.manifest, pruned(adapter)
     rows = engine.rows(min(batch_size, dataset.num_samples), dataset.mean_tokens, memory)
@@ -51,16 +53,17 @@ def evaluate(
         batch_loss, answers = engine.evaluate(batch, adapter, rows=rows)
         labels = batch[manifest.label_name].astype(np.int64)
         share = share_of(labels, manifest.counted)
-        right, judged = _count(answers, labels, manifest.counted)
+        answered, wanted = _judged(answers, labels, manifest.counted)
+        on_answers(answered, wanted)
         loss, shares = loss + batch_loss * share, shares + share
-        num_right, num_judged = num_right + right, num_judged + judged
+        num_right, num_judged = num_right + int((answered == wanted).sum()), num_judged + wanted.size
     return Evaluation(loss / max(1, shares), num_right / max(1, num_judged), dataset.num_samples)
 
 
-def _count(answers: Indices, labels: Indices, counted: Targets | None) -> tuple[int, int]:
-    """How many labels are answered right, and how many count; both (batch, …)."""
+def _judged(answers: Indices, labels: Indices, counted: Targets | None) -> tuple[Indices, Indices]:
+    """Answers and labels, both (batch, …), of the labels that count, (N,)."""
     if counted is None:
-        return int((answers == labels).sum()), labels.size
+        return answers.ravel(), labels.ravel()
     targets = shifted(labels, counted)
     judged = targets != counted.ignored
-    return int((answers == targets)[judged].sum()), int(judged.sum())
+    return answers[judged], targets[judged]

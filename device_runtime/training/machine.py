@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
@@ -99,10 +99,22 @@ class Machine:
         )
 
     def evaluate(
-        self, dataset: Dataset, adapter: Arrays, *, before_batch: Callable[[], object] = lambda: None
+        self,
+        dataset: Dataset,
+        adapter: Arrays,
+        *,
+        before_batch: Callable[[], object] = lambda: None,
+        on_answers: Callable[[Indices, Indices], object] = lambda answers, labels: None,
     ) -> Evaluation:
         """Measure an adapter within the resources; arguments as of :func:`evaluate`."""
-        return evaluate(self.engine, dataset, adapter, memory=self.memory, before_batch=before_batch)
+        return evaluate(
+            self.engine,
+            dataset,
+            adapter,
+            memory=self.memory,
+            before_batch=before_batch,
+            on_answers=on_answers,
+        )
 
     def class_sums(
         self,

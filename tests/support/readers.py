@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from unittest.mock import patch
 
@@ -31,7 +32,16 @@ from fleetune.device_runtime.agent.state_folder import parse_adapter
 from fleetune.device_runtime.arrays import load_arrays, to_bytes
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import ADAPTER, MANIFEST, open_artifact
-from fleetune.device_runtime.contracts.run_file import LEDGER, RUN, read_labels, read_seq_len
+from fleetune.device_runtime.contracts.evaluation_file import Evaluated, added
+from fleetune.device_runtime.contracts.run_file import (
+    EVALUATION,
+    EVALUATIONS,
+    LEDGER,
+    ROUNDS,
+    RUN,
+    read_labels,
+    read_seq_len,
+)
 from fleetune.device_runtime.contracts.wire import decode
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
@@ -453,7 +463,7 @@ def rounds_jsonl(folder: Path) -> Iterator[Reader]:
     import msgspec
 
     from fleetune.toolkit.simulation.curves import read_curve
-    from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, mend
+    from fleetune.toolkit.simulation.records import RoundRecord, mend
 
     report = {"name": "x", "seed": 0, "rounds": 2, "finished": True, "devices": 2, "accuracy": 0.5}
     (folder / RUN).write_text(json.dumps({"report": report}))
@@ -464,6 +474,39 @@ def rounds_jsonl(folder: Path) -> Iterator[Reader]:
         (folder / ROUNDS).write_bytes(content)
         read_curve(folder)
         mend(folder / ROUNDS, RoundRecord)
+
+    yield Reader([sample], mutations.of_lines, read)
+
+
+@contextmanager
+def evaluation_json(folder: Path) -> Iterator[Reader]:
+    """``evaluation.json`` of a run, as a plot reads it."""
+    from fleetune.toolkit.run_figures import read_figures
+
+    (folder / EVALUATIONS).write_bytes(added(b"", Evaluated(step=1, num_samples=3, loss=1.0, accuracy=0.5)))
+    names = [{"name": name, "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2} for name in "ab"]
+    said = {"step": 1, "num_samples": 4, "loss": 1.0, "accuracy": 0.5, "data": "d.csv", "classes": names}
+    said["confusion"] = [[1, 1], [0, 2]]
+
+    def read(content: bytes) -> None:
+        (folder / EVALUATION).write_bytes(content)
+        read_figures(folder)
+
+    yield Reader([json.dumps(said).encode()], mutations.of_json, read)
+
+
+@contextmanager
+def evaluations_jsonl(folder: Path) -> Iterator[Reader]:
+    """The log of evaluations, which goes on whatever lies there, and as a plot reads it."""
+    from fleetune.toolkit.run_figures import read_figures
+
+    lines = [Evaluated(step=step, num_samples=3, loss=1.0, accuracy=0.5) for step in (1, 2, 3)]
+    sample = reduce(added, lines, b"")
+
+    def read(content: bytes) -> None:
+        assert added(content, lines[0]).endswith(b"\n")
+        (folder / EVALUATIONS).write_bytes(content)
+        read_figures(folder)
 
     yield Reader([sample], mutations.of_lines, read)
 
@@ -551,6 +594,8 @@ READERS: dict[str, Callable] = {
     "simulation": _toml(_SIMULATION, _simulation, write_config),
     "run.json": run_json,
     "rounds.jsonl": rounds_jsonl,
+    "evaluation.json": evaluation_json,
+    "evaluations.jsonl": evaluations_jsonl,
     "left.jsonl": left,
     "journal": journal,
 }

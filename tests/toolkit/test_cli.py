@@ -39,9 +39,10 @@ HOMES = {
     "demo": "fleetune.toolkit.demo",
     "bench": "fleetune.toolkit.benchmark",
     "compare": "fleetune.toolkit.simulation.compare",
+    "plot": "fleetune.toolkit.plot",
     "simulate": "fleetune.toolkit.simulation.simulate",
 }
-AROUND = {"config", "json", "verbose", "explain"}
+AROUND = {"config", "json", "verbose", "explain", "log_to"}
 PARTS = {"train": TRAIN, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}
 ONE_FUNCTION = [command for command in COMMANDS if command.__name__ != "broker"]
 

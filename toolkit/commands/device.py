@@ -15,6 +15,7 @@ from fleetune.toolkit.commands.options import (
     Data,
     HeadStart,
     Json,
+    LogTo,
     Out,
     Rules,
     StartAdapter,
@@ -49,6 +50,7 @@ def train(
     adapter: StartAdapter = None,
     head_start: HeadStart = None,
     rules: Rules = None,
+    log_to: LogTo = None,
     config: Config = None,
     json: Json = False,
     verbose: Verbose = False,
@@ -75,12 +77,16 @@ def predict(
     text: Annotated[list[str] | None, shown("a text; may be given several times", metavar="TEXT")] = None,
     data: Annotated[
         Path | None,
-        shown("a file as for train; labels in it are not looked at", metavar="FILE"),
+        shown("a file as for train; labels in it are looked at only with --out", metavar="FILE"),
     ] = None,
     run: Annotated[
         Path | None, shown("folder of train, aggregate or demo whose adapter to use", metavar="DIR")
     ] = None,
     adapter: Annotated[Path | None, shown("PEFT adapter folder to use", metavar="DIR")] = None,
+    out: Annotated[
+        Path | None,
+        shown("folder for evaluation.json and evaluation.csv, from the labels in --data", metavar="DIR"),
+    ] = None,
     batch_size: Annotated[int | None, shown("samples at a time", "32")] = None,
     threads: Threads = None,
     json: Json = False,
@@ -102,8 +108,11 @@ def _show_run(console: Console, report: Any) -> None:
 
 
 def _measured(report: Any) -> Iterator[str]:
-    if report.accuracy is not None:
-        yield f"accuracy {report.accuracy:.3f} on held-out data (loss {report.eval_loss:.4f})"
+    if report.accuracy is None:
+        return
+    figures = {"loss": report.eval_loss, "macro F1": report.macro_f1, "perplexity": report.perplexity}
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+    yield f"accuracy {report.accuracy:.3f} on held-out data ({shown or 'the loss is not finite'})"
 
 
 def _trained(report: Any) -> Iterator[str]:

@@ -183,6 +183,13 @@ HeadStart = Annotated[
         metavar="NAME",
     ),
 ]
+LogTo = Annotated[
+    str | None,
+    shown(
+        "tell the figures of the run, as they come, to a tracker too: mlflow, tensorboard or wandb",
+        metavar="NAME",
+    ),
+]
 Threads = Annotated[int | None, shown("threads of the kernels; 0 for one a core", "0")]
 Provider = Annotated[
     str | None, shown("onnxruntime's provider: cpu, cuda, tensorrt or xnnpack", "cpu", metavar="NAME")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -72,7 +73,7 @@ def call(
 
     Args:
         target: where the function is; imported only now.
-        flags: the options by name, with ``config``, ``json`` and ``verbose`` where the command has these; those of
+        flags: the options by name, with ``config``, ``json``, ``verbose`` and ``log_to`` where the command has these; those of
             ``parts`` may lie together under ``flags``.
         argument: the flag that is the function's one positional argument, if it has one.
         parts: the function's arguments that are structs, made from flags.
@@ -85,6 +86,7 @@ def call(
     given = dict(flags)
     given |= given.pop("flags", {})
     as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
+    log_to = given.pop("log_to", None)
     positional = [given.pop(argument)] if argument else []
     console = _console(stderr=bool(as_json))
     _log_to_stderr(verbose=bool(verbose))
@@ -100,6 +102,8 @@ def call(
             arguments[watch.parameter] = stack.enter_context(watch.open(seen))
             if watch.notes:
                 arguments[watch.notes] = stack.enter_context(messages(seen))
+            if log_to:
+                _track(arguments, stack, log_to, told=(watch.parameter, watch.notes))
         result = function(*positional, **arguments)
         stack.close()
         if as_json:
@@ -108,6 +112,23 @@ def call(
         elif result is not None:
             (show or show_fields)(console, result)
         return result
+
+
+def _track(arguments: dict[str, Any], stack: ExitStack, name: str, *, told: Sequence[str]) -> None:
+    """Have the tracker ``name`` told too of all that the callbacks ``told`` are, for a run in ``out``."""
+    from fleetune.toolkit.trackers import tracking  # with the library that it is for
+
+    take = stack.enter_context(tracking(name, Path(arguments["out"])))
+    for callback in told:
+        arguments[callback] = _both(arguments[callback], take)
+
+
+def _both(first: Callable[[Any], None], second: Callable[[Any], None]) -> Callable[[Any], None]:
+    def tell(report: Any) -> None:
+        first(report)
+        second(report)
+
+    return tell
 
 
 def to_json(result: object) -> str:

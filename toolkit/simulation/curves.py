@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.contracts.run_file import RUN
+from fleetune.device_runtime.contracts.run_file import ROUNDS, RUN
 from fleetune.device_runtime.errors import DataError
-from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, read_lines, read_report
+from fleetune.toolkit.simulation.records import RoundRecord, read_lines, read_report
 
 Doubles = NDArray[np.float64]
 SUMMED = ("compute_s", "bytes_up", "bytes_down", "energy_j")

@@ -9,9 +9,10 @@ import msgspec
 
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.store import ByKind
+from fleetune.device_runtime.contracts.run_file import ROUNDS
 from fleetune.device_runtime.contracts.wire import Report
 from fleetune.toolkit.simulation.jobs import Done
-from fleetune.toolkit.simulation.records import ROUNDS, RoundRecord, SimulationReport, append, finite
+from fleetune.toolkit.simulation.records import RoundRecord, SimulationReport, append, finite
 from fleetune.toolkit.simulation.runs import Begun
 
 EVALUATOR = "simulator"

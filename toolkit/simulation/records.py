@@ -19,7 +19,7 @@ from fleetune.device_runtime.contracts.run_file import RUN, write_run
 from fleetune.device_runtime.errors import DataError, one_line
 from fleetune.device_runtime.files import doing
 
-ROUNDS, DEVICES = "rounds.jsonl", "devices.jsonl"
+DEVICES = "devices.jsonl"
 R = TypeVar("R", bound=msgspec.Struct)
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from fleetune.broker.job import UPLOADS_MB, Job
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, RUN
+from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, ROUNDS, RUN
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import doing
 from fleetune.toolkit.simulation.bench import Datasets
@@ -16,7 +16,7 @@ from fleetune.toolkit.simulation.config import SimulationConfig
 from fleetune.toolkit.simulation.config_copy import config_text
 from fleetune.toolkit.simulation.jobs import told_work
 from fleetune.toolkit.simulation.journal import JOURNAL
-from fleetune.toolkit.simulation.records import DEVICES, ROUNDS, SimulationReport, read_report
+from fleetune.toolkit.simulation.records import DEVICES, SimulationReport, read_report
 
 CONFIG, TIMINGS = "config.toml", "timings.json"
 _ANY_TIME = ("workers", "timings", "rounds", "until_s")

@@ -180,7 +180,8 @@ def test_a_state_folder_in_which_nothing_can_be_written_is_told(tmp_path):
 
 def test_the_owners_model_is_an_adapter_folder_that_predict_takes(word_artifact, word_file, tmp_path):
     artifact, folder = open_artifact(word_artifact), tmp_path / "state" / device.OWN_MODEL
-    desk = device._Desk(artifact, word_file, None, Notifier({}), lambda _: None, own=folder, terms=Terms())
+    options = {"kept": None, "own": folder, "terms": Terms()}
+    desk = device._Desk(artifact, word_file, None, Notifier({}), lambda _: None, **options)
     own = {name: value + np.float32(0.25) for name, value in artifact.adapter().items()}
     desk.workbench(tells_labels=False).keep(own)
     found = load_peft(folder, artifact.manifest)

@@ -68,7 +68,7 @@ def test_rows_that_would_make_a_batch_too_short_do_not_train(word_artifact, word
 
     def batches(least_batch):
         artifact, terms = open_artifact(word_artifact), Terms(least_batch=least_batch)
-        options = {"own": tmp_path, "terms": terms}
+        options = {"kept": None, "own": tmp_path, "terms": terms}
         desk = device._Desk(artifact, word_file, Machine(), Notifier({}), lambda _: None, **options)
         return np.sort(desk.workbench(tells_labels=False).start(LocalWork(batch_size=17), {})).tolist()
 

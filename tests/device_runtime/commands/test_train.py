@@ -21,6 +21,7 @@ from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, StateError, UnknownName
 from fleetune.device_runtime.methods.policies import POLICIES
+from fleetune.device_runtime.rules.gate import Pause
 
 OPTIONS = {"batch_size": 8, "seq_len": 16, "lr": 0.02, "threads": 1}
 
@@ -68,6 +69,9 @@ def test_a_run_learns_and_leaves_an_adapter_and_its_record(word_artifact, word_f
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "adapter",
         "checkpoint.safetensors",
+        "evaluation.csv",
+        "evaluation.json",
+        "evaluations.jsonl",
         "run.json",
     ]
     run = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -135,7 +139,7 @@ def test_a_run_that_is_paused_and_resumed_is_the_run_that_is_not(word_artifact, 
             system.zone(90)
 
     def on_note(pause):
-        if isinstance(pause, str):
+        if not isinstance(pause, Pause):
             return
         told.append((str(pause).split(" after")[0], list(taken)))
         if pause.reasons:
@@ -213,7 +217,7 @@ def test_the_same_command_trains_a_finished_run_no_further(word_artifact, word_f
     again = train(word_artifact, on_step=killer(0), on_note=notes.append, **options)
     assert again == first
     assert notes[0] == f"{tmp_path}: all 6 steps were taken before; --no-resume trains anew"
-    assert notes[1:] == [f"measuring on {len(word_file.read_text().splitlines()) - 1} held-out samples"]
+    assert notes[1:-1] == [f"measuring on {len(word_file.read_text().splitlines()) - 1} held-out samples"]
     assert same(adapter_of(tmp_path, word_artifact), before)
     unmeasured = train(word_artifact, on_step=killer(0), **{**options, "eval": None})
     assert (unmeasured.accuracy, unmeasured.losses) == (None, first.losses)
@@ -356,7 +360,7 @@ def test_texts_that_are_cut_are_told_once_for_each_file(word_artifact, tmp_path)
         "threads": 1,
     }
     train(data=tmp_path / "long.csv", eval=tmp_path / "short.csv", seq_len=8, **run)
-    told, measuring = map(str, notes)
+    told, measuring, _ = map(str, notes)
     assert measuring == "measuring on 1 held-out samples"
     assert "long.csv: 1 of 2 samples are longer than 8 tokens (the model takes up to 32)" in told
 

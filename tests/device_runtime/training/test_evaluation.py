@@ -25,11 +25,11 @@ class Answers:
 LABELLED, NEXT = Targets(shift=0, ignored=-100), Targets(shift=1, ignored=-100)
 
 
-def measured(counted, labels, batch_size):
+def measured(counted, labels, batch_size, **more):
     labels = np.array(labels, np.int64)
     lengths = np.ones(len(labels), np.int64)
     dataset = make_dataset({"labels": Dense(labels)}, lengths, seq_len=8, num_classes=4)
-    return evaluate(Answers(counted), dataset, {}, batch_size=batch_size)
+    return evaluate(Answers(counted), dataset, {}, batch_size=batch_size, **more)
 
 
 @pytest.mark.parametrize("counted", [None, LABELLED])
@@ -65,3 +65,16 @@ def test_a_language_model_is_asked_for_the_next_token():
     rows = [[3, 2, 2, -100], [2, 3, -100, -100]]
     loss, accuracy, num_samples = measured(NEXT, rows, 2)
     assert (loss, accuracy, num_samples) == (2.0, pytest.approx(2 / 3), 2)
+
+
+def test_who_counts_by_class_sees_the_labels_that_count_alone():
+    rows, seen = [[3, 2, 2, -100], [2, 3, -100, -100]], []
+    measured(
+        NEXT, rows, 2, on_answers=lambda answers, labels: seen.append((answers.tolist(), labels.tolist()))
+    )
+    assert seen == [([2, 2, 2], [2, 2, 3])]
+    seen.clear()
+    measured(
+        None, [1, 2], 2, on_answers=lambda answers, labels: seen.append((answers.tolist(), labels.tolist()))
+    )
+    assert seen == [([2, 2], [1, 2])]

@@ -1,0 +1,47 @@
+"""What an evaluating device keeps of its evaluations, for its owner; the aggregator is told loss, accuracy and count alone."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from fleetune.device_runtime.agent.events import Event
+from fleetune.device_runtime.arrays import PRIVATE, Arrays
+from fleetune.device_runtime.commands.evaluating import described, judge, keep_evaluation
+from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.training.evaluation import Evaluation
+from fleetune.device_runtime.training.machine import Machine
+from fleetune.device_runtime.training.metrics import Confusion
+
+log = logging.getLogger(__name__)
+
+
+class OwnEvaluations:
+    """Told of every event of a device; writes what was measured when its report is on its way."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, data: Path, *, then: Callable[[Event], object]
+    ) -> None:
+        """Prepare; ``then`` is told of every event too."""
+        self._folder, self._manifest, self._data, self._then = folder, manifest, data, then
+        self._measured: tuple[Evaluation, Confusion | None] | None = None
+
+    def judge(
+        self, machine: Machine, dataset: Dataset, adapter: Arrays, *, before_batch: Callable[[], object]
+    ) -> Evaluation:
+        """Measure an adapter as :meth:`Machine.evaluate`."""
+        self._measured = judge(machine, dataset, adapter, manifest=self._manifest, before_batch=before_batch)
+        return self._measured[0]
+
+    def __call__(self, event: Event) -> None:
+        """Take an event; files that cannot be written are a warning, for the report does not depend on them."""
+        if event.kind == "evaluated" and self._measured:
+            found, counted = self._measured
+            self._measured = None
+            of_round = described(found, counted, self._manifest, data=self._data, round=event.round)
+            try:
+                keep_evaluation(self._folder, of_round, mode=PRIVATE)
+            except StateError as exc:
+                log.warning("round %d: %s", event.round, exc)
+        self._then(event)
