@@ -77,7 +77,7 @@ class Pull:
     @property
     def waits_until(self) -> float:
         """Time at which what is on its way counts as lost, if nothing comes before."""
-        wait_s = min(self._wait_s * 2 ** min(self._num_stalls, 10), WAIT_MAX_S)
+        wait_s = min(self._wait_s * 2.0 ** min(self._num_stalls, 10), WAIT_MAX_S)
         return max(self._progress_at, self._asked_at) + wait_s
 
     def cut_anew(self, manifest: TransferManifest, *, size_bytes_max: int, now: float) -> "Pull":
