@@ -23,7 +23,7 @@ from fleetune.device_runtime.contracts.mask_messages import (
 from fleetune.device_runtime.contracts.secure_sums.grid import added, mean_change, placed, weight_of
 from fleetune.device_runtime.contracts.wire import Chunk, Decline, Offer, UpdateReady, decode, encode
 from fleetune.device_runtime.contracts.work import LocalWork
-from fleetune.device_runtime.errors import TransportError
+from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.device_runtime.terms.terms import Terms
 
@@ -418,7 +418,7 @@ def test_an_owner_who_allows_masked_training_alone_declines_the_rest(tmp_path):
         fleet(tmp_path, terms=terms).run(), expected(fleet(tmp_path / "x").aggregator.settings, range(4))
     )
     found = fleet(tmp_path / "grid", terms=terms, secure="grid")
-    with pytest.raises(ConfigError, match="declined by device-0, device-1, device-2, device-3: .*secure_only"):
+    with pytest.raises(ConfigError, match=r"declined by device-0, device-1, device-2, device-3: .*secure_only"):
         found.run()
     declines = [message.reason for _, message in spoken(found.log, Decline)]
     assert len(declines) == 4
