@@ -418,7 +418,9 @@ def test_an_owner_who_allows_masked_training_alone_declines_the_rest(tmp_path):
         fleet(tmp_path, terms=terms).run(), expected(fleet(tmp_path / "x").aggregator.settings, range(4))
     )
     found = fleet(tmp_path / "grid", terms=terms, secure="grid")
-    with pytest.raises(ConfigError, match=r"declined by device-0, device-1, device-2, device-3: .*secure_only"):
+    with pytest.raises(
+        ConfigError, match=r"declined by device-0, device-1, device-2, device-3: .*secure_only"
+    ):
         found.run()
     declines = [message.reason for _, message in spoken(found.log, Decline)]
     assert len(declines) == 4
