@@ -137,7 +137,7 @@ def test_a_ledger_of_format_2_is_brought_to_this_one(tmp_path):
         assert past.declined == {}
         assert [decided.num_outcomes for decided in ledger.decided()] == [-1] * 4
         ledger.decline(past.tasks[0].task_id, "memory", "no")
-        assert ledger.past().declined == {past.tasks[0].task_id}
+        assert ledger.past().declined == {past.tasks[0].task_id: ("memory", "no")}
         assert [outcome.declined for outcome in ledger.outcomes()] == [None, None, "memory"]
         assert rows(ledger)[1].arms == {"full": 2}
 
