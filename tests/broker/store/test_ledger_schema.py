@@ -134,10 +134,10 @@ def test_a_ledger_of_format_2_is_brought_to_this_one(tmp_path):
     with Ledger(folder, msgspec.structs.replace(aggregator.settings, num_layers=12)) as ledger:
         past = ledger.past()
         assert {task.reason for task in past.tasks} == {""}
-        assert past.declined == frozenset()
+        assert past.declined == {}
         assert [decided.num_outcomes for decided in ledger.decided()] == [-1] * 4
         ledger.decline(past.tasks[0].task_id, "memory", "no")
-        assert ledger.past().declined == {past.tasks[0].task_id}
+        assert ledger.past().declined == {past.tasks[0].task_id: ("memory", "no")}
         assert [outcome.declined for outcome in ledger.outcomes()] == [None, None, "memory"]
         assert rows(ledger)[1].arms == {"full": 2}
 
