@@ -16,10 +16,9 @@ from functools import lru_cache, partial
 import numpy as np
 
 from fleetune.broker.job import Privacy
+from fleetune.device_runtime.contracts.accounting import NEEDS
 from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.errors import ConfigError
-
-NEEDS = "dp needs dp-accounting; run: pip install 'fleetune[privacy]'"
 
 
 def epsilon_of(privacy: Privacy, rounds: int) -> float | None:

@@ -30,7 +30,7 @@ from fleetune.device_runtime.contracts.codecs import (
 )
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
-from fleetune.device_runtime.contracts.gaussian import derived, new_secret
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, derived, new_secret
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, masked
 from fleetune.device_runtime.contracts.secure_sums.grid import placed, weight_of, write_numbers
@@ -52,8 +52,6 @@ from fleetune.device_runtime.terms.tensors import counted
 
 log = logging.getLogger(__name__)
 
-NOISE_SECRET = "noise.key"
-"""File of what this device's noise is made from."""
 _LOSSES_TOLD = 20
 
 
