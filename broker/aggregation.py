@@ -92,7 +92,7 @@ def aggregate(
             arguments,
             chooses=_chooses(settings),
             strikes=settings.strikes,
-            spending=spending_of(settings.dp),
+            spending=spending_of(settings.dp, settings.work),
         )
         if ledger.newest >= job.rounds:
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")

@@ -63,7 +63,7 @@ class Barrier:
         self._learned = self._configurator.init(settings)
         self._traffic = TRAFFIC[settings.traffic]()
         self._carried = self._traffic.init(settings)
-        self._budget = Budget(rounds_within(settings.dp), turns)
+        self._budget = Budget(rounds_within(settings.dp, settings.work), turns)
         self.early_end = ""
         """Why no further round begins, though there were more to come; empty as long as they may."""
         for outcome in outcomes:

@@ -17,7 +17,7 @@ from fleetune.device_runtime.agent.outbox_file import open_outbox
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
-from fleetune.device_runtime.commands.explain import check_terms
+from fleetune.device_runtime.commands.explain import account_of, check_terms
 from fleetune.device_runtime.commands.own_folder import alone_in, identify, state_folder
 from fleetune.device_runtime.commands.sign import check_signed
 from fleetune.device_runtime.commands.silence import Silence
@@ -26,6 +26,7 @@ from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS
 from fleetune.device_runtime.contracts.fields import check_name
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, new_secret
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
@@ -112,8 +113,10 @@ def device(
         open_outbox(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
-        tally = Tally(on_event, notifier)
-        desk = _Desk(artifact, Path(data), machine, notifier, tally, own=folder / OWN_MODEL, terms=terms)
+        tally, files = Tally(on_event, notifier), DiskFiles(folder)
+        desk = _Desk(
+            artifact, Path(data), machine, notifier, tally, own=folder / OWN_MODEL, files=files, terms=terms
+        )
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
@@ -129,12 +132,12 @@ def device(
         home = Home(
             link,
             outbox,
-            files := DiskFiles(folder),
+            files,
             identity,
             FirstAdapter.of(artifact.adapter()),
             checkpoint_every=duty.checkpoint_every,
             on_event=tally,
-            contract=Contract(terms, facts=outbox, files=files),
+            contract=Contract(terms, facts=outbox, files=files, account=account_of(duty, files)),
             trusted=trusted,
         )
         agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)
@@ -166,9 +169,10 @@ class _Desk:
         tally: Tally,
         *,
         own: Path,
+        files: DiskFiles,
         terms: Terms,
     ) -> None:
-        self._least_batch = terms.least_batch
+        self._least_batch, self._files = terms.least_batch, files
         self._artifact, self._data, self._machine, self._own = artifact, data, machine, own
         self._notifier, self._tally = notifier, tally
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
@@ -180,6 +184,7 @@ class _Desk:
             self._dataset.num_samples,
             self._class_sums,
             keep=self._keep,
+            data=self._dataset.digest,
             histogram=self._histogram if tells_labels else tuple,
         )
 
@@ -191,7 +196,8 @@ class _Desk:
         used = num_used(work, rows.num_samples, least_batch=self._least_batch)
         if used < rows.num_samples:
             rows = rows.subset(np.arange(used))
-        return self._machine.trainer(rows, work, adapter)
+        secret = self._files.secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
+        return self._machine.trainer(rows, work, adapter, secret=secret)
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)

@@ -24,6 +24,8 @@ from fleetune.device_runtime.contracts.work import (
 from fleetune.device_runtime.errors import ConfigError
 
 NEEDS = "dp needs dp-accounting; run: pip install 'fleetune[privacy]'"
+DELTA = 1e-5
+"""Where nobody says another."""
 
 
 class Steps(msgspec.Struct, frozen=True):

@@ -267,7 +267,9 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0.0
     sample_rate: Annotated[
         float,
-        Option("DP-SGD: chance of each sample to be in a step, in place of batch_size", at_least=0, at_most=1),
+        Option(
+            "DP-SGD: chance of each sample to be in a step, in place of batch_size", at_least=0, at_most=1
+        ),
     ] = 0.0
 
     @property

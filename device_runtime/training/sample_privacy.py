@@ -13,7 +13,6 @@ import numpy as np
 from fleetune.device_runtime.arrays import Arrays, Indices, to_bytes
 from fleetune.device_runtime.contracts.codecs.codec import Doubles
 from fleetune.device_runtime.contracts.gaussian import bounded, derived, gaussian
-from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.training.checkpoint import Origin
 
 TOGETHER = 16

@@ -64,7 +64,9 @@ def by_hand(trainer, plan="full"):
 
 
 @pytest.mark.parametrize(
-    "policy", [PolicySpec(), PolicySpec(name="head"), PolicySpec(name="exact-k", drop=0.5)], ids=lambda p: p.name
+    "policy",
+    [PolicySpec(), PolicySpec(name="head"), PolicySpec(name="exact-k", drop=0.5)],
+    ids=lambda p: p.name,
 )
 def test_a_step_is_the_sum_of_each_sample_s_clipped_gradient(engine, policy):
     trainer = trainer_of(engine, work(policy=policy))
