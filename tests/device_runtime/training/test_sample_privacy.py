@@ -5,10 +5,11 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from tiny import draw_data, noisy_adapter
+from tiny import draw_batch, draw_data, noisy_adapter
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
+from fleetune.device_runtime.contracts.plans import full
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError
@@ -208,3 +209,17 @@ def test_what_it_cannot_be_had_with_is_refused_in_a_line(engine, changes, said):
 def test_an_epoch_takes_each_sample_once_on_average(engine):
     job = msgspec.structs.replace(work(sample_rate=0.3), steps=0, epochs=2)
     assert trainer_of(engine, job).total_steps == 8
+
+
+@pytest.mark.parametrize("memory", [MemoryPlan(), MemoryPlan(micro_batch=3)])
+def test_an_engine_that_is_asked_for_each_row_s_gradients_runs_them_one_by_one(engine, memory):
+    manifest, adapter, seen = engine.artifact.manifest, noisy_adapter(engine.artifact), []
+    batch, plan = draw_batch(manifest, 5, 8), full(manifest.num_layers)
+    found = engine.step(
+        batch, plan, adapter, rows=engine.rows(5, 8, memory), each=lambda grads: seen.append(1) or grads
+    )
+    mean = engine.step(batch, plan, adapter)
+    assert len(seen) == 5
+    assert found.loss == pytest.approx(5 * mean.loss, rel=1e-5)
+    for name, grad in mean.grads.items():
+        np.testing.assert_allclose(found.grads[name], 5 * grad, atol=1e-5)
