@@ -111,7 +111,8 @@ def _epsilon(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float
 def _without_warnings() -> Iterator[None]:
     """Let the library not tell of Rényi orders that it leaves out: without them its bound is higher, and holds."""
     absl = logging.getLogger("absl")
-    before, _ = absl.level, absl.setLevel(logging.ERROR)
+    before = absl.level
+    absl.setLevel(logging.ERROR)
     try:
         yield
     finally:

@@ -40,9 +40,9 @@ class SamplePrivacy:
         drawn = np.frombuffer(source(8 * self._num_samples), "<u8") >> np.uint64(11)
         return np.flatnonzero(drawn < self._work.sample_rate * 2.0**53)
 
-    def clipped(self, grads: Arrays) -> dict[str, Doubles]:
+    def clipped(self, grads: Arrays) -> Arrays:
         """Scale one sample's gradient to the work's norm at most, over all tensors together, in float64."""
-        whole = {name: np.asarray(value, np.float64) for name, value in grads.items()}
+        whole: dict[str, Doubles] = {name: np.asarray(value, np.float64) for name, value in grads.items()}
         if not all(np.isfinite(value).all() for value in whole.values()):
             return {name: np.zeros_like(value) for name, value in whole.items()}
         return dict(bounded(whole, self._work.sample_clip).change)
@@ -61,7 +61,9 @@ class SamplePrivacy:
         deviation = self._work.sample_noise * self._work.sample_clip
         found: Arrays = {}
         for name in sorted(shapes):
-            total = deviation * gaussian(shapes[name], source) + sums.get(name, 0.0)
+            total = deviation * gaussian(shapes[name], source)
+            if name in sums:
+                total += np.asarray(sums[name], np.float64)
             found[name] = np.asarray(total / self._expected, np.float32)
         return found
 
