@@ -92,7 +92,7 @@ def aggregate(
             arguments,
             chooses=_chooses(settings),
             strikes=settings.strikes,
-            spending=spending_of(settings.dp),
+            spending=spending_of(settings.dp, settings.work),
             keep_rounds=0 if _chooses(settings) else patience.keep_rounds,
         )
         if ledger.newest >= job.rounds:

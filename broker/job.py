@@ -48,39 +48,57 @@ _SIZES = ("num_layers", "num_elements", "num_classes")
 _EXACT = "xor"
 """The codec of class sums, whatever the job's: sums of classes that a device does not have, and bits that they do not have,
 cost next to nothing."""
-OF_DEVICES = ("seed", "rounds_before", "rows_seed", "sums_bits", "most_norm", "noise")
+OF_DEVICES = (
+    *("seed", "rounds_before", "rows_seed", "sums_bits", "most_norm", "noise"),
+    *("sample_clip", "sample_noise", "sample_rate"),
+)
 """Fields of the work that each device of each round gets of its own, or the job says elsewhere."""
 SUMS_BITS, SUMS_BITS_OF_HALF, _HALF = 4, 10, 16
 """Bits of the significand of a class sum: in a job that packs up in few bits, and in one that packs in half precision."""
 _NO_HEAD = ClassHead()
-NO_PRIVACY, CENTRAL, DISTRIBUTED, LOCAL = PRIVACIES = ("none", "central", "distributed", "local")
-"""Where the noise of differential privacy is added."""
+NO_PRIVACY, CENTRAL, DISTRIBUTED, LOCAL, SAMPLE = PRIVACIES = (
+    *("none", "central", "distributed", "local"),
+    "sample",
+)
+"""Where the noise of differential privacy is added; with the last one in each step of each device."""
 _NOISE_MAX = 1e6
 
 
 class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Differential privacy of devices: what a job's versions may tell of any one of them."""
+    """Differential privacy: what a job's versions may tell of any one device, or of any one sample of a device."""
 
     name: Annotated[
         str,
         Option(
             "where noise hides what one device adds: at the aggregator, in the shares of a round's devices together, or in "
-            "each device's own update",
+            "each device's own update; sample: in each step, where it hides what one sample adds",
             table="dp",
         ),
     ] = NO_PRIVACY
     clip: Annotated[
         float,
-        Option("with dp: L2 norm of the change of one update, at most", at_least=0, at_most=_NOISE_MAX),
+        Option(
+            "with dp: L2 norm of the change of one update, or of one sample's gradient, at most",
+            at_least=0,
+            at_most=_NOISE_MAX,
+        ),
     ] = 0.0
     noise: Annotated[
         float,
         Option("with dp: standard deviation of the noise, in clip", at_least=0, at_most=_NOISE_MAX),
     ] = 0.0
+    sample_rate: Annotated[
+        float,
+        Option(
+            "dp sample: chance of each sample to be in a step, in place of batch_size", at_least=0, at_most=1
+        ),
+    ] = 0.0
     delta: Annotated[
         float,
         Option(
-            "with dp: chance that epsilon does not hold; less than 1 in so many devices", above=0, below=1
+            "with dp: chance that epsilon does not hold; less than 1 in so many devices, or samples",
+            above=0,
+            below=1,
         ),
     ] = 1e-5
     most_epsilon: Annotated[
@@ -99,6 +117,16 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return self.name != NO_PRIVACY
 
     @property
+    def of_samples(self) -> bool:
+        """Whether each sample of a device is hidden, and not the device."""
+        return self.name == SAMPLE
+
+    @property
+    def of_devices(self) -> bool:
+        """Whether each device is hidden, with all of its samples."""
+        return self.is_on and not self.of_samples
+
+    @property
     def is_central(self) -> bool:
         """Whether the aggregator adds the noise."""
         return self.name == CENTRAL
@@ -108,6 +136,14 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.name == LOCAL:
             return self.noise
         return self.noise / math.sqrt(max(1, min_clients)) if self.name == DISTRIBUTED else 0.0
+
+    def asked(self, work: LocalWork, min_clients: int) -> LocalWork:
+        """Say in ``work`` what a device has to do for it."""
+        if self.of_samples:
+            return msgspec.structs.replace(
+                work, sample_clip=self.clip, sample_noise=self.noise, sample_rate=self.sample_rate
+            )
+        return msgspec.structs.replace(work, most_norm=self.clip, noise=self.device_noise(min_clients))
 
 
 _NO_GRID = SumGrid()
@@ -488,15 +524,10 @@ def device_work(settings: Settings, *, round_number: int, position: int) -> Loca
     seed = device_seed(settings.seed, round_number=trained, position=position)
     shared = settings.seed if settings.work.rows else 0
     codec = _CODECS.get(settings.secure, settings.work.codec)
-    return msgspec.structs.replace(
-        settings.work,
-        codec=codec,
-        seed=seed,
-        rounds_before=trained - 1,
-        rows_seed=shared,
-        most_norm=settings.dp.clip,
-        noise=settings.dp.device_noise(settings.min_clients),
+    work = msgspec.structs.replace(
+        settings.work, codec=codec, seed=seed, rounds_before=trained - 1, rows_seed=shared
     )
+    return settings.dp.asked(work, settings.min_clients)
 
 
 def _sums_bits(settings: Settings) -> int:

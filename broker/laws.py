@@ -25,6 +25,7 @@ from fleetune.broker.methods.selection import SELECTIONS
 from fleetune.broker.methods.strategies import OF_RANKS, STRATEGIES
 from fleetune.broker.methods.traffic import TRAFFIC
 from fleetune.broker.tasks import Outcome, Packing, Task
+from fleetune.device_runtime.contracts.accounting import sampling_problems
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
@@ -209,25 +210,32 @@ def _privacy_problems(settings: Settings, packing: Packing) -> Iterator[str]:
     privacy = settings.dp
     if not privacy.is_on:
         yield from (
-            f"{name} {value:g}: dp is 'none'; it is of 'central', 'distributed' or 'local'"
-            for name in ("clip", "noise", "most_epsilon")
+            f"{name} {value:g}: dp is 'none'; it is of {choices(PRIVACIES[1:])}"
+            for name in ("clip", "noise", "sample_rate", "most_epsilon")
             if (value := getattr(privacy, name))
         )
         return
-    if missing := [name for name in ("clip", "noise") if not getattr(privacy, name)]:
+    needed = ("clip", "noise", "sample_rate") if privacy.of_samples else ("clip", "noise")
+    if missing := [name for name in needed if not getattr(privacy, name)]:
         yield f"dp {privacy.name!r}: {' and '.join(missing)} must be above 0"
         return
+    if privacy.of_samples:
+        yield from sampling_problems(privacy.asked(settings.work, 1))
+    elif privacy.sample_rate:
+        yield f"sample_rate {privacy.sample_rate:g}: it is of dp 'sample'"
     yield from (f"dp {privacy.name!r}: {said}" for said in _uncovered(settings))
     if privacy.device_noise(settings.min_clients):
         yield from (f"dp {privacy.name!r}: {said}" for said in _uncovered_here(settings, packing))
-    cost = epsilon_of(privacy, 1)
-    if rounds_within(privacy) == 0:
+    if not settings.work.steps and not settings.work.epochs:
+        return
+    cost = epsilon_of(privacy, 1, settings.work)
+    if rounds_within(privacy, settings.work) == 0:
         yield f"most_epsilon {privacy.most_epsilon:g}: one round of a device has {cost:.4g}; give more noise"
 
 
 def _uncovered(settings: Settings) -> Iterator[str]:
-    """What would tell of a device beside the sum that has noise."""
-    if settings.strategy not in OF_MEANS:
+    """What would tell of a device beside the sum, or the steps, that have noise."""
+    if settings.dp.of_devices and settings.strategy not in OF_MEANS:
         yield f"strategy {settings.strategy!r} uses more of the updates than their mean; {choices(OF_MEANS)} do not"
     for kind in ("configurator", "traffic"):
         if (name := getattr(settings, kind)) != FIXED:
@@ -276,7 +284,7 @@ def _secure_problems(settings: Settings) -> Iterator[str]:
     for name in ("configurator", "traffic"):
         if getattr(settings, name) != FIXED:
             yield f"{named}: {name} {getattr(settings, name)!r} goes by single devices; leave it out"
-    if settings.dp.is_on:
+    if settings.dp.of_devices:
         yield f"{named}: dp {settings.dp.name!r} {_NOT_SUMMED[settings.dp.name]}; leave it out"
     if settings.head_start != "none":
         yield f"{named}: head_start {settings.head_start!r} sends each device's class sums; leave it out"

@@ -60,7 +60,7 @@ class Barrier:
         self._seen: set[str] = set()
         """Devices that were here to train, in this life or before."""
         self._chooser = Chooser(settings, patience)
-        self._budget = Budget(rounds_within(settings.dp), turns)
+        self._budget = Budget(rounds_within(settings.dp, settings.work), turns)
         self.early_end = ""
         """Why no further round begins, though there were more to come; empty as long as they may."""
         for outcome in outcomes:

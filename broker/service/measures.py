@@ -20,8 +20,8 @@ class Measures:
 
     def __init__(self, settings: Settings) -> None:
         self._caps = {"weight_cap": settings.weight_cap, "length_cap": settings.length_cap}
-        # With dp the middle of all updates would let one device move what others count for; a sum has no single updates.
-        if settings.dp.is_on or settings.secure != PLAIN:
+        # With dp of devices the middle of all would let one move what others count for; a sum has no single updates.
+        if settings.dp.of_devices or settings.secure != PLAIN:
             self._caps = dict.fromkeys(self._caps, 0.0)
         self._found: dict[str, Measured] = {}
 

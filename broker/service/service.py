@@ -120,7 +120,7 @@ class Service:
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter, seal=seal)
         self._reporter = Reporter(
-            store, self.federation, on_row or (lambda _: None), spending_of(settings.dp)
+            store, self.federation, on_row or (lambda _: None), spending_of(settings.dp, settings.work)
         )
         self._complaints = Complaints()
         self._executor = Executor(

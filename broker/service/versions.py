@@ -346,7 +346,7 @@ class Versions:
 
 def _strategy_of(settings: Settings, noise: Source) -> Strategy:
     strategy = STRATEGIES[settings.strategy]()
-    if not settings.dp.is_on:
+    if not settings.dp.of_devices:
         return strategy
     return private_mean(strategy, settings.dp, expected=settings.clients, still=settings.still, source=noise)
 

@@ -303,6 +303,7 @@ class Assignments:
                 key=assignment.key,
                 num_samples=self._workbench.num_samples,
                 names=arrays.keys() - frozen_names(arrays, offer.work),
+                data=self._workbench.data,
             )
         except (ConfigError, DayIsSpent) as exc:
             self.decline(exc)
@@ -333,13 +334,15 @@ class Assignments:
         self._asked_again.add(key)
 
     def _start(self, assignment: _Assignment, content: bytes, *, fetch_s: float = 0.0) -> None:
+        work = assignment.offer.work
+        hiding = work if assignment.offer.role == "train" and work.hides_samples else None
         try:
             reference, mask = self._adapters.arrays(content), self._mask.of(assignment.offer)
-        except WireError as exc:
+            if self._home.contract:
+                self._home.contract.begin(assignment.key, hiding=hiding, data=self._workbench.data)
+        except (WireError, ConfigError) as exc:
             self.decline(exc)
             return
-        if self._home.contract:
-            self._home.contract.begin(assignment.key)
         assignment.pull = None
         self.version = assignment.offer.version
         self._adapters.keep(content)

@@ -26,6 +26,14 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
     idle_limit_s: Annotated[
         float, Option("seconds to wait for a word of the aggregator; 0 for ever", at_least=0)
     ] = 0.0
+    account: Annotated[
+        str,
+        Option(
+            "folder of the account of what the data has spent under dp sample: one for all jobs on the same data; without it the "
+            "state folder",
+            metavar="DIR",
+        ),
+    ] = ""
     tell_labels: Annotated[
         bool,
         Option(

@@ -30,7 +30,7 @@ from fleetune.device_runtime.contracts.codecs import (
 )
 from fleetune.device_runtime.contracts.codecs.codec import as_kind, of_kind
 from fleetune.device_runtime.contracts.codecs.feedback import RESIDUAL
-from fleetune.device_runtime.contracts.gaussian import derived, new_secret
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, derived, new_secret
 from fleetune.device_runtime.contracts.lora import drawn_rows, place_of, trained_part
 from fleetune.device_runtime.contracts.masks import Mask, masked
 from fleetune.device_runtime.contracts.secure_sums.grid import placed, weight_of, write_numbers
@@ -52,8 +52,6 @@ from fleetune.device_runtime.terms.tensors import counted
 
 log = logging.getLogger(__name__)
 
-NOISE_SECRET = "noise.key"
-"""File of what this device's noise is made from."""
 _LOSSES_TOLD = 20
 
 
@@ -148,7 +146,8 @@ class LocalRun:
             self._home.on_event(Event("step", self._offer.round, _figures(step, training.step_index)))
             self._mind_seconds(step.seconds)
         if training.done and self._home.contract:
-            self._home.contract.check_effective(training.effective_samples)
+            hides_samples = self._offer.work.hides_samples
+            self._home.contract.check_effective(training.effective_samples, hides_samples=hides_samples)
         if self.is_waiting:
             self.checkpoint()
             return None
@@ -228,7 +227,7 @@ class LocalRun:
         offer, reference = self._offer, self._travelling(self._reference)
         trained = self._travelling(training.adapter)
         outgoing = self._hidden(self._allowed(trained, reference), reference)
-        weight = weight_of(offer.grid, self._workbench.num_samples)
+        weight = weight_of(offer.grid, self._told_samples)
         numbers, num_cut = placed(outgoing.values, reference, offer.grid, weight=weight, seed=offer.work.seed)
         if offer.work.codec == MASKED:
             self._masking.mask(numbers, offer.grid)
@@ -262,7 +261,7 @@ class LocalRun:
 
     def _told(self, stats: Mapping[str, float]) -> dict[str, float]:
         """Figures that come with an update: none beside noise, which does not cover them."""
-        if self._offer.work.noise:
+        if self._offer.work.noise or self._offer.work.hides_samples:
             return {}
         more = {**stats, **({"fetch_seconds": self._fetch_s} if self._fetch_s else {})}
         return self._home.contract.figures(more) if self._home.contract else more
@@ -288,7 +287,19 @@ class LocalRun:
             scale=outgoing.scale,
             most_norm=work.most_norm,
             noise=work.noise,
+            sample_noise=work.sample_noise,
+            epsilon=self._epsilon(),
         )
+
+    def _epsilon(self) -> float:
+        """What the owner's data has spent, this work included; 0 where nothing is spent, or nobody counts."""
+        contract = self._home.contract
+        return contract.epsilon() if contract and self._offer.work.hides_samples else 0.0
+
+    @property
+    def _told_samples(self) -> int:
+        """Samples as the aggregator is told of them with the update: where each is hidden, all devices count the same."""
+        return 1 if self._offer.work.hides_samples else self._workbench.num_samples
 
     def _left(self, kind: str, **figures: Any) -> Left:
         """The line of the owner's record, but for the time, size and digest."""
@@ -360,7 +371,7 @@ class LocalRun:
             round=offer.round,
             version=offer.version,
             codec=offer.work.codec,
-            num_samples=self._workbench.num_samples,
+            num_samples=self._told_samples,
             stats=self._told(stats),
             histogram=[*self._workbench.histogram()] if offer.work.histogram and not offer.work.noise else [],
         )

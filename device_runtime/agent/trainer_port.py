@@ -95,5 +95,7 @@ class Workbench(NamedTuple):
     ``samples`` in them; None where nothing makes them."""
     keep: Callable[[Arrays], object] = lambda adapter: None
     """Told the device's own model after each run that keeps layers: the version worked from with the personal layers over it."""
+    data: str = ""
+    """Digest of the samples; empty where they never change."""
     histogram: Callable[[], Sequence[int]] = tuple
     """Gives the samples of each class, if the aggregator may be told; nothing if not, and where samples have no class."""

@@ -17,7 +17,7 @@ from fleetune.device_runtime.agent.outbox_file import open_outbox
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
-from fleetune.device_runtime.commands.explain import check_terms
+from fleetune.device_runtime.commands.explain import account_of, check_terms
 from fleetune.device_runtime.commands.own_evaluations import OwnEvaluations
 from fleetune.device_runtime.commands.own_folder import identify, state_folder
 from fleetune.device_runtime.commands.sign import check_signed
@@ -27,6 +27,7 @@ from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS
 from fleetune.device_runtime.contracts.fields import check_name
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, new_secret
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
@@ -114,10 +115,12 @@ def device(
         open_outbox(folder / "outbox.sqlite") as outbox,
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
-        tally = Tally(on_event, notifier)
+        tally, files = Tally(on_event, notifier), DiskFiles(folder)
         kept = OwnEvaluations(folder, artifact.manifest, Path(data), then=tally)
         own = folder / OWN_MODEL
-        desk = _Desk(artifact, Path(data), machine, notifier, tally, kept=kept, own=own, terms=terms)
+        desk = _Desk(
+            artifact, Path(data), machine, notifier, tally, kept=kept, own=own, files=files, terms=terms
+        )
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
@@ -133,12 +136,12 @@ def device(
         home = Home(
             link,
             outbox,
-            files := DiskFiles(folder),
+            files,
             identity,
             FirstAdapter.of(artifact.adapter()),
             checkpoint_every=duty.checkpoint_every,
             on_event=kept,
-            contract=Contract(terms, facts=outbox, files=files),
+            contract=Contract(terms, facts=outbox, files=files, account=account_of(duty, files)),
             trusted=trusted,
         )
         agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)
@@ -171,9 +174,10 @@ class _Desk:
         *,
         kept: OwnEvaluations,
         own: Path,
+        files: DiskFiles,
         terms: Terms,
     ) -> None:
-        self._least_batch = terms.least_batch
+        self._least_batch, self._files = terms.least_batch, files
         self._artifact, self._data, self._machine, self._own = artifact, data, machine, own
         self._notifier, self._tally, self._kept = notifier, tally, kept
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
@@ -185,6 +189,7 @@ class _Desk:
             self._dataset.num_samples,
             self._class_sums,
             keep=self._keep,
+            data=self._dataset.digest,
             histogram=self._histogram if tells_labels else tuple,
         )
 
@@ -196,7 +201,8 @@ class _Desk:
         used = num_used(work, rows.num_samples, least_batch=self._least_batch)
         if used < rows.num_samples:
             rows = rows.subset(np.arange(used))
-        return self._machine.trainer(rows, work, adapter)
+        secret = self._files.secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
+        return self._machine.trainer(rows, work, adapter, secret=secret)
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)

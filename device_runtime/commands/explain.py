@@ -11,11 +11,12 @@ from fleetune.device_runtime.commands.own_folder import folder_of
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.files import DiskFiles
+from fleetune.device_runtime.files import DiskFiles, Files, MemoryFiles
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.signing import Trust, trusted_of
 from fleetune.device_runtime.options import check, refuse
+from fleetune.device_runtime.terms.account import Account, check_spent
 from fleetune.device_runtime.terms.left import Left, Record
 from fleetune.device_runtime.terms.tensors import may_leave, name_problems
 from fleetune.device_runtime.terms.terms import Terms
@@ -36,6 +37,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     stays: list[str]
     left: list[Left]
     """The last things that left, oldest first."""
+    spent: str
+    """Of one sample's epsilon, in words; empty where nothing is."""
 
 
 def explain(
@@ -65,7 +68,7 @@ def explain(
         id: name of the device.
         state: its folder; without it, ``id`` and ``job`` nothing that left is shown.
         rules: not looked at.
-        duty: not looked at.
+        duty: where the account lies.
         resources: not looked at.
         reach: not looked at.
         terms: what the owner allows.
@@ -87,7 +90,26 @@ def explain(
         may_leave=leaving,
         stays=[name for name in names if name not in leaving],
         left=Record(DiskFiles(folder)).newest(LINES) if folder and folder.is_dir() else [],
+        spent=_spent(duty, folder, terms),
     )
+
+
+def account_of(duty: Duty, files: Files) -> Account:
+    """Return the account that a device keeps, or shares."""
+    return Account(files, shared=Path(duty.account) if duty.account else None)
+
+
+def _spent(duty: Duty, folder: Path | None, terms: Terms) -> str:
+    if not duty.account and not (folder and folder.is_dir()):
+        return ""
+    files = DiskFiles(folder) if folder and folder.is_dir() else MemoryFiles()
+    spent = account_of(duty, files).read()
+    if not spent.steps:
+        return ""
+    steps = sum(kind.count for kind in spent.steps)
+    found = check_spent(spent, most=0.0, delta=terms.delta)
+    most = f"{terms.most_epsilon:,.15g} at most" if terms.most_epsilon else "no limit"
+    return f"{steps:,} steps that hide each sample: epsilon {found:,.4g} at delta {terms.delta:g}, {most}"
 
 
 def _who(trust: Trust) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 
 from fleetune.device_runtime.commands.evaluating import forget_evaluations, keep_evaluation, measure
 from fleetune.device_runtime.commands.train_report import TrainReport, as_measured, report_of
+from fleetune.device_runtime.contracts.accounting import DELTA, epsilon_of_steps, steps_of
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import class_head
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, new_secret
 from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
@@ -18,6 +20,7 @@ from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
+from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import refuse
@@ -90,7 +93,10 @@ def train(
     manifest = artifact.manifest
     check_work(work, manifest.num_layers, learning=len(manifest.learning))
     head = class_head(manifest) if head_start == "class-mean" else None
+    if head and work.hides_samples:
+        raise ConfigError("dp sample: head_start 'class-mean' is made from samples without noise; 'none'")
     refuse(lora_problems(work, manifest))
+    epsilon = epsilon_of_steps([steps_of(work)], DELTA) if work.hides_samples else None
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
     held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
@@ -98,7 +104,8 @@ def train(
         if cut:
             tell(cut)
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
-        trainer = machine.trainer(dataset, work, start, head_start=head_start)
+        secret = DiskFiles(folder).secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
+        trainer = machine.trainer(dataset, work, start, head_start=head_start, secret=secret)
         if machine.fit:
             tell(machine.fit)
         if resume and (folder / CHECKPOINT).exists():
@@ -141,6 +148,7 @@ def train(
         memory=machine.memory,
         num_samples=dataset.num_samples,
         adapter=folder / ADAPTER,
+        epsilon=epsilon,
     )
     if was_done:
         report = as_measured(report, folder)

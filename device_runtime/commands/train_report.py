@@ -40,6 +40,8 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float
     adapter: str
     """PEFT folder."""
+    epsilon: float | None
+    """Of one sample, at delta 1e-5, of what the adapter tells; None where nothing hides samples. Losses have no noise."""
 
 
 class _Measured(msgspec.Struct):
@@ -60,6 +62,7 @@ def report_of(
     memory: MemoryPlan,
     num_samples: int,
     adapter: Path,
+    epsilon: float | None = None,
 ) -> TrainReport:
     """Make the report of a trainer that has taken its steps."""
     history = trainer.history
@@ -81,6 +84,7 @@ def report_of(
         pauses=gate.num_pauses,
         paused_s=gate.paused_s,
         adapter=str(adapter),
+        epsilon=epsilon,
     )
 
 

@@ -18,6 +18,8 @@ from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 Source = Callable[[int], bytes]
 """n -> the next n bytes, each as likely as another."""
+NOISE_SECRET = "noise.key"
+"""File of what a device's noise is made from."""
 SECRET_BYTES = 32
 """Of a secret that noise is expanded from."""
 

@@ -22,6 +22,8 @@ CONSENSUS, THRESHOLDS, NOTHING = MASKS = ("consensus", "thresholds", "nothing")
 """What :attr:`LocalWork.mask` may name."""
 MASKED, GRID = SUMMED = ("masked", "grid")
 """Codecs of work whose updates are whole numbers that are only ever summed, under masks or (to compare) without."""
+SAMPLE_NOISE_MAX, SAMPLE_RATE_MIN = 1e6, 1e-6
+"""Of DP-SGD."""
 LORA_A = "lora-a"
 """What :attr:`LocalWork.frozen` may name."""
 
@@ -247,6 +249,33 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             at_least=0,
         ),
     ] = 0.0
+    sample_clip: Annotated[
+        float,
+        Option(
+            "DP-SGD: L2 norm of one sample's gradient, which is scaled down to it; 0 for ordinary steps",
+            at_least=0,
+            at_most=SAMPLE_NOISE_MAX,
+        ),
+    ] = 0.0
+    sample_noise: Annotated[
+        float,
+        Option(
+            "DP-SGD: standard deviation of the noise on the sum of a step's gradients, in sample_clip",
+            at_least=0,
+            at_most=SAMPLE_NOISE_MAX,
+        ),
+    ] = 0.0
+    sample_rate: Annotated[
+        float,
+        Option(
+            "DP-SGD: chance of each sample to be in a step, in place of batch_size", at_least=0, at_most=1
+        ),
+    ] = 0.0
+
+    @property
+    def hides_samples(self) -> bool:
+        """Whether its steps are those of DP-SGD."""
+        return self.sample_clip > 0
 
 
 class SumGrid(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.contracts.accounting import num_steps
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.draws import Draws
 from fleetune.device_runtime.errors import ConfigError
@@ -140,6 +141,8 @@ class Dataset:
 
     def num_steps(self, work: LocalWork) -> int:
         """Steps of a run over these samples."""
+        if work.hides_samples:
+            return num_steps(work)
         return work.steps or work.epochs * self.num_batches(work.batch_size)
 
     def epoch_batches(self, seed: int, epoch: int, batch_size: int) -> list[Indices]:
@@ -148,14 +151,14 @@ class Dataset:
         draws = Draws(seed, "batches", epoch)
         order = draws.permutation(self.num_samples)
         window = _WINDOW_BATCHES * batch_size
-        parts = [self._by_length(order[start : start + window]) for start in range(0, len(order), window)]
+        parts = [self.by_length(order[start : start + window]) for start in range(0, len(order), window)]
         batches = [batch for part in parts for batch in _cut(part, batch_size)]
         return [batches[i] for i in draws.permutation(len(batches))]
 
     def ordered_batches(self, batch_size: int) -> list[Indices]:
         """Each row once, shortest first: for evaluation."""
         self.num_batches(batch_size)
-        return _cut(self._by_length(np.arange(self.num_samples)), batch_size)
+        return _cut(self.by_length(np.arange(self.num_samples)), batch_size)
 
     def subset(self, indices: Indices) -> "Dataset":
         """The rows at ``indices``, in that order, as a data set of their own."""
@@ -169,7 +172,8 @@ class Dataset:
             label_name=self.label_name,
         )
 
-    def _by_length(self, indices: Indices) -> Indices:
+    def by_length(self, indices: Indices) -> Indices:
+        """Return rows shortest first, those of one length in their order."""
         return indices[np.argsort(self.lengths[indices], kind="stable")]
 
 

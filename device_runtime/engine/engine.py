@@ -1,5 +1,6 @@
 """What trains, evaluates and asks an opened artifact, whatever its backend: all that a trainer or a command knows of it."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
@@ -10,6 +11,9 @@ from fleetune.device_runtime.engine.batches import StepResult
 from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
+
+OfRow = Callable[[Arrays], Arrays]
+"""Makes something of the gradients of one row's own loss; several threads may call it at once."""
 
 
 class Setup(NamedTuple):
@@ -50,6 +54,7 @@ class Engine(Protocol):
         hidden: OpenRows | None = None,
         gates: Gates | None = None,
         cache_below: int = -1,
+        each: OfRow | None = None,
     ) -> StepResult:
         """Run forward and backward once over the active layers; weights are not touched.
 
@@ -63,9 +68,11 @@ class Engine(Protocol):
             gates: bool (layers, batch): which rows run through which layer, for the others it is the identity; None for all.
             cache_below: no layer below this one learns anywhere: the boundary is here, or at the lowest trained layer where
                 that is lower; -1 for there.
+            each: what is made of each row's own gradients before they come together. Rows then run one by one.
 
         Returns:
-            Mean loss, logits, and gradients by tensor name, float32, for the trained layers and the head only.
+            Mean loss, logits, and gradients by tensor name, float32, for the trained layers and the head only. With ``each`` the
+            sums over the rows of their losses and of what it makes, added in the order of the rows whatever the lanes.
 
         Raises:
             ArtifactError: a name, dtype or shape differs from the manifest (all differences listed).

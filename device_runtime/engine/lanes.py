@@ -42,6 +42,11 @@ def rows_for(size: int, tokens: int, threads: int, memory: MemoryPlan = SAVE_ALL
     return Rows(threads if fills and (not tokens or together * tokens >= TOKENS * threads) else 1, memory)
 
 
+def one_by_one(rows: Rows) -> Rows:
+    """Run each row by itself, one on each lane at a time."""
+    return rows._replace(memory=rows.memory._replace(micro_batch=rows.lanes))
+
+
 class Lanes:
     """Threads that wait for work; they are started when first needed."""
 

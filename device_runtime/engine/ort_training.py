@@ -22,7 +22,7 @@ from fleetune.device_runtime.contracts.ort_training_layout import (
 )
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, full, trained_layers
 from fleetune.device_runtime.engine.batches import StepResult, check_batch
-from fleetune.device_runtime.engine.engine import Setup
+from fleetune.device_runtime.engine.engine import OfRow, Setup
 from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
@@ -83,9 +83,12 @@ class OrtTrainingEngine:
         hidden: OpenRows | None = None,
         gates: Gates | None = None,
         cache_below: int = -1,
+        each: OfRow | None = None,
     ) -> StepResult:
         """As :meth:`Engine.step`; the logits always exist whole, and are returned; ``hidden`` is of no use here."""
         self._check_plan(plan)
+        if each is not None:
+            raise ConfigError("backend ort-training: no gradients of single rows, which DP-SGD needs")
         if gates is not None:
             raise ConfigError("backend ort-training: a layer runs on all rows of a batch or on none")
         layers = active_layers(plan)

@@ -24,10 +24,10 @@ from fleetune.device_runtime.engine.batches import (
     share_of,
 )
 from fleetune.device_runtime.engine.chain import Chain
-from fleetune.device_runtime.engine.engine import Setup
+from fleetune.device_runtime.engine.engine import OfRow, Setup
 from fleetune.device_runtime.engine.gates import Gates, check_gates, lowest_shut, open_layers
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
-from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, rows_for
+from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, one_by_one, rows_for
 from fleetune.device_runtime.engine.loaders import Loader
 from fleetune.device_runtime.engine.token_head import HeadResult
 from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, check_bare
@@ -87,11 +87,13 @@ class Stack:
         hidden: OpenRows | None = None,
         gates: Gates | None = None,
         cache_below: int = -1,
+        each: OfRow | None = None,
     ) -> StepResult:
         """As :meth:`Engine.step`."""
         self._check_plan(plan)
         manifest = self.artifact.manifest
         rows, plan = self._checked(batch, rows), learnable(plan, manifest.learning)
+        rows = one_by_one(rows) if each else rows
         if gates is not None:
             check_gates(gates, plan, num_rows(batch, manifest.inputs))
             plan = open_layers(plan, gates)
@@ -107,9 +109,11 @@ class Stack:
                 way if here is None else route(open_layers(plan, here), rows.memory, cache_below=cache_below)
             )
             made = chain.step(part.arrays, own, weights, keep_logits=keep_logits, hidden=some, gates=here)
-            return made, self._share(part.arrays)
+            if each is None:
+                return made, self._share(part.arrays)
+            return made._replace(grads=each(made.grads)), min(1, self._share(part.arrays))
 
-        mean = Mean(self._share(batch))
+        mean = Mean(1 if each else self._share(batch))
         for made, share in self._in_parts(batch, rows, train):
             mean.add(made, share)
         return mean.result()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from fleetune.device_runtime.contracts.accounting import sampling_problems
 from fleetune.device_runtime.contracts.codecs import CODECS, make_codec
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, choices
@@ -41,6 +42,7 @@ def work_problems(work: LocalWork, num_layers: int, *, learning: int | None = No
         found.append(f"personal {work.personal}: one layer at least is shared, and {have} have an adapter")
     if work.cache_below > num_layers:
         found.append(f"cache_below {work.cache_below}: the model has {num_layers} layers")
+    found += [] if found else sampling_problems(work)
     return found or [*_refusals(work, num_layers)]
 
 

@@ -1,9 +1,11 @@
 """How much of a device's own data stands behind an update: the least that it can be, whatever an aggregator draws."""
 
+import math
 from typing import NamedTuple
 
 import msgspec
 
+from fleetune.device_runtime.contracts.accounting import num_steps
 from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 
 _HELD_MAX = 64
@@ -27,8 +29,16 @@ def behind(work: LocalWork, num_samples: int) -> Behind:
 
     An epoch takes each row once, and its last batch is short where the batches do not come out even. The aggregator picks the
     seed, and so which batch comes when: of fewer steps than an epoch has, one may be the short one. Rows that are held out for
-    measuring do not train.
+    measuring do not train. Work that hides samples draws its batches by a secret: what is expected of it counts.
     """
+    if work.hides_samples:
+        steps = num_steps(work)
+        samples = (
+            num_samples * -math.expm1(steps * math.log1p(-work.sample_rate))
+            if work.sample_rate < 1
+            else num_samples
+        )
+        return Behind(round(samples), round(work.sample_rate * num_samples), steps)
     size = max(1, work.batch_size)
     rows = num_samples - _held(work, num_samples)
     batches = max(1, -(-rows // size))
@@ -45,7 +55,7 @@ def num_used(work: LocalWork, num_samples: int, *, least_batch: int) -> int:
     The rows to spare are the last of the data, fewer than ``least_batch`` where none are held out. Where nothing helps all are
     returned, and the work is to be declined.
     """
-    if num_samples <= work.batch_size:
+    if work.hides_samples or num_samples <= work.batch_size:
         return num_samples
     # Of rows that are all of one class none are held out.
     ways = (work, msgspec.structs.replace(work, held_out=0.0))

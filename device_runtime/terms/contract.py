@@ -8,10 +8,12 @@ import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.contracts.accounting import steps_of
 from fleetune.device_runtime.contracts.class_means import COUNTS
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, DayIsSpent
 from fleetune.device_runtime.files import Files
+from fleetune.device_runtime.terms.account import Account, check_spent
 from fleetune.device_runtime.terms.behind import num_used
 from fleetune.device_runtime.terms.clipping import Clipped, clipped
 from fleetune.device_runtime.terms.day import Day, Facts
@@ -33,6 +35,7 @@ class Contract:
         *,
         facts: Facts,
         files: Files,
+        account: Account | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -41,28 +44,42 @@ class Contract:
         Args:
             terms: what the owner allows.
             facts: where a day's amounts are kept.
-            files: where the record lies.
+            files: where the record lies, and the account if no other is given.
+            account: of what the data has spent.
             clock: seconds, monotonic.
             wall: seconds since 1970, as the system believes.
         """
         self._terms, self._clock, self._wall = terms, clock, wall
         self._day, self._record = Day(facts, wall_s=wall()), Record(files)
+        self._account = account or Account(files)
         self._unkept_bytes = 0
 
     def check(
-        self, work: LocalWork, *, role: str, key: str, num_samples: int, names: Collection[str]
+        self,
+        work: LocalWork,
+        *,
+        role: str,
+        key: str,
+        num_samples: int,
+        names: Collection[str],
+        data: str = "",
     ) -> None:
         """Hold an offer to the contract; arguments as of :func:`~fleetune.device_runtime.terms.judging.objections`.
 
-        The offer with the ``key`` that was counted last is not held to the rounds of a day again.
+        The offer with the ``key`` that was counted last is not held to the rounds of a day again, nor, if it is of the same
+        ``data`` (a digest), to what these may spend.
 
         Raises:
             ConfigError: the work is outside (all limits listed).
+            StateError: what was spent cannot be read.
             DayIsSpent: what a day allows is used up.
         """
         found = [*objections(self._terms, work, role=role, num_samples=num_samples, names=names)]
         if found:
             raise ConfigError(f"this device's owner does not allow it: {'; '.join(found)}")
+        if role == "train" and work.hides_samples:
+            spent_then = self._account.with_more(steps_of(work), key + data)
+            check_spent(spent_then, most=self._terms.most_epsilon, delta=self._terms.delta)
         if spent := [*self._spent(key)]:
             raise DayIsSpent(f"this device's owner allows no more today: {'; '.join(spent)}")
 
@@ -70,8 +87,21 @@ class Contract:
         """Return how many rows of the device's data may train, as :func:`~fleetune.device_runtime.terms.behind.num_used`."""
         return num_used(work, num_samples, least_batch=self._terms.least_batch)
 
-    def begin(self, key: str) -> None:
-        """Count an offer whose work begins; once, however often it is taken up again. StateError if it cannot be kept."""
+    def begin(self, key: str, *, hiding: LocalWork | None = None, data: str = "") -> None:
+        """Count an offer whose work begins; once, however often it is taken up again.
+
+        Args:
+            key: of the offer.
+            hiding: its work, where that hides samples: its steps are spent.
+            data: digest of the samples.
+
+        Raises:
+            ConfigError: more would be spent than the owner allows.
+            StateError: it cannot be kept.
+        """
+        if hiding:
+            most, delta = self._terms.most_epsilon, self._terms.delta
+            self._account.put_down(steps_of(hiding), key + data, most=most, delta=delta)
         self._day.add(self._clock(), wall_s=self._wall(), key=key)
 
     def check_seconds(self, seconds: float) -> None:
@@ -82,8 +112,17 @@ class Contract:
                 f"this device's owner does not allow it: most_seconds: {seconds:,.0f} s of work, {most:,.15g} at most"
             )
 
-    def check_effective(self, samples: float) -> None:
-        """Raise ConfigError for an update behind which, in effect, are fewer samples than the owner allows."""
+    def epsilon(self) -> float:
+        """Return what this device's data has spent; ConfigError and StateError as of :class:`Account`."""
+        return check_spent(self._account.read(), most=0.0, delta=self._terms.delta)
+
+    def check_effective(self, samples: float, *, hides_samples: bool = False) -> None:
+        """Raise ConfigError for an update behind which, in effect, are fewer samples than the owner allows.
+
+        Not where each of them is hidden and the owner limits what that spends: a refusal would tell of them without noise.
+        """
+        if hides_samples and self._terms.most_epsilon:
+            return
         for said in beneath_effective(self._terms, samples):
             raise ConfigError(f"this device's owner does not allow it: {said}")
 

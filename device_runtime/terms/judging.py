@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 
+from fleetune.device_runtime.contracts.accounting import sampling_problems
 from fleetune.device_runtime.contracts.class_means import SUMS
 from fleetune.device_runtime.contracts.work import ADAPTER, CLASS_MEANS, MASKED, LocalWork
 from fleetune.device_runtime.errors import choices
@@ -27,12 +28,18 @@ def objections(
     if unlawful := problems(work):
         yield from unlawful
         return
-    yield from _beyond("most_batch", work.batch_size, terms.most_batch)
+    if impossible := [*sampling_problems(work)]:
+        yield from impossible
+        return
+    batch = round(work.sample_rate * num_samples) if work.hides_samples else work.batch_size
+    yield from _beyond("most_batch", batch, terms.most_batch)
     yield from _beyond("most_tokens", work.seq_len, terms.most_tokens)
     if role == "train":
         yield from _below("least_noise", work.noise if work.learns == ADAPTER else 0.0, terms.least_noise)
         if work.noise and not work.most_norm:
             yield "least_noise: noise is asked for without a norm that it is measured in"
+    if terms.private_only and role == "train" and not work.hides_samples:
+        yield "private_only: the work does not hide each sample"
     if terms.secure_only and role == "train" and work.codec != MASKED:
         yield "secure_only: the update would not be masked"
     if role != "train" or work.learns == CLASS_MEANS:

@@ -46,6 +46,10 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """L2 norm that the change was scaled down to, as the aggregator asked; 0 for none."""
     noise: float = 0.0
     """Standard deviation of the noise in each element, in ``most_norm``; 0 for none."""
+    sample_noise: float = 0.0
+    """Of the steps behind it, on the sum of their samples' gradients; 0 for none."""
+    epsilon: float = 0.0
+    """Of one sample, spent in all rounds and jobs up to this one."""
     verdict: str = ""
     """accepted or refused."""
 

@@ -69,6 +69,21 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
             at_most=1e6,
         ),
     ] = 0.0
+    most_epsilon: Annotated[
+        float,
+        Option(
+            "epsilon of one sample of this device's data, over all rounds and jobs of dp sample; 0 for any",
+            at_least=0,
+            at_most=1e6,
+        ),
+    ] = 8.0
+    delta: Annotated[
+        float,
+        Option("chance that most-epsilon does not hold; less than 1 in so many samples", above=0, below=1),
+    ] = 1e-5
+    private_only: Annotated[bool, Option("decline training that does not hide each sample (dp sample)")] = (
+        False
+    )
     tell_figures: Annotated[
         bool,
         Option("send losses, times and norms with an update, or never do", off="keep-figures"),

@@ -36,6 +36,7 @@ def left_in_words(line: Left) -> str:
         f"{line.held_back} tensors held back" * bool(line.held_back),
         f"clipped to {line.scale:.3g} of its change" * (line.scale < 1),
         f"with noise of {line.noise:.3g} times its largest norm {line.most_norm:.3g}" * bool(line.noise),
+        f"each sample hidden, epsilon {line.epsilon:.3g} spent" * bool(line.sample_noise),
         line.verdict or "no verdict yet",
     ]
     return ", ".join(filter(None, parts))

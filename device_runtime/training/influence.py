@@ -54,7 +54,7 @@ class Influence:
             clip: what the gradient was multiplied by.
             gates: (layers, B), which rows went through which layer.
         """
-        even = np.full(len(samples), 1 / len(samples))
+        even = np.full(len(samples), 1 / max(1, len(samples)))
         body, head = self._scaled(pulls or Pulls(even, even), clip)
         layers, of_head = [*trained], len(self._sums) - 1
         with np.errstate(over="ignore", invalid="ignore"):  # found at the end

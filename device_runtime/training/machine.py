@@ -78,7 +78,13 @@ class Machine:
             self._hidden = None
 
     def trainer(
-        self, dataset: Dataset, work: LocalWork, adapter: Arrays, *, head_start: str = "none"
+        self,
+        dataset: Dataset,
+        work: LocalWork,
+        adapter: Arrays,
+        *,
+        head_start: str = "none",
+        secret: bytes = b"",
     ) -> Trainer:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
 
@@ -96,6 +102,7 @@ class Machine:
             head_start=head_start,
             effects=partial(self._effects.of, dataset, work, pruned(adapter), memory=self.memory),
             expected_mb=self._expected_mb(dataset, work),
+            secret=secret,
         )
 
     def evaluate(

@@ -1,17 +1,20 @@
 """One local run: steps over a data set by a layer policy and an optimizer, resumable bit for bit."""
 
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Arrays, Floats, Indices, to_bytes
 from fleetune.device_runtime.contracts.artifact import check_adapter
+from fleetune.device_runtime.contracts.gaussian import new_secret
 from fleetune.device_runtime.contracts.lora import (
     drawn_rows,
     frozen_names,
@@ -31,8 +34,11 @@ from fleetune.device_runtime.contracts.thresholds import (
 from fleetune.device_runtime.contracts.work import ADAPTER, LocalWork
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.draws import Draws
-from fleetune.device_runtime.engine.engine import Engine
+from fleetune.device_runtime.engine.batches import Mean, StepResult
+from fleetune.device_runtime.engine.engine import Engine, OfRow
+from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
+from fleetune.device_runtime.engine.lanes import one_by_one
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.optim import make_optimizer, scheduled_rate
 from fleetune.device_runtime.methods.personal import personal_layers
@@ -54,8 +60,11 @@ from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.held_out import figures, measured_rows, split
 from fleetune.device_runtime.training.importance import Importance
 from fleetune.device_runtime.training.influence import Influence
+from fleetune.device_runtime.training.sample_privacy import SamplePrivacy, in_groups
 from fleetune.device_runtime.training.skip_effects import skip_effects
 from fleetune.device_runtime.training.step_reports import History, StepReport
+
+log = logging.getLogger(__name__)
 
 _LENGTH = ("steps", "epochs")
 
@@ -80,6 +89,7 @@ class Trainer:
         head_start: str = "none",
         effects: Callable[[], list[float]] | None = None,
         expected_mb: float = 0.0,
+        secret: bytes = b"",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare a run.
@@ -95,6 +105,8 @@ class Trainer:
             effects: measures, or remembers, each layer's skip effect; asked before the first step of a policy that needs them.
                 None to measure them.
             expected_mb: memory that the deepest step is expected to take, 10^6 bytes, for :attr:`stats`; 0 if that is not known.
+            secret: that work which hides samples draws its batches and noise from; empty for one of this run alone, which then
+                cannot go on to the bit.
             clock: seconds, for the reports; their times go into checkpoints.
 
         Raises:
@@ -123,6 +135,11 @@ class Trainer:
         )
         self._figures: dict[str, float] = {}
         self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start)
+        self._privacy: SamplePrivacy | None = None
+        if work.hides_samples:
+            size, secret = self._dataset.num_samples, secret or new_secret()
+            self._privacy = SamplePrivacy(self._origin, num_samples=size, secret=secret)
+            self._rows = one_by_one(self._rows)
         self._policy = make_policy(work.policy, manifest.num_layers)
         self._gates = make_gates(work.policy, manifest.num_layers)
         self._policy_state: PolicyState = {}
@@ -187,15 +204,10 @@ class Trainer:
         start_s = self._clock()
         examples = self._batch()
         plan, gates = self._planned(len(examples))
-        result = self._engine.step(
-            self._dataset.rows(examples),
-            plan,
-            pruned(self.adapter),
-            rows=self._rows,
-            hidden=partial(self._hidden.of, self._kept[examples]) if self._hidden else None,
-            gates=gates,
-            cache_below=self._cache_below,
-        )
+        if self._privacy:
+            result = self._privately(self._privacy, examples, plan)
+        else:
+            result = self._run(examples, plan, gates)
         if not (result.grads or trained_layers(plan)):
             raise ConfigError(
                 f"policy {self._work.policy.name!r} trains the head alone, and this model's is frozen"
@@ -312,6 +324,42 @@ class Trainer:
         counts = [n for n, array in found.items() if array.dtype.kind == "i" and np.less(array, 0).any()]
         return layout_problems(found, wanted) or [f"{name}: negative" for name in counts]
 
+    def _run(
+        self, examples: Indices, plan: LayerPlan, gates: Gates | None = None, each: OfRow | None = None
+    ) -> StepResult:
+        """The engine's step on these rows of the data."""
+        options: dict[str, Any] = {"each": each} if each else {}
+        return self._engine.step(
+            self._dataset.rows(examples),
+            plan,
+            pruned(self.adapter),
+            rows=self._rows,
+            hidden=partial(self._hidden.of, self._kept[examples]) if self._hidden else None,
+            gates=gates,
+            cache_below=self._cache_below,
+            **options,
+        )
+
+    def _privately(self, privacy: SamplePrivacy, examples: Indices, plan: LayerPlan) -> StepResult:
+        """A step of DP-SGD: its gradients have their noise; loss and pulls have none."""
+        sums = Mean(1)
+        for group in in_groups(examples):
+            sums.add(self._run(group, plan, each=lambda grads: privacy.clipped(self._learned(grads))), 1)
+        found = sums.result()
+        loss = found.loss / max(1, len(examples))
+        if not math.isfinite(loss):
+            log.warning("step %d: a loss is not finite, and its sample counts for nothing", self.step_index)
+            loss = 0.0
+        shapes = {name: self.adapter[name].shape for name in self._trained_by(plan)}
+        return found._replace(loss=loss, grads=privacy.hidden(self.step_index, found.grads, shapes))
+
+    def _trained_by(self, plan: LayerPlan) -> frozenset[str]:
+        """Names of the tensors that a plan trains, whatever the batch."""
+        manifest = self._engine.artifact.manifest
+        head = (manifest.tensors[i] for i in manifest.head.tensors)
+        names = frozenset(row.name for row in head if row.trainable)
+        return names.union(*(self._adapters[i] for i in trained_layers(plan))) - self._frozen
+
     def _planned(self, num_rows: int) -> tuple[LayerPlan, NDArray[np.bool_] | None]:
         """The layer plan of the next step, and its row gates (layers, rows) if it has any."""
         step = self._work.rounds_before * self.total_steps + self.step_index
@@ -338,6 +386,8 @@ class Trainer:
         self._figures |= {**figures(when, found), "held_seconds": spent_s}
 
     def _batch(self) -> Indices:
+        if self._privacy:
+            return self._dataset.by_length(self._privacy.batch(self.step_index))
         epoch, place = divmod(self.step_index, self._dataset.num_batches(self._work.batch_size))
         if self._epoch[0] != epoch:
             self._epoch = epoch, self._dataset.epoch_batches(self._work.seed, epoch, self._work.batch_size)

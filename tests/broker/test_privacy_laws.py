@@ -118,3 +118,46 @@ def test_a_device_is_told_its_bound_and_its_share_of_the_noise(name, noise):
 
 def test_another_noise_is_another_job():
     assert differences(job(dp=private(noise=2.0)), job(dp=private())) == ["dp.noise: 2.0, was 1.0"]
+
+
+def of_samples(**changes):
+    return private("sample", **{"sample_rate": 0.1, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": "product"},
+        {"work": LocalWork(codec="innovation", codec_bits=4)},
+        {"down_codec": "int8"},
+        {"clients": 4, "min_clients": 4, "secure": "masks"},
+    ],
+)
+def test_what_comes_after_the_noise_of_each_step_is_free(changes):
+    check_settings(job(dp=of_samples(), **changes), Patience(), num_layers=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dp": of_samples(sample_rate=0.0)}, "dp 'sample': sample_rate must be above 0"),
+        ({"dp": of_samples(clip=0.0)}, "dp 'sample': clip must be above 0"),
+        ({"dp": of_samples(noise=-1.0)}, "noise must be at least 0"),
+        ({"dp": of_samples(clip=math.nan)}, "clip must be"),
+        ({"dp": private(sample_rate=0.1)}, "sample_rate 0.1: it is of dp 'sample'"),
+        ({"dp": Privacy(sample_rate=0.1)}, "sample_rate 0.1: dp is 'none'"),
+        ({"dp": of_samples(), "head_start": "class-mean"}, "class sums have no noise"),
+        ({"dp": of_samples(), "traffic": "caesar"}, "traffic 'caesar' goes by what devices tell"),
+        ({"dp": of_samples(), "work": LocalWork(personal=1)}, "dp sample: personal keeps back layers"),
+        ({"dp": of_samples(), "work": LocalWork(held_out=0.1)}, "dp sample: held_out measures samples"),
+        ({"dp": of_samples(most_epsilon=0.01)}, "most_epsilon 0.01: one round of a device has"),
+    ],
+)
+def test_what_would_tell_of_samples_is_refused_in_a_line(changes, said):
+    assert said in said_of(**changes)
+
+
+def test_devices_are_asked_to_hide_their_samples_and_nothing_of_whole_updates():
+    work = device_work(job(dp=of_samples(clip=0.5, noise=1.5)), round_number=2, position=1)
+    assert (work.sample_clip, work.sample_noise, work.sample_rate) == (0.5, 1.5, 0.1)
+    assert (work.most_norm, work.noise) == (0.0, 0.0)

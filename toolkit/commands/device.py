@@ -117,6 +117,8 @@ def _measured(report: Any) -> Iterator[str]:
 
 def _trained(report: Any) -> Iterator[str]:
     losses = f"loss {report.loss_first:.4f} -> {report.loss_last:.4f}"
+    if report.epsilon is not None:
+        yield f"each sample hidden in the adapter: epsilon {report.epsilon:.4g} at delta 1e-05"
     yield f"{report.steps} steps on {report.num_samples} samples, {losses}"
     memory = live.size(2**20 * report.peak_rss_mb)
     yield f"{report.step_ms_median:.0f} ms a step, {memory} at most, {report.mean_active_layers:.1f} layers active"

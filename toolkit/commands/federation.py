@@ -289,6 +289,8 @@ def _show_contract(console: Console, found: Any) -> None:
         console.print(f"{limit.name}: {limit.value}{default}: {limit.meaning}", markup=False)
     console.print(f"may leave: {', '.join(found.may_leave) or 'nothing'}", markup=False)
     console.print(f"stays: {', '.join(found.stays) or 'nothing that is trained'}", markup=False)
+    if found.spent:
+        console.print(found.spent, markup=False)
     console.print("has left, newest last:" if found.left else "nothing has left yet", markup=False)
     for line in found.left:
         console.print(f"  {left_in_words(line)}", markup=False)

@@ -108,7 +108,7 @@ class Bench:
 
     def _train(self, machine: "_Machine", task: Task) -> Done:
         start = parse_arrays(task.adapter)
-        trainer = machine.trainer(self._data(task), task.work, start)
+        trainer = machine.trainer(self._data(task), task.work, start, secret=task.secret)
         while not trainer.done:
             trainer.step()
         return Done(

@@ -63,6 +63,7 @@ class Desk:
         on_known: Callable[[Started], object] = lambda _: None,
         on_spent: Callable[[float], object] = lambda _: None,
         instead: Callable[[Workbench], Workbench] = lambda workbench: workbench,
+        secret: bytes = b"",
     ) -> None:
         """Prepare.
 
@@ -79,6 +80,7 @@ class Desk:
             on_known: told of it again when its end is known.
             on_spent: told of seconds that it computes without a run.
             instead: its workbench -> the one that its agent gets.
+            secret: what work that hides samples draws from.
         """
         self.current: Started | None = None
         """The run at work, or the last one."""
@@ -88,7 +90,7 @@ class Desk:
         self._num_samples, self._slowdown = num_samples, slowdown
         self._hidden_cache_mb, self._memory_mb, self._pause = hidden_cache_mb, memory_mb, pause
         self._on_start, self._on_known, self._on_spent = on_start, on_known, on_spent
-        self._instead = instead
+        self._instead, self._secret = instead, secret
         self._ahead: tuple[str, Begun] | None = None
         self._begun: Begun | None = None
         self._files: dict[str, bytes] = {}
@@ -200,6 +202,7 @@ class Desk:
             hidden_cache_mb=self._hidden_cache_mb,
             files=self._files,
             memory=memory,
+            secret=self._secret if work.hides_samples else b"",
         )
 
     def _fitted(self, work: LocalWork) -> tuple[LocalWork, MemoryPlan]:

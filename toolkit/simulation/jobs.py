@@ -48,6 +48,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What the device has kept of earlier runs, beside its checkpoint and caches."""
     memory: MemoryPlan = SAVE_ALL
     """How its steps are held."""
+    secret: bytes = b""
+    """That work which hides samples draws from; empty for other work."""
 
     @property
     def key(self) -> str:
@@ -55,13 +57,18 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         told = msgspec.to_builtins(self, builtin_types=(bytes,))
         told["work"] = told_work(self.work)
         told["memory"] = self.memory if self.memory.micro_tokens else self.memory[:-1]
+        if not self.secret:
+            del told["secret"]
         return sha256(_sorting.encode(told)).hexdigest()
 
 
 def told_work(work: LocalWork) -> dict[str, Any]:
     """The fields of work as digests have them: of those newer than journals on disks only what says something."""
     told: dict[str, Any] = msgspec.to_builtins(work)
-    return {name: value for name, value in told.items() if value or name != "micro_tokens"}
+    return {name: value for name, value in told.items() if value or name not in _NEWER}
+
+
+_NEWER = ("micro_tokens", "sample_clip", "sample_noise", "sample_rate")
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

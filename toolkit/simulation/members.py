@@ -9,8 +9,8 @@ from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.agent.identity import Identity
-from fleetune.device_runtime.agent.local_run import NOISE_SECRET
 from fleetune.device_runtime.agent.outbox import MemoryOutbox
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET
 from fleetune.device_runtime.files import MemoryFiles
 from fleetune.device_runtime.network.loopback import Loopback, LoopbackLink
 from fleetune.device_runtime.network.turns import Turns

@@ -149,6 +149,7 @@ class World:
     def _device(self, spec: DeviceSpec, place: Place, equipment: Equipment) -> VirtualDevice:
         config, profile = self._parts.config, spec.profile
         factor = slowdown(profile, 1.0 if profile.slowdown else equipment.costs.gflops())
+        noise = derived(*self._noise_of(spec.name))(SECRET_BYTES)
         desk = Desk(
             equipment,
             spec.name,
@@ -162,9 +163,9 @@ class World:
             on_known=partial(self._comings.known, spec),
             on_spent=partial(self._book.spent, spec.name),
             instead=partial(self._instead, spec.number),
+            secret=noise,
         )
         identity = Identity(spec.name, config.job.job, equipment.artifact.digest)
-        noise = derived(*self._noise_of(spec.name))(SECRET_BYTES)
         heard = partial(self._heard, spec)
         return VirtualDevice(place, identity, desk, line=spec.line, noise=noise, on_event=heard)
 
@@ -209,7 +210,7 @@ class World:
         ledger, job = self._ledger, self._parts.config.job
         cost, carried = ledger.cost(version), in_all(ledger.carried(version))
         record = self._book.closed(version, cost, carried, ledger.figures(version).skipped)
-        if spending := spending_of(self._parts.settings.dp):
+        if spending := spending_of(self._parts.settings.dp, self._parts.settings.work):
             turns = max(ledger.turns(version).values(), default=0)
             record = msgspec.structs.replace(record, epsilon=spending(turns))
         is_due = version % job.evaluate_every == 0 or version == job.rounds

@@ -6,7 +6,9 @@ import pytest
 
 from fleetune.broker.job import Privacy
 from fleetune.broker.methods.accounting import epsilon_of, rounds_within, spending_of
+from fleetune.device_runtime.contracts.accounting import Steps, epsilon_of_steps
 from fleetune.device_runtime.contracts.fields import COUNT_MAX
+from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError
 
 
@@ -59,6 +61,17 @@ def test_extremes_end():
     assert rounds_within(central(noise=1e-6, most_epsilon=1.0)) == 0
     assert rounds_within(central(noise=1e6, most_epsilon=1e6)) == COUNT_MAX
     assert epsilon_of(central(noise=1e-6, delta=1e-300), COUNT_MAX) > 1e12
+
+
+def test_of_samples_the_steps_of_all_rounds_count():
+    privacy = Privacy(name="sample", clip=1.0, noise=1.1, sample_rate=0.01)
+    work = LocalWork(steps=1000)
+    assert epsilon_of(privacy, 0, work) == 0
+    assert epsilon_of(privacy, 10, work) == epsilon_of_steps([Steps(1.1, 0.01, 10_000)], 1e-5)
+    assert spending_of(privacy, work)(3) == epsilon_of(privacy, 3, work)
+    limited = Privacy(name="sample", clip=1.0, noise=1.1, sample_rate=0.01, most_epsilon=4.0)
+    rounds = rounds_within(limited, work)
+    assert epsilon_of(limited, rounds, work) <= 4.0 < epsilon_of(limited, rounds + 1, work)
 
 
 def test_without_noise_or_limit_nothing_is_counted():

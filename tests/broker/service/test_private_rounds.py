@@ -9,6 +9,7 @@ from fleet import FOUR, first_adapter, spoken, world
 from safetensors.numpy import load
 
 from fleetune.broker.job import Privacy
+from fleetune.broker.methods.accounting import epsilon_of
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.wire import Offer, UpdateReady
@@ -155,3 +156,18 @@ def test_figures_come_only_where_the_aggregator_is_trusted(tmp_path, name):
     told = [update.stats for _, update in spoken(log, UpdateReady)]
     assert len(told) >= len(FOUR)
     assert all(bool(stats) == (name == "central") for stats in told)
+
+
+def test_a_job_that_hides_samples_tells_what_is_spent_and_ends_at_its_limit(tmp_path):
+    notes, (log, disturb) = [], heard()
+    work = LocalWork(steps=4)
+    dp = private("sample", sample_rate=0.5, noise=2.0, most_epsilon=7.0)
+    done = world(tmp_path, rounds=9, work=work, dp=dp, on_note=notes.append, disturb=disturb).run()
+    spent = [row.epsilon for row in done.aggregator.rows]
+    assert spent == [epsilon_of(dp, rounds, work) for rounds in range(len(spent))]
+    assert 3 <= len(spent) < 10
+    assert spent[-1] <= 7.0 < epsilon_of(dp, len(spent), work)
+    assert "with another, epsilon would exceed 7" in notes[-1]
+    told = [(update.stats, update.num_samples) for _, update in spoken(log, UpdateReady)]
+    assert told
+    assert all(one == ({}, 1) for one in told)

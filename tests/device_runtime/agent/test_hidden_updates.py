@@ -8,8 +8,8 @@ import pytest
 from fleet import STEPS, first_adapter, workbench_of
 from stage import Stage
 
-from fleetune.device_runtime.agent.local_run import NOISE_SECRET
 from fleetune.device_runtime.contracts.codecs import decode_update
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET
 from fleetune.device_runtime.contracts.wire import Decline, UpdateReady
 from fleetune.device_runtime.contracts.work import CLASS_MEANS, LocalWork
 from fleetune.device_runtime.terms.left import Record

@@ -8,10 +8,12 @@ from typer.testing import CliRunner
 
 from fleetune.device_runtime.commands import device
 from fleetune.device_runtime.commands.systemd import Notifier
+from fleetune.device_runtime.contracts.accounting import Steps
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.signing import Trusted, read_public, write_key_pair
+from fleetune.device_runtime.terms.account import Account
 from fleetune.device_runtime.terms.left import Left, Record
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.toolkit.cli import app
@@ -63,12 +65,12 @@ def test_a_limit_that_is_none_is_told_in_one_line(word_artifact, option, value, 
 
 def test_rows_that_would_make_a_batch_too_short_do_not_train(word_artifact, word_file, tmp_path):
     class Machine:
-        def trainer(self, rows, work, adapter):
+        def trainer(self, rows, work, adapter, *, secret):
             return [len(batch) for batch in rows.epoch_batches(0, 0, work.batch_size)]
 
     def batches(least_batch):
         artifact, terms = open_artifact(word_artifact), Terms(least_batch=least_batch)
-        options = {"kept": None, "own": tmp_path, "terms": terms}
+        options = {"kept": None, "own": tmp_path, "files": DiskFiles(tmp_path), "terms": terms}
         desk = device._Desk(artifact, word_file, Machine(), Notifier({}), lambda _: None, **options)
         return np.sort(desk.workbench(tells_labels=False).start(LocalWork(batch_size=17), {})).tolist()
 
@@ -88,3 +90,14 @@ def test_it_says_whose_work_is_taken(word_artifact, tmp_path):
     wrong = said(word_artifact, "--explain", "--trust", tmp_path / "key")
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
     assert "holds a private key; expected public keys alone" in wrong.stderr
+
+
+def test_it_says_what_the_data_has_spent(word_artifact, tmp_path):
+    found = said(word_artifact, "--explain", "--state", tmp_path)
+    assert "epsilon 2." not in found.stdout
+    account = Account(DiskFiles(tmp_path))
+    account.put_down(Steps(1.5, 0.1, 30), "key", most=8.0, delta=1e-5)
+    found = said(word_artifact, "--explain", "--state", tmp_path, "--most-epsilon", 3)
+    assert "30 steps that hide each sample: epsilon 2.296 at delta 1e-05, 3 at most" in found.stdout
+    shared = said(word_artifact, "--explain", "--account", tmp_path)
+    assert "30 steps that hide each sample" in shared.stdout

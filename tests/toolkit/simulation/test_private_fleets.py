@@ -29,3 +29,16 @@ def test_noise_is_in_the_outcome(path):
     without, with_noise = (records(path.parent / name) for name in ("none", "noisy"))
     assert without[-1]["epsilon"] is None
     assert without[-1]["loss"] != with_noise[-1]["loss"]
+
+
+def test_devices_that_hide_samples_give_the_same_bits_again_and_the_steps_are_counted(path):
+    dp = ("job.dp.clip=1.0", "job.dp.noise=1.5", "job.dp.sample_rate=0.2")
+    for again in ("once", "twice"):
+        run(path, f"sample-{again}", "job.dp.name=sample", *dp)
+    assert outcome(path.parent / "sample-once") == outcome(path.parent / "sample-twice")
+    spent = [line["epsilon"] for line in records(path.parent / "sample-once")]
+    assert spent[0] == 0
+    assert 0 < spent[1] <= spent[-1]
+    run(path, "sample-less", "job.dp.name=sample", *dp, "job.dp.noise=0.001")
+    less, more = (records(path.parent / name)[-1]["loss"] for name in ("sample-less", "sample-once"))
+    assert less != more
