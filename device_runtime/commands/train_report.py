@@ -40,7 +40,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float
     adapter: str
     """PEFT folder."""
-    epsilon: float | None
+    epsilon: float | None = None
     """Of one sample, at delta 1e-5, of what the adapter tells; None where nothing hides samples. Losses have no noise."""
 
 
