@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.data.columns import REMEDY, Columns
 from fleetune.device_runtime.data.labels import class_reader
 from fleetune.device_runtime.data.npz import load_npz
 from fleetune.device_runtime.data.records import (
     Label,
     LabelledText,
     LabelledTokens,
-    Source,
     Text,
     Tokens,
     read_records,
 )
+from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.data.samples import IGNORED, Column, Cut, Dataset, Dense, Ragged, make_dataset
 from fleetune.device_runtime.data.text import (
     Encoded,
@@ -39,18 +40,25 @@ Made = dict[str, NDArray[Any]]
 
 
 def load_dataset(
-    path: Path | str, manifest: Manifest, folder: Path | str, *, seq_len: int, labelled: bool = True
+    path: Path | str,
+    manifest: Manifest,
+    folder: Path | str,
+    *,
+    seq_len: int,
+    labelled: bool = True,
+    columns: Columns = Columns(),
 ) -> Dataset:
     """Read a data file for a model.
 
     Args:
-        path: ``.jsonl`` or ``.csv`` (also ``.gz``) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
+        path: a file of rows (:func:`read_records`) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
             ``text_b``; for token classification ``tokens`` and ``labels``; for a causal language model ``text`` alone;
             or ``.npz`` with the model's input arrays and ``labels``.
         manifest: names the inputs, the classes and the tokenizer.
         folder: the artifact's folder, where the tokenizer file is.
         seq_len: text is cut to so many tokens, or to as many as the model takes; arrays are taken whole or refused.
         labelled: False reads the inputs alone.
+        columns: where rows have the text and the label.
 
     Raises:
         DataError: the file does not say what it should; the message names the file and the line.
@@ -61,7 +69,7 @@ def load_dataset(
         return load_npz(path, manifest, seq_len=seq_len, length_max=_length_max(manifest), labelled=labelled)
     task = _text_task(manifest, path)
     kind: type[msgspec.Struct] = task.labelled if labelled else task.plain
-    records = list(read_records(path, kind))
+    records = list(read_records(path, columns.of(kind), remedy=REMEDY))
     return _tokenise(records, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
 
 
