@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fleetune.device_runtime.contracts.lora import lora_problems
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
@@ -40,6 +42,7 @@ def train(
     data: Path | str,
     out: Path | str,
     eval: Path | str | None = None,
+    columns: Columns = Columns(),
     work: LocalWork = LocalWork(),
     resources: Resources = Resources(),
     checkpoint_every: int = 50,
@@ -60,6 +63,7 @@ def train(
         data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`.
         out: folder for ``adapter/`` and ``run.json``, replaced at the end, and ``checkpoint.safetensors``.
         eval: labelled samples to measure the result on, at full depth.
+        columns: where the data's rows have the text and the label, those of ``eval`` too.
         work: policy, optimizer, steps, batches and seed; its codec has no say here.
         resources: threads, memory and disk that the run may use.
         checkpoint_every: steps between checkpoints, of which there is one a minute too; 0 for none but the last.
@@ -89,8 +93,9 @@ def train(
     head = class_head(manifest) if head_start == "class-mean" else None
     refuse(lora_problems(work, manifest))
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
-    dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
-    held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
+    load = partial(load_dataset, manifest=manifest, folder=artifact.folder, seq_len=work.seq_len, columns=columns)
+    dataset = load(data)
+    held_out = load(eval) if eval else None
     for cut in (dataset.cut, held_out.cut if held_out else None):
         if cut:
             tell(cut)

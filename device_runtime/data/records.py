@@ -71,10 +71,13 @@ def read_records(path: Path, kind: type[R], *, remedy: str = "") -> Iterator[tup
         raise DataError(f"{path}: no data line in the file")
 
 
+def is_saved(path: Path) -> bool:
+    """Whether ``path`` is a folder that ``datasets`` saved."""
+    return any((path / name).is_file() for name in SAVED)
+
+
 def _format_of(path: Path) -> Format:
-    if path.is_dir():
-        if not any((path / name).is_file() for name in SAVED):
-            raise DataError(f"{path}: a folder, and not one that datasets saved (no {choices(SAVED)})")
+    if is_saved(path):
         return read_saved
     is_packed = path.suffix == ".gz"
     suffix = Path(path.stem).suffix if is_packed else path.suffix

@@ -154,13 +154,15 @@ def test_a_file_that_cannot_be_read_is_named(load, tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
     (tmp_path / "plain.jsonl.gz").write_bytes(b"not gzip")
     (tmp_path / "folder.jsonl").mkdir()
-    for name in ("cut.jsonl.gz", "plain.jsonl.gz", "folder.jsonl", "absent.jsonl", "absent.npz"):
+    for name in ("cut.jsonl.gz", "plain.jsonl.gz", "absent.jsonl", "absent.npz"):
         with pytest.raises(DataError, match=f"{name}: cannot be read"):
             load(tmp_path / name)
+    with pytest.raises(DataError, match=r"folder\.jsonl: expected a folder for each class, found none"):
+        load(tmp_path / "folder.jsonl")
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read: No such file or directory$"):
         load(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match=r"no data format '\.txt'; have: \.csv, .*\.npz"):
-        load(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"no data format '\.txt'; have: \.arrow, \.csv, .*\.npz"):
+        load(tmp_path / "a.txt")
 
 
 @settings(max_examples=150, deadline=None)
