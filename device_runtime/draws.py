@@ -33,6 +33,7 @@ STREAMS: Table[int] = Table(
         "rounding": 16,
         "rows": 20,
         "sketch": 21,
+        "eval-split": 24,
     },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""

@@ -89,7 +89,10 @@ def licence_of(source: str) -> str:
 def preprocessor_of(source: str) -> bytes | None:
     """The model's ``preprocessor_config.json``, from its folder or the hub; None if it has none."""
     found = cached_file(
-        source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        source,
+        PREPROCESSOR,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
     return Path(found).read_bytes() if found else None
 

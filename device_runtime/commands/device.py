@@ -116,7 +116,9 @@ def device(
         Machine(artifact, resources, folder=folder / "cache") as machine,
     ):
         tally = Tally(on_event, notifier)
-        desk = _Desk(artifact, Path(data), columns, machine, notifier, tally, own=folder / OWN_MODEL, terms=terms)
+        desk = _Desk(
+            artifact, Path(data), columns, machine, notifier, tally, own=folder / OWN_MODEL, terms=terms
+        )
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )

@@ -1,6 +1,7 @@
 """What a run of ``fleetune train`` came to."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.run_file import RUN
 from fleetune.device_runtime.rules.gate import Gate
+from fleetune.device_runtime.training.early_stopping import Row
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -27,6 +29,11 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     eval_loss: float | None
     mean_active_layers: float
     num_samples: int
+    """That train."""
+    evaluations: list[Row]
+    """Those before the end, and at it; none without ``eval_every`` or ``patience``."""
+    best_step: int | None
+    """Steps behind the adapter that is kept, where it is that of the lowest loss; None where it is the last."""
     memory_plan: dict[str, int | bool | None]
     """Of :class:`fleetune.device_runtime.contracts.memory_plan.MemoryPlan`."""
     losses: list[float]
@@ -51,6 +58,8 @@ def report_of(
     trainer: Trainer,
     evaluation: Evaluation | None,
     *,
+    rows: Sequence[Row] = (),
+    best_step: int | None = None,
     gate: Gate,
     memory: MemoryPlan,
     num_samples: int,
@@ -68,6 +77,8 @@ def report_of(
         eval_loss=evaluation.loss if evaluation else None,
         mean_active_layers=statistics.fmean(r.active_layers for r in history),
         num_samples=num_samples,
+        evaluations=list(rows),
+        best_step=best_step,
         memory_plan=memory._asdict(),
         losses=[r.loss for r in history],
         pauses=gate.num_pauses,

@@ -1,4 +1,4 @@
-"""Tables by columns: Parquet, Arrow files and streams, folders that Hugging Face's ``datasets`` saved. Only this imports pyarrow.
+"""Tables by columns: Parquet, Arrow files and streams, folders that ``datasets`` saved. Only this imports pyarrow.
 
 A file is read a batch at a time, and of it only the columns that are wanted. What a ClassLabel of ``datasets`` numbers is given by
 name: an artifact may have the same classes in another order.
@@ -111,7 +111,9 @@ def _rows(path: Path, batches: Iterable[Any], names: Names) -> Iterator[tuple[So
         batch.validate(full=True)
         for fields in _fields(batch):
             number += 1
-            size += _ROW_BYTES + sum(len(value) for value in fields.values() if isinstance(value, (str, list)))
+            size += _ROW_BYTES + sum(
+                len(value) for value in fields.values() if isinstance(value, (str, list))
+            )
             if size > size_max:
                 raise DataError(
                     f"{path}: its rows take more than {UNPACKED_TIMES} times the file and {UNPACKED_MIN >> 20} MB; if they are "
@@ -127,7 +129,9 @@ def _fields(batch: Any) -> Iterator[dict[str, Any]]:
 
 
 def _named(fields: dict[str, Any], names: Names) -> dict[str, Any]:
-    return {column: _label(value, names[column]) if column in names else value for column, value in fields.items()}
+    return {
+        column: _label(value, names[column]) if column in names else value for column, value in fields.items()
+    }
 
 
 def _label(value: Any, names: Sequence[str]) -> Any:
@@ -149,7 +153,11 @@ def _names_in(features: object) -> Names:
     for column, feature in features.items() if isinstance(features, dict) else ():
         of_each = feature.get("feature") if isinstance(feature, dict) else None
         kind = of_each if isinstance(of_each, dict) else feature
-        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list):
+        if (
+            isinstance(kind, dict)
+            and kind.get("_type") == "ClassLabel"
+            and isinstance(kind.get("names"), list)
+        ):
             found[str(column)] = [str(name) for name in kind["names"]]
     return found
 

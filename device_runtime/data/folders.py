@@ -1,4 +1,4 @@
-"""Folders by class: each folder inside is named as a class and holds its images, or recordings; the model's one input says which."""
+"""Folders by class: each folder inside is named as a class and holds its images or recordings."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -95,8 +95,8 @@ def _reader(path: Path, manifest: Manifest, folder: Path) -> tuple[Read, tuple[i
         )
     if PREPROCESSOR not in manifest.files:
         raise ArtifactError(
-            f"{folder}: does not say how files are read; put the model's {PREPROCESSOR} beside it and export again, or bring an "
-            ".npz file"
+            f"{folder}: does not say how files are read; put the model's {PREPROCESSOR} beside it and export again, "
+            "or bring an .npz file"
         )
     return make(folder / PREPROCESSOR, shape), shape
 

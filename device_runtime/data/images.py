@@ -1,4 +1,4 @@
-"""Images as a model's image processor makes them, of transformers' ``preprocessor_config.json``; only this imports Pillow."""
+"""Images as an image processor of transformers makes them; only this imports Pillow."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +74,9 @@ def image_reader(config: Path, shape: tuple[int, ...]) -> Callable[[Path], tuple
 
 def _check(config: Path, wanted: ImageProcessor, shape: tuple[int, ...]) -> None:
     strange = ("crop_pct", "do_pad", "do_flip_channel_order", "do_color_quantize")
-    problems = [f"{name} is not followed here: bring an .npz file" for name in strange if getattr(wanted, name)]
+    problems = [
+        f"{name} is not followed here: bring an .npz file" for name in strange if getattr(wanted, name)
+    ]
     if shape[0] not in _MODES:
         problems.append(f"a model of {shape[0]} channels: bring an .npz file")
     if wanted.do_normalize and (wanted.image_mean is None or wanted.image_std is None):

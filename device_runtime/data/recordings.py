@@ -1,4 +1,4 @@
-"""Recordings as a model that takes sound wants them, of transformers' ``preprocessor_config.json``; only this imports soundfile."""
+"""Recordings as a feature extractor of transformers makes them; only this imports soundfile."""
 
 import wave
 from collections.abc import Callable
@@ -70,9 +70,7 @@ def _read(path: Path) -> tuple[Floats, int]:
         said = getattr(exc, "strerror", None) or str(exc).replace(str(path), "it") or type(exc).__name__
         raise DataError(f"{path}: not a whole recording: {one_line(said)}; replace or remove it") from exc
     if not len(values) or not np.isfinite(values).all():
-        raise DataError(
-            f"{path}: no sound in it, or values that are not finite; replace or remove it"
-        )
+        raise DataError(f"{path}: no sound in it, or values that are not finite; replace or remove it")
     mean: Floats = values.mean(1, dtype=np.float32)
     return mean, rate
 

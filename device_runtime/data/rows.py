@@ -45,7 +45,9 @@ class Wanted(NamedTuple):
         there = one_line(", ".join(have) or "nothing")
         problem = f"no {', '.join(missing)}; there is {there}; expected {', '.join(self.required)}{may}"
         own = "\t" if source.path and ".tsv" in source.path.suffixes else ","
-        used = next((mark for mark in _SEPARATORS if len(have) == 1 and mark in have[0] and mark != own), None)
+        used = next(
+            (mark for mark in _SEPARATORS if len(have) == 1 and mark in have[0] and mark != own), None
+        )
         if used:
             return f"{problem}, separated by {own!r} and not by {used!r}"
         return f"{problem}; {self.remedy}" if self.remedy else problem

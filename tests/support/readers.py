@@ -563,7 +563,9 @@ READERS: dict[str, Callable] = {
     "csv.gz": _data(
         "a.csv.gz", lambda folder: gzip.compress(_csv(folder)), mutations.of_gzip(mutations.of_lines)
     ),
-    "json": _data("a.json", lambda folder: b"[%s]" % b",".join(_jsonl(folder).split(b"\n")[:-1]), mutations.of_json),
+    "json": _data(
+        "a.json", lambda folder: b"[%s]" % b",".join(_jsonl(folder).split(b"\n")[:-1]), mutations.of_json
+    ),
     "tsv": _data("a.tsv", lambda folder: b"text\tlabel\nred\ta\nnail drill\tb\n", mutations.of_lines),
     "rules": _toml(_RULES, load_rules),
     "settings": _toml(_SETTINGS, _settings),

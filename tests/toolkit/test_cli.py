@@ -21,7 +21,7 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
 from fleetune.toolkit.commands import federation, running, workstation
-from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, TRAIN
+from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, PREDICT, TRAIN
 from fleetune.toolkit.flags import claimed
 
 HOMES = {
@@ -42,7 +42,7 @@ HOMES = {
     "simulate": "fleetune.toolkit.simulation.simulate",
 }
 AROUND = {"config", "json", "verbose", "explain"}
-PARTS = {"train": TRAIN, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}
+PARTS = {"train": TRAIN, "predict": PREDICT, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}
 ONE_FUNCTION = [command for command in COMMANDS if command.__name__ != "broker"]
 
 

@@ -23,6 +23,7 @@ from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.signing import Signing, Trust
 from fleetune.device_runtime.terms.terms import Terms
+from fleetune.device_runtime.training.evaluating import Evaluating
 from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
 
@@ -30,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., None])
 _LAST = ("config", "json", "verbose")
 _PANELS = {
     "columns": "Data",
+    "evaluating": "Data",
     "work": "Training",
     "resources": "Machine",
     "duty": "Device",
@@ -76,6 +78,7 @@ OF_A_FEDERATION = (
 
 TRAIN = {
     "columns": Part(Columns()),
+    "evaluating": Part(Evaluating()),
     "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }

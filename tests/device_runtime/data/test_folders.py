@@ -14,7 +14,12 @@ from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 LABELS = Input("labels", "int64", ("batch",), role="labels")
 PIXELS = (Input("pixel_values", "float32", ("batch", 3, 8, 8)), LABELS)
 SOUND = (Input("input_values", "float32", ("batch", 400)), LABELS)
-IMAGES = {"size": {"height": 8, "width": 8}, "resample": 2, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.3, 0.2]}
+IMAGES = {
+    "size": {"height": 8, "width": 8},
+    "resample": 2,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.5, 0.3, 0.2],
+}
 RATE = {"sampling_rate": 8000, "feature_size": 1}
 CLASSES = ("sad", "glad", "mad")
 
@@ -82,7 +87,12 @@ def test_a_folder_of_images_is_the_same_as_its_arrays(load, tmp_path):
     "config",
     [
         {"size": {"height": 8, "width": 8}, "resample": 3},
-        {"size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True, "do_resize": True},
+        {
+            "size": {"shortest_edge": 10},
+            "crop_size": {"height": 8, "width": 8},
+            "do_center_crop": True,
+            "do_resize": True,
+        },
         {"size": {"shortest_edge": 7}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True},
         {"size": {"height": 8, "width": 8}, "do_normalize": False, "resample": 0},
     ],
@@ -138,10 +148,12 @@ def test_a_bad_image_is_named(load, tmp_path):
 
 def test_a_folder_without_classes_says_what_it_should_be(load, tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(DataError, match="data: expected a folder for each class, found none; have classes: sad, glad, mad"):
+    with pytest.raises(
+        DataError, match=r"data: expected a folder for each class, found none; have classes: sad, glad, mad"
+    ):
         load(tmp_path / "data")
     write_images(tmp_path / "one", names=("glad",))
-    with pytest.raises(DataError, match="found one alone, glad; .*an empty one"):
+    with pytest.raises(DataError, match=r"found one alone, glad; .*an empty one"):
         load(tmp_path / "one")
     (tmp_path / "one" / "mad").mkdir()
     assert load(tmp_path / "one").labels.tolist() == [1, 1]
@@ -157,11 +169,17 @@ def test_a_folder_without_classes_says_what_it_should_be(load, tmp_path):
 def test_what_the_artifact_does_not_say_is_not_guessed(load, tmp_path):
     folder = write_images(tmp_path / "data")
     for config, message in (
-        ({}, "does not say how files are read; put the model's preprocessor_config.json beside it and export"),
+        (
+            {},
+            "does not say how files are read; put the model's preprocessor_config.json beside it and export",
+        ),
         ({**IMAGES, "crop_pct": 0.9}, "crop_pct is not followed here"),
         ({**IMAGES, "image_std": [0.5, 0, 1]}, "image_std 0"),
         ({**IMAGES, "image_mean": [0.5]}, "image_mean has 1 values, the model 3 channels"),
-        ({**IMAGES, "size": {"height": 9, "width": 8}}, r"makes \[3, 9, 8\] of 0.png, the model takes \[3, 8, 8\]"),
+        (
+            {**IMAGES, "size": {"height": 9, "width": 8}},
+            r"makes \[3, 9, 8\] of 0.png, the model takes \[3, 8, 8\]",
+        ),
         ({**IMAGES, "size": {"height": 0, "width": 8}}, "size and crop_size: expected 1 to 10000"),
         ({**IMAGES, "size": {"longest_edge": 8}}, "expected height and width, or shortest_edge"),
         ({**IMAGES, "resample": 9}, "resample 9: expected 0 to 5"),
@@ -173,7 +191,7 @@ def test_what_the_artifact_does_not_say_is_not_guessed(load, tmp_path):
 
 
 def test_a_model_that_takes_neither_pixels_nor_sound_takes_no_folder(load, tmp_path):
-    with pytest.raises(DataError, match="neither pixels .* nor sound"):
+    with pytest.raises(DataError, match=r"neither pixels .* nor sound"):
         load(write_images(tmp_path / "data"), inputs=(Input("mfcc", "float32", ("batch", 98, 40)), LABELS))
 
 
@@ -206,7 +224,9 @@ def test_sound_is_normalised_as_transformers_does(load, tmp_path):
 
 
 def test_other_forms_of_sound_are_read_by_the_library(load, tmp_path):
-    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install 'fleetune[audio]'")
+    soundfile = pytest.importorskip(
+        "soundfile", reason="soundfile is not installed: pip install 'fleetune[audio]'"
+    )
     folder = write_sound(tmp_path / "data")
     usual = load(folder, SOUND, RATE).digest
     for name in CLASSES:
@@ -231,7 +251,9 @@ def test_a_bad_recording_is_named(load, tmp_path):
         with pytest.raises(DataError, match=r"mad/a\.wav: .*; replace or remove it$"):
             load(folder, SOUND, RATE)
     write_wav(bad, range(100), rate=44100)
-    with pytest.raises(DataError, match="44100 values a second, the model takes 8000; resample it, as `ffmpeg"):
+    with pytest.raises(
+        DataError, match="44100 values a second, the model takes 8000; resample it, as `ffmpeg"
+    ):
         load(folder, SOUND, RATE)
     with pytest.raises(ArtifactError, match="says no sampling_rate"):
         load(folder, SOUND, {"sampling_rate": 0})
@@ -242,7 +264,9 @@ def test_without_their_libraries_files_say_which_extra_to_install(load, tmp_path
     for name in ("PIL", "PIL.Image", "soundfile"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     (folder / "mad" / "b.flac").write_bytes(b"fLaC")
-    with pytest.raises(ConfigError, match=r"mad/b\.flac: needs the `soundfile` library: pip install 'fleetune\[audio\]'"):
+    with pytest.raises(
+        ConfigError, match=r"mad/b\.flac: needs the `soundfile` library: pip install 'fleetune\[audio\]'"
+    ):
         load(folder, SOUND, RATE)
     with pytest.raises(ConfigError, match=r"pip install 'fleetune\[images\]'"):
         load(images)

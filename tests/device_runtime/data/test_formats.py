@@ -21,7 +21,10 @@ RENAMED = Columns(text_column="utterance", pair_column="second", label_column="i
 
 def rows(lines=LINES):
     named = [{"text_b": "", **line} for line in lines]
-    return [{**line, "label": SADNESS[label] if isinstance(label := line["label"], int) else label} for line in named]
+    return [
+        {**line, "label": SADNESS[label] if isinstance(label := line["label"], int) else label}
+        for line in named
+    ]
 
 
 def renamed(lines):
@@ -35,13 +38,17 @@ def write_json(path, lines):
 
 def write_separated(path, lines):
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*lines[0]], extrasaction="ignore", delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer = csv.DictWriter(
+            file, [*lines[0]], extrasaction="ignore", delimiter="\t" if path.suffix == ".tsv" else ","
+        )
         writer.writeheader()
         writer.writerows(lines)
 
 
 def table(lines):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'fleetune[parquet]'")
+    pyarrow = pytest.importorskip(
+        "pyarrow", reason="pyarrow is not installed: pip install 'fleetune[parquet]'"
+    )
     return pyarrow.Table.from_pylist([{**line, "ignored": None} for line in lines])
 
 
@@ -93,7 +100,9 @@ def test_classes_of_words_are_named_too(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     feature = {"feature": {"names": ["O", "B"], "_type": "ClassLabel"}, "_type": "List"}
     said = json.dumps({"info": {"features": {"labels": feature}}})
-    found = pyarrow.table({"tokens": [["a", "b"]], "labels": [[1, -100]]}).replace_schema_metadata({"huggingface": said})
+    found = pyarrow.table({"tokens": [["a", "b"]], "labels": [[1, -100]]}).replace_schema_metadata(
+        {"huggingface": said}
+    )
     import pyarrow.ipc
 
     with pyarrow.ipc.new_stream(tmp_path / "a.arrow", found.schema) as writer:
@@ -113,7 +122,9 @@ def test_a_column_that_is_not_there_is_named_with_the_choices(load_columns, tmp_
         (Columns(text_column="said", label_column="intent"), "no said; there is second, utterance, intent"),
         (Columns(text_column="utterance", pair_column="b", label_column="intent"), "no b; there is "),
     ):
-        with pytest.raises(DataError, match=f"{missing}.*; --text-column, --pair-column and --label-column say which$"):
+        with pytest.raises(
+            DataError, match=f"{missing}.*; --text-column, --pair-column and --label-column say which$"
+        ):
             load_columns(tmp_path / name, columns)
 
 
@@ -134,7 +145,9 @@ def test_a_parquet_file_that_is_cut_short_is_named(load, tmp_path):
     whole = (tmp_path / "a.parquet").read_bytes()
     for content in (whole[:-9], whole[: len(whole) // 2], b"", b"PAR1"):
         (tmp_path / "a.parquet").write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.parquet: not a whole Parquet file: .*; write or copy it again$"):
+        with pytest.raises(
+            DataError, match=r"a\.parquet: not a whole Parquet file: .*; write or copy it again$"
+        ):
             load(tmp_path / "a.parquet")
 
 
@@ -148,7 +161,9 @@ def test_bad_rows_of_a_table_are_named(load, tmp_path):
     write_parquet(tmp_path / "b.parquet", rows())
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.parquet.read_table(tmp_path / "b.parquet")[:0], tmp_path / "b.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.parquet.read_table(tmp_path / "b.parquet")[:0], tmp_path / "b.parquet"
+    )
     with pytest.raises(DataError, match="no data line in the file"):
         load(tmp_path / "b.parquet")
 
@@ -174,7 +189,7 @@ def test_only_what_is_wanted_of_a_table_is_read(tmp_path):
 
 def test_several_splits_are_named(load, tmp_path):
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(DataError, match="holds the splits test, train; give one of them, as .*/train$"):
+    with pytest.raises(DataError, match=r"holds the splits test, train; give one of them, as .*/train$"):
         load(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_a_bad_line_is_named(load, tmp_path, content, message):
         ("text,label\nhi,0\nhi\n", "line 3: 1 columns, the header has 2: text, label"),
         (
             "words,label\nhi,0\n",
-            "line 2: no text; there is words, label; expected text, label and perhaps text_b; --text-column, --pair-column and --label-column say which$",
+            "line 2: no text; there is words, label; expected text, label and perhaps text_b; --text-column, .* say which$",
         ),
         ("text;label\nhi;0\n", "there is text;label; expected .*, separated by ',' and not by ';'$"),
         ("text\tlabel\nhi\t0\n", r"there is text.label; expected .*, separated by ',' and not by '\\t'$"),
