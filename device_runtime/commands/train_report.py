@@ -30,10 +30,6 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     mean_active_layers: float
     num_samples: int
     """That train."""
-    evaluations: list[Row]
-    """Those before the end, and at it; none without ``eval_every`` or ``patience``."""
-    best_step: int | None
-    """Steps behind the adapter that is kept, where it is that of the lowest loss; None where it is the last."""
     memory_plan: dict[str, int | bool | None]
     """Of :class:`fleetune.device_runtime.contracts.memory_plan.MemoryPlan`."""
     losses: list[float]
@@ -42,6 +38,10 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     paused_s: float
     adapter: str
     """PEFT folder."""
+    evaluations: list[Row] = []
+    """Those before the end, and at it; none without ``eval_every`` or ``patience``."""
+    best_step: int | None = None
+    """Steps behind the adapter that is kept, where it is that of the lowest loss; None where it is the last."""
 
 
 class _Measured(msgspec.Struct):

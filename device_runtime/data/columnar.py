@@ -1,7 +1,7 @@
 """Tables by columns: Parquet, Arrow files and streams, folders that ``datasets`` saved. Only this imports pyarrow.
 
-A file is read a batch at a time, and of it only the columns that are wanted. What a ClassLabel of ``datasets`` numbers is given by
-name: an artifact may have the same classes in another order.
+A file is read a batch at a time, and of it only the columns that are wanted. What a ClassLabel of ``datasets`` numbers is given
+by name: an artifact may have the same classes in another order.
 """
 
 import json

@@ -90,8 +90,8 @@ def _reader(path: Path, manifest: Manifest, folder: Path) -> tuple[Read, tuple[i
     make = _READERS.get(len(shape)) if len(shape) == len(features[0].shape) - 1 else None
     if make is None or len(features) > 1 or features[0].dtype != "float32":
         raise DataError(
-            f"{path}: a folder; this model takes {', '.join(map(str, features))}, neither pixels (batch, channels, height, width) "
-            "nor sound (batch, values): bring a file"
+            f"{path}: a folder; this model takes {', '.join(map(str, features))}, neither pixels "
+            "(batch, channels, height, width) nor sound (batch, values): bring a file"
         )
     if PREPROCESSOR not in manifest.files:
         raise ArtifactError(

@@ -41,7 +41,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class Watch:
-    """The evaluations of one run. A checkpoint is written, then what was measured, and then it counts: a killed run decides alike."""
+    """The evaluations of one run. A checkpoint is written, then what was measured, and then it counts: a kill changes nothing."""
 
     def __init__(
         self,

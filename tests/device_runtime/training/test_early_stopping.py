@@ -111,9 +111,10 @@ def test_a_kill_between_a_measurement_and_its_record_decides_the_same(
             raise Killed
         real(watch, adapter)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(training.Watch, "_save", save)
+    monkeypatch.setattr(training.Watch, "_save", save)
+    with pytest.raises(Killed):
         train(word_artifact, out=tmp_path / "cut", **run)
+    monkeypatch.setattr(training.Watch, "_save", real)
     again = train(word_artifact, out=tmp_path / "cut", **run)
     assert (again.evaluations, again.best_step) == (whole.evaluations, whole.best_step)
 
