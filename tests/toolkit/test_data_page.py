@@ -35,16 +35,15 @@ def write_tables(folder):
     pyarrow = pytest.importorskip(
         "pyarrow", reason="pyarrow is not installed: pip install 'fleetune[parquet]'"
     )
-    import pyarrow.ipc
-    import pyarrow.parquet
+    from pyarrow import ipc, parquet
 
     rows = [json.loads(line) for line in (folder / "mine.jsonl").read_text().splitlines()]
     names = ["c", "a", "b"]
     found = pyarrow.Table.from_pylist(rows)
-    pyarrow.parquet.write_table(found, folder / "mine.parquet")
+    parquet.write_table(found, folder / "mine.parquet")
     (folder / "saved").mkdir()
     numbered = pyarrow.Table.from_pylist([{**row, "label": names.index(row["label"])} for row in rows])
-    with pyarrow.ipc.new_stream(folder / "saved" / "data.arrow", numbered.schema) as writer:
+    with ipc.new_stream(folder / "saved" / "data.arrow", numbered.schema) as writer:
         writer.write_table(numbered)
     info = {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
     (folder / "saved" / "dataset_info.json").write_text(json.dumps(info))
