@@ -149,7 +149,7 @@ def _cropped(image: "Image", wanted: ImageProcessor) -> "Image":
     return image.crop((left, top, left + width, top + height))
 
 
-def _normalised(pixels: np.ndarray, wanted: ImageProcessor) -> Floats:  # type: ignore[type-arg]
+def _normalised(pixels: np.ndarray, wanted: ImageProcessor) -> Floats:
     """Rescaled in float64 and then normalised in float32, as transformers does."""
     values: Floats = (pixels * wanted.rescale_factor if wanted.do_rescale else pixels).astype(np.float32)
     has_mean = wanted.image_mean is not None and wanted.image_std is not None

@@ -91,9 +91,11 @@ def _wav(path: Path) -> tuple[Floats, int] | None:
     if len(content) != said.nframes * said.nchannels * said.sampwidth:
         raise DataError(f"{path}: cut short; replace or remove it")
     whole = np.frombuffer(content, _WIDTHS[said.sampwidth]).reshape(-1, said.nchannels)
-    if said.sampwidth == 1:
-        return (whole.astype(np.float32) - 128) / 128, said.framerate
-    return (whole / 2.0 ** (8 * said.sampwidth - 1)).astype(np.float32), said.framerate
+    middle = 128 if said.sampwidth == 1 else 0
+    values: Floats = ((whole.astype(np.float64) - middle) / 2.0 ** (8 * said.sampwidth - 1)).astype(
+        np.float32
+    )
+    return values, said.framerate
 
 
 def _by_library(path: Path) -> tuple[Floats, int]:

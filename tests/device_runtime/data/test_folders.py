@@ -208,6 +208,14 @@ def test_a_folder_of_recordings_is_the_same_as_its_arrays(load, tmp_path):
     assert "1 of 2 samples are longer than 400 values" in str(found.cut)
 
 
+def test_eight_bits_stand_around_the_middle(load, tmp_path):
+    for name, values in (("glad", [0, 128, 255]), ("sad", [64, 192, 128])):
+        write_wav(tmp_path / "data" / name / "a.wav", np.array(values, np.uint8).view(np.int8), width=1)
+    found = load(tmp_path / "data", SOUND, RATE).rows(np.arange(2))["input_values"]
+    assert found[0, :3].tolist() == [-1, 0, 127 / 128]
+    assert found[1, :3].tolist() == [-0.5, 0.5, 0]
+
+
 def test_sound_is_normalised_as_transformers_does(load, tmp_path):
     pytest.importorskip("torch")
     from transformers import Wav2Vec2FeatureExtractor
