@@ -33,6 +33,7 @@ STREAMS: Table[int] = Table(
         "rounding": 16,
         "rows": 20,
         "sketch": 21,
+        "eval-split": 24,
         "jitter": 30,
     },
 )

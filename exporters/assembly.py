@@ -12,7 +12,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import sha256_of
 from fleetune.device_runtime.contracts import manifest
-from fleetune.device_runtime.contracts.artifact import MANIFEST
+from fleetune.device_runtime.contracts.artifact import MANIFEST, PREPROCESSOR
 from fleetune.device_runtime.errors import ExportError
 from fleetune.device_runtime.files import replacing
 
@@ -37,6 +37,8 @@ class Description:
     """The most tokens that the model has positions for."""
     origin: manifest.Origin = field(default_factory=manifest.Origin)
     licences: dict[str, str] = field(default_factory=dict)
+    preprocessor: bytes | None = None
+    """How images or sound become what the model takes, as transformers has it in ``preprocessor_config.json``."""
 
 
 class Structure(NamedTuple):
@@ -82,8 +84,10 @@ def assemble(
     base_dtype: str = "fp32",
     bounds: Mapping[str, int] = MappingProxyType({}),
 ) -> manifest.Manifest:
-    """Write the tokenizer and, with the digests of all that lies in ``folder``, the manifest; call it last."""
+    """Write tokenizer, preprocessor and, with the digests of all that lies in ``folder``, the manifest; call it last."""
     tokenizer = _write_tokenizer(folder, description)
+    if description.preprocessor is not None:
+        (folder / PREPROCESSOR).write_bytes(description.preprocessor)
     made = manifest.Manifest(
         format=manifest.FORMAT,
         name=description.name,

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from transformers.utils.hub import cached_file
 
+from fleetune.device_runtime.contracts.artifact import PREPROCESSOR
 from fleetune.device_runtime.errors import ExportError, some
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
@@ -82,6 +84,17 @@ def licence_of(source: str) -> str:
         else None
     )
     return found[1] if found else "not stated"
+
+
+def preprocessor_of(source: str) -> bytes | None:
+    """The model's ``preprocessor_config.json``, from its folder or the hub; None if it has none."""
+    found = cached_file(
+        source,
+        PREPROCESSOR,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found).read_bytes() if found else None
 
 
 def _settings(config: Any, task: str, labels: Sequence[str]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, new_secret
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import ConfigError, TransportError
@@ -64,6 +65,7 @@ def device(
     job: str,
     id: str | None = None,
     state: Path | str | None = None,
+    columns: Columns = Columns(),
     duty: Duty = Duty(),
     resources: Resources = Resources(),
     reach: Reach = Reach(),
@@ -83,6 +85,7 @@ def device(
         job: name of the job, as the aggregator has it.
         id: name of this device; by default the MQTT user name, or one made up, kept in ``state``.
         state: folder that survives restarts; by default ``~/.fleetune/JOB/ID`` (or ``device`` without an ID).
+        columns: where the data's rows have the text and the label.
         duty: whether it trains or evaluates, and how it goes about it.
         resources: threads, memory and disk that its work may use.
         reach: how the MQTT server is reached.
@@ -119,7 +122,16 @@ def device(
         kept = OwnEvaluations(folder, artifact.manifest, Path(data), then=tally)
         own = folder / OWN_MODEL
         desk = _Desk(
-            artifact, Path(data), machine, notifier, tally, kept=kept, own=own, files=files, terms=terms
+            artifact,
+            Path(data),
+            columns,
+            machine,
+            notifier,
+            tally,
+            kept=kept,
+            own=own,
+            files=files,
+            terms=terms,
         )
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
@@ -168,6 +180,7 @@ class _Desk:
         self,
         artifact: Artifact,
         data: Path,
+        columns: Columns,
         machine: Machine,
         notifier: Notifier,
         tally: Tally,
@@ -178,7 +191,8 @@ class _Desk:
         terms: Terms,
     ) -> None:
         self._least_batch, self._files = terms.least_batch, files
-        self._artifact, self._data, self._machine, self._own = artifact, data, machine, own
+        self._artifact, self._machine, self._own = artifact, machine, own
+        self._data, self._columns = data, columns
         self._notifier, self._tally, self._kept = notifier, tally, kept
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
@@ -223,7 +237,8 @@ class _Desk:
         return self._dataset
 
     def _load(self, seq_len: int) -> Dataset:
-        found = load_dataset(self._data, self._artifact.manifest, self._artifact.folder, seq_len=seq_len)
+        manifest, folder = self._artifact.manifest, self._artifact.folder
+        found = load_dataset(self._data, manifest, folder, seq_len=seq_len, columns=self._columns)
         if found.cut:
             self._tally(Event("data", NO_ROUND, text=str(found.cut)))
         return found

@@ -10,7 +10,7 @@ from fleetune.device_runtime.arrays import Arrays, write_atomically
 from fleetune.device_runtime.contracts.evaluation_file import ClassFigures, EvaluationFile, added
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.run_file import EVALUATION, EVALUATION_CSV, EVALUATIONS
-from fleetune.device_runtime.data.records import as_csv
+from fleetune.device_runtime.data.lines import as_csv
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.training.evaluation import Evaluation

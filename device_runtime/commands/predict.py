@@ -14,8 +14,8 @@ from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.run_file import find_adapter, read_seq_len
-from fleetune.device_runtime.data.loading import load_dataset, text_dataset
-from fleetune.device_runtime.data.records import Text, read_records
+from fleetune.device_runtime.data.columns import Columns
+from fleetune.device_runtime.data.loading import load_dataset, read_texts, text_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
@@ -30,7 +30,7 @@ _UNTRAINED = "no run and no adapter given: these answers are of version 0, which
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """The likeliest label, its probability, and the text it is of (None where the data has none)."""
+    """The likeliest label, its probability, and the text or the file it is of (None where the data has neither)."""
 
     label: str
     score: float
@@ -49,6 +49,7 @@ def predict(
     *,
     text: str | Sequence[str] | None = None,
     data: Path | str | None = None,
+    columns: Columns = Columns(),
     run: Path | str | None = None,
     adapter: Path | str | None = None,
     out: Path | str | None = None,
@@ -62,7 +63,8 @@ def predict(
     Args:
         artifact_dir: folder made by ``fleetune export``.
         text: one text or several; or else
-        data: a file as for training; labels in it are looked at only with ``out``.
+        data: a file or folder as for training; labels in it are looked at only with ``out``.
+        columns: where the data's rows have the text, and with ``out`` the label.
         run: folder that ``train``, ``aggregate`` or ``demo`` wrote, whose ``adapter/`` is used; or else
         adapter: a PEFT folder. With neither, the artifact's own version 0.
         out: folder for ``evaluation.json`` and ``evaluation.csv``, made from the labels in ``data``; None for none.
@@ -87,7 +89,8 @@ def predict(
     weights = load_peft(folder, artifact.manifest) if folder else artifact.adapter()
     if folder is None and on_note:
         on_note(_UNTRAINED)
-    texts, dataset = _read(artifact, text, data, seq_len=_seq_len(artifact, folder), labelled=out is not None)
+    seq_len, labelled = _seq_len(artifact, folder), out is not None
+    texts, dataset = _read(artifact, text, data, columns, seq_len=seq_len, labelled=labelled)
     if dataset.cut:
         (on_note or log.warning)(str(dataset.cut))
     with open_engine(artifact, threads=threads) as engine:
@@ -128,6 +131,7 @@ def _read(
     artifact: Artifact,
     text: str | Sequence[str] | None,
     data: Path | str | None,
+    columns: Columns,
     *,
     seq_len: int,
     labelled: bool,
@@ -137,10 +141,10 @@ def _read(
         texts = [text] if isinstance(text, str) else list(text)
         return texts, text_dataset(texts, manifest, folder, seq_len=seq_len)
     path = Path(data or "")
-    dataset = load_dataset(path, manifest, folder, seq_len=seq_len, labelled=labelled)
+    dataset = load_dataset(path, manifest, folder, seq_len=seq_len, labelled=labelled, columns=columns)
     if path.suffix == ".npz":
         return [None] * dataset.num_samples, dataset
-    return [record.text for _, record in read_records(path, Text)], dataset
+    return read_texts(path, columns=columns), dataset
 
 
 def _logits(

@@ -2,23 +2,41 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fleetune.device_runtime.commands.evaluating import forget_evaluations, keep_evaluation, measure
+from fleetune.device_runtime.arrays import Arrays
+from fleetune.device_runtime.commands.evaluating import (
+    forget_evaluations,
+    keep_evaluation,
+    measure,
+    write_evaluation,
+)
 from fleetune.device_runtime.commands.train_report import TrainReport, as_measured, report_of
 from fleetune.device_runtime.contracts.accounting import DELTA, epsilon_of_steps, steps_of
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import class_head
-from fleetune.device_runtime.contracts.evaluation_file import Evaluated
+from fleetune.device_runtime.contracts.evaluation_file import Evaluated, EvaluationFile
 from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, new_secret
 from fleetune.device_runtime.contracts.lora import lora_problems
+from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.resources import Resources
-from fleetune.device_runtime.contracts.run_file import ADAPTER, CHECKPOINT, LEDGER, RUN, plain, write_run
+from fleetune.device_runtime.contracts.run_file import (
+    ADAPTER,
+    BEST,
+    CHECKPOINT,
+    LEDGER,
+    RUN,
+    plain,
+    write_run,
+)
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Cut
+from fleetune.device_runtime.data.splitting import split_off
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.methods.class_means import class_mean_head
@@ -26,6 +44,8 @@ from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import refuse
 from fleetune.device_runtime.rules.gate import Pause, open_gate
 from fleetune.device_runtime.training.budget import Fit
+from fleetune.device_runtime.training.early_stopping import Watch, key_of
+from fleetune.device_runtime.training.evaluating import Evaluating
 from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.resumable import Pace, finish
 from fleetune.device_runtime.training.step_reports import StepReport
@@ -45,6 +65,8 @@ def train(
     data: Path | str,
     out: Path | str,
     eval: Path | str | None = None,
+    columns: Columns = Columns(),
+    evaluating: Evaluating = Evaluating(),
     work: LocalWork = LocalWork(),
     resources: Resources = Resources(),
     checkpoint_every: int = 50,
@@ -63,9 +85,12 @@ def train(
     Args:
         artifact_dir: folder made by ``fleetune export``.
         data: labelled samples; see :func:`fleetune.device_runtime.data.loading.load_dataset`.
-        out: folder for ``adapter/`` and ``run.json``, replaced at the end, and ``checkpoint.safetensors``; with ``eval`` for
-            ``evaluation.json``, ``evaluation.csv`` and ``evaluations.jsonl`` too.
+        out: folder for ``adapter/`` and ``run.json``, replaced at the end, and ``checkpoint.safetensors``; with held-out
+            samples for ``evaluation.json``, ``evaluation.csv`` and ``evaluations.jsonl`` too.
         eval: labelled samples to measure the result on, at full depth.
+        columns: where the data's rows have the text and the label, those of ``eval`` too.
+        evaluating: a share of ``data`` to measure the result on, in the place of ``eval``; how often that is done, and when it
+            stops for it. With ``patience`` the adapter of the lowest loss is what is kept.
         work: policy, optimizer, steps, batches and seed; its codec has no say here.
         resources: threads, memory and disk that the run may use.
         checkpoint_every: steps between checkpoints, of which there is one a minute too; 0 for none but the last.
@@ -87,6 +112,7 @@ def train(
         raise ConfigError(f"checkpoint_every must be at least 0, got {checkpoint_every}")
     if head_start not in HEAD_STARTS:
         raise UnknownName(f"no head_start {head_start!r}; have: {choices(HEAD_STARTS)}")
+    evaluating.check(has_eval=bool(eval))
     gate = open_gate(rules, on_change=tell)
     folder = _make_folder(Path(out), resume=resume)
     artifact = open_artifact(artifact_dir)
@@ -98,11 +124,15 @@ def train(
     refuse(lora_problems(work, manifest))
     epsilon = epsilon_of_steps([steps_of(work)], DELTA) if work.hides_samples else None
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
-    dataset = load_dataset(data, manifest, artifact.folder, seq_len=work.seq_len)
-    held_out = load_dataset(eval, manifest, artifact.folder, seq_len=work.seq_len) if eval else None
+    load = partial(
+        load_dataset, manifest=manifest, folder=artifact.folder, seq_len=work.seq_len, columns=columns
+    )
+    dataset, held_out = load(data), load(eval) if eval else None
     for cut in (dataset.cut, held_out.cut if held_out else None):
         if cut:
             tell(cut)
+    if evaluating.eval_split:
+        dataset, held_out = split_off(dataset, evaluating.eval_split, seed=work.seed, source=str(data))
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         secret = DiskFiles(folder).secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
         trainer = machine.trainer(dataset, work, start, head_start=head_start, secret=secret)
@@ -116,34 +146,49 @@ def train(
             tell(f"{head.weight}: class means of {dataset.num_samples} samples")
             sums = machine.class_sums(dataset, work, start, before_batch=gate.wait)
             trainer.begin_with(class_mean_head(sums, head))
-        was_done = trainer.done
+        judge = watch = None
+        if held_out:
+            judge = partial(
+                measure, machine, held_out, manifest=manifest, data=eval or data, before_batch=gate.wait
+            )
+        if held_out and judge and evaluating.is_watching:
+            watch = Watch(
+                folder / BEST,
+                trainer,
+                key=key_of(trainer.origin, held_out.digest),
+                every=evaluating.eval_every or dataset.num_batches(work.batch_size),
+                patience=evaluating.patience,
+                measure=lambda adapter: _kept(judge(adapter, step=trainer.step_index), folder, tell),
+                keep=lambda: trainer.save(folder / CHECKPOINT),
+                tell=tell,
+            )
+        was_done = trainer.done or bool(watch and watch.is_over)
         finish(
             trainer,
             folder / CHECKPOINT,
             pace=Pace(checkpoint_every, _CHECKPOINT_EVERY_S if checkpoint_every else 0.0),
             wait=gate.wait,
+            is_over=watch.look if watch else lambda: False,
             on_step=on_step,
             tell=tell,
             again="the same command goes on" if resume else "the same command without --no-resume goes on",
         )
+        result = _chosen(trainer, watch, manifest, tell) if watch else trainer.adapter
+        best_step = watch.best.step if watch and watch.best and watch.has_patience else None
         evaluation = None
-        if held_out:
+        if held_out and judge:
             tell(f"measuring on {held_out.num_samples} held-out samples")
-            evaluation = measure(
-                machine,
-                held_out,
-                trainer.adapter,
-                manifest=manifest,
-                data=str(eval),
-                step=trainer.step_index,
-                before_batch=gate.wait,
-            )
-            keep_evaluation(folder, evaluation)
-            tell(evaluation.row())
-    save_peft(folder / ADAPTER, manifest, trainer.adapter)
+            evaluation = judge(result, step=best_step or trainer.step_index)
+            if watch:
+                write_evaluation(folder, evaluation)
+            else:
+                _kept(evaluation, folder, tell)
+    save_peft(folder / ADAPTER, manifest, result)
     report = report_of(
         trainer,
         evaluation,
+        rows=watch.rows if watch else (),
+        best_step=best_step,
         gate=gate,
         memory=machine.memory,
         num_samples=dataset.num_samples,
@@ -158,6 +203,28 @@ def train(
 
 def _log(note: Pause | Fit | Cut | Evaluated | str) -> None:
     log.log(logging.WARNING if isinstance(note, Cut) else logging.INFO, "%s", note)
+
+
+def _kept(found: EvaluationFile, folder: Path, tell: Note) -> Evaluated:
+    """Keep what was found just now, and tell it."""
+    keep_evaluation(folder, found)
+    row = found.row()
+    tell(row)
+    return row
+
+
+def _chosen(trainer: Trainer, watch: Watch, manifest: Manifest, tell: Note) -> Arrays:
+    """The adapter to keep: of the lowest loss where there is patience, else the last."""
+    watch.look()
+    best = watch.best
+    if not (watch.has_patience and best):
+        return trainer.adapter
+    if watch.is_over and not trainer.done:
+        tell(
+            f"stopped at step {trainer.step_index} of {trainer.total_steps}: no lower loss since step {best.step}; "
+            "more --patience goes on"
+        )
+    return watch.best_adapter(manifest)
 
 
 def _make_folder(out: Path, *, resume: bool) -> Path:

@@ -1,6 +1,7 @@
 """What a run of ``fleetune train`` came to."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ from fleetune.device_runtime.contracts.evaluation_file import Evaluated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.run_file import RUN
 from fleetune.device_runtime.rules.gate import Gate
+from fleetune.device_runtime.training.early_stopping import Row
 from fleetune.device_runtime.training.trainer import Trainer
 
 
@@ -32,6 +34,7 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """On ``eval``, of a language model."""
     mean_active_layers: float
     num_samples: int
+    """That train."""
     memory_plan: dict[str, int | bool | None]
     """Of :class:`fleetune.device_runtime.contracts.memory_plan.MemoryPlan`."""
     losses: list[float]
@@ -42,6 +45,10 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     """PEFT folder."""
     epsilon: float | None = None
     """Of one sample, at delta 1e-5, of what the adapter tells; None where nothing hides samples. Losses have no noise."""
+    evaluations: list[Row] = []
+    """Those before the end, and at it; none without ``eval_every`` or ``patience``."""
+    best_step: int | None = None
+    """Steps behind the adapter that is kept, where it is that of the lowest loss; None where it is the last."""
 
 
 class _Measured(msgspec.Struct):
@@ -58,6 +65,8 @@ def report_of(
     trainer: Trainer,
     evaluation: Evaluated | None,
     *,
+    rows: Sequence[Row] = (),
+    best_step: int | None = None,
     gate: Gate,
     memory: MemoryPlan,
     num_samples: int,
@@ -79,6 +88,8 @@ def report_of(
         perplexity=evaluation.perplexity if evaluation else None,
         mean_active_layers=statistics.fmean(r.active_layers for r in history),
         num_samples=num_samples,
+        evaluations=list(rows),
+        best_step=best_step,
         memory_plan=memory._asdict(),
         losses=[r.loss for r in history],
         pauses=gate.num_pauses,

@@ -231,8 +231,8 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
     micro_tokens: Annotated[
         int,
         Option(
-            "rows times tokens of a batch that run at a time, padding included, at least one row: less memory, the same "
-            "gradients; 0 for no bound",
+            "gradient accumulation: rows times tokens of a batch that run at a time, padding included, at least one row: less "
+            "memory, the same gradients; 0 for no bound",
             at_least=0,
             at_most=COUNT_MAX,
         ),

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from fleetune.device_runtime.data.records import BYTE_ORDER_MARK, Label, Source
+from fleetune.device_runtime.data.lines import BYTE_ORDER_MARK
+from fleetune.device_runtime.data.records import Label
+from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.errors import one_line, some
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")

@@ -9,17 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.data.columns import REMEDY, Columns
+from fleetune.device_runtime.data.folders import files_in, load_folder
 from fleetune.device_runtime.data.labels import class_reader
 from fleetune.device_runtime.data.npz import load_npz
 from fleetune.device_runtime.data.records import (
     Label,
     LabelledText,
     LabelledTokens,
-    Source,
     Text,
     Tokens,
+    is_saved,
     read_records,
 )
+from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.data.samples import IGNORED, Column, Cut, Dataset, Dense, Ragged, make_dataset
 from fleetune.device_runtime.data.text import (
     Encoded,
@@ -39,30 +42,51 @@ Made = dict[str, NDArray[Any]]
 
 
 def load_dataset(
-    path: Path | str, manifest: Manifest, folder: Path | str, *, seq_len: int, labelled: bool = True
+    path: Path | str,
+    manifest: Manifest,
+    folder: Path | str,
+    *,
+    seq_len: int,
+    labelled: bool = True,
+    columns: Columns = Columns(),
 ) -> Dataset:
     """Read a data file for a model.
 
     Args:
-        path: ``.jsonl`` or ``.csv`` (also ``.gz``) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
+        path: a file of rows (:func:`read_records`) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
             ``text_b``; for token classification ``tokens`` and ``labels``; for a causal language model ``text`` alone;
-            or ``.npz`` with the model's input arrays and ``labels``.
+            or ``.npz`` with the model's input arrays and ``labels``; or a folder by class (:func:`load_folder`).
         manifest: names the inputs, the classes and the tokenizer.
         folder: the artifact's folder, where the tokenizer file is.
         seq_len: text is cut to so many tokens, or to as many as the model takes; arrays are taken whole or refused.
         labelled: False reads the inputs alone.
+        columns: where rows have the text and the label.
 
     Raises:
         DataError: the file does not say what it should; the message names the file and the line.
         ConfigError: ``seq_len`` leaves no room for text, or the ``tokenizers`` library is missing.
     """
     path = Path(path)
+    if is_folder_by_class(path):
+        return load_folder(path, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
     if path.suffix == ".npz":
         return load_npz(path, manifest, seq_len=seq_len, length_max=_length_max(manifest), labelled=labelled)
     task = _text_task(manifest, path)
     kind: type[msgspec.Struct] = task.labelled if labelled else task.plain
-    records = list(read_records(path, kind))
+    records = list(read_records(path, columns.of(kind), remedy=REMEDY))
     return _tokenise(records, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
+
+
+def read_texts(path: Path, *, columns: Columns = Columns()) -> list[str]:
+    """What :func:`load_dataset` reads samples of, in their order: texts, or the files of a folder."""
+    if is_folder_by_class(path):
+        return [str(file.relative_to(path)) for file in files_in(path)]
+    return [record.text for _, record in read_records(path, columns.of(Text))]
+
+
+def is_folder_by_class(path: Path) -> bool:
+    """Whether a folder is none that ``datasets`` saved."""
+    return path.is_dir() and not is_saved(path)
 
 
 def text_dataset(texts: Sequence[str], manifest: Manifest, folder: Path | str, *, seq_len: int) -> Dataset:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.manifest import Input, Manifest
 from fleetune.device_runtime.data.npz_file import listed, read_npz
-from fleetune.device_runtime.data.samples import IGNORED, Column, Dataset, Dense, make_dataset
+from fleetune.device_runtime.data.samples import IGNORED, Column, Cut, Dataset, Dense, make_dataset
 from fleetune.device_runtime.errors import DataError
 
 _PER_TOKEN = ("causal-lm", "token-classification")
@@ -49,6 +49,14 @@ def load_npz(
         problems += _label_problems(arrays[label_name], manifest)
     if problems:
         raise DataError(f"{path}: " + "; ".join(problems))
+    return dense_dataset(arrays, manifest, seq_len=seq_len, labelled=labelled)
+
+
+def dense_dataset(
+    arrays: Arrays, manifest: Manifest, *, seq_len: int, labelled: bool, cut: Cut | None = None
+) -> Dataset:
+    """Put arrays of one row a sample together, which fit the manifest, labels among them if ``labelled``."""
+    wanted, label_name = manifest.features, manifest.label_name
     columns: dict[str, Column] = {row.name: Dense(arrays[row.name]) for row in wanted}
     if labelled:
         columns[label_name] = Dense(arrays[label_name].astype(np.int64))
@@ -59,6 +67,7 @@ def load_npz(
         seq_len=seq_len,
         num_classes=len(manifest.labels),
         label_name=label_name if labelled else "",
+        cut=cut,
     )
 
 

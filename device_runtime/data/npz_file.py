@@ -51,6 +51,14 @@ def listed(names: Iterable[str]) -> str:
     return some([one_line(name, length_max=40) for name in sorted(names)], at_most=_NAMED)
 
 
+def memory_problem(wanted: int) -> str:
+    """Say that arrays of ``wanted`` bytes are too much for this machine; empty if they are not."""
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted <= have // 2:
+        return ""
+    return f"its arrays take {wanted >> 20} MB, more than half of this machine's memory ({have >> 20} MB)"
+
+
 def _names(path: Path, archive: zipfile.ZipFile) -> list[str]:
     members = list(dict.fromkeys(archive.namelist()))
     if strange := [name for name in members if not name.endswith(_END)]:
@@ -74,9 +82,8 @@ def _form(path: Path, archive: zipfile.ZipFile, name: str) -> Array:
 
 def _size_problems(forms: Arrays, size_bytes: int) -> Iterable[str]:
     wanted = sum(math.prod(form.shape) * form.itemsize for form in forms.values())
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if wanted > have // 2:
-        yield f"its arrays take {wanted >> 20} MB, more than half of this machine's memory ({have >> 20} MB)"
+    if problem := memory_problem(wanted):
+        yield problem
     elif wanted > max(UNPACKED_MIN, UNPACKED_TIMES * size_bytes):
         yield f"its arrays take {wanted >> 20} MB, {UNPACKED_TIMES} times the file and more; if they are meant to, use np.savez"
 

@@ -66,6 +66,7 @@ class Cut(NamedTuple):
     """To which texts are cut, in tokens."""
     length_max: int
     """That the model takes."""
+    unit: str = "tokens"
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -73,8 +74,8 @@ class Cut(NamedTuple):
         limit = more if self.length < self.length_max else "the most that the model takes"
         share = 100 * self.tokens_lost / self.tokens
         return (
-            f"{self.source}: {self.num_cut} of {self.num_samples} samples are longer than {self.length} tokens ({limit}) "
-            f"and are cut: {self.tokens_lost} of {self.tokens} tokens ({share:.2g} %) are not read"
+            f"{self.source}: {self.num_cut} of {self.num_samples} samples are longer than {self.length} {self.unit} ({limit}) "
+            f"and are cut: {self.tokens_lost} of {self.tokens} {self.unit} ({share:.2g} %) are not read"
         )
 
 

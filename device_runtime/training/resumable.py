@@ -55,12 +55,13 @@ def finish(
     *,
     pace: Pace,
     wait: Callable[[Callable[[], object]], object],
+    is_over: Callable[[], bool] = lambda: False,
     on_step: Callable[[StepReport], object] | None = None,
     tell: Callable[[str], object] = lambda text: None,
     again: str = "the same arguments go on",
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Take every step that is left; a checkpoint that cannot be written is a warning.
+    """Take every step that is left, or as many as ``is_over`` lets; a checkpoint that cannot be written is a warning.
 
     A first SIGINT or SIGTERM waits for the step at work, and what is done is saved before the signal takes its way. A second one
     does not wait: what was saved before is what stays.
@@ -70,6 +71,7 @@ def finish(
         path: its checkpoint.
         pace: when a checkpoint is due.
         wait: returns when the next step may be taken; calls what it is given first if that will be a while.
+        is_over: asked before each step whether the run ends here; it may take its time.
         on_step: called with each step's report.
         tell: told that a signal waits, and where the run stands when it is stopped.
         again: what goes on from there, for who reads that.
@@ -81,6 +83,8 @@ def finish(
         try:
             while not trainer.done:
                 with held.released():
+                    if is_over():
+                        break
                     wait(keeper.save)
                 is_whole = False
                 report = trainer.step()

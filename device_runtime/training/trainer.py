@@ -161,6 +161,11 @@ class Trainer:
         )
 
     @property
+    def origin(self) -> Origin:
+        """What the run is a function of."""
+        return self._origin
+
+    @property
     def done(self) -> bool:
         """Whether every step is taken."""
         return self.step_index >= self.total_steps

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
@@ -394,6 +395,27 @@ def _csv(folder: Path) -> bytes:
     return b'text,label\n"red, green",a\nnail drill,b\nhen,c\n'
 
 
+def _parquet(folder: Path) -> bytes:
+    import pyarrow.parquet
+
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_rows()), out, row_group_size=2)
+    return out.getvalue()
+
+
+def _arrow(folder: Path) -> bytes:
+    import pyarrow.ipc
+
+    found, out = pyarrow.Table.from_pylist(_rows()), io.BytesIO()
+    with pyarrow.ipc.new_stream(out, found.schema) as writer:
+        writer.write_table(found, max_chunksize=2)
+    return out.getvalue()
+
+
+def _rows() -> list[dict]:
+    return [{"text": "red cat", "label": label} for label in ("a", "b", "c", "a")]
+
+
 def _npz(folder: Path) -> bytes:
     out, ones = io.BytesIO(), np.ones((4, 6), np.int64)
     np.savez_compressed(out, input_ids=ones, attention_mask=ones, labels=np.arange(4) % 3)
@@ -589,6 +611,10 @@ READERS: dict[str, Callable] = {
     "csv.gz": _data(
         "a.csv.gz", lambda folder: gzip.compress(_csv(folder)), mutations.of_gzip(mutations.of_lines)
     ),
+    "json": _data(
+        "a.json", lambda folder: b"[%s]" % b",".join(_jsonl(folder).split(b"\n")[:-1]), mutations.of_json
+    ),
+    "tsv": _data("a.tsv", lambda folder: b"text\tlabel\nred\ta\nnail drill\tb\n", mutations.of_lines),
     "rules": _toml(_RULES, load_rules),
     "settings": _toml(_SETTINGS, _settings),
     "simulation": _toml(_SIMULATION, _simulation, write_config),
@@ -599,3 +625,8 @@ READERS: dict[str, Callable] = {
     "left.jsonl": left,
     "journal": journal,
 }
+if find_spec("pyarrow"):
+    READERS |= {
+        "parquet": _data("a.parquet", _parquet, mutations.of_bytes),
+        "arrow": _data("a.arrow", _arrow, mutations.of_bytes),
+    }

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fleetune.toolkit import live
 from fleetune.toolkit.commands.options import (
+    PREDICT,
     TRAIN,
     ArtifactDir,
     Config,
@@ -71,13 +72,14 @@ def train(
     )
 
 
+@with_flags(PREDICT)
 def predict(
     artifact_dir: ArtifactDir,
     *,
     text: Annotated[list[str] | None, shown("a text; may be given several times", metavar="TEXT")] = None,
     data: Annotated[
         Path | None,
-        shown("a file as for train; labels in it are looked at only with --out", metavar="FILE"),
+        shown("a file or folder as for train; labels in it are looked at only with --out", metavar="FILE"),
     ] = None,
     run: Annotated[
         Path | None, shown("folder of train, aggregate or demo whose adapter to use", metavar="DIR")
@@ -91,12 +93,14 @@ def predict(
     threads: Threads = None,
     json: Json = False,
     verbose: Verbose = False,
+    **flags: Any,
 ) -> None:
     """Use the personalised model."""
     call(
         "fleetune.device_runtime.commands.predict:predict",
         locals(),
         argument="artifact_dir",
+        parts=PREDICT,
         watch=Watch("on_progress", live.samples, notes="on_note", aside=True),
         show=_show_predictions,
     )

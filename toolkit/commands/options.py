@@ -19,15 +19,19 @@ from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.signing import Signing, Trust
 from fleetune.device_runtime.terms.terms import Terms
+from fleetune.device_runtime.training.evaluating import Evaluating
 from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
 
 F = TypeVar("F", bound=Callable[..., None])
 _LAST = ("config", "json", "verbose")
 _PANELS = {
+    "columns": "Data",
+    "evaluating": "Data",
     "work": "Training",
     "resources": "Machine",
     "duty": "Device",
@@ -73,10 +77,14 @@ OF_A_FEDERATION = (
 """What means nothing to a machine that trains alone."""
 
 TRAIN = {
+    "columns": Part(Columns()),
+    "evaluating": Part(Evaluating()),
     "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }
+PREDICT = {"columns": Part(Columns(), without=("label_column",))}
 DEVICE = {
+    "columns": Part(Columns()),
     "duty": Part(Duty()),
     "resources": Part(Resources()),
     "reach": Part(Reach()),
@@ -172,7 +180,7 @@ Json = Annotated[
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens to standard error")]
 
-Data = Annotated[Path | None, shown("labelled data: .jsonl, .jsonl.gz, .csv or .npz", metavar="FILE")]
+Data = Annotated[Path | None, shown("labelled data: a file or folder, see docs/data.md", metavar="PATH")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
 StartAdapter = Annotated[Path | None, shown("PEFT adapter folder to start from", metavar="DIR")]
 HeadStart = Annotated[

@@ -14,7 +14,7 @@ from fleetune.device_runtime.commands.predict import predict
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.evaluation_file import LOG_BYTES_MAX, Evaluated, added, read_log
 from fleetune.device_runtime.contracts.run_file import EVALUATION, EVALUATION_CSV, EVALUATIONS
-from fleetune.device_runtime.data.records import as_csv
+from fleetune.device_runtime.data.lines import as_csv
 from fleetune.device_runtime.errors import ConfigError, DataError, StateError
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.metrics import CLASSES_MAX, metrics_of

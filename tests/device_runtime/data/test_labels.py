@@ -1,7 +1,7 @@
 import pytest
 
 from fleetune.device_runtime.data.labels import class_reader
-from fleetune.device_runtime.data.records import Source
+from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.errors import DataError
 
 STARS = ("1", "2", "3", "4", "5")

@@ -87,7 +87,7 @@ def test_a_bad_line_is_named(load, tmp_path, content, message):
         ("text,label\nhi,0\nhi\n", "line 3: 1 columns, the header has 2: text, label"),
         (
             "words,label\nhi,0\n",
-            "line 2: no text; there is words, label; expected text, label and perhaps text_b$",
+            "line 2: no text; there is words, label; expected text, label and perhaps text_b; --text-column, .* say which$",
         ),
         ("text;label\nhi;0\n", "there is text;label; expected .*, separated by ',' and not by ';'$"),
         ("text\tlabel\nhi\t0\n", r"there is text.label; expected .*, separated by ',' and not by '\\t'$"),
@@ -134,7 +134,7 @@ def test_many_columns_take_no_longer_each(load, tmp_path):
     ],
 )
 def test_a_line_without_end_is_not_read_to_its_end(load, tmp_path, monkeypatch, name, content, message):
-    monkeypatch.setattr("fleetune.device_runtime.data.records.LINE_MAX", 1000)
+    monkeypatch.setattr("fleetune.device_runtime.data.lines.LINE_MAX", 1000)
     (tmp_path / name).write_bytes(gzip.compress(content))
     with pytest.raises(DataError, match=message):
         load(tmp_path / name)
@@ -154,13 +154,15 @@ def test_a_file_that_cannot_be_read_is_named(load, tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
     (tmp_path / "plain.jsonl.gz").write_bytes(b"not gzip")
     (tmp_path / "folder.jsonl").mkdir()
-    for name in ("cut.jsonl.gz", "plain.jsonl.gz", "folder.jsonl", "absent.jsonl", "absent.npz"):
+    for name in ("cut.jsonl.gz", "plain.jsonl.gz", "absent.jsonl", "absent.npz"):
         with pytest.raises(DataError, match=f"{name}: cannot be read"):
             load(tmp_path / name)
+    with pytest.raises(DataError, match=r"folder\.jsonl: expected a folder for each class, found none"):
+        load(tmp_path / "folder.jsonl")
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read: No such file or directory$"):
         load(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match=r"no data format '\.parquet'; have: \.csv, .*\.npz"):
-        load(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"no data format '\.txt'; have: \.arrow, \.csv, .*\.npz"):
+        load(tmp_path / "a.txt")
 
 
 @settings(max_examples=150, deadline=None)
