@@ -134,7 +134,9 @@ class Watch:
         self._tell(f"step {step}: {'the best so far' if is_best else f'no lower loss than {before:.4f}'}")
 
     def _save(self, adapter: Arrays) -> None:
-        said = msgspec.json.encode(_Record(self._key, [(row.step, row.loss, row.accuracy) for row in self.rows]))
+        said = msgspec.json.encode(
+            _Record(self._key, [(row.step, row.loss, row.accuracy) for row in self.rows])
+        )
         with doing("written", self._path):
             save_arrays(self._path, adapter, metadata={_HEADER: said.decode()}, mode=PRIVATE)
 
