@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Floats
+from fleetune.device_runtime.arrays import Array, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import PREPROCESSOR
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data.images import image_reader
@@ -54,7 +54,7 @@ def load_folder(
     rows, lost = np.empty((len(files), *shape), np.float32), np.zeros(len(files), np.int64)
     for i, file in enumerate(files):
         rows[i], lost[i] = read(file.path)
-    arrays = {manifest.features[0].name: rows}
+    arrays: dict[str, Array] = {manifest.features[0].name: rows}
     if labelled:
         arrays[manifest.label_name] = np.array([file.label for file in files], np.int64)
     return dense_dataset(
@@ -101,7 +101,7 @@ def _reader(path: Path, manifest: Manifest, folder: Path) -> tuple[Read, tuple[i
     return make(folder / PREPROCESSOR, shape), shape
 
 
-def _cut(path: Path, lost: np.ndarray, length: int) -> Cut | None:  # type: ignore[type-arg]
+def _cut(path: Path, lost: Indices, length: int) -> Cut | None:
     if not lost.any():
         return None
     total = int(lost.sum()) + length * len(lost)

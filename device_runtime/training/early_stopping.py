@@ -125,18 +125,18 @@ class Watch:
     def _add(self, step: int) -> None:
         found = self._measure(self._trainer.adapter)
         row = Row(step, inf if found.loss is None else found.loss, found.accuracy or 0.0)
-        before = min((other.rank for other in self.rows), default=None)
-        is_best = before is None or row.rank < before
+        before = min((other.rank for other in self.rows), default=inf)
+        is_best = not self.rows or row.rank < before
         adapter = self._trainer.adapter if is_best else load_arrays(self._path)
         self._rows[step] = row
         self._keep()
         self._save(adapter)
-        self._tell(
-            f"step {step}: loss {row.loss:.4f} on held-out data, accuracy {row.accuracy:.3f}{' (the best so far)' * is_best}"
-        )
+        self._tell(f"step {step}: {'the best so far' if is_best else f'no lower loss than {before:.4f}'}")
 
     def _save(self, adapter: Arrays) -> None:
-        said = msgspec.json.encode(_Record(self._key, [tuple(row) for row in self.rows]))
+        said = msgspec.json.encode(
+            _Record(self._key, [(row.step, row.loss, row.accuracy) for row in self.rows])
+        )
         with doing("written", self._path):
             save_arrays(self._path, adapter, metadata={_HEADER: said.decode()}, mode=PRIVATE)
 

@@ -10,6 +10,7 @@ from flat import train
 from fleetune.device_runtime.commands import train as training
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.evaluation_file import Evaluated, read_log
 from fleetune.device_runtime.errors import ConfigError, DataError, StateError
 from fleetune.device_runtime.training.evaluation import Evaluation
 
@@ -130,6 +131,23 @@ def test_evaluations_alone_change_no_result(word_artifact, word_file, tmp_path):
     told = json.loads((tmp_path / "seen" / "run.json").read_text())
     assert told["report"]["evaluations"][0][0] == 7
     assert told["arguments"]["evaluating"]["eval_every"] == 7
+
+
+def test_each_evaluation_is_logged_and_the_file_is_of_the_adapter_that_is_kept(
+    word_artifact, word_file, tmp_path
+):
+    run = {"data": word_file, "out": tmp_path / "run", **OPTIONS, "lr": 0.5}
+    notes = []
+    report = train(word_artifact, patience=1, on_note=notes.append, **run)
+    log = read_log(tmp_path / "run")
+    assert [(row.step, row.loss) for row in log] == [row[:2] for row in report.evaluations]
+    assert log == [note for note in notes if isinstance(note, Evaluated)]
+    assert {row.num_samples for row in log} == {24}
+    kept = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    best = min(log, key=lambda row: row.loss)
+    assert (kept["step"], kept["loss"], kept["data"]) == (report.best_step, report.eval_loss, str(word_file))
+    assert (best.step, best.loss, best.macro_f1) == (kept["step"], kept["loss"], kept["macro_f1"])
+    assert best.step < log[-1].step == report.steps
 
 
 def test_a_loss_that_is_not_finite_is_never_the_best(word_artifact, word_file, tmp_path, losses):
