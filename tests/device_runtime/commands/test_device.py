@@ -13,6 +13,7 @@ from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.errors import StateError, TransportError
 from fleetune.device_runtime.files import DiskFiles, alone_in
 from fleetune.device_runtime.terms.terms import Terms
@@ -181,7 +182,7 @@ def test_a_state_folder_in_which_nothing_can_be_written_is_told(tmp_path):
 def test_the_owners_model_is_an_adapter_folder_that_predict_takes(word_artifact, word_file, tmp_path):
     artifact, folder = open_artifact(word_artifact), tmp_path / "state" / device.OWN_MODEL
     options = {"kept": None, "own": folder, "files": DiskFiles(tmp_path), "terms": Terms()}
-    desk = device._Desk(artifact, word_file, None, Notifier({}), lambda _: None, **options)
+    desk = device._Desk(artifact, word_file, Columns(), None, Notifier({}), lambda _: None, **options)
     own = {name: value + np.float32(0.25) for name, value in artifact.adapter().items()}
     desk.workbench(tells_labels=False).keep(own)
     found = load_peft(folder, artifact.manifest)
