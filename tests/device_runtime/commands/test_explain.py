@@ -11,6 +11,7 @@ from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.accounting import Steps
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.files import DiskFiles
 from fleetune.device_runtime.network.signing import Trusted, read_public, write_key_pair
 from fleetune.device_runtime.terms.account import Account
@@ -71,7 +72,9 @@ def test_rows_that_would_make_a_batch_too_short_do_not_train(word_artifact, word
     def batches(least_batch):
         artifact, terms = open_artifact(word_artifact), Terms(least_batch=least_batch)
         options = {"kept": None, "own": tmp_path, "files": DiskFiles(tmp_path), "terms": terms}
-        desk = device._Desk(artifact, word_file, Machine(), Notifier({}), lambda _: None, **options)
+        desk = device._Desk(
+            artifact, word_file, Columns(), Machine(), Notifier({}), lambda _: None, **options
+        )
         return np.sort(desk.workbench(tells_labels=False).start(LocalWork(batch_size=17), {})).tolist()
 
     assert batches(0) == [1, *[17] * 7]
