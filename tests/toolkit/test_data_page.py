@@ -93,6 +93,7 @@ def image_artifact(tmp_path_factory):
     return folder / "artifact"
 
 
+@pytest.mark.slow  # a model is exported
 def test_a_folder_of_images_trains_as_its_arrays_do(image_artifact, tmp_path):
     Image = pytest.importorskip("PIL.Image")
     rng, pixels = np.random.default_rng(0), []
