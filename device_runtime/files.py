@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TextIO, TypeVar
 
 import msgspec
 
@@ -55,13 +55,28 @@ def alone_in(folder: Path, told: str, *, lock: str = "lock") -> Iterator[None]:
         StateError: another process has it, ``told`` in a line; or the file cannot be written.
     """
     with doing("written", folder):
-        file = (folder / lock).open("w")
-    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+            held = locked(folder / lock)
+        except BlockingIOError as exc:
             raise StateError(f"{folder}: {told}") from exc
+    with held:
         yield
+
+
+def locked(path: Path, *, wait: bool = False, mode: int = 0o666) -> TextIO:
+    """Open a file for this process alone, made if it is not there; closing it, or whatever ends the process, gives it back.
+
+    Raises:
+        BlockingIOError: another process has it, and this one is not to ``wait``.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "a", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 (the caller's)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

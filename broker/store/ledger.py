@@ -4,7 +4,6 @@ A file is written whole and synced before the row that names it, so a row never 
 database while an aggregator works: ``sqlite3.connect("file:OUT/ledger.sqlite?mode=ro", uri=True)``.
 """
 
-import os
 import sqlite3
 import time
 import weakref
@@ -28,7 +27,7 @@ from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, pa
 from fleetune.broker.store.marks import add_marks, count_held, read_marks
 from fleetune.broker.store.mask_notes import add_note, begin_anew, first_and_notes, forget_notes
 from fleetune.broker.store.memories import Memories
-from fleetune.broker.store.opening import locked, opened
+from fleetune.broker.store.opening import opened, taken
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.rows import row
 from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Line, Past, finite
@@ -57,7 +56,7 @@ class Ledger:
         """Adapters that devices have in place of versions."""
         self.memories = Memories(folder / "memories")
         """What codecs remember of devices' updates."""
-        self._give_back = weakref.finalize(self, os.close, locked(folder))
+        self._give_back = weakref.finalize(self, taken(folder).close)
         try:
             self._sql = opened(folder / LEDGER, settings)
         except BaseException:

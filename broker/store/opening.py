@@ -1,30 +1,26 @@
 """Opens the database of a ledger for one aggregator at a time, and looks at all of it once."""
 
-import fcntl
-import os
 import sqlite3
 from pathlib import Path
+from typing import TextIO
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import prepare
 from fleetune.device_runtime.errors import ConfigError, StateError
-from fleetune.device_runtime.files import private_file
+from fleetune.device_runtime.files import locked, private_file
 
 _LOCK = "ledger.lock"
 _PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL")
 """The first is for new ledgers: one of an earlier release uses pages anew that are free, and does not become smaller."""
 
 
-def locked(folder: Path) -> int:
-    """Take the folder for this process, and return the handle that holds it; it goes with whatever ends the process."""
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def taken(folder: Path) -> TextIO:
+    """Take the folder for this process, and return what holds it until it is closed; ConfigError if another aggregator has it."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(handle)
+        return locked(folder / _LOCK, mode=0o644)
+    except BlockingIOError as exc:
         raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
-    return handle
 
 
 def opened(path: Path, settings: Settings) -> sqlite3.Connection:

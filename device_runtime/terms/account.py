@@ -4,7 +4,6 @@ Steps are put down before the first of them is taken, synced. They count whether
 says so is not set aside when it is damaged: what it said is not known then, and no more is spent.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -15,7 +14,7 @@ import msgspec
 from fleetune.device_runtime.contracts.accounting import Steps, epsilon_of_steps
 from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.errors import ConfigError
-from fleetune.device_runtime.files import DiskFiles, Files, doing
+from fleetune.device_runtime.files import DiskFiles, Files, doing, locked
 
 FILE, LOCK = "spent.json", "spent.lock"
 
@@ -82,9 +81,8 @@ class Account:
             return
         with doing("written", self._shared):
             self._shared.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = (self._shared / LOCK).open("w")
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = locked(self._shared / LOCK, wait=True)
+        with held:
             yield DiskFiles(self._shared)
 
 

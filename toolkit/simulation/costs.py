@@ -5,7 +5,6 @@ batch, and what is kept is how many times longer it took, in seconds of a forwar
 compare, whenever they were taken.
 """
 
-import fcntl
 import statistics
 import tempfile
 import time
@@ -28,7 +27,7 @@ from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache, OpenRows
 from fleetune.device_runtime.errors import StateError
-from fleetune.device_runtime.files import doing, read_json
+from fleetune.device_runtime.files import doing, locked, read_json
 from fleetune.toolkit.simulation.calls import Call, StepKind
 from fleetune.toolkit.simulation.profiles import measure_gflops
 
@@ -160,8 +159,7 @@ class Costs:
         """The file as it is, to be changed; other simulations wait."""
         with doing("written", self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self._path.with_suffix(".lock"), wait=True):
                 timings = self._file()
                 yield timings
                 write_atomically(self._path, msgspec.json.format(msgspec.json.encode(timings), indent=1))
