@@ -50,20 +50,14 @@ class Outbound:
         """Largest chunk payload that fits a message here."""
         return self._link.chunk_bytes
 
-    def tell(self, device_id: str, message: Message) -> None:
-        """Send a device a message."""
-        self._send(device_id, device_topic(self._job, device_id, "down"), message)
+    def tell(self, device_id: str, message: Message) -> bool:
+        """Send a device a message; False if there is no connection."""
+        return self._send(device_id, device_topic(self._job, device_id, "down"), message)
 
     def serve(self, device_id: str, chunk: Chunk) -> bool:
         """Send a device a chunk, unless the same is on its way to the server or there is no connection; True if sent."""
-        if self._underway.has(key := (device_id, chunk.sha256, chunk.index, len(chunk.data))):
-            return False
-        before = self._link.messages_sent
-        self.tell(device_id, chunk)
-        if self._link.messages_sent == before:
-            return False
-        self._underway.add(key)
-        return True
+        key = (device_id, chunk.sha256, chunk.index, len(chunk.data))
+        return self._underway.once(key, lambda: self.tell(device_id, chunk))
 
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""
@@ -82,10 +76,11 @@ class Outbound:
         for device_id in devices:
             send(self._link, device_topic(self._job, device_id, "status"), b"", retain=True)
 
-    def _send(self, device_id: str, topic: str, message: Message, *, retain: bool = False) -> None:
+    def _send(self, device_id: str, topic: str, message: Message, *, retain: bool = False) -> bool:
         before = self._link.bytes_sent
         payload = encode(message)
         if not isinstance(message, Chunk):  # its digest is in a signed offer
             payload = self._seal(topic, payload)
-        send(self._link, topic, payload, retain=retain)
+        is_sent = send(self._link, topic, payload, retain=retain)
         self._meter.sent(device_id, message, self._link.bytes_sent - before)
+        return is_sent

@@ -129,12 +129,9 @@ class Deliveries:
             self._drop(parcel)
 
     def _send(self, chunk: Chunk) -> None:
-        if self._underway.has(key := (chunk.sha256, chunk.index, len(chunk.data))):
-            return
-        if not send(self._link, self._topic, encode(chunk)):
-            return
-        self._underway.add(key)
-        if self._contract:
+        key = (chunk.sha256, chunk.index, len(chunk.data))
+        is_sent = self._underway.once(key, lambda: send(self._link, self._topic, encode(chunk)))
+        if is_sent and self._contract:
             self._contract.sent(len(chunk.data))
 
     def _parcel(self, entry: Entry) -> _Parcel | None:

@@ -1,6 +1,6 @@
 """What was handed to a link and has not left this side yet: asked for again, it need not be sent again."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from fleetune.device_runtime.network.connection import Connection
 
@@ -17,6 +17,13 @@ class Underway:
         """Whether this is still on its way to the server."""
         self._tidy()
         return thing in self._numbers
+
+    def once(self, thing: Hashable, send: Callable[[], bool]) -> bool:
+        """Send a thing, in one message, unless it is still on its way; True if it was sent now."""
+        if self.has(thing) or not send():
+            return False
+        self.add(thing)
+        return True
 
     def add(self, thing: Hashable) -> None:
         """Take note that the message published last is this."""

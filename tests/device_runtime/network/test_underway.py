@@ -22,3 +22,17 @@ def test_it_knows_what_has_not_arrived_yet():
     now[0] = 3.0
     link.move(3.0)
     assert not underway.has("two")
+
+
+def test_it_sends_once_what_is_on_its_way_and_forgets_what_was_not_sent():
+    link = TimedLink(Loopback().connect([]), Line(lambda _: (10.0, 10.0)), clock=lambda: 0.0)
+    underway, sent = Underway(link), []
+
+    def send():
+        link.publish("t", bytes(10))
+        sent.append("one")
+        return True
+
+    assert not underway.once("one", lambda: False), "there was no connection"
+    assert [underway.once("one", send) for _ in range(3)] == [True, False, False]
+    assert sent == ["one"]
