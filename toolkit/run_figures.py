@@ -20,7 +20,7 @@ from fleetune.device_runtime.contracts.run_file import (
     RUN,
     run_folder,
 )
-from fleetune.device_runtime.errors import DataError
+from fleetune.device_runtime.errors import DataError, one_line
 
 T = TypeVar("T")
 Unit = Literal["step", "round"]
@@ -183,4 +183,4 @@ def _decoded(content: bytes, kind: type[T], where: str) -> T:
     try:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        raise DataError(f"{where}: {exc}") from exc
+        raise DataError(f"{where}: {one_line(exc)}") from exc

@@ -97,11 +97,12 @@ def predict(
         logits = _logits(
             engine, dataset, weights, batch_size=batch_size, tell=on_progress or (lambda _: None)
         )
+    scores = _log_scores(logits)
     if out is not None:
-        found = described(*_judged(logits, dataset, artifact.manifest), artifact.manifest, data=str(data))
+        found = described(*_judged(scores, dataset, artifact.manifest), artifact.manifest, data=str(data))
         write_evaluation(Path(out), found)
         (on_note or log.info)(f"{found}; see {out}")
-    return list(_named(logits, artifact.manifest.labels, texts))
+    return list(_named(scores, artifact.manifest.labels, texts))
 
 
 def _check_choices(**given: object) -> None:
@@ -173,15 +174,15 @@ def _logits(
     return logits
 
 
-def _judged(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Confusion | None]:
-    """Logits (num_samples, classes) against the labels, as ``train`` measures them."""
-    rows, labels = _log_scores(logits), dataset.labels
-    answers: Indices = rows.argmax(-1)
+def _judged(scores: Doubles, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Confusion | None]:
+    """Logarithms of probabilities, (num_samples, classes), against the labels, as ``train`` measures them."""
+    labels = dataset.labels
+    answers: Indices = scores.argmax(-1)
     counted = confusion_of(manifest)
     if counted:
         counted.add(answers, labels)
-    loss = -float(rows[np.arange(len(rows)), labels].mean())
-    return Evaluation(loss, float((answers == labels).mean()), len(rows)), counted
+    loss = -float(scores[np.arange(len(scores)), labels].mean())
+    return Evaluation(loss, float((answers == labels).mean()), len(scores)), counted
 
 
 def _log_scores(logits: Array) -> Doubles:
@@ -191,6 +192,6 @@ def _log_scores(logits: Array) -> Doubles:
     return found
 
 
-def _named(logits: Array, labels: Sequence[str], texts: Sequence[str | None]) -> Iterator[Prediction]:
-    for row, text in zip(np.exp(_log_scores(logits)), texts, strict=True):
+def _named(scores: Doubles, labels: Sequence[str], texts: Sequence[str | None]) -> Iterator[Prediction]:
+    for row, text in zip(np.exp(scores), texts, strict=True):
         yield Prediction(labels[int(row.argmax())], float(row.max()), text)

@@ -146,12 +146,12 @@ def train(
             tell(f"{head.weight}: class means of {dataset.num_samples} samples")
             sums = machine.class_sums(dataset, work, start, before_batch=gate.wait)
             trainer.begin_with(class_mean_head(sums, head))
-        judge = watch = None
+        watch = None
         if held_out:
             judge = partial(
                 measure, machine, held_out, manifest=manifest, data=eval or data, before_batch=gate.wait
             )
-        if held_out and judge and evaluating.is_watching:
+        if held_out and evaluating.is_watching:
             watch = Watch(
                 folder / BEST,
                 trainer,
@@ -176,7 +176,7 @@ def train(
         result = _chosen(trainer, watch, manifest, tell) if watch else trainer.adapter
         best_step = watch.best.step if watch and watch.best and watch.has_patience else None
         evaluation = None
-        if held_out and judge:
+        if held_out:
             tell(f"measuring on {held_out.num_samples} held-out samples")
             evaluation = judge(result, step=best_step or trainer.step_index)
             if watch:

@@ -37,12 +37,10 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[tuple[Source, object]]:
         DataError: no Parquet file, a damaged one, a column that is missing, or rows out of all proportion to the file.
         ConfigError: pyarrow is not installed.
     """
-    parquet = _pyarrow(path, "parquet")
+    parquet = _pyarrow(path, "parquet").parquet
     with _refusing(path, "Parquet"):
-        with parquet.ParquetFile(path) as file:
-            have = file.schema_arrow.names
-        present = _present(path, have, wanted)
-        names = _class_names(file.schema_arrow.metadata or {})
+        schema = parquet.read_schema(path)
+        present, names = _present(path, schema.names, wanted), _class_names(schema.metadata or {})
         with parquet.ParquetFile(path, read_dictionary=present, pre_buffer=False) as file:
             batches = file.iter_batches(batch_size=_BATCH, columns=present, use_threads=False)
             yield from _rows(path, batches, names)
@@ -163,9 +161,10 @@ def _names_in(features: object) -> Names:
 
 
 def _pyarrow(path: Path, module: str) -> Any:
+    """pyarrow, with one of its modules loaded."""
     try:
         import_module(f"pyarrow.{module}")
-        return import_module("pyarrow.parquet" if module == "parquet" else "pyarrow")
+        return import_module("pyarrow")
     except ImportError as exc:
         raise ConfigError(f"{path}: needs the `pyarrow` library: pip install 'fleetune[parquet]'") from exc
 

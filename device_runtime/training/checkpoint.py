@@ -38,6 +38,11 @@ class Origin(msgspec.Struct, frozen=True):
     head_start: str = "none"
     """What took the place of the starting adapter's head before the first step."""
 
+    @property
+    def of_any_length(self) -> "Origin":
+        """The same for runs that differ in their length alone."""
+        return msgspec.structs.replace(self, work=msgspec.structs.replace(self.work, steps=0, epochs=0))
+
 
 class Checkpoint(NamedTuple):
     """A run after ``step`` steps; ``history`` holds one entry a step for each of its names."""

@@ -143,8 +143,7 @@ class Watch:
 
 def key_of(origin: Origin, held: str) -> str:
     """What evaluations are of: a run of any length, and the digest of the samples it is measured on."""
-    endless = msgspec.structs.replace(origin.work, steps=0, epochs=0)
-    return sha256(msgspec.json.encode([msgspec.structs.replace(origin, work=endless), held])).hexdigest()
+    return sha256(msgspec.json.encode([origin.of_any_length, held])).hexdigest()
 
 
 def _load(path: Path, key: str) -> list[Row]:

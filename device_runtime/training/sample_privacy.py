@@ -78,4 +78,4 @@ def _of_any_length(origin: Origin) -> Origin:
     work = origin.work
     if work.optimizer.decay != "constant" or work.rounds_before:
         return origin
-    return msgspec.structs.replace(origin, work=msgspec.structs.replace(work, steps=0, epochs=0))
+    return origin.of_any_length
