@@ -34,6 +34,7 @@ def test_the_packaged_model_is_not_written_again(tmp_path, made):
     assert made == []
 
 
+@pytest.mark.slow  # a model is exported
 def test_a_model_is_written_once_and_its_artifact_lies_beside_it(tmp_path, made):
     model = subjects.model_of("bert", tmp_path)
     assert model.parent == tmp_path

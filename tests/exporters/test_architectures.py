@@ -24,7 +24,10 @@ from fleetune.device_runtime.commands.selfcheck import LIMIT, recorded_adapter
 from fleetune.device_runtime.contracts.artifact import GOLDEN, open_artifact
 from fleetune.device_runtime.errors import ExportError
 
-FAST = [("qwen2", CAUSAL), ("vit", IMAGE), ("gpt2", SEQUENCE), ("bert", TOKEN)]
+FAST = [("qwen2", CAUSAL), ("bert", TOKEN)]
+FAST += [
+    pytest.param(name, task, marks=pytest.mark.slow) for name, task in (("vit", IMAGE), ("gpt2", SEQUENCE))
+]
 EXECUTORCH = [("bert", SEQUENCE), ("llama", CAUSAL), ("qwen2", CAUSAL), ("gpt2", CAUSAL), ("vit", IMAGE)]
 EXECUTORCH += [(name, CAUSAL) for name in ("qwen3", "gemma3", "smollm3", "phi", "mixtral")]
 EXECUTORCH += [(name, SEQUENCE) for name in ("roberta", "distilbert", "albert", "deberta-v2", "modernbert")]

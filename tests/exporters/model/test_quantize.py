@@ -56,7 +56,7 @@ def test_the_device_repeats_the_rounded_step(stored: tuple[str, Path, Program]) 
     assert open_artifact(folder).manifest.base_dtype == base_dtype
 
 
-@pytest.mark.parametrize("factor", [0.9, -1.0])
+@pytest.mark.parametrize("factor", [0.9, pytest.param(-1.0, marks=pytest.mark.slow)])
 def test_a_wrong_scale_of_one_layer_is_found(tmp_path: Path, factor: float) -> None:
     folder = tmp_path / "artifact"
     export(Classifier(SCALES), folder, "int8")
