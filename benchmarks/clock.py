@@ -73,7 +73,7 @@ def _real(root: Path, artifact: Path, files: list[Path], work: LocalWork, say: S
     with mosquitto(root) as url, fleet() as members:
         for i, file in enumerate(files):
             options = ["--data", file, "--mqtt", url, "--job", "clock", "--id", f"device-{i}"]
-            options += ["--state", root / f"d{i}", "--threads", 1]
+            options += ["--state", root / f"d{i}", "--threads", 1, "--least-effective", 0]
             members.start(f"device-{i}", root / f"d{i}", [str(artifact), "--json", *map(str, options)])
         with _limits(members.members):
             report = aggregate(
@@ -103,6 +103,7 @@ def _limits(members: list[Member]) -> Iterator[None]:
         raise ConfigError(f"{CONTROLLER}: {exc.strerror}: no CPU limits can be set here") from exc
     finally:
         for member in members:
+            member.process.kill()  # if the job ended early; a folder of a process cannot be removed
             member.process.wait(10)
         for folder in folders:
             if folder.is_dir():

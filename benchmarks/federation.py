@@ -170,6 +170,7 @@ def _options(artifact: Path, data: Path, url: str, state: Path) -> list[str]:
         "--id": state.name,
         "--state": state,
         "--threads": 1,
+        "--least-effective": 0,
     }
     return [str(artifact), "--json", *(str(part) for pair in named.items() for part in pair)]
 
