@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Collection
 from itertools import islice
 from math import inf, isfinite
+from typing import Any
 
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.rounds.open_round import OpenRound, Standing
@@ -104,7 +105,7 @@ def tell_every_s(num_devices: int) -> float:
     return every_s
 
 
-def _open(open_round: OpenRound | None, now: float) -> dict[str, object]:
+def _open(open_round: OpenRound | None, now: float) -> dict[str, Any]:
     if open_round is None:
         return {"is_open": False}
     left_s = open_round.deadline - now

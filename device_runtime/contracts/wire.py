@@ -229,9 +229,9 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
 
 
 class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="device_status"):
-    """Retained under the device's status topic; the last will says offline."""
+    """Retained under the device's status topic; the last will says offline. What has its default is left out, but for ``v``."""
 
-    v: int = VERSION
+    v: int = msgspec.field(default_factory=lambda: VERSION)
     device_id: Word
     online: bool
     paused: Text = ""
