@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleetune.toolkit.commands import comparing, plotting, simulating, trust
+from fleetune.toolkit.commands import comparing, plotting, simulating, trust, watching
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -24,6 +24,8 @@ COMMANDS = (
     fleet.device,
     fleet.aggregate,
     fleet.broker,
+    watching.status,
+    watching.watch,
     trust.enrol,
     simulating.simulate,
     models.merge,

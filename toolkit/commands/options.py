@@ -99,6 +99,7 @@ AGGREGATE = {
     "signing": Part(Signing()),
     "members": Part(Members()),
 }
+WATCH = {"reach": Part(Reach())}
 DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
 
 

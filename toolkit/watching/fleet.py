@@ -63,9 +63,7 @@ class Fleet:
 
     def num_untold(self, since: float) -> int:
         """Devices online that have not told what they are at since then."""
-        return sum(
-            1 for one, at in self._devices.values() if one.online and (at < since or not one.phase)
-        )
+        return sum(1 for one, at in self._devices.values() if one.online and (at < since or not one.phase))
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; what is none, or says another name than its topic, is left out."""
@@ -91,7 +89,9 @@ class Fleet:
     def state(self, now: float) -> FleetState:
         """Return the fleet as it stands at ``now``, the clock of ``take``."""
         usual = self._usual_step_s()
-        devices = [self._device(*self._devices[name], now=now, usual_s=usual) for name in sorted(self._devices)]
+        devices = [
+            self._device(*self._devices[name], now=now, usual_s=usual) for name in sorted(self._devices)
+        ]
         return FleetState(
             job=self._job_state(now),
             counts=dict(Counter(device.state for device in devices)),
@@ -110,7 +110,9 @@ class Fleet:
 
     def _usual_step_s(self) -> float:
         """Median of the seconds a step of those that train; 0 where they are too few to say."""
-        paces = [s.step_s for s, _ in self._devices.values() if s.online and s.phase == "training" and s.step_s]
+        paces = [
+            s.step_s for s, _ in self._devices.values() if s.online and s.phase == "training" and s.step_s
+        ]
         return median(paces) if len(paces) >= _COMPARED else 0.0
 
     def _device(self, status: DeviceStatus, at: float, *, now: float, usual_s: float) -> DeviceState:
@@ -132,7 +134,9 @@ class Fleet:
         reasons = {
             "paused": status.paused,
             "silent": f"nothing heard for {heard_s:.0f} s",
-            "late": f"round {status.round} closes in {left_s:.0f} s" if left_s > 0 else f"round {status.round} is over",
+            "late": f"round {status.round} closes in {left_s:.0f} s"
+            if left_s > 0
+            else f"round {status.round} is over",
             "slow": f"{status.step_s:.3g} s a step; the median is {usual_s:.3g} s",
             "left out": f"not asked until round {left_out}" + f"; {status.said}" * bool(status.said),
         }
@@ -167,7 +171,9 @@ class Fleet:
             version=status.version,
         )
         if view is None or not (status.online and view.session == status.session):
-            known = {"num_rounds": view.num_rounds, "round": view.round, "version": view.version} if view else {}
+            known = (
+                {"num_rounds": view.num_rounds, "round": view.round, "version": view.version} if view else {}
+            )
             return replace(state, is_told=view is not None, **known)
         left_s = view.left_s - (now - self._viewed_at) if view.left_s else 0.0
         same = {name: getattr(view, name) for name in _OF_VIEW}

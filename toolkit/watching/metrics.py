@@ -52,13 +52,17 @@ def _metrics(state: FleetState) -> Iterator[_Metric]:
     yield of_job("round", "Number of the open round, or of the last one closed.", job.round)
     yield of_job("rounds", "Rounds in all; 0 where that is not known.", job.num_rounds)
     yield of_job("version", "The newest version of the adapter.", job.version)
-    yield of_job("dropped_messages_total", "Messages that the aggregator had no room for.", job.dropped, "counter")
+    yield of_job(
+        "dropped_messages_total", "Messages that the aggregator had no room for.", job.dropped, "counter"
+    )
     standing = {"pending": job.num_pending, "accepted": job.num_accepted, "refused": job.num_refused}
     yield _Metric(
         "fleetune_round_devices",
         "gauge",
         "Devices of the open round, by where they stand.",
-        [({**own, "standing": name}, float(value)) for name, value in standing.items()] if job.is_open else [],
+        [({**own, "standing": name}, float(value)) for name, value in standing.items()]
+        if job.is_open
+        else [],
     )
     yield _Metric(
         "fleetune_devices",
@@ -94,7 +98,9 @@ def _of_rounds(state: FleetState, own: Labels) -> Iterator[_Metric]:
     yield _Metric("fleetune_round_seconds", "gauge", "Of the newest round.", [(own, s) for s in seconds[-1:]])
 
 
-def _samples(state: FleetState, own: Labels, value_of: Callable[[DeviceState], float | None]) -> Iterator[Sample]:
+def _samples(
+    state: FleetState, own: Labels, value_of: Callable[[DeviceState], float | None]
+) -> Iterator[Sample]:
     for device in state.devices:
         value = value_of(device)
         if value is not None:
@@ -113,7 +119,12 @@ _OF_DEVICE: tuple[tuple[str, str, str, Callable[[DeviceState], float | None]], .
     ("step_seconds", "gauge", "Seconds that a step takes of late.", lambda d: d.step_s or None),
     ("memory_bytes", "gauge", "Resident memory.", lambda d: d.memory_mb * 1e6 or None),
     ("temperature_celsius", "gauge", "Of its hottest part.", lambda d: d.temperature_c or None),
-    ("sent_bytes_total", "counter", "Payload sent since its start.", lambda d: d.mb_sent * 1e6 if d.phase else None),
+    (
+        "sent_bytes_total",
+        "counter",
+        "Payload sent since its start.",
+        lambda d: d.mb_sent * 1e6 if d.phase else None,
+    ),
     (
         "received_bytes_total",
         "counter",

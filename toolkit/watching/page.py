@@ -11,5 +11,7 @@ def page(nonce: str) -> bytes:
 
 @cache
 def _template() -> str:
-    read = {name: (files(__package__) / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")}
+    read = {
+        name: (files(__package__) / name).read_text("utf-8") for name in ("page.html", "page.css", "page.js")
+    }
     return read["page.html"].replace("/*STYLE*/", read["page.css"]).replace("/*SCRIPT*/", read["page.js"])

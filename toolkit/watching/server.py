@@ -25,7 +25,11 @@ _NO_TOKEN = b"401: this address needs the token that `fleetune watch` printed\n"
 
 def check_token(token: str) -> str:
     """Return a token that can stand in a URL and is not guessed; ConfigError for another."""
-    if len(token) < TOKEN_CHARS_MIN or not token.isascii() or not token.replace("-", "").replace("_", "").isalnum():
+    if (
+        len(token) < TOKEN_CHARS_MIN
+        or not token.isascii()
+        or not token.replace("-", "").replace("_", "").isalnum()
+    ):
         raise ConfigError(
             f"the token for watching has {len(token)} characters; use at least {TOKEN_CHARS_MIN} letters, digits, '-' or '_'"
         )
