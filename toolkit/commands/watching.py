@@ -25,6 +25,7 @@ from fleetune.toolkit.commands.options import (
 from fleetune.toolkit.commands.running import Watch, call
 from fleetune.toolkit.watching.state import DeviceState, FleetState
 
+_WIDTH = 160
 _STYLES = {
     "gone": "red",
     "silent": "red",
@@ -105,8 +106,8 @@ def _following(console: Console) -> Iterator[Callable[[FleetState], None]]:
 
 def _show(console: Console, state: FleetState) -> None:
     console.print(_headline(state), markup=False)
-    if state.devices:
-        console.print(_table(state))
+    if state.devices:  # as wide as it needs: rows that are broken up are hard to read, and to search
+        console.print(_table(state), width=max(console.width, _WIDTH), soft_wrap=True)
 
 
 def _headline(state: FleetState) -> str:

@@ -79,8 +79,7 @@ class Fleet:
             return
         match message:
             case DeviceStatus() if is_status and message.device_id == parts[4] and is_name(parts[4]):
-                if parts[4] in self._devices or len(self._devices) < DEVICES_MAX:
-                    self._devices[parts[4]] = message, now
+                self._take_status(message, now)
             case AggregatorStatus() if topic == aggregator_topic(self._job) and message.session:
                 self._status = message
             case View() if topic == aggregator_topic(self._job, "view") and message.job == self._job:
@@ -99,6 +98,16 @@ class Fleet:
             rounds=[self._figures[number] for number in sorted(self._figures)],
             tell_every_s=self._status.tell_every_s if self._status else 0.0,
         )
+
+    def _take_status(self, status: DeviceStatus, now: float) -> None:
+        """Keep a status; of a device that is gone, what it was at."""
+        name = status.device_id
+        if name not in self._devices and len(self._devices) >= DEVICES_MAX:
+            return
+        before = self._devices.get(name, (status, now))[0]
+        if not status.online and before.session == status.session:
+            status = replace(before, online=False, paused="")
+        self._devices[name] = status, now
 
     def _take_view(self, view: View, now: float) -> None:
         if self._view and view.version < self._view.version:

@@ -54,7 +54,7 @@ function showCounts(counts) {
 }
 
 function stepsOf(device) {
-  const cell = make("td");
+  const cell = make("td", "", "work");
   if (device.steps) {
     const bar = make("progress");
     bar.max = device.steps;
@@ -68,7 +68,7 @@ function rowOf(device) {
   const row = make("tr");
   const work = device.phase ? device.phase + (device.round ? ", round " + device.round : "") : "";
   row.append(
-    make("td", device.device_id), make("td", device.state, "state " + kindOf(device.state)), make("td", work),
+    make("td", device.device_id), make("td", device.state, "state " + kindOf(device.state)), make("td", work, "work"),
     stepsOf(device), make("td", device.step_s ? device.step_s.toPrecision(3) : "", "n"),
     make("td", size(device.memory_mb), "n"),
     make("td", device.temperature_c ? device.temperature_c.toFixed(0) : "", "n"),
@@ -93,13 +93,14 @@ function drawn(tag, attributes, text) {
   return made;
 }
 
-function chart(title, lines) {
-  const points = lines.flat(), figure = make("figure");
-  figure.append(make("h2", title));
+function chart(title, names, lines, fromZero) {
+  const points = lines.flat(), figure = make("figure"), head = make("h2", title);
+  if (names.length) head.append(": ", make("span", names[0], "busy"), ", ", make("span", names[1], "warn"));
+  figure.append(head);
   const w = 320, h = 110, left = 44, right = 8, top = 8, bottom = 16;
   const svg = drawn("svg", { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": title });
   const xs = points.map((p) => p[0]), ys = points.map((p) => p[1]);
-  const x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1), low = Math.min(...ys), high = Math.max(...ys);
+  const x0 = Math.min(...xs), x1 = Math.max(...xs, x0 + 1), low = Math.min(...ys, ...(fromZero ? [0] : [])), high = Math.max(...ys);
   const y0 = high > low ? low : low - 0.5, y1 = high > low ? high : high + 0.5;
   const x = (v) => left + ((v - x0) / (x1 - x0)) * (w - left - right);
   const y = (v) => h - bottom - ((v - y0) / (y1 - y0)) * (h - top - bottom);
@@ -123,14 +124,14 @@ function showCharts(rounds) {
   const of = (name) => rounds.filter((r) => name in r.measured).map((r) => [r.round, r.measured[name]]);
   const past = rounds.filter((r) => r.round);
   const wanted = [
-    ["loss (second colour: in training)", [of("loss"), of("train_loss")]],
-    ["accuracy", [of("accuracy")]],
-    ["MB of a round, up (second colour: down)", [past.map((r) => [r.round, r.mb_up]), past.map((r) => [r.round, r.mb_down])]],
-    ["seconds of a round", [past.map((r) => [r.round, r.seconds])]],
-    ["epsilon spent", [of("epsilon")]],
+    ["loss", ["evaluated", "in training"], [of("loss"), of("train_loss")], false],
+    ["accuracy", [], [of("accuracy")], false],
+    ["MB a round", ["up", "down"], [past.map((r) => [r.round, r.mb_up]), past.map((r) => [r.round, r.mb_down])], true],
+    ["seconds a round", [], [past.map((r) => [r.round, r.seconds])], true],
+    ["epsilon spent", [], [of("epsilon")], true],
   ];
-  const has = wanted.filter(([, lines]) => lines.some((line) => line.length));
-  byId("charts").replaceChildren(...has.map(([title, lines]) => chart(title, lines)));
+  const has = wanted.filter(([, , lines]) => lines.some((line) => line.length));
+  byId("charts").replaceChildren(...has.map((one) => chart(...one)));
 }
 
 let charted = "";
