@@ -126,7 +126,7 @@ def test_a_browser_shows_the_fleet_and_runs_nothing_that_a_device_says(tmp_path)
         assert "<title>home: fleetune watch</title>" in document
         assert browser.states(document)["kitchen"] == "training"
         assert "3 of 8" in document
-        assert document.count("<polyline") == 2, "loss and accuracy"
+        assert document.count("<polyline") == 5, "loss, accuracy, bytes both ways, seconds"
         assert document.count("<script") == 1
         assert "<img" not in document
         assert "&lt;script&gt;" in document
