@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleetune.toolkit.commands import comparing, plotting, simulating, trust, watching
+from fleetune.toolkit.commands import comparing, doctoring, plotting, simulating, trust, watching
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -27,6 +27,7 @@ COMMANDS = (
     watching.status,
     watching.watch,
     trust.enrol,
+    doctoring.doctor,
     simulating.simulate,
     models.merge,
     fleet.demo,

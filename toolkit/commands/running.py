@@ -66,6 +66,7 @@ def call(
     watch: Watch | None = None,
     show: Show | None = None,
     command: str = "",
+    table: str = "",
     opening: str = "",
     libraries: Sequence[str] = (),
 ) -> Any:
@@ -80,6 +81,7 @@ def call(
         watch: how progress is shown.
         show: how the result is shown on a terminal; by default its fields, one a line.
         command: what the user called, if it has another name than the function.
+        table: of the configuration file, if it has another name than the command.
         opening: said on standard error at once, where the first imports take long.
         libraries: what the function imports only after it has begun; missed at once if it is not installed.
     """
@@ -96,7 +98,7 @@ def call(
         if opening:
             sys.stderr.write(f"{opening}\n")
         function = getattr(import_module(module), name)
-        arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
+        arguments = resolve(function, given, config=config, table=table or command or name, parts=parts or {})
         if watch:
             seen = _console(stderr=True) if watch.aside else console
             arguments[watch.parameter] = stack.enter_context(watch.open(seen))

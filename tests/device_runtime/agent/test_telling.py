@@ -1,6 +1,7 @@
 """What a device tells of its work, when, and that it tells nothing while nobody looks."""
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 from stage import NAME, Stage
@@ -47,8 +48,8 @@ def test_who_rests_tells_seldom_and_who_works_as_often_as_asked_and_at_moments_o
     assert {one.phase for _, one in told} == {"idle"}
     watched.aggregator.offer(1)
     told = statuses(watched, 100)
-    gaps = {round(b - a, 3) for (a, _), (b, _) in zip(told, told[1:], strict=False)}
-    assert (min(gaps), max(gaps)) > (LEAST_S, 3.7)
+    gaps = {round(b - a, 3) for (a, _), (b, _) in pairwise(told)}
+    assert min(gaps) > LEAST_S
     assert max(gaps) < 5.3
     assert len(gaps) > 3, "no beat that all devices have in common"
     assert {one.phase for _, one in told} <= {"training", "delivering"}, "nobody takes its update"
@@ -91,4 +92,4 @@ def test_a_stranger_cannot_make_it_tell_more_often_than_every_few_seconds(watche
     for every in (0.0, 1e-9, 0.0, 1e-9):
         watched.aggregator.status(tell_every_s=every)
         told += statuses(watched, 1)
-    assert all(b - a >= 0.75 * LEAST_S for (a, _), (b, _) in zip(told, told[1:], strict=False))
+    assert all(b - a >= 0.75 * LEAST_S for (a, _), (b, _) in pairwise(told))
