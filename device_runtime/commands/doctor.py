@@ -226,7 +226,7 @@ def _clock(root: Path, artifact: Artifact | None, reach: Reach) -> Iterator[Find
 def _temperature(root: Path) -> Iterator[Finding]:
     reading = Sensors(root, wanted=("temperature",)).read()
     if reading.temperature is None:
-        remedy = 'a temperature rule denies work here unless it says on_missing = "allow"'
+        remedy = 'a temperature rule is left out here, or forbids all work if it says on_missing = "deny"'
         yield Finding("temperature", WARN, reading.doubts.get("temperature", "no sensor"), remedy)
     elif reading.temperature >= _HOT_C:
         yield Finding(

@@ -1,11 +1,11 @@
 """What a look at a device finds: one line each."""
 
-from typing import NamedTuple
+import msgspec
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 
-class Finding(NamedTuple):
+class Finding(msgspec.Struct, frozen=True):
     """Something that was looked at."""
 
     what: str
