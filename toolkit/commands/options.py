@@ -29,7 +29,7 @@ from fleetune.toolkit.flags import Flag, Part, claimed
 
 F = TypeVar("F", bound=Callable[..., None])
 _LAST = ("config", "json", "verbose")
-_PANELS = {
+PANELS = {
     "columns": "Data",
     "evaluating": "Data",
     "work": "Training",
@@ -105,7 +105,7 @@ DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE,
 
 def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:
     """Give a command the flags of ``parts``, before those that all commands have; it takes them as ``**flags``."""
-    options = [_parameter(flag, _PANELS.get(part)) for part, flag in claimed(parts).values()]
+    options = [_parameter(flag, PANELS.get(part)) for part, flag in claimed(parts).values()]
 
     def give(command: F) -> F:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
