@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ needs_browser = pytest.mark.skipif(
 )
 
 
-def dump(url: str, folder: Path, *, budget_ms: int = 3000) -> tuple[str, str]:
+def dump(url: str, *, budget_ms: int = 3000) -> tuple[str, str]:
     """Return the document as it stands after so much virtual time, and what the browser logged of it."""
-    done = _run(folder, f"--virtual-time-budget={budget_ms}", "--dump-dom", url)
+    done = _run(f"--virtual-time-budget={budget_ms}", "--dump-dom", url)
     log = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
     return done.stdout, log
 
@@ -33,7 +34,6 @@ def dump(url: str, folder: Path, *, budget_ms: int = 3000) -> tuple[str, str]:
 def screenshot(url: str, file: Path, *, size: str = "1280,760", budget_ms: int = 3000) -> Path:
     """Draw the page into a PNG file."""
     _run(
-        file.parent,
         f"--virtual-time-budget={budget_ms}",
         f"--screenshot={file}",
         f"--window-size={size}",
@@ -48,7 +48,7 @@ def states(document: str) -> dict[str, str]:
     return dict(rows)
 
 
-def _run(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    profile = folder / "browser"
-    command = [CHROMIUM, *_QUIET, f"--user-data-dir={profile}", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+def _run(*words: str) -> "subprocess.CompletedProcess[str]":
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [CHROMIUM, *_QUIET, f"--user-data-dir={profile}", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

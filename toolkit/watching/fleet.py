@@ -26,7 +26,7 @@ _IDLE = 4
 """Who does not work tells so many times less often."""
 _WORKING = ("fetching", "training", "evaluating", "masking")
 _COMPARED = 3
-"""So many have to train before one of them is slow."""
+"""So many have to have trained before one of them is slow."""
 
 
 class Fleet:
@@ -39,6 +39,8 @@ class Fleet:
         self._viewed_at = 0.0
         self._figures: dict[int, RoundFigures] = {}
         self._devices: dict[str, tuple[DeviceStatus, float]] = {}
+        self._paces: dict[str, float] = {}
+        """Seconds a step of devices here, as they trained last."""
 
     @property
     def topics(self) -> list[str]:
@@ -71,6 +73,7 @@ class Fleet:
         is_status = len(parts) == 6 and parts[3] == "device" and parts[5] == "status"
         if is_status and not payload:
             self._devices.pop(parts[4], None)
+            self._paces.pop(parts[4], None)
         if not payload:
             return
         try:
@@ -108,6 +111,10 @@ class Fleet:
         if not status.online and before.session == status.session:
             status = replace(before, online=False, paused="")
         self._devices[name] = status, now
+        if not status.online:
+            self._paces.pop(name, None)
+        elif status.step_s:
+            self._paces[name] = status.step_s
 
     def _take_view(self, view: View, now: float) -> None:
         if self._view and view.version < self._view.version:
@@ -118,11 +125,8 @@ class Fleet:
             del self._figures[min(self._figures)]
 
     def _usual_step_s(self) -> float:
-        """Median of the seconds a step of those that train; 0 where they are too few to say."""
-        paces = [
-            s.step_s for s, _ in self._devices.values() if s.online and s.phase == "training" and s.step_s
-        ]
-        return median(paces) if len(paces) >= _COMPARED else 0.0
+        """Median of the seconds a step of those here; 0 where they are too few to say."""
+        return median(self._paces.values()) if len(self._paces) >= _COMPARED else 0.0
 
     def _device(self, status: DeviceStatus, at: float, *, now: float, usual_s: float) -> DeviceState:
         name, heard_s = status.device_id, now - at

@@ -55,14 +55,14 @@ def fleetune(*words, url):
 
 @pytest.mark.slow
 @browser.needs_browser
-def test_killed_paused_slow_and_stopped_devices_are_seen_in_the_page(fleet, mosquitto, tmp_path):
+def test_killed_paused_slow_and_stopped_devices_are_seen_in_the_page(fleet, mosquitto):
     processes, host = fleet
     watch = fleetune("watch", "--port", "0", url=mosquitto.url)
     address = watch.stdout.readline().strip()
     seen = {}
 
     def page():
-        document, log = browser.dump(address, tmp_path)
+        document, log = browser.dump(address)
         assert log == ""
         seen.clear()
         seen.update(browser.states(document))
@@ -81,13 +81,13 @@ def test_killed_paused_slow_and_stopped_devices_are_seen_in_the_page(fleet, mosq
     host.zone(90)
     is_seen(cellar="gone", garage="paused", porch="slow")
     if folder := os.environ.get("FLEETUNE_SCREENSHOTS"):
-        is_seen(attic="training")
+        is_seen(attic="training", porch="slow")
         for theme in ("light", "dark"):
             browser.screenshot(
                 f"{address}&theme={theme}", Path(folder) / f"watch-{theme}.png", size="1280,680"
             )
     processes.pause("hall")
-    is_seen(hall="silent")
+    until(lambda: page() and seen["hall"] in ("silent", "gone"), 150, saying=lambda: str(seen))
     told = json.loads(
         fleetune("status", "--json", url=mosquitto.url).communicate(timeout=60)[0].splitlines()[-1]
     )

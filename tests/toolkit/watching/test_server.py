@@ -116,13 +116,13 @@ def test_metrics_are_read_back_whatever_a_device_is_called():
 
 
 @browser.needs_browser
-def test_a_browser_shows_the_fleet_and_runs_nothing_that_a_device_says(tmp_path):
+def test_a_browser_shows_the_fleet_and_runs_nothing_that_a_device_says():
     devices = [
         device_of("kitchen", said=EVIL, why=EVIL, software=EVIL),
         device_of(EVIL, state=EVIL, phase=EVIL),
     ]
     with served(fleet_of(*devices, software=EVIL)) as port:
-        document, log = browser.dump(f"http://127.0.0.1:{port}/?token={TOKEN}", tmp_path)
+        document, log = browser.dump(f"http://127.0.0.1:{port}/?token={TOKEN}")
         assert "<title>home: fleetune watch</title>" in document
         assert browser.states(document)["kitchen"] == "training"
         assert "3 of 8" in document
