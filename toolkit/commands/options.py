@@ -28,7 +28,7 @@ from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
 
 F = TypeVar("F", bound=Callable[..., None])
-_LAST = ("config", "json", "verbose")
+_LAST = ("config", "json", "log_json", "verbose")
 PANELS = {
     "columns": "Data",
     "evaluating": "Data",
@@ -180,6 +180,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="end with one JSON object on the last line of standard output")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens to standard error")]
+
+LogJson = Annotated[
+    bool, typer.Option("--log-json", help="log to standard error, one JSON object a line, progress included")
+]
 
 Data = Annotated[Path | None, shown("labelled data: a file or folder, see docs/data.md", metavar="PATH")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]
