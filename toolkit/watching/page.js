@@ -125,7 +125,7 @@ function showCharts(rounds) {
   const past = rounds.filter((r) => r.round);
   const wanted = [
     ["loss", ["evaluated", "in training"], [of("loss"), of("train_loss")], false],
-    ["accuracy", [], [of("accuracy")], false],
+    ["accuracy", [], [of("accuracy")], true],
     ["MB a round", ["up", "down"], [past.map((r) => [r.round, r.mb_up]), past.map((r) => [r.round, r.mb_down])], true],
     ["seconds a round", [], [past.map((r) => [r.round, r.seconds])], true],
     ["epsilon spent", [], [of("epsilon")], true],
