@@ -24,7 +24,7 @@ from fleetune.device_runtime.contracts.wire import (
 )
 from fleetune.device_runtime.network.link import Link
 
-SIZES, REPEATS, WINDOW_S, LOOK_S = (8, 100, 1_000), 3, 10.0, 5.0
+SIZES, REPEATS, WINDOW_S, LOOK_S = (8, 75, 1_000), 3, 10.0, 5.0
 Say = Callable[[str], None]
 
 

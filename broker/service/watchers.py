@@ -22,8 +22,8 @@ from fleetune.device_runtime.network.connection import Connection
 
 TELL_S = 5.0
 """A device that is looked at says so often what it is at, in a small fleet."""
-STATUSES_A_SECOND = 50
-"""So many come together at most: what a status costs the aggregator is then below half a percent of a core."""
+STATUSES_A_SECOND = 15
+"""So many come together at most: what they cost the aggregator is then below one percent of a core (``bench watching``)."""
 VIEW_S = 1.0
 """Between two views; all who look get the same."""
 ROUNDS_KEPT = 4096
