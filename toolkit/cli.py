@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleetune.toolkit.commands import comparing, plotting, simulating, trust
+from fleetune.toolkit.commands import beginning, comparing, doctoring, plotting, simulating, trust, watching
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
 from fleetune.toolkit.commands import workstation as models
@@ -24,7 +24,11 @@ COMMANDS = (
     fleet.device,
     fleet.aggregate,
     fleet.broker,
+    watching.status,
+    watching.watch,
     trust.enrol,
+    doctoring.doctor,
+    beginning.init,
     simulating.simulate,
     models.merge,
     fleet.demo,

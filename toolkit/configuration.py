@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 Function = Callable[..., Any]
-TABLES = ("aggregate", "device", "export", "train")
+TABLES = ("aggregate", "device", "export", "status", "train", "watch")
 """Commands that read a file; one file may hold a table for each."""
 SHARED = ("rules",)
 """Tables that are one value of each command that takes it."""

@@ -9,6 +9,7 @@ from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
     Message,
+    View,
     aggregator_topic,
     device_topic,
     encode,
@@ -39,7 +40,9 @@ class Outbound:
         seal: Seal = unsigned,
     ) -> None:
         self._meter, self._seal = meter, seal
-        self._link, self._store, self._federation, self._session = link, store, federation, session
+        self._link, self._store, self._federation, self.session = link, store, federation, session
+        self.tell_every_s = 0.0
+        """How often devices are to say what they are at; 0 while nobody looks."""
         self._underway = Underway(link)
         self._job = federation.settings.job
         self.topic = aggregator_topic(self._job)
@@ -63,13 +66,18 @@ class Outbound:
         """Publish the aggregator's status, retained; the job is over once its store says so."""
         status = AggregatorStatus(
             job=self._job,
-            session=self._session,
+            session=self.session,
             online=online,
             round=self._federation.round,
             version=self._federation.version,
             finished=self._store.finished,
+            tell_every_s=self.tell_every_s if online else 0.0,
         )
         self._send("", self.topic, status, retain=True)
+
+    def show(self, view: View) -> None:
+        """Answer whoever looks, not retained."""
+        self._send("", aggregator_topic(self._job, "view"), view)
 
     def clear(self, devices: Iterable[str]) -> None:
         """Take the retained statuses of devices from the server."""

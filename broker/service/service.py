@@ -19,6 +19,7 @@ from fleetune.broker.service.rivals import is_knock
 from fleetune.broker.service.uploads import OURS, Uploads
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.service.views import JobView, view_of
+from fleetune.broker.service.watchers import Watchers
 from fleetune.broker.store.rows import Row
 from fleetune.broker.store.store import AFTERWARDS, Past, Store
 from fleetune.device_runtime.arrays import Arrays
@@ -31,6 +32,7 @@ from fleetune.device_runtime.contracts.wire import (
     Decline,
     DeviceStatus,
     Hello,
+    Look,
     MaskMessage,
     Message,
     Report,
@@ -56,7 +58,8 @@ DEVICES_MAX = 100_000
 
 def topics(job: str) -> list[str]:
     """What an aggregator subscribes to."""
-    return [device_topic(job, "+", "up"), device_topic(job, "+", "status"), aggregator_topic(job)]
+    devices = [device_topic(job, "+", "up"), device_topic(job, "+", "status")]
+    return [*devices, aggregator_topic(job), aggregator_topic(job, "look")]
 
 
 def will(job: str, session: str, *, seal: Seal = unsigned) -> tuple[str, bytes]:
@@ -119,9 +122,10 @@ class Service:
         self._link, self._store, self._job = link, store, settings.job
         self._meter = Meter(link, store, bucket=_bucket(past, settings), now=now)
         self._outbound = Outbound(link, store, self.federation, session=session, meter=self._meter, seal=seal)
-        self._reporter = Reporter(
-            store, self.federation, on_row or (lambda _: None), spending_of(settings.dp, settings.work)
-        )
+        self._known: set[str] = set()
+        self._watchers = Watchers(link, self.federation, self._outbound, here=self._known)
+        self._on_row = on_row or (lambda _: None)
+        self._reporter = Reporter(store, self.federation, self._told, spending_of(settings.dp, settings.work))
         self._complaints = Complaints()
         self._executor = Executor(
             settings,
@@ -143,7 +147,6 @@ class Service:
             limit_bytes=patience.uploads_mb * 1e6,
         )
         self._overflow = Overflow(link)
-        self._known: set[str] = set()
         self._gone: set[str] = set()
         """Devices whose retained statuses say that they are offline."""
         self._seen: set[str] = set()
@@ -187,13 +190,14 @@ class Service:
             self._outbound.announce()
             self._uploads.restart("", now)
         self._do(self.federation.tick(now), now)
+        self._watchers.tick(now)
         self._go_on(now)
 
     def due_at(self, now: float) -> float:
         """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
         if self._link.connections != self._connections:
             return now
-        return max(min(self.federation.due_at(), self._uploads.due_at()), now)
+        return max(min(self.federation.due_at(), self._uploads.due_at(), self._watchers.due_at()), now)
 
     def snapshot(self) -> JobView:
         """Return the job as it stands, for a page."""
@@ -218,8 +222,15 @@ class Service:
                 newest = self.federation.version - self._keep_rounds + 1
                 self._store.settle(min(oldest, newest), most=self._keep_rounds)
 
+    def _told(self, row: Row) -> None:
+        self._watchers.keep(row)
+        self._on_row(row)
+
     def _read(self, topic: str, message: Message, now: float) -> None:
-        if topic != self._outbound.topic:
+        if topic == self._watchers.topic:
+            if isinstance(message, Look):
+                self._watchers.look(message, now)
+        elif topic != self._outbound.topic:
             self._dispatch(_sender(topic), message, now)
         elif isinstance(message, AggregatorStatus) and is_knock(message):
             self._outbound.announce()
@@ -290,9 +301,9 @@ class Service:
         self._do(self.federation.hello(hello, now), now)
 
     def _status(self, status: DeviceStatus, now: float) -> None:
-        self.federation.paused(status.device_id, status.paused if status.online else "")
-        if status.paused:
+        if status.paused and status.paused != self.federation.rounds.roster.paused.get(status.device_id):
             log.info("device %s pauses: %s", status.device_id, status.paused)
+        self.federation.paused(status.device_id, status.paused if status.online else "")
         if status.online:
             self._gone.discard(status.device_id)
             self.federation.rounds.hear(status.device_id)

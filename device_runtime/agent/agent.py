@@ -9,6 +9,7 @@ from fleetune.device_runtime.agent.events import NO_ROUND, Event
 from fleetune.device_runtime.agent.guard import guard_of
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.presence import Presence
+from fleetune.device_runtime.agent.telling import Progress, Telling
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.mask_messages import MaskAsk, MaskGroup, MaskInbox
 from fleetune.device_runtime.contracts.wire import (
@@ -49,9 +50,10 @@ class Agent:
         self._link, self._identity, self._on_event = home.link, home.identity, home.on_event
         home.outbox.claim(home.identity.job, home.identity.artifact)
         self._told_of_aggregator = ""
-        self._presence = Presence(home, num_samples=workbench.num_samples)
         self._deliveries = Deliveries(home)
         self._assignments = Assignments(home, workbench, self._deliveries)
+        self._telling = Telling(home, self._progress, lambda: self._assignments.said)
+        self._presence = Presence(home, self._telling, num_samples=workbench.num_samples)
         self._gate = gate or Gate(Rules(), Reading)
         self._shut_by: tuple[str, ...] = ()
         self._complaints = Complaints()
@@ -77,6 +79,8 @@ class Agent:
         """Take what has come, announce what is due, do one step of work; True if there is more to do at once."""
         self._mind_rules(now)
         self._greet(now)
+        if now >= self._telling.due_at:
+            self._presence.tell_status(now, paused=self._gate.text)
         for _ in range(_MESSAGES_A_POLL):
             message = self._link.receive(0.0)
             if message is None:
@@ -98,7 +102,7 @@ class Agent:
         work = self._assignments
         greeting = now if work.must_greet else self._presence.due_at(waits_until=work.waits_until)
         transfer = inf if self._must_be_quiet else min(self._deliveries.due_at, work.fetch_due_at)
-        return min(self._gate.due_at, greeting, transfer, work.masking.due_at)
+        return min(self._gate.due_at, greeting, transfer, work.masking.due_at, self._telling.due_at)
 
     def take(self, topic: str, payload: bytes, now: float) -> None:
         """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
@@ -119,7 +123,7 @@ class Agent:
         if forbidding == self._shut_by:
             return
         self._shut_by = forbidding
-        self._presence.tell_status(paused=self._gate.text)
+        self._presence.tell_status(now, paused=self._gate.text)
         kind, number = "paused" if forbidding else "resumed", max(self._assignments.newest_round, 0)
         self._on_event(Event(kind, number, text=self._gate.text))
         if forbidding:
@@ -162,6 +166,7 @@ class Agent:
             case Offer():
                 if self._guard.admits(message, now):
                     self._assignments.take(message, now)
+                    self._telling.begins(now)
             case Chunk():
                 self._assignments.add(message, now)
             case Request():
@@ -179,9 +184,15 @@ class Agent:
         if not self._must_be_quiet:
             self._deliveries.serve(request, now)
 
+    def _progress(self) -> Progress:
+        at = self._assignments.progress
+        return at._replace(phase="delivering") if at.phase == "idle" and len(self._deliveries) else at
+
     def _heard(self, status: AggregatorStatus, now: float) -> None:
         if self.finished:
             return
+        if status.session:
+            self._telling.looked_at(status.tell_every_s, now)
         if status.finished and self._presence.has_met and not self._presence.has_left(status.session):
             self._finish("the job is over", is_unwanted=False, session=status.session)
         elif status.finished:

@@ -18,6 +18,7 @@ from fleetune.device_runtime.agent.made import Made
 from fleetune.device_runtime.agent.masking import Masking
 from fleetune.device_runtime.agent.offer_keys import key_of, key_of_0_1
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
+from fleetune.device_runtime.agent.telling import Progress
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.lora import frozen_names
@@ -67,6 +68,8 @@ class Assignments:
         """Of the offers taken in this session; -1 for none."""
         self.must_greet = False
         """Whether an offer came that only a hello can mend: it builds on an adapter that is not here."""
+        self.said = ""
+        """What was refused or declined last, and why; empty since something was taken."""
         self._home, self._workbench, self._deliveries = home, workbench, deliveries
         self._jitter = Jitter(home.identity.device_id)
         self._adapters = HeldAdapters(home.state, home.adapter)
@@ -131,6 +134,15 @@ class Assignments:
         return (
             self._current is not None and self._current.run is not None and not self._current.run.is_waiting
         )
+
+    @property
+    def progress(self) -> Progress:
+        """What it is at."""
+        if self._current is None:
+            return Progress(round=max(self.newest_round, 0))
+        offer, run = self._current.offer, self._current.run
+        at = Progress("fetching", offer.round, deadline=self._current.deadline)
+        return run.progress(at) if run else at
 
     def renew(self) -> None:
         """Another session of the aggregator may ask for what was done in an earlier one."""
@@ -221,6 +233,7 @@ class Assignments:
         offer, identity = self._current.offer, self._home.identity
         number, said = offer.round, one_line(" ".join(str(reason).split()), length_max=REASON_CHARS_MAX)
         log.error("round %d: declined: %s", number, said)
+        self.said = f"round {number}: declined: {said}"
         self._done.add(self._current.key)
         self._let_go()
         send(self._home.link, identity.up, identity.decline(offer, said, cause=_cause(reason)))
@@ -245,6 +258,7 @@ class Assignments:
         if isinstance(header, UpdateReady):
             for kept in (self._memory, self._personal):
                 kept.settle(verdict.round, accepted=verdict.accepted)
+        self.said = "" if verdict.accepted else f"round {verdict.round}: refused: {verdict.reason}"
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)
         kind = "accepted" if verdict.accepted else "refused"

@@ -8,6 +8,7 @@ from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.agent.identity import Identity
 from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.state_folder import StateFolder
+from fleetune.device_runtime.agent.vitals import Vitals
 from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.files import Files
 from fleetune.device_runtime.network.connection import Connection
@@ -58,6 +59,8 @@ class Home(NamedTuple):
     """What its owner allows; None for a simulated device, which has no owner."""
     trusted: Trusted | None = None
     """The keys of which one must have signed what an aggregator says; None to take it from anybody."""
+    vitals: Callable[[], Vitals] | None = None
+    """Reads how the machine does, for who looks at the job; None to tell nothing of progress."""
 
     @property
     def state(self) -> StateFolder:

@@ -1,6 +1,6 @@
 """Who a device is on the wire, and what for."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -41,6 +41,13 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
             off="keep-labels",
         ),
     ] = False
+    tell_progress: Annotated[
+        bool,
+        Option(
+            "while somebody watches the job, tell step, pace, memory, temperature and bytes, or never do",
+            off="keep-progress",
+        ),
+    ] = True
 
 
 class Identity(NamedTuple):
@@ -69,10 +76,10 @@ class Identity(NamedTuple):
         """Its last will: (topic, payload), to be retained."""
         return device_topic(self.job, self.device_id, "status"), self.status(online=False)
 
-    def status(self, *, online: bool, paused: str = "") -> bytes:
-        """An encoded DeviceStatus."""
+    def status(self, *, online: bool, paused: str = "", **more: Any) -> bytes:
+        """An encoded DeviceStatus; ``more`` are fields that say what it is at."""
         status = DeviceStatus(
-            device_id=self.device_id, online=online, paused=one_line(paused), session=self.session
+            device_id=self.device_id, online=online, paused=one_line(paused), session=self.session, **more
         )
         return encode(status)
 

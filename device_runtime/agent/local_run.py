@@ -17,6 +17,7 @@ from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.agent.masking import Masking
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
+from fleetune.device_runtime.agent.telling import Progress
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
 from fleetune.device_runtime.arrays import Arrays, to_bytes
 from fleetune.device_runtime.contracts.class_means import COUNTS, SUMS, blank_sums, shortened_sums
@@ -102,7 +103,17 @@ class LocalRun:
         self._offer, self._reference, self._workbench, self._mask = offer, reference, workbench, mask
         self._home, self._memory, self._personal, self._key = home, memory, personal, key
         self._training: Training | None = None
-        self._worked_s = 0.0
+        self._worked_s = self._step_s = 0.0
+
+    def progress(self, at: Progress) -> Progress:
+        """``at``, with how far this run is."""
+        if self._offer.role != "train":
+            return at._replace(phase="evaluating")
+        phase, training = "masking" if self.is_waiting else "training", self._training
+        if training is None:
+            return at._replace(phase=phase)
+        steps = getattr(training, "total_steps", 0)  # not every trainer knows it beforehand
+        return at._replace(phase=phase, step=training.step_index, steps=steps, step_s=self._step_s)
 
     @property
     def is_waiting(self) -> bool:
@@ -144,6 +155,7 @@ class LocalRun:
         if not training.done:
             step = training.step()
             self._home.on_event(Event("step", self._offer.round, _figures(step, training.step_index)))
+            self._step_s += (step.seconds - self._step_s) * (0.3 if self._step_s else 1.0)
             self._mind_seconds(step.seconds)
         if training.done and self._home.contract:
             hides_samples = self._offer.work.hides_samples

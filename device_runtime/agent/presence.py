@@ -5,6 +5,7 @@ from math import inf
 
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.jitter import Jitter
+from fleetune.device_runtime.agent.telling import Telling
 from fleetune.device_runtime.contracts.wire import Hello, encode
 from fleetune.device_runtime.network.connection import send
 
@@ -19,8 +20,9 @@ _FRESH_S = 5.0
 class Presence:
     """What the aggregator knows of this device, and the device of the aggregator."""
 
-    def __init__(self, home: Home, *, num_samples: int) -> None:
+    def __init__(self, home: Home, telling: Telling, *, num_samples: int) -> None:
         """Prepare; ``home.outbox`` remembers, over restarts, that an aggregator of the job was heard."""
+        self._telling = telling
         self.heard_at = 0.0
         """When the last message came."""
         self._link, self._outbox, self._identity = home.link, home.outbox, home.identity
@@ -36,10 +38,11 @@ class Presence:
         self.was_away = False
         """Whether the last hello came because either side was away: what was on its way may be lost."""
 
-    def tell_status(self, *, paused: str) -> None:
-        """Say that it is online, and why it pauses; empty if it does not."""
+    def tell_status(self, now: float, *, paused: str) -> None:
+        """Say that it is online, why it pauses (empty if it does not), and to who looks what it is at."""
         topic, _ = self._identity.will
-        send(self._link, topic, self._identity.status(online=True, paused=paused), retain=True)
+        status = self._identity.status(online=True, paused=paused, **self._telling.words(now))
+        send(self._link, topic, status, retain=True)
 
     def rush(self) -> None:
         """Say hello at the next opportunity."""
@@ -74,7 +77,7 @@ class Presence:
         """
         if self._link.connections != self._connections:
             self._connections = self._link.connections
-            self.tell_status(paused=paused)
+            self.tell_status(now, paused=paused)
             self.return_to(now)
         self.was_away = now >= self._greets_at
         if not self.was_away and now < max(self._hello_due, waits_until):

@@ -20,6 +20,7 @@ from fleetune.device_runtime.commands.device_report import DeviceReport, Tally
 from fleetune.device_runtime.commands.explain import account_of, check_terms
 from fleetune.device_runtime.commands.own_evaluations import OwnEvaluations
 from fleetune.device_runtime.commands.own_folder import identify, state_folder
+from fleetune.device_runtime.commands.own_vitals import own_vitals
 from fleetune.device_runtime.commands.sign import check_signed
 from fleetune.device_runtime.commands.silence import Silence
 from fleetune.device_runtime.commands.systemd import Notifier
@@ -155,6 +156,7 @@ def device(
             on_event=kept,
             contract=Contract(terms, facts=outbox, files=files, account=account_of(duty, files)),
             trusted=trusted,
+            vitals=own_vitals if duty.tell_progress else None,
         )
         agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)
         link.open(reach.timeout_s)

@@ -18,6 +18,11 @@ REASON_CHARS_MAX = 500
 COUNT_MAX = 2**31 - 1
 """Largest round, version, number of samples or steps: a sum of many still fits an int64 and is exact as float64."""
 SECONDS_MAX = 1e9
+MEGABYTES_MAX = 1e9
+WATCHED_ROUNDS_MAX = 256
+"""Rounds in one answer to who looks."""
+WATCHED_DEVICES_MAX = 256
+"""Devices that one answer to who looks names of a kind."""
 FIGURE_MAX = 1e39
 """A loss or another statistic is at most this, which no float32 exceeds; a store keeps none beyond it."""
 STATS_MAX = 32
@@ -44,6 +49,10 @@ Word = Annotated[str, Meta(max_length=64, pattern=_ASCII)]
 TaskId = Annotated[str, Meta(max_length=128, pattern=_ASCII)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]
+SecondsLeft = Annotated[float, Meta(ge=-SECONDS_MAX, le=SECONDS_MAX)]
+"""Until a time; below 0 it is past."""
+Megabytes = Annotated[float, Meta(ge=0, le=MEGABYTES_MAX)]
+Degrees = Annotated[float, Meta(ge=-273.15, le=1000)]
 Text = Annotated[str, Shown(REASON_CHARS_MAX)]
 Stats = Annotated[dict[Word, float], Meta(max_length=STATS_MAX)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]

@@ -7,6 +7,8 @@ Topics (``fleetune/v1/{job}/…``):
 - ``device/{device_id}/down``    aggregator -> device: Offer, Verdict, Request, Chunk, Finished, MaskGroup, MaskInbox, MaskAsk
 - ``device/{device_id}/status``  retained, with a last will: DeviceStatus
 - ``aggregator/status``          retained: AggregatorStatus, a small pointer, never weights
+- ``aggregator/look``            whoever watches -> aggregator: Look
+- ``aggregator/view``            aggregator -> whoever watches: View
 
 Every message may come twice, late, out of order or never. A transfer is announced by its :class:`TransferManifest`
 (inside Offer or UpdateReady); whoever receives it pulls chunks by bitmap with :class:`Request`.
@@ -24,9 +26,14 @@ from fleetune.device_runtime.contracts.fields import (
     MESSAGE_BYTES_MAX,
     TRANSFER_BYTES_MAX,
     VERSION,
+    WATCHED_DEVICES_MAX,
+    WATCHED_ROUNDS_MAX,
     Count,
+    Degrees,
     Held,
+    Megabytes,
     Seconds,
+    SecondsLeft,
     Share,
     Shown,
     Stats,
@@ -49,6 +56,10 @@ CAUSES = ("memory", "work", "")
 """Why a device declines."""
 ROLES = ("train", "evaluate")
 """What a device may be in a job for."""
+PHASES = ("idle", "fetching", "training", "evaluating", "masking", "delivering", "")
+"""What a device may be at; while its rules forbid it to work it is ``paused`` besides."""
+LOOK_S = 60.0
+"""Who said Look so long ago looks no more."""
 
 
 class TransferManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,16 +228,40 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The device cannot take part as it is."""
 
 
-class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, tag="device_status"):
-    """Retained under the device's status topic; the last will says offline."""
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="device_status"):
+    """Retained under the device's status topic; the last will says offline. What has its default is left out, but for ``v``."""
 
-    v: int = VERSION
+    v: int = msgspec.field(default_factory=lambda: VERSION)
     device_id: Word
     online: bool
     paused: Text = ""
     """Why its own rules forbid it to work now; empty if they do not. It hears and answers all the same."""
     session: Word = ""
     """Another with every start: a device that finds a status of another session under its own topic has a namesake."""
+    phase: Word = ""
+    """What it is at, one of :data:`PHASES`; empty, with all that follows, where it tells nothing of that: nobody looks, or its
+    owner does not want it."""
+    round: Count = 0
+    """Of the work that it has, or had last."""
+    step: Count = 0
+    """Steps of it that are done."""
+    steps: Count = 0
+    """Of how many; 0 where that is not known."""
+    step_s: Seconds = 0.0
+    """Seconds that a step takes of late; 0 before the first."""
+    left_s: SecondsLeft = 0.0
+    """Seconds left until its round closes, as far as it knows; 0 for no deadline."""
+    memory_mb: Megabytes = 0.0
+    """Resident memory of its process, 10^6 bytes; 0 where that is not known."""
+    temperature_c: Degrees = 0.0
+    """Of the hottest part that it can read, degrees Celsius; 0 where that is not known."""
+    mb_sent: Megabytes = 0.0
+    """Payload of its messages since its start, 10^6 bytes."""
+    mb_received: Megabytes = 0.0
+    software: Word = ""
+    """Version of fleetune there."""
+    said: Text = ""
+    """What was refused or declined last, and why."""
 
 
 class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregator_status"):
@@ -243,6 +278,61 @@ class AggregatorStatus(msgspec.Struct, frozen=True, kw_only=True, tag="aggregato
     round: Count
     version: Count
     finished: bool = False
+    tell_every_s: Seconds = 0.0
+    """Somebody looks: a device says what it is at about so often, in its status; 0: nobody does."""
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look"):
+    """Somebody watches the job, for the next :data:`LOOK_S` seconds; said again while it is so."""
+
+    v: int = VERSION
+    rounds_from: Count = 0
+    """The first round whose figures are wanted."""
+
+
+class RoundFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a round that is over; 0 is the time before the first, with the adapter as exported."""
+
+    round: Count
+    devices: Count
+    seconds: Seconds = 0.0
+    mb_down: Megabytes = 0.0
+    """Payload of all chunks sent to devices, 10^6 bytes."""
+    mb_up: Megabytes = 0.0
+    measured: Stats = {}
+    """``loss`` and ``accuracy`` over the evaluating devices, ``train_loss`` of those that trained, ``epsilon``; what was not
+    measured is not in it."""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True, tag="view"):
+    """How a job stands: the answer to a Look."""
+
+    v: int = VERSION
+    job: Word
+    session: Word
+    software: Word = ""
+    """Version of fleetune there."""
+    round: Count
+    """Number of the open round, or of the last one closed."""
+    num_rounds: Count
+    """In all."""
+    version: Count
+    is_open: bool
+    """Whether a round is open."""
+    left_s: SecondsLeft = 0.0
+    """Seconds until the open round's deadline; 0 for none."""
+    num_pending: Count = 0
+    """Devices that the open round waits for."""
+    num_accepted: Count = 0
+    num_refused: Count = 0
+    pending: Annotated[list[Word], Meta(max_length=WATCHED_DEVICES_MAX)] = []
+    """Some of them, by name."""
+    left_out: Annotated[dict[Word, Count], Meta(max_length=WATCHED_DEVICES_MAX)] = {}
+    """Devices that are not asked for what their updates were, and the last round of it."""
+    dropped: Count = 0
+    """Messages that came faster than the aggregator could take them, since its start."""
+    figures: Annotated[list[RoundFigures], Meta(max_length=WATCHED_ROUNDS_MAX)] = []
+    """The oldest that the Look asks for and that are kept, in order."""
 
 
 Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
@@ -257,6 +347,8 @@ Message = Union[  # noqa: UP007 (msgspec takes a tagged union)
     Finished,
     DeviceStatus,
     AggregatorStatus,
+    Look,
+    View,
     MaskKeys,
     MaskGroup,
     MaskShares,
@@ -329,6 +421,6 @@ def device_topic(job: str, device_id: str, leaf: str) -> str:
     return f"fleetune/v1/{job}/device/{device_id}/{leaf}"
 
 
-def aggregator_topic(job: str) -> str:
-    """Topic of the aggregator's retained status."""
-    return f"fleetune/v1/{job}/aggregator/status"
+def aggregator_topic(job: str, leaf: str = "status") -> str:
+    """Topic of the aggregator: of its retained status, or where ``look`` or ``view`` is said."""
+    return f"fleetune/v1/{job}/aggregator/{leaf}"

@@ -27,12 +27,13 @@ BEGIN = "<!-- fields: written by tests/support/golden_wire.py -->"
 END = "<!-- end of fields -->"
 MESSAGES: tuple[type[msgspec.Struct], ...] = get_args(wire.Message)
 _SHARES = ("accuracy", "down_ratio")
-_SMALL = {"bits": 16, "weight_bits": 10} | {
+_SMALL = {"bits": 16, "weight_bits": 10, "left_out": {"device-1": 7}, "pending": ["device-1"]} | {
     name: bytes(range(32)) for name in ("mask_key", "share_key", "seed_digest")
 }
 """Values of fields that take no others."""
 PARTS = (
     wire.TransferManifest,
+    wire.RoundFigures,
     work.LocalWork,
     work.PolicySpec,
     work.OptimizerSpec,

@@ -17,7 +17,7 @@ import json, logging, msgspec, sys
 logging.basicConfig(level=logging.INFO)
 from fleetune.device_runtime.agent import presence
 presence.HELLO_S = {hello_s}  # else a lost one costs 30 s
-from flat import {function}
+from {module} import {function}
 report = {function}({artifact!r}, **json.loads(sys.argv[1]))
 sys.stdout.write(msgspec.json.encode(report).decode())
 """
@@ -41,9 +41,10 @@ class Processes:
         self.root, self.artifact, self._hello_s, self._prefix = root, artifact, hello_s, list(prefix)
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, function: str, options: dict[str, Any]) -> None:
-        """Start a function of :mod:`flat`, ``aggregate`` or ``device``."""
-        code = _CODE.format(function=function, artifact=str(self.artifact), hello_s=self._hello_s)
+    def start(self, name: str, function: str, options: dict[str, Any], *, module: str = "flat") -> None:
+        """Start a function of :mod:`flat`, ``aggregate`` or ``device``, or of another ``module``."""
+        places = {"artifact": str(self.artifact), "hello_s": self._hello_s}
+        code = _CODE.format(function=function, module=module, **places)
         command = [*self._prefix, sys.executable, "-c", code, json.dumps(options)]
         with (self.root / f"{name}.log").open("ab") as log:
             self.running[name] = children.start(

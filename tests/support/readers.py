@@ -13,8 +13,10 @@ from pathlib import Path
 from unittest.mock import patch
 
 import fleet
+import msgspec
 import mutations
 import numpy as np
+from fleetune_metrics import samples_of
 from fuzz import Reader
 from paths import ROOT
 from simulated import FILE, write_config
@@ -43,7 +45,7 @@ from fleetune.device_runtime.contracts.run_file import (
     read_labels,
     read_seq_len,
 )
-from fleetune.device_runtime.contracts.wire import decode
+from fleetune.device_runtime.contracts.wire import aggregator_topic, decode, device_topic
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
@@ -54,6 +56,8 @@ from fleetune.device_runtime.rules.rules_file import load_rules
 from fleetune.device_runtime.terms.day import Day
 from fleetune.device_runtime.terms.left import NEWEST, Left, Record
 from fleetune.device_runtime.training.trainer import Trainer
+from fleetune.toolkit.watching.fleet import Fleet
+from fleetune.toolkit.watching.metrics import exposition
 
 TINY = ROOT / "tests" / "data" / "tiny_artifact"
 WIRE = ROOT / "tests" / "data" / "wire"
@@ -133,6 +137,29 @@ def service(folder: Path) -> Iterator[Reader]:
             world.aggregator.service.take(topic, content, world.now)
 
     yield _end(_Ends(), take, is_up=True)
+
+
+@contextmanager
+def watcher(folder: Path) -> Iterator[Reader]:
+    """Who watches, sent what a job says; with all that is made of it."""
+    golden = json.loads((WIRE / "messages.json").read_text())
+    topics = {
+        "device_status": device_topic("job", "device-id", "status"),
+        "aggregator_status": aggregator_topic("job"),
+        "view": aggregator_topic("job", "view"),
+    }
+    watched = Fleet("job")
+
+    def read(content: bytes) -> None:
+        topic = [*topics.values()][content[0] % len(topics)]
+        watched.take(topic, content[1:], 0.0)
+        state = watched.state(1.0)
+        samples_of(exposition(state))
+        msgspec.json.encode(state)
+        decode(content[1:])  # what is no message is left out, and told as refused here
+
+    samples = [bytes([i]) + bytes.fromhex(golden[kind]["bytes"]) for i, kind in enumerate(topics)]
+    yield Reader(samples, lambda content, rng: content[:1] + mutations.of_msgpack(content[1:], rng), read)
 
 
 @contextmanager
@@ -593,6 +620,7 @@ READERS: dict[str, Callable] = {
     "wire": wire,
     "service": service,
     "agent": agent,
+    "watcher": watcher,
     "ledger": ledger,
     "outbox": outbox,
     "checkpoint": checkpoint,

@@ -21,7 +21,7 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
 from fleetune.toolkit.commands import federation, running, workstation
-from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, PREDICT, TRAIN
+from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, PREDICT, TRAIN, WATCH
 from fleetune.toolkit.flags import claimed
 
 HOMES = {
@@ -41,9 +41,14 @@ HOMES = {
     "compare": "fleetune.toolkit.simulation.compare",
     "plot": "fleetune.toolkit.plot",
     "simulate": "fleetune.toolkit.simulation.simulate",
+    "status": "fleetune.toolkit.watching.status",
+    "watch": "fleetune.toolkit.watching.watch",
+    "doctor": "fleetune.device_runtime.commands.doctor",
+    "init": "fleetune.toolkit.initial",
 }
-AROUND = {"config", "json", "verbose", "explain", "log_to"}
+AROUND = {"config", "json", "verbose", "explain", "log_to", "log_json"}
 PARTS = {"train": TRAIN, "predict": PREDICT, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}
+PARTS |= {"status": WATCH, "watch": WATCH, "doctor": DEVICE}
 ONE_FUNCTION = [command for command in COMMANDS if command.__name__ != "broker"]
 
 
@@ -72,7 +77,7 @@ def test_every_option_is_a_parameter_of_the_function_or_a_field_of_one(command):
     parts = PARTS.get(command.__name__, {})
     options = list(inspect.signature(command).parameters)
     parameters = list(inspect.signature(function_of(command.__name__)).parameters)
-    positional = 0 if command.__name__ == "demo" else 1
+    positional = 0 if command.__name__ in ("demo", "status", "watch") else 1
     given = {*options[positional:], *parts} - claimed(parts).keys() - AROUND
     assert given <= set(parameters[positional:])
     assert not set(parameters) & claimed(parts).keys() - parts.keys(), "a flag is one thing only"

@@ -62,7 +62,7 @@ def test_dashes_are_as_good_as_underscores(tmp_path):
         ("speed = 1\n", ["'speed'", "have: data, full, lr, names, out, steps"]),
         ('steps = "many"\n', ["steps = 'many'", "Expected `int`"]),
         ("steps = 1.5\n", ["steps = 1.5", "int"]),
-        ("[trian]\nsteps = 1\n", ["[trian]", "aggregate, device, export, rules, train"]),
+        ("[trian]\nsteps = 1\n", ["[trian]", "aggregate, device, export, rules, status, train, watch"]),
         ("steps =\n", ["cannot be read as TOML"]),
     ],
 )

@@ -21,6 +21,7 @@ from fleetune.toolkit.commands.options import (
     Data,
     JobName,
     Json,
+    LogJson,
     LogTo,
     Mqtt,
     Out,
@@ -56,6 +57,7 @@ def device(
     ] = False,
     config: Config = None,
     json: Json = False,
+    log_json: LogJson = False,
     verbose: Verbose = False,
     **flags: Any,
 ) -> None:
@@ -94,6 +96,7 @@ def aggregate(
     log_to: LogTo = None,
     config: Config = None,
     json: Json = False,
+    log_json: LogJson = False,
     verbose: Verbose = False,
     **flags: Any,
 ) -> None:

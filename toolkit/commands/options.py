@@ -28,8 +28,8 @@ from fleetune.toolkit.demo import HOUSEHOLD_WORK
 from fleetune.toolkit.flags import Flag, Part, claimed
 
 F = TypeVar("F", bound=Callable[..., None])
-_LAST = ("config", "json", "verbose")
-_PANELS = {
+_LAST = ("config", "json", "log_json", "verbose")
+PANELS = {
     "columns": "Data",
     "evaluating": "Data",
     "work": "Training",
@@ -99,12 +99,13 @@ AGGREGATE = {
     "signing": Part(Signing()),
     "members": Part(Members()),
 }
+WATCH = {"reach": Part(Reach())}
 DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
 
 
 def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:
     """Give a command the flags of ``parts``, before those that all commands have; it takes them as ``**flags``."""
-    options = [_parameter(flag, _PANELS.get(part)) for part, flag in claimed(parts).values()]
+    options = [_parameter(flag, PANELS.get(part)) for part, flag in claimed(parts).values()]
 
     def give(command: F) -> F:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -179,6 +180,10 @@ Json = Annotated[
     bool, typer.Option("--json", help="end with one JSON object on the last line of standard output")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="log what happens to standard error")]
+
+LogJson = Annotated[
+    bool, typer.Option("--log-json", help="log to standard error, one JSON object a line, progress included")
+]
 
 Data = Annotated[Path | None, shown("labelled data: a file or folder, see docs/data.md", metavar="PATH")]
 Out = Annotated[Path | None, shown("folder to write", metavar="DIR")]

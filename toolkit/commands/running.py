@@ -22,6 +22,7 @@ from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
+from fleetune.toolkit.log_lines import JsonLines, context_of, events, formatter, write_error
 
 EXIT_OURS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 EXTRAS = {
@@ -66,6 +67,7 @@ def call(
     watch: Watch | None = None,
     show: Show | None = None,
     command: str = "",
+    table: str = "",
     opening: str = "",
     libraries: Sequence[str] = (),
 ) -> Any:
@@ -73,35 +75,41 @@ def call(
 
     Args:
         target: where the function is; imported only now.
-        flags: the options by name, with ``config``, ``json``, ``verbose`` and ``log_to`` where the command has these; those of
-            ``parts`` may lie together under ``flags``.
+        flags: the options by name, with ``config``, ``json``, ``verbose``, ``log_json`` and ``log_to`` where the command has
+            these; those of ``parts`` may lie together under ``flags``.
         argument: the flag that is the function's one positional argument, if it has one.
         parts: the function's arguments that are structs, made from flags.
         watch: how progress is shown.
         show: how the result is shown on a terminal; by default its fields, one a line.
         command: what the user called, if it has another name than the function.
+        table: of the configuration file, if it has another name than the command.
         opening: said on standard error at once, where the first imports take long.
         libraries: what the function imports only after it has begun; missed at once if it is not installed.
     """
     given = dict(flags)
     given |= given.pop("flags", {})
     as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
-    log_to = given.pop("log_to", None)
+    log_to, log_json = given.pop("log_to", None), given.pop("log_json", None)
     positional = [given.pop(argument)] if argument else []
     console = _console(stderr=bool(as_json))
-    _log_to_stderr(verbose=bool(verbose))
+    lines = JsonLines() if log_json else None
+    _log_to_stderr(verbose=bool(verbose), lines=lines)
+    if watch and lines:
+        watch = watch._replace(open=events(f"fleetune.{command or target.partition(':')[2]}"))
     module, _, name = target.partition(":")
     with _one_line_errors(command or name, verbose=bool(verbose)), ExitStack() as stack:
         _check_installed(libraries)
         if opening:
             sys.stderr.write(f"{opening}\n")
         function = getattr(import_module(module), name)
-        arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
+        arguments = resolve(function, given, config=config, table=table or command or name, parts=parts or {})
+        if lines:
+            lines.context = context_of(arguments)
         if watch:
             seen = _console(stderr=True) if watch.aside else console
             arguments[watch.parameter] = stack.enter_context(watch.open(seen))
             if watch.notes:
-                arguments[watch.notes] = stack.enter_context(messages(seen))
+                arguments[watch.notes] = stack.enter_context((watch.open if lines else messages)(seen))
             if log_to:
                 _track(arguments, stack, log_to, told=(watch.parameter, watch.notes))
         result = function(*positional, **arguments)
@@ -141,7 +149,11 @@ def to_json(result: object) -> str:
 
 def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     """Say what is wrong on one line of standard error and leave."""
-    sys.stderr.write(f"fleetune: {without_logins(' '.join(message.split()))}\n")
+    said = without_logins(" ".join(message.split()))
+    if lines := formatter():
+        write_error(lines, said)
+    else:
+        sys.stderr.write(f"fleetune: {said}\n")
     raise typer.Exit(code)
 
 
@@ -204,8 +216,17 @@ def _leave(*_: object) -> NoReturn:
     raise SystemExit(EXIT_TERMINATED)
 
 
-def _log_to_stderr(*, verbose: bool) -> None:
-    """Our log and the warnings of libraries, for who asks; the user's own problems are errors, not warnings."""
+def _log_to_stderr(*, verbose: bool, lines: JsonLines | None = None) -> None:
+    """Our log and the warnings of libraries, for who asks; the user's own problems are errors, not warnings.
+
+    With ``lines`` it is JSON, what happens included.
+    """
+    if lines:
+        handler = _OnStderr()
+        handler.setFormatter(lines)
+        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+        warnings.simplefilter("ignore")
+        return
     if not verbose:
         warnings.simplefilter("ignore")
         for name in _CHATTY:

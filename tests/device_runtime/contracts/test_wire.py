@@ -40,6 +40,16 @@ MESSAGES = [
     wire.DeviceStatus(device_id="d", online=False),
     wire.DeviceStatus(device_id="d", online=True, paused="temperature 80.0 C is above 70 C"),
     wire.AggregatorStatus(job="j", session="s", online=True, round=2, version=1),
+    wire.Look(rounds_from=2),
+    wire.View(
+        job="j",
+        session="s",
+        round=2,
+        num_rounds=3,
+        version=1,
+        is_open=True,
+        figures=[wire.RoundFigures(round=1, devices=2, measured={"loss": 0.5})],
+    ),
     mask_messages.MaskKeys(**MASKED, device_id="d", mask_key=KEY, share_key=KEY, seed_digest=KEY),
     mask_messages.MaskGroup(**MASKED, group="1-0", place=2, mask_key=KEY, threshold=2, peers=[PEER]),
     mask_messages.MaskShares(**MASKED, device_id="d", group="1-0", shares=[SHARE]),
@@ -188,7 +198,7 @@ def test_no_text_is_endless_or_moves_a_cursor(message, path):
             continue
         for name in path:
             found = getattr(found, name)
-        assert path[-1] in ("reason", "paused")
+        assert path[-1] in ("reason", "paused", "said")
         assert found.isprintable()
         assert len(found) <= fields.REASON_CHARS_MAX
 
