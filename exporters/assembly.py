@@ -88,7 +88,7 @@ def assemble(
     base_dtype: str = "fp32",
     bounds: Mapping[str, int] = MappingProxyType({}),
 ) -> manifest.Manifest:
-    """Write tokenizer, chat template, preprocessor and, with the digests of all that lies in ``folder``, the manifest; call it last."""
+    """Write tokenizer, chat template, preprocessor and the manifest with the digests of all in ``folder``; call it last."""
     tokenizer = _write_tokenizer(folder, description)
     if description.preprocessor is not None:
         (folder / PREPROCESSOR).write_bytes(description.preprocessor)

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from fleetune.device_runtime.contracts.artifact import CHAT_TEMPLATE
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data import template_process
 from fleetune.device_runtime.data.template_process import REFUSED
@@ -127,13 +126,23 @@ def open_chat(manifest: Manifest, folder: Path) -> Iterator[Chat]:
     tokenizer = manifest.tokenizer
     if tokenizer is None:
         raise ArtifactError(f"{folder}: no tokenizer in the artifact, so no chats; data are NPZ files of ids")
-    path = folder / (tokenizer.chat_template or CHAT_TEMPLATE)
-    template = _read(path) if tokenizer.chat_template else DEFAULT_TEMPLATE
-    name = str(path) if tokenizer.chat_template else "the default chat template"
+    path = folder / tokenizer.chat_template
+    template, name = (
+        (_read(path), str(path))
+        if tokenizer.chat_template
+        else (DEFAULT_TEMPLATE, "the default chat template")
+    )
+    with open_template(template, tokenizer.special_tokens, name=name) as chat:
+        yield chat
+
+
+@contextmanager
+def open_template(template: str, variables: Mapping[str, str], *, name: str) -> Iterator[Chat]:
+    """Start what renders chats by a template; ``variables`` are its special tokens. Errors as :func:`open_chat`."""
     process = _started(_jinja_folders())
     try:
         chat = Chat(process, name)
-        chat.begin(template, tokenizer.special_tokens)
+        chat.begin(template, variables)
         yield chat
     finally:
         process.kill()
@@ -186,7 +195,5 @@ def _started(places: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 
 def _close(pipe: Any) -> None:
-    try:
+    with suppress(BrokenPipeError):  # what a process that is gone did not read
         pipe.close()
-    except BrokenPipeError:  # what was not read by a process that is gone
-        pass

@@ -122,7 +122,9 @@ def _environment() -> Any:
         "namespace": Namespace,
     }
     found.spans, found.pieces = [], []
-    found.from_string("{% for a in [1] %}{{ a | tojson }}{{ '\\n' }}{% endfor %}").render()  # finds the codec of \\n
+    found.from_string(
+        "{% for a in [1] %}{{ a | tojson }}{{ '\\n' }}{% endfor %}"
+    ).render()  # finds the codec of \\n
     return found
 
 
@@ -145,7 +147,11 @@ class _Dictionaries:
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
