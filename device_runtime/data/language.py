@@ -28,7 +28,7 @@ from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.data.samples import IGNORED, Cut
 from fleetune.device_runtime.data.sequences import CUT, Sequences
 from fleetune.device_runtime.data.text import Engine, Whole, encode_whole
-from fleetune.device_runtime.errors import DataError
+from fleetune.device_runtime.errors import ConfigError, DataError
 
 TOKENS_MIN = 2
 """Of one token nothing follows."""
@@ -103,9 +103,9 @@ def read_sequences(
         whole = _ended(tokens, one, fit.end)
         if len(whole.ids) < TOKENS_MIN:
             raise source.error(f"{len(whole.ids)} tokens, expected at least {TOKENS_MIN}")
-        parts = list(_parts(whole, tokens, one, fit, options))
+        parts = list(_parts(whole, tokens, one, fit))
         kept = [part for part in parts if part.counts or not labelled]
-        lost.note(len(whole.ids), 0 if fit.overlap > CUT else fit.length, unanswered=not kept)
+        lost.note(len(whole.ids), 0 if fit.overlap != CUT else fit.length, unanswered=not kept)
         made += kept
         sources += [source] * len(kept)
     if not made:
@@ -150,7 +150,7 @@ def _fit(manifest: Manifest, engine: Engine, options: Sequences, *, is_split: bo
     tokenizer = manifest.tokenizer
     names = tokenizer.special_tokens if tokenizer else {}
     start, end = (engine.id_of(names[name]) if name in names else None for name in ("bos_token", "eos_token"))
-    overlap = max(0, options.overlap) if is_split else options.overlap
+    overlap = max(1, options.overlap) if is_split else options.overlap
     return _Fit(engine.max_length, overlap, engine.side, start, end if options.end_of_text else None)
 
 
@@ -219,7 +219,7 @@ def _inside(tokens: Whole, spans: Iterable[tuple[int, int]]) -> NDArray[np.bool_
     return found
 
 
-def _parts(whole: Sample, tokens: Whole, one: Written, fit: _Fit, options: Sequences) -> Iterator[Sample]:
+def _parts(whole: Sample, tokens: Whole, one: Written, fit: _Fit) -> Iterator[Sample]:
     """The sequences that a text becomes: itself, what is left of it, or parts that begin as it does."""
     if len(whole.ids) <= fit.length:
         yield whole
@@ -232,7 +232,11 @@ def _parts(whole: Sample, tokens: Whole, one: Written, fit: _Fit, options: Seque
         kept = np.arange(head, head + room) if fit.side == "right" else np.arange(body.stop - room, body.stop)
         yield _picked(whole, kept, head, tail)
         return
-    new = options.room(fit.length, head + tail)
+    new = room - fit.overlap
+    if new < 1:
+        raise ConfigError(
+            f"an overlap of {fit.overlap} tokens leaves nothing new in sequences of {fit.length}; lower it, or raise --seq-len"
+        )
     for start in range(0, num_body - fit.overlap, new):
         stop = min(start + room, num_body)
         part = _picked(whole, np.arange(head + start, head + stop), head, tail if stop == num_body else 0)

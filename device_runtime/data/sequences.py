@@ -4,11 +4,10 @@ from typing import Annotated
 
 import msgspec
 
-from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.options import Option, problems, refuse
 
 ANSWERS, ALL = LOSS_ON = ("answers", "all")
-CUT = -1
+CUT = 0
 """The overlap of texts that are cut, not split."""
 
 
@@ -30,7 +29,7 @@ class Sequences(msgspec.Struct, frozen=True, kw_only=True):
         int,
         Option(
             "split what is longer than a sequence, and begin each part with so many tokens of the one before, which do not "
-            "count again; -1 to cut it (a .txt is split anyway)",
+            "count again; 0 to cut it (a .txt is split anyway, by 1)",
             at_least=CUT,
         ),
     ] = CUT
@@ -42,12 +41,3 @@ class Sequences(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise ConfigError if a value is out of its law."""
         refuse(problems(self))
-
-    def room(self, length: int, num_special: int) -> int:
-        """Tokens that each part of a split text adds, beside ``num_special`` that every part has; ConfigError if none."""
-        found = length - num_special - max(0, self.overlap)
-        if found < 1:
-            raise ConfigError(
-                f"an overlap of {self.overlap} tokens leaves nothing new in sequences of {length}; lower it, or raise the length"
-            )
-        return found

@@ -34,7 +34,7 @@ TEMPLATES = {
     + "{% endif %}{% endfor %}"
     + _ASK,
 }
-"""As Qwen2.5 has it; with the answers marked; as Llama 2 and Mistral have it; as Qwen3 has it: the last answer is written otherwise."""
+"""As Qwen2.5 has it; with the answers marked; as Llama 2 and Mistral have it; as Qwen3 has it: the last answer is another."""
 PLACES, THINGS = ("hall", "bed", "in the hall"), ("lamp", "heater")
 
 
@@ -44,7 +44,11 @@ def threads(number: int) -> list[Messages]:
 
 
 def _turn(i: int, turn: int) -> Messages:
-    thing, place, state = THINGS[(i + turn) % 2], PLACES[(i // 2 + turn) % 3], ("on", "off")[(i // 3 + turn) % 2]
+    thing, place, state = (
+        THINGS[(i + turn) % 2],
+        PLACES[(i // 2 + turn) % 3],
+        ("on", "off")[(i // 3 + turn) % 2],
+    )
     ask = {"role": "user", "content": f"turn the {thing} {state} in the {place}, please: {i % 7}"}
     return [ask, {"role": "assistant", "content": f"the {thing} in the {place} is {state}"}]
 

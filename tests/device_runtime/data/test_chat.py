@@ -36,7 +36,8 @@ def test_a_chat_is_the_text_that_transformers_makes_of_it(name):
 def test_what_transformers_gives_a_template_is_there():
     template = (
         "{% set seen = namespace(n=0) %}{% for m in messages %}{% set seen.n = seen.n + 1 %}{% if loop.index > 1 %}{% break %}"
-        "{% endif %}{% endfor %}{{ seen.n }}{{ dict(a='<é>') | tojson }}{{ strftime_now('%Y') }}{{ messages[0]['content'] | trim }}"
+        "{% endif %}{% endfor %}{{ seen.n }}"
+        "{{ dict(a='<é>') | tojson }}{{ strftime_now('%Y') }}{{ messages[0]['content'] | trim }}"
     )
     assert render(template) == '2{"a": "<é>"}2024on?'
 
@@ -108,7 +109,11 @@ def test_its_process_can_open_nothing_and_knows_no_secret(monkeypatch):
         render("{{ 1 }}")
     folder = os.path.dirname(chats.template_process.__file__)
     found = subprocess.run(
-        [sys.executable, "-I", "-c", code, folder], env=seen["env"], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-c", code, folder],
+        env=seen["env"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert found.stdout.strip() == "['OSError', 'OSError', None]"
 
@@ -125,10 +130,14 @@ def test_an_artifacts_template_is_read_from_its_file(make_manifest, tmp_path):
     with open_chat(make_manifest(tokenizer=tokenizer), tmp_path) as chat:
         assert chat.render(TALK, add_generation_prompt=False) == "<s>on?"
     (tmp_path / "c.jinja").write_bytes(b"\xff")
-    with pytest.raises(ArtifactError, match="not UTF-8"), open_chat(make_manifest(tokenizer=tokenizer), tmp_path):
+    with (
+        pytest.raises(ArtifactError, match="not UTF-8"),
+        open_chat(make_manifest(tokenizer=tokenizer), tmp_path),
+    ):
         pass
     (tmp_path / "c.jinja").write_text("a" * (chats.TEMPLATE_MAX + 1))
-    with pytest.raises(ArtifactError, match="expected 1048576 at most"), open_chat(
-        make_manifest(tokenizer=tokenizer), tmp_path
+    with (
+        pytest.raises(ArtifactError, match="expected 1048576 at most"),
+        open_chat(make_manifest(tokenizer=tokenizer), tmp_path),
     ):
         pass

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -208,13 +209,16 @@ def test_a_plain_text_file_is_one_document_in_parts(read, tmp_path):
     (tmp_path / "a.txt").write_text("turn the lamp on\r\n\nin the hall\n" * 8, newline="")
     dataset, rows = read(tmp_path / "a.txt", seq_len=16)
     whole = chat_tokenizer()("turn the lamp on\n\nin the hall\n" * 8)["input_ids"]
-    assert sum((ids for ids, _ in rows), []) == [*whole, chat_tokenizer().eos_token_id]
+    new = [
+        ids[bool(i) :] for i, (ids, _) in enumerate(rows)
+    ]  # a part begins with the last token of the one before
+    assert list(chain(*new)) == [*whole, chat_tokenizer().eos_token_id]
     assert max(dataset.lengths) == 16
-    assert all(ids == labels for ids, labels in rows)
+    assert all(ids[1:] == labels[1:] for ids, labels in rows)
     assert dataset.cut is None
 
 
-@pytest.mark.parametrize("overlap", [0, 3])
+@pytest.mark.parametrize("overlap", [1, 3])
 def test_long_texts_are_split_and_each_token_counts_once(read, tmp_path, overlap):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "turn the lamp on in the hall " * 9}])
     _, ((whole, _),) = read(path)
@@ -222,8 +226,8 @@ def test_long_texts_are_split_and_each_token_counts_once(read, tmp_path, overlap
     assert len(rows) > 2
     assert dataset.cut is None
     new = [ids[overlap * bool(i) :] for i, (ids, _) in enumerate(rows)]
-    assert sum(new, []) == whole
-    for (before, _), (ids, labels) in zip(rows[:-1], rows[1:], strict=True):
+    assert list(chain(*new)) == whole
+    for (before, _), (ids, labels) in pairwise(rows):
         assert ids[:overlap] == before[len(before) - overlap :]
         assert labels == [*[-100] * overlap, *ids[overlap:]]
 
@@ -244,14 +248,19 @@ def test_what_is_cut_away_with_its_answers_is_left_out_and_told(read, tmp_path):
     dataset, rows = read(write_chats(tmp_path / "a.jsonl", [[USER, ANSWER], long]), seq_len=64)
     assert len(rows) == 1
     assert str(dataset.cut).endswith("are not read; 1 lose every answer, and are left out")
-    with pytest.raises(DataError, match=r"b\.jsonl: no answer begins within the first 64 tokens of any row; raise --seq-len"):
+    with pytest.raises(
+        DataError, match=r"b\.jsonl: no answer begins within the first 64 tokens of any row; raise --seq-len"
+    ):
         read(write_chats(tmp_path / "b.jsonl", [long]), seq_len=64)
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": [USER]}, r"the chat has no answer, no message of the role assistant; add one, leave the row away, or"),
+        (
+            {"messages": [USER]},
+            r"the chat has no answer, no message of the role assistant; add one, leave the row away, or",
+        ),
         ({"messages": [USER, {**ANSWER, "content": ""}]}, "message 2, an answer, is empty; write one"),
         ({"messages": [{"content": "a"}]}, "message 1 has no role; expected role and content"),
         ({"messages": [USER, {"role": "assistant", "content": 3}]}, "the content of message 2 is no text"),
@@ -263,7 +272,10 @@ def test_what_is_cut_away_with_its_answers_is_left_out_and_told(read, tmp_path):
         ({"messages": 3}, r"Expected `str \| array \| null`"),
         ({"prompt": "a", "completion": " "}, "the completion is empty; write one, or leave the row away"),
         ({"prompt": [USER], "completion": "a"}, "the prompt is messages and the completion a text"),
-        ({"prompt": "a"}, "no messages, or prompt and completion, or text; there is prompt; .*--messages-column"),
+        (
+            {"prompt": "a"},
+            "no messages, or prompt and completion, or text; there is prompt; .*--messages-column",
+        ),
         ({"messages": None, "text": " "}, "the text is empty"),
         ({"messages": []}, "there is nothing in this row"),
     ],
@@ -300,8 +312,8 @@ def test_an_overlap_leaves_room(read, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "lamp " * 20}])
     with pytest.raises(ConfigError, match="an overlap of 8 tokens leaves nothing new in sequences of 8"):
         read(path, seq_len=8, overlap=8)
-    with pytest.raises(ConfigError, match="overlap must be at least -1"):
-        read(path, overlap=-2)
+    with pytest.raises(ConfigError, match="overlap must be at least 0"):
+        read(path, overlap=-1)
 
 
 def test_options_of_texts_are_refused_for_other_tasks(load, tmp_path):
