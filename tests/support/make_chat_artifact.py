@@ -9,6 +9,7 @@ from pathlib import Path
 from chats import chat_model
 from paths import DATA
 
+from fleetune.device_runtime.contracts.artifact import MANIFEST
 from fleetune.toolkit.export import export
 
 FOLDER = DATA / "chat_artifact"
@@ -20,6 +21,8 @@ def make(out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = chat_model(Path(folder) / "chatty")
         export(model, task="causal-lm", out=out, target_modules=TARGETS, lora_r=4, lora_alpha=8)
+        manifest = out / MANIFEST
+        manifest.write_text(manifest.read_text().replace(str(model), model.name))
 
 
 if __name__ == "__main__":
