@@ -130,7 +130,6 @@ def device(
             artifact,
             Path(data),
             columns,
-            sequences if duty.role == "train" else msgspec.structs.replace(sequences, packing=False),
             machine,
             notifier,
             tally,
@@ -138,6 +137,9 @@ def device(
             own=own,
             files=files,
             terms=terms,
+            sequences=sequences
+            if duty.role == "train"
+            else msgspec.structs.replace(sequences, packing=False),
         )
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
@@ -187,7 +189,6 @@ class _Desk:
         artifact: Artifact,
         data: Path,
         columns: Columns,
-        sequences: Sequences,
         machine: Machine,
         notifier: Notifier,
         tally: Tally,
@@ -196,6 +197,7 @@ class _Desk:
         own: Path,
         files: DiskFiles,
         terms: Terms,
+        sequences: Sequences = Sequences(),
     ) -> None:
         self._least_batch, self._files = terms.least_batch, files
         self._artifact, self._machine, self._own = artifact, machine, own
