@@ -86,6 +86,7 @@ CUT = public_pem(ED).replace(b"MCow", b"MCo")
         (private_pem(ED, b"secret"), "the key is encrypted; give it without a password"),
         (b"x" * 70_000, "more than 65536 bytes"),
     ],
+    ids=["no file", "empty", "no text", "public", "cut", "RSA", "with a password", "long"],
 )
 def test_a_private_key_that_will_not_do_is_one_line(tmp_path, content, message):
     path = tmp_path / "key"

@@ -80,7 +80,9 @@ def losing(loss: object, counted: Targets | None) -> Program:
 
 
 @pytest.mark.parametrize(
-    ("loss", "counted"), [(over_labels, LABELLED), (over_next, NEXT), (over_rows, None)], ids=str
+    ("loss", "counted"),
+    [(over_labels, LABELLED), (over_next, NEXT), (over_rows, None)],
+    ids=["labels", "next", "rows"],
 )
 def test_a_loss_that_is_the_mean_it_says_passes(loss: object, counted: Targets | None) -> None:
     check_mean(losing(loss, counted), LOGITS, LABELS)
