@@ -12,7 +12,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import sha256_of
 from fleetune.device_runtime.contracts import manifest
-from fleetune.device_runtime.contracts.artifact import MANIFEST, PREPROCESSOR
+from fleetune.device_runtime.contracts.artifact import CHAT_TEMPLATE, MANIFEST, PREPROCESSOR
 from fleetune.device_runtime.errors import ExportError
 from fleetune.device_runtime.files import replacing
 
@@ -33,6 +33,10 @@ class Description:
     pad_id: int = 0
     max_length: int = 512
     truncation_side: Literal["left", "right"] = "right"
+    chat_template: str = ""
+    """Jinja, as transformers has it; empty where the tokenizer has none."""
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    """By the names that the template knows them by."""
     positions: int | None = None
     """The most tokens that the model has positions for."""
     origin: manifest.Origin = field(default_factory=manifest.Origin)
@@ -84,7 +88,7 @@ def assemble(
     base_dtype: str = "fp32",
     bounds: Mapping[str, int] = MappingProxyType({}),
 ) -> manifest.Manifest:
-    """Write tokenizer, preprocessor and, with the digests of all that lies in ``folder``, the manifest; call it last."""
+    """Write tokenizer, chat template, preprocessor and the manifest with the digests of all in ``folder``; call it last."""
     tokenizer = _write_tokenizer(folder, description)
     if description.preprocessor is not None:
         (folder / PREPROCESSOR).write_bytes(description.preprocessor)
@@ -121,8 +125,15 @@ def _write_tokenizer(folder: Path, description: Description) -> manifest.Tokeniz
     if description.tokenizer is None:
         return None
     (folder / TOKENIZER).write_bytes(description.tokenizer)
+    if description.chat_template:
+        (folder / CHAT_TEMPLATE).write_text(description.chat_template, "utf-8", newline="")
     return manifest.Tokenizer(
-        TOKENIZER, description.pad_id, description.max_length, description.truncation_side
+        TOKENIZER,
+        description.pad_id,
+        description.max_length,
+        description.truncation_side,
+        chat_template=CHAT_TEMPLATE if description.chat_template else "",
+        special_tokens=description.special_tokens,
     )
 
 

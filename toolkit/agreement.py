@@ -112,12 +112,9 @@ def tokenizer_file(tokenizer: Any, *, into_words: bool, tell: Tell) -> bytes:
 
 
 def end_of_text(tokenizer: Any, *, tell: Tell) -> None:
-    """Tell that texts do not end in the token that ends a text: a language model learns from it when to stop."""
-    end = tokenizer.eos_token
-    if end is not None and tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
-        tell(
-            f"end of text: the tokenizer adds none; where the model is to learn when to stop, end texts with {end}"
-        )
+    """Tell that no token ends a text: a language model learns from it when to stop, and devices add it."""
+    if tokenizer.eos_token is None:
+        tell("end of text: the tokenizer names none, so the model is not taught where texts and answers end")
 
 
 def _first(ids: Any) -> Any:

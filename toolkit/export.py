@@ -147,6 +147,8 @@ def export(
         pad_id=loaded.pad_id,
         max_length=loaded.max_length,
         truncation_side=loaded.truncation_side,
+        chat_template=loaded.chat_template,
+        special_tokens=dict(loaded.special_tokens),
         positions=loaded.positions,
         origin=origin_of(source, digests, adapter_names(learning).values(), seed=seed),
         licences={"model": licence_of(source)},

@@ -15,6 +15,7 @@ from fleetune.device_runtime.contracts.manifest import Input
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.program import Program
 from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, tokenizer_file
+from fleetune.toolkit.chat_templates import chat_template_of, special_tokens_of
 from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
 from fleetune.toolkit.lora import adapter_names
@@ -38,6 +39,8 @@ class LoadedModel(NamedTuple):
     inputs: tuple[Input, ...]
     positions: int | None = None
     truncation_side: Literal["left", "right"] = "right"
+    chat_template: str = ""
+    special_tokens: Mapping[str, str] = {}
 
 
 def describe(
@@ -62,6 +65,7 @@ def describe(
         _refuse_looking_ahead(model, names, source)
         limits[_LABELS] = seen.classes
     text = None if tokenizer is None else _checked_tokenizer(tokenizer, seen, task, tell)
+    has_chats = tokenizer is not None and not TASKS[task].has_classes
     pad_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
     return LoadedModel(
         model,
@@ -73,6 +77,8 @@ def describe(
         _inputs(model, names, TASKS[task], pads={"input_ids": pad_id}, limits=limits),
         seen.positions,
         getattr(tokenizer, "truncation_side", "right"),
+        chat_template_of(tokenizer, tell=tell) if has_chats else "",
+        special_tokens_of(tokenizer) if has_chats else {},
     )
 
 

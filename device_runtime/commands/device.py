@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from fleetune.device_runtime.agent.agent import Agent
@@ -33,7 +34,9 @@ from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.packing import packed
 from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.files import DiskFiles, alone_in
 from fleetune.device_runtime.network.address import Reach, parse_url
@@ -67,6 +70,7 @@ def device(
     id: str | None = None,
     state: Path | str | None = None,
     columns: Columns = Columns(),
+    sequences: Sequences = Sequences(),
     duty: Duty = Duty(),
     resources: Resources = Resources(),
     reach: Reach = Reach(),
@@ -87,6 +91,7 @@ def device(
         id: name of this device; by default the MQTT user name, or one made up, kept in ``state``.
         state: folder that survives restarts; by default ``~/.fleetune/JOB/ID`` (or ``device`` without an ID).
         columns: where the data's rows have the text and the label.
+        sequences: how the texts of a causal language model become sequences; an evaluating device packs none.
         duty: whether it trains or evaluates, and how it goes about it.
         resources: threads, memory and disk that its work may use.
         reach: how the MQTT server is reached.
@@ -133,6 +138,9 @@ def device(
             own=own,
             files=files,
             terms=terms,
+            sequences=sequences
+            if duty.role == "train"
+            else msgspec.structs.replace(sequences, packing=False),
         )
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
@@ -191,10 +199,11 @@ class _Desk:
         own: Path,
         files: DiskFiles,
         terms: Terms,
+        sequences: Sequences = Sequences(),
     ) -> None:
         self._least_batch, self._files = terms.least_batch, files
         self._artifact, self._machine, self._own = artifact, machine, own
-        self._data, self._columns = data, columns
+        self._data, self._columns, self._sequences = data, columns, sequences
         self._notifier, self._tally, self._kept = notifier, tally, kept
         self._seq_len, self._dataset = _DEFAULT_SEQ_LEN, self._load(_DEFAULT_SEQ_LEN)
 
@@ -240,10 +249,17 @@ class _Desk:
 
     def _load(self, seq_len: int) -> Dataset:
         manifest, folder = self._artifact.manifest, self._artifact.folder
-        found = load_dataset(self._data, manifest, folder, seq_len=seq_len, columns=self._columns)
+        found = load_dataset(
+            self._data,
+            manifest,
+            folder,
+            seq_len=seq_len,
+            columns=self._columns,
+            sequences=self._sequences,
+        )
         if found.cut:
             self._tally(Event("data", NO_ROUND, text=str(found.cut)))
-        return found
+        return packed(found) if self._sequences.packing else found
 
 
 def _say_goodbye(link: Link, identity: Identity, *, is_over: bool) -> None:

@@ -18,6 +18,7 @@ from fleetune.device_runtime.training.machine import Machine
 from fleetune.device_runtime.training.metrics import Confusion, Metrics, perplexity
 
 _COLUMNS = ClassFigures.__struct_fields__
+_FIGURES = ("num_samples", "loss", "accuracy", "perplexity")
 
 
 def measure(
@@ -94,14 +95,18 @@ def described(
 
 
 def write_evaluation(folder: Path, found: EvaluationFile, *, mode: int = 0o666) -> None:
-    """Write ``evaluation.json``, and ``evaluation.csv`` with a line for each class; StateError if they cannot be."""
+    """Write ``evaluation.json``, and ``evaluation.csv``; StateError if they cannot be.
+
+    The table has a line for each class, or without classes one line of the figures.
+    """
     with doing("made", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    rows = [[getattr(one, name) for name in _COLUMNS] for one in found.classes]
+    table = [_COLUMNS, *([getattr(one, name) for name in _COLUMNS] for one in found.classes)]
+    if not found.classes:
+        table = [_FIGURES, [getattr(found, name) for name in _FIGURES]]
     with doing("written", folder / EVALUATION):
         write_atomically(folder / EVALUATION, msgspec.json.encode(found) + b"\n", mode=mode)
-        if rows:
-            write_atomically(folder / EVALUATION_CSV, as_csv([_COLUMNS, *rows]), mode=mode)
+        write_atomically(folder / EVALUATION_CSV, as_csv(table), mode=mode)
 
 
 def keep_evaluation(folder: Path, found: EvaluationFile, *, mode: int = 0o666) -> None:

@@ -12,6 +12,7 @@ from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.data.columns import Columns
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.files import DiskFiles, Files, MemoryFiles
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.network.address import Reach
@@ -47,6 +48,7 @@ def explain(
     *,
     data: Path | str | None = None,
     columns: Columns = Columns(),
+    sequences: Sequences = Sequences(),
     mqtt: str = "",
     job: str = "",
     id: str | None = None,
@@ -66,6 +68,7 @@ def explain(
         artifact_dir: folder made by ``fleetune export``.
         data: not looked at.
         columns: not looked at.
+        sequences: not looked at.
         mqtt: not looked at.
         job: the federation; it and ``id`` say where the state folder is.
         id: name of the device.

@@ -12,19 +12,22 @@ from fleetune.device_runtime.arrays import Array, Arrays, Indices
 from fleetune.device_runtime.commands.evaluating import confusion_of, described, write_evaluation
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
+from fleetune.device_runtime.contracts.evaluation_file import EvaluationFile
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.run_file import find_adapter, read_seq_len
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset, read_texts, text_dataset
 from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
-from fleetune.device_runtime.training.evaluation import Evaluation
+from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.metrics import Confusion, Doubles
 
 log = logging.getLogger(__name__)
 
+_LANGUAGE = "causal-lm"
 _TASKS = ("sequence-classification", "image-classification")
 _UNTRAINED = "no run and no adapter given: these answers are of version 0, which is not trained"
 
@@ -50,6 +53,7 @@ def predict(
     text: str | Sequence[str] | None = None,
     data: Path | str | None = None,
     columns: Columns = Columns(),
+    sequences: Sequences = Sequences(),
     run: Path | str | None = None,
     adapter: Path | str | None = None,
     out: Path | str | None = None,
@@ -60,11 +64,14 @@ def predict(
 ) -> list[Prediction]:
     """Classify texts or samples at full depth, in their order, cut where the run cut them (else where the model does).
 
+    A causal language model is measured on ``data``, into ``out``; it has no predictions to return.
+
     Args:
         artifact_dir: folder made by ``fleetune export``.
         text: one text or several; or else
         data: a file or folder as for training; labels in it are looked at only with ``out``.
         columns: where the data's rows have the text, and with ``out`` the label.
+        sequences: how the texts of a causal language model become sequences.
         run: folder that ``train``, ``aggregate`` or ``demo`` wrote, whose ``adapter/`` is used; or else
         adapter: a PEFT folder. With neither, the artifact's own version 0.
         out: folder for ``evaluation.json`` and ``evaluation.csv``, made from the labels in ``data``; None for none.
@@ -80,29 +87,43 @@ def predict(
     """
     _check_choices(text=text, data=data, run=run, adapter=adapter, out=out)
     artifact = open_artifact(artifact_dir)
-    if artifact.manifest.task not in _TASKS:
-        raise ConfigError(
-            f"predict works for {' and '.join(_TASKS)}; this artifact is for {artifact.manifest.task}: `train --eval` measures "
-            "it, and `merge --full` writes a model that transformers runs"
-        )
+    _check_task(artifact.manifest, is_measured=out is not None)
     folder = _adapter_folder(run, adapter)
     weights = load_peft(folder, artifact.manifest) if folder else artifact.adapter()
     if folder is None and on_note:
         on_note(_UNTRAINED)
     seq_len, labelled = _seq_len(artifact, folder), out is not None
-    texts, dataset = _read(artifact, text, data, columns, seq_len=seq_len, labelled=labelled)
+    texts, dataset = _read(artifact, text, data, columns, sequences, seq_len=seq_len, labelled=labelled)
     if dataset.cut:
         (on_note or log.warning)(str(dataset.cut))
     with open_engine(artifact, threads=threads) as engine:
+        if artifact.manifest.task == _LANGUAGE and out is not None:
+            measured = evaluate(engine, dataset, weights, batch_size=batch_size)
+            _write(described(measured, None, artifact.manifest, data=str(data)), Path(out), on_note)
+            return []
         logits = _logits(
             engine, dataset, weights, batch_size=batch_size, tell=on_progress or (lambda _: None)
         )
     scores = _log_scores(logits)
     if out is not None:
         found = described(*_judged(scores, dataset, artifact.manifest), artifact.manifest, data=str(data))
-        write_evaluation(Path(out), found)
-        (on_note or log.info)(f"{found}; see {out}")
+        _write(found, Path(out), on_note)
     return list(_named(scores, artifact.manifest.labels, texts))
+
+
+def _check_task(manifest: Manifest, *, is_measured: bool) -> None:
+    if manifest.task in _TASKS or (manifest.task == _LANGUAGE and is_measured):
+        return
+    raise ConfigError(
+        f"predict works for {' and '.join(_TASKS)}; this artifact is for {manifest.task}: `train --eval` measures it"
+        + (", as --data with --out does here" if manifest.task == _LANGUAGE else "")
+        + ", and `merge --full` writes a model that transformers runs"
+    )
+
+
+def _write(found: EvaluationFile, out: Path, on_note: Callable[[str], object] | None) -> None:
+    write_evaluation(out, found)
+    (on_note or log.info)(f"{found}; see {out}")
 
 
 def _check_choices(**given: object) -> None:
@@ -133,6 +154,7 @@ def _read(
     text: str | Sequence[str] | None,
     data: Path | str | None,
     columns: Columns,
+    sequences: Sequences,
     *,
     seq_len: int,
     labelled: bool,
@@ -142,8 +164,10 @@ def _read(
         texts = [text] if isinstance(text, str) else list(text)
         return texts, text_dataset(texts, manifest, folder, seq_len=seq_len)
     path = Path(data or "")
-    dataset = load_dataset(path, manifest, folder, seq_len=seq_len, labelled=labelled, columns=columns)
-    if path.suffix == ".npz":
+    dataset = load_dataset(
+        path, manifest, folder, seq_len=seq_len, labelled=labelled, columns=columns, sequences=sequences
+    )
+    if path.suffix == ".npz" or manifest.task == _LANGUAGE:
         return [None] * dataset.num_samples, dataset
     return read_texts(path, columns=columns), dataset
 

@@ -35,7 +35,9 @@ from fleetune.device_runtime.contracts.run_file import (
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.packing import packed
 from fleetune.device_runtime.data.samples import Cut
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.data.splitting import split_off
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
 from fleetune.device_runtime.files import DiskFiles
@@ -66,6 +68,7 @@ def train(
     out: Path | str,
     eval: Path | str | None = None,
     columns: Columns = Columns(),
+    sequences: Sequences = Sequences(),
     evaluating: Evaluating = Evaluating(),
     work: LocalWork = LocalWork(),
     resources: Resources = Resources(),
@@ -89,6 +92,8 @@ def train(
             samples for ``evaluation.json``, ``evaluation.csv`` and ``evaluations.jsonl`` too.
         eval: labelled samples to measure the result on, at full depth.
         columns: where the data's rows have the text and the label, those of ``eval`` too.
+        sequences: how the texts of a causal language model become sequences, those of ``eval`` too; what is measured on is
+            never packed.
         evaluating: a share of ``data`` to measure the result on, in the place of ``eval``; how often that is done, and when it
             stops for it. With ``patience`` the adapter of the lowest loss is what is kept.
         work: policy, optimizer, steps, batches and seed; its codec has no say here.
@@ -125,7 +130,12 @@ def train(
     epsilon = epsilon_of_steps([steps_of(work)], DELTA) if work.hides_samples else None
     start = load_peft(Path(adapter), manifest) if adapter else artifact.adapter()
     load = partial(
-        load_dataset, manifest=manifest, folder=artifact.folder, seq_len=work.seq_len, columns=columns
+        load_dataset,
+        manifest=manifest,
+        folder=artifact.folder,
+        seq_len=work.seq_len,
+        columns=columns,
+        sequences=sequences,
     )
     dataset, held_out = load(data), load(eval) if eval else None
     for cut in (dataset.cut, held_out.cut if held_out else None):
@@ -133,6 +143,9 @@ def train(
             tell(cut)
     if evaluating.eval_split:
         dataset, held_out = split_off(dataset, evaluating.eval_split, seed=work.seed, source=str(data))
+    if sequences.packing:
+        num_texts, dataset = dataset.num_samples, packed(dataset)
+        tell(f"packing: {num_texts} texts in {dataset.num_samples} sequences")
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         secret = DiskFiles(folder).secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
         trainer = machine.trainer(dataset, work, start, head_start=head_start, secret=secret)

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 BASE = "base.safetensors"
 ADAPTER = "adapter.safetensors"
 GOLDEN = "golden.safetensors"
+CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor_config.json"
 """How images or sound become what the model takes, as transformers has it; only of a model that came with it."""
 NOISE_STEP = 2.0**-11
@@ -215,7 +216,7 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
     sections: tuple[Section | Kind, ...] = (manifest.prelude, manifest.head, *manifest.kinds)
     used = {graph.file for section in sections for graph in section.graphs.values()}
     if manifest.tokenizer:
-        used.add(manifest.tokenizer.file)
+        used |= {manifest.tokenizer.file, manifest.tokenizer.chat_template} - {""}
     for name in sorted(used - manifest.files.keys()):
         yield f"{name!r} is used but has no digest"
 

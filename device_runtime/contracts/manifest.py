@@ -135,6 +135,15 @@ class Tokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_length: int
     truncation_side: Literal["left", "right"] = "right"
     """At which end a text that is too long loses tokens."""
+    chat_template: str = ""
+    """File of the Jinja template that writes a chat as text, as transformers has it; empty where the model came with none."""
+    special_tokens: dict[str, str] = {}
+    """What the template may name, by the name: ``bos_token``, ``eos_token`` (which ends a text) and others."""
+
+    @property
+    def end_of_text(self) -> str:
+        """The token that ends a text; empty where there is none."""
+        return self.special_tokens.get("eos_token", "")
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

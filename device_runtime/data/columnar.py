@@ -20,6 +20,7 @@ UNPACKED_TIMES, UNPACKED_MIN = 512, 64 * 1024**2
 """Rows take at most so many times the size of their file, or so many bytes: one page may stand for any number of them."""
 _ROW_BYTES = 256
 """That a row takes beside its text."""
+_OBJECT_BYTES = 64
 _BATCH, _PIECE = 1024, 64
 _BATCH_MAX = 1 << 29
 """Bytes of one batch of an Arrow file, before its texts are looked at."""
@@ -41,7 +42,8 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[tuple[Source, object]]:
     with _refusing(path, "Parquet"):
         schema = parquet.read_schema(path)
         present, names = _present(path, schema.names, wanted), _class_names(schema.metadata or {})
-        with parquet.ParquetFile(path, read_dictionary=present, pre_buffer=False) as file:
+        flat = [name for name in present if not schema.field(name).type.num_fields]
+        with parquet.ParquetFile(path, read_dictionary=flat, pre_buffer=False) as file:
             batches = file.iter_batches(batch_size=_BATCH, columns=present, use_threads=False)
             yield from _rows(path, batches, names)
 
@@ -109,15 +111,22 @@ def _rows(path: Path, batches: Iterable[Any], names: Names) -> Iterator[tuple[So
         batch.validate(full=True)
         for fields in _fields(batch):
             number += 1
-            size += _ROW_BYTES + sum(
-                len(value) for value in fields.values() if isinstance(value, (str, list))
-            )
+            size += _ROW_BYTES + _size(fields)
             if size > size_max:
                 raise DataError(
                     f"{path}: its rows take more than {UNPACKED_TIMES} times the file and {UNPACKED_MIN >> 20} MB; if they are "
                     "meant to, save them as JSON lines"
                 )
             yield Source(path, number, "row"), _named(fields, names)
+
+
+def _size(value: Any) -> int:
+    """About the bytes of a value: characters, and one for each item of a list."""
+    if isinstance(value, dict):
+        return _OBJECT_BYTES + sum(map(_size, value.values()))
+    if isinstance(value, list):
+        return len(value) + sum(map(_size, value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _fields(batch: Any) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from fleetune.device_runtime.options import Option
 R = TypeVar("R", bound=msgspec.Struct)
 
 REMEDY = "--text-column, --pair-column and --label-column say which"
+LANGUAGE_REMEDY = "--messages-column, --prompt-column, --completion-column and --text-column say which"
 
 
 class Columns(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,11 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
     pair_column: Annotated[str, Option("column of the second text of a pair; without it text_b, if any")] = ""
     label_column: Annotated[
         str, Option("column of the labels, or of the words' labels; without it label, or labels")
+    ] = ""
+    messages_column: Annotated[str, Option("column of the chats; without it messages, if any")] = ""
+    prompt_column: Annotated[str, Option("column of the prompts; without it prompt, if any")] = ""
+    completion_column: Annotated[
+        str, Option("column of what follows the prompts; without it completion, if any")
     ] = ""
 
     def of(self, kind: type[R]) -> type[R]:
@@ -37,6 +43,9 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
             "text_b": self.pair_column,
             "label": self.label_column,
             "labels": self.label_column,
+            "messages": self.messages_column,
+            "prompt": self.prompt_column,
+            "completion": self.completion_column,
         }
         names = {f.name: places.get(f.name, "") for f in msgspec.structs.fields(kind)}
         given = tuple((name, column) for name, column in names.items() if column)

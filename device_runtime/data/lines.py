@@ -31,6 +31,9 @@ UNPACKED_TIMES, UNPACKED_MIN = 20, 2 * 1024**2
 LINE_MAX = 64 * 1024**2
 """Bytes of UTF-8, or characters, of a line, cell or JSON array; a file of a few bytes may unpack to a line without end."""
 
+_AS_LINES = f"a JSON array of more than {LINE_MAX >> 20} MB; make JSON lines of it, as `jq -c '.[]'` does"
+_SMALLER = f"a text of more than {LINE_MAX >> 20} MB; make JSON lines of its parts"
+
 _Parse = Callable[[Iterable[str], Path], Iterator[tuple[Source, object]]]
 
 
@@ -76,7 +79,7 @@ def json_array(lines: Iterable[str], path: Path) -> Iterator[tuple[Source, objec
     if first.lstrip().startswith("{"):
         yield from json_lines(chain([first], rest), path)
         return
-    for number, item in enumerate(_items(_joined(first, rest, path), path), 1):
+    for number, item in enumerate(_items(_joined(first, rest, path, _AS_LINES), path), 1):
         source = Source(path, number, "item")
         try:
             yield source, msgspec.json.decode(item)
@@ -109,6 +112,24 @@ def separated(delimiter: str) -> _Parse:
     return read
 
 
+def text_lines(lines: Iterable[str], path: Path) -> Iterator[tuple[Source, object]]:
+    """Yield each line that is not blank as a text."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield Source(path, number), {"text": line.strip()}
+
+
+def whole_text(lines: Iterable[str], path: Path) -> Iterator[tuple[Source, object]]:
+    """Yield the whole file as one text, unless it is blank, its lines as Unix ends them; DataError beyond LINE_MAX characters."""
+    text = _joined("", map(_unix, lines), path, _SMALLER)
+    if text.strip():
+        yield Source(path, 1, "text"), {"text": text}
+
+
+def _unix(line: str) -> str:
+    return line.rstrip("\r\n") + "\n" if line.endswith(("\r", "\n")) else line
+
+
 def as_csv(rows: Iterable[Iterable[object]]) -> bytes:
     """Write rows of cells as CSV, the first the header: commas, CRLF, quotes where a cell needs them, UTF-8."""
     written = io.StringIO(newline="")
@@ -116,14 +137,12 @@ def as_csv(rows: Iterable[Iterable[object]]) -> bytes:
     return written.getvalue().encode()
 
 
-def _joined(first: str, rest: Iterable[str], path: Path) -> str:
+def _joined(first: str, rest: Iterable[str], path: Path, remedy: str) -> str:
     pieces, size = [first], len(first)
     for line in rest:
         size += len(line)
         if size > LINE_MAX:
-            raise DataError(
-                f"{path}: {_too_long('JSON array')}; make JSON lines of it, as `jq -c '.[]'` does"
-            )
+            raise DataError(f"{path}: {remedy}")
         pieces.append(line)
     return "".join(pieces)
 

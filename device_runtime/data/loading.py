@@ -12,6 +12,7 @@ from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data.columns import REMEDY, Columns
 from fleetune.device_runtime.data.folders import files_in, load_folder
 from fleetune.device_runtime.data.labels import class_reader
+from fleetune.device_runtime.data.language import Read, read_sequences
 from fleetune.device_runtime.data.npz import load_npz
 from fleetune.device_runtime.data.records import (
     Label,
@@ -24,6 +25,7 @@ from fleetune.device_runtime.data.records import (
 )
 from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.data.samples import IGNORED, Column, Cut, Dataset, Dense, Ragged, make_dataset
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.data.text import (
     Encoded,
     Engine,
@@ -32,10 +34,11 @@ from fleetune.device_runtime.data.text import (
     first_tokens,
     load_tokenizer,
 )
-from fleetune.device_runtime.errors import ArtifactError, DataError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 
 __all__ = ["Dataset", "load_dataset", "text_dataset"]
 
+_LANGUAGE = "causal-lm"
 Records = Sequence[tuple[Source, Any]]
 Made = dict[str, NDArray[Any]]
 """What text gives, by the name of the input."""
@@ -49,29 +52,41 @@ def load_dataset(
     seq_len: int,
     labelled: bool = True,
     columns: Columns = Columns(),
+    sequences: Sequences = Sequences(),
 ) -> Dataset:
     """Read a data file for a model.
 
     Args:
         path: a file of rows (:func:`read_records`) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
-            ``text_b``; for token classification ``tokens`` and ``labels``; for a causal language model ``text`` alone;
+            ``text_b``; for token classification ``tokens`` and ``labels``; for a causal language model ``messages``, or
+            ``prompt`` and ``completion``, or ``text``, or a plain text file (:func:`read_sequences`);
             or ``.npz`` with the model's input arrays and ``labels``; or a folder by class (:func:`load_folder`).
         manifest: names the inputs, the classes and the tokenizer.
         folder: the artifact's folder, where the tokenizer file is.
         seq_len: text is cut to so many tokens, or to as many as the model takes; arrays are taken whole or refused.
         labelled: False reads the inputs alone.
         columns: where rows have the text and the label.
+        sequences: how the texts of a causal language model become sequences; they are packed by :func:`packed`, not here.
 
     Raises:
         DataError: the file does not say what it should; the message names the file and the line.
         ConfigError: ``seq_len`` leaves no room for text, or the ``tokenizers`` library is missing.
     """
     path = Path(path)
+    if sequences != Sequences() and (manifest.task != _LANGUAGE or path.suffix == ".npz"):
+        given = [
+            name
+            for name in Sequences.__struct_fields__
+            if getattr(sequences, name) != getattr(Sequences(), name)
+        ]
+        raise ConfigError(f"{', '.join(given)}: only for texts of a causal language model, not for {path}")
     if is_folder_by_class(path):
         return load_folder(path, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
     if path.suffix == ".npz":
         return load_npz(path, manifest, seq_len=seq_len, length_max=_length_max(manifest), labelled=labelled)
     task = _text_task(manifest, path)
+    if manifest.task == _LANGUAGE:
+        return _language(path, manifest, Path(folder), seq_len, labelled, columns, sequences)
     kind: type[msgspec.Struct] = task.labelled if labelled else task.plain
     records = list(read_records(path, columns.of(kind), remedy=REMEDY))
     return _tokenise(records, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
@@ -114,17 +129,14 @@ def _text_task(manifest: Manifest, path: Path | None) -> _TextTask:
 
 
 def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: int, labelled: bool) -> Dataset:
-    task, tokenizer = _text_task(manifest, records[0][0].path), manifest.tokenizer
-    if tokenizer is None:
-        raise ArtifactError(f"{folder}: no tokenizer in the artifact")
-    length_max = _length_max(manifest) or seq_len
-    length = min(seq_len, length_max)
-    engine = load_tokenizer(folder / tokenizer.file, max_length=length, side=tokenizer.truncation_side)
+    task = _text_task(manifest, records[0][0].path)
+    engine, length_max = _engine(manifest, folder, seq_len)
+    length = engine.max_length
     encoded = task.encode(engine, records)
     _check_lengths(records, encoded, task)
-    arrays = _arrays(encoded)
-    _check_ids(records, encoded, arrays, manifest, engine)
-    columns = _columns(encoded, arrays, manifest)
+    arrays = _made(encoded.ids, encoded.types)
+    _check_ids([source for source, _ in records], encoded.lengths, arrays, manifest, engine)
+    columns = _columns(encoded.lengths, arrays, manifest)
     if labelled:
         columns[manifest.label_name] = task.label(records, encoded, manifest)
     return make_dataset(
@@ -136,6 +148,62 @@ def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: in
         width_max=length,
         cut=_cut(encoded, source=str(records[0][0].path or "text"), length=length, length_max=length_max),
     )
+
+
+def _language(
+    path: Path,
+    manifest: Manifest,
+    folder: Path,
+    seq_len: int,
+    labelled: bool,
+    columns: Columns,
+    options: Sequences,
+) -> Dataset:
+    """A file for a causal language model, as :func:`load_dataset`."""
+    engine, length_max = _engine(manifest, folder, seq_len)
+    read = read_sequences(
+        path,
+        manifest,
+        folder,
+        engine,
+        length_max=length_max,
+        labelled=labelled,
+        columns=columns,
+        options=options,
+    )
+    lengths = np.array([len(one.ids) for one in read.samples], np.int64)
+    arrays = _joined(read)
+    _check_ids(read.sources, lengths, arrays, manifest, engine)
+    made = _columns(lengths, arrays, manifest)
+    if labelled:
+        labels = np.concatenate([one.labels for one in read.samples])
+        made[manifest.label_name] = Ragged(labels, lengths, IGNORED, "int64")
+    return make_dataset(
+        made,
+        lengths,
+        seq_len=seq_len,
+        num_classes=len(manifest.labels),
+        label_name=manifest.label_name if labelled else "",
+        width_max=engine.max_length,
+        cut=read.cut,
+    )
+
+
+def _engine(manifest: Manifest, folder: Path, seq_len: int) -> tuple[Engine, int]:
+    """The artifact's tokenizer, which cuts where run and model do, and the most tokens that the model takes."""
+    tokenizer = manifest.tokenizer
+    if tokenizer is None:
+        raise ArtifactError(f"{folder}: no tokenizer in the artifact")
+    length_max = _length_max(manifest) or seq_len
+    length = min(seq_len, length_max)
+    return load_tokenizer(
+        folder / tokenizer.file, max_length=length, side=tokenizer.truncation_side
+    ), length_max
+
+
+def _joined(read: Read) -> Made:
+    ids = np.concatenate([one.ids for one in read.samples])
+    return _made(ids, np.concatenate([one.types for one in read.samples]))
 
 
 def _length_max(manifest: Manifest) -> int:
@@ -159,16 +227,18 @@ def _check_lengths(records: Records, encoded: Encoded, task: _TextTask) -> None:
             raise source.error(f"{length} tokens, expected at least {task.num_tokens_min}")
 
 
-def _check_ids(records: Records, encoded: Encoded, made: Made, manifest: Manifest, engine: Engine) -> None:
+def _check_ids(
+    sources: Sequence[Source], lengths: NDArray[np.int64], made: Made, manifest: Manifest, engine: Engine
+) -> None:
     """Refuse what the model's tables have no row for: an added token, or the second text of a pair."""
-    ends = np.cumsum(encoded.lengths)
+    ends = np.cumsum(lengths)
     for row in manifest.features:
         if not row.below or row.name not in made:
             continue
         values = made[row.name]
         wrong = np.flatnonzero(values >= row.below)
         if wrong.size:
-            source, _ = records[int(np.searchsorted(ends, wrong[0], side="right"))]
+            source = sources[int(np.searchsorted(ends, wrong[0], side="right"))]
             raise source.error(_id_problem(row.name, int(values[wrong[0]]), row.below, engine))
 
 
@@ -181,19 +251,15 @@ def _id_problem(name: str, number: int, below: int, engine: Engine) -> str:
     )
 
 
-def _arrays(encoded: Encoded) -> Made:
-    return {
-        "input_ids": encoded.ids,
-        "attention_mask": np.ones(len(encoded.ids), np.uint8),
-        "token_type_ids": encoded.types,
-    }
+def _made(ids: NDArray[np.int32], types: NDArray[np.uint8]) -> Made:
+    return {"input_ids": ids, "attention_mask": np.ones(len(ids), np.uint8), "token_type_ids": types}
 
 
-def _columns(encoded: Encoded, made: Made, manifest: Manifest) -> dict[str, Column]:
+def _columns(lengths: NDArray[np.int64], made: Made, manifest: Manifest) -> dict[str, Column]:
     wanted = manifest.features
     if unknown := [row.name for row in wanted if row.name not in made]:
         raise DataError(f"the model takes {', '.join(unknown)}, which text does not give: bring an .npz file")
-    return {row.name: Ragged(made[row.name], encoded.lengths, row.pad, row.dtype) for row in wanted}
+    return {row.name: Ragged(made[row.name], lengths, row.pad, row.dtype) for row in wanted}
 
 
 def _encode_texts(engine: Engine, records: Records) -> Encoded:
@@ -254,6 +320,6 @@ def _word_classes(record: LabelledTokens, read: Callable[[Label, Source], int], 
 
 _TEXT_TASKS = {
     "sequence-classification": _TextTask(Text, LabelledText, _encode_texts, _label_classes, 1),
-    "causal-lm": _TextTask(Text, Text, _encode_texts, _label_next_tokens, 2),
+    _LANGUAGE: _TextTask(Text, Text, _encode_texts, _label_next_tokens, 2),
     "token-classification": _TextTask(Tokens, LabelledTokens, _encode_words, _label_words, 1),
 }

@@ -1,15 +1,22 @@
 """Labelled text on disk, each row checked against a struct; a table says which format is read how."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from fleetune.device_runtime.data.columnar import SAVED, read_arrow, read_parquet, read_saved
-from fleetune.device_runtime.data.lines import json_array, json_lines, separated, text_format
+from fleetune.device_runtime.data.lines import (
+    json_array,
+    json_lines,
+    separated,
+    text_format,
+    text_lines,
+    whole_text,
+)
 from fleetune.device_runtime.data.rows import Format, Source, Wanted
 from fleetune.device_runtime.errors import DataError, choices
 from fleetune.device_runtime.tables import Table
@@ -42,10 +49,53 @@ class LabelledTokens(Tokens, frozen=True, kw_only=True):
     labels: list[Label]
 
 
+Messages = str | list[dict[str, Any]]
+"""Of a chat, in their order; as JSON where a cell holds nothing else."""
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """Messages with ``role`` and ``content``."""
+
+    messages: Messages
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """A prompt, and what is to follow; both texts, or both messages."""
+
+    prompt: Messages
+    completion: Messages
+
+
+class Language(msgspec.Struct, frozen=True):
+    """What a causal language model learns from: a chat, a prompt with its completion, or a text; the first that is there."""
+
+    messages: Messages | None = None
+    prompt: Messages | None = None
+    completion: Messages | None = None
+    text: str | None = None
+    text_b: str = ""
+
+
+LANGUAGE_FORMS = (("messages",), ("prompt", "completion"), ("text",))
+TEXT_FILE = ".txt"
+
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-def read_records(path: Path, kind: type[R], *, remedy: str = "") -> Iterator[tuple[Source, R]]:
+def read_document(path: Path) -> Iterator[tuple[Source, str]]:
+    """Yield the whole of a plain text file, ``.txt`` or ``.txt.gz``; DataError if it cannot be read, or is blank."""
+    for source, fields in _guarded(path, text_format(whole_text), Wanted(["text"])):
+        yield source, str(fields["text"])  # type: ignore[index]
+
+
+def is_document(path: Path) -> bool:
+    """Whether ``path`` is named as a plain text file."""
+    return _suffix(path) == TEXT_FILE
+
+
+def read_records(
+    path: Path, kind: type[R], *, remedy: str = "", one_of: Sequence[Sequence[str]] = ()
+) -> Iterator[tuple[Source, R]]:
     """Yield every row of a file as ``kind`` with where it stands; blank lines and unknown fields are skipped.
 
     Text is UTF-8, or UTF-16 or UTF-32 with a byte order mark. What may be missing may be null.
@@ -54,17 +104,24 @@ def read_records(path: Path, kind: type[R], *, remedy: str = "") -> Iterator[tup
         path: a file of a format in the table below, or a folder that ``datasets`` saved.
         kind: what a row must be; its names in the file may be others (:class:`Columns`).
         remedy: said where a column is missing.
+        one_of: groups of optional columns, of which one must be whole.
 
     Raises:
         DataError: missing or unreadable file, unknown format, no row at all, or a malformed one.
         ConfigError: the library that reads the format is not installed.
     """
-    read, wanted = _format_of(path), _wanted(kind)._replace(remedy=remedy)
+    wanted = _wanted(kind)._replace(remedy=remedy, one_of=one_of)
+    for source, fields in _guarded(path, _format_of(path), wanted):
+        yield source, _record(fields, kind, wanted, source)
+
+
+def _guarded(path: Path, read: Format, wanted: Wanted) -> Iterator[tuple[Source, object]]:
+    """The rows of a file, one at least."""
     is_empty = True
     try:
         for source, fields in read(path, wanted):
             is_empty = False
-            yield source, _record(fields, kind, wanted, source)
+            yield source, fields
     except (OSError, EOFError, zlib.error) as exc:
         raise DataError(f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}") from exc
     if is_empty:
@@ -79,13 +136,16 @@ def is_saved(path: Path) -> bool:
 def _format_of(path: Path) -> Format:
     if is_saved(path):
         return read_saved
-    is_packed = path.suffix == ".gz"
-    suffix = Path(path.stem).suffix if is_packed else path.suffix
-    known = _TEXT_FORMATS if is_packed else _FORMATS
+    suffix = _suffix(path)
+    known = _TEXT_FORMATS if path.suffix == _PACKED else _FORMATS
     if suffix not in known:
         names = choices([*_FORMATS, *(f"{name}.gz" for name in _TEXT_FORMATS), ".npz"])
         raise DataError(f"{path}: no data format {suffix!r}; have: {names}")
     return known[suffix]
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == _PACKED else path.suffix
 
 
 def _record(fields: object, kind: type[R], wanted: Wanted, source: Source) -> R:
@@ -111,6 +171,7 @@ def _wanted(kind: type[msgspec.Struct]) -> Wanted:
     )
 
 
+_PACKED = ".gz"
 _TEXT_FORMATS = Table(
     "data format",
     {
@@ -118,6 +179,7 @@ _TEXT_FORMATS = Table(
         ".json": text_format(json_array),
         ".csv": text_format(separated(",")),
         ".tsv": text_format(separated("\t")),
+        TEXT_FILE: text_format(text_lines),
     },
 )
 _FORMATS = Table("data format", {**_TEXT_FORMATS, ".parquet": read_parquet, ".arrow": read_arrow})

@@ -29,6 +29,8 @@ class Wanted(NamedTuple):
     required: Sequence[str]
     optional: Sequence[str] = ()
     remedy: str = ""
+    one_of: Sequence[Sequence[str]] = ()
+    """Of optional columns that go together, one group at least must be whole."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,12 +40,16 @@ class Wanted(NamedTuple):
     def check(self, have: Sequence[str], source: Source) -> None:
         """Raise DataError unless ``have`` are the columns."""
         if missing := [name for name in self.required if name not in have]:
-            raise source.error(self._problem(missing, have, source))
+            may = f" and perhaps {', '.join(self.optional)}" if self.optional else ""
+            expected = ", ".join(self.required) + may
+            raise source.error(self._problem(", ".join(missing), expected, have, source))
+        if self.one_of and not any(set(group) <= set(have) for group in self.one_of):
+            groups = ", or ".join(" and ".join(group) for group in self.one_of)
+            raise source.error(self._problem(groups, groups, have, source))
 
-    def _problem(self, missing: Sequence[str], have: Sequence[str], source: Source) -> str:
-        may = f" and perhaps {', '.join(self.optional)}" if self.optional else ""
+    def _problem(self, missing: str, expected: str, have: Sequence[str], source: Source) -> str:
         there = one_line(", ".join(have) or "nothing")
-        problem = f"no {', '.join(missing)}; there is {there}; expected {', '.join(self.required)}{may}"
+        problem = f"no {missing}; there is {there}; expected {expected}"
         own = "\t" if source.path and ".tsv" in source.path.suffixes else ","
         used = next(
             (mark for mark in _SEPARATORS if len(have) == 1 and mark in have[0] and mark != own), None

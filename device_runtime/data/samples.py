@@ -67,6 +67,8 @@ class Cut(NamedTuple):
     length_max: int
     """That the model takes."""
     unit: str = "tokens"
+    num_unanswered: int = 0
+    """Samples that are left out, as no answer of theirs begins within the length."""
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -76,6 +78,7 @@ class Cut(NamedTuple):
         return (
             f"{self.source}: {self.num_cut} of {self.num_samples} samples are longer than {self.length} {self.unit} ({limit}) "
             f"and are cut: {self.tokens_lost} of {self.tokens} {self.unit} ({share:.2g} %) are not read"
+            + (f"; {self.num_unanswered} lose every answer, and are left out" if self.num_unanswered else "")
         )
 
 

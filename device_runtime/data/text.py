@@ -1,6 +1,6 @@
 """Texts to token ids with the artifact's tokenizer; the only file that imports the ``tokenizers`` library."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,6 +32,11 @@ class Engine(NamedTuple):
     def token_of(self, token_id: int) -> str:
         """The token as the vocabulary spells it."""
         return self.tokenizer.id_to_token(token_id) or ""
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token as the vocabulary spells it; None if there is none."""
+        found: int | None = self.tokenizer.token_to_id(token)
+        return found
 
 
 class Encoded(NamedTuple):
@@ -85,6 +90,46 @@ def encode_texts(engine: Engine, texts: Sequence[str], pairs: Sequence[str]) -> 
 def encode_words(engine: Engine, sentences: Sequence[Sequence[str]]) -> Encoded:
     """Token ids of sentences that are cut into words already; ``words`` says which word a token is of."""
     return _encode(engine, [list(words) for words in sentences], pretokenized=True)
+
+
+class Whole(NamedTuple):
+    """The tokens of one text, uncut.
+
+    ``ids`` int32, ``types`` uint8, ``starts`` and ``ends`` int64 (in characters of the text; 0 of special ones) and
+    ``is_special`` bool (added by the tokenizer, not in the text) have one entry a token.
+    """
+
+    ids: NDArray[np.int32]
+    types: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    is_special: NDArray[np.bool_]
+
+
+def encode_whole(engine: Engine, texts: Sequence[tuple[str, str]], *, is_plain: bool) -> Iterator[Whole]:
+    """Yield the tokens of each text, or (text, pair) where the pair is not empty; ``is_plain`` adds the special tokens."""
+    engine.tokenizer.no_truncation()
+    try:
+        for start in range(0, len(texts), _PIECE):
+            inputs = [(text, pair) if pair else text for text, pair in texts[start : start + _PIECE]]
+            try:
+                encodings = engine.tokenizer.encode_batch(inputs, add_special_tokens=is_plain)
+            except Exception as exc:  # the library raises nothing narrower
+                raise DataError(f"text that the tokenizer cannot take: {exc}") from exc
+            yield from map(_whole, encodings)
+    finally:
+        engine.cut()
+
+
+def _whole(encoding: "Encoding") -> Whole:
+    offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    return Whole(
+        np.array(encoding.ids, np.int32),
+        np.array(encoding.type_ids, np.uint8),
+        offsets[:, 0],
+        offsets[:, 1],
+        np.array(encoding.special_tokens_mask, bool),
+    )
 
 
 def first_tokens(encoded: Encoded) -> NDArray[np.bool_]:

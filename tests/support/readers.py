@@ -6,7 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,8 +34,9 @@ from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.state_folder import parse_adapter
 from fleetune.device_runtime.arrays import load_arrays, to_bytes
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
-from fleetune.device_runtime.contracts.artifact import ADAPTER, MANIFEST, open_artifact
+from fleetune.device_runtime.contracts.artifact import ADAPTER, CHAT_TEMPLATE, MANIFEST, open_artifact
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated, added
+from fleetune.device_runtime.contracts.manifest import Tokenizer
 from fleetune.device_runtime.contracts.run_file import (
     EVALUATION,
     EVALUATIONS,
@@ -47,6 +48,7 @@ from fleetune.device_runtime.contracts.run_file import (
 )
 from fleetune.device_runtime.contracts.wire import aggregator_topic, decode, device_topic
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
+from fleetune.device_runtime.data import chat, language, template_process
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
@@ -59,7 +61,7 @@ from fleetune.device_runtime.training.trainer import Trainer
 from fleetune.toolkit.watching.fleet import Fleet
 from fleetune.toolkit.watching.metrics import exposition
 
-TINY = ROOT / "tests" / "data" / "tiny_artifact"
+TINY, CHATTY = (ROOT / "tests" / "data" / name for name in ("tiny_artifact", "chat_artifact"))
 WIRE = ROOT / "tests" / "data" / "wire"
 _SERVED = 1000
 """Messages that one service or agent is sent before another takes its place."""
@@ -414,6 +416,77 @@ def _data(name: str, samples: Callable[[Path], bytes], mutate: mutations.Mutatio
     return data
 
 
+def _language(name: str, sample: bytes, mutate: mutations.Mutation) -> Callable:
+    """A file for a language model; its chats are rendered by one process, or a fresh one where a chat has ended it."""
+
+    @contextmanager
+    def data(folder: Path) -> Iterator[Reader]:
+        opened, path, renders = open_artifact(CHATTY), folder / name, []
+        with ExitStack() as stack:
+
+            @contextmanager
+            def kept(*where: object) -> Iterator[chat.Chat]:
+                if not renders or renders[-1]._process.poll() is not None:
+                    renders.append(stack.enter_context(chat.open_chat(*where)))
+                yield renders[-1]
+
+            def read(content: bytes) -> None:
+                path.write_bytes(content)
+                with patch.object(language, "open_chat", kept):
+                    found = load_dataset(path, opened.manifest, opened.folder, seq_len=64)
+                assert found.lengths.max() <= 64
+
+            yield Reader([sample], mutate, read)
+
+    return data
+
+
+@contextmanager
+def chat_template(folder: Path) -> Iterator[Reader]:
+    """A chat template, compiled and applied as its process does it, and the answers of that process."""
+    path, template = folder / "chat_template.jinja", (CHATTY / CHAT_TEMPLATE).read_bytes()
+    tokenizer = Tokenizer("t", 0, 8, chat_template=path.name, special_tokens={"eos_token": "<|im_end|>"})
+    described = msgspec.structs.replace(open_artifact(CHATTY).manifest, tokenizer=tokenizer)
+    asked = json.dumps({"messages": _CHAT, "add_generation_prompt": True})
+
+    class Pipes:
+        """The process, here."""
+
+        def __init__(self, *_: object) -> None:
+            self.stdin, self.stdout = io.BytesIO(), self
+
+        def readline(self, _: int) -> bytes:
+            answers = io.StringIO()
+            template_process.serve(self.stdin.getvalue().decode().splitlines(), answers)
+            return answers.getvalue().splitlines(keepends=True)[-1].encode()
+
+        def kill(self) -> None:
+            """Nothing to end."""
+
+        close = wait = kill
+
+    def read(content: bytes) -> None:
+        is_answer = content.startswith(b'{"')
+        path.write_bytes(template if is_answer else content)
+        with (
+            patch.object(chat, "_started", Pipes),
+            patch.object(template_process, "_lock", lambda: None),
+            patch.object(template_process, "_allow_time", lambda _: None),
+            patch.object(Pipes, "readline", lambda *_: content + b"\n") if is_answer else nullcontext(),
+            chat.open_chat(described, folder) as opened,
+        ):
+            text = opened.render(json.loads(asked)["messages"], add_generation_prompt=True)
+        assert isinstance(text, str)
+
+    yield Reader([template, b'{"text": "a", "spans": [[0, 1]], "error": ""}'], mutations.of_bytes, read)
+
+
+_CHAT = [{"role": "user", "content": "lamp on"}, {"role": "assistant", "content": "it is on"}]
+_CHATS = (
+    json.dumps({"messages": _CHAT}).encode() + b'\n{"prompt": "a", "completion": "b"}\n{"text": "lamp"}\n'
+)
+
+
 def _jsonl(folder: Path) -> bytes:
     return b"".join(b'{"text": "red cat", "label": "%s"}\n' % label for label in (b"a", b"b", b"c", b"a"))
 
@@ -509,8 +582,6 @@ def run_json(folder: Path) -> Iterator[Reader]:
 @contextmanager
 def rounds_jsonl(folder: Path) -> Iterator[Reader]:
     """``rounds.jsonl`` of a simulation, mended and read."""
-    import msgspec
-
     from fleetune.toolkit.simulation.curves import read_curve
     from fleetune.toolkit.simulation.records import RoundRecord, mend
 
@@ -643,6 +714,7 @@ READERS: dict[str, Callable] = {
         "a.json", lambda folder: b"[%s]" % b",".join(_jsonl(folder).split(b"\n")[:-1]), mutations.of_json
     ),
     "tsv": _data("a.tsv", lambda folder: b"text\tlabel\nred\ta\nnail drill\tb\n", mutations.of_lines),
+    "txt": _language("a.txt", b"turn the lamp on\r\n\nin the hall\n" * 3, mutations.of_bytes),
     "rules": _toml(_RULES, load_rules),
     "settings": _toml(_SETTINGS, _settings),
     "simulation": _toml(_SIMULATION, _simulation, write_config),
@@ -653,6 +725,11 @@ READERS: dict[str, Callable] = {
     "left.jsonl": left,
     "journal": journal,
 }
+if find_spec("jinja2"):
+    READERS |= {
+        "chats.jsonl": _language("a.jsonl", _CHATS, mutations.of_lines),
+        "chat template": chat_template,
+    }
 if find_spec("pyarrow"):
     READERS |= {
         "parquet": _data("a.parquet", _parquet, mutations.of_bytes),

@@ -153,5 +153,5 @@ def test_no_end_of_text_is_told() -> None:
     end_of_text(byte_tokenizer(), tell=notes.append)
     end_of_text(word_tokenizer(eos_token="[SEP]"), tell=notes.append)
     end_of_text(word_tokenizer(), tell=notes.append)
-    assert [note.endswith("end texts with <end>") for note in notes] == [True]
+    assert [note.startswith("end of text: the tokenizer names none") for note in notes] == [True]
     assert "lamp" in WORDS

@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from chats import threads, write_chats
 from flat import train
-from paths import ROOT
+from paths import DATA, ROOT
 from typer.testing import CliRunner
 
 from fleetune.device_runtime.commands.predict import predict
@@ -58,7 +59,7 @@ def fleetune(line):
 
 def test_every_form_of_rows_trains_the_same_to_the_bit(folder):
     write_tables(folder)
-    lines = [line for line in LINES if "--steps 4" in line]
+    lines = [line for line in LINES if "--steps 4" in line and "chat" not in line]
     assert len(lines) == 3
     for line in lines:
         fleetune(f"{line} --threads 1")
@@ -68,6 +69,13 @@ def test_every_form_of_rows_trains_the_same_to_the_bit(folder):
         for name in ("run-lines", "run", "run-parquet", "run-saved")
     ]
     assert len({path.read_bytes() for path in runs}) == 1
+
+
+def test_the_example_of_chats_learns_answers(folder):
+    (line,) = [line for line in LINES if "artifact-chat" in line]
+    shutil.copytree(DATA / "chat_artifact", folder / "artifact-chat")
+    write_chats(folder / "threads.jsonl", threads(50))
+    assert "4 steps on 50 samples" in fleetune(f"{line} --threads 1")
 
 
 def test_the_example_of_a_split_stops_or_ends(folder):

@@ -20,6 +20,7 @@ from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.columns import Columns
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.signing import Signing, Trust
 from fleetune.device_runtime.terms.terms import Terms
@@ -31,6 +32,7 @@ F = TypeVar("F", bound=Callable[..., None])
 _LAST = ("config", "json", "log_json", "verbose")
 PANELS = {
     "columns": "Data",
+    "sequences": "Data",
     "evaluating": "Data",
     "work": "Training",
     "resources": "Machine",
@@ -78,13 +80,18 @@ OF_A_FEDERATION = (
 
 TRAIN = {
     "columns": Part(Columns()),
+    "sequences": Part(Sequences()),
     "evaluating": Part(Evaluating()),
     "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }
-PREDICT = {"columns": Part(Columns(), without=("label_column",))}
+PREDICT = {
+    "columns": Part(Columns(), without=("label_column",)),
+    "sequences": Part(Sequences(), without=("packing",)),
+}
 DEVICE = {
     "columns": Part(Columns()),
+    "sequences": Part(Sequences()),
     "duty": Part(Duty()),
     "resources": Part(Resources()),
     "reach": Part(Reach()),

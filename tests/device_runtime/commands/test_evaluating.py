@@ -151,7 +151,10 @@ def test_a_language_model_has_a_perplexity_and_no_classes(make_manifest, tmp_pat
     assert found.figures() == {"loss": 2.0, "accuracy": 0.5, "perplexity": pytest.approx(np.exp(2.0))}
     assert (found.classes, found.confusion) == ([], None)
     keep_evaluation(tmp_path, found)
-    assert not (tmp_path / EVALUATION_CSV).exists()
+    assert (tmp_path / EVALUATION_CSV).read_text().splitlines() == [
+        "num_samples,loss,accuracy,perplexity",
+        f"3,2.0,0.5,{np.exp(2.0)}",
+    ]
     lost = described(Evaluation(float("nan"), 0.0, 3), None, manifest, data="d.jsonl", step=2)
     assert (lost.loss, lost.perplexity) == (None, None)
     keep_evaluation(tmp_path, lost)

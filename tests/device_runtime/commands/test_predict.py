@@ -162,5 +162,8 @@ def test_a_task_without_one_class_a_sample_is_told_what_works(word_artifact, tmp
     artifact = shutil.copytree(word_artifact, tmp_path / "artifact")
     manifest = json.loads((artifact / "manifest.json").read_text())
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "task": "causal-lm"}))
-    with pytest.raises(ConfigError, match=r"for causal-lm: `train --eval` measures it, and `merge --full`"):
+    with pytest.raises(
+        ConfigError,
+        match=r"for causal-lm: `train --eval` measures it, as --data with --out does here, and `merge --full`",
+    ):
         predict(artifact, text="red")

@@ -161,8 +161,8 @@ def test_a_file_that_cannot_be_read_is_named(load, tmp_path):
         load(tmp_path / "folder.jsonl")
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read: No such file or directory$"):
         load(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match=r"no data format '\.txt'; have: \.arrow, \.csv, .*\.npz"):
-        load(tmp_path / "a.txt")
+    with pytest.raises(DataError, match=r"no data format '\.doc'; have: \.arrow, \.csv, .*\.npz"):
+        load(tmp_path / "a.doc")
 
 
 @settings(max_examples=150, deadline=None)
