@@ -145,14 +145,14 @@ class Incoming:
         """Ask for up to ``limit`` of the missing chunks; None if none is missing."""
         return self.request_of(self.missing(), limit=limit)
 
-    def request_of(self, indices: Iterable[int], *, limit: int = 16) -> Request | None:
-        """Ask for up to ``limit`` of the chunks ``indices``; None if there are none."""
+    def request_of(self, indices: Iterable[int], *, limit: int = 16, shared: str = "") -> Request | None:
+        """Ask for up to ``limit`` of the chunks ``indices``, in a stream or alone; None if there are none."""
         bitmap = bytearray(_bitmap_bytes(self._num_chunks))
         for index in indices:
             bitmap[index // 8] |= 1 << index % 8
-        return (
-            Request(sha256=self.manifest.sha256, missing=bytes(bitmap), limit=limit) if any(bitmap) else None
-        )
+        if not any(bitmap):
+            return None
+        return Request(sha256=self.manifest.sha256, missing=bytes(bitmap), limit=limit, shared=shared)
 
     def content(self) -> bytes:
         """Return the whole.
