@@ -215,7 +215,11 @@ class Streams:
 def _ready_at(stream: _Stream, part: int) -> float:
     gathering = stream.gatherings[part]
     is_whole = not stream.awaited.get(part) and not (gathering.has_new and stream.new)
-    return -math.inf if is_whole and not gathering.is_hot else min(gathering.last + QUIET_S, gathering.since + GATHER_S)
+    return (
+        -math.inf
+        if is_whole and not gathering.is_hot
+        else min(gathering.last + QUIET_S, gathering.since + GATHER_S)
+    )
 
 
 def _bits(part: int) -> int:

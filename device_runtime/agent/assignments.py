@@ -114,7 +114,7 @@ class Assignments:
         """Time from which only a message gives it work: while chunks come at their pace it waits for no other; inf in a run."""
         if self._current is None:
             return -inf
-        return self._current.pull.waits_until if self._current.pull else inf
+        return self._current.pull.expects_until if self._current.pull else inf
 
     @property
     def fetch_due_at(self) -> float:

@@ -107,6 +107,11 @@ class Pull:
         return self._asked_at
 
     @property
+    def expects_until(self) -> float:
+        """Time until which the other end need not be told that this one still waits; with a stream it first asks alone."""
+        return self.waits_until + (self._stall_s if self._stream and not self._has_begun else 0.0)
+
+    @property
     def waits_until(self) -> float:
         """Time at which what is on its way counts as lost, if nothing comes before."""
         wait_s = min(self._wait_s * 2.0 ** min(self._num_stalls, 10), WAIT_MAX_S)
@@ -160,8 +165,9 @@ class Pull:
             self._window = max(1, self._window // 2)
         if self._stream:
             self._pauses_until = now + RETURN_S
-        self._leave_stream()
-        self._flying.clear()
+        self._stream = ""
+        for lost in (self._flying, self._parts, self._unheard):
+            lost.clear()
         self._progress_at = now
 
     def content(self) -> bytes:
@@ -195,14 +201,14 @@ class Pull:
             self._window = max(1, self._window // 2)
         lost = sorted(self._flying)[: self._window if self._is_answered else 1]
         self.is_deaf = bool(self._stream) and not self._has_begun
-        self._leave_stream()
+        self._stream = ""
         self._again.update(lost)
         self._is_answered = False
         return lost
 
     def _next(self) -> list[int]:
-        if self._stream and not self.is_wide:
-            self._leave_stream()
+        if not self.is_wide:
+            self._stream = ""  # what is on its way is still listened to
         if self._stream:
             return self._next_part()
         window = self._room()
@@ -239,10 +245,4 @@ class Pull:
             self._parts.pop(part, None)
             for index in chunks_of(part):
                 self._flying.pop(index, None)
-        self._unheard.clear()
-
-    def _leave_stream(self) -> None:
-        """Ask alone from now on."""
-        self._stream = ""
-        self._parts.clear()
         self._unheard.clear()
