@@ -202,6 +202,7 @@ class Pull:
         lost = sorted(self._flying)[: self._window if self._is_answered else 1]
         self.is_deaf = bool(self._stream) and not self._has_begun
         self._stream = ""
+        self._unheard.clear()  # what comes now was asked for alone: its pace counts
         self._again.update(lost)
         self._is_answered = False
         return lost
