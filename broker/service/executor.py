@@ -57,7 +57,7 @@ class Executor:
         for action in actions:
             match action:
                 case Assign():
-                    self._offer(action.task, action.deadline_s)
+                    self._offer(action.task, action.deadline_s, now)
                 case Enrol():
                     self._enrol(action.tasks, now)
                 case Close():
@@ -80,7 +80,7 @@ class Executor:
         self._store.enrol(tasks)
         self._meter.turn_to(number, now)
 
-    def _offer(self, task: Task, deadline_s: float) -> None:
+    def _offer(self, task: Task, deadline_s: float, now: float) -> None:
         download = self._versions.downlink.offer(
             task.device_id,
             task.version,
@@ -101,7 +101,7 @@ class Executor:
             memory=memory,
             lazy=self._versions.lazy_bound if memory else 0.0,
             grid=self._versions.grid_of(task),
-            shared=self._streams.name_for(task.device_id, download.adapter),
+            shared=self._streams.name_for(task.device_id, download.adapter, now),
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)

@@ -2,7 +2,7 @@
 
 A *stream* is one transfer, offered under one name to all who are offered it until its first part is published. Each of its parts
 is published once. Who asks for a part later is late: it is offered the transfer anew, under the name of the next stream, and
-shares that with the others who are late; late a second time it is served alone, and so is who is alone.
+shares that with the others who are late. Late too often it is served alone, and so is who is alone.
 """
 
 import math
@@ -16,7 +16,10 @@ from fleetune.device_runtime.contracts.wire import Request, TransferManifest
 from fleetune.device_runtime.errors import WireError
 
 QUIET_S = 0.25
-"""A part is published when no further device has asked for so long, or none is left that was expected to."""
+"""A part is published when no further device has asked for so long, or none is left that was expected to. The first ask for a
+stream tells more: others may take as long again as the newest took since the offers went out."""
+LATE_MAX = 3
+"""So often in one transfer a device is offered another stream, before it is served alone."""
 SHARED_BYTES_MIN = 64 * 1024
 """What is shorter goes to each device alone: to listen costs two packets, and may cost a wait."""
 
@@ -63,6 +66,8 @@ class _Stream:
     name: str
     key: _Key
     bitmap_bytes: int = 0
+    offered_at: float = 0.0
+    """When a device was offered it last."""
     members: set[str] = field(default_factory=set)
     new: set[str] = field(default_factory=set)
     """Members that were offered it and have asked for nothing."""
@@ -85,8 +90,8 @@ class Streams:
         self._open: dict[_Key, _Stream] = {}
         """Streams of which nothing is published yet."""
         self._named: dict[str, _Stream] = {}
-        self._late: dict[str, _Key] = {}
-        """Who was late, for which transfer."""
+        self._late: dict[str, tuple[_Key, int]] = {}
+        """Who was late, for which transfer and how often."""
         self._asked: dict[_Key, float] = {}
         """When a transfer was asked for last by who had not asked for it before."""
         self._gathering: dict[tuple[str, int], _Stream] = {}
@@ -98,7 +103,7 @@ class Streams:
         else:
             self._listeners.discard(device_id)
 
-    def name_for(self, device_id: str, transfer: TransferManifest) -> str:
+    def name_for(self, device_id: str, transfer: TransferManifest, now: float) -> str:
         """Name of the stream that a device is offered a transfer in; empty for none. It leaves every other."""
         key = (transfer.sha256, transfer.chunk_bytes)
         known = self._of.get(device_id)
@@ -110,6 +115,7 @@ class Streams:
         stream = self._open.get(key) or self._begun(key, transfer)
         stream.members.add(device_id)
         stream.new.add(device_id)
+        stream.offered_at = now
         self._of[device_id] = stream
         return stream.name
 
@@ -202,9 +208,12 @@ class Streams:
         return is_hot
 
     def _too_late(self, device_id: str, stream: _Stream) -> Answer:
-        if self._late.get(device_id) == stream.key:
+        key, times = self._late.get(device_id, (stream.key, 0))
+        if key != stream.key:
+            times = 0
+        if times >= LATE_MAX:
             return Answer.ALONE
-        self._late[device_id] = stream.key
+        self._late[device_id] = stream.key, times + 1
         stream.late.add(device_id)
         return Answer.LATE
 
@@ -215,11 +224,10 @@ class Streams:
 def _ready_at(stream: _Stream, part: int) -> float:
     gathering = stream.gatherings[part]
     is_whole = not stream.awaited.get(part) and not (gathering.has_new and stream.new)
-    return (
-        -math.inf
-        if is_whole and not gathering.is_hot
-        else min(gathering.last + QUIET_S, gathering.since + GATHER_S)
-    )
+    if is_whole and not gathering.is_hot:
+        return -math.inf
+    quiet_s = max(QUIET_S, gathering.last - stream.offered_at) if gathering.has_new else QUIET_S
+    return min(gathering.last + quiet_s, gathering.since + GATHER_S)
 
 
 def _bits(part: int) -> int:

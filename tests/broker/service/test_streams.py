@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fleetune.broker.service.streams import QUIET_S, SHARED_BYTES_MIN, Answer, Streams
+from fleetune.broker.service.streams import LATE_MAX, QUIET_S, SHARED_BYTES_MIN, Answer, Streams
 from fleetune.device_runtime.contracts.parts import FIRST_CHUNKS, GATHER_S, PART_CHUNKS, chunks_of, part_of
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import Request
@@ -20,7 +20,7 @@ def streams_of(*names, transfer=TRANSFER):
     streams = Streams("s")
     for name in names:
         streams.listens(name, is_able=True)
-    (stream,) = {streams.name_for(name, transfer) for name in names}
+    (stream,) = {streams.name_for(name, transfer, 0.0) for name in names}
     return streams, stream
 
 
@@ -55,11 +55,11 @@ def test_a_part_is_published_when_all_who_were_offered_it_have_asked():
 
 def test_who_does_not_ask_is_waited_for_no_longer_than_others_keep_coming():
     streams, stream = streams_of("a", "b", "c")
-    streams.ask("a", request(stream), 1.0)
-    assert streams.due_at == 1.0 + QUIET_S
-    streams.ask("b", request(stream), 1.2)
-    assert streams.due_at == 1.2 + QUIET_S
-    assert [p.devices for p in streams.due(1.2 + QUIET_S)] == [("a", "b")]
+    streams.ask("a", request(stream), 0.1)
+    assert streams.due_at == 0.1 + QUIET_S
+    streams.ask("b", request(stream), 0.3)
+    assert streams.due_at == 0.3 + 0.3, "as long again as it took"
+    assert [p.devices for p in streams.due(0.6)] == [("a", "b")]
 
 
 def test_who_asked_first_waits_so_long_at_most():
@@ -81,24 +81,30 @@ def test_the_next_part_waits_for_those_who_got_the_one_before_and_for_no_others(
     assert [p.devices for p in streams.due(1.0)] == [("a", "b")]
 
 
-def test_who_is_late_is_offered_the_next_stream_and_late_again_is_served_alone():
+def test_who_is_late_is_offered_the_next_stream_and_late_too_often_is_served_alone():
     streams, stream = streams_of("a", "b", "c", "d")
     streams.ask("a", request(stream), 0.0)
     assert len([*streams.due(QUIET_S)]) == 1
     assert [streams.ask(name, request(stream), 1.0) for name in "bc"] == [Answer.LATE] * 2
-    second, again = (streams.name_for(name, TRANSFER) for name in "bc")
+    second, again = (streams.name_for(name, TRANSFER, 1.0) for name in "bc")
     assert second == again != stream
-    assert streams.name_for("a", TRANSFER) == stream, "who is not late stays"
-    streams.ask("b", request(second), 1.0)
-    assert len([*streams.due(1.0 + QUIET_S)]) == 1
-    assert streams.ask("c", request(second), 2.0) is Answer.ALONE
+    assert streams.name_for("a", TRANSFER, 1.0) == stream, "who is not late stays"
+    for number in range(LATE_MAX):
+        streams.listens(f"x{number}", is_able=True)
+        quick = streams.name_for(f"x{number}", TRANSFER, 1.0)
+        assert quick == again, "c is offered what others are offered then"
+        streams.ask(f"x{number}", request(quick), 1.0)
+        assert len([*streams.due(9.0)]) == 1
+        answer = streams.ask("c", request(again), 2.0)
+        again = streams.name_for("c", TRANSFER, 2.0)
+    assert answer is Answer.ALONE
 
 
 def test_who_wants_something_else_or_is_gone_waits_for_nothing_and_nobody_waits_for_it():
     streams, stream = streams_of("a", "b", "c")
     streams.ask("a", request(stream), 0.0)
     streams.ask("b", request(stream), 0.0)
-    assert streams.name_for("a", OTHER) not in ("", stream), "a version was superseded"
+    assert streams.name_for("a", OTHER, 0.0) not in ("", stream), "a version was superseded"
     streams.leave("c")
     assert [p.devices for p in streams.due(0.0)] == [("b",)]
 
@@ -109,7 +115,7 @@ def test_devices_that_come_one_after_another_share_all_but_the_first():
     for number in range(5):
         name, now = f"d{number}", 0.1 * number
         streams.listens(name, is_able=True)
-        streams.ask(name, request(streams.name_for(name, TRANSFER)), now)
+        streams.ask(name, request(streams.name_for(name, TRANSFER, now)), now)
         found += [p.devices for p in streams.due(now)]
     found += [p.devices for p in streams.due(9.0)]
     assert found == [("d0",), ("d1", "d2", "d3", "d4")]
@@ -118,13 +124,13 @@ def test_devices_that_come_one_after_another_share_all_but_the_first():
 def test_what_is_short_or_for_who_cannot_listen_is_not_shared():
     short = Outgoing(bytes(SHARED_BYTES_MIN - 1)).manifest
     streams, _ = streams_of("a")
-    assert streams.name_for("a", short) == ""
-    assert streams.name_for("old", TRANSFER) == ""
+    assert streams.name_for("a", short, 0.0) == ""
+    assert streams.name_for("old", TRANSFER, 0.0) == ""
     streams.listens("a", is_able=False)
-    assert streams.name_for("a", OTHER) == ""
+    assert streams.name_for("a", OTHER, 0.0) == ""
     off = Streams("s", is_on=False)
     off.listens("a", is_able=True)
-    assert off.name_for("a", TRANSFER) == ""
+    assert off.name_for("a", TRANSFER, 0.0) == ""
 
 
 def test_requests_that_fit_no_stream_are_served_alone_or_refused():
