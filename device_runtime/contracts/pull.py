@@ -1,7 +1,9 @@
 """A transfer being pulled: when to ask for what; a slow link is told from a dead one by the pace that it had."""
 
 import math
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from itertools import islice
 
 from fleetune.device_runtime.contracts.parts import FIRST_CHUNKS, GATHER_S, PART_CHUNKS, chunks_of, part_of
 from fleetune.device_runtime.contracts.transfer import Incoming
@@ -215,8 +217,11 @@ class Pull:
         window = self._room()
         if len(self._flying) > window // 2:
             return []
-        wanted = [i for i in self._incoming.missing() if i not in self._flying]
-        return wanted[: window - len(self._flying)]
+        return [*islice(self._wanted(), window - len(self._flying))]
+
+    def _wanted(self) -> Iterator[int]:
+        """What is missing and not on its way, lowest first."""
+        return (i for i in self._incoming.missing() if i not in self._flying)
 
     def _room(self) -> int:
         """Most chunks on their way now."""
@@ -229,7 +234,7 @@ class Pull:
         is_known = self._s_per_byte > 0 or not self._flying
         if len(self._flying) > FIRST_CHUNKS or not is_known:
             return []
-        wanted = [i for i in self._incoming.missing() if i not in self._flying]
+        wanted = [*islice(self._wanted(), PART_CHUNKS)]
         return [i for i in wanted if part_of(i) == part_of(wanted[0])]
 
     def _begins_part(self, index: int) -> bool:
