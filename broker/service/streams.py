@@ -16,10 +16,12 @@ from fleetune.device_runtime.contracts.wire import Request, TransferManifest
 from fleetune.device_runtime.errors import WireError
 
 QUIET_S = 0.25
-"""A part is published when no further device has asked for so long, or none is left that was expected to. The first ask for a
-stream tells more: others may take as long again as the newest took since the offers went out."""
-LATE_MAX = 3
+"""A part is published when no further device has asked for so long, or none is left that was expected to; where devices take
+longer to ask, when none has for twice as long as they took lately."""
+LATE_MAX = 8
 """So often in one transfer a device is offered another stream, before it is served alone."""
+_NEWEST = 0.1
+"""What the newest counts for."""
 SHARED_BYTES_MIN = 64 * 1024
 """What is shorter goes to each device alone: to listen costs two packets, and may cost a wait."""
 
@@ -66,9 +68,8 @@ class _Stream:
     name: str
     key: _Key
     bitmap_bytes: int = 0
-    offered_at: float = 0.0
-    """When a device was offered it last."""
-    members: set[str] = field(default_factory=set)
+    members: dict[str, float] = field(default_factory=dict)
+    """Who was offered it, and when it was last told something that it may ask after."""
     new: set[str] = field(default_factory=set)
     """Members that were offered it and have asked for nothing."""
     late: set[str] = field(default_factory=set)
@@ -95,6 +96,8 @@ class Streams:
         self._asked: dict[_Key, float] = {}
         """When a transfer was asked for last by who had not asked for it before."""
         self._gathering: dict[tuple[str, int], _Stream] = {}
+        self._lag_s = 0.0
+        """How long devices took to ask, lately."""
 
     def listens(self, device_id: str, *, is_able: bool) -> None:
         """A device says whether it can listen."""
@@ -113,9 +116,8 @@ class Streams:
         if device_id not in self._listeners or transfer.size_bytes < SHARED_BYTES_MIN:
             return ""
         stream = self._open.get(key) or self._begun(key, transfer)
-        stream.members.add(device_id)
+        stream.members[device_id] = now
         stream.new.add(device_id)
-        stream.offered_at = now
         self._of[device_id] = stream
         return stream.name
 
@@ -134,6 +136,7 @@ class Streams:
                 f"bitmap of {len(request.missing)} bytes; expected {stream.bitmap_bytes}, not all zero"
             )
         part = part_of((missing & -missing).bit_length() - 1)
+        self._lag_s += _NEWEST * (min(now - stream.members[device_id], GATHER_S) - self._lag_s)
         is_new = device_id in stream.new
         stream.new.discard(device_id)
         stream.awaited.get(part, set()).discard(device_id)
@@ -154,7 +157,8 @@ class Streams:
         """A device wants nothing in a stream any more: it is gone, asks for itself alone, or is offered something else."""
         if (stream := self._of.pop(device_id, None)) is None:
             return
-        for those in (stream.members, stream.new, stream.late, *stream.awaited.values()):
+        del stream.members[device_id]
+        for those in (stream.new, stream.late, *stream.awaited.values()):
             those.discard(device_id)
         for part in [*stream.gatherings]:
             stream.gatherings[part].devices.pop(device_id, None)
@@ -168,17 +172,17 @@ class Streams:
     @property
     def due_at(self) -> float:
         """Time at which ``due`` has something, if nobody asks before; inf for never."""
-        times = (_ready_at(stream, part) for (_, part), stream in self._gathering.items())
+        times = (self._ready_at(stream, part) for (_, part), stream in self._gathering.items())
         return min(times, default=math.inf)
 
     def due(self, now: float) -> Iterator[Pass]:
         """Yield what is to be published now, each once."""
         for (name, part), stream in [*self._gathering.items()]:
-            if now < _ready_at(stream, part):
+            if now < self._ready_at(stream, part):
                 continue
             gathering = stream.gatherings[part]
             self._end(stream, part)
-            self._publish(stream, part, gathering)
+            self._publish(stream, part, gathering, now)
             missing = gathering.missing.to_bytes(stream.bitmap_bytes, "little")
             request = Request(sha256=stream.key[0], missing=missing, limit=len(chunks_of(part)))
             yield Pass(name, part, request, tuple(gathering.devices))
@@ -190,11 +194,12 @@ class Streams:
         self._named[stream.name] = self._open[key] = stream
         return stream
 
-    def _publish(self, stream: _Stream, part: int, gathering: _Gathering) -> None:
+    def _publish(self, stream: _Stream, part: int, gathering: _Gathering, now: float) -> None:
         """Take note that a part is published: who got it is expected to ask for the next."""
         if self._open.get(stream.key) is stream:
             del self._open[stream.key]
         stream.published.add(part)
+        stream.members.update(dict.fromkeys(gathering.devices, now))
         stream.awaited.pop(part, None)
         following = stream.gatherings.get(part + 1)
         stream.awaited[part + 1] = set(gathering.devices) - set(following.devices if following else ())
@@ -217,17 +222,16 @@ class Streams:
         stream.late.add(device_id)
         return Answer.LATE
 
+    def _ready_at(self, stream: _Stream, part: int) -> float:
+        gathering = stream.gatherings[part]
+        is_whole = not stream.awaited.get(part) and not (gathering.has_new and stream.new)
+        if is_whole and not gathering.is_hot:
+            return -math.inf
+        quiet_s = min(max(QUIET_S, 2 * self._lag_s), GATHER_S / 2)
+        return min(gathering.last + quiet_s, gathering.since + GATHER_S)
+
     def _end(self, stream: _Stream, part: int) -> None:
         del stream.gatherings[part], self._gathering[stream.name, part]
-
-
-def _ready_at(stream: _Stream, part: int) -> float:
-    gathering = stream.gatherings[part]
-    is_whole = not stream.awaited.get(part) and not (gathering.has_new and stream.new)
-    if is_whole and not gathering.is_hot:
-        return -math.inf
-    quiet_s = max(QUIET_S, gathering.last - stream.offered_at) if gathering.has_new else QUIET_S
-    return min(gathering.last + quiet_s, gathering.since + GATHER_S)
 
 
 def _bits(part: int) -> int:

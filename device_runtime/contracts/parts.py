@@ -5,7 +5,7 @@ A part is what may be on its way to one device at once: of a link of which nothi
 
 FIRST_CHUNKS = 4
 PART_CHUNKS = 16
-GATHER_S = 2.0
+GATHER_S = 5.0
 """So long, at most, an aggregator waits for others after the first device that asked for a part."""
 
 
