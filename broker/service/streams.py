@@ -206,9 +206,9 @@ class Streams:
 
     def _is_hot(self, key: _Key, now: float) -> bool:
         """Whether a transfer was asked for just before; now it is."""
-        is_hot = now - self._asked.pop(key, -math.inf) <= QUIET_S
+        is_hot = now - self._asked.pop(key, -math.inf) <= self._quiet_s
         self._asked[key] = now  # the newest comes last
-        while now - self._asked[oldest := next(iter(self._asked))] > QUIET_S:
+        while now - self._asked[oldest := next(iter(self._asked))] > GATHER_S:
             del self._asked[oldest]
         return is_hot
 
@@ -227,8 +227,11 @@ class Streams:
         is_whole = not stream.awaited.get(part) and not (gathering.has_new and stream.new)
         if is_whole and not gathering.is_hot:
             return -math.inf
-        quiet_s = min(max(QUIET_S, 2 * self._lag_s), GATHER_S / 2)
-        return min(gathering.last + quiet_s, gathering.since + GATHER_S)
+        return min(gathering.last + self._quiet_s, gathering.since + GATHER_S)
+
+    @property
+    def _quiet_s(self) -> float:
+        return min(max(QUIET_S, 2 * self._lag_s), GATHER_S / 2)
 
     def _end(self, stream: _Stream, part: int) -> None:
         del stream.gatherings[part], self._gathering[stream.name, part]
