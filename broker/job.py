@@ -402,6 +402,13 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             above=0,
         ),
     ] = UPLOADS_MB
+    share: Annotated[
+        bool,
+        Option(
+            "publish what several devices fetch at the same time once for all of them, or send it to each",
+            off="no-share",
+        ),
+    ] = True
     keep_versions: Annotated[
         int, Option("newest versions whose files stay, beside version 0; 0 for all", at_least=0)
     ] = 64

@@ -123,12 +123,16 @@ class Barrier:
         """A device that has said anything but goodbye is there."""
         if self.open_round:
             self.open_round.find(device_id)
+        if self.masks:
+            self.masks.find(device_id)
 
     def leave(self, device_id: str, now: float) -> None:
         """A device is gone: the round waits for it no longer than the grace, if it has enough updates or others to ask."""
         self.roster.leave(device_id)
         if self.open_round:
             self.open_round.lose(device_id, now)
+        if self.masks:
+            self.masks.lose(device_id, now)
 
     def mask_refusal(self, message: MaskMessage) -> str:
         """Say why a device's message about masks cannot be taken; empty if it can, or was before."""
@@ -211,12 +215,19 @@ class Barrier:
         if self.open_round:
             lost_by = self.open_round.lost_by(self._patience.grace_s)
             soon = lost_by if lost_by > self._advanced_at else inf
-            return min(self.open_round.deadline, soon, self.masks.due_at if self.masks else inf)
+            return min(self.open_round.deadline, soon, self._masks_due_at)
         number = self.closed + 1
         is_enough = not self._gathered and self.quorum.num_fit(number) >= self.quorum.least(number)
         if self._budget_runs_out and not self.is_done:
             return self._began + self._patience.gather_s
         return self.since + self._gather_s if is_enough and not self.is_done else inf
+
+    @property
+    def _masks_due_at(self) -> float:
+        if self.masks is None:
+            return inf
+        lost_by = self.masks.lost_by(self._patience.grace_s)
+        return min(self.masks.due_at, lost_by if lost_by > self._advanced_at else inf)
 
     @property
     def _budget_runs_out(self) -> bool:
@@ -268,7 +279,9 @@ class Barrier:
             return []
         actions = self.masks.advance(open_round.waited_for(now, self._patience.grace_s), now)
         leave_out_slow(open_round, self.masks)
-        is_over = is_hopeless(open_round, self.masks, self._settings.min_clients)
+        is_over = is_hopeless(
+            open_round, self.masks, self._settings.min_clients
+        ) or self.masks.is_out_of_reach(now, self._patience.grace_s)
         return [*actions, *(self._repeat(open_round, now) if is_over else ())]
 
     def _repeat(self, open_round: OpenRound, now: float) -> list[Action]:

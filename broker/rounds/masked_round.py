@@ -72,6 +72,10 @@ class MaskedRound:
         self._told = ToldShares()
         self._wanted: list[tuple[str, str]] = []
         """Secrets that take the masks off: their kind and device."""
+        self._gone: dict[str, float] = {}
+        """Devices that are known to be gone, and since when; the last to go comes last."""
+        self._judged: tuple[str, ...] = ()
+        """Those without whom enough are left, as was found before."""
 
     @property
     def phase(self) -> str:
@@ -139,6 +143,33 @@ class MaskedRound:
             return [self._tell_inbox(device_id)]
         is_asked = self.phase == SHARES and device_id in self._members and device_id not in self._shares
         return [self._tell_group(device_id)] if is_asked else []
+
+    def lose(self, device_id: str, now: float) -> None:
+        """A device is gone."""
+        self._gone.setdefault(device_id, now)
+
+    def find(self, device_id: str) -> None:
+        """A device is there, or again."""
+        self._gone.pop(device_id, None)
+
+    def lost_by(self, grace_s: float) -> float:
+        """When those that are gone are waited for no longer; inf where nobody waits for shares, or none is gone."""
+        return next(reversed(self._gone.values()), inf) + grace_s if self.phase == REVEALS else inf
+
+    def is_out_of_reach(self, now: float, grace_s: float) -> bool:
+        """Whether too few are left to tell what takes the masks off, without those that are gone for longer than the grace."""
+        if self.lost_by(grace_s) > now or (gone := tuple(self._gone)) == self._judged:
+            return False
+        if any(self._num_tellers(kind, device) < self._threshold for kind, device in self._wanted):
+            return True
+        self._judged = gone
+        return False
+
+    def _num_tellers(self, kind: str, device: str) -> int:
+        """How many have told their shares of a secret, or are there and asked for them."""
+        asked = [h for h in self._holders(device) if h in self._delivered and h not in self._reveals]
+        there = sum(holder not in self._gone for holder in asked)
+        return self._told.count(kind, self._places[device]) + there
 
     def advance(self, waiting: Collection[str], now: float) -> list[Action]:
         """Do what the events so far, and the time, call for; ``waiting`` are the devices that still owe an update."""

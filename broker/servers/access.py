@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fleetune.device_runtime.contracts.fields import check_name
-from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic
+from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic, shared_topic
 from fleetune.device_runtime.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -33,17 +33,22 @@ def access_list(password_file: Path | str | None, aggregator: str, jobs: Sequenc
         f"user {aggregator}",
         "topic readwrite fleetune/v1/#",
         "",
-        *_status_lines(password_file, aggregator, [f"read {aggregator_topic(job)}" for job in names]),
+        *_common_lines(password_file, aggregator, [*_common(names)]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _status_lines(
-    password_file: Path | str | None, aggregator: str, statuses: Sequence[str]
-) -> Iterator[str]:
+def _common(jobs: Sequence[str]) -> Iterator[str]:
+    """What every device may read: the aggregator's status, and chunks that are published once for all."""
+    for job in jobs:
+        yield f"read {aggregator_topic(job)}"
+        yield f"read {shared_topic(job, '+', '+')}"
+
+
+def _common_lines(password_file: Path | str | None, aggregator: str, rights: Sequence[str]) -> Iterator[str]:
     if password_file is None:
         yield "# Whoever has a certificate; Mosquitto remarks that no user name is in it."
-        yield from (f"pattern {status}" for status in statuses)
+        yield from (f"pattern {right}" for right in rights)
         return
     # A pattern without a user name in it would do for all of them, and Mosquitto would warn of it at every start.
     yield "# Every device of the password file; after adding one, write this file anew."
@@ -53,7 +58,7 @@ def _status_lines(
     for name in users:
         if name and not name.startswith("#") and name != aggregator:
             yield f"user {name}"
-            yield from (f"topic {status}" for status in statuses)
+            yield from (f"topic {right}" for right in rights)
 
 
 def _users(password_file: Path) -> list[str]:

@@ -156,8 +156,12 @@ class Downlink:
     def chunks(self, device_id: str, request: Request) -> Iterator[Chunk]:
         """What is asked for; WireError if it is not offered, or as :meth:`Outgoing.chunks`."""
         found = self._asked_for(device_id, request)
-        self._served.add(device_id)
+        self.serves(device_id)
         return found.outgoing.chunks(request)
+
+    def serves(self, device_id: str) -> None:
+        """A device is sent chunks."""
+        self._served.add(device_id)
 
     def has_smaller(self, device_id: str, chunk_bytes: int) -> bool:
         """Whether what a device was offered is in larger chunks than it should be by now, and has to be offered anew."""

@@ -17,6 +17,7 @@ from fleetune.broker.rounds.actions import (
 )
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
+from fleetune.broker.service.streams import Streams
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
 from fleetune.broker.tasks import Mark, Task, arm_of, listed
@@ -41,9 +42,11 @@ class Executor:
         *,
         meter: Meter,
         outbound: Outbound,
+        streams: Streams,
         complaints: Complaints,
     ) -> None:
         """Prepare; all parts are of the same job."""
+        self._streams = streams
         self._settings, self._store, self._versions = settings, store, versions
         self._meter, self._outbound, self._complaints = meter, outbound, complaints
         self._marks: list[Mark] = []
@@ -54,7 +57,7 @@ class Executor:
         for action in actions:
             match action:
                 case Assign():
-                    self._offer(action.task, action.deadline_s)
+                    self._offer(action.task, action.deadline_s, now)
                 case Enrol():
                     self._enrol(action.tasks, now)
                 case Close():
@@ -77,7 +80,7 @@ class Executor:
         self._store.enrol(tasks)
         self._meter.turn_to(number, now)
 
-    def _offer(self, task: Task, deadline_s: float) -> None:
+    def _offer(self, task: Task, deadline_s: float, now: float) -> None:
         download = self._versions.downlink.offer(
             task.device_id,
             task.version,
@@ -98,6 +101,7 @@ class Executor:
             memory=memory,
             lazy=self._versions.lazy_bound if memory else 0.0,
             grid=self._versions.grid_of(task),
+            shared=self._streams.name_for(task.device_id, download.adapter, now),
             **download._asdict(),
         )
         self._outbound.tell(task.device_id, offer)

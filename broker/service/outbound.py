@@ -13,6 +13,7 @@ from fleetune.device_runtime.contracts.wire import (
     aggregator_topic,
     device_topic,
     encode,
+    shared_topic,
 )
 from fleetune.device_runtime.network.connection import Connection, send
 from fleetune.device_runtime.network.underway import Underway
@@ -61,6 +62,10 @@ class Outbound:
         """Send a device a chunk, unless the same is on its way to the server or there is no connection; True if sent."""
         key = (device_id, chunk.sha256, chunk.index, len(chunk.data))
         return self._underway.once(key, lambda: self.tell(device_id, chunk))
+
+    def publish(self, stream: str, part: int, chunk: Chunk) -> bool:
+        """Send a chunk to all who listen to a part of a stream; False if there is no connection."""
+        return self._send("", shared_topic(self._job, stream, part), chunk)
 
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""

@@ -16,6 +16,7 @@ from fleetune.broker.service.narrator import Narrator
 from fleetune.broker.service.outbound import Outbound, Seal, unsigned
 from fleetune.broker.service.reporter import Reporter
 from fleetune.broker.service.rivals import is_knock
+from fleetune.broker.service.streams import Answer, Pass, Streams
 from fleetune.broker.service.uploads import OURS, Uploads
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.service.views import JobView, view_of
@@ -127,12 +128,14 @@ class Service:
         self._on_row = on_row or (lambda _: None)
         self._reporter = Reporter(store, self.federation, self._told, spending_of(settings.dp, settings.work))
         self._complaints = Complaints()
+        self._streams = Streams(session, is_on=patience.share)
         self._executor = Executor(
             settings,
             store,
             self._versions,
             meter=self._meter,
             outbound=self._outbound,
+            streams=self._streams,
             complaints=self._complaints,
         )
         self._narrator = Narrator(self.federation, on_note or (lambda _: None))
@@ -197,7 +200,8 @@ class Service:
         """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
         if self._link.connections != self._connections:
             return now
-        return max(min(self.federation.due_at(), self._uploads.due_at(), self._watchers.due_at()), now)
+        due = (self.federation.due_at(), self._uploads.due_at(), self._watchers.due_at(), self._streams.due_at)
+        return max(min(due), now)
 
     def snapshot(self) -> JobView:
         """Return the job as it stands, for a page."""
@@ -243,6 +247,8 @@ class Service:
         job = getattr(message, "job", self._job)
         if job != self._job:
             raise WireError(f"it names job {job[:64]!r}; this is {self._job!r}")
+        if isinstance(message, UpdateReady | Report | Decline):
+            self._streams.leave(device_id)  # it has what it was offered, or does not want it
         if not isinstance(message, DeviceStatus):
             self.federation.rounds.hear(device_id)
         match message:
@@ -297,6 +303,7 @@ class Service:
             )
             self._known.add(hello.device_id)
         self._uploads.restart(hello.device_id, now)
+        self._streams.listens(hello.device_id, is_able=hello.listens)
         self._versions.downlink.holds(hello.device_id, hello.holds, hello.mask, original=hello.original)
         self._do(self.federation.hello(hello, now), now)
 
@@ -310,6 +317,7 @@ class Service:
             return
         self._gone.add(status.device_id)
         self._uploads.gone(status.device_id, now)
+        self._streams.leave(status.device_id)
         if status.device_id in self._known:
             log.info("device %s is gone", status.device_id)
             self._known.discard(status.device_id)
@@ -317,11 +325,35 @@ class Service:
 
     def _serve(self, device_id: str, request: Request, now: float) -> None:
         if self._versions.downlink.has_smaller(device_id, self._outbound.chunk_bytes):
-            again = (
-                self.federation.again if device_id in self.federation.rounds.roster else self._evaluate_again
-            )
-            self._do(again(device_id, now), now)
+            self._offer_again(device_id, now)
             return
+        match self._streams.ask(device_id, request, now) if request.shared else Answer.ALONE:
+            case Answer.LATE:
+                self._offer_again(device_id, now)
+            case Answer.ALONE:
+                self._streams.leave(device_id)
+                self._hand(device_id, request)
+
+    def _offer_again(self, device_id: str, now: float) -> None:
+        is_asked = device_id in self.federation.rounds.roster
+        again = self.federation.again if is_asked else self._evaluate_again
+        self._do(again(device_id, now), now)
+
+    def _publish(self, passed: Pass) -> None:
+        """Send what several devices wait for once; what one waits for to that one."""
+        first, *others = passed.devices
+        if not others:
+            self._hand(first, passed.request)
+            return
+        downlink = self._versions.downlink
+        self._meter.knows(passed.request.sha256, downlink.sizes(first, passed.request))
+        for device_id in others:
+            downlink.serves(device_id)
+        for chunk in downlink.chunks(first, passed.request):
+            if self._outbound.publish(passed.stream, passed.part, chunk):
+                self._meter.count(down=len(chunk.data))
+
+    def _hand(self, device_id: str, request: Request) -> None:
         self._meter.knows(request.sha256, self._versions.downlink.sizes(device_id, request))
         for chunk in self._versions.downlink.chunks(device_id, request):
             if self._outbound.serve(device_id, chunk):
@@ -332,6 +364,9 @@ class Service:
         return evaluations.hello(device_id) if device_id in evaluations.present else ()
 
     def _go_on(self, now: float) -> None:
+        for passed in self._streams.due(now):
+            with self._complaints.dropping(passed.stream, passed.devices[0], now, ours=OURS):
+                self._publish(passed)
         self._uploads.tick(now)
         self._reporter.tell()
         self._narrator.tell(now)

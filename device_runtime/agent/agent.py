@@ -20,6 +20,7 @@ from fleetune.device_runtime.contracts.wire import (
     Offer,
     Request,
     Verdict,
+    decode,
 )
 from fleetune.device_runtime.errors import FleetuneError, WireError
 from fleetune.device_runtime.network.complaints import Complaints
@@ -81,6 +82,7 @@ class Agent:
         self._greet(now)
         if now >= self._telling.due_at:
             self._presence.tell_status(now, paused=self._gate.text)
+        self._assignments.listen(is_quiet=self._must_be_quiet)
         for _ in range(_MESSAGES_A_POLL):
             message = self._link.receive(0.0)
             if message is None:
@@ -110,11 +112,15 @@ class Agent:
         Raises:
             FleetuneError: not the message is at fault, but the disk or what is on it.
         """
-        if topic not in self._identity.topics or not payload:
-            # A status was cleared; or amqtt 0.12, which was seen to deliver retained statuses to clients that did not ask.
+        is_shared = self._assignments.listening.hears(topic)
+        if not (is_shared or topic in self._identity.topics) or not payload:
+            # A status was cleared, a part of a stream is whole; or amqtt 0.12, which was seen to deliver retained statuses to
+            # clients that did not ask.
             return
         with self._complaints.dropping(topic, topic, now, ours=(FleetuneError, OSError, MemoryError)):
-            if message := self._guard.open(topic, payload, now):
+            if is_shared:
+                self._overhear(decode(payload), now)
+            elif message := self._guard.open(topic, payload, now):
                 self._dispatch(message, now)
 
     def _mind_rules(self, now: float) -> None:
@@ -147,6 +153,7 @@ class Agent:
             waits_until=work.waits_until,
             paused=self._gate.text,
             original=work.original,
+            listens=work.listening.is_of_use,
         )
         if told:
             self._deliveries.rush()
@@ -179,6 +186,13 @@ class Agent:
                 self._finish(message.reason or "the job is over", is_unwanted=message.is_error)
             case _:
                 raise WireError(f"a device takes no {type(message).__name__}")
+
+    def _overhear(self, message: Message, now: float) -> None:
+        """Take a chunk of a stream, whose digest is in an offer that was taken; nothing else is said there."""
+        if not isinstance(message, Chunk):
+            raise WireError(f"a stream has chunks only, and this is {type(message).__name__}")
+        self._assignments.listening.heard()
+        self._dispatch(message, now)
 
     def _serve(self, request: Request, now: float) -> None:
         if not self._must_be_quiet:

@@ -13,6 +13,7 @@ from fleetune.device_runtime.agent.held_adapters import HeldAdapters, wanted_sha
 from fleetune.device_runtime.agent.held_mask import HeldMask
 from fleetune.device_runtime.agent.home import Home
 from fleetune.device_runtime.agent.jitter import Jitter
+from fleetune.device_runtime.agent.listening import Listening
 from fleetune.device_runtime.agent.local_run import LocalRun, Product
 from fleetune.device_runtime.agent.made import Made
 from fleetune.device_runtime.agent.masking import Masking
@@ -81,6 +82,8 @@ class Assignments:
         """The masks of its update, where that is only ever summed."""
         self._made = Made(home.outbox, home.identity)
         self._memory.adopt(self._made.has_round, like=home.adapter.arrays)
+        self.listening = Listening(home.link, home.identity.job)
+        """To what is published once for all who want it."""
         self._current: _Assignment | None = None
         self._done: set[str] = set()
         self._asked_again: set[str] = set()
@@ -114,7 +117,7 @@ class Assignments:
         """Time from which only a message gives it work: while chunks come at their pace it waits for no other; inf in a run."""
         if self._current is None:
             return -inf
-        return self._current.pull.waits_until if self._current.pull else inf
+        return self._current.pull.expects_until if self._current.pull else inf
 
     @property
     def fetch_due_at(self) -> float:
@@ -180,6 +183,13 @@ class Assignments:
         if pull and pull.sha256 == chunk.sha256:
             pull.add(chunk, now)
 
+    def listen(self, *, is_quiet: bool) -> None:
+        """Hear the parts of a stream that are on their way here, and no others; none where nothing may be fetched."""
+        pull = self._current.pull if self._current else None
+        if pull and (is_quiet or not self.listening.is_of_use):
+            pull.join("")
+        self.listening.to(pull.parts if pull else ())
+
     def restart(self, now: float) -> None:
         """The device was away: what was on its way is lost."""
         if self._current and self._current.pull:
@@ -191,6 +201,9 @@ class Assignments:
         if current is None or current.pull is None:
             return False
         if request := current.pull.due(now):
+            if current.pull.is_deaf:
+                self.listening.give_up()
+            self.listening.to(current.pull.parts)  # first: what is asked for may come at once
             send(self._home.link, self._home.identity.up, encode(request))
         if not current.pull.done:
             return False
@@ -293,7 +306,13 @@ class Assignments:
         try:
             size_bytes_max = self._adapters.size_bytes_max(offer) + self._mask.size_bytes(offer)
             stall_s = self._jitter.around(STALL_S)
-            assignment.pull = Pull(offer.adapter, size_bytes_max=size_bytes_max, now=now, stall_s=stall_s)
+            assignment.pull = Pull(
+                offer.adapter,
+                size_bytes_max=size_bytes_max,
+                now=now,
+                stall_s=stall_s,
+                stream=self.listening.stream_of(offer),
+            )
         except (WireError, ConfigError) as exc:
             self.decline(exc)
 
@@ -302,8 +321,10 @@ class Assignments:
         old, pull = assignment.offer.adapter, assignment.pull
         if pull and offer.adapter != old and offer.adapter.sha256 == old.sha256:
             size_bytes_max = self._adapters.size_bytes_max(offer) + self._mask.size_bytes(offer)
-            assignment.pull = pull.cut_anew(offer.adapter, size_bytes_max=size_bytes_max, now=now)
+            assignment.pull = pull = pull.cut_anew(offer.adapter, size_bytes_max=size_bytes_max, now=now)
             assignment.offer = offer
+        if pull and offer.adapter == assignment.offer.adapter:
+            pull.join(self.listening.stream_of(offer))
 
     def _is_allowed(self, assignment: _Assignment) -> bool:
         """Hold an offer to the owner's contract; what is outside is declined with the reason."""
@@ -357,6 +378,8 @@ class Assignments:
         except (WireError, ConfigError) as exc:
             self.decline(exc)
             return
+        if assignment.pull:
+            self.listening.is_wide = assignment.pull.is_wide
         assignment.pull = None
         self.version = assignment.offer.version
         self._adapters.keep(content)

@@ -63,6 +63,7 @@ class Presence:
         waits_until: float,
         paused: str,
         original: str = "",
+        listens: bool = False,
     ) -> bool:
         """Say hello if it is time to; True if so.
 
@@ -74,6 +75,7 @@ class Presence:
             waits_until: time from which nothing but a message gives it work; inf while it has some.
             paused: as of :meth:`tell_status`.
             original: SHA-256 of the artifact's own adapter file, where differences may be taken from that too.
+            listens: whether it takes what is published once for all.
         """
         if self._link.connections != self._connections:
             self._connections = self._link.connections
@@ -95,6 +97,7 @@ class Presence:
             holds=holds,
             mask=mask(),
             original=original,
+            listens=listens,
         )
         send(self._link, identity.up, encode(hello))
         return True

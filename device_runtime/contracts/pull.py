@@ -1,7 +1,11 @@
 """A transfer being pulled: when to ask for what; a slow link is told from a dead one by the pace that it had."""
 
 import math
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from itertools import islice
 
+from fleetune.device_runtime.contracts.parts import FIRST_CHUNKS, GATHER_S, PART_CHUNKS, chunks_of, part_of
 from fleetune.device_runtime.contracts.transfer import Incoming
 from fleetune.device_runtime.contracts.wire import Chunk, Request, TransferManifest
 
@@ -14,6 +18,8 @@ SLOWEST_BYTES_S = 10e3
 FLYING_S = 10.0
 """No more is on its way at once than comes in so long, two chunks at least."""
 WAIT_MAX_S = 600.0
+RETURN_S = 5.0
+"""After a reconnection a pull that was in a stream waits so long to be told of the next one."""
 
 
 class Pull:
@@ -23,6 +29,9 @@ class Pull:
     with every chunk up to ``window``, or to what comes in ``FLYING_S``. If nothing arrives for ``PATIENCE`` times as long as
     what is on its way takes, the window halves and one of these chunks is asked for again; if that comes and the others
     still do not, so are they: the connection loses nothing while it stands, unless an end is overrun.
+
+    In a *stream*, what is published once for all who ask, whole parts are asked for. A link on which a part takes longer than
+    ``FLYING_S`` leaves it, and so does one that has lost something: from then on the pull asks for itself alone.
     """
 
     window_max: int
@@ -36,8 +45,9 @@ class Pull:
         now: float,
         window: int = 16,
         stall_s: float = STALL_S,
+        stream: str = "",
     ) -> None:
-        """Start a pull at ``now``; WireError as :class:`Incoming`."""
+        """Start a pull at ``now``, in a stream or alone; WireError as :class:`Incoming`."""
         self._incoming = Incoming(manifest, size_bytes_max=size_bytes_max)
         self._flying: dict[int, float] = {}
         """Chunks on their way, and when they were asked for last."""
@@ -48,6 +58,30 @@ class Pull:
         self._s_per_byte = 0.0
         """Measured; 0 before the first chunk."""
         self._progress_at = self._asked_at = now
+        self._stream, self._parts = stream, dict[int, str]()
+        """What it asks in, and the parts that are asked for in a stream and not whole, with its name."""
+        self._unheard: set[int] = set()
+        """Parts of which no chunk has come yet."""
+        self._has_begun, self.is_deaf = False, False
+        """Whether any chunk came; and whether a stream was left as none had: perhaps this side may not hear it."""
+        self._pauses_until = -math.inf
+
+    @property
+    def parts(self) -> AbstractSet[tuple[int, str]]:
+        """What to listen to, for what is on its way: (part, stream)."""
+        return self._parts.items()
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a part comes in ``FLYING_S`` on this link, as far as is known."""
+        return self._s_per_byte * self._incoming.manifest.chunk_bytes * PART_CHUNKS <= FLYING_S
+
+    def join(self, stream: str) -> None:
+        """Ask in another stream from now on, empty: alone; what was asked for and has not begun to come is asked for anew."""
+        if stream == self._stream:
+            return
+        self._drop_unheard()
+        self._stream, self._pauses_until = stream, -math.inf
 
     @property
     def done(self) -> bool:
@@ -75,6 +109,11 @@ class Pull:
         return self._asked_at
 
     @property
+    def expects_until(self) -> float:
+        """Time until which the other end need not be told that this one still waits; with a stream it first asks alone."""
+        return self.waits_until + (self._stall_s if self._stream and not self._has_begun else 0.0)
+
+    @property
     def waits_until(self) -> float:
         """Time at which what is on its way counts as lost, if nothing comes before."""
         wait_s = min(self._wait_s * 2.0 ** min(self._num_stalls, 10), WAIT_MAX_S)
@@ -85,6 +124,7 @@ class Pull:
         pull = Pull(
             manifest, size_bytes_max=size_bytes_max, now=now, window=self.window_max, stall_s=self._stall_s
         )
+        pull._stream = self._stream
         pull._incoming.take_over(self._incoming)
         pull._s_per_byte = self._s_per_byte
         return pull
@@ -93,33 +133,43 @@ class Pull:
         """Store a chunk; False if it was here already. WireError as :meth:`Incoming.add`."""
         if not self._incoming.add(chunk):
             return False
+        self._has_begun = True
         if (asked_at := self._flying.pop(chunk.index, None)) is not None:
             self._is_answered = chunk.index in self._again
-            self._learn(now - max(asked_at, self._progress_at), len(chunk.data))
+            if not self._begins_part(chunk.index):  # the first one came when others had asked, too
+                self._learn(now - max(asked_at, self._progress_at), len(chunk.data))
         self._window = min(self.window_max, self._window + 1)
         self._progress_at = now
         return True
 
     def due(self, now: float) -> Request | None:
         """Return the request to send now, if it is time for one; call it after every chunk and now and then."""
-        wanted = self._lost(now) or self._next()
+        wanted = self._lost(now) or (self._next() if now >= self._pauses_until else [])
         if wanted:
             self._flying.update(dict.fromkeys(wanted, now))
             self._asked_at = now
-        return self._incoming.request_of(wanted, limit=len(wanted))
+        if wanted and self._stream:
+            part = part_of(wanted[0])
+            self._parts[part] = self._stream
+            self._unheard.add(part)
+        return self._incoming.request_of(wanted, limit=len(wanted), shared=self._stream)
 
     @property
     def due_at(self) -> float:
         """Time from which :meth:`due` has a request, if no chunk comes before; inf when every chunk is here."""
         if self._next():
-            return -math.inf
+            return self._pauses_until
         return self.waits_until if self._flying else math.inf
 
     def restart(self, now: float) -> None:
         """After a reconnection: count what is on its way as lost, so that the next request is due at once, for half as many."""
         if self._flying:
             self._window = max(1, self._window // 2)
-        self._flying.clear()
+        if self._stream:
+            self._pauses_until = now + RETURN_S
+        self._stream = ""
+        for lost in (self._flying, self._parts, self._unheard):
+            lost.clear()
         self._progress_at = now
 
     def content(self) -> bytes:
@@ -130,6 +180,8 @@ class Pull:
     def _wait_s(self) -> float:
         """How long what is on its way may take."""
         manifest = self._incoming.manifest
+        if self._stream and not self._has_begun:
+            return max(self._stall_s, GATHER_S + manifest.chunk_bytes / SLOWEST_BYTES_S)
         flying_bytes = min(len(self._flying) * manifest.chunk_bytes, manifest.size_bytes)
         return max(self._stall_s, PATIENCE * flying_bytes * (self._s_per_byte or 1 / SLOWEST_BYTES_S))
 
@@ -150,19 +202,53 @@ class Pull:
         if not self._is_answered:
             self._window = max(1, self._window // 2)
         lost = sorted(self._flying)[: self._window if self._is_answered else 1]
+        self.is_deaf = bool(self._stream) and not self._has_begun
+        self._stream = ""
+        self._unheard.clear()  # what comes now was asked for alone: its pace counts
         self._again.update(lost)
         self._is_answered = False
         return lost
 
     def _next(self) -> list[int]:
+        if not self.is_wide:
+            self._stream = ""  # what is on its way is still listened to
+        if self._stream:
+            return self._next_part()
         window = self._room()
         if len(self._flying) > window // 2:
             return []
-        wanted = [i for i in self._incoming.missing() if i not in self._flying]
-        return wanted[: window - len(self._flying)]
+        return [*islice(self._wanted(), window - len(self._flying))]
+
+    def _wanted(self) -> Iterator[int]:
+        """What is missing and not on its way, lowest first."""
+        return (i for i in self._incoming.missing() if i not in self._flying)
 
     def _room(self) -> int:
         """Most chunks on their way now."""
         chunk_s = self._s_per_byte * self._incoming.manifest.chunk_bytes
         most = max(2, int(FLYING_S / chunk_s)) if chunk_s else self._window
         return max(1, min(self._window, most, self.window_max))
+
+    def _next_part(self) -> list[int]:
+        """What is missing of the next part, once most of what was asked for is here."""
+        is_known = self._s_per_byte > 0 or not self._flying
+        if len(self._flying) > FIRST_CHUNKS or not is_known:
+            return []
+        wanted = [*islice(self._wanted(), PART_CHUNKS)]
+        return [i for i in wanted if part_of(i) == part_of(wanted[0])]
+
+    def _begins_part(self, index: int) -> bool:
+        """Whether a chunk is the first of a part that came; a part that is whole is listened to no longer."""
+        part = part_of(index)
+        is_first = part in self._unheard
+        self._unheard.discard(part)
+        if part in self._parts and not any(i in self._flying for i in chunks_of(part)):
+            del self._parts[part]
+        return is_first
+
+    def _drop_unheard(self) -> None:
+        for part in self._unheard:
+            self._parts.pop(part, None)
+            for index in chunks_of(part):
+                self._flying.pop(index, None)
+        self._unheard.clear()

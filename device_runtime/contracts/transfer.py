@@ -90,6 +90,8 @@ class Incoming:
             raise WireError("transfer refused: " + "; ".join(problems))
         self.manifest = manifest
         self._pieces: dict[int, bytes] = {}
+        self._first = 0
+        """No chunk before it is missing."""
         self._num_chunks = _num_chunks(manifest.size_bytes, manifest.chunk_bytes)
 
     @property
@@ -137,22 +139,24 @@ class Incoming:
             ):
                 self._pieces[index] = data
 
-    def missing(self) -> list[int]:
-        """Indices of the chunks that are not here yet, lowest first."""
-        return [i for i in range(self._num_chunks) if i not in self._pieces]
+    def missing(self) -> Iterator[int]:
+        """Yield the indices of the chunks that are not here yet, lowest first; what has come in order costs nothing."""
+        while self._first in self._pieces:
+            self._first += 1
+        return (i for i in range(self._first, self._num_chunks) if i not in self._pieces)
 
     def request(self, *, limit: int = 16) -> Request | None:
         """Ask for up to ``limit`` of the missing chunks; None if none is missing."""
         return self.request_of(self.missing(), limit=limit)
 
-    def request_of(self, indices: Iterable[int], *, limit: int = 16) -> Request | None:
-        """Ask for up to ``limit`` of the chunks ``indices``; None if there are none."""
+    def request_of(self, indices: Iterable[int], *, limit: int = 16, shared: str = "") -> Request | None:
+        """Ask for up to ``limit`` of the chunks ``indices``, in a stream or alone; None if there are none."""
         bitmap = bytearray(_bitmap_bytes(self._num_chunks))
         for index in indices:
             bitmap[index // 8] |= 1 << index % 8
-        return (
-            Request(sha256=self.manifest.sha256, missing=bytes(bitmap), limit=limit) if any(bitmap) else None
-        )
+        if not any(bitmap):
+            return None
+        return Request(sha256=self.manifest.sha256, missing=bytes(bitmap), limit=limit, shared=shared)
 
     def content(self) -> bytes:
         """Return the whole.
@@ -161,10 +165,11 @@ class Incoming:
             WireError: chunks are missing, or the whole is not what its SHA-256 says; then every chunk is forgotten.
         """
         if not self.done:
-            raise WireError(f"{len(self.missing())} of {self._num_chunks} chunks are missing")
+            raise WireError(f"{len([*self.missing()])} of {self._num_chunks} chunks are missing")
         content = b"".join(self._pieces[i] for i in range(self._num_chunks))
         if hashlib.sha256(content).hexdigest() != self.manifest.sha256:
             self._pieces.clear()
+            self._first = 0
             raise WireError(f"transfer {self.manifest.sha256}: SHA-256 of the whole differs")
         return content
 

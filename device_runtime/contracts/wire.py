@@ -6,6 +6,7 @@ Topics (``fleetune/v1/{job}/…``):
   MaskReveal
 - ``device/{device_id}/down``    aggregator -> device: Offer, Verdict, Request, Chunk, Finished, MaskGroup, MaskInbox, MaskAsk
 - ``device/{device_id}/status``  retained, with a last will: DeviceStatus
+- ``shared/{stream}/{part}``     aggregator -> all devices that listen: Chunk, never retained
 - ``aggregator/status``          retained: AggregatorStatus, a small pointer, never weights
 - ``aggregator/look``            whoever watches -> aggregator: Look
 - ``aggregator/view``            aggregator -> whoever watches: View
@@ -90,6 +91,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     original: Word = ""
     """SHA-256 of the adapter file that the artifact brought: differences may be taken from it too. Empty: it is ``holds``, or
     they may not."""
+    listens: bool = False
+    """It can take chunks that are published once for all who want them."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
@@ -128,6 +131,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """So many bytes at the end of what travels are that mask; 0 where the device holds it."""
     grid: SumGrid = SumGrid()
     """Of codecs ``masked`` and ``grid``."""
+    shared: Word = ""
+    """Stream in which ``adapter`` is published once for all who want it now; empty: in none, or the device cannot listen."""
     deadline_s: Seconds
     """Seconds left until the round closes, counted from when the offer was sent; 0 for no deadline."""
 
@@ -207,6 +212,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     missing: Annotated[bytes, Meta(max_length=1024)]
     limit: Count = 16
     """At most this many chunks now."""
+    shared: Word = ""
+    """Stream whose topic, of the part that has these chunks, the device listens on; empty: to the device alone."""
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag="chunk"):
@@ -424,3 +431,8 @@ def device_topic(job: str, device_id: str, leaf: str) -> str:
 def aggregator_topic(job: str, leaf: str = "status") -> str:
     """Topic of the aggregator: of its retained status, or where ``look`` or ``view`` is said."""
     return f"fleetune/v1/{job}/aggregator/{leaf}"
+
+
+def shared_topic(job: str, stream: str, part: int | str) -> str:
+    """Topic of one part of a stream, as :mod:`fleetune.device_runtime.contracts.parts` has them."""
+    return f"fleetune/v1/{job}/shared/{stream}/{part}"

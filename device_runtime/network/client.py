@@ -51,6 +51,7 @@ class Client:
         self._packet_bytes_max = 0
         self._sizes: dict[int, int] = {}
         self._status_mid, self._has_spoken = 0, False
+        self._topics_mid: int | None = None
         self._paho = _new_paho(address, client_id, is_v5=is_v5)
         self._standing = Standing(
             address,
@@ -114,6 +115,14 @@ class Client:
         if rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
             raise TransportError(f"{self._address.shown}: cannot send: {paho.error_string(rc)}")
 
+    def listen(self, topic: str) -> None:
+        """Subscribe to one topic more, if there is a connection."""
+        self._paho.subscribe(topic, 1)
+
+    def unlisten(self, topic: str) -> None:
+        """Take that back."""
+        self._paho.unsubscribe(topic)
+
     def stop(self) -> None:
         """Say goodbye, and stop."""
         self._standing.is_stopping = True
@@ -154,13 +163,17 @@ class Client:
         if 0 < self._packet_bytes_max < PACKET_BYTES_MIN:
             self._standing.unfit(self._packet_bytes_max)
         elif self._hooks.topics:
-            client.subscribe([(topic, 1) for topic in self._hooks.topics])
+            self._topics_mid = client.subscribe([(topic, 1) for topic in self._hooks.topics])[1]
         else:
             self._standing.ready(self._packet_bytes_max)
 
     def _on_subscribe(
-        self, _client: paho.Client, _data: object, _mid: int, codes: list[ReasonCode], _properties: object
+        self, _client: paho.Client, _data: object, mid: int, codes: list[ReasonCode], _properties: object
     ) -> None:
+        if mid != self._topics_mid:
+            if any(code.is_failure for code in codes):
+                self._hooks.on_unheard()
+            return
         refused = [topic for topic, code in zip(self._hooks.topics, codes, strict=False) if code.is_failure]
         if refused:
             self._standing.unheard(refused)

@@ -43,6 +43,16 @@ class Connection(Protocol):
     def bytes_received(self) -> int:
         """Payload bytes received."""
 
+    @property
+    def can_listen(self) -> bool:
+        """Whether ``listen`` is of any use: it is not on a link that knows one way only, or where the server refuses it."""
+
+    def listen(self, topic: str) -> None:
+        """Subscribe to one topic more, until ``unlisten`` or the end of the connection, and do not wait for the answer."""
+
+    def unlisten(self, topic: str) -> None:
+        """Take back a ``listen``; what is on its way still comes."""
+
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send at least once; TransportError if there is no room, or it is too large for the server."""
 

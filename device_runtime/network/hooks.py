@@ -41,4 +41,6 @@ class Hooks(NamedTuple):
     """A connection broke while messages with so many bytes, the largest of them, waited for an answer: they are lost."""
     on_failure: Callable[[str], None] = lambda _: None
     """It is of no use to go on, and why; the client has stopped."""
+    on_unheard: Callable[[], None] = lambda: None
+    """The server has refused a topic that was listened to besides ``topics``."""
     party: Party = NOBODY

@@ -95,6 +95,7 @@ class Link:
             on_ack=self._free_place,
             on_cut=self._be_cut,
             on_failure=self._fail,
+            on_unheard=self._be_unheard,
             party=party,
         )
         self._failure = ""
@@ -102,6 +103,8 @@ class Link:
         self._acknowledged = threading.Condition()
         self._num_queued = 0
         self._client: Client | None = None
+        self.can_listen = True
+        """Whether the server has refused no topic that was listened to besides."""
         self._packet_bytes_max = 0
         self._chunk_limit, self._num_good = CHUNK_BYTES, 0
         self.chunk_bytes = CHUNK_BYTES
@@ -172,6 +175,16 @@ class Link:
             raise
         self.messages_sent += 1
         self.bytes_sent += len(payload)
+
+    def listen(self, topic: str) -> None:
+        """Subscribe to one topic more, QoS 1; a server that refuses has ``can_listen`` become false. Lost with the connection."""
+        if self._client is not None:
+            self._client.listen(topic)
+
+    def unlisten(self, topic: str) -> None:
+        """Take back a ``listen``."""
+        if self._client is not None:
+            self._client.unlisten(topic)
 
     @property
     def messages_acknowledged(self) -> int:
@@ -250,6 +263,10 @@ class Link:
                     f"{self.address.shown}: {QUEUED_MAX} messages wait, none was acknowledged for {PATIENCE_S:g} s"
                 )
             self._num_queued += 1
+
+    def _be_unheard(self) -> None:
+        self.can_listen = False
+        self._wake()
 
     def _be_cut(self, size_bytes: int) -> None:
         """A connection broke under a message of this size: smaller ones may get through."""

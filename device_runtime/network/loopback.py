@@ -33,6 +33,8 @@ class Loopback:
     def restart(self) -> None:
         """Lose everything on its way; all links reconnect."""
         for link in self._links:
+            for topic in [*link.extra]:
+                link.unlisten(topic)
             link.inbox.clear()
             link.connections += 1
             self._greet(link)
@@ -51,10 +53,19 @@ class Loopback:
             return
         del self._links[link]
         self._news.pop(link, None)
-        for topic in link.topics:
+        for topic in (*link.topics, *link.extra):
             self._subscribers.discard(topic, link)
         if will and link.will:
             self.publish(*link.will, retain=True)
+
+    def subscribe(self, topic: str, link: "LoopbackLink") -> None:
+        """Have a link receive one topic more; no retained message is sent of it."""
+        if link in self._links:
+            self._subscribers.add(topic, link)
+
+    def unsubscribe(self, topic: str, link: "LoopbackLink") -> None:
+        """Take that back."""
+        self._subscribers.discard(topic, link)
 
     def take_news(self) -> list["LoopbackLink"]:
         """Return, once, the links that have connected, reconnected or been sent something since the last call."""
@@ -85,11 +96,14 @@ class LoopbackLink:
 
     chunk_bytes = CHUNK_BYTES
     connected = True
+    can_listen = True
     dropped = 0
 
     def __init__(self, server: Loopback, topics: Sequence[str], will: tuple[str, bytes] | None) -> None:
         self.inbox: deque[tuple[str, bytes]] = deque()
         self.topics = tuple(topics)
+        self.extra: set[str] = set()
+        """Topics listened to besides."""
         self.will = will
         self.connections = 1
         self.bytes_sent = 0
@@ -110,6 +124,16 @@ class LoopbackLink:
         topic, payload = self.inbox.popleft()
         self.bytes_received += len(payload)
         return topic, payload
+
+    def listen(self, topic: str) -> None:
+        """Receive one topic more."""
+        self.extra.add(topic)
+        self._server.subscribe(topic, self)
+
+    def unlisten(self, topic: str) -> None:
+        """Receive it no longer."""
+        self.extra.discard(topic)
+        self._server.unsubscribe(topic, self)
 
     @property
     def messages_acknowledged(self) -> int:

@@ -8,16 +8,28 @@ from fleetune.device_runtime.network.loopback import Loopback
 from fleetune.toolkit.simulation.links import Line, TimedLink
 
 
+class OpenLink(TimedLink):
+    """A link with time on which a device hears what is published for all; to listen takes none."""
+
+    can_listen = True
+
+    def listen(self, topic):
+        self._inner.listen(topic)
+
+    def unlisten(self, topic):
+        self._inner.unlisten(topic)
+
+
 class SlowDevice(Device):
     """A device whose messages take their time; what is on its way when it is killed is lost."""
 
-    def __init__(self, server, number, *, line, clock, **options):
+    def __init__(self, server, number, *, line, clock, link=TimedLink, **options):
         super().__init__(server, None, number, **options)
-        self.line, self.clock = line, clock
+        self.line, self.clock, self.link_kind = line, clock, link
 
     def start(self):
         self.link = self.server.connect(self.identity.topics, will=self.identity.will)
-        self.timed = TimedLink(self.link, self.line, clock=self.clock)
+        self.timed = self.link_kind(self.link, self.line, clock=self.clock)
         home = Home(
             self.timed,
             self.outbox,
@@ -26,6 +38,7 @@ class SlowDevice(Device):
             self.adapter,
             on_event=self.events.append,
             checkpoint_every=0,
+            trusted=self.options.get("trusted"),
         )
         self.slow_agent = Agent(home, self.workbench)
         self.agent = self
@@ -43,16 +56,41 @@ class SlowDevice(Device):
         return min(self.timed.due_at, self.slow_agent.due_at(now))
 
 
-def slow_world(folder, count, *, bytes_s, latency_s=0.0, size=80_000, **changes):
-    """A job of ``count`` devices, each behind a link of so many bytes a second both ways; 80,000 float32 are 320 kB."""
-    server = Loopback()
+def slow_world(
+    folder,
+    count,
+    *,
+    bytes_s,
+    latency_s=0.0,
+    size=80_000,
+    link=TimedLink,
+    disturb=None,
+    up_bytes_s=0.0,
+    trusted=None,
+    **changes,
+):
+    """A job of ``count`` devices, each behind a link of so many bytes a second both ways (of one or of each; up_bytes_s: up).
+
+    80,000 float32 are 320 kB.
+    """
+    rates = bytes_s if isinstance(bytes_s, list) else [bytes_s] * count
+    server = Loopback(disturb=disturb)
     fields = {"clients": count, "min_clients": count, "size": size, "in_memory": True, "down_codec": "whole"}
     aggregator = Aggregator(server, folder, **{**fields, **changes}).start()
     adapter = FirstAdapter.of(first_adapter(size))
-    line = Line(lambda _: (bytes_s, bytes_s), latency_s)
+    lines = [Line(lambda _, rate=rate: (rate, up_bytes_s or rate), latency_s) for rate in rates]
     running = World(server, aggregator, [])
     running.devices = [
-        SlowDevice(server, n, line=line, clock=lambda: running.now, size=size, adapter=adapter)
+        SlowDevice(
+            server,
+            n,
+            line=lines[n],
+            clock=lambda: running.now,
+            link=link[n] if isinstance(link, list) else link,
+            size=size,
+            adapter=adapter,
+            trusted=trusted,
+        )
         for n in range(count)
     ]
     for device in running.devices:

@@ -57,6 +57,9 @@ class Way(Generic[T]):
 class TimedLink:
     """A :class:`fleetune.device_runtime.network.connection.Connection` over a loopback, with time; ``move`` moves it."""
 
+    can_listen = False
+    """Each device's downloads take the time of its own line, whoever else is sent the same."""
+
     def __init__(self, inner: LoopbackLink, line: Line, *, clock: Callable[[], float]) -> None:
         """Wrap ``inner``; ``clock`` gives the virtual time in seconds."""
         self.bytes_sent = 0
@@ -108,6 +111,12 @@ class TimedLink:
     def has_mail(self, now: float) -> bool:
         """Whether ``receive`` has a message."""
         return self._down.due_at <= now
+
+    def listen(self, topic: str) -> None:
+        """Do nothing: nobody asks for it."""
+
+    def unlisten(self, topic: str) -> None:
+        """Do nothing."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Put a message on its way to the server."""

@@ -12,7 +12,7 @@ from servers import free_port, password_file
 
 from fleetune.broker.servers.listeners import Tls
 from fleetune.broker.servers.mosquitto import write_configuration
-from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic
+from fleetune.device_runtime.contracts.wire import aggregator_topic, device_topic, shared_topic
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.link import Link, Will
 
@@ -62,6 +62,31 @@ def test_a_device_reaches_its_own_topics_and_no_others(server):
     with login(server, "dev-a", [aggregator_topic("job")]) as late:
         assert late.receive(10) == (aggregator_topic("job"), b"status"), "not the forged one"
     assert "ACL pattern" not in server.log
+
+
+def test_all_devices_may_listen_to_what_is_published_once_and_none_may_speak_there(server):
+    topic = shared_topic("job", "session-1", 0)
+    everything = login(server, "aggregator", [topic])
+    with everything, login(server, "dev-a", [DOWN_A]) as a, login(server, "dev-b", []) as b:
+        for link in (a, b):
+            link.listen(topic)
+            assert link.flush(10)
+        a.publish(UP_A, b"after SUBSCRIBE")
+        assert a.flush(10)
+        b.publish(UP_B, b"after SUBSCRIBE")
+        assert b.flush(10)
+        everything.publish(topic, b"chunk")
+        assert [link.receive(10) for link in (a, b)] == [(topic, b"chunk")] * 2
+        a.unlisten(topic)
+        a.publish(UP_A, b"after UNSUBSCRIBE")
+        assert a.flush(10)
+        everything.publish(topic, b"chunk")
+        everything.publish(DOWN_A, b"more")
+        assert a.receive(10) == (DOWN_A, b"more")
+        b.publish(topic, b"forged")
+        assert b.receive(10) == (topic, b"chunk")
+        with pytest.raises(TransportError, match="refuses a message of dev-b: Not authorized"):
+            b.receive(10)
 
 
 def test_a_device_may_have_a_will_of_its_own(server):

@@ -329,6 +329,28 @@ def test_both_killed_again_and_again_give_the_same_bits(tmp_path):
     assert found.aggregator.version(2) == plain.aggregator.version(2)
 
 
+def test_a_round_that_lost_too_many_before_their_shares_begins_anew_after_the_grace(tmp_path):
+    """Of five two have answered, three shares are needed, and three devices died: nobody waits for the deadline."""
+    mute = {f"fleetune/v1/job/device/device-{n}/up" for n in (2, 3, 4)}
+    patience = Patience(deadline_s=0, secure_s=10.0, gather_s=5.0, grace_s=7.0)
+    found = fleet(
+        tmp_path,
+        range(5),
+        disturb=lambda t, p: () if t in mute and _is(p, MaskReveal) else (p,),
+        patience=patience,
+    )
+    found.run(until=at_phase(found, REVEALS))
+    found.devices[2].kill()
+    found.run(until=lambda: found.now > 30.0)
+    assert masks_of(found).group == "1-0", "one that is gone may be done without"
+    died_at = found.now
+    for device in found.devices[3:]:
+        device.kill()
+    del found.devices[2:]
+    found.run(until=lambda: masks_of(found).group != "1-0")
+    assert found.now == died_at + 7.0
+
+
 def test_a_device_is_asked_the_same_after_the_aggregator_was_killed(tmp_path):
     found = fleet(tmp_path, disturb=lambda t, p: () if _is(p, MaskReveal) and not reveal else (p,))
     reveal = []

@@ -15,7 +15,7 @@ def test_it_says_hello_and_that_it_is_online(stage):
     status, hello = stage.aggregator.heard()
     assert status == DeviceStatus(device_id=NAME, online=True)
     holds = sha256(to_bytes(first_adapter())).hexdigest()
-    assert hello == Hello(device_id=NAME, artifact=ARTIFACT, num_samples=8, holds=holds)
+    assert hello == Hello(device_id=NAME, artifact=ARTIFACT, num_samples=8, holds=holds, listens=True)
 
 
 def test_its_will_says_that_it_is_gone(stage):

@@ -231,6 +231,30 @@ def refuse_the_second_topic(listener: socket.socket) -> None:
             pass
 
 
+def test_a_topic_besides_that_is_refused_is_no_end():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=refuse_the_second_subscription, args=(listener,), daemon=True)
+        server.start()
+        url = f"mqtt://127.0.0.1:{listener.getsockname()[1]}?version=3.1.1"
+        with Link(url, client_id="a", topics=["allowed"]) as link:
+            assert link.can_listen
+            link.listen("secret")
+            until(lambda: not link.can_listen)
+            assert link.receive(0) is None, "the link is of use"
+        server.join(5)
+
+
+def refuse_the_second_subscription(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(1000)
+        connection.sendall(b"\x20\x02\x00\x00")  # CONNACK: accepted
+        for code in (b"\x01", b"\x80"):
+            connection.sendall(b"\x90\x03" + connection.recv(1000)[2:4] + code)  # SUBACK
+        while connection.recv(1000):
+            pass
+
+
 def test_a_full_queue_drops_and_counts(mosquitto):
     with Link(mosquitto.url, client_id="a", topics=["x"], queue_size=2) as link:
         for number in range(5):

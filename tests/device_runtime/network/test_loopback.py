@@ -129,3 +129,14 @@ def test_an_empty_retained_message_clears_the_topic():
     for payload in (b"old", b""):
         server.connect([]).publish("status", payload, retain=True)
     assert drain(server.connect(["status"])) == []
+
+
+def test_a_link_listens_to_a_topic_more_until_it_does_not_or_the_server_restarts():
+    server = Loopback()
+    link, other = server.connect(["own"]), server.connect([])
+    for heard in (1, 0):
+        link.listen("shared")
+        other.publish("shared", b"1")
+        link.unlisten("shared") if heard else server.restart()
+        other.publish("shared", b"2")
+        assert [link.receive(0) for _ in range(2)] == [("shared", b"1") if heard else None, None]
