@@ -86,12 +86,12 @@ def knowing(number: int, workbench: Workbench) -> Workbench:
     seen: list[Arrays] = []
 
     def spoil(reference: Arrays, made: Arrays) -> Arrays:
-        seen[:-1] = []
-        before = seen[0] if seen and seen[0].keys() == reference.keys() else None
+        if not seen or seen[-1] is not reference:
+            seen[:-1], seen[1:] = [], [reference]
+        before = seen[0]
         moved = {n: np.float64(v) - reference[n] for n, v in made.items()}
-        way = {n: np.float64(reference[n]) - before[n] for n in moved} if before else {}
+        way = {n: np.float64(reference[n]) - before[n] for n in moved}
         square = sum(float(np.square(w).sum()) for w in way.values())
-        seen.append(reference)
         if not square:
             return made
         along = sum(float((moved[n] * w).sum()) for n, w in way.items()) / square
