@@ -263,8 +263,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heading: Annotated[
         float,
         Option(
-            "share of where the fleet went that the next round still goes by: an update that points against it is left out, and "
-            "one that does not agree weighs and moves no more than the middle one; 0: no update's direction is looked at",
+            "share of where the fleet went that still counts in the next round: an update that points against it is left out, and "
+            "one that does not agree counts no more than the middle one; 0: no update's direction is looked at",
             at_least=0,
             below=1,
         ),

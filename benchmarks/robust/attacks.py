@@ -82,7 +82,7 @@ def sly(number: int, workbench: Workbench) -> Workbench:
 
 
 def knowing(number: int, workbench: Workbench) -> Workbench:
-    """As ``sly``, but the way that the model went since it was asked last it goes along with: so it is not seen to be against it."""
+    """As ``sly``, but it goes along with the way that the model went since it was asked last: it does not seem to be against."""
     seen: list[Arrays] = []
 
     def spoil(reference: Arrays, made: Arrays) -> Arrays:

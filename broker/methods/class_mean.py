@@ -66,7 +66,7 @@ def _length(update: Update) -> float:
 
 
 def _direction(update: Update) -> dict[str, Doubles]:
-    """The sums of features: those of two devices that share classes point alike, those of two that share none are at right angles."""
+    """The sums of features: of two devices that share classes they point alike, of two that share none they are at right angles."""
     return {SUMS: np.asarray(update.values[SUMS], np.float64)}
 
 

@@ -1,12 +1,12 @@
 """Where a fleet goes: the sum of the directions of its updates, over rounds, and how far one update agrees with it.
 
-Each update has one vote, its direction: neither its length nor the number of samples that it tells counts. Of rounds before, a
-share is kept. So a round in which liars are many is judged by what the whole fleet did in the last ones; they all vote, also those
-that are left out, and a heading that was wrong once comes right again.
+Each update has one vote, its direction: neither its length nor the number of samples that it tells counts. Of the rounds before a
+share is kept. So a round in which liars are many is judged by what the whole fleet did in the last ones. All vote, also those that
+are left out for it: a heading that was wrong once comes right again.
 
-Source: that updates are judged by what was learned before, and why rounds by themselves do not do, is in Karimireddy et al., arXiv
-2012.10333; by the sign of a cosine, in Cao et al. (FLTrust), arXiv 2012.13995, section 4, where it is one to an update of the
-server's own. That the votes of earlier rounds are in its place is ours.
+Source: that updates are judged by what was learned before, and why single rounds do not do, is in Karimireddy et al., arXiv
+2012.10333; by a cosine, in Cao et al. (FLTrust), arXiv 2012.13995, section 4, where it is one to an update of the server's own. That
+the votes of all devices are in its place is ours.
 """
 
 import math

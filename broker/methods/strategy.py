@@ -89,7 +89,7 @@ class Strategy(NamedTuple):
     length: Callable[[Update], float] | None = None
     """(update) -> how far it goes; None: the norm of what it moves"""
     direction: Callable[[Update], Mapping[str, NDArray[np.float64]]] | None = None
-    """(update) -> what shows where it goes, of one round alone; None: what it moves, and where the rounds before went counts too"""
+    """(update) -> what shows where it goes, of one round alone; None: what it moves, and where earlier rounds went counts too"""
     hold: Callable[[Update, Bound], Update] | None = None
     """(update, bound) -> as it counts; None: its weight and what it moves are cut"""
 

@@ -120,7 +120,7 @@ class Measures:
         self._votes, self._heading = Votes(), Heading(heading)
 
     def _judged(self, strategy: Strategy, arrived: Arrived) -> dict[str, Measured]:
-        """Measures with every agreement: with the round's other updates, where nothing is known of before, or the fleet turned."""
+        """Measures with every agreement: with the round's others, where nothing is known of before, or the fleet has turned."""
         known = [one.agreement for one in self._found.values() if one.agreement is not None]
         turned = sum(one < -AGAINST_COSINE for one in known) > TURNED * len(self._found)
         if not self._kept or (len(known) == len(self._found) and not turned):
