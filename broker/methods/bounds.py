@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.broker.methods.heading import AGAINST
+from fleetune.broker.methods.heading import AGAINST, squared
 from fleetune.broker.methods.strategy import Bound, Update
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.lora import place_of
 
 UPDATES_MIN = 3
@@ -95,9 +95,9 @@ def length_of(update: Update) -> float:
     )
 
 
-def norm_of(tensors: Arrays) -> float:
+def norm_of(tensors: Mapping[str, NDArray[Any]]) -> float:
     """Return the L2 norm of all elements together; summed in one order."""
-    return math.sqrt(sum(_square(value, np.zeros(())) for _, value in sorted(tensors.items())))
+    return math.sqrt(sum(squared(value) for _, value in sorted(tensors.items())))
 
 
 def held(update: Update, bound: Bound) -> Update:
@@ -132,7 +132,10 @@ def _place(update: Update, name: str) -> Any:
 
 
 def _moved(update: Update, name: str) -> NDArray[np.float64]:
-    moved = np.zeros(update.reference[name].shape)
+    value, whole = update.values[name], update.reference[name]
+    if value.shape == whole.shape and name not in update.rows:
+        return np.asarray(np.subtract(value, whole, dtype=np.float64))
+    moved = np.zeros(whole.shape)
     moved[_place(update, name)] = np.subtract(update.values[name], started(update, name), dtype=np.float64)
     return moved
 
@@ -144,8 +147,7 @@ def _scale(own: float, longest: float, far: float) -> float:
 
 
 def _square(value: Array, before: Array) -> float:
-    moved = np.subtract(value, before, dtype=np.float64).reshape(-1)
-    return float(np.cumsum(moved * moved)[-1]) if moved.size else 0.0
+    return squared(np.subtract(value, before, dtype=np.float64))
 
 
 def _towards(

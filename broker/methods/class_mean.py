@@ -66,7 +66,7 @@ def _length(update: Update) -> float:
 
 
 def _direction(update: Update) -> dict[str, Doubles]:
-    """The sums of features: of two devices that share classes they point alike, of two that share none they are at right angles."""
+    """The sums of features: of devices that share classes they point alike, of those that share none at right angles."""
     return {SUMS: np.asarray(update.values[SUMS], np.float64)}
 
 

@@ -1,16 +1,17 @@
 """Where a fleet goes: the sum of the directions of its updates, over rounds, and how far one update agrees with it.
 
-Each update has one vote, its direction: neither its length nor the number of samples that it tells counts. Of the rounds before a
-share is kept. So a round in which liars are many is judged by what the whole fleet did in the last ones. All vote, also those that
-are left out for it: a heading that was wrong once comes right again.
+Each update has one vote, its direction: neither its length nor the number of samples that it tells counts. Of the rounds before
+a share is kept. So a round in which liars are many is judged by what the whole fleet did in the last ones. All vote, also those
+that are left out for it: a heading that was wrong once comes right again.
 
 Source: that updates are judged by what was learned before, and why single rounds do not do, is in Karimireddy et al., arXiv
-2012.10333; by a cosine, in Cao et al. (FLTrust), arXiv 2012.13995, section 4, where it is one to an update of the server's own. That
-the votes of all devices are in its place is ours.
+2012.10333; by a cosine, in Cao et al. (FLTrust), arXiv 2012.13995, section 4, where it is one to an update of the server's
+own. That the votes of all devices are in its place is ours.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +35,10 @@ Direction = Mapping[str, Doubles]
 class Heading:
     """Sum of directions, float32 by tensor; not to be written."""
 
-    def __init__(self, tensors: Mapping[str, Floats]) -> None:
+    def __init__(self, tensors: Arrays) -> None:
         """Take what was kept; blank at first."""
-        self.tensors = tensors
-        self._squares = {name: _product(value, value) for name, value in tensors.items()}
+        self.tensors: Mapping[str, Floats] = {n: np.asarray(v, np.float32) for n, v in tensors.items()}
+        self._squares = {name: squared(value) for name, value in self.tensors.items()}
 
     def agreement(self, direction: Direction, length: float) -> float | None:
         """Cosine of an update with it, over the tensors that both have; 0 for no move, None if it says nothing of them."""
@@ -70,7 +71,8 @@ class Votes:
         if not length:
             return
         for name, moved in direction.items():
-            units = np.rint(moved * (_UNIT / length)).astype(np.int64)
+            scaled = np.asarray(moved * (_UNIT / length))
+            units = np.rint(scaled, out=scaled).astype(np.int64)
             if name in self._units:
                 self._units[name] += units
             else:
@@ -94,7 +96,11 @@ class Votes:
         return np.asarray(old + self._units[name] / _UNIT if name in self._units else old)
 
 
-def _product(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
-    """Inner product, summed in one order: the same bits everywhere."""
+def squared(value: NDArray[np.floating[Any]]) -> float:
+    """Sum of the squares of all elements, in one order: the same bits everywhere."""
+    return _product(value, value)
+
+
+def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
     products = np.multiply(one, other, dtype=np.float64).reshape(-1)
-    return float(np.cumsum(products)[-1]) if products.size else 0.0
+    return float(np.cumsum(products, out=products)[-1]) if products.size else 0.0
