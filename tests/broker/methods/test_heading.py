@@ -145,3 +145,16 @@ def test_class_sums_that_point_the_other_way_are_left_out_and_leave_no_heading()
     updates = [*(sums(f"h{i}", 1) for i in range(3)), other, sums("liar", -1)]
     assert a_round(measures, updates, strategy) == ["liar"]
     assert a_round(measures, mixed(2)) == ["l0", "l1"], "judged by its own round"
+
+
+def test_who_is_far_off_has_no_vote():
+    honest = mixed(0, num=4)
+    far = [moves("l0", sign=-1, length=100.0, common=0.0)]
+    headings = []
+    for updates in (honest, honest + far):
+        measures = Measures(settings_of(clients=5))
+        for one in updates:
+            measures.add(one, fedavg())
+        found = measures.bounds(fedavg(), REFERENCE, lambda updates=updates: iter(updates))
+        headings.append(measures.next_heading(fedavg(), found, lambda updates=updates: iter(updates)))
+    assert headings[0]["w"].tobytes() == headings[1]["w"].tobytes()
