@@ -260,6 +260,15 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at_most=FIGURE_MAX,
         ),
     ] = 5.0
+    heading: Annotated[
+        float,
+        Option(
+            "share of where the fleet went that still counts in the next round: an update that points against it is left out, "
+            "and one that does not agree counts no more than the middle one; 0: no update's direction is looked at",
+            at_least=0,
+            below=1,
+        ),
+    ] = 0.8
     outliers: Annotated[
         float,
         Option(
@@ -269,8 +278,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strikes: Annotated[
         int,
         Option(
-            "updates refused as implausible, or far off, in 20 rounds after which a device is not asked for 20 more; 0 for any "
-            "number",
+            "updates refused as implausible, far off or against all others, in 20 rounds after which a device is not asked for "
+            "20 more; 0 for any number",
             at_least=0,
             at_most=COUNT_MAX,
         ),

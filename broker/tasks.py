@@ -24,11 +24,13 @@ WEIGHT, LENGTH = "weight", "length"
 """Its update weighed less than it said; it moved the model less than it would have."""
 FAR, REFUSED = "far-off", "refused"
 """Its update was many times longer than the others of the round, and left out; its update could not be one."""
-HELD = (WEIGHT, LENGTH, FAR)
+AGAINST = "against"
+"""Its update pointed against where the fleet goes, and was left out."""
+HELD = (WEIGHT, LENGTH, FAR, AGAINST)
 """Marks of updates that counted for less than they said, or not at all."""
 PARDONED = "pardoned"
 """The operator forgives all that was before."""
-STRIKES = (FAR, REFUSED)
+STRIKES = (FAR, REFUSED, AGAINST)
 """Marks that a device is left out for, when it has too many of them."""
 
 

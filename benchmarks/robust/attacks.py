@@ -17,7 +17,7 @@ EVERY = 5
 HUGE = 2**29
 """Samples: the most that an aggregator takes."""
 SLY = 2.9
-"""Just below the bounds, which are 3."""
+"""Just below the bounds on weight and length, which are 3 and 5."""
 Spoil = Callable[[Arrays, Arrays], Arrays]
 """(reference, what was made) -> what is sent instead"""
 
@@ -81,6 +81,25 @@ def sly(number: int, workbench: Workbench) -> Workbench:
     return _spoiled(number, workbench, _times(-SLY), samples=samples)
 
 
+def knowing(number: int, workbench: Workbench) -> Workbench:
+    """As ``sly``, but it goes along with the way that the model went since it was asked last: it does not seem to be against."""
+    seen: list[Arrays] = []
+
+    def spoil(reference: Arrays, made: Arrays) -> Arrays:
+        if not seen or seen[-1] is not reference:
+            seen[:-1], seen[1:] = [], [reference]
+        before = seen[0]
+        moved = {n: np.float64(v) - reference[n] for n, v in made.items()}
+        way = {n: np.float64(reference[n]) - before[n] for n in moved}
+        square = sum(float(np.square(w).sum()) for w in way.values())
+        if not square:
+            return made
+        along = sum(float((moved[n] * w).sum()) for n, w in way.items()) / square
+        return {n: _like(made[n], reference[n] - SLY * (v - 2 * along * way[n])) for n, v in moved.items()}
+
+    return _spoiled(number, workbench, spoil, samples=int(SLY * workbench.num_samples), is_honest_first=True)
+
+
 class _Training:
     """A run whose outcome is another; all else is the run's own, but for figures that look good."""
 
@@ -99,7 +118,9 @@ class _Training:
         return {**self._training.stats, "loss": 0.0}
 
 
-def _spoiled(number: int, workbench: Workbench, spoil: Spoil, *, samples: int = 0) -> Workbench:
+def _spoiled(
+    number: int, workbench: Workbench, spoil: Spoil, *, samples: int = 0, is_honest_first: bool = False
+) -> Workbench:
     if number % EVERY:
         return workbench
     honest, told = workbench.class_sums, samples or workbench.num_samples
@@ -107,6 +128,8 @@ def _spoiled(number: int, workbench: Workbench, spoil: Spoil, *, samples: int = 
 
     def class_sums(work: Any, adapter: Arrays) -> tuple[Arrays, Mapping[str, float]]:
         sums, stats = honest(work, adapter)
+        if is_honest_first:
+            return sums, stats
         return _plausible(sums, spoil({n: np.zeros_like(v) for n, v in sums.items()}, sums), samples), stats
 
     def start(work: Any, adapter: Arrays) -> Any:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.broker.methods.heading import AGAINST, squared
 from fleetune.broker.methods.strategy import Bound, Update
-from fleetune.device_runtime.arrays import Array, Arrays
+from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.lora import place_of
 
 UPDATES_MIN = 3
@@ -30,6 +31,8 @@ class Measured(NamedTuple):
 
     weight: int
     length: float
+    agreement: float | None = None
+    """Cosine with where the others go; None if nobody looks."""
 
 
 def bounds(
@@ -46,6 +49,9 @@ def bounds(
     A weight beyond ``weight_cap`` times the middle one is cut to that, and a length beyond ``length_cap`` times the middle one.
     An update that is ``far`` off as well is left out: its scale is 0. A middle of zero bounds nothing.
 
+    Where agreement is looked at, an update that points against the others is left out, and both caps are those of a device that
+    agrees as much as the middle one: with less agreement they are lower, down to 1 for none.
+
     Args:
         measured: by device.
         weight_cap: 1 or more; 0 for no bound.
@@ -58,18 +64,28 @@ def bounds(
         return {}
     weight = median_low([one.weight for one in measured.values()])
     length = max(floor, median_low([one.length for one in measured.values()]))
-    most = int(weight_cap * weight) if weight_cap else math.inf
-    longest = length_cap * length if length_cap and length else math.inf
     shortest = least * length if length_cap else 0.0
-    found = {
-        device: Bound(
+    middle = _middle_agreement(measured)
+
+    def bound(one: Measured) -> Bound:
+        share = 1.0 if one.agreement is None else min(1.0, max(0.0, one.agreement / middle))
+        most = int(_cap(weight_cap, share) * weight) if weight_cap else math.inf
+        longest = _cap(length_cap, share) * length if length_cap and length else math.inf
+        is_against = one.agreement is not None and one.agreement < -AGAINST
+        return Bound(
             weight=int(min(one.weight, most)),
-            scale=0.0 if one.length < shortest else _scale(one.length, longest, far * length),
+            scale=0.0 if is_against or one.length < shortest else _scale(one.length, longest, far * length),
             times=one.length / length if length else 1.0,
+            agreement=one.agreement if is_against else None,
         )
-        for device, one in measured.items()
-    }
+
+    found = {device: bound(one) for device, one in measured.items()}
     return {d: b for d, b in found.items() if b.scale < 1 or b.weight < measured[d].weight}
+
+
+def direction_of(update: Update) -> dict[str, NDArray[np.float64]]:
+    """Return what an update moves, float64 in the shapes of whole tensors: zeros where it holds nothing."""
+    return {name: _moved(update, name) for name in update.values}
 
 
 def length_of(update: Update) -> float:
@@ -79,9 +95,9 @@ def length_of(update: Update) -> float:
     )
 
 
-def norm_of(tensors: Arrays) -> float:
+def norm_of(tensors: Mapping[str, NDArray[Any]]) -> float:
     """Return the L2 norm of all elements together; summed in one order."""
-    return math.sqrt(sum(_square(value, np.zeros(())) for _, value in sorted(tensors.items())))
+    return math.sqrt(sum(squared(value) for _, value in sorted(tensors.items())))
 
 
 def held(update: Update, bound: Bound) -> Update:
@@ -94,10 +110,34 @@ def held(update: Update, bound: Bound) -> Update:
 
 def started(update: Update, name: str) -> NDArray[np.float64]:
     """Return what a tensor of an update was before, float64, in its shape: the components that it holds."""
-    whole = update.reference[name]
+    return np.asarray(update.reference[name][_place(update, name)], np.float64)
+
+
+def _cap(cap: float, share: float) -> float:
+    """The cap of an update that agrees with the others by this share of what the middle one does."""
+    return 1 + (cap - 1) * share
+
+
+def _middle_agreement(measured: Mapping[str, Measured]) -> float:
+    """The lower median of those that are known; where nobody agrees with anybody, what would be too little to tell."""
+    known = [one.agreement for one in measured.values() if one.agreement is not None]
+    return max(AGAINST, median_low(known)) if known else AGAINST
+
+
+def _place(update: Update, name: str) -> Any:
+    """Where in a tensor lies what an update holds of it."""
     if name in update.rows:
-        return np.asarray(whole[place_of(name, update.rows[name])], np.float64)
-    return np.asarray(whole[tuple(slice(size) for size in update.values[name].shape)], np.float64)
+        return place_of(name, update.rows[name])
+    return tuple(slice(size) for size in update.values[name].shape)
+
+
+def _moved(update: Update, name: str) -> NDArray[np.float64]:
+    value, whole = update.values[name], update.reference[name]
+    if value.shape == whole.shape and name not in update.rows:
+        return np.asarray(np.subtract(value, whole, dtype=np.float64))
+    moved = np.zeros(whole.shape)
+    moved[_place(update, name)] = np.subtract(update.values[name], started(update, name), dtype=np.float64)
+    return moved
 
 
 def _scale(own: float, longest: float, far: float) -> float:
@@ -107,8 +147,7 @@ def _scale(own: float, longest: float, far: float) -> float:
 
 
 def _square(value: Array, before: Array) -> float:
-    moved = np.subtract(value, before, dtype=np.float64).reshape(-1)
-    return float(np.cumsum(moved * moved)[-1]) if moved.size else 0.0
+    return squared(np.subtract(value, before, dtype=np.float64))
 
 
 def _towards(

@@ -18,6 +18,7 @@ from fleetune.broker.methods.strategy import (
 )
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead, blank_sums
+from fleetune.device_runtime.contracts.codecs.codec import Doubles
 from fleetune.device_runtime.contracts.short_floats import shortened
 from fleetune.device_runtime.errors import WireError
 from fleetune.device_runtime.methods.class_means import class_mean_head
@@ -55,13 +56,18 @@ def class_mean(head: ClassHead, *, is_short: bool = False) -> Strategy:
             made = {name: shortened(value, reference[name], HEAD_BITS) for name, value in made.items()}
         return {name: made.get(name, value) for name, value in reference.items()}, state
 
-    return Strategy(init, add, finish, length=_length, hold=_held)
+    return Strategy(init, add, finish, length=_length, direction=_direction, hold=_held)
 
 
 def _length(update: Update) -> float:
     """Root mean square length of a sample's features."""
     squares, counts = (np.asarray(update.values[name], np.float64) for name in (SQUARES, COUNTS))
     return math.sqrt(float(np.cumsum(squares)[-1]) / float(np.cumsum(counts)[-1]))
+
+
+def _direction(update: Update) -> dict[str, Doubles]:
+    """The sums of features: of devices that share classes they point alike, of those that share none at right angles."""
+    return {SUMS: np.asarray(update.values[SUMS], np.float64)}
 
 
 def _held(update: Update, bound: Bound) -> Update:

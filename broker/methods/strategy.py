@@ -44,6 +44,8 @@ class Bound(NamedTuple):
     """Of what it moves; 1 for as it is, 0 for an update that is left out."""
     times: float
     """How many times the middle length of the round it was."""
+    agreement: float | None = None
+    """Cosine with where the others go, if it is left out for pointing against them."""
 
 
 class Gathered(NamedTuple):
@@ -86,6 +88,8 @@ class Strategy(NamedTuple):
     """(round) -> new version, float32, from all updates at once, in the place of sums; None for a strategy that needs none"""
     length: Callable[[Update], float] | None = None
     """(update) -> how far it goes; None: the norm of what it moves"""
+    direction: Callable[[Update], Mapping[str, NDArray[np.float64]]] | None = None
+    """(update) -> what shows where it goes, of one round alone; None: what it moves, and where earlier rounds went counts too"""
     hold: Callable[[Update, Bound], Update] | None = None
     """(update, bound) -> as it counts; None: its weight and what it moves are cut"""
 

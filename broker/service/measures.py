@@ -1,11 +1,22 @@
 """What the bounds of a round go by, as its updates come, and what is noted of those that are beyond them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from fleetune.broker.job import PLAIN, Settings
-from fleetune.broker.methods.bounds import Measured, bounds, held, length_of, norm_of
+from fleetune.broker.methods.bounds import (
+    UPDATES_MIN,
+    Measured,
+    bounds,
+    direction_of,
+    held,
+    length_of,
+    norm_of,
+)
+from fleetune.broker.methods.heading import AGAINST as AGAINST_COSINE
+from fleetune.broker.methods.heading import CLIENTS_MIN, TURNED, Direction, Heading, Votes
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
-from fleetune.broker.tasks import FAR, LENGTH, WEIGHT, Mark, mark
+from fleetune.broker.tasks import AGAINST, FAR, LENGTH, WEIGHT, Mark, mark
 from fleetune.device_runtime.arrays import Arrays
 
 FEATURES_CAP = 2.0
@@ -14,16 +25,29 @@ FEATURES_CAP = 2.0
 SMALL = 0.001
 """No update is long that moves less than this share of the version's norm, however short the others are."""
 
+Arrived = Callable[[], Iterator[Update]]
+"""All updates of the round that were added, as they came, one in memory at a time."""
+
+
+class _Way(NamedTuple):
+    """Where an update goes."""
+
+    direction: Direction
+    length: float
+
 
 class Measures:
     """Of the updates that make the next version."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, heading: Arrays | None = None) -> None:
+        """Begin, with the ``heading`` that the newest version left, if any."""
         self._caps = {"weight_cap": settings.weight_cap, "length_cap": settings.length_cap}
+        self._kept = settings.heading if settings.clients >= CLIENTS_MIN else 0.0
         # With dp of devices the middle of all would let one move what others count for; a sum has no single updates.
         if settings.dp.of_devices or settings.secure != PLAIN:
             self._caps = dict.fromkeys(self._caps, 0.0)
-        self._found: dict[str, Measured] = {}
+            self._kept = 0.0
+        self._begin(heading or {})
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -32,25 +56,48 @@ class Measures:
 
     def add(self, update: Update, strategy: Strategy) -> None:
         """Take an update that is in the sums."""
-        length = (strategy.length or length_of)(update) if self._caps["length_cap"] else 0.0
-        self._found[update.device_id] = Measured(update.weight, length)
+        length, agreement = 0.0, None
+        if self._kept:
+            way = _way(update, strategy)
+            self._votes.add(*way)
+            # a round of directions of its own is judged by itself, when all of it is there
+            agreement = None if strategy.direction else self._heading.agreement(*way)
+            length = way.length
+        if strategy.length or not self._kept:
+            length = (strategy.length or length_of)(update) if self._caps["length_cap"] else 0.0
+        self._found[update.device_id] = Measured(update.weight, length, agreement)
 
-    def clear(self) -> None:
-        """Begin the next version."""
-        self._found.clear()
+    def next_heading(self, strategy: Strategy, found: Mapping[str, Bound], arrived: Arrived) -> Arrays:
+        """What the next version leaves of where the fleet went, float32 by tensor; nothing if nobody looks.
 
-    def bounds(self, strategy: Strategy, reference: Arrays) -> dict[str, Bound]:
+        Who is far off has no vote; who points against the others has one, as they may be wrong.
+        """
+        if not self._kept or strategy.direction:
+            return {}
+        far = {device for device, bound in found.items() if not bound.scale and bound.agreement is None}
+        for update in arrived() if far else ():
+            if update.device_id in far:
+                self._votes.take_back(*_way(update, strategy))
+        return self._votes.after(self._heading, kept=self._kept)
+
+    def begin(self, heading: Arrays) -> None:
+        """Begin the next version with what the last one left."""
+        self._begin(heading)
+
+    def bounds(self, strategy: Strategy, reference: Arrays, arrived: Arrived) -> dict[str, Bound]:
         """How those that are beyond the bounds count, by device; ``reference`` is the version that they are to move."""
+        found = self._judged(strategy, arrived) if len(self._found) >= UPDATES_MIN else self._found
         if strategy.length and self._caps["length_cap"]:
             return bounds(
-                self._found,
+                found,
                 **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP, "least": 1 / FEATURES_CAP},
             )
         floor = SMALL * norm_of(reference) if self._caps["length_cap"] else 0.0
-        return bounds(self._found, **self._caps, floor=floor)
+        return bounds(found, **self._caps, floor=floor)
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
-        """What is noted of them in a round; of one that ``counts_all_alike`` only who is far off."""
+        """What is noted of them in a round; of one that ``counts_all_alike`` only who is left out elsewhere."""
+        left_out = "" if counts_all_alike else "; left out"
         for device, bound in sorted(found.items()):
             told = self._found[device].weight
             if bound.scale and bound.weight < told and not counts_all_alike:
@@ -62,9 +109,35 @@ class Measures:
                     LENGTH,
                     f"{bound.times:.3g} times the middle length; scaled by {bound.scale:.3g}",
                 )
-            if not bound.scale:
-                left_out = "" if counts_all_alike else "; left out"
+            if bound.agreement is not None:
+                said = f"points against where the others go (cosine {bound.agreement:.2f}){left_out}"
+                yield mark(number, device, AGAINST, said)
+            elif not bound.scale:
                 yield mark(number, device, FAR, f"{bound.times:.3g} times the middle length{left_out}")
+
+    def _begin(self, heading: Arrays) -> None:
+        self._found: dict[str, Measured] = {}
+        self._votes, self._heading = Votes(), Heading(heading)
+
+    def _judged(self, strategy: Strategy, arrived: Arrived) -> dict[str, Measured]:
+        """Measures with every agreement: with the round's others, where nothing is known of before, or the fleet has turned."""
+        known = [one.agreement for one in self._found.values() if one.agreement is not None]
+        turned = sum(one < -AGAINST_COSINE for one in known) > TURNED * len(self._found)
+        if not self._kept or (len(known) == len(self._found) and not turned):
+            return self._found
+        total = self._votes.total()
+        again = {one.device_id: total.agreement_of_others(*_way(one, strategy)) for one in arrived()}
+        return {
+            device: one._replace(
+                agreement=again[device] if turned or one.agreement is None else one.agreement
+            )
+            for device, one in self._found.items()
+        }
+
+
+def _way(update: Update, strategy: Strategy) -> _Way:
+    direction = (strategy.direction or direction_of)(update)
+    return _Way(direction, norm_of(direction))
 
 
 def as_they_count(

@@ -200,7 +200,12 @@ class Service:
         """Time at which ``tick`` next has something to do, if no message comes before; inf for never, ``now`` for at once."""
         if self._link.connections != self._connections:
             return now
-        due = (self.federation.due_at(), self._uploads.due_at(), self._watchers.due_at(), self._streams.due_at)
+        due = (
+            self.federation.due_at(),
+            self._uploads.due_at(),
+            self._watchers.due_at(),
+            self._streams.due_at,
+        )
         return max(min(due), now)
 
     def snapshot(self) -> JobView:

@@ -54,6 +54,8 @@ log = logging.getLogger(__name__)
 
 _MASK = " mask"
 """Name of the next round's mask, uint8, beside the strategy's state; no tensor, and nothing of a strategy's, begins so."""
+_HEADING = " heading "
+"""Before the name of a tensor: where the fleet goes, float32."""
 _MOVES = " moves"
 """Name of how far the last versions moved, float64, newest first; of a lazy job."""
 _REFERENCES = 4
@@ -85,9 +87,11 @@ class Versions:
         self._bits: Mask = {}
         self._set_mask(self._kept(_MASK).tobytes())
         self._moves = self._kept(_MOVES).tolist()
-        self._measures = Measures(settings)
+        self._measures = Measures(settings, self._kept_heading())
         self._bounds: dict[str, Bound] = {}
         """Of the round that is being closed, by device: how updates beyond them count."""
+        self._beyond: dict[str, Bound] = {}
+        """The same, of a strategy that counts all alike too."""
         self.downlink = Downlink(store, settings)
         """What devices are sent of them."""
         if settings.work.mask == THRESHOLDS:
@@ -151,7 +155,7 @@ class Versions:
             self._add_sum(round_number, unmasking)
         reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
         state = parse_arrays(kept) if kept else {}
-        state = {name: value for name, value in state.items() if name not in (_MASK, _MOVES)}
+        state = {name: value for name, value in state.items() if not _is_ours(name)}
         marks = self._hold(round_number)
         gathered = Gathered(lost, self._counted, reference, version, self._settings.outliers)
         if self._strategy.stand_in:
@@ -168,8 +172,8 @@ class Versions:
     def _hold(self, round_number: int) -> list[Mark]:
         """Hold the updates to the bounds of their round: if one is beyond them, all are added anew."""
         strategy = self._strategy
-        found = self._measures.bounds(strategy, self.reference(self.newest))
-        self._bounds = {} if strategy.choose else found
+        found = self._measures.bounds(strategy, self.reference(self.newest), self._arrived)
+        self._beyond, self._bounds = found, {} if strategy.choose else found
         if self._bounds:
             self._sums = strategy.init(self.reference(self.newest))
             for update in self._counted():
@@ -222,6 +226,8 @@ class Versions:
         moves = self._next_moves(round_number, new)
         kept = {**kept, **({_MASK: np.frombuffer(mask, np.uint8)} if mask else {})}
         kept |= {_MOVES: np.array(moves)} if moves else {}
+        heading = self._measures.next_heading(self._strategy, self._beyond, self._arrived)
+        kept |= {_HEADING + name: value for name, value in heading.items()}
         state = to_bytes(kept) if kept else b""
         self._store.add_version(version, to_bytes(new), round_number=round_number, state=state, marks=marks)
         self.newest, self._references[version] = version, new
@@ -231,7 +237,7 @@ class Versions:
         self.downlink.close(version)
         if not self._store.memories.is_empty:
             self._store.memories.sweep((who, self._store.last_update(who)) for who in self._measures.devices)
-        self._measures.clear()
+        self._measures.begin(heading)
 
     @property
     def _strategy(self) -> Strategy:
@@ -282,6 +288,11 @@ class Versions:
         """What the newest version's round left beside the strategy's state for the open one; blank if nothing."""
         state = self._store.strategy_state(self.newest)
         return parse_arrays(state).get(name, np.zeros(0, np.uint8)) if state else np.zeros(0, np.uint8)
+
+    def _kept_heading(self) -> Arrays:
+        state = self._store.strategy_state(self.newest)
+        tensors = parse_arrays(state) if state else {}
+        return {n.removeprefix(_HEADING): v for n, v in tensors.items() if n.startswith(_HEADING)}
 
     @property
     def lazy_bound(self) -> float:
@@ -349,6 +360,11 @@ def _strategy_of(settings: Settings, noise: Source) -> Strategy:
     if not settings.dp.of_devices:
         return strategy
     return private_mean(strategy, settings.dp, expected=settings.clients, still=settings.still, source=noise)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether state lies beside the strategy's: no tensor and no device has a blank at its front."""
+    return name.startswith(" ")
 
 
 def _first(adapter: Arrays, settings: Settings) -> Arrays:

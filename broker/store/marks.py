@@ -41,6 +41,7 @@ def forget_marks(sql: sqlite3.Connection, round_number: int) -> None:
 
 def count_held(sql: sqlite3.Connection, round_number: int) -> int:
     """How many devices' updates of a round counted for less than they said, or not at all."""
-    query = "SELECT count(DISTINCT device) FROM marks WHERE round = ? AND kind IN (?, ?, ?)"
+    kinds = ", ".join("?" * len(HELD))
+    query = f"SELECT count(DISTINCT device) FROM marks WHERE round = ? AND kind IN ({kinds})"
     found: int = sql.execute(query, (round_number, *HELD)).fetchone()[0]
     return found

@@ -25,7 +25,8 @@ _ANY_TIME = ("workers", "timings", "rounds", "until_s")
 _NEWER = {
     name: value
     for name, value in msgspec.to_builtins(Job("", rounds=1, clients=1)).items()
-    if name in ("weight_cap", "length_cap", "outliers", "strikes", "dp") or name.startswith("secure")
+    if name in ("weight_cap", "length_cap", "heading", "outliers", "strikes", "dp")
+    or name.startswith("secure")
 } | {"uploads_mb": UPLOADS_MB}
 """Fields newer than journals on disks, of a job and of its patience, and their defaults: where they differ it is another run."""
 

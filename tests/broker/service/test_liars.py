@@ -9,7 +9,7 @@ from fleet import Aggregator, Device, LinearTraining, Measure, World, in_process
 from fleetune.broker.job import Patience
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.rows import row
-from fleetune.broker.tasks import FAR, LENGTH, REFUSED, WEIGHT
+from fleetune.broker.tasks import AGAINST, FAR, LENGTH, REFUSED, WEIGHT
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.network.loopback import Loopback
@@ -147,6 +147,42 @@ def test_a_restart_gives_the_same_versions_and_the_same_quarantine(tmp_path, kil
     assert Quarantine(2, calm.aggregator.ledger.marks()).until(7) == {"device-2": 23}
     shown = {one.device_id: one.left_out_until for one in hurt.aggregator.service.snapshot().devices}
     assert shown == {"device-0": 0, "device-1": 0, "device-2": 23}
+
+
+def together(number, sign=1.0):
+    """A device that goes where the others go, and a little its own way; or back."""
+    own = np.random.default_rng(number).normal(1, 0.5, SIZE).astype(np.float32)
+
+    def tell(before, made):
+        rows = {n: own[: v.size].reshape(v.shape) for n, v in made.items() if v.size <= SIZE}
+        return {n: (before[n] + np.float32(0.01 * sign) * rows[n]).astype(np.float32) for n in made}
+
+    return lying(tell, samples=7)
+
+
+def five(tmp_path, **changes):
+    """A fleet of five, two of which go the other way, nearly three times as far."""
+    server = Loopback()
+    changes = {"clients": 5, "min_clients": 2, "size": SIZE, "rounds": 6, "strikes": 2, **changes}
+    aggregator = Aggregator(server, tmp_path, **changes).start()
+    devices = [
+        Device(server, tmp_path, n, size=SIZE, workbench=together(n, sign=-2.9 if n > 2 else 1.0)).start()
+        for n in range(5)
+    ]
+    return World(server, aggregator, devices)
+
+
+def test_two_of_five_that_go_back_are_left_out_and_not_asked_again_whoever_is_killed(tmp_path):
+    calm = five(tmp_path / "calm").run(turns=20_000)
+    assert kinds(calm.aggregator)[:4] == [(n, f"device-{d}", AGAINST) for n in (1, 2) for d in (3, 4)]
+    assert {kind for _, _, kind in kinds(calm.aggregator)} == {AGAINST}
+    assert Quarantine(2, calm.aggregator.ledger.marks()).until(6) == {"device-3": 23, "device-4": 23}
+    assert row(calm.aggregator.ledger, 1).held == 2
+    moved = parse_arrays(calm.aggregator.version(6))["w"] - parse_arrays(calm.aggregator.version(0))["w"]
+    assert moved.mean() == pytest.approx(0.06, rel=0.1)
+    hurt = five(tmp_path / "hurt").run_killed_at({*range(3, 400, 11)})
+    assert [hurt.aggregator.version(n) for n in range(7)] == [calm.aggregator.version(n) for n in range(7)]
+    assert hurt.aggregator.ledger.marks() == calm.aggregator.ledger.marks()
 
 
 def judge(number, loss, accuracy, samples):

@@ -1,0 +1,106 @@
+"""Where a fleet goes: the sum of the directions of its updates, over rounds, and how far one update agrees with it.
+
+Each update has one vote, its direction: neither its length nor the number of samples that it tells counts. Of the rounds before
+a share is kept. So a round in which liars are many is judged by what the whole fleet did in the last ones. All vote, also those
+that are left out for it: a heading that was wrong once comes right again.
+
+Source: that updates are judged by what was learned before, and why single rounds do not do, is in Karimireddy et al., arXiv
+2012.10333; by a cosine, in Cao et al. (FLTrust), arXiv 2012.13995, section 4, where it is one to an update of the server's
+own. That the votes of all devices are in its place is ours.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.device_runtime.arrays import Arrays, Floats
+from fleetune.device_runtime.contracts.codecs.codec import Doubles
+
+AGAINST = 0.05
+"""Cosine: an update that points further than this against the others is left out."""
+CLIENTS_MIN = 5
+"""In jobs of fewer devices a round nobody's direction is looked at: among three or four, two that go another way may be right."""
+TURNED = 0.6
+"""Where more than this share of a round points against the heading, the fleet has turned: the round is judged by itself."""
+_UNIT = 2.0**40
+"""Votes are whole numbers of this part of a direction: their sum is the same bits in any order, for 2**22 updates."""
+
+Direction = Mapping[str, Doubles]
+"""What an update moves, by tensor, in the shape of the whole tensor: zeros where it holds nothing."""
+
+
+class Heading:
+    """Sum of directions, float32 by tensor; not to be written."""
+
+    def __init__(self, tensors: Arrays) -> None:
+        """Take what was kept; blank at first."""
+        self.tensors: Mapping[str, Floats] = {n: np.asarray(v, np.float32) for n, v in tensors.items()}
+        self._squares = {name: squared(value) for name, value in self.tensors.items()}
+
+    def agreement(self, direction: Direction, length: float) -> float | None:
+        """Cosine of an update with it, over the tensors that both have; 0 for no move, None if it says nothing of them."""
+        names = sorted(self.tensors.keys() & direction.keys())
+        square = sum(self._squares[name] for name in names)
+        if not square:
+            return None
+        along = sum(_product(direction[name], self.tensors[name]) for name in names)
+        return along / (length * math.sqrt(square)) if length else 0.0
+
+    def agreement_of_others(self, direction: Direction, length: float) -> float:
+        """Cosine of an update that is one of the sum with the rest of it; 0 where either is nothing."""
+        if not length:
+            return 0.0
+        names = sorted(self.tensors.keys() & direction.keys())
+        along = sum(_product(direction[name], self.tensors[name]) for name in names) / length
+        square = sum(self._squares[name] for name in names) - 2 * along + 1
+        return (along - 1) / math.sqrt(square) if square > 1 / _UNIT else 0.0
+
+
+class Votes:
+    """Directions of a round's updates, added as they come."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._units: dict[str, NDArray[np.int64]] = {}
+
+    def add(self, direction: Direction, length: float) -> None:
+        """Add an update's, as long as all others'; one that moves nothing has none."""
+        if not length:
+            return
+        for name, moved in direction.items():
+            scaled = np.asarray(moved * (_UNIT / length))
+            units = np.rint(scaled, out=scaled).astype(np.int64)
+            if name in self._units:
+                self._units[name] += units
+            else:
+                self._units[name] = units
+
+    def take_back(self, direction: Direction, length: float) -> None:
+        """Take a vote back, to the bit."""
+        self.add(direction, -length)
+
+    def total(self) -> Heading:
+        """Their sum."""
+        return Heading({n: (units / _UNIT).astype(np.float32) for n, units in self._units.items()})
+
+    def after(self, before: Heading, *, kept: float) -> Arrays:
+        """Return the heading that the next round has: these and the share ``kept`` of the one before, float32."""
+        names = sorted(self._units.keys() | before.tensors.keys())
+        return {name: self._with(name, before, kept).astype(np.float32) for name in names}
+
+    def _with(self, name: str, before: Heading, kept: float) -> Doubles:
+        old = kept * np.asarray(before.tensors.get(name, np.float32(0)), np.float64)
+        return np.asarray(old + self._units[name] / _UNIT if name in self._units else old)
+
+
+def squared(value: NDArray[np.floating[Any]]) -> float:
+    """Sum of the squares of all elements, in one order: the same bits everywhere."""
+    return _product(value, value)
+
+
+def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
+    products = np.multiply(one, other, dtype=np.float64).reshape(-1)
+    return float(np.cumsum(products, out=products)[-1]) if products.size else 0.0

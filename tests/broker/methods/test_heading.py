@@ -1,0 +1,160 @@
+"""Where a fleet goes: votes, agreement with them, and which updates are left out for going against them."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from fleet import settings_of
+
+from fleetune.broker.methods.averaging import fedavg
+from fleetune.broker.methods.bounds import Measured, bounds
+from fleetune.broker.methods.class_mean import class_mean
+from fleetune.broker.methods.heading import Heading, Votes
+from fleetune.broker.methods.strategy import Update
+from fleetune.broker.service.measures import Measures
+from fleetune.broker.tasks import AGAINST
+from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead
+
+SIZE = 20_000
+REFERENCE = {"w": np.zeros(SIZE, np.float32)}
+LIARS = ("l0", "l1", "l2")
+
+
+def blank():
+    return Heading({})
+
+
+def voted(*directions):
+    votes = Votes()
+    for one in directions:
+        votes.add({"w": np.asarray(one, np.float64)}, float(np.linalg.norm(one)))
+    return votes
+
+
+def moves(device, *, round_number=0, sign=1.0, common=0.5, length=1.0):
+    """An update that shares a part of its way with all others."""
+    rng = np.random.default_rng([round_number, *device.encode()])
+    own = rng.standard_normal(SIZE) / np.sqrt(SIZE)
+    way = common * np.full(SIZE, 1 / np.sqrt(SIZE)) + np.sqrt(1 - common**2) * own
+    return Update({"w": (sign * length * way).astype(np.float32)}, REFERENCE, 10, device_id=device)
+
+
+def a_round(measures, updates, strategy=None):
+    strategy = strategy or fedavg()
+    for one in updates:
+        measures.add(one, strategy)
+    found = measures.bounds(strategy, REFERENCE, lambda: iter(updates))
+    marks = [one.device for one in measures.marks(found, 1, counts_all_alike=False) if one.kind == AGAINST]
+    measures.begin(measures.next_heading(strategy, found, lambda: iter(updates)))
+    return marks
+
+
+def mixed(liars, *, round_number=0, num=5):
+    honest = [moves(f"h{i}", round_number=round_number) for i in range(num - liars)]
+    return honest + [moves(d, round_number=round_number, sign=-1, length=2.9) for d in LIARS[:liars]]
+
+
+def test_votes_are_the_same_bits_in_any_order_and_can_be_taken_back():
+    ways = [np.random.default_rng(i).standard_normal(5) for i in range(4)]
+    totals = [voted(*order).total().tensors["w"].tobytes() for order in permutations(ways)]
+    assert len(set(totals)) == 1
+    votes = voted(*ways)
+    votes.take_back({"w": ways[3]}, float(np.linalg.norm(ways[3])))
+    assert votes.total().tensors["w"].tobytes() == voted(*ways[:3]).total().tensors["w"].tobytes()
+
+
+def test_a_vote_is_a_direction_whatever_its_length():
+    assert voted([3.0, 4.0], [0.0, -1e6], [0.0, 0.0]).total().tensors["w"] == pytest.approx([0.6, -0.2])
+
+
+def test_agreement_is_the_cosine_and_its_own_vote_does_not_count():
+    total = voted([1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]).total()  # (0, 1)
+    assert total.agreement({"w": np.array([3.0, 3.0])}, 3 * 2**0.5) == pytest.approx(0.5**0.5)
+    assert total.agreement_of_others({"w": np.array([2.0, 0.0])}, 2.0) == pytest.approx(-(0.5**0.5))
+    assert total.agreement({"w": np.zeros(2)}, 0.0) == 0.0
+    assert total.agreement({"other": np.ones(2)}, 2**0.5) is None
+
+
+def test_of_a_heading_the_next_round_keeps_a_share():
+    after = voted([1.0, 0.0]).after(Heading({"w": np.array([0.0, 2.0], np.float32)}), kept=0.5)
+    assert after["w"].tolist() == [1.0, 1.0]
+
+
+def test_who_agrees_less_than_the_middle_one_may_weigh_and_move_less():
+    told = {n: Measured(100, 1.0, 0.4) for n in "abcd"}
+    told |= {
+        "half": Measured(900, 50.0, 0.2),
+        "none": Measured(900, 5.0, 0.0),
+        "out": Measured(1, 1.0, -0.06),
+    }
+    found = bounds(told, weight_cap=3, length_cap=5, far=100)
+    assert (found["half"].weight, found["half"].scale) == (200, 3 / 50)
+    assert (found["none"].weight, found["none"].scale) == (100, 0.2)
+    assert (found["out"].scale, found["out"].agreement) == (0.0, -0.06)
+    assert found.keys() == {"half", "none", "out"}
+
+
+def test_two_of_five_that_go_the_other_way_are_left_out_of_the_first_round():
+    assert a_round(Measures(settings_of(clients=5)), mixed(2)) == ["l0", "l1"]
+
+
+def test_three_of_five_are_left_out_once_it_is_known_where_the_fleet_goes():
+    measures = Measures(settings_of(clients=5))
+    assert a_round(measures, mixed(0)) == []
+    assert a_round(measures, mixed(3, round_number=1)) == ["l0", "l1", "l2"]
+    assert a_round(Measures(settings_of(clients=5)), mixed(3)) != ["l0", "l1", "l2"], (
+        "by itself a round cannot"
+    )
+
+
+def test_a_device_that_has_nothing_in_common_with_the_others_is_not_left_out():
+    measures = Measures(settings_of(clients=5))
+    for number in range(4):
+        unlike = moves("rare", round_number=number, common=0.0)
+        assert a_round(measures, [*mixed(0, round_number=number), unlike]) == []
+
+
+def test_a_fleet_that_turns_is_judged_by_its_round():
+    measures = Measures(settings_of(clients=5))
+    a_round(measures, mixed(0))
+    back = [moves(f"h{i}", round_number=1, sign=-1) for i in range(5)]
+    assert a_round(measures, [*back, moves("l0", round_number=1)]) == ["l0"]
+
+
+def test_few_devices_and_noise_and_sums_are_not_looked_at():
+    for changes in ({"clients": 4}, {"clients": 5, "heading": 0.0}, {"clients": 5, "secure": "grid"}):
+        measures = Measures(settings_of(**changes))
+        assert a_round(measures, mixed(2)) == []
+        assert measures.next_heading(fedavg(), {}, lambda: iter(())) == {}
+
+
+def test_class_sums_that_point_the_other_way_are_left_out_and_leave_no_heading():
+    def sums(device, sign, classes=3):
+        features = np.zeros((4, 8))
+        features[:classes] = sign * np.random.default_rng([*device.encode()]).normal(1, 0.3, (classes, 8))
+        counts = np.array([1.0] * classes + [0.0] * (4 - classes))
+        return Update(
+            {SUMS: features, COUNTS: counts, SQUARES: np.square(features).sum(1)}, {}, 5, device_id=device
+        )
+
+    other = sums("rare", 1)._replace(
+        values={**sums("rare", 1).values, SUMS: sums("rare", 1).values[SUMS][::-1]}
+    )
+    measures = Measures(settings_of(clients=5))
+    strategy = class_mean(ClassHead("w"))
+    updates = [*(sums(f"h{i}", 1) for i in range(3)), other, sums("liar", -1)]
+    assert a_round(measures, updates, strategy) == ["liar"]
+    assert a_round(measures, mixed(2)) == ["l0", "l1"], "judged by its own round"
+
+
+def test_who_is_far_off_has_no_vote():
+    honest = mixed(0, num=4)
+    far = [moves("l0", sign=-1, length=100.0, common=0.0)]
+    headings = []
+    for updates in (honest, honest + far):
+        measures = Measures(settings_of(clients=5))
+        for one in updates:
+            measures.add(one, fedavg())
+        found = measures.bounds(fedavg(), REFERENCE, lambda updates=updates: iter(updates))
+        headings.append(measures.next_heading(fedavg(), found, lambda updates=updates: iter(updates)))
+    assert headings[0]["w"].tobytes() == headings[1]["w"].tobytes()
