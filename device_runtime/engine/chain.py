@@ -18,6 +18,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
 from fleetune.device_runtime.engine.batches import StepResult, pick
+from fleetune.device_runtime.engine.decoding import Remembering
 from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
@@ -73,6 +74,12 @@ class Chain:
     def close(self) -> None:
         """Let go of the graphs."""
         self._graphs.clear()
+
+    def decode(self, weights: StepWeights, plan: LayerPlan | None = None) -> Remembering:
+        """Begin texts that grow token by token, each new one after keys and values of those before."""
+        return Remembering(
+            self._manifest, self._loader, lambda graph: self._graph(graph.file), weights, plan=plan
+        )
 
     def step(
         self,
