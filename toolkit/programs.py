@@ -92,9 +92,7 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
         counted=chosen.counted,
         token_loss=chosen.token_loss,
         longest=loaded.positions,
-        stepping=None
-        if chosen.has_classes
-        else stepping_of(model, [row.name for row in loaded.inputs]),
+        stepping=None if chosen.has_classes else stepping_of(model, [row.name for row in loaded.inputs]),
     )
 
 

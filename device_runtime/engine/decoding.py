@@ -1,7 +1,7 @@
 """Text token by token: what a language model says after the tokens so far, with or without a memory of them.
 
-With the graphs ``step`` and ``forward_step`` only new tokens run, and each block gives back keys and values of all tokens, which go
-into it with the next ones. Artifacts without them, and other backends, run all tokens again.
+With the graphs ``step`` and ``forward_step`` only new tokens run, and each block gives back keys and values of all tokens, which
+go into it with the next ones. Artifacts without them, and other backends, run all tokens again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, fr
 from fleetune.device_runtime.engine.batches import check_batch
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
 from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError
 
 IDS, MASK = "input_ids", "attention_mask"
 _Place = tuple[Role, int]
@@ -98,6 +98,8 @@ class _Bound(NamedTuple):
     wanted: list[str]
 
     def run(self, scope: Mapping[_Place, Value]) -> list[Value]:
+        if strange := [port.name for port in self.ports if (port.role, port.index) not in scope]:
+            raise ArtifactError(f"a step of tokens does not give {', '.join(strange)}; export again")
         feeds = {**self.fixed, **{port.name: scope[port.role, port.index] for port in self.ports}}
         return self.graph.run(feeds, self.wanted)
 
@@ -160,7 +162,9 @@ class Remembering:
         with self._weights.in_use(OUTSIDE):
             return self._named(self._prelude, given, self._manifest.prelude.graphs[STEP].outputs)
 
-    def _through(self, number: int, scope: dict[_Place, Value], pair: dict[_Place, Value]) -> dict[_Place, Value]:
+    def _through(
+        self, number: int, scope: dict[_Place, Value], pair: dict[_Place, Value]
+    ) -> dict[_Place, Value]:
         """One block; ``scope`` gets its output, and what is returned are keys and values of all tokens."""
         index, block = self._layers[number], self._blocks[number]
         layer = self._manifest.layers[index]
@@ -195,7 +199,9 @@ class Remembering:
         moving = tuple(p for p in graph.inputs if p.role != "weight")
         return _Bound(opened(graph), fixed, moving, [p.name for p in graph.outputs])
 
-    def _named(self, bound: _Bound, given: Mapping[_Place, Value], outputs: Sequence[Port]) -> dict[_Place, Value]:
+    def _named(
+        self, bound: _Bound, given: Mapping[_Place, Value], outputs: Sequence[Port]
+    ) -> dict[_Place, Value]:
         return {(p.role, p.index): v for p, v in zip(outputs, bound.run(given), strict=True)}
 
     def _value(self, array: Array) -> Value:

@@ -32,7 +32,7 @@ class Convert(Protocol):
 
 
 class ConvertStep(Protocol):
-    """Turns a function of new tokens, of the prelude or a block, into its one graph; ``sizes`` as ``tracing.SIZES`` names them."""
+    """Turns a function of new tokens, of the prelude or a block, into its one graph; ``sizes`` as in ``tracing.SIZES``."""
 
     def __call__(
         self, section: SectionFunction, *, sizes: Sequence[int], base_dtype: str = "fp32"

@@ -147,7 +147,9 @@ def traced_step(program: Program, sizes: tuple[int, int]) -> tuple[int, int, int
     batch, seq = sizes
     longest = 2 * max(_TRACED_SEQ) if program.longest is None else program.longest
     taken = _taken(program) | {batch, seq}
-    fitting = (n for n in sorted(_TRACED_SEQ) if n not in taken and n + seq not in taken and n + seq <= longest)
+    fitting = (
+        n for n in sorted(_TRACED_SEQ) if n not in taken and n + seq not in taken and n + seq <= longest
+    )
     past = next(fitting, None)
     return None if past is None else (batch, seq, past, past + seq)
 

@@ -1,7 +1,7 @@
 """The same model on new tokens alone, with keys and values of the tokens before: prelude and blocks for generating text.
 
-Nothing here knows how a model remembers: the program's ``stepping`` makes of a :class:`Past` what the module takes, and the module
-asks that for the keys and values of all tokens, block by block.
+Nothing here knows how a model remembers: the program's ``stepping`` makes of a :class:`Past` what the module takes, and the
+module asks that for the keys and values of all tokens, block by block.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Past:
 
 
 class Steps(NamedTuple):
-    """How a program runs on new tokens: itself with a memory, its blocks as they were called then, and the sizes of the example."""
+    """How a program runs on new tokens: itself with a memory, its blocks as they were called then, the sizes of the example."""
 
     program: Program
     past: Past
@@ -183,4 +183,6 @@ def _check_logits(program: Program, steps: Steps, whole: dict[str, Tensor]) -> N
         steps.past.start(before, pairs)
         found = steps.program.logits(steps.program.make_batch(0, 0))
     if found.shape != expected.shape or (found - expected).abs().max() > _AGREES * expected.abs().max():
-        raise ExportError(f"{type(program.module).__name__}: in two parts it says something else than at once")
+        raise ExportError(
+            f"{type(program.module).__name__}: in two parts it says something else than at once"
+        )
