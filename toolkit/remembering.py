@@ -22,7 +22,7 @@ def stepping_of(model: Any, names: list[str]) -> Stepping | None:
     return Stepping(lambda memory: {name: _Remembered(memory), "use_cache": True}, whole=(_MASK,))
 
 
-class _Remembered(Cache):
+class _Remembered(Cache):  # type: ignore[misc]  # transformers is untyped
     """A cache of full attention in every layer: what a window hides, the mask hides."""
 
     def __init__(self, memory: Remembers) -> None:

@@ -91,12 +91,13 @@ def generate(
     check(sampling)
     if (prompt is None) == (file is None):
         raise ConfigError("generate needs either a prompt or a file of it")
+    text = _read(Path(file)) if file is not None else prompt or ""
     if any(not one for one in stop):
         raise ConfigError("an empty text to stop at (--stop) is before every text")
     artifact = open_artifact(artifact_dir)
     check_generates(artifact.manifest)
     tokens, ends = _tokens(artifact), _ends(artifact)
-    ids = encode_prompt(tokens, _read(Path(file)) if prompt is None else prompt, ends)
+    ids = encode_prompt(tokens, text, ends)
     room = _room(artifact, ids, tokens)
     weights = load_peft(find_adapter(Path(adapter)), artifact.manifest) if adapter else artifact.adapter()
     if adapter is None:

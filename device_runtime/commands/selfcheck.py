@@ -92,7 +92,7 @@ def _step_errors(
     engine: Engine, recorded: Arrays, plans: Mapping[str, Sequence[int]], adapter: Arrays, measure: _Measure
 ) -> dict[str, float]:
     """Errors of the logits after each part of the recorded batch, read part by part as text is generated."""
-    ids, mask = (recorded[f"batch.{name}"] for name in (IDS, MASK))
+    ids, mask = (np.asarray(recorded[f"batch.{name}"], np.int64) for name in (IDS, MASK))
     found = {}
     for name, dropped in plans.items():
         plan = dropping(engine.artifact.manifest.num_layers, dropped)

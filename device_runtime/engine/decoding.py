@@ -183,8 +183,9 @@ class Remembering:
         """The head on the last tokens of (B, S, H): logits (B, V)."""
         last = np.ascontiguousarray(hidden[:, -1][None])
         with self._weights.in_use(OUTSIDE):
-            (logits,) = self._head.run({("hidden", 0): self._loader.value_of(last)})
-        return self._loader.array_of(logits)[0]
+            (value,) = self._head.run({("hidden", 0): self._loader.value_of(last)})
+        logits: Array = self._loader.array_of(value)[0]
+        return logits
 
     def _nothing(self, block: _Bound, rows: int) -> dict[_Place, Value]:
         """Keys and values of no tokens."""
