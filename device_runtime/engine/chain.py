@@ -78,7 +78,11 @@ class Chain:
     def decode(self, weights: StepWeights, plan: LayerPlan | None = None) -> Remembering:
         """Begin texts that grow token by token, each new one after keys and values of those before."""
         return Remembering(
-            self._manifest, self._loader, lambda graph: self._graph(graph.file), weights, plan=plan
+            self._manifest,
+            self._loader,
+            lambda graph, grows: self._graph(graph.file, grows=grows),
+            weights,
+            plan=plan,
         )
 
     def step(
@@ -310,10 +314,11 @@ class Chain:
         values = self._graph(graph.file).run(feeds, [port.name for port in graph.outputs])
         return {(port.role, port.index): value for port, value in zip(graph.outputs, values, strict=True)}
 
-    def _graph(self, file: str) -> OpenGraph:
+    def _graph(self, file: str, *, grows: bool = False) -> OpenGraph:
+        opener = (self._loader.open_growing if grows else None) or self._loader.open
         with self._opening:
             if file not in self._graphs:
-                self._graphs[file] = self._loader.open(self._artifact.folder / file, self._threads)
+                self._graphs[file] = opener(self._artifact.folder / file, self._threads)
             return self._graphs[file]
 
 

@@ -27,6 +27,9 @@ from fleetune.device_runtime.errors import ArtifactError, ConfigError
 
 IDS, MASK = "input_ids", "attention_mask"
 _Place = tuple[Role, int]
+_Opened = Callable[[Graph, bool], OpenGraph]
+_WIDER = 32
+"""All tokens are run with padding up to a multiple of this: every size that is met is memory that onnxruntime keeps."""
 
 
 class Decoding(Protocol):
@@ -84,9 +87,12 @@ class Recomputed:
     def feed(self, ids: Indices, mask: Indices | None = None) -> Array:
         """As :meth:`Decoding.feed`."""
         self._ids = ids if self._ids is None else np.concatenate([self._ids, ids], axis=1)
-        batch = _batch(self._manifest, self._ids, np.ones_like(self._ids) if mask is None else mask)
-        last = np.full(len(ids), self._ids.shape[1] - 1)
-        return self._ask(batch, self._adapter, last, plan=self._plan)
+        count = self._ids.shape[1]
+        most = max(count, self._manifest.bounds.get("seq", count + _WIDER))
+        more = ((0, 0), (0, min(-count % _WIDER, most - count)))
+        seen = np.ones_like(self._ids) if mask is None else mask
+        batch = _batch(self._manifest, np.pad(self._ids, more), np.pad(seen, more))
+        return self._ask(batch, self._adapter, np.full(len(ids), count - 1), plan=self._plan)
 
 
 class _Bound(NamedTuple):
@@ -113,7 +119,7 @@ class Remembering:
         self,
         manifest: Manifest,
         loader: Loader,
-        opened: Callable[[Graph], OpenGraph],
+        opened: _Opened,
         weights: StepWeights,
         *,
         plan: LayerPlan | None = None,
@@ -123,14 +129,14 @@ class Remembering:
         Args:
             manifest: of an artifact whose blocks have ``forward_step``.
             loader: holds the values that go into its graphs.
-            opened: opens one of them.
+            opened: opens one of them; told whether its values grow from run to run.
             weights: frozen ones and an adapter's.
             plan: which layers are left out; None for none.
         """
         self._manifest, self._loader, self._weights = manifest, loader, weights
         self._layers = active_layers(plan or frozen(manifest.num_layers))
         self._prelude = self._bound(opened, manifest.prelude.graphs[STEP], manifest.prelude.tensors)
-        self._head = self._bound(opened, manifest.head.graphs["predict"], manifest.head.tensors)
+        self._head = self._bound(opened, manifest.head.graphs["predict"], manifest.head.tensors, grows=False)
         self._blocks = [
             self._bound(
                 opened,
@@ -194,11 +200,11 @@ class Remembering:
             (port.role, port.index): self._value(np.zeros(_empty(port, rows), port.dtype)) for port in ports
         }
 
-    def _bound(self, opened: Callable[[Graph], OpenGraph], graph: Graph, slots: Sequence[int]) -> _Bound:
+    def _bound(self, opened: _Opened, graph: Graph, slots: Sequence[int], *, grows: bool = True) -> _Bound:
         values = self._weights.of(slots, graph)
         fixed = {p.name: values[p.role, p.index] for p in graph.inputs if p.role == "weight"}
         moving = tuple(p for p in graph.inputs if p.role != "weight")
-        return _Bound(opened(graph), fixed, moving, [p.name for p in graph.outputs])
+        return _Bound(opened(graph, grows), fixed, moving, [p.name for p in graph.outputs])
 
     def _named(
         self, bound: _Bound, given: Mapping[_Place, Value], outputs: Sequence[Port]
