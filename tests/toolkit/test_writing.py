@@ -45,6 +45,19 @@ def written_by_transformers(folder: Path, prompt: list[int], count: int) -> list
     return found[0, len(prompt) :].tolist()
 
 
+def largest_error(artifact: Path, folder: Path) -> float:
+    """Of the logits after each of 200 drawn tokens, over the largest logit: greedy texts may soon repeat themselves."""
+    ids = np.random.default_rng(0).integers(4, 128, (1, COUNT))
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids)).logits[0].numpy()
+    opened = open_artifact(artifact)
+    with open_engine(opened, threads=1) as engine:
+        decoding = engine.decode(opened.adapter())
+        found = np.concatenate([decoding.feed(ids[:, i : i + 1]) for i in range(COUNT)])
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "gpt2"])
 def test_two_hundred_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     room = ROOM.get(name, {"max_position_embeddings": 256})
@@ -53,7 +66,7 @@ def test_two_hundred_tokens_are_those_of_transformers(name: str, tmp_path: Path)
     assert open_artifact(artifact).manifest.has_steps
     written = greedy(artifact, PROMPT, COUNT)
     assert written == written_by_transformers(model, PROMPT, COUNT)
-    assert len(set(written)) > 10
+    assert largest_error(artifact, model) < 1e-4
     report = selfcheck(artifact)
     assert report.ok
     assert [n for n in report.tensors if ".after " in n]
