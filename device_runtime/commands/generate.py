@@ -91,7 +91,7 @@ def generate(
     check(sampling)
     if (prompt is None) == (file is None):
         raise ConfigError("generate needs either a prompt or a file of it")
-    text = _read(Path(file)) if file is not None else prompt or ""
+    text = read_prompt(Path(file)) if file is not None else prompt or ""
     if any(not one for one in stop):
         raise ConfigError("an empty text to stop at (--stop) is before every text")
     artifact = open_artifact(artifact_dir)
@@ -227,7 +227,12 @@ def _tokens(artifact: Artifact) -> Tokens:
 def _ends(artifact: Artifact) -> tuple[int, ...]:
     if GENERATION not in artifact.manifest.files:
         return ()
-    found = read_json(artifact.folder / GENERATION, _Ends)
+    return read_ends(artifact.folder / GENERATION)
+
+
+def read_ends(path: Path) -> tuple[int, ...]:
+    """Tokens that end a text, of ``generation_config.json``; ArtifactError if it cannot be read."""
+    found = read_json(path, _Ends)
     return found.eos_token_id if found else ()
 
 
@@ -251,7 +256,7 @@ def _room(artifact: Artifact, ids: Sequence[int], tokens: Tokens) -> int:
     return longest - len(ids) if longest else sys.maxsize
 
 
-def _read(path: Path) -> str:
+def read_prompt(path: Path) -> str:
     """The text of a file, without its last line end.
 
     Raises:
