@@ -35,6 +35,7 @@ STREAMS: Table[int] = Table(
         "sketch": 21,
         "eval-split": 24,
         "jitter": 30,
+        "tokens": 40,
     },
 )
 """One number per purpose, so that equal (seed, number) of two purposes share no draw. A number once given stays."""

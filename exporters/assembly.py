@@ -12,7 +12,12 @@ import msgspec
 
 from fleetune.device_runtime.arrays import sha256_of
 from fleetune.device_runtime.contracts import manifest
-from fleetune.device_runtime.contracts.artifact import CHAT_TEMPLATE, MANIFEST, PREPROCESSOR
+from fleetune.device_runtime.contracts.artifact import (
+    CHAT_TEMPLATE,
+    GENERATION,
+    MANIFEST,
+    PREPROCESSOR,
+)
 from fleetune.device_runtime.errors import ExportError
 from fleetune.device_runtime.files import replacing
 
@@ -43,6 +48,8 @@ class Description:
     licences: dict[str, str] = field(default_factory=dict)
     preprocessor: bytes | None = None
     """How images or sound become what the model takes, as transformers has it in ``preprocessor_config.json``."""
+    ends: tuple[int, ...] | None = None
+    """Tokens that end a text; None for a model that writes none."""
 
 
 class Structure(NamedTuple):
@@ -92,6 +99,8 @@ def assemble(
     tokenizer = _write_tokenizer(folder, description)
     if description.preprocessor is not None:
         (folder / PREPROCESSOR).write_bytes(description.preprocessor)
+    if description.ends is not None:
+        (folder / GENERATION).write_bytes(msgspec.json.encode({"eos_token_id": description.ends}))
     made = manifest.Manifest(
         format=manifest.FORMAT,
         name=description.name,

@@ -2,23 +2,40 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from fleetune.device_runtime.contracts.artifact import GOLDEN
-from fleetune.device_runtime.contracts.manifest import Graph, Kind, Layer, Manifest, Port, Section
+from fleetune.device_runtime.contracts.manifest import (
+    FORWARD_STEP,
+    STEP,
+    Graph,
+    Kind,
+    Layer,
+    Manifest,
+    Port,
+    Section,
+)
 from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.assembly import Description, Structure, assemble, new_folder
 from fleetune.exporters.model.anatomy import Anatomy, Call, find_anatomy, stream
 from fleetune.exporters.model.golden import chained_plans, record_golden, single_plans
-from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles, smallest_bounds
+from fleetune.exporters.model.graph_file import (
+    Converters,
+    ConvertStep,
+    GraphFile,
+    GraphFiles,
+    smallest_bounds,
+)
 from fleetune.exporters.model.int8_emulation import Int8Products
 from fleetune.exporters.model.kinds import group_kinds
 from fleetune.exporters.model.program import Program, tensors_of, traced_sizes
 from fleetune.exporters.model.quantize import rounded, with_forms
 from fleetune.exporters.model.sections import SectionFunction, Sections, functions_of
+from fleetune.exporters.model.steps import Steps, block_step, find_steps, prelude_step
 from fleetune.exporters.tensor_table import Slots, TensorTable, write_tensors
 
 
@@ -58,6 +75,11 @@ def write_block_graphs(
     functions = functions_of(program, blocks.anatomy, blocks.kinds, sizes=sizes)
     graphs = convert_all(converters, functions, sizes=sizes, base_dtype=base_dtype)
     _check_predict(graphs.head, program)
+    steps = None
+    if converters.step and functions.head.targets and program.stepping:
+        steps = _add_steps(
+            program, blocks, graphs, converters.step, sizes=sizes, base_dtype=base_dtype, say=on_progress
+        )
     with new_folder(out) as folder:
         on_progress("writing weights and graphs")
         written = write_graphs(folder, functions, graphs, suffix=converters.suffix)
@@ -67,7 +89,7 @@ def write_block_graphs(
         # Rounding is chaotic: through several int8 layers a value that rounds the other way spreads, through one it does not.
         plans_of = single_plans if base_dtype == "int8" else chained_plans
         with _as_stored(program, table):
-            record_golden(program, blocks.anatomy, folder / GOLDEN, plans_of=plans_of)
+            record_golden(program, blocks.anatomy, folder / GOLDEN, plans_of=plans_of, steps=steps)
         structure = Structure(
             inputs=program.inputs,
             prelude=Section(written.prelude.graphs, table.indices(slots.prelude)),
@@ -112,6 +134,45 @@ def write_graphs(
         for name, files, function in zip(names, graphs, functions, strict=True)
     )
     return Sections(first, kinds, last)
+
+
+def _add_steps(
+    program: Program,
+    blocks: _Blocks,
+    graphs: Sections[GraphFiles],
+    convert: ConvertStep,
+    *,
+    sizes: tuple[int, int],
+    base_dtype: str,
+    say: Callable[[str], None],
+) -> Steps | None:
+    """Give prelude and kinds the graphs that run on new tokens alone; None, told why, where the model cannot do so."""
+    try:
+        steps = find_steps(program, blocks.anatomy, sizes=sizes)
+        if steps is None:
+            return None
+        made = [convert(prelude_step(steps), sizes=steps.sizes, base_dtype=base_dtype)]
+        for kind in range(len(blocks.kinds)):
+            section = block_step(steps, blocks.of_layer.index(kind))
+            made.append(convert(section, sizes=steps.sizes, base_dtype=base_dtype))
+            _check_weights(made[-1], graphs.kinds[kind])
+    except ExportError as reason:
+        say(f"no graphs for single tokens, so `generate` runs all of them again for each: {reason}")
+        return None
+    for files, purpose, step in zip(
+        (graphs.prelude, *graphs.kinds), (STEP, *repeat(FORWARD_STEP, len(made))), made, strict=False
+    ):
+        files[purpose] = step
+    return steps
+
+
+def _check_weights(step: GraphFile, files: GraphFiles) -> None:
+    """Refuse a step that reads a weight in another form than the block's forward does."""
+    read, known = (
+        {port.index for port in graph.inputs if port.role == "weight"} for graph in (step, files["forward"])
+    )
+    if read - known:
+        raise ExportError(f"weights in another form than the forward's: {len(read - known)}")
 
 
 def _check_predict(head: GraphFiles, program: Program) -> None:

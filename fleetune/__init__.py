@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from fleetune.broker.servers.embedded import EmbeddedServer
     from fleetune.device_runtime.agent.identity import Duty
     from fleetune.device_runtime.commands.device import device
+    from fleetune.device_runtime.commands.generate import generate
     from fleetune.device_runtime.commands.inspect import inspect
     from fleetune.device_runtime.commands.predict import predict
     from fleetune.device_runtime.commands.selfcheck import selfcheck
     from fleetune.device_runtime.commands.train import train
     from fleetune.device_runtime.contracts.resources import Resources
     from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
+    from fleetune.device_runtime.methods.sampling import Sampling
     from fleetune.device_runtime.network.address import Reach
     from fleetune.device_runtime.network.signing import Signing, Trust
     from fleetune.device_runtime.terms.terms import Terms
@@ -44,6 +46,7 @@ __all__ = [
     "Privacy",
     "Reach",
     "Resources",
+    "Sampling",
     "Signing",
     "Terms",
     "Trust",
@@ -51,6 +54,7 @@ __all__ = [
     "demo",
     "device",
     "export",
+    "generate",
     "inspect",
     "merge",
     "plot",
@@ -74,11 +78,13 @@ _HOMES = {
     "Signing": "fleetune.device_runtime.network.signing",
     "Trust": "fleetune.device_runtime.network.signing",
     "Resources": "fleetune.device_runtime.contracts.resources",
+    "Sampling": "fleetune.device_runtime.methods.sampling",
     "Terms": "fleetune.device_runtime.terms.terms",
     "aggregate": "fleetune.broker.aggregation",
     "demo": "fleetune.toolkit.demo",
     "device": "fleetune.device_runtime.commands.device",
     "export": "fleetune.toolkit.export",
+    "generate": "fleetune.device_runtime.commands.generate",
     "inspect": "fleetune.device_runtime.commands.inspect",
     "merge": "fleetune.toolkit.merge",
     "plot": "fleetune.toolkit.plot",

@@ -11,7 +11,7 @@ from peft import PeftModel
 from pretrained import MINILM
 
 import fleetune
-from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, PREDICT, TRAIN
+from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, GENERATE, PREDICT, TRAIN
 from fleetune.toolkit.flags import claimed
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
@@ -48,7 +48,7 @@ def test_the_examples_run_one_after_the_other(folder, capsys):
 
 def test_the_page_names_every_field_that_is_a_flag():
     table = PAGE[PAGE.index("## Options are fields") : PAGE.index("## What all commands share")]
-    for parts in (TRAIN, PREDICT, DEVICE, AGGREGATE, DEMO):
+    for parts in (TRAIN, PREDICT, GENERATE, DEVICE, AGGREGATE, DEMO):
         for name, (_, flag) in claimed(parts).items():
             words = (f"`{flag.path[-1]}`", f"`--{name.replace('_', '-')}`")
             assert any(word in table for word in words), name

@@ -21,6 +21,7 @@ COMMANDS = (
     models.sign,
     training.train,
     training.predict,
+    training.generate,
     fleet.device,
     fleet.aggregate,
     fleet.broker,

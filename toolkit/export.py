@@ -107,7 +107,7 @@ def export(
     # From here on torch is loaded: a slip of the pen is told before that.
     from fleetune.exporters.writing import write_artifact
     from fleetune.toolkit.lora import adapter_names, attach_lora, continue_adapter
-    from fleetune.toolkit.models import licence_of, load_checkpoint, preprocessor_of
+    from fleetune.toolkit.models import ends_of, licence_of, load_checkpoint, preprocessor_of
     from fleetune.toolkit.origin import origin_of, parameter_digests
     from fleetune.toolkit.programs import describe, program_of
 
@@ -153,6 +153,7 @@ def export(
         origin=origin_of(source, digests, adapter_names(learning).values(), seed=seed),
         licences={"model": licence_of(source)},
         preprocessor=preprocessor_of(source) if task == "image-classification" else None,
+        ends=None if has_classes else ends_of(learning, checkpoint.tokenizer),
     )
     manifest = write_artifact(
         program_of(loaded, task=task),

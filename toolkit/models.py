@@ -97,6 +97,14 @@ def preprocessor_of(source: str) -> bytes | None:
     return Path(found).read_bytes() if found else None
 
 
+def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens after which a text is over: those of the model's generation settings and configuration, and the tokenizer's own."""
+    settings = (model.generation_config, model.config.get_text_config(), tokenizer)
+    said = (getattr(holder, "eos_token_id", None) for holder in settings)
+    ids = {i for one in said if one is not None for i in (one if isinstance(one, list) else [one])}
+    return tuple(sorted(i for i in ids if i >= 0))
+
+
 def _settings(config: Any, task: str, labels: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "attn_implementation": "eager",

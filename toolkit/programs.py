@@ -20,6 +20,7 @@ from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.origin import recorded_name
+from fleetune.toolkit.remembering import stepping_of
 from fleetune.toolkit.tasks import IGNORED, TASKS, Task
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
         counted=chosen.counted,
         token_loss=chosen.token_loss,
         longest=loaded.positions,
+        stepping=None if chosen.has_classes else stepping_of(model, [row.name for row in loaded.inputs]),
     )
 
 

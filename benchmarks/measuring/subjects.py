@@ -26,6 +26,7 @@ SUBJECTS = Table(
         "minilm": Subject(),
         "bert": Subject("make_bert"),
         "stories": Subject("make_stories", task="causal-lm"),
+        "llama": Subject("make_llama", task="causal-lm"),
     },
 )
 

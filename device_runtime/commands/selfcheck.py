@@ -1,6 +1,6 @@
 """``fleetune selfcheck``: replays what torch recorded at export and says how far each tensor is off."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,15 @@ from fleetune.device_runtime.contracts.artifact import GOLDEN, NOISE_STEP, Artif
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL
 from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.engine.backends import open_engine
+from fleetune.device_runtime.engine.decoding import IDS, MASK
+from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.processor import int8_path
 from fleetune.device_runtime.errors import ArtifactError, one_line
 
+_Measure = Callable[[Array | np.generic, Array], float]
+_STEPS = "steps."
+_ENDS = f"{_STEPS}ends"
 LIMIT = 1e-4
 INT8_LIMIT = 5e-2
 """Of relative L2 error, against torch with the same int8 arithmetic, one layer at a time.
@@ -75,10 +80,28 @@ def selfcheck(folder: str | Path, *, threads: int = 0, provider: str = "cpu") ->
                 label = f"{name}.recompute." if memory is RECOMPUTE else f"{name}."
                 expected = _part(recorded, f"{name}.")
                 errors |= {label + n: e for n, e in _errors(expected, found, measure).items()}
+            if memory is SAVE_ALL and _ENDS in recorded:
+                errors |= _step_errors(engine, recorded, plans, adapter, measure)
     worst = max(errors.values())
     return SelfcheckReport(
         ok=bool(worst <= limit), max_relative_error=worst, limit=limit, int8_path=int8_path(), tensors=errors
     )
+
+
+def _step_errors(
+    engine: Engine, recorded: Arrays, plans: Mapping[str, Sequence[int]], adapter: Arrays, measure: _Measure
+) -> dict[str, float]:
+    """Errors of the logits after each part of the recorded batch, read part by part as text is generated."""
+    ids, mask = (np.asarray(recorded[f"batch.{name}"], np.int64) for name in (IDS, MASK))
+    found = {}
+    for name, dropped in plans.items():
+        plan = dropping(engine.artifact.manifest.num_layers, dropped)
+        decoding, start = engine.decode(adapter, plan=plan), 0
+        for part, end in enumerate(recorded[_ENDS].tolist()):
+            logits = decoding.feed(ids[:, start:end], mask[:, :end])
+            found[f"{name}.after {end} tokens"] = measure(logits, recorded[f"{_STEPS}{name}"][part])
+            start = end
+    return found
 
 
 def recorded_adapter(artifact: Artifact, recorded: Arrays) -> Arrays:
@@ -108,7 +131,7 @@ def relative_distance(found: Array | np.generic, expected: Array) -> float:
 def _errors(
     expected: Arrays,
     found: dict[str, Array | np.generic],
-    measure: Callable[[Array | np.generic, Array], float],
+    measure: _Measure,
 ) -> dict[str, float]:
     missing = {name: float("inf") for name in expected.keys() ^ found.keys()}
     return missing | {name: measure(found[name], expected[name]) for name in sorted(expected.keys() & found)}

@@ -23,6 +23,8 @@ GOLDEN = "golden.safetensors"
 CHAT_TEMPLATE = "chat_template.jinja"
 PREPROCESSOR = "preprocessor_config.json"
 """How images or sound become what the model takes, as transformers has it; only of a model that came with it."""
+GENERATION = "generation_config.json"
+"""Which tokens end a text, as transformers has it; only of a language model."""
 NOISE_STEP = 2.0**-11
 """What one unit of a golden step's ``noise.*`` (int8) stands for; exact in float32, so every machine adds the same."""
 _MANIFEST_BYTES_MAX = 64 * 1024**2

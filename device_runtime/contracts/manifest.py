@@ -17,12 +17,15 @@ FORMAT = 2
 LOGITS_BYTES = 16 * 1024**2
 """Of one chunk, where a head works a few tokens at a time; its loss and gradient take about three times as much again."""
 
+STEP, FORWARD_STEP = "step", "forward_step"
+"""Purposes of the graphs of the prelude and of a kind that run on new tokens alone."""
+
 Role = Literal[
     "batch",  # in: manifest.inputs[index]
     "hidden",  # in and out: the stream that flows through the blocks
     "side",  # out of the prelude: side[index]; into a block: layer.sides[index]; into the head: side[index]
     "weight",  # in: the tensor in slot `index` of the section or layer
-    "saved",  # out of forward_save, into backward: saved[index]
+    "saved",  # out of forward_save, into backward: saved[index]; of a step keys and values of the tokens before, and of all
     "d_hidden",  # into a backward: gradient of its output; out of it and of the head: gradient of its input
     "d_weight",  # out: gradient of the tensor in slot `index`
     "loss",
@@ -88,7 +91,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Blocks of equal structure share these graphs: forward, forward_save, backward, backward_recompute."""
+    """Blocks of equal structure share these graphs: forward, forward_save, backward, backward_recompute, perhaps forward_step."""
 
     graphs: dict[str, Graph]
 
@@ -223,6 +226,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Names of the tensors that each layer has to train; a tensor of two layers is in both."""
         names = {i: row.name for i, row in enumerate(self.tensors) if row.trainable}
         return tuple(frozenset(names[i] for i in layer.tensors if i in names) for layer in self.layers)
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether it runs on new tokens alone, with keys and values of those before."""
+        return STEP in self.prelude.graphs and all(FORWARD_STEP in kind.graphs for kind in self.kinds)
 
     @property
     def label_index(self) -> int:

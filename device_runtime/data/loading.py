@@ -83,7 +83,9 @@ def load_dataset(
     if is_folder_by_class(path):
         return load_folder(path, manifest, Path(folder), seq_len=seq_len, labelled=labelled)
     if path.suffix == ".npz":
-        return load_npz(path, manifest, seq_len=seq_len, length_max=_length_max(manifest), labelled=labelled)
+        return load_npz(
+            path, manifest, seq_len=seq_len, length_max=length_max_of(manifest), labelled=labelled
+        )
     task = _text_task(manifest, path)
     if manifest.task == _LANGUAGE:
         return _language(path, manifest, Path(folder), seq_len, labelled, columns, sequences)
@@ -194,7 +196,7 @@ def _engine(manifest: Manifest, folder: Path, seq_len: int) -> tuple[Engine, int
     tokenizer = manifest.tokenizer
     if tokenizer is None:
         raise ArtifactError(f"{folder}: no tokenizer in the artifact")
-    length_max = _length_max(manifest) or seq_len
+    length_max = length_max_of(manifest) or seq_len
     length = min(seq_len, length_max)
     return load_tokenizer(
         folder / tokenizer.file, max_length=length, side=tokenizer.truncation_side
@@ -206,7 +208,7 @@ def _joined(read: Read) -> Made:
     return _made(ids, np.concatenate([one.types for one in read.samples]))
 
 
-def _length_max(manifest: Manifest) -> int:
+def length_max_of(manifest: Manifest) -> int:
     """The most tokens that tokenizer and model take; 0 where neither says."""
     tokenizer, positions = manifest.tokenizer, manifest.bounds.get("seq", 0)
     known = [length for length in (tokenizer.max_length if tokenizer else 0, positions) if length]
@@ -239,10 +241,11 @@ def _check_ids(
         wrong = np.flatnonzero(values >= row.below)
         if wrong.size:
             source = sources[int(np.searchsorted(ends, wrong[0], side="right"))]
-            raise source.error(_id_problem(row.name, int(values[wrong[0]]), row.below, engine))
+            raise source.error(id_problem(row.name, int(values[wrong[0]]), row.below, engine))
 
 
-def _id_problem(name: str, number: int, below: int, engine: Engine) -> str:
+def id_problem(name: str, number: int, below: int, engine: Engine) -> str:
+    """What is told of an id for which the model has no row."""
     if name != "input_ids":
         return f"{name} {number}, the model knows 0 to {below - 1}"
     return (

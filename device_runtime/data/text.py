@@ -1,6 +1,6 @@
 """Texts to token ids with the artifact's tokenizer; the only file that imports the ``tokenizers`` library."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _PIECE = 1024
 """Texts tokenised at a time: encodings weigh far more than their ids."""
 NO_WORD = -1
+_CONTEXT = 16
+"""Tokens that are decoded with the next one: how it is spelled may depend on those before."""
+_HALF = "\N{REPLACEMENT CHARACTER}"
 
 
 class Engine(NamedTuple):
@@ -37,6 +40,35 @@ class Engine(NamedTuple):
         """The id of a token as the vocabulary spells it; None if there is none."""
         found: int | None = self.tokenizer.token_to_id(token)
         return found
+
+
+class Writing:
+    """Text that grows by one token at a time; what is half a character is held back until it is whole."""
+
+    def __init__(self, tokenizer: "Tokenizer", ids: Sequence[int]) -> None:
+        """``ids`` are the tokens before, whose text is not told again."""
+        self._tokenizer, self._ids = tokenizer, list(ids[-_CONTEXT:])
+        self._told = self._text()
+
+    def add(self, token_id: int) -> str:
+        """Take a token and return what it adds to the text; special tokens add nothing."""
+        self._ids.append(token_id)
+        text = self._text()
+        if text.endswith(_HALF):
+            return ""
+        added = text[len(self._told) :]
+        if len(self._ids) > 2 * _CONTEXT:
+            self._ids = self._ids[-_CONTEXT:]
+            text = self._text()
+        self._told = text
+        return added
+
+    def rest(self) -> str:
+        """What is held back still."""
+        return self._text()[len(self._told) :]
+
+    def _text(self) -> str:
+        return str(self._tokenizer.decode(self._ids))
 
 
 class Encoded(NamedTuple):
@@ -85,6 +117,25 @@ def encode_texts(engine: Engine, texts: Sequence[str], pairs: Sequence[str]) -> 
     """Token ids of each text, or of each (text, pair) where the pair is not empty."""
     inputs = [(text, pair) if pair else text for text, pair in zip(texts, pairs, strict=True)]
     return _encode(engine, inputs, pretokenized=False)
+
+
+def encode_prompt(engine: Engine, text: str, ends: Collection[int] = ()) -> list[int]:
+    """Token ids of a text that is to go on: whole, and without the ``ends`` that the tokenizer puts behind a text.
+
+    Raises:
+        DataError: the tokenizer cannot take it.
+    """
+    engine.tokenizer.no_truncation()
+    try:
+        ids = list(engine.tokenizer.encode(text).ids)
+        plain = list(engine.tokenizer.encode(text, add_special_tokens=False).ids)
+    except Exception as exc:  # the library raises nothing narrower
+        raise DataError(f"text that the tokenizer cannot take: {exc}") from exc
+    finally:
+        engine.cut()
+    while ids and ids[-1] in ends and ids[-1:] != plain[-1:]:
+        ids.pop()
+    return ids
 
 
 def encode_words(engine: Engine, sentences: Sequence[Sequence[str]]) -> Encoded:

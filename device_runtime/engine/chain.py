@@ -18,6 +18,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
 from fleetune.device_runtime.engine.batches import StepResult, pick
+from fleetune.device_runtime.engine.decoding import Remembering
 from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
@@ -73,6 +74,16 @@ class Chain:
     def close(self) -> None:
         """Let go of the graphs."""
         self._graphs.clear()
+
+    def decode(self, weights: StepWeights, plan: LayerPlan | None = None) -> Remembering:
+        """Begin texts that grow token by token, each new one after keys and values of those before."""
+        return Remembering(
+            self._manifest,
+            self._loader,
+            lambda graph, grows: self._graph(graph.file, grows=grows),
+            weights,
+            plan=plan,
+        )
 
     def step(
         self,
@@ -303,10 +314,11 @@ class Chain:
         values = self._graph(graph.file).run(feeds, [port.name for port in graph.outputs])
         return {(port.role, port.index): value for port, value in zip(graph.outputs, values, strict=True)}
 
-    def _graph(self, file: str) -> OpenGraph:
+    def _graph(self, file: str, *, grows: bool = False) -> OpenGraph:
+        opener = (self._loader.open_growing if grows else None) or self._loader.open
         with self._opening:
             if file not in self._graphs:
-                self._graphs[file] = self._loader.open(self._artifact.folder / file, self._threads)
+                self._graphs[file] = opener(self._artifact.folder / file, self._threads)
             return self._graphs[file]
 
 

@@ -8,6 +8,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan
 from fleetune.device_runtime.engine.batches import StepResult
+from fleetune.device_runtime.engine.decoding import Decoding
 from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Rows
@@ -104,6 +105,13 @@ class Engine(Protocol):
 
         Raises:
             ConfigError: as of :meth:`predict`, or the head does not work token by token.
+        """
+
+    def decode(self, adapter: Arrays, *, plan: LayerPlan | None = None) -> Decoding:
+        """Begin texts that grow token by token, without the layers that ``plan`` drops, if any.
+
+        Raises:
+            ConfigError: as of :meth:`predict`, or the model does not say which token comes next.
         """
 
     def features(

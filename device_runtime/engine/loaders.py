@@ -30,6 +30,8 @@ class Loader(NamedTuple):
     array_of: Callable[[Value], Array]
     in_lanes: bool = False
     """Whether its graphs may be run by several threads at once."""
+    open_growing: Callable[[Path, int], OpenGraph] | None = None
+    """As ``open``, for a graph whose values are a little larger in every run; None where that makes no difference."""
 
 
 def onnx_loader(threads: int, provider: str) -> Loader:
@@ -46,6 +48,7 @@ def onnx_loader(threads: int, provider: str) -> Loader:
         partial(onnx_graphs.value_of, device=chosen.device),
         onnx_graphs.array_of,
         in_lanes=provider == "cpu",
+        open_growing=partial(onnx_graphs.OnnxGraph, provider=chosen, grows=True),
     )
 
 

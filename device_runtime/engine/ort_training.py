@@ -22,6 +22,7 @@ from fleetune.device_runtime.contracts.ort_training_layout import (
 )
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, full, trained_layers
 from fleetune.device_runtime.engine.batches import StepResult, check_batch
+from fleetune.device_runtime.engine.decoding import Decoding, Recomputed, check_generates
 from fleetune.device_runtime.engine.engine import OfRow, Setup
 from fleetune.device_runtime.engine.gates import Gates
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
@@ -128,6 +129,11 @@ class OrtTrainingEngine:
         """As :meth:`Engine.predict_at`; a plan is refused."""
         logits = self.predict(batch, adapter, plan=plan)
         return logits[np.arange(len(logits)), positions]
+
+    def decode(self, adapter: Arrays, *, plan: LayerPlan | None = None) -> Decoding:
+        """As :meth:`Engine.decode`; a plan is refused, and all tokens run for each new one."""
+        check_generates(self.artifact.manifest)
+        return Recomputed(self.artifact.manifest, self.predict_at, adapter, plan)
 
     def features(
         self,

@@ -24,6 +24,7 @@ from fleetune.device_runtime.engine.batches import (
     share_of,
 )
 from fleetune.device_runtime.engine.chain import Chain
+from fleetune.device_runtime.engine.decoding import Decoding, Recomputed, check_generates
 from fleetune.device_runtime.engine.engine import OfRow, Setup
 from fleetune.device_runtime.engine.gates import Gates, check_gates, lowest_shut, open_layers
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
@@ -155,6 +156,23 @@ class Stack:
             return hidden[np.arange(len(hidden)), positions[place]][None]  # (1, B, H)
 
         return np.concatenate([found[0] for found in self._predict(batch, adapter, rows, plan, chosen)])
+
+    def decode(self, adapter: Arrays, *, plan: LayerPlan | None = None) -> Decoding:
+        """As :meth:`Engine.decode`."""
+        manifest = self.artifact.manifest
+        check_generates(manifest)
+        if plan is not None:
+            self._check_plan(plan)
+        if not manifest.has_steps:
+            return Recomputed(manifest, self._after, adapter, plan)
+        return self._chain(1).decode(self._weights(adapter, self.rows(1)), plan)
+
+    def _after(
+        self, batch: Arrays, adapter: Arrays, positions: Indices, *, plan: LayerPlan | None = None
+    ) -> Array:
+        if self.artifact.manifest.head.targets is None:
+            return self.predict(batch, adapter, plan=plan)[np.arange(len(positions)), positions]
+        return self.predict_at(batch, adapter, positions, plan=plan)
 
     def features(
         self,

@@ -13,6 +13,7 @@ from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts.artifact import NOISE_STEP
 from fleetune.exporters.model.anatomy import Anatomy, Call, StandIn, replaced
 from fleetune.exporters.model.program import Program, trainable_names
+from fleetune.exporters.model.steps import Pair, Steps, part_of
 
 NOISE = 71
 """Largest noise, in units of NOISE_STEP, added to the adapter before recording: a fresh LoRA's zeros would make half of the
@@ -35,12 +36,14 @@ def record_golden(
     path: Path,
     *,
     plans_of: Callable[[int], dict[str, list[int]]] = chained_plans,
+    steps: Steps | None = None,
     batch: int = 2,
     seq: int = 24,
 ) -> None:
     """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans.
 
-    A model of fewer positions than ``seq`` gets as many tokens as it has.
+    With ``steps`` also ``steps.ends``, where each of the parts ends in which the batch is read, and per plan ``steps.PLAN``: the
+    logits (parts, batch, classes) of their last tokens. A model of fewer positions than ``seq`` gets as many tokens as it has.
     """
     torch.manual_seed(0)
     arrays = program.make_batch(batch, min(seq, program.longest or seq))
@@ -53,6 +56,10 @@ def record_golden(
                 f"{plan}.{name}": value
                 for name, value in torch_step(program, anatomy, arrays, dropped=dropped).items()
             }
+            if steps is not None:
+                tensors[f"steps.{plan}"] = torch_steps(steps, arrays, dropped=dropped)
+    if steps is not None:
+        tensors["steps.ends"] = torch.tensor(_ends(arrays, steps))
     metadata = {"plans": json.dumps(plans)}  # of two entries, safetensors would write either first
     # save_file would make a file that only its owner may read, whatever the umask.
     content = save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata)
@@ -75,6 +82,28 @@ def torch_step(
         if g is not None
     }
     return {"loss": loss.detach(), "logits": logits.detach(), **found}
+
+
+def torch_steps(steps: Steps, batch: dict[str, Tensor], *, dropped: Sequence[int] = ()) -> Tensor:
+    """Logits (parts, batch, classes) of the last token of each part, each read with what is remembered of those before."""
+    pairs: Sequence[Pair] = ()
+    found, start = [], 0
+    for end in _ends(batch, steps):
+        steps.past.start(start, pairs)
+        with torch.no_grad(), without(steps.anatomy, dropped):
+            found.append(steps.program.logits(part_of(steps.program, batch, slice(start, end)))[:, -1])
+        pairs, start = steps.past.made, end
+    return torch.stack(found)
+
+
+def _ends(batch: dict[str, Tensor], steps: Steps) -> list[int]:
+    """Where each part ends: most tokens at once, then one, then the rest."""
+    count = batch[_ids(steps)].shape[1]
+    return [count - 4, count - 3, count]
+
+
+def _ids(steps: Steps) -> str:
+    return steps.program.stepping.ids if steps.program.stepping else ""
 
 
 def without(anatomy: Anatomy, dropped: Sequence[int]) -> AbstractContextManager[None]:

@@ -1,6 +1,6 @@
 """What every backend of block graphs hands to the writer: graph files, made by converters of one signature."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -31,13 +31,26 @@ class Convert(Protocol):
         """Raise ExportError for what the backend cannot take, ``base_dtype`` included."""
 
 
+class ConvertStep(Protocol):
+    """Turns a function of new tokens, of the prelude or a block, into its one graph; ``sizes`` as in ``tracing.SIZES``."""
+
+    def __call__(
+        self, section: SectionFunction, *, sizes: Sequence[int], base_dtype: str = "fp32"
+    ) -> GraphFile:
+        """Raise ExportError for what the backend cannot take."""
+
+
 class Converters(NamedTuple):
-    """A backend's converters of the three sorts of section, and the suffix of their files."""
+    """A backend's converters of the three sorts of section, and the suffix of their files.
+
+    ``step`` converts what runs on new tokens alone; None where the backend has no such graphs.
+    """
 
     prelude: Convert
     block: Convert
     head: Convert
     suffix: str
+    step: ConvertStep | None = None
 
 
 def smallest_bounds(sections: Iterable[GraphFiles]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,29 @@ from fleetune.device_runtime.errors import ExportError
 
 _TRACED_SEQ = (37, 41, 43, 47, 53, 59, 29, 31, 23, 19, 17, 13, 11, 7, 15, 14, 10, 9, 6, 5)
 """Lengths to trace at, best first; the shorter ones are for models of few positions."""
+
+
+class Remembers(Protocol):
+    """Holds keys and values of the tokens before those that a module is called on."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens it holds."""
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the block at work, all tokens (batch, heads, past + seq, width), of those of its new ones."""
+
+
+class Stepping(NamedTuple):
+    """How a module runs on new tokens alone.
+
+    ``beside`` makes of a memory what the module takes beside a batch; ``whole`` names the inputs that speak of the tokens
+    before too, (batch, past + seq), the first of which says how many there are.
+    """
+
+    beside: Callable[[Remembers], dict[str, Any]]
+    whole: tuple[str, ...]
+    ids: str = "input_ids"
 
 
 @dataclass(frozen=True)
@@ -31,6 +54,8 @@ class Program:
         token_loss: (logits, targets) of any tokens -> the sum of their losses, if ``loss`` is the mean of that over ``counted``;
             a head that works token by token is then run in chunks.
         longest: the most tokens that the module has positions for; None where it has no table of them.
+        stepping: how it runs on new tokens alone; None for a module that cannot.
+        beside: batch -> what the module is called with beside the batch's arrays.
     """
 
     module: nn.Module
@@ -43,10 +68,13 @@ class Program:
     counted: Targets | None = None
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
     longest: int | None = None
+    stepping: Stepping | None = None
+    beside: Callable[[dict[str, Tensor]], dict[str, Any]] = lambda _: {}
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
         """Logits of a batch; its labels, if any, are not looked at."""
-        return self.read_logits(self.module(**{k: v for k, v in batch.items() if k != self.label_name}))
+        given = {k: v for k, v in batch.items() if k != self.label_name}
+        return self.read_logits(self.module(**given, **self.beside(given)))
 
     @property
     def label_name(self) -> str:
@@ -105,12 +133,27 @@ def traced_sizes(program: Program) -> tuple[int, int]:
     Raises:
         ExportError: the model has positions for too few tokens.
     """
-    taken = set(program.shapes)
-    for tensor in tensors_of(program.module).values():
-        taken.update(tensor.shape)
+    taken = _taken(program)
     batch = next(n for n in (3, 5, 7, 11, 13, 17, 19) if n not in taken)
     longest = max(_TRACED_SEQ) if program.longest is None else program.longest
     fitting = (n for n in _TRACED_SEQ if n <= longest and n not in taken and n != batch)
     if (seq := next(fitting, None)) is None:
         raise ExportError(f"positions for {longest} tokens are too few to trace a model of these sizes")
     return batch, seq
+
+
+def traced_step(program: Program, sizes: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Batch, new tokens, tokens before and all tokens to trace steps at, after ``sizes``; None if there is no room for them."""
+    batch, seq = sizes
+    longest = 2 * max(_TRACED_SEQ) if program.longest is None else program.longest
+    taken = _taken(program) | {batch, seq}
+    fitting = (
+        n for n in sorted(_TRACED_SEQ) if n not in taken and n + seq not in taken and n + seq <= longest
+    )
+    past = next(fitting, None)
+    return None if past is None else (batch, seq, past, past + seq)
+
+
+def _taken(program: Program) -> set[int]:
+    """Extents that would be taken for a dimension of the model."""
+    return set(program.shapes).union(*(tensor.shape for tensor in tensors_of(program.module).values()))

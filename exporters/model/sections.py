@@ -35,7 +35,8 @@ class Argument:
 class SectionFunction:
     """A traceable function with the roles of what goes in and comes out. ``slots`` are full tensor names.
 
-    With ``targets`` it is a head that works token by token: any tokens and their targets -> sum of their losses.
+    With ``targets`` it is a head that works token by token: any tokens and their targets -> sum of their losses. ``trained``
+    are slots that learn, though no gradient of them is among the results.
     """
 
     what: str
@@ -44,6 +45,7 @@ class SectionFunction:
     results: tuple[tuple[Role, int], ...]
     slots: tuple[str, ...]
     targets: Targets | None = None
+    trained: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _call(
 ) -> Tensor:
     batch = {a.name: v for a, v in zip(inputs, values, strict=False) if a.name != program.label_name}
     tensors = {w.name: v for w, v in zip(weights, values[len(inputs) :], strict=True)}
-    return program.read_logits(functional_call(program.module, tensors, (), batch))
+    return program.read_logits(functional_call(program.module, tensors, (), batch | program.beside(batch)))
 
 
 def _inject(

@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fleetune.device_runtime.errors import ExportError
 
 Traceable = Callable[..., Sequence[Tensor]]
-_NAMES = ("batch", "seq")
+SIZES = ("batch", "seq", "past", "total")
+"""What the sizes that a trace is given are called, in their order; of most functions there are two."""
 _LOUD = (
     "torch.export",
     "torch.fx",
@@ -34,7 +35,7 @@ def trace(
     arguments: Sequence[Tensor],
     *,
     what: str,
-    sizes: tuple[int, int],
+    sizes: Sequence[int],
     data: Sequence[bool],
     decompositions: Mapping[Any, Callable[..., Any]] = MappingProxyType({}),
     bounds: tuple[int, int] | None = None,
@@ -47,7 +48,7 @@ def trace(
             make the tracer specialise the sizes).
         arguments: example tensors.
         what: named in errors.
-        sizes: the (batch, sequence) sizes of the examples.
+        sizes: those of the examples, as ``SIZES`` names them.
         data: for each argument, whether its dimensions of those sizes are dynamic (weights have none).
         decompositions: operators to spell otherwise, beside the core ATen ones.
         bounds: largest (batch, sequence) that the program must take, or None for any.
@@ -92,7 +93,7 @@ def _check_sizes(
     names: Sequence[str],
     *,
     what: str,
-    sizes: tuple[int, int],
+    sizes: Sequence[int],
 ) -> None:
     """Refuse a trace that took one of the sizes for a constant: other batches would silently get wrong numbers."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -100,7 +101,7 @@ def _check_sizes(
         extents = (
             list(map(str, node.meta["val"].shape)) if is_data else []
         )  # a symbol that became a number is one here
-        for name, size in zip(_NAMES, sizes, strict=True):
+        for name, size in zip(SIZES, sizes, strict=False):
             if str(size) in extents:
                 raise fixed_size(what, name, argument)
 

@@ -1,6 +1,7 @@
 """A traced section as ONNX graphs: converted once, simplified by the passes, then cut into what the device runs."""
 
 import re
+from collections.abc import Sequence
 
 import onnx
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.graph_file import Converters, GraphFile, GraphFiles
 from fleetune.exporters.model.quantize import FORMS
 from fleetune.exporters.model.sections import SectionFunction
-from fleetune.exporters.model.tracing import fixed_size, quiet, trace
+from fleetune.exporters.model.tracing import SIZES, fixed_size, quiet, trace
 from fleetune.exporters.onnx.partition import saved_values
 from fleetune.exporters.onnx.passes import apply, fuse, simplify, store
 from fleetune.exporters.onnx.passes.frozen import forms_of, mark_frozen
@@ -69,7 +70,15 @@ def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype
     return found
 
 
-def convert(section: SectionFunction, *, sizes: tuple[int, int]) -> tuple[ir.Model, Named]:
+def step_graph(section: SectionFunction, *, sizes: Sequence[int], base_dtype: str = "fp32") -> GraphFile:
+    """Convert a prelude or block of new tokens: everything that goes in, everything that comes out."""
+    is_block = any(argument.role == "hidden" for argument in section.arguments)
+    storage = base_dtype if is_block else _outside_blocks(base_dtype)
+    model, roles = _stored(section, sizes=sizes, base_dtype=storage)
+    return _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)
+
+
+def convert(section: SectionFunction, *, sizes: Sequence[int]) -> tuple[ir.Model, Named]:
     """Trace, translate to ONNX and simplify; every input and output gets the name and role of the section's.
 
     Raises:
@@ -100,7 +109,7 @@ def _outside_blocks(base_dtype: str) -> str:
     return "fp32" if base_dtype == "int8" else base_dtype
 
 
-def _stored(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str) -> tuple[ir.Model, Named]:
+def _stored(section: SectionFunction, *, sizes: Sequence[int], base_dtype: str) -> tuple[ir.Model, Named]:
     """The section with its frozen weights in their storage, then with operators of onnxruntime's own."""
     model, roles = convert(section, sizes=sizes)
     mark_frozen(_frozen(model, roles, section))
@@ -113,7 +122,8 @@ def _stored(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str
 
 
 def _frozen(model: ir.Model, roles: Named, section: SectionFunction) -> list[ir.Value]:
-    learning = {result for result in section.results if result[0] == "d_weight"}
+    learning = {("d_weight", i) for i, slot in enumerate(section.slots) if slot in section.trained}
+    learning |= {result for result in section.results if result[0] == "d_weight"}
     inputs = [v for v in model.graph.inputs if roles[_name(v)][0] == "weight" and v.uses()]
     return [
         v for v in inputs if v.dtype == ir.DataType.FLOAT and ("d_weight", roles[_name(v)][1]) not in learning
@@ -140,8 +150,8 @@ def _name_outputs(model: ir.Model, section: SectionFunction) -> Named:
     return names
 
 
-def _name_dimensions(model: ir.Model, section: SectionFunction, sizes: tuple[int, int]) -> None:
-    """Call the dynamic dimensions batch and seq; refuse a trace that fixed one of them."""
+def _name_dimensions(model: ir.Model, section: SectionFunction, sizes: Sequence[int]) -> None:
+    """Call the dynamic dimensions batch, seq and so on; refuse a trace that fixed one of them."""
     symbols = _symbols(model, section, sizes)
 
     def rename(match: re.Match[str]) -> str:
@@ -155,9 +165,9 @@ def _name_dimensions(model: ir.Model, section: SectionFunction, sizes: tuple[int
             )
 
 
-def _symbols(model: ir.Model, section: SectionFunction, sizes: tuple[int, int]) -> dict[str, str]:
-    """Symbol -> ``batch`` or ``seq``."""
-    names = dict(zip(sizes, ("batch", "seq"), strict=True))
+def _symbols(model: ir.Model, section: SectionFunction, sizes: Sequence[int]) -> dict[str, str]:
+    """Symbol -> ``batch``, ``seq`` or another of ``SIZES``."""
+    names = dict(zip(sizes, SIZES, strict=False))
     symbols: dict[str, str] = {}
     for value, argument in zip(model.graph.inputs, section.arguments, strict=True):
         for traced, extent in zip(value.shape or (), argument.example.shape, strict=True):
@@ -231,4 +241,4 @@ def _reason(exc: BaseException) -> str:
     return (str(root).strip().splitlines() or [type(root).__name__])[0]
 
 
-CONVERTERS = Converters(prelude_graphs, block_graphs, head_graphs, ".onnx")
+CONVERTERS = Converters(prelude_graphs, block_graphs, head_graphs, ".onnx", step_graph)

@@ -164,11 +164,11 @@ ARCHITECTURES = NAMED | OTHERS
 CASES = [(name, task) for name, row in ARCHITECTURES.items() for task in row.tasks]
 
 
-def save_tiny(name: str, task: str, folder: Path) -> Path:
-    """A random model of the architecture as a folder without tokenizer or image processor."""
+def save_tiny(name: str, task: str, folder: Path, **changes: Any) -> Path:
+    """A random model of the architecture, with ``changes`` of its settings, as a folder without tokenizer or image processor."""
     row = ARCHITECTURES[name]
     torch.manual_seed(0)
-    config = getattr(transformers, row.config)(**row.settings)
+    config = getattr(transformers, row.config)(**row.settings | changes)
     if TASKS[task].has_classes:
         config.num_labels = len(LABEL_NAMES)
     getattr(transformers, TASKS[task].auto_class).from_config(config).save_pretrained(folder)

@@ -33,8 +33,15 @@ from fleetune.device_runtime.agent.made import Made
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.agent.state_folder import parse_adapter
 from fleetune.device_runtime.arrays import load_arrays, to_bytes
+from fleetune.device_runtime.commands.generate import read_ends, read_prompt
 from fleetune.device_runtime.contracts.adapters import load_peft, save_peft
-from fleetune.device_runtime.contracts.artifact import ADAPTER, CHAT_TEMPLATE, MANIFEST, open_artifact
+from fleetune.device_runtime.contracts.artifact import (
+    ADAPTER,
+    CHAT_TEMPLATE,
+    GENERATION,
+    MANIFEST,
+    open_artifact,
+)
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated, added
 from fleetune.device_runtime.contracts.manifest import Tokenizer
 from fleetune.device_runtime.contracts.run_file import (
@@ -400,6 +407,18 @@ def adapter_config(folder: Path) -> Iterator[Reader]:
     yield Reader([(peft / "adapter_config.json").read_bytes()], mutations.of_json, read)
 
 
+def _file(name: str, content: bytes, mutate: mutations.Mutation, read: Callable[[Path], object]) -> Callable:
+    @contextmanager
+    def reader(folder: Path) -> Iterator[Reader]:
+        def written(damaged: bytes) -> None:
+            (folder / name).write_bytes(damaged)
+            read(folder / name)
+
+        yield Reader([content], mutate, written)
+
+    return reader
+
+
 def _data(name: str, samples: Callable[[Path], bytes], mutate: mutations.Mutation) -> Callable:
     @contextmanager
     def data(folder: Path) -> Iterator[Reader]:
@@ -701,6 +720,8 @@ READERS: dict[str, Callable] = {
     "manifest": manifest,
     "adapter": adapter,
     "adapter config": adapter_config,
+    "generation config": _file(GENERATION, b'{"eos_token_id":[1,2]}', mutations.of_json, read_ends),
+    "prompt": _file("prompt.txt", "Once upon a time in Zürich\n".encode(), mutations.of_bytes, read_prompt),
     "jsonl": _data("a.jsonl", _jsonl, mutations.of_lines),
     "csv": _data("a.csv", _csv, mutations.of_lines),
     "npz": _data("a.npz", _npz, mutations.of_npz),

@@ -21,7 +21,15 @@ from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
 from fleetune.toolkit.commands import federation, running, workstation
-from fleetune.toolkit.commands.options import AGGREGATE, DEMO, DEVICE, PREDICT, TRAIN, WATCH
+from fleetune.toolkit.commands.options import (
+    AGGREGATE,
+    DEMO,
+    DEVICE,
+    GENERATE,
+    PREDICT,
+    TRAIN,
+    WATCH,
+)
 from fleetune.toolkit.flags import claimed
 
 HOMES = {
@@ -31,6 +39,7 @@ HOMES = {
     "sign": "fleetune.device_runtime.commands.sign",
     "train": "fleetune.device_runtime.commands.train",
     "predict": "fleetune.device_runtime.commands.predict",
+    "generate": "fleetune.device_runtime.commands.generate",
     "device": "fleetune.device_runtime.commands.device",
     "aggregate": "fleetune.broker.aggregation",
     "broker": "fleetune.broker.servers.embedded",
@@ -47,7 +56,14 @@ HOMES = {
     "init": "fleetune.toolkit.initial",
 }
 AROUND = {"config", "json", "verbose", "explain", "log_to", "log_json"}
-PARTS = {"train": TRAIN, "predict": PREDICT, "device": DEVICE, "aggregate": AGGREGATE, "demo": DEMO}
+PARTS = {
+    "train": TRAIN,
+    "predict": PREDICT,
+    "generate": GENERATE,
+    "device": DEVICE,
+    "aggregate": AGGREGATE,
+    "demo": DEMO,
+}
 PARTS |= {"status": WATCH, "watch": WATCH, "doctor": DEVICE}
 ONE_FUNCTION = [command for command in COMMANDS if command.__name__ != "broker"]
 

@@ -1,6 +1,7 @@
-"""Commands of one device without a network: train, predict."""
+"""Commands of one device without a network: train, predict, generate."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from fleetune.toolkit import live
 from fleetune.toolkit.commands.options import (
+    GENERATE,
     PREDICT,
     TRAIN,
     ArtifactDir,
@@ -26,7 +28,7 @@ from fleetune.toolkit.commands.options import (
     shown,
     with_flags,
 )
-from fleetune.toolkit.commands.running import Watch, call
+from fleetune.toolkit.commands.running import Watch, call, warn
 
 
 @needs("data", "out")
@@ -103,6 +105,58 @@ def predict(
         parts=PREDICT,
         watch=Watch("on_progress", live.samples, notes="on_note", aside=True),
         show=_show_predictions,
+    )
+
+
+@with_flags(GENERATE)
+def generate(
+    artifact_dir: ArtifactDir,
+    *,
+    prompt: Annotated[str | None, shown("text to go on from", "standard input", metavar="TEXT")] = None,
+    file: Annotated[Path | None, shown("file of the text to go on from; - for standard input")] = None,
+    adapter: Annotated[
+        Path | None,
+        shown("folder of train, aggregate or demo, or a PEFT folder, whose adapter to use", metavar="DIR"),
+    ] = None,
+    stop: Annotated[
+        list[str] | None, shown("a text that ends it; may be given several times", metavar="TEXT")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    **flags: Any,
+) -> None:
+    """Have the personalised language model write on."""
+    given = locals() | {"on_note": warn}
+    if prompt is None and file is None:
+        given["file"] = Path("-")
+    call(
+        "fleetune.device_runtime.commands.generate:generate",
+        given,
+        argument="artifact_dir",
+        parts=GENERATE,
+        watch=Watch("on_text", _written),
+        show=_show_generation,
+    )
+
+
+@contextmanager
+def _written(console: Console) -> Iterator[Callable[[str], None]]:
+    """Write text as it comes, and end its last line."""
+
+    def write(text: str) -> None:
+        console.file.write(text)
+        console.file.flush()
+
+    yield write
+    write("\n")
+
+
+def _show_generation(console: Console, report: Any) -> None:
+    speed = f"{report.tokens_per_s:.1f} tokens/s, " if report.tokens_per_s else ""
+    warn(
+        f"{report.tokens} tokens after {report.prompt_tokens}, {speed}ended by: {report.ended}; "
+        f"{live.size(2**20 * report.peak_rss_mb)} at most"
     )
 
 

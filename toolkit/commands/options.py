@@ -21,6 +21,7 @@ from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.sequences import Sequences
+from fleetune.device_runtime.methods.sampling import Sampling
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.signing import Signing, Trust
 from fleetune.device_runtime.terms.terms import Terms
@@ -35,6 +36,7 @@ PANELS = {
     "sequences": "Data",
     "evaluating": "Data",
     "work": "Training",
+    "sampling": "Text",
     "resources": "Machine",
     "duty": "Device",
     "job": "Federation",
@@ -85,6 +87,7 @@ TRAIN = {
     "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
     "resources": Part(Resources()),
 }
+GENERATE = {"sampling": Part(Sampling())}
 PREDICT = {
     "columns": Part(Columns(), without=("label_column",)),
     "sequences": Part(Sequences(), without=("packing",)),

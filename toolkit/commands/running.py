@@ -157,6 +157,11 @@ def fail(message: str, *, code: int = EXIT_OURS) -> NoReturn:
     raise typer.Exit(code)
 
 
+def warn(note: str) -> None:
+    """Tell a note on one line of standard error."""
+    sys.stderr.write(f"fleetune: note: {note}\n")
+
+
 def fail_usage(message: str, *, command: str) -> NoReturn:
     """Say on one line which words ``command`` does not take, or misses, and where to look them up; and leave."""
     words = ("fleetune", command, "--help")

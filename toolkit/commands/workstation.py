@@ -1,6 +1,5 @@
 """Commands of the workstation: export, inspect, selfcheck, sign, merge."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from fleetune.toolkit.commands.options import (
     needs,
     shown,
 )
-from fleetune.toolkit.commands.running import Watch, call, fail
+from fleetune.toolkit.commands.running import Watch, call, fail, warn
 from fleetune.toolkit.labels import HAS_CLASSES
 
 _WORST = 5
@@ -76,7 +75,7 @@ def export(
     """Make a training artifact of a model."""
     call(
         "fleetune.toolkit.export:export",
-        locals() | {"on_note": _warn},
+        locals() | {"on_note": warn},
         argument="model",
         watch=Watch("on_progress", live.messages),
         show=_show_export,
@@ -182,10 +181,6 @@ def _show_selfcheck(console: Console, report: Any) -> None:
 
 def _show_signed(console: Console, report: Any) -> None:
     console.print(f"artifact {report.artifact[:16]}… is signed by key {report.key}", markup=False)
-
-
-def _warn(note: str) -> None:
-    sys.stderr.write(f"fleetune: note: {note}\n")
 
 
 def _show_export(console: Console, report: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import DATA
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
@@ -98,3 +99,16 @@ def test_errors_by_hand() -> None:
     assert relative_error(found, expected) == pytest.approx(8.5 / 4)
     assert relative_distance(found, expected) == pytest.approx(8.5 / 5)
     assert relative_error(np.array([0.5]), np.zeros(1)) == 0.5
+
+
+def test_steps_of_tokens_are_replayed_too(tmp_path):
+    """With keys for values, the first part is right, for it has none before it, and the next ones are not."""
+    assert selfcheck(DATA / "tiny_writer", threads=1).ok
+    out = shutil.copytree(DATA / "tiny_writer", tmp_path / "artifact")
+    found = json.loads((out / MANIFEST).read_text())
+    for port in found["kinds"][0]["graphs"]["forward_step"]["outputs"]:
+        port["index"] = 1 - port.get("index", 0) if port["role"] == "saved" else 0
+    (out / MANIFEST).write_text(json.dumps(found))
+    report = selfcheck(out, threads=1)
+    wrong = {name for name, error in report.tensors.items() if error > report.limit}
+    assert wrong == {f"{plan}.after {end} tokens" for plan in ("full", "dropped") for end in (21, 24)}
