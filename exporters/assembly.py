@@ -39,6 +39,7 @@ class Description:
     licences: dict[str, str] = field(default_factory=dict)
     preprocessor: bytes | None = None
     """How images or sound become what the model takes, as transformers has it in ``preprocessor_config.json``."""
+    problem_type: manifest.ProblemType = ""
 
 
 class Structure(NamedTuple):
@@ -104,6 +105,7 @@ def assemble(
         bounds=_with_positions(bounds, description.positions),
         licences=description.licences,
         versions={name: version(name) for name in _PACKAGES},
+        problem_type=description.problem_type,
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
     return made

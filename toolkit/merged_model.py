@@ -138,7 +138,7 @@ def _load(
             "ignore_mismatched_sizes": True,
         }
     if names and provenance.task:  # a pipeline would answer by the loss of the checkpoint's head
-        settings["problem_type"] = None
+        settings["problem_type"] = provenance.problem_type or None
     torch.manual_seed(provenance.origin.seed)
     with told_shortly(f"{source.name}: not a model for {task}"):
         model, info = source.read(TASKS[task].auto_class, output_loading_info=True, **settings)

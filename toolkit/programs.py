@@ -19,7 +19,7 @@ from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.origin import recorded_name
-from fleetune.toolkit.tasks import IGNORED, TASKS, Task
+from fleetune.toolkit.tasks import IGNORED, TASKS, Task, task_of
 
 log = logging.getLogger(__name__)
 _FIRST_ORDINARY_ID = 5
@@ -70,7 +70,7 @@ def describe(
         pad_id,
         longest(seen.positions, model.config, tokenizer, asked=max_length, tell=tell),
         _peft_config(model, source),
-        _inputs(model, names, TASKS[task], pads={"input_ids": pad_id}, limits=limits),
+        _inputs(model, names, task_of(task, model.config), pads={"input_ids": pad_id}, limits=limits),
         seen.positions,
         getattr(tokenizer, "truncation_side", "right"),
     )
@@ -78,7 +78,7 @@ def describe(
 
 def program_of(loaded: LoadedModel, *, task: str) -> Program:
     """The loaded model as the exporters take it."""
-    model, chosen = loaded.model, TASKS[task]
+    model, chosen = loaded.model, task_of(task, loaded.model.config)
     numbers = (v for v in vars(model.config).values() if isinstance(v, int) and not isinstance(v, bool))
     return Program(
         module=model,
@@ -103,7 +103,7 @@ def draw_batch(loaded: LoadedModel, task: Task, *, batch: int, seq: int) -> dict
     if "attention_mask" in arrays:
         padding = arrays["attention_mask"] == 0
         arrays["input_ids"][padding] = loaded.pad_id
-        if arrays[_LABELS].ndim > 1:
+        if arrays[_LABELS].shape == padding.shape and not task.problem_type:
             arrays[_LABELS][padding] = IGNORED
     return arrays
 
@@ -150,7 +150,8 @@ def _inputs(
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         data = [Input("pixel_values", "float32", ("batch", model.config.num_channels, height, width))]
     below = limits.get(_LABELS, 0)
-    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels", below=below))
+    pad = 0 if task.problem_type else IGNORED
+    return (*data, Input(_LABELS, task.labels_dtype, task.labels_shape, pad, role="labels", below=below))
 
 
 def _checked_tokenizer(tokenizer: Any, seen: Lookups, task: str, tell: Tell) -> bytes:

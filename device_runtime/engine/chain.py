@@ -94,13 +94,18 @@ class Chain:
             tape = self._rise(rows, way.above)
         end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits)
         grads = dict(end.grads)
-        pulls = pulls_of(end.logits, batch[self._manifest.label_name], end.d_hidden)
+        pulls = pulls_of(
+            end.logits,
+            batch[self._manifest.label_name],
+            end.d_hidden,
+            problem_type=self._manifest.problem_type,
+        )
         if end.d_hidden is not None:
             self._descend(rows, tape, self._loader.value_of(end.d_hidden), grads)
         return StepResult(end.loss, end.logits, grads, pulls)
 
     def evaluate(self, batch: Arrays, weights: StepWeights) -> HeadResult:
-        """Loss and likeliest classes at full depth."""
+        """Loss and answers at full depth."""
         return self._run_head(self._climbed(batch, weights), backward=False, keep_logits=False)
 
     def predict(
@@ -264,7 +269,7 @@ class Chain:
         logits = self._loader.array_of(ends["logits", 0])  # (B, C) or (B, S, C)
         return HeadResult(
             float(self._loader.array_of(ends["loss", 0])),
-            logits.argmax(-1),
+            logits if self._manifest.problem_type else logits.argmax(-1),
             logits,
             self._loader.array_of(ends["d_hidden", 0]) if backward else None,
             self._gradients(ends, head.tensors),

@@ -79,8 +79,11 @@ class Engine(Protocol):
             ConfigError: a plan of another length, gates of another shape, or a mode or gates that this engine cannot follow.
         """
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
-        """Mean loss and likeliest classes, (batch,) or (batch, seq), at full depth; ``batch`` as of :meth:`step`."""
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
+        """Mean loss and answers at full depth; ``batch`` as of :meth:`step`.
+
+        Answers are the likeliest classes int64 (batch,) or (batch, seq); of a regression, or of label sets, the logits.
+        """
 
     def predict(
         self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None, plan: LayerPlan | None = None

@@ -100,7 +100,7 @@ class OrtTrainingEngine:
             loss, logits, grads, pulls_of(logits, batch[self.artifact.manifest.label_name], None)
         )
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
         """As :meth:`Engine.evaluate`."""
         loss, logits = self._evaluated(batch, adapter)
         return loss, logits.argmax(-1)

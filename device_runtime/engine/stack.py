@@ -118,7 +118,7 @@ class Stack:
             mean.add(made, share)
         return mean.result()
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
         """As :meth:`Engine.evaluate`."""
         rows = self._checked(batch, rows)
         weights = self._weights(adapter, rows)

@@ -25,7 +25,7 @@ from fleetune.toolkit.commands.options import (
     shown,
 )
 from fleetune.toolkit.commands.running import Watch, call, fail
-from fleetune.toolkit.labels import HAS_CLASSES
+from fleetune.toolkit.labels import HAS_CLASSES, PROBLEM_TYPES
 
 _WORST = 5
 _STARTING = "starting torch and transformers"
@@ -46,6 +46,10 @@ def export(
     labels: Annotated[
         Path | None,
         shown("names of the classes: one a line, or a JSON list", "the checkpoint's own", metavar="FILE"),
+    ] = None,
+    problem_type: Annotated[
+        str | None,
+        shown(f"what a row's label is: {listed([*PROBLEM_TYPES])}", "the checkpoint's", metavar="NAME"),
     ] = None,
     adapter: StartAdapter = None,
     lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
