@@ -55,7 +55,8 @@ def load_dataset(
 
     Args:
         path: a file of rows (:func:`read_records`) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
-            ``text_b``, or numbers or several labels (as :mod:`answers` reads them); for token classification ``tokens`` and ``labels``; for a causal language model ``text`` alone;
+            ``text_b``, or numbers or several labels (as :mod:`answers` reads them); for token classification ``tokens`` and
+            ``labels``; for a causal language model ``text`` alone;
             or ``.npz`` with the model's input arrays and ``labels``; or a folder by class (:func:`load_folder`).
         manifest: names the inputs, the classes and the tokenizer.
         folder: the artifact's folder, where the tokenizer file is.
