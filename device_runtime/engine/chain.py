@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
@@ -23,7 +23,9 @@ from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
 from fleetune.device_runtime.engine.pulls import pulls_of
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
+from fleetune.device_runtime.engine.weighted_head import run_weighted
 from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
+from fleetune.device_runtime.errors import ConfigError
 
 Scope = dict[tuple[Role, int], Value]
 
@@ -83,6 +85,7 @@ class Chain:
         keep_logits: bool,
         hidden: HiddenRows | None,
         gates: Gates | None = None,
+        class_weights: Floats | None = None,
     ) -> StepResult:
         """Forward and backward on rows that run together; ``hidden`` keeps what flows over the route's boundary."""
         rows = _Pass(self._values(batch), way, weights, gates)
@@ -92,13 +95,14 @@ class Chain:
         else:
             self._skip(rows, batch, hidden)
             tape = self._rise(rows, way.above)
-        end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits)
+        end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits, class_weights=class_weights)
         grads = dict(end.grads)
         pulls = pulls_of(
             end.logits,
             batch[self._manifest.label_name],
             end.d_hidden,
             problem_type=self._manifest.problem_type,
+            weights=class_weights,
         )
         if end.d_hidden is not None:
             self._descend(rows, tape, self._loader.value_of(end.d_hidden), grads)
@@ -244,10 +248,14 @@ class Chain:
         array[rows] = self._loader.array_of(some)
         return self._value(array)
 
-    def _run_head(self, rows: _Pass, *, backward: bool, keep_logits: bool) -> HeadResult:
+    def _run_head(
+        self, rows: _Pass, *, backward: bool, keep_logits: bool, class_weights: Floats | None = None
+    ) -> HeadResult:
         """Loss, answers, the gradient of the hidden stream (B, S, H) and the head's own gradients."""
         head = self._manifest.head
         with rows.weights.in_use(OUTSIDE):
+            if class_weights is not None:
+                return self._weighted_head(rows, class_weights, backward=backward)
             if head.targets is None:
                 return self._whole_head(rows, backward=backward)
             return run_tokens(
@@ -260,6 +268,19 @@ class Chain:
                 backward=backward,
                 logits_bytes=self._logits_bytes,
             )
+
+    def _weighted_head(self, rows: _Pass, weights: Floats, *, backward: bool) -> HeadResult:
+        counted = self._manifest.counted
+        if counted is None or self._manifest.head.targets:
+            raise ConfigError("class weights: this artifact's loss is no mean over labels of classes")
+
+        def run(labels: Array) -> HeadResult:
+            scope: Scope = {**rows.scope, self._labels: self._value(labels)}
+            return self._whole_head(rows._replace(scope=scope), backward=backward)
+
+        found = run_weighted(run, self._loader.array_of(rows.scope[self._labels]), weights, counted)
+        del rows.scope["hidden", 0]
+        return found
 
     def _whole_head(self, rows: _Pass, *, backward: bool) -> HeadResult:
         head = self._manifest.head

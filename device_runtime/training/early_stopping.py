@@ -144,7 +144,10 @@ class Watch:
 
 def key_of(origin: Origin, held: str) -> str:
     """What evaluations are of: a run of any length, and the digest of the samples it is measured on."""
-    return sha256(msgspec.json.encode([origin.of_any_length, held])).hexdigest()
+    told = msgspec.to_builtins(origin.of_any_length)
+    if not told["class_weights"]:  # which the files of earlier releases do not know
+        del told["class_weights"]
+    return sha256(msgspec.json.encode([told, held])).hexdigest()
 
 
 def _load(path: Path, key: str) -> list[Row]:

@@ -84,6 +84,7 @@ class Machine:
         adapter: Arrays,
         *,
         head_start: str = "none",
+        class_weights: str = "",
         secret: bytes = b"",
     ) -> Trainer:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
@@ -100,6 +101,7 @@ class Machine:
             memory=self.memory,
             hidden=self._cache(dataset),
             head_start=head_start,
+            class_weights=class_weights,
             effects=partial(self._effects.of, dataset, work, pruned(adapter), memory=self.memory),
             expected_mb=self._expected_mb(dataset, work),
             secret=secret,

@@ -20,9 +20,7 @@ _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "
 def save_classifier(folder: Path, **settings: Any) -> Path:
     """A random BERT for sequences with a tokenizer of twelve words; ``settings`` of its configuration."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=NUM_TOKENS, max_position_embeddings=32, **_SIZES, **settings
-    )
+    config = transformers.BertConfig(vocab_size=NUM_TOKENS, max_position_embeddings=32, **_SIZES, **settings)
     model = transformers.BertForSequenceClassification(config)
     model.save_pretrained(folder)
     word_tokenizer(model_max_length=32).save_pretrained(folder)
@@ -52,7 +50,9 @@ def in_transformers(artifact: Path, folder: Path) -> Any:
     return peft.PeftModel.from_pretrained(base, str(folder), is_trainable=True).eval()
 
 
-def trained(model: Any, batches: list[dict[str, Any]], *, loss_of: Any = None, lr: float = 1e-2) -> list[float]:
+def trained(
+    model: Any, batches: list[dict[str, Any]], *, loss_of: Any = None, lr: float = 1e-2
+) -> list[float]:
     """Losses of AdamW over ``batches``: the model's own, or ``loss_of(logits, labels)``; the model learns."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
     losses = []
@@ -77,7 +77,12 @@ def rows(num_rows: int) -> list[dict[str, Any]]:
         words = [WORDS[(i * 3 + j * (i % 4 + 1)) % len(WORDS)] for j in range(2 + i % 5)]
         tags = [tag for j, tag in enumerate(TAGS) if (i >> j) & 1]
         number = round(0.37 * (i % 7) - 0.8, 3)
-        row = {"text": " ".join(words), "number": number, "both": [number, i % 3 - 1.5], "class": TAGS[i % 3 // 2]}
+        row = {
+            "text": " ".join(words),
+            "number": number,
+            "both": [number, i % 3 - 1.5],
+            "class": TAGS[i % 3 // 2],
+        }
         found.append(row | {"labels": tags})
     return found
 

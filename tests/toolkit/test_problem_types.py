@@ -1,4 +1,4 @@
-"""Regressions and label sets, from the export to the merged model: what transformers, torch and scikit-learn say of the same rows."""
+"""Regressions, label sets and class weights: what transformers, torch and scikit-learn say of the same rows."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 import sklearn.metrics
 import torch
 import transformers
+from sklearn.utils.class_weight import compute_class_weight
 from small_heads import TAGS, export_classifier, in_transformers, save_classifier, trained, write_rows
 
 from fleetune.device_runtime.commands.predict import predict
@@ -72,6 +73,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     return {case: Run(tmp_path_factory.mktemp("heads"), case) for case in CASES}
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_classifier(tmp_path_factory.mktemp("classes"), labels=TAGS)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_losses_are_those_of_transformers_and_peft(runs: dict[str, Run], case: str) -> None:
     run = runs[case]
@@ -101,7 +107,9 @@ def test_figures_of_a_regression_are_scikit_learns(runs: dict[str, Run], case: s
 def test_figures_of_label_sets_are_scikit_learns(runs: dict[str, Run]) -> None:
     run = runs["label set"]
     found, answers = run.evaluation(), run.logits > 0
-    bce = torch.nn.functional.binary_cross_entropy_with_logits(*map(torch.from_numpy, (run.logits, run.labels)))
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(
+        *map(torch.from_numpy, (run.logits, run.labels))
+    )
     assert found["loss"] == pytest.approx(float(bce), rel=1e-4)
     assert found["exact_match"] == pytest.approx(sklearn.metrics.accuracy_score(run.labels, answers))
     for kind in ("micro", "macro"):
@@ -117,9 +125,7 @@ def test_figures_of_label_sets_are_scikit_learns(runs: dict[str, Run]) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_answers_and_their_figures_are_those_of_the_trained_model(runs: dict[str, Run], case: str) -> None:
     run, out = runs[case], runs[case].folder / "predicted"
-    answers = predict(
-        run.artifact, data=run.data, run=run.folder / "run", columns=run.columns, out=out
-    )
+    answers = predict(run.artifact, data=run.data, run=run.folder / "run", columns=run.columns, out=out)
     if case == "label set":
         scores = [[*one.scores.values()] for one in answers]
         np.testing.assert_allclose(scores, 1 / (1 + np.exp(-run.logits)), atol=1e-4)
@@ -148,23 +154,59 @@ def test_the_merged_model_answers_by_the_same_loss(runs: dict[str, Run], case: s
 
 def test_what_no_head_of_numbers_can_do_is_refused(runs: dict[str, Run], tmp_path: Path) -> None:
     manifest = open_artifact(runs["number"].artifact, verify=False).manifest
-    with pytest.raises(ConfigError, match="class-mean head needs one class a row; .* is regression"):
+    with pytest.raises(ConfigError, match=r"class-mean head needs one class a row; .* is regression"):
         class_head(manifest)
     model = save_classifier(tmp_path / "model")
     task = "sequence-classification"
-    with pytest.raises(ExportError, match=r"backend ort-training trains one class a row; use onnx or executorch|use executorch"):
+    with pytest.raises(
+        ExportError,
+        match=r"backend ort-training trains one class a row; use onnx or executorch|use executorch",
+    ):
         export(model, task=task, problem_type="regression", backend="ort-training", out=tmp_path / "a")
     with pytest.raises(ConfigError, match="no problem type 'ordinal'"):
         export(model, task=task, problem_type="ordinal", out=tmp_path / "a")
-    with pytest.raises(ConfigError, match="--problem-type is for .*; the task is causal-lm"):
+    with pytest.raises(ConfigError, match=r"--problem-type is for .*; the task is causal-lm"):
         export(model, task="causal-lm", problem_type="regression", out=tmp_path / "a")
+
+
+@pytest.mark.parametrize("given", ["balanced", "urgent=0.25,on=3"])
+def test_losses_under_class_weights_are_those_of_torch(tmp_path: Path, classifier: Path, given: str) -> None:
+    data, columns = write_rows(tmp_path / "rows.jsonl"), Columns(label_column="class")
+    report = train(
+        classifier, data=data, columns=columns, work=WORK, class_weights=given, out=tmp_path / "run"
+    )
+    manifest = open_artifact(classifier, verify=False).manifest
+    dataset = load_dataset(data, manifest, classifier, seq_len=WORK.seq_len, columns=columns)
+    weights = {"on": 3.0, "off": 1.0, "urgent": 0.25}
+    if given == "balanced":
+        classes = np.unique(dataset.labels)
+        found = compute_class_weight("balanced", classes=classes, y=dataset.labels)
+        weights |= {TAGS[i]: weight for i, weight in zip(classes, found, strict=True)}
+    batches = [
+        dataset.rows(rows)
+        for epoch in range(WORK.epochs)
+        for rows in dataset.epoch_batches(WORK.seed, epoch, WORK.batch_size)
+    ]
+    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor([weights[tag] for tag in TAGS], dtype=torch.float32))
+    expected, plain = (
+        trained(in_transformers(classifier, tmp_path / "start"), batches, loss_of=of)
+        for of in (loss, torch.nn.CrossEntropyLoss())
+    )
+    np.testing.assert_allclose(report.losses, expected, rtol=2e-5)
+    assert np.abs(np.subtract(expected, plain)).max() > 0.01  # the weights matter here
+    with pytest.raises(ConfigError, match="class_weights: .* there,  here"):
+        train(classifier, data=data, columns=columns, work=WORK, out=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("own", "asked", "found"),
     [
         ({"num_labels": 1}, {}, "regression"),
-        ({"num_labels": 3, "problem_type": "multi_label_classification"}, {"num_labels": 3}, "multi_label_classification"),
+        (
+            {"num_labels": 3, "problem_type": "multi_label_classification"},
+            {"num_labels": 3},
+            "multi_label_classification",
+        ),
         ({"num_labels": 3, "problem_type": "multi_label_classification"}, {"num_labels": 2}, ""),
     ],
 )

@@ -50,6 +50,10 @@ def train(
     ] = None,
     adapter: StartAdapter = None,
     head_start: HeadStart = None,
+    class_weights: Annotated[
+        str | None,
+        shown("weights of the classes in the training loss: balanced, or a=2,b=1, 1 for the others"),
+    ] = None,
     rules: Rules = None,
     log_to: LogTo = None,
     config: Config = None,
