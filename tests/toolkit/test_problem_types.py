@@ -194,7 +194,7 @@ def test_losses_under_class_weights_are_those_of_torch(tmp_path: Path, classifie
     )
     np.testing.assert_allclose(report.losses, expected, rtol=2e-5)
     assert np.abs(np.subtract(expected, plain)).max() > 0.01  # the weights matter here
-    with pytest.raises(ConfigError, match="class_weights: .* there,  here"):
+    with pytest.raises(ConfigError, match=r"class_weights: .* there,  here"):
         train(classifier, data=data, columns=columns, work=WORK, out=tmp_path / "run")
 
 

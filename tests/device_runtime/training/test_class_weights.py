@@ -12,7 +12,6 @@ from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import full
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.engine.backends import open_engine
-from fleetune.device_runtime.engine.engine import Setup
 from fleetune.device_runtime.engine.pulls import pulls_of
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.training.class_weights import read_class_weights
@@ -60,7 +59,7 @@ def test_a_weighted_step_is_the_weighted_mean_of_its_rows(
 ) -> None:
     artifact = open_artifact(word_artifact)
     batch, adapter, plan = draw_batch(artifact.manifest, 6, 8), noisy_adapter(artifact), full(4)
-    with open_engine(artifact, Setup(threads=threads, memory=memory)) as engine:
+    with open_engine(artifact, threads=threads, memory=memory) as engine:
         found = engine.step(batch, plan, adapter, class_weights=WEIGHTS)
         alone = [engine.step({n: a[i : i + 1] for n, a in batch.items()}, plan, adapter) for i in range(6)]
     own = WEIGHTS[batch["labels"]]
