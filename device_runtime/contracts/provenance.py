@@ -78,10 +78,10 @@ def adapter_card(provenance: Provenance) -> str:
     )
 
 
-def merged_card(provenance: Provenance) -> str:
-    """Return the model card of a model with an adapter merged in."""
+def merged_card(provenance: Provenance, *, library: str = "transformers") -> str:
+    """Return the model card of a model with an adapter merged in, for the library that loads it."""
     return (
-        _head(provenance, {"library_name": "transformers", "tags": ["fleetune"]})
+        _head(provenance, {"library_name": library, "tags": ["fleetune"]})
         + f"# `{_model(provenance)}`, with a LoRA merged in\n\n"
         + _facts(provenance)
     )

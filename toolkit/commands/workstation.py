@@ -147,6 +147,12 @@ def merge(
             "--full/--adapter-only", help="the whole merged model, or its adapter", show_default=False
         ),
     ] = None,
+    onnx: Annotated[
+        bool | None,
+        typer.Option(
+            "--onnx", help="the merged model as model.onnx, for onnxruntime alone", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str | None, shown("original model, if not where it was at export", metavar="MODEL")
     ] = None,
@@ -170,7 +176,7 @@ def merge(
         argument="run",
         watch=Watch("on_progress", live.messages),
         show=_show_path,
-        opening=_STARTING if full else "",
+        opening=_STARTING if full or onnx else "",
     )
 
 
