@@ -99,7 +99,10 @@ AGGREGATE = {
     "signing": Part(Signing()),
     "members": Part(Members()),
 }
-DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
+DEMO = {
+    "columns": Part(Columns(), without=("pair_column",)),
+    "work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN),
+}
 
 
 def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:

@@ -86,7 +86,7 @@ def call(
     given = dict(flags)
     given |= given.pop("flags", {})
     as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
-    log_to = given.pop("log_to", None)
+    beside = {name: str for name in ("log_to",) if name in given}
     positional = [given.pop(argument)] if argument else []
     console = _console(stderr=bool(as_json))
     _log_to_stderr(verbose=bool(verbose))
@@ -96,7 +96,10 @@ def call(
         if opening:
             sys.stderr.write(f"{opening}\n")
         function = getattr(import_module(module), name)
-        arguments = resolve(function, given, config=config, table=command or name, parts=parts or {})
+        arguments = resolve(
+            function, given, config=config, table=command or name, parts=parts or {}, beside=beside
+        )
+        log_to = arguments.pop("log_to", None)
         if watch:
             seen = _console(stderr=True) if watch.aside else console
             arguments[watch.parameter] = stack.enter_context(watch.open(seen))
