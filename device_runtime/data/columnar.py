@@ -41,7 +41,8 @@ def read_parquet(path: Path, wanted: Wanted) -> Iterator[tuple[Source, object]]:
     with _refusing(path, "Parquet"):
         schema = parquet.read_schema(path)
         present, names = _present(path, schema.names, wanted), _class_names(schema.metadata or {})
-        with parquet.ParquetFile(path, read_dictionary=present, pre_buffer=False) as file:
+        flat = [name for name in present if not schema.field(name).type.num_fields]
+        with parquet.ParquetFile(path, read_dictionary=flat, pre_buffer=False) as file:
             batches = file.iter_batches(batch_size=_BATCH, columns=present, use_threads=False)
             yield from _rows(path, batches, names)
 
