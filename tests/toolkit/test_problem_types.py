@@ -1,10 +1,14 @@
 """Regressions, label sets and class weights: what transformers, torch and scikit-learn say of the same rows."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import sklearn.metrics
 import torch
@@ -23,14 +27,18 @@ from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.toolkit.export import export
+from fleetune.toolkit.labels import choose_problem
 from fleetune.toolkit.merge import merge
 
+LABEL_SETS = "multi_label_classification"
 WORK = LocalWork(optimizer=OptimizerSpec(lr=1e-2), epochs=2, batch_size=5, seq_len=16, seed=3)
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "number": ({"problem_type": "regression"}, "number"),
     "two numbers": ({"problem_type": "regression", "labels": ["heat", "light"]}, "both"),
     "label set": ({"problem_type": "multi_label_classification", "labels": TAGS}, "labels"),
 }
+EACH = ["number", pytest.param("two numbers", marks=pytest.mark.slow), "label set"]
+"""An export each takes some seconds."""
 
 
 class Run:
@@ -69,8 +77,8 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    return {case: Run(tmp_path_factory.mktemp("heads"), case) for case in CASES}
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    return cache(lambda case: Run(tmp_path_factory.mktemp("heads"), case))
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +86,17 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_classifier(tmp_path_factory.mktemp("classes"), labels=TAGS)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_losses_are_those_of_transformers_and_peft(runs: dict[str, Run], case: str) -> None:
-    run = runs[case]
+@pytest.mark.parametrize("case", EACH)
+def test_losses_are_those_of_transformers_and_peft(runs: Callable[[str], Run], case: str) -> None:
+    run = runs(case)
     assert selfcheck(run.artifact).ok
     np.testing.assert_allclose(run.report.losses, run.expected, rtol=2e-5)
     assert np.ptp(run.expected) > 0.01  # different numbers, not one
 
 
-@pytest.mark.parametrize("case", ["number", "two numbers"])
-def test_figures_of_a_regression_are_scikit_learns(runs: dict[str, Run], case: str) -> None:
-    run = runs[case]
+@pytest.mark.parametrize("case", EACH[:2])
+def test_figures_of_a_regression_are_scikit_learns(runs: Callable[[str], Run], case: str) -> None:
+    run = runs(case)
     found, answers = run.evaluation(), run.logits.reshape(run.labels.shape)
     expected = {
         "loss": sklearn.metrics.mean_squared_error(run.labels, answers),
@@ -104,8 +112,8 @@ def test_figures_of_a_regression_are_scikit_learns(runs: dict[str, Run], case: s
     assert run.report.r2 == found["r2"]
 
 
-def test_figures_of_label_sets_are_scikit_learns(runs: dict[str, Run]) -> None:
-    run = runs["label set"]
+def test_figures_of_label_sets_are_scikit_learns(runs: Callable[[str], Run]) -> None:
+    run = runs("label set")
     found, answers = run.evaluation(), run.logits > 0
     bce = torch.nn.functional.binary_cross_entropy_with_logits(
         *map(torch.from_numpy, (run.logits, run.labels))
@@ -122,9 +130,11 @@ def test_figures_of_label_sets_are_scikit_learns(runs: dict[str, Run]) -> None:
     assert (run.folder / "run" / "evaluation.csv").read_text().startswith("name,precision")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_answers_and_their_figures_are_those_of_the_trained_model(runs: dict[str, Run], case: str) -> None:
-    run, out = runs[case], runs[case].folder / "predicted"
+@pytest.mark.parametrize("case", EACH)
+def test_answers_and_their_figures_are_those_of_the_trained_model(
+    runs: Callable[[str], Run], case: str
+) -> None:
+    run, out = runs(case), runs(case).folder / "predicted"
     answers = predict(run.artifact, data=run.data, run=run.folder / "run", columns=run.columns, out=out)
     if case == "label set":
         scores = [[*one.scores.values()] for one in answers]
@@ -140,9 +150,9 @@ def test_answers_and_their_figures_are_those_of_the_trained_model(runs: dict[str
             assert again[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("case", ["number", "label set"])
-def test_the_merged_model_answers_by_the_same_loss(runs: dict[str, Run], case: str) -> None:
-    run = runs[case]
+@pytest.mark.parametrize("case", EACH[::2])
+def test_the_merged_model_answers_by_the_same_loss(runs: Callable[[str], Run], case: str) -> None:
+    run = runs(case)
     out = merge(run.folder / "run", out=run.folder / "merged", full=True, model=run.folder / "model")
     merged = transformers.AutoModelForSequenceClassification.from_pretrained(out).eval()
     assert merged.config.problem_type == CASES[case][0]["problem_type"] == read_provenance(out).problem_type
@@ -152,8 +162,8 @@ def test_the_merged_model_answers_by_the_same_loss(runs: dict[str, Run], case: s
         assert merged(**batch).loss.isfinite()
 
 
-def test_what_no_head_of_numbers_can_do_is_refused(runs: dict[str, Run], tmp_path: Path) -> None:
-    manifest = open_artifact(runs["number"].artifact, verify=False).manifest
+def test_what_no_head_of_numbers_can_do_is_refused(runs: Callable[[str], Run], tmp_path: Path) -> None:
+    manifest = open_artifact(runs("number").artifact, verify=False).manifest
     with pytest.raises(ConfigError, match=r"class-mean head needs one class a row; .* is regression"):
         class_head(manifest)
     model = save_classifier(tmp_path / "model")
@@ -169,6 +179,7 @@ def test_what_no_head_of_numbers_can_do_is_refused(runs: dict[str, Run], tmp_pat
         export(model, task="causal-lm", problem_type="regression", out=tmp_path / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["balanced", "urgent=0.25,on=3"])
 def test_losses_under_class_weights_are_those_of_torch(tmp_path: Path, classifier: Path, given: str) -> None:
     data, columns = write_rows(tmp_path / "rows.jsonl"), Columns(label_column="class")
@@ -199,22 +210,46 @@ def test_losses_under_class_weights_are_those_of_torch(tmp_path: Path, classifie
 
 
 @pytest.mark.parametrize(
-    ("own", "asked", "found"),
+    ("given", "num_labels", "config", "found"),
     [
-        ({"num_labels": 1}, {}, "regression"),
+        (None, None, {"id2label": {"0": "LABEL_0"}}, "regression"),
+        (None, 3, {"id2label": {"0": "LABEL_0"}}, ""),
+        (None, 3, {"id2label": dict.fromkeys("012"), "problem_type": LABEL_SETS}, LABEL_SETS),
+        (None, 2, {"id2label": dict.fromkeys("012"), "problem_type": LABEL_SETS}, ""),
         (
-            {"num_labels": 3, "problem_type": "multi_label_classification"},
-            {"num_labels": 3},
-            "multi_label_classification",
+            "single_label_classification",
+            3,
+            {"id2label": dict.fromkeys("012"), "problem_type": LABEL_SETS},
+            "",
         ),
-        ({"num_labels": 3, "problem_type": "multi_label_classification"}, {"num_labels": 2}, ""),
+        ("regression", 3, {}, "regression"),
+        (None, None, {}, ""),
     ],
 )
 def test_a_checkpoints_problem_type_is_kept_with_its_outputs(
-    tmp_path: Path, own: dict[str, Any], asked: dict[str, Any], found: str
+    given: str | None, num_labels: int | None, config: dict[str, Any], found: str
 ) -> None:
-    model, notes = save_classifier(tmp_path / "model", **own), []
+    notes: list[str] = []
     task = "sequence-classification"
-    export(model, task=task, out=tmp_path / "artifact", on_note=notes.append, **asked)
-    assert open_artifact(tmp_path / "artifact").manifest.problem_type == found
-    assert any("problem type" in note or "checkpoint's is for" in note for note in notes)
+    assert choose_problem(given, task=task, num_labels=num_labels, config=config, tell=notes.append) == found
+    assert len(notes) == (found != "" and given is None)  # what nobody asked for is told
+
+
+@pytest.mark.parametrize("case", EACH[::2])
+def test_plain_onnxruntime_answers_as_the_trained_model(runs: Callable[[str], Run], case: str) -> None:
+    run = runs(case)
+    out = merge(run.folder / "run", out=run.folder / "onnx", onnx=True, model=run.folder / "model")
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    assert {node.domain for node in onnx.load(out / "model.onnx").graph.node} == {
+        ""
+    }  # operators of ONNX alone
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    texts = [json.loads(line)["text"] for line in run.data.read_text().splitlines()]
+    for some in (texts[:1], texts):
+        given = tokenizer(some, return_tensors="np", padding=True)
+        feeds = {one.name: given[one.name] for one in session.get_inputs()}
+        np.testing.assert_allclose(session.run(["logits"], feeds)[0], run.logits[: len(some)], atol=1e-4)
+    config = transformers.AutoConfig.from_pretrained(out)
+    assert config.problem_type == CASES[case][0]["problem_type"] == read_provenance(out).problem_type
+    with pytest.raises(ConfigError, match="give --full or --onnx, got both"):
+        merge(run.folder / "run", out=run.folder / "both", onnx=True, full=True)
