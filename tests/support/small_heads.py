@@ -20,7 +20,9 @@ _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "
 def save_classifier(folder: Path, **settings: Any) -> Path:
     """A random BERT for sequences with a tokenizer of twelve words; ``settings`` of its configuration."""
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=NUM_TOKENS, max_position_embeddings=32, **_SIZES, **settings)
+    config = transformers.BertConfig(
+        initializer_range=0.3, vocab_size=NUM_TOKENS, max_position_embeddings=32, **_SIZES, **settings
+    )
     model = transformers.BertForSequenceClassification(config)
     model.save_pretrained(folder)
     word_tokenizer(model_max_length=32).save_pretrained(folder)
