@@ -64,7 +64,7 @@ def test_a_column_of_another_length_is_refused(base):
 
 
 def test_data_of_other_columns_is_the_same_data(base):
-    words = [f"turn the lamp {'on' if i % 2 else 'off'}" for i in range(12)]
+    words = [f"turn the lamp {'on' if i % 2 else 'off'}" for i in range(40)]
     for name, header in (("plain.csv", "text,label"), ("named.csv", "q,intent")):
         lines = (f"{text},{'ab'[i % 2]}" for i, text in enumerate(words))
         (base.parent / name).write_text("\n".join([header, *lines]) + "\n")
