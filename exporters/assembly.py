@@ -50,6 +50,7 @@ class Description:
     """How images or sound become what the model takes, as transformers has it in ``preprocessor_config.json``."""
     ends: tuple[int, ...] | None = None
     """Tokens that end a text; None for a model that writes none."""
+    problem_type: manifest.ProblemType = ""
 
 
 class Structure(NamedTuple):
@@ -117,6 +118,7 @@ def assemble(
         bounds=_with_positions(bounds, description.positions),
         licences=description.licences,
         versions={name: version(name) for name in _PACKAGES},
+        problem_type=description.problem_type,
     )
     (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1))
     return made

@@ -1,4 +1,4 @@
-"""Which storages of the frozen weights each backend's runtime takes. Loads no torch, so that a slip is told at once."""
+"""Which storages of the frozen weights, and answers, a backend takes. Loads no torch, so that a slip is told at once."""
 
 from fleetune.device_runtime.errors import ConfigError, ExportError, choices
 from fleetune.device_runtime.tables import Table
@@ -8,6 +8,8 @@ STORAGES: Table[tuple[str, ...]] = Table(
     "backend", {"onnx": BASE_DTYPES, "executorch": ("fp32",), "ort-training": ("fp32",)}
 )
 """By the names of ``backends.BACKENDS``."""
+ANSWERS_OF_ANY_KIND = ("onnx", "executorch")
+"""Backends that train regressions and label sets too; the others one class a row."""
 
 
 def check_base_dtype(base_dtype: str, *, backend: str) -> None:

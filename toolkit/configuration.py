@@ -37,6 +37,7 @@ def resolve(
     config: Path | None = None,
     table: str = "",
     parts: Mapping[str, Part] = MappingProxyType({}),
+    beside: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Keyword arguments for ``function``; what neither file nor flag says is left to its defaults.
 
@@ -46,13 +47,14 @@ def resolve(
         config: a TOML file of the same names, flat or under ``[table]``; ``[rules]`` is for all that take ``rules``.
         table: the command's name.
         parts: parameters that are structs, and which flags make them up.
+        beside: types, by name, of options that are the command's own and none of the function's.
 
     Raises:
         ConfigError: an unreadable file, or unknown keys and wrong types (all listed).
         MissingOption: a value that is nowhere.
     """
     made = {name: flag for name, (_, flag) in claimed(parts).items()}
-    hints = get_type_hints(function) | {name: flag.type for name, flag in made.items()}
+    hints = get_type_hints(function) | {name: flag.type for name, flag in made.items()} | dict(beside)
     found = _read(config, hints, allowed=flags, table=table) if config else {}
     found |= {name: value for name, value in flags.items() if value is not None}
     required = {*_required(function), *(n for n, flag in made.items() if flag.default is msgspec.NODEFAULT)}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fleetune.device_runtime.data.columns import REMEDY, Columns
 from fleetune.device_runtime.data.records import Label, LabelledText, read_records
 from fleetune.device_runtime.errors import DataError
 from fleetune.toolkit.utterances import Corpus, Utterance, by_speaker
@@ -14,16 +15,16 @@ _TEST_SHARE = 0.2
 _LABEL_CONCENTRATION = 1.0
 
 
-def read_corpus(path: Path, *, num_devices: int, seed: int = 0) -> Corpus:
+def read_corpus(path: Path, *, num_devices: int, seed: int = 0, columns: Columns = Columns()) -> Corpus:
     """Read JSON lines or CSV as devices do, hold out a fifth, and share the rest out.
 
     Lines go to devices by their ``speaker``, ``client`` or ``device`` field if all have one, else by a
-    Dirichlet draw per label, so that the devices' labels are skewed.
+    Dirichlet draw per label, so that the devices' labels are skewed. ``columns`` say where a line has text and label.
 
     Raises:
         DataError: unreadable, a line without ``text`` or ``label`` (its number is named), or too few lines.
     """
-    lines = list(_read(path))
+    lines = list(_read(path, columns))
     order = np.random.default_rng(seed).permutation(len(lines))
     num_test = round(_TEST_SHARE * len(lines))
     test, train = ([lines[i] for i in part] for part in np.split(order, [num_test]))
@@ -47,8 +48,8 @@ class _Line(LabelledText, frozen=True, kw_only=True):
     device: Label | None = None
 
 
-def _read(path: Path) -> Iterator[Utterance]:
-    for source, line in read_records(path, _Line):
+def _read(path: Path, columns: Columns) -> Iterator[Utterance]:
+    for source, line in read_records(path, columns.of(_Line), remedy=REMEDY):
         label = str(line.label).strip()
         if not label:
             raise source.error("no label")

@@ -13,6 +13,7 @@ import msgspec
 from fleetune.broker.job import Job, as_chosen
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.errors import ConfigError, FleetuneError
 from fleetune.device_runtime.options import check
 from fleetune.toolkit.corpora import read_corpus
@@ -59,6 +60,7 @@ def demo(
     devices: int = 4,
     out: Path | str = "demo-run",
     seed: int = 0,
+    columns: Columns = Columns(),
     work: LocalWork = HOUSEHOLD_WORK,
     on_event: Event | None = None,
 ) -> DemoReport:
@@ -70,6 +72,7 @@ def demo(
         devices: training processes; one more evaluates.
         out: folder to write; an earlier demo there is replaced, anything else is refused.
         seed: of data, split and training.
+        columns: where the lines of ``data`` have the text and the label.
         work: what a device does in a round.
         on_event: called with lines of text, and with each round's row.
 
@@ -79,9 +82,13 @@ def demo(
     say = on_event or (lambda event: None)
     job, work = as_chosen(Job(JOB, rounds=rounds, clients=devices, seed=seed), work)
     check(job, work, tables=TABLES)
+    if columns != Columns() and data is None:
+        raise ConfigError("--text-column and --label-column are of a file: give --data too")
     started, out = time.monotonic(), _fresh(Path(out))
     corpus = (
-        read_corpus(data, num_devices=devices, seed=seed) if data else make_corpus(seed, num_speakers=devices)
+        read_corpus(data, num_devices=devices, seed=seed, columns=columns)
+        if data
+        else make_corpus(seed, num_speakers=devices)
     )
     labels = _write(corpus, out / "data", say)
     artifact = _export(out / "artifact", labels, seed, say)

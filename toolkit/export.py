@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 
 from fleetune.device_runtime.contracts.adapters import CONFIG as ADAPTER_CONFIG
-from fleetune.device_runtime.contracts.manifest import Manifest
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.contracts.manifest import Manifest, ProblemType
+from fleetune.device_runtime.errors import ConfigError, ExportError, choices
 from fleetune.exporters.assembly import Description, check_place
-from fleetune.exporters.storages import check_base_dtype
-from fleetune.toolkit.labels import HAS_CLASSES, choose_labels, read_labels
+from fleetune.exporters.storages import ANSWERS_OF_ANY_KIND, check_base_dtype
+from fleetune.toolkit.labels import HAS_CLASSES, choose_labels, choose_problem, name_outputs, read_labels
 from fleetune.toolkit.sources import (
     CONFIG,
     check_adapter_source,
@@ -51,6 +51,7 @@ def export(
     out: str | Path,
     num_labels: int | None = None,
     labels: Sequence[str] | str | Path | None = None,
+    problem_type: str | None = None,
     adapter: str | Path | None = None,
     lora_r: int = 8,
     lora_alpha: int = 16,
@@ -71,7 +72,9 @@ def export(
         task: sequence-classification, token-classification, causal-lm or image-classification.
         out: the artifact's folder; an artifact already there is replaced.
         num_labels: how many classes; or name them with ``labels``. With neither, the classes that the checkpoint names.
-        labels: class names, or a file of them: a JSON list, or one a line.
+        labels: class names, or a file of them: a JSON list, or one a line. Of a regression, names of its outputs.
+        problem_type: ``single_label_classification``, ``multi_label_classification`` (any of the labels) or ``regression``
+            (numbers); None for the checkpoint's, if it has as many outputs as are asked for, else one class a row.
         adapter: an existing PEFT adapter to go on from, instead of fresh LoRA.
         lora_r: rank of fresh LoRA.
         lora_alpha: its scale is ``lora_alpha / lora_r``.
@@ -103,7 +106,13 @@ def export(
     check_hub(source, CONFIG)
     if adapter is not None:
         check_hub(str(adapter), ADAPTER_CONFIG)
-    names = _classes(labels, num_labels, source=source, has_classes=has_classes, tell=notes.tell)
+    problem = _problem_type(
+        problem_type, labels, num_labels, task=task, backend=backend, source=source, tell=notes.tell
+    )
+    if problem == "regression":
+        names = name_outputs(labels, num_labels)
+    else:
+        names = _classes(labels, num_labels, source=source, has_classes=has_classes, tell=notes.tell)
     # From here on torch is loaded: a slip of the pen is told before that.
     from fleetune.exporters.writing import write_artifact
     from fleetune.toolkit.lora import adapter_names, attach_lora, continue_adapter
@@ -112,7 +121,9 @@ def export(
     from fleetune.toolkit.programs import describe, program_of
 
     say(f"loading {source}")
-    checkpoint = load_checkpoint(source, task=task, labels=names, seed=seed, tell=notes.tell)
+    checkpoint = load_checkpoint(
+        source, task=task, labels=names, seed=seed, problem_type=problem, tell=notes.tell
+    )
     digests = parameter_digests(checkpoint.model)
     if adapter is not None:
         learning = continue_adapter(
@@ -154,6 +165,7 @@ def export(
         licences={"model": licence_of(source)},
         preprocessor=preprocessor_of(source) if task == "image-classification" else None,
         ends=None if has_classes else ends_of(learning, checkpoint.tokenizer),
+        problem_type=problem,
     )
     manifest = write_artifact(
         program_of(loaded, task=task),
@@ -182,6 +194,27 @@ def _check_numbers(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: expected 1 or more")
+
+
+def _problem_type(
+    given: str | None,
+    labels: Sequence[str] | str | Path | None,
+    num_labels: int | None,
+    *,
+    task: str,
+    backend: str,
+    source: str,
+    tell: Callable[[str], None],
+) -> ProblemType:
+    num_asked = num_labels
+    if labels is not None and num_labels is None:
+        num_asked = len(name_outputs(labels, None))
+    found = choose_problem(given, task=task, num_labels=num_asked, config=config_of(source), tell=tell)
+    if found and backend not in ANSWERS_OF_ANY_KIND:
+        raise ExportError(
+            f"--problem-type {found}: backend {backend} trains one class a row; use {choices(ANSWERS_OF_ANY_KIND)}"
+        )
+    return found
 
 
 def _classes(

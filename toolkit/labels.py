@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fleetune.device_runtime.errors import ConfigError, some
+from fleetune.device_runtime.contracts.manifest import ProblemType
+from fleetune.device_runtime.errors import ConfigError, UnknownName, choices, some
 from fleetune.device_runtime.tables import Table
 
 HAS_CLASSES: Table[bool] = Table(
@@ -22,6 +23,10 @@ HAS_CLASSES: Table[bool] = Table(
 )
 """Every task of ``tasks.TASKS``, and whether its labels are of classes with names."""
 
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+"""What a row's label may be, as transformers calls it."""
+_WHOLE_ROW = ("sequence-classification", "image-classification")
+"""Tasks with one answer for a row."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -45,12 +50,16 @@ def read_labels(labels: Sequence[str] | str | Path | None, num_labels: int | Non
     if labels is None:
         names = [f"label_{i}" for i in range(num_labels or 0)]
     else:
-        given = _from_file(Path(labels)) if isinstance(labels, (str, Path)) else labels
-        names = [str(name).strip() for name in given]
+        names = _names(labels)
     if num_labels is not None and len(names) != num_labels:
         raise ConfigError(f"{num_labels} classes, but {len(names)} labels are named: {_listed(names)}")
     _check(names)
     return names
+
+
+def _names(labels: Sequence[str] | str | Path) -> list[str]:
+    given = _from_file(Path(labels)) if isinstance(labels, (str, Path)) else labels
+    return [str(name).strip() for name in given]
 
 
 def names_in(config: Mapping[str, Any]) -> list[str]:
@@ -78,6 +87,49 @@ def choose_labels(
     return read_labels(labels, num_labels)
 
 
+def choose_problem(
+    given: str | None,
+    *,
+    task: str,
+    num_labels: int | None,
+    config: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> ProblemType:
+    """Say what a row's label is: as given, else as the checkpoint has it, if it has as many outputs as are asked for.
+
+    Raises:
+        ConfigError: no such problem type, or one of a task with other labels.
+    """
+    if given is not None and given not in PROBLEM_TYPES:
+        raise UnknownName(f"no problem type {given!r}; have: {choices(PROBLEM_TYPES)}")
+    if task not in _WHOLE_ROW:
+        if given is not None:
+            raise ConfigError(f"--problem-type is for {choices(_WHOLE_ROW)}; the task is {task}")
+        return ""
+    if given is not None:
+        return _problem(given)
+    num_own = len(config["id2label"]) if isinstance(config.get("id2label"), Mapping) else 2
+    own = _problem(config.get("problem_type") or (PROBLEM_TYPES[-1] if num_own == 1 else ""))
+    if not own or num_labels not in (None, num_own):
+        return ""
+    tell(f"problem type: {own}, as the checkpoint's; --problem-type {PROBLEM_TYPES[0]} for one class a row")
+    return own
+
+
+def name_outputs(labels: Sequence[str] | str | Path | None, num_labels: int | None) -> list[str]:
+    """Name the outputs of a regression: as given, else ``value``, or ``value_0`` and so on; errors as of :func:`read_labels`."""
+    if num_labels is not None and num_labels < 1:
+        raise ConfigError(f"--num-labels {num_labels}: expected 1 or more outputs")
+    if labels is None:
+        return ["value"] if num_labels in (None, 1) else [f"value_{i}" for i in range(num_labels or 0)]
+    names = _names(labels)
+    return names if len(names) == 1 == (num_labels or 1) else read_labels(names, num_labels)
+
+
+def _problem(name: object) -> ProblemType:
+    return name if name == "regression" or name == "multi_label_classification" else ""
+
+
 def compare_labels(given: Sequence[str], config: Mapping[str, Any], *, tell: Callable[[str], None]) -> None:
     """Tell what the checkpoint's head, which is kept, calls its classes, if other than ``given`` or in other order."""
     own = names_in(config)
@@ -98,7 +150,9 @@ def _check(names: Sequence[str]) -> None:
         raise ConfigError(f"label {names.index('') + 1} of {len(names)} is empty")
     doubled = [name for name, count in Counter(names).items() if count > 1]
     if len(names) == 1:
-        raise ConfigError("1 label: expected two or more; a model of one output (regression) is not trained")
+        raise ConfigError(
+            "1 label: expected two or more; a model of one output is a regression: give --problem-type regression"
+        )
     if len(names) < 2 or doubled:
         twice = f"; more than once: {_listed(doubled)}" if doubled else ""
         distinct = f"{len(names)} labels, {len(set(names))} of them distinct"

@@ -43,9 +43,7 @@ def look_up(model: Any, names: list[str]) -> Lookups:
     Raises:
         ExportError: the model does not run.
     """
-    with told_shortly(
-        f"{type(model.get_base_model()).__name__} does not run on {_BATCH} rows of {_SHORT} tokens"
-    ):
+    with told_shortly(f"{type(plain(model)).__name__} does not run on {_BATCH} rows of {_SHORT} tokens"):
         short, long = (_recorded(model, _batch(model, names, seq)) for seq in (_SHORT, _LONG))
     batch, seen, classes = short
     rows = {name: _rows_of(batch[name], seen) for name in names}
@@ -57,6 +55,11 @@ def look_up(model: Any, names: list[str]) -> Lookups:
         if _is_by_position(one.ids) and int(two.ids.max()) == int(one.ids.max()) + 1
     ]
     return Lookups({name: count for name, count in rows.items() if count}, _positions(model, limits), classes)
+
+
+def plain(model: Any) -> Any:
+    """The model of transformers inside a PEFT model, or one without an adapter as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def sees_ahead(model: Any, names: list[str]) -> bool:

@@ -59,6 +59,7 @@ def merge(
     *,
     out: Path | str,
     full: bool = False,
+    onnx: bool = False,
     model: str | Path | None = None,
     labels: Sequence[str] | Path | None = None,
     task: str | None = None,
@@ -66,7 +67,7 @@ def merge(
     artifact: Path | str | None = None,
     on_progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write the adapter of ``run`` to ``out`` as a PEFT folder or, with ``full``, merged into its model.
+    """Write the adapter of ``run`` to ``out`` as a PEFT folder or, with ``full`` or ``onnx``, merged into its model.
 
     Merging is done in float32; the model is saved in its checkpoint's dtype. What has no adapter stays as it is, to the
     bit, and the merged model answers as model and adapter do, or nothing is written.
@@ -75,6 +76,7 @@ def merge(
         run: a folder made by train, aggregate or demo, also while it works, or a PEFT adapter folder.
         out: folder to write: a new one, an empty one, or what an earlier merge wrote.
         full: load the original model with torch, merge, and save it with its tokenizer.
+        onnx: as ``full``, but write ``model.onnx`` in float32, with configuration and tokenizer, which onnxruntime runs alone.
         model: the original model, if it is no longer where ``adapter_config.json`` says.
         labels: names of the classes, or a file of them as for export, in place of those that the run knows.
         task: as for export, where neither the run nor its model says what the model is for.
@@ -88,8 +90,13 @@ def merge(
             model has without ``full``.
         ExportError: the original model is not to be had, is another one, or cannot be merged exactly.
     """
+    if full and onnx:
+        raise ConfigError("give --full or --onnx, got both")
+    full = full or onnx
     if not full and (model, labels, task) != (None, None, None):
-        raise ConfigError("--model, --labels and --task are for a merged model; give --full as well")
+        raise ConfigError(
+            "--model, --labels and --task are for a merged model; give --full or --onnx as well"
+        )
     given = _open(Path(run), version, artifact)
     if problems := [*_problems(given)]:
         raise ArtifactError(f"{given.where}: {some(problems, by='; ')}")
@@ -115,6 +122,7 @@ def merge(
             labels=labels,
             task=task,
             say=say,
+            onnx=onnx,
         )
     return out
 

@@ -18,6 +18,7 @@ from fleetune.toolkit.exact_merge import merge_exactly
 from fleetune.toolkit.hearing import Tell, in_short, told_shortly
 from fleetune.toolkit.merged_task import Adapter, choose_task, name_classes, read_adapter
 from fleetune.toolkit.models import licence_of
+from fleetune.toolkit.onnx_model import write_onnx
 from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests
 from fleetune.toolkit.sources import processor_files, tokenizer_files
 from fleetune.toolkit.stored_dtypes import cast_as_stored
@@ -50,8 +51,9 @@ def write_merged(
     labels: Sequence[str] | Path | None,
     task: str | None,
     say: Say,
+    onnx: bool = False,
 ) -> None:
-    """Merge the PEFT folder into the model at ``source`` and save it, with its tokenizer, into ``out``.
+    """Merge the PEFT folder into the model at ``source`` and save it, with its tokenizer, into ``out``; with ``onnx`` as ONNX.
 
     Raises:
         ConfigError: no such task, or none can be told.
@@ -74,12 +76,16 @@ def write_merged(
         plain = _load(source, chosen, names, provenance, adapter, more=pads)
         say("merging")
         merged = merge_exactly(_attach(plain, adapter), tell)
-        cast_as_stored(merged, source.name, config)
-        say("writing")
         processor = _reader(source, "AutoImageProcessor", processor_files(source.name), tell)
-        _save(merged, [tokenizer, processor], out)
-        say("reading back what was written")
-        _check_saved(parameter_digests(merged), out, chosen)
+        if onnx:
+            say("tracing, and comparing what onnxruntime answers")
+            write_onnx(merged, [tokenizer, processor], out, task=chosen)
+        else:
+            cast_as_stored(merged, source.name, config)
+            say("writing")
+            _save(merged, [tokenizer, processor], out)
+            say("reading back what was written")
+            _check_saved(parameter_digests(merged), out, chosen)
     told = msgspec.structs.replace(
         provenance,
         task=chosen,
@@ -89,7 +95,7 @@ def write_merged(
         licence=provenance.licence or licence_of(source.name),
         tensors={},
     )
-    write_provenance(out, told, card=merged_card(told))
+    write_provenance(out, told, card=merged_card(told, library="onnx" if onnx else "transformers"))
 
 
 @contextlib.contextmanager
@@ -138,7 +144,7 @@ def _load(
             "ignore_mismatched_sizes": True,
         }
     if names and provenance.task:  # a pipeline would answer by the loss of the checkpoint's head
-        settings["problem_type"] = None
+        settings["problem_type"] = provenance.problem_type or None
     torch.manual_seed(provenance.origin.seed)
     with told_shortly(f"{source.name}: not a model for {task}"):
         model, info = source.read(TASKS[task].auto_class, output_loading_info=True, **settings)

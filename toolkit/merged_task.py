@@ -12,7 +12,7 @@ import transformers
 from fleetune.device_runtime.contracts.provenance import Provenance
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, choices
 from fleetune.toolkit.hearing import told_shortly
-from fleetune.toolkit.labels import read_labels
+from fleetune.toolkit.labels import name_outputs, read_labels
 from fleetune.toolkit.origin import WHOLE
 from fleetune.toolkit.tasks import TASKS
 
@@ -77,14 +77,14 @@ def name_classes(
     num_classes = _num_classes(adapter, config, task)
     names = list(provenance.labels)
     if given is not None:
-        return read_labels(given, num_classes)
+        return (name_outputs if num_classes == 1 else read_labels)(given, num_classes)
     if names and len(names) != num_classes:
         raise ArtifactError(
             f"{adapter.folder}: a head of {num_classes} classes, but its run was about {len(names)}"
         )
     if not names and config.num_labels == num_classes:
         return [config.id2label[i] for i in range(num_classes)]
-    return names or read_labels(None, num_classes)
+    return names or (name_outputs if num_classes == 1 else read_labels)(None, num_classes)
 
 
 def _num_classes(adapter: Adapter, config: Any, task: str) -> int:

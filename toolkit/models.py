@@ -11,6 +11,7 @@ import transformers
 from transformers.utils.hub import cached_file
 
 from fleetune.device_runtime.contracts.artifact import PREPROCESSOR
+from fleetune.device_runtime.contracts.manifest import ProblemType
 from fleetune.device_runtime.errors import ExportError, some
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
@@ -35,16 +36,32 @@ class Checkpoint(NamedTuple):
 
 
 def load_model(
-    source: str, *, task: str, labels: Sequence[str], seed: int = 0, tell: Tell = log.info
+    source: str,
+    *,
+    task: str,
+    labels: Sequence[str],
+    seed: int = 0,
+    problem_type: ProblemType = "",
+    tell: Tell = log.info,
 ) -> tuple[Any, Any]:
     """The model and the tokenizer of :func:`load_checkpoint`."""
-    return load_checkpoint(source, task=task, labels=labels, seed=seed, tell=tell)[:2]
+    return load_checkpoint(source, task=task, labels=labels, seed=seed, problem_type=problem_type, tell=tell)[
+        :2
+    ]
 
 
 def load_checkpoint(
-    source: str, *, task: str, labels: Sequence[str], seed: int = 0, tell: Tell = log.info
+    source: str,
+    *,
+    task: str,
+    labels: Sequence[str],
+    seed: int = 0,
+    problem_type: ProblemType = "",
+    tell: Tell = log.info,
 ) -> Checkpoint:
     """Read model and tokenizer from a folder or the hub; what is decided or left out is told.
+
+    ``problem_type`` becomes that of the model's configuration, whatever the checkpoint's is.
 
     Raises:
         ExportError: no such folder or hub id, no model in it, one that does not do this task, weights that are missing
@@ -56,7 +73,9 @@ def load_checkpoint(
         config = transformers.AutoConfig.from_pretrained(source)
         _refuse_encoder_decoder(config, source)
         tokenizer = _tokenizer(source, tell) if task != "image-classification" else None
-        settings = _settings(config, task, labels) | padding_settings(config, tokenizer, tell=tell)
+        settings = _settings(config, task, labels, problem_type) | padding_settings(
+            config, tokenizer, tell=tell
+        )
         kind = getattr(transformers, TASKS[task].auto_class)
         model, loaded = kind.from_pretrained(source, output_loading_info=True, **settings)
     model.config.use_cache = False
@@ -64,7 +83,7 @@ def load_checkpoint(
     _check_finite(model, source)
     _tell_of_weights(model, loaded, fresh, tell)
     if TASKS[task].has_classes:
-        _tell_of_classes(config, labels, loaded, fresh, tell)
+        _tell_of_classes(config, labels, loaded, fresh, problem_type, tell)
     return Checkpoint(model, tokenizer, fresh)
 
 
@@ -105,7 +124,7 @@ def ends_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(i for i in ids if i >= 0))
 
 
-def _settings(config: Any, task: str, labels: Sequence[str]) -> dict[str, Any]:
+def _settings(config: Any, task: str, labels: Sequence[str], problem_type: ProblemType) -> dict[str, Any]:
     found: dict[str, Any] = {
         "attn_implementation": "eager",
         "experts_implementation": DENSE,
@@ -117,6 +136,7 @@ def _settings(config: Any, task: str, labels: Sequence[str]) -> dict[str, Any]:
             "id2label": dict(enumerate(labels)),
             "label2id": {name: i for i, name in enumerate(labels)},
             "ignore_mismatched_sizes": True,
+            "problem_type": problem_type or None,
         }
     return found
 
@@ -196,14 +216,21 @@ def _tell_of_weights(model: Any, loaded: Mapping[str, Any], fresh: Sequence[str]
 
 
 def _tell_of_classes(
-    config: Any, labels: Sequence[str], loaded: Mapping[str, Any], fresh: Sequence[str], tell: Tell
+    config: Any,
+    labels: Sequence[str],
+    loaded: Mapping[str, Any],
+    fresh: Sequence[str],
+    problem_type: ProblemType,
+    tell: Tell,
 ) -> None:
     if loaded["mismatched_keys"]:
+        what = "outputs" if problem_type == "regression" else "classes"
         tell(
-            f"head: the checkpoint's is for {config.num_labels} classes, {len(labels)} are asked for: a new one"
+            f"head: the checkpoint's is for {config.num_labels} {what}, {len(labels)} are asked for: a new one"
         )
     elif not fresh:
         compare_labels(labels, {"id2label": config.id2label}, tell=tell)
     problem = getattr(config, "problem_type", None)
-    if problem not in (None, "single_label_classification"):
-        tell(f"head: the checkpoint's is for {problem}; here each row is of exactly one class")
+    if problem not in (None, problem_type or "single_label_classification"):
+        here = f"it is for {problem_type}" if problem_type else "each row is of exactly one class"
+        tell(f"head: the checkpoint's is for {problem}; here {here}")

@@ -86,7 +86,7 @@ def _labelled(runs: list[Path]) -> dict[str, RunFigures]:
 
 
 def _curves(path: Path, runs: Labelled) -> Path:
-    """Loss and accuracy side by side; a row for runs by step, and one for runs by round."""
+    """Loss and accuracy (R2 of a regression) side by side; a row for runs by step, and one for runs by round."""
     units = sorted({run.unit for run in runs.values()})
     figure = new_figure(11.0, 4.2 * len(units))
     for (losses, accuracies), unit in zip(
@@ -103,7 +103,8 @@ def _draw_row(losses: Any, accuracies: Any, runs: Labelled, unit: Unit) -> None:
         _line(losses, trained, label=f"{name}, training", color=color, alpha=0.5)
         _line(losses, run.loss, label=f"{name}, held out", color=color, marker="o")
         _line(accuracies, run.accuracy, label=name, color=color, marker="o")
-    for axes, title in ((losses, "loss"), (accuracies, "accuracy on held-out data")):
+    scores = ", ".join(dict.fromkeys(run.score for run in runs.values()))
+    for axes, title in ((losses, "loss"), (accuracies, f"{scores} on held-out data")):
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel(unit)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -4,7 +4,7 @@ import inspect
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +17,11 @@ from fleetune.exporters.model.program import Program
 from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, tokenizer_file
 from fleetune.toolkit.chat_templates import chat_template_of, special_tokens_of
 from fleetune.toolkit.hearing import Tell, told_shortly
-from fleetune.toolkit.lookups import Lookups, look_up, sees_ahead
+from fleetune.toolkit.lookups import Lookups, look_up, plain, sees_ahead
 from fleetune.toolkit.lora import adapter_names
 from fleetune.toolkit.origin import recorded_name
 from fleetune.toolkit.remembering import stepping_of
-from fleetune.toolkit.tasks import IGNORED, TASKS, Task
+from fleetune.toolkit.tasks import IGNORED, TASKS, Task, task_of
 
 log = logging.getLogger(__name__)
 _FIRST_ORDINARY_ID = 5
@@ -75,7 +75,7 @@ def describe(
         pad_id,
         longest(seen.positions, model.config, tokenizer, asked=max_length, tell=tell),
         _peft_config(model, source),
-        _inputs(model, names, TASKS[task], pads={"input_ids": pad_id}, limits=limits),
+        _inputs(model, names, task_of(task, model.config), pads={"input_ids": pad_id}, limits=limits),
         seen.positions,
         getattr(tokenizer, "truncation_side", "right"),
         chat_template_of(tokenizer, tell=tell) if has_chats else "",
@@ -85,7 +85,11 @@ def describe(
 
 def program_of(loaded: LoadedModel, *, task: str) -> Program:
     """The loaded model as the exporters take it."""
-    model, chosen = loaded.model, TASKS[task]
+    return _program(loaded, task_of(task, loaded.model.config), adapter_names(loaded.model))
+
+
+def _program(loaded: LoadedModel, chosen: Task, names: dict[str, str]) -> Program:
+    model = loaded.model
     numbers = (v for v in vars(model.config).values() if isinstance(v, int) and not isinstance(v, bool))
     return Program(
         module=model,
@@ -93,13 +97,33 @@ def program_of(loaded: LoadedModel, *, task: str) -> Program:
         loss=chosen.loss,
         make_batch=lambda batch, seq: draw_batch(loaded, chosen, batch=batch, seq=seq),
         inputs=loaded.inputs,
-        names=adapter_names(model),
+        names=names,
         shapes=frozenset(numbers),
         counted=chosen.counted,
         token_loss=chosen.token_loss,
         longest=loaded.positions,
         stepping=None if chosen.has_classes else stepping_of(model, [row.name for row in loaded.inputs]),
     )
+
+
+def plain_program(model: Any, readers: Sequence[Any], *, task: str) -> Program:
+    """A model without adapter as the exporters take it, for its answers alone.
+
+    Args:
+        model: of transformers, float32.
+        readers: its tokenizer or processor, None of one that it has not.
+        task: a name of ``TASKS``.
+    """
+    model.eval()
+    model.config.use_cache = False
+    tokenizer = next((one for one in readers if hasattr(one, "all_special_tokens")), None)
+    chosen, names = task_of(task, model.config), _input_names(model, tokenizer)
+    seen = look_up(model, names) if names else Lookups({}, None, 0)
+    limits = dict(seen.rows) | ({} if chosen.has_classes else {_LABELS: seen.classes})
+    pad_id = getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+    inputs = _inputs(model, names, chosen, pads={"input_ids": pad_id}, limits=limits)
+    loaded = LoadedModel(model, type(model).__name__, None, pad_id, 0, {}, inputs, seen.positions)
+    return _program(loaded, chosen, {})
 
 
 def draw_batch(loaded: LoadedModel, task: Task, *, batch: int, seq: int) -> dict[str, Tensor]:
@@ -111,7 +135,7 @@ def draw_batch(loaded: LoadedModel, task: Task, *, batch: int, seq: int) -> dict
     if "attention_mask" in arrays:
         padding = arrays["attention_mask"] == 0
         arrays["input_ids"][padding] = loaded.pad_id
-        if arrays[_LABELS].ndim > 1:
+        if arrays[_LABELS].shape == padding.shape and not task.problem_type:
             arrays[_LABELS][padding] = IGNORED
     return arrays
 
@@ -141,7 +165,7 @@ def _mask(shape: list[int]) -> Tensor:
 
 def _input_names(model: Any, tokenizer: Any) -> list[str]:
     """Inputs (batch, seq) of a model that reads text; none of one that reads images."""
-    accepted = inspect.signature(model.get_base_model().forward).parameters
+    accepted = inspect.signature(plain(model).forward).parameters
     if "pixel_values" in accepted:
         return []
     given = tokenizer.model_input_names if tokenizer is not None else []
@@ -158,7 +182,8 @@ def _inputs(
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         data = [Input("pixel_values", "float32", ("batch", model.config.num_channels, height, width))]
     below = limits.get(_LABELS, 0)
-    return (*data, Input(_LABELS, "int64", task.labels_shape, IGNORED, role="labels", below=below))
+    pad = 0 if task.problem_type else IGNORED
+    return (*data, Input(_LABELS, task.labels_dtype, task.labels_shape, pad, role="labels", below=below))
 
 
 def _checked_tokenizer(tokenizer: Any, seen: Lookups, task: str, tell: Tell) -> bytes:

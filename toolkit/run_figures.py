@@ -48,9 +48,12 @@ class RunFigures(NamedTuple):
     train_loss: Points
     """Of each step's batch, or mean of the devices' last ones."""
     loss: Points
-    """On held-out samples, as the accuracy."""
+    """On held-out samples, as the score."""
     accuracy: Points
+    """Or another score, the higher the better: see ``score``."""
     confusion: Matrix | None
+    score: str = "accuracy"
+    """What the score is: of label sets the share of exact matches, of a regression R2."""
 
     @property
     def is_evaluated(self) -> bool:
@@ -73,6 +76,8 @@ class _Report(msgspec.Struct, frozen=True):
     steps: int = 0
     eval_loss: float | None = None
     accuracy: float | None = None
+    exact_match: float | None = None
+    r2: float | None = None
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -114,12 +119,15 @@ def _of_steps(folder: Path, report: _Report) -> RunFigures:
     unit: Unit = "round" if any(one.round is not None for one in log) else "step"
     if log:
         loss = _points(where, "loss", ((one.place, one.loss) for one in log))
-        accuracy = _points(where, "accuracy", ((one.place, one.accuracy) for one in log))
+        scores = {name: [(one.place, getattr(one, name)) for one in log] for name in _SCORES}
     else:
-        loss = _points(folder / RUN, "eval_loss", [(report.steps, report.eval_loss)])
-        accuracy = _points(folder / RUN, "accuracy", [(report.steps, report.accuracy)])
+        where = folder / RUN
+        loss = _points(where, "eval_loss", [(report.steps, report.eval_loss)])
+        scores = {name: [(report.steps, getattr(report, name))] for name in _SCORES}
+    name = next((n for n, found in scores.items() if any(v is not None for _, v in found)), "accuracy")
     trained = _points(folder / RUN, "loss", enumerate(losses, 1))
-    return RunFigures(folder, unit, trained, loss, accuracy, _confusion(folder))
+    score = _points(where, name, scores[name])
+    return RunFigures(folder, unit, trained, loss, score, _confusion(folder), _SCORES[name])
 
 
 def _of_rounds(folder: Path, rounds: list[_Round], where: Path) -> RunFigures:
@@ -130,10 +138,10 @@ def _of_rounds(folder: Path, rounds: list[_Round], where: Path) -> RunFigures:
 
 
 def _points(where: Path, name: str, found: Iterable[tuple[int, float | None]]) -> Points:
-    """Those that are there, all of them finite, an accuracy from 0 to 1, each place after the one before."""
+    """Those that are there, all of them finite, a share from 0 to 1, each place after the one before."""
     pairs = [(place, value) for place, value in found if value is not None]
     for place, value in pairs:
-        if not isfinite(value) or (name == "accuracy" and not 0 <= value <= 1):
+        if not isfinite(value) or (name in _EXPECTED and not 0 <= value <= 1):
             raise DataError(f"{where}: {name} {value} at {place}; expected {_EXPECTED.get(name, _FINITE)}")
     places, values = [place for place, _ in pairs], [value for _, value in pairs]
     if any(after <= before for before, after in pairwise(places)):
@@ -142,7 +150,9 @@ def _points(where: Path, name: str, found: Iterable[tuple[int, float | None]]) -
 
 
 _FINITE = "a finite number"
-_EXPECTED = {"accuracy": "0 to 1"}
+_EXPECTED = {"accuracy": "0 to 1", "exact_match": "0 to 1"}
+_SCORES = {"accuracy": "accuracy", "exact_match": "exact match", "r2": "R2"}
+"""Figures of which a run has one, and how a picture calls it."""
 
 
 def _confusion(folder: Path) -> Matrix | None:

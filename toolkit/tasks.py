@@ -1,13 +1,13 @@
 """What each task means: the model class, how PEFT calls it, its loss, and its labels."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from fleetune.device_runtime.contracts.manifest import Targets
+from fleetune.device_runtime.contracts.manifest import ProblemType, Targets
 from fleetune.device_runtime.tables import Table
 
 IGNORED = -100
@@ -18,8 +18,8 @@ LABELLED, NEXT = Targets(shift=0, ignored=IGNORED), Targets(shift=1, ignored=IGN
 class Task(NamedTuple):
     """``auto_class`` is a class of transformers, ``peft_type`` a TaskType of peft (empty: none fits).
 
-    ``counted`` are the labels that the loss is a mean over. ``token_loss`` is its sum over any tokens, for tasks with more
-    classes than their logits should ever be held whole.
+    ``counted`` are the labels that the loss is a mean over; None for all rows. ``token_loss`` is its sum over any tokens, for
+    tasks with more classes than their logits should ever be held whole.
     """
 
     auto_class: str
@@ -27,20 +27,52 @@ class Task(NamedTuple):
     loss: Callable[[Tensor, Tensor], Tensor]
     labels_shape: tuple[int | str, ...]
     has_classes: bool = True
-    counted: Targets = LABELLED
+    counted: Targets | None = LABELLED
     token_loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    problem_type: ProblemType = ""
+
+    @property
+    def labels_dtype(self) -> str:
+        """Of classes int64; numbers, and zeros and ones, are float32."""
+        return "float32" if self.problem_type else "int64"
 
     def draw_labels(
         self, shape: Sequence[int], *, num_classes: int, vocabulary: int, generator: torch.Generator
     ) -> Tensor:
-        """Labels of ``shape``, int64: classes, or tokens where the vocabulary is what there is to choose from."""
+        """Labels of ``shape``: classes, or tokens where the vocabulary is to choose from; numbers; zeros and ones."""
+        if self.problem_type == "regression":
+            return torch.randn(list(shape), generator=generator)
+        if self.problem_type:
+            return torch.randint(0, 2, list(shape), generator=generator).float()
         high = num_classes if self.has_classes else vocabulary
         return torch.randint(0, high, list(shape), generator=generator)
+
+
+def task_of(name: str, config: Any) -> Task:
+    """A task as a model's configuration has it: its ``problem_type`` says what is learned, ``num_labels`` of how many outputs."""
+    problem, task = getattr(config, "problem_type", None), TASKS[name]
+    if problem == "regression":
+        shape = ("batch",) if config.num_labels == 1 else ("batch", config.num_labels)
+        return task._replace(loss=regression_loss, labels_shape=shape, counted=None, problem_type=problem)
+    if problem == "multi_label_classification":
+        shape = ("batch", config.num_labels)
+        return task._replace(loss=label_set_loss, labels_shape=shape, counted=None, problem_type=problem)
+    return task
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy over the labelled rows; logits (batch, classes), labels (batch,)."""
     return cross_entropy(logits, labels)
+
+
+def regression_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean squared error over rows and outputs; logits (batch, outputs), labels alike, or (batch,) of one output."""
+    return mse_loss(logits.reshape(labels.shape), labels)
+
+
+def label_set_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross entropy over rows and labels; logits and labels (batch, labels), labels 0 or 1."""
+    return binary_cross_entropy_with_logits(logits, labels)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.arrays import PRIVATE, Arrays
-from fleetune.device_runtime.commands.evaluating import described, judge, keep_evaluation
+from fleetune.device_runtime.commands.evaluating import Counted, described, judge, keep_evaluation
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
-from fleetune.device_runtime.training.metrics import Confusion
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ class OwnEvaluations:
     ) -> None:
         """Prepare; ``then`` is told of every event too."""
         self._folder, self._manifest, self._data, self._then = folder, manifest, data, then
-        self._measured: tuple[Evaluation, Confusion | None] | None = None
+        self._measured: tuple[Evaluation, Counted | None] | None = None
 
     def judge(
         self, machine: Machine, dataset: Dataset, adapter: Arrays, *, before_batch: Callable[[], object]

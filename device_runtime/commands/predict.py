@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Indices
-from fleetune.device_runtime.commands.evaluating import confusion_of, described, write_evaluation
+from fleetune.device_runtime.commands.evaluating import Counted, counter_of, described, write_evaluation
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.evaluation_file import EvaluationFile
@@ -23,7 +23,9 @@ from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
-from fleetune.device_runtime.training.metrics import Confusion, Doubles
+from fleetune.device_runtime.training.label_sets import LabelSets
+from fleetune.device_runtime.training.metrics import Doubles
+from fleetune.device_runtime.training.regression import Regression
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,24 @@ class Prediction(msgspec.Struct, frozen=True):
     label: str
     score: float
     text: str | None = None
+
+
+class LabelSetPrediction(msgspec.Struct, frozen=True):
+    """Labels of a probability of 0.5 and more, the probability of each, and the text or file as of :class:`Prediction`."""
+
+    labels: list[str]
+    scores: dict[str, float]
+    text: str | None = None
+
+
+class NumberPrediction(msgspec.Struct, frozen=True):
+    """The number of each output, and the text or the file as of :class:`Prediction`."""
+
+    values: dict[str, float]
+    text: str | None = None
+
+
+AnyPrediction = Prediction | LabelSetPrediction | NumberPrediction
 
 
 class Answered(NamedTuple):
@@ -61,8 +81,8 @@ def predict(
     threads: int = 0,
     on_note: Callable[[str], object] | None = None,
     on_progress: Callable[[Answered], object] | None = None,
-) -> list[Prediction]:
-    """Classify texts or samples at full depth, in their order, cut where the run cut them (else where the model does).
+) -> list[AnyPrediction]:
+    """Answer texts or samples at full depth, in their order, cut where the run cut them (else where the model does).
 
     A causal language model is measured on ``data``, into ``out``; it has no predictions to return.
 
@@ -104,11 +124,10 @@ def predict(
         logits = _logits(
             engine, dataset, weights, batch_size=batch_size, tell=on_progress or (lambda _: None)
         )
-    scores = _log_scores(logits)
     if out is not None:
-        found = described(*_judged(scores, dataset, artifact.manifest), artifact.manifest, data=str(data))
-        _write(found, Path(out), on_note)
-    return list(_named(scores, artifact.manifest.labels, texts))
+        judged = _judged(logits, dataset, artifact.manifest)
+        _write(described(*judged, artifact.manifest, data=str(data)), Path(out), on_note)
+    return list(_named(logits, artifact.manifest, texts))
 
 
 def _check_task(manifest: Manifest, *, is_measured: bool) -> None:
@@ -198,15 +217,29 @@ def _logits(
     return logits
 
 
-def _judged(scores: Doubles, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Confusion | None]:
-    """Logarithms of probabilities, (num_samples, classes), against the labels, as ``train`` measures them."""
-    labels = dataset.labels
+def _judged(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Counted | None]:
+    """Logits (num_samples, classes) against the labels, as ``train`` measures them."""
+    if manifest.problem_type:
+        return _judged_outputs(logits, dataset, manifest)
+    scores, labels = _log_scores(logits), dataset.labels
     answers: Indices = scores.argmax(-1)
-    counted = confusion_of(manifest)
+    counted = counter_of(manifest)
     if counted:
         counted.add(answers, labels)
     loss = -float(scores[np.arange(len(scores)), labels].mean())
     return Evaluation(loss, float((answers == labels).mean()), len(scores)), counted
+
+
+def _judged_outputs(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Counted | None]:
+    """As :func:`_judged`, of numbers or label sets."""
+    counted = counter_of(manifest)
+    column = dataset.rows(np.arange(dataset.num_samples))[manifest.label_name]
+    z, y = logits.astype(np.float64), column.reshape(logits.shape).astype(np.float64)
+    losses = np.square(z - y) if manifest.problem_type == "regression" else np.logaddexp(0, z) - z * y
+    if isinstance(counted, LabelSets | Regression):
+        counted.add(logits, column)
+        return Evaluation(float(losses.mean()), counted.score, len(logits)), counted
+    return Evaluation(float(losses.mean()), 0.0, len(logits)), None
 
 
 def _log_scores(logits: Array) -> Doubles:
@@ -216,6 +249,15 @@ def _log_scores(logits: Array) -> Doubles:
     return found
 
 
-def _named(scores: Doubles, labels: Sequence[str], texts: Sequence[str | None]) -> Iterator[Prediction]:
-    for row, text in zip(np.exp(scores), texts, strict=True):
-        yield Prediction(labels[int(row.argmax())], float(row.max()), text)
+def _named(logits: Array, manifest: Manifest, texts: Sequence[str | None]) -> Iterator[AnyPrediction]:
+    labels = manifest.labels
+    if manifest.problem_type == "regression":
+        for row, text in zip(logits.astype(float).tolist(), texts, strict=True):
+            yield NumberPrediction(dict(zip(labels, row, strict=True)), text)
+    elif manifest.problem_type:
+        for row, text in zip((0.5 * (1 + np.tanh(logits.astype(float) / 2))).tolist(), texts, strict=True):
+            scores = dict(zip(labels, row, strict=True))
+            yield LabelSetPrediction([name for name, score in scores.items() if score >= 0.5], scores, text)
+    else:
+        for scores_of_row, text in zip(np.exp(_log_scores(logits)), texts, strict=True):
+            yield Prediction(labels[int(scores_of_row.argmax())], float(scores_of_row.max()), text)

@@ -76,6 +76,7 @@ def train(
     resume: bool = True,
     adapter: Path | str | None = None,
     head_start: str = "none",
+    class_weights: str = "",
     rules: Mapping[str, Any] | Path | str | None = None,
     on_step: Callable[[StepReport], object] | None = None,
     on_note: Note | None = None,
@@ -103,6 +104,8 @@ def train(
         adapter: PEFT folder to start from, instead of the artifact's own version 0.
         head_start: what the head begins with: ``none`` for as it was exported (or as ``adapter`` has it), ``class-mean`` for the
             class means of ``data``, from one forward pass before the first step.
+        class_weights: of the training loss: ``balanced``, or ``a=2,b=1`` by the names of the classes, 1 for the others. Measured
+            is without them.
         rules: when it may train, a TOML file or a mapping; see ``docs/device-rules.md``. Changes no result.
         on_step: called with each step's report.
         on_note: called with what a person may want to read: texts that are cut, a memory budget's choice, a pause by the
@@ -148,7 +151,9 @@ def train(
         tell(f"packing: {num_texts} texts in {dataset.num_samples} sequences")
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         secret = DiskFiles(folder).secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
-        trainer = machine.trainer(dataset, work, start, head_start=head_start, secret=secret)
+        trainer = machine.trainer(
+            dataset, work, start, head_start=head_start, class_weights=class_weights, secret=secret
+        )
         if machine.fit:
             tell(machine.fit)
         if resume and (folder / CHECKPOINT).exists():

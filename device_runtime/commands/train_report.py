@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
-from fleetune.device_runtime.contracts.evaluation_file import Evaluated
+from fleetune.device_runtime.contracts.evaluation_file import FIGURES, Evaluated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.run_file import RUN
 from fleetune.device_runtime.rules.gate import Gate
@@ -25,13 +25,20 @@ class TrainReport(msgspec.Struct, frozen=True, kw_only=True):
     loss_first: float
     loss_last: float
     accuracy: float | None
-    """On ``eval`` at full depth; None without it."""
+    """On ``eval`` at full depth; None without it, and where a row's label is not one class."""
     eval_loss: float | None
     balanced_accuracy: float | None = None
     """On ``eval``, as ``macro_f1``; None without it, and where the task has no classes. By class: ``evaluation.json``."""
     macro_f1: float | None = None
     perplexity: float | None = None
     """On ``eval``, of a language model."""
+    micro_f1: float | None = None
+    """On ``eval``, of label sets, as ``exact_match``."""
+    exact_match: float | None = None
+    mae: float | None = None
+    """On ``eval``, of a regression, as ``r2`` and ``pearson``; its mean squared error is ``eval_loss``."""
+    r2: float | None = None
+    pearson: float | None = None
     mean_active_layers: float
     num_samples: int
     """That train."""
@@ -81,11 +88,7 @@ def report_of(
         peak_rss_mb=peak_rss_mb(),
         loss_first=history[0].loss,
         loss_last=history[-1].loss,
-        accuracy=evaluation.accuracy if evaluation else None,
-        eval_loss=evaluation.loss if evaluation else None,
-        balanced_accuracy=evaluation.balanced_accuracy if evaluation else None,
-        macro_f1=evaluation.macro_f1 if evaluation else None,
-        perplexity=evaluation.perplexity if evaluation else None,
+        **_evaluated(evaluation),
         mean_active_layers=statistics.fmean(r.active_layers for r in history),
         num_samples=num_samples,
         evaluations=list(rows),
@@ -97,6 +100,12 @@ def report_of(
         adapter=str(adapter),
         epsilon=epsilon,
     )
+
+
+def _evaluated(evaluation: Evaluated | None) -> dict[str, float | None]:
+    """What was found, by the fields of the report."""
+    names = {name: "eval_loss" if name == "loss" else name for name in FIGURES}
+    return {own: getattr(evaluation, name, None) for name, own in names.items()}
 
 
 def as_measured(report: TrainReport, folder: Path) -> TrainReport:

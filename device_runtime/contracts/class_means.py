@@ -30,11 +30,15 @@ def class_head(manifest: Manifest) -> ClassHead:
     """Find the linear that ends a classifier; whether the logits are affine in it ``training.class_means`` proves.
 
     Raises:
-        ConfigError: a model of another task, or without a trainable tensor (classes, width) in its head.
+        ConfigError: a model of another task or problem type, or without a trainable tensor (classes, width) in its head.
     """
     if manifest.task not in _TASKS:
         raise ConfigError(
             f"a class-mean head is of {' or '.join(_TASKS)}; this model's task is {manifest.task}"
+        )
+    if manifest.problem_type:
+        raise ConfigError(
+            f"a class-mean head needs one class a row; this model's problem type is {manifest.problem_type}"
         )
     tensors = [manifest.tensors[i] for i in manifest.head.tensors]
     classes = len(manifest.labels)

@@ -12,6 +12,13 @@ LOG_BYTES_MAX = 256 * 1024
 """Of a longer log the older half goes: about 1,500 evaluations stay."""
 
 
+FIGURES = (
+    *("loss", "accuracy", "balanced_accuracy", "macro_f1", "perplexity"),
+    *("micro_f1", "exact_match", "mae", "r2", "pearson"),
+)
+"""Fields of :class:`Evaluated` that are figures."""
+
+
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     """Figures of one evaluation at full depth; None where one is not finite, or the task has none such."""
 
@@ -26,6 +33,13 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
     macro_f1: float | None = None
     perplexity: float | None = None
     """Of a language model: e to the loss."""
+    micro_f1: float | None = None
+    """Of label sets, as ``exact_match``; their ``macro_f1`` is over all labels."""
+    exact_match: float | None = None
+    mae: float | None = None
+    """Of a regression, as ``r2`` and ``pearson``: the mean over its outputs; the loss is the mean squared error."""
+    r2: float | None = None
+    pearson: float | None = None
 
     @property
     def place(self) -> int:
@@ -34,8 +48,7 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
 
     def figures(self) -> dict[str, float]:
         """Those there are, by name."""
-        names = ("loss", "accuracy", "balanced_accuracy", "macro_f1", "perplexity")
-        found = {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in FIGURES}
         return {name: value for name, value in found.items() if value is not None}
 
     def __str__(self) -> str:
@@ -54,15 +67,28 @@ class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
     support: int
 
 
+class OutputFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """One output of a regression; None where labels, or answers, do not differ."""
+
+    name: str
+    mse: float | None
+    mae: float | None
+    r2: float | None
+    pearson: float | None
+
+
 class EvaluationFile(Evaluated, frozen=True, kw_only=True):
     """Content of ``evaluation.json``."""
 
     data: str
     """File of the samples."""
     classes: list[ClassFigures] = []
-    """None of a language model."""
+    """None of a language model, or a regression."""
+    outputs: list[OutputFigures] = []
+    """Of a regression."""
     confusion: list[list[int]] | None = None
-    """Samples (or words) by label, then by answer; None of a language model, or of too many classes."""
+    """Samples (or words) by label, then by answer; None of a language model, of too many classes, and where a
+    row's label is not one class."""
 
     def row(self) -> Evaluated:
         """Without what is of single classes."""

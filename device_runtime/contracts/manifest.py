@@ -32,6 +32,8 @@ Role = Literal[
     "logits",
 ]
 TensorFile = Literal["base", "adapter"]
+ProblemType = Literal["", "regression", "multi_label_classification"]
+"""What a row's label is, in the words of transformers: one class (empty), a number for each output, or any of the labels."""
 
 
 class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -169,7 +171,8 @@ class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a device needs to know before it reads a weight.
 
-    ``bounds``: largest batch and seq, where the model's positions or a backend set any.
+    ``bounds``: largest batch and seq, where the model's positions or a backend set any. ``labels`` are the names of the classes,
+    of a regression those of its outputs.
     """
 
     format: int
@@ -193,6 +196,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     bounds: dict[str, int] = {}
     licences: dict[str, str] = {}
     versions: dict[str, str] = {}
+    problem_type: ProblemType = ""
 
     @property
     def num_layers(self) -> int:

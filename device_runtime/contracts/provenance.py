@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 
 from fleetune.device_runtime.arrays import write_atomically
-from fleetune.device_runtime.contracts.manifest import Manifest, Origin
+from fleetune.device_runtime.contracts.manifest import Manifest, Origin, ProblemType
 from fleetune.device_runtime.files import doing, read_json
 
 PROVENANCE = "fleetune.json"
@@ -27,7 +27,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str = ""
     """Class of transformers."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, by their numbers."""
+    """Names of the classes, by their numbers; of a regression those of its outputs."""
+    problem_type: ProblemType = ""
     model: str = ""
     """As PEFT's ``base_model_name_or_path``."""
     licence: str = ""
@@ -43,6 +44,7 @@ def provenance_of(manifest: Manifest) -> Provenance:
         task=manifest.task,
         architecture=manifest.architecture,
         labels=manifest.labels,
+        problem_type=manifest.problem_type,
         model=manifest.peft.get("base_model_name_or_path") or "",
         licence=manifest.licences.get("model", ""),
         origin=manifest.origin,
@@ -76,10 +78,10 @@ def adapter_card(provenance: Provenance) -> str:
     )
 
 
-def merged_card(provenance: Provenance) -> str:
-    """Return the model card of a model with an adapter merged in."""
+def merged_card(provenance: Provenance, *, library: str = "transformers") -> str:
+    """Return the model card of a model with an adapter merged in, for the library that loads it."""
     return (
-        _head(provenance, {"library_name": "transformers", "tags": ["fleetune"]})
+        _head(provenance, {"library_name": library, "tags": ["fleetune"]})
         + f"# `{_model(provenance)}`, with a LoRA merged in\n\n"
         + _facts(provenance)
     )
@@ -99,6 +101,7 @@ def _head(provenance: Provenance, more: dict[str, object]) -> str:
 def _facts(provenance: Provenance) -> str:
     rows = {
         "Task": provenance.task,
+        "Problem type": provenance.problem_type,
         "Class": provenance.architecture,
         "Licence of the model": provenance.licence if provenance.licence != _LICENCE_UNKNOWN else "",
         "Labels": ", ".join(f"{i} `{name}`" for i, name in enumerate(provenance.labels)),
@@ -115,6 +118,7 @@ def _loading(provenance: Provenance) -> str:
             ", num_labels=len(labels), id2label=dict(enumerate(labels)),"
             " label2id={name: i for i, name in enumerate(labels)}, ignore_mismatched_sizes=True"
         )
+        given += f', problem_type="{provenance.problem_type}"' if provenance.problem_type else ""
     return (
         "import peft, transformers\n\n"
         f"{named}"

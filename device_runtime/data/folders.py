@@ -23,6 +23,9 @@ Read = Callable[[Path], tuple[Floats, int]]
 """A file -> what the model takes of it, and the values of it that are cut off."""
 
 
+_LEARNS = {"regression": "numbers", "multi_label_classification": "any of several labels"}
+
+
 class _File(NamedTuple):
     path: Path
     label: int
@@ -45,6 +48,11 @@ def load_folder(
         ArtifactError: the artifact does not say how files are read.
         ConfigError: the library that reads them is not installed.
     """
+    if labelled and manifest.problem_type:
+        raise DataError(
+            f"{path}: a folder by class says one class of a file, and this model learns {_LEARNS[manifest.problem_type]}; "
+            "bring an .npz file"
+        )
     files = [*_classed(path, manifest)] if labelled else [_File(file, 0) for file in files_in(path)]
     if not files:
         raise DataError(f"{path}: no file in the folder")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.data.answers import labelled_kind, read_answers
 from fleetune.device_runtime.data.columns import REMEDY, Columns
 from fleetune.device_runtime.data.folders import files_in, load_folder
 from fleetune.device_runtime.data.labels import class_reader
@@ -58,8 +59,9 @@ def load_dataset(
 
     Args:
         path: a file of rows (:func:`read_records`) with ``text``, ``label`` (as :mod:`labels` reads it) and perhaps
-            ``text_b``; for token classification ``tokens`` and ``labels``; for a causal language model ``messages``, or
-            ``prompt`` and ``completion``, or ``text``, or a plain text file (:func:`read_sequences`);
+            ``text_b``, or numbers or several labels (as :mod:`answers` reads them); for token classification ``tokens`` and
+            ``labels``; for a causal language model ``messages``, or ``prompt`` and ``completion``, or ``text``, or a plain
+            text file (:func:`read_sequences`);
             or ``.npz`` with the model's input arrays and ``labels``; or a folder by class (:func:`load_folder`).
         manifest: names the inputs, the classes and the tokenizer.
         folder: the artifact's folder, where the tokenizer file is.
@@ -127,7 +129,11 @@ def _text_task(manifest: Manifest, path: Path | None) -> _TextTask:
     if task is None or manifest.tokenizer is None:
         reason = f"task {manifest.task!r}" if task is None else "an artifact without a tokenizer"
         raise DataError(f"{path or 'text'}: {reason} takes .npz files of arrays, not text")
-    return task
+    return (
+        task._replace(labelled=labelled_kind(manifest), label=_label_answers)
+        if manifest.problem_type
+        else task
+    )
 
 
 def _tokenise(records: Records, manifest: Manifest, folder: Path, *, seq_len: int, labelled: bool) -> Dataset:
@@ -282,6 +288,10 @@ def _encode_words(engine: Engine, records: Records) -> Encoded:
 def _label_classes(records: Records, encoded: Encoded, manifest: Manifest) -> Column:
     read = class_reader(manifest.labels)
     return Dense(np.array([read(record.label, source) for source, record in records], np.int64))
+
+
+def _label_answers(records: Records, encoded: Encoded, manifest: Manifest) -> Column:
+    return Dense(read_answers(records, manifest))
 
 
 def _label_next_tokens(records: Records, encoded: Encoded, manifest: Manifest) -> Column:

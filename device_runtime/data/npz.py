@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.manifest import Input, Manifest
+from fleetune.device_runtime.data.answers import answer_problems, value_problems
 from fleetune.device_runtime.data.npz_file import listed, read_npz
 from fleetune.device_runtime.data.samples import IGNORED, Column, Cut, Dataset, Dense, make_dataset
 from fleetune.device_runtime.errors import DataError
@@ -25,6 +26,8 @@ def load_npz(
     path: Path, manifest: Manifest, *, seq_len: int, length_max: int = 0, labelled: bool = True
 ) -> Dataset:
     """Read arrays of exactly the names, shapes and dtypes of the manifest; integer labels of any width are class indices.
+
+    Labels of a regression are numbers, (N,) or (N, outputs), those of label sets 0 and 1, (N, labels), of any dtype.
 
     Args:
         path: the file.
@@ -59,7 +62,7 @@ def dense_dataset(
     wanted, label_name = manifest.features, manifest.label_name
     columns: dict[str, Column] = {row.name: Dense(arrays[row.name]) for row in wanted}
     if labelled:
-        columns[label_name] = Dense(arrays[label_name].astype(np.int64))
+        columns[label_name] = Dense(arrays[label_name].astype(manifest.inputs[manifest.label_index].dtype))
     lengths = np.ones(len(arrays[wanted[0].name]), np.int64)
     return make_dataset(
         columns,
@@ -91,6 +94,9 @@ def _form_problems(forms: Arrays, wanted: Sequence[Input], length_max: int) -> I
 
 def _label_form_problems(forms: Arrays, first: Input, manifest: Manifest) -> Iterator[str]:
     labels = forms[manifest.label_name]
+    if manifest.problem_type:
+        yield from answer_problems(labels, manifest, len(forms[first.name]))
+        return
     want = forms[first.name].shape[: 2 if manifest.task in _PER_TOKEN else 1]
     if labels.dtype.kind not in "iu" or labels.shape != want:
         yield f"{manifest.label_name}: expected integers {list(want)}, got {labels.dtype}{list(labels.shape)}"
@@ -114,6 +120,9 @@ def _id_problems(row: Input, ids: NDArray[Any]) -> Iterator[str]:
 
 
 def _label_problems(labels: NDArray[Any], manifest: Manifest) -> Iterator[str]:
+    if manifest.problem_type:
+        yield from value_problems(labels, manifest)
+        return
     judged = labels[labels != IGNORED] if manifest.task in _PER_TOKEN else labels
     top = _top_label(manifest)
     wrong = judged[(judged < 0) | (judged > top)]

@@ -117,9 +117,18 @@ class Dataset:
     def labels(self) -> Indices:
         """The class of each row, int64 (num_samples,); empty unless every row has exactly one."""
         column = self.columns.get(self.label_name)
-        if isinstance(column, Dense) and column.values.ndim == 1:
+        if isinstance(column, Dense) and column.values.ndim == 1 and column.values.dtype.kind in "iu":
             return column.values.astype(np.int64)
         return np.empty(0, np.int64)
+
+    @property
+    def has_one_label(self) -> bool:
+        """Whether all rows are of one class, or have the same numbers or the same labels: there is nothing to learn."""
+        column = self.columns.get(self.label_name)
+        if not isinstance(column, Dense) or not len(column.values):
+            return False
+        is_of_row = column.values.ndim == 1 or column.values.dtype.kind == "f"
+        return is_of_row and bool((column.values == column.values[:1]).all())
 
     def histogram(self) -> tuple[int, ...]:
         """Samples of each class, (num_classes,); empty unless every row has exactly one."""

@@ -32,15 +32,17 @@ def split_off(dataset: Dataset, share: float, *, seed: int, source: str) -> Part
     """
     labels = dataset.labels
     classes = np.unique(labels)
-    if len(labels) and len(classes) < 2:
+    if dataset.has_one_label:
+        what = "are of one class" if len(labels) else "have the same label"
         raise DataError(
-            f"{source}: all {dataset.num_samples} samples are of one class: add samples of another, or leave the split away"
+            f"{source}: all {dataset.num_samples} samples {what}: add samples of another, or leave the split away"
         )
     draws = Draws(seed, "eval-split", 0)
     groups = [np.flatnonzero(labels == label) for label in classes] or [np.arange(dataset.num_samples)]
     held = np.sort(np.concatenate([_held(group, share, draws) for group in groups]))
-    if not len(held) or (len(labels) and len(np.unique(labels[held])) < 2):
-        what = "samples of one class alone" if len(held) else "no sample"
+    if not len(held) or dataset.subset(held).has_one_label:
+        of_one = "samples of one class alone" if len(labels) else "samples of one label alone"
+        what = of_one if len(held) else "no sample"
         raise DataError(
             f"{source}: an evaluation split of {share:g} holds out {what}; raise it, bring more than {dataset.num_samples} "
             "samples, or give --eval"

@@ -39,16 +39,16 @@ class Part(NamedTuple):
 class Mean:
     """The mean of parts; a part weighs as much as its own mean was taken over: see :func:`share_of`."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: float) -> None:
         """``total`` is the sum of what will be added."""
-        self._total = max(1, total)
+        self._total = total or 1
         self._loss = 0.0
         self._logits: list[Array] = []
         self._grads: Arrays = {}
         self._pulls: list[Pulls | None] = []
         self._weights: list[float] = []
 
-    def add(self, part: StepResult, share: int) -> None:
+    def add(self, part: StepResult, share: float) -> None:
         """Take a part in; one part alone comes out to the bit as it went in, one of no share adds nothing but its logits."""
         weight = share / self._total
         self._loss += weight * part.loss if share else 0.0

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
@@ -24,7 +24,9 @@ from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
 from fleetune.device_runtime.engine.pulls import pulls_of
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
+from fleetune.device_runtime.engine.weighted_head import run_weighted
 from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
+from fleetune.device_runtime.errors import ConfigError
 
 Scope = dict[tuple[Role, int], Value]
 
@@ -94,6 +96,7 @@ class Chain:
         keep_logits: bool,
         hidden: HiddenRows | None,
         gates: Gates | None = None,
+        class_weights: Floats | None = None,
     ) -> StepResult:
         """Forward and backward on rows that run together; ``hidden`` keeps what flows over the route's boundary."""
         rows = _Pass(self._values(batch), way, weights, gates)
@@ -103,15 +106,21 @@ class Chain:
         else:
             self._skip(rows, batch, hidden)
             tape = self._rise(rows, way.above)
-        end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits)
+        end = self._run_head(rows, backward=bool(tape), keep_logits=keep_logits, class_weights=class_weights)
         grads = dict(end.grads)
-        pulls = pulls_of(end.logits, batch[self._manifest.label_name], end.d_hidden)
+        pulls = pulls_of(
+            end.logits,
+            batch[self._manifest.label_name],
+            end.d_hidden,
+            problem_type=self._manifest.problem_type,
+            weights=class_weights,
+        )
         if end.d_hidden is not None:
             self._descend(rows, tape, self._loader.value_of(end.d_hidden), grads)
         return StepResult(end.loss, end.logits, grads, pulls)
 
     def evaluate(self, batch: Arrays, weights: StepWeights) -> HeadResult:
-        """Loss and likeliest classes at full depth."""
+        """Loss and answers at full depth."""
         return self._run_head(self._climbed(batch, weights), backward=False, keep_logits=False)
 
     def predict(
@@ -250,10 +259,14 @@ class Chain:
         array[rows] = self._loader.array_of(some)
         return self._value(array)
 
-    def _run_head(self, rows: _Pass, *, backward: bool, keep_logits: bool) -> HeadResult:
+    def _run_head(
+        self, rows: _Pass, *, backward: bool, keep_logits: bool, class_weights: Floats | None = None
+    ) -> HeadResult:
         """Loss, answers, the gradient of the hidden stream (B, S, H) and the head's own gradients."""
         head = self._manifest.head
         with rows.weights.in_use(OUTSIDE):
+            if class_weights is not None:
+                return self._weighted_head(rows, class_weights, backward=backward)
             if head.targets is None:
                 return self._whole_head(rows, backward=backward)
             return run_tokens(
@@ -267,6 +280,19 @@ class Chain:
                 logits_bytes=self._logits_bytes,
             )
 
+    def _weighted_head(self, rows: _Pass, weights: Floats, *, backward: bool) -> HeadResult:
+        counted = self._manifest.counted
+        if counted is None or self._manifest.head.targets:
+            raise ConfigError("class weights: this artifact's loss is no mean over labels of classes")
+
+        def run(labels: Array) -> HeadResult:
+            scope: Scope = {**rows.scope, self._labels: self._value(labels)}
+            return self._whole_head(rows._replace(scope=scope), backward=backward)
+
+        found = run_weighted(run, self._loader.array_of(rows.scope[self._labels]), weights, counted)
+        del rows.scope["hidden", 0]
+        return found
+
     def _whole_head(self, rows: _Pass, *, backward: bool) -> HeadResult:
         head = self._manifest.head
         graph = head.graphs["train"]
@@ -275,7 +301,7 @@ class Chain:
         logits = self._loader.array_of(ends["logits", 0])  # (B, C) or (B, S, C)
         return HeadResult(
             float(self._loader.array_of(ends["loss", 0])),
-            logits.argmax(-1),
+            logits if self._manifest.problem_type else logits.argmax(-1),
             logits,
             self._loader.array_of(ends["d_hidden", 0]) if backward else None,
             self._gradients(ends, head.tensors),

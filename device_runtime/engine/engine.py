@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan
@@ -56,6 +56,7 @@ class Engine(Protocol):
         gates: Gates | None = None,
         cache_below: int = -1,
         each: OfRow | None = None,
+        class_weights: Floats | None = None,
     ) -> StepResult:
         """Run forward and backward once over the active layers; weights are not touched.
 
@@ -69,6 +70,8 @@ class Engine(Protocol):
             gates: bool (layers, batch): which rows run through which layer, for the others it is the identity; None for all.
             cache_below: no layer below this one learns anywhere: the boundary is here, or at the lowest trained layer where
                 that is lower; -1 for there.
+            class_weights: float32 (classes,), above 0: the loss is the mean over labels weighted by these, as torch's
+                cross-entropy with ``weight`` has it; None for the plain mean. Of a head that counts labels of classes.
             each: what is made of each row's own gradients before they come together. Rows then run one by one.
 
         Returns:
@@ -80,8 +83,11 @@ class Engine(Protocol):
             ConfigError: a plan of another length, gates of another shape, or a mode or gates that this engine cannot follow.
         """
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
-        """Mean loss and likeliest classes, (batch,) or (batch, seq), at full depth; ``batch`` as of :meth:`step`."""
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
+        """Mean loss and answers at full depth; ``batch`` as of :meth:`step`.
+
+        Answers are the likeliest classes int64 (batch,) or (batch, seq); of a regression, or of label sets, the logits.
+        """
 
     def predict(
         self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None, plan: LayerPlan | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.ort_training_layout import (
@@ -85,11 +85,14 @@ class OrtTrainingEngine:
         gates: Gates | None = None,
         cache_below: int = -1,
         each: OfRow | None = None,
+        class_weights: Floats | None = None,
     ) -> StepResult:
         """As :meth:`Engine.step`; the logits always exist whole, and are returned; ``hidden`` is of no use here."""
         self._check_plan(plan)
         if each is not None:
             raise ConfigError("backend ort-training: no gradients of single rows, which DP-SGD needs")
+        if class_weights is not None:
+            raise ConfigError("backend ort-training: its loss weighs all classes alike")
         if gates is not None:
             raise ConfigError("backend ort-training: a layer runs on all rows of a batch or on none")
         layers = active_layers(plan)
@@ -101,7 +104,7 @@ class OrtTrainingEngine:
             loss, logits, grads, pulls_of(logits, batch[self.artifact.manifest.label_name], None)
         )
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
         """As :meth:`Engine.evaluate`."""
         loss, logits = self._evaluated(batch, adapter)
         return loss, logits.argmax(-1)

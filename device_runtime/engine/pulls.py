@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array
+from fleetune.device_runtime.arrays import Array, Floats
+from fleetune.device_runtime.contracts.manifest import ProblemType
 from fleetune.device_runtime.draws import Doubles
 
 
@@ -18,18 +19,29 @@ class Pulls(NamedTuple):
     """Norm of the gradient of the logits."""
 
 
-def pulls_of(logits: Array | None, labels: Array, d_hidden: Array | None) -> Pulls | None:
-    """Measure the rows of a batch whose loss is a cross-entropy; None if there is nothing to measure.
+def pulls_of(
+    logits: Array | None,
+    labels: Array,
+    d_hidden: Array | None,
+    *,
+    problem_type: ProblemType = "",
+    weights: Floats | None = None,
+) -> Pulls | None:
+    """Measure the rows of a batch; None if there is nothing to measure.
 
     Args:
         logits: (B, C), for a head that answers once for a row; of any other the norms at the hidden stream stand for both.
-        labels: (B,) int64.
+        labels: (B,) int64; numbers, (B,) or (B, C), or zeros and ones (B, C), float32, of the other problem types.
         d_hidden: gradient of the mean loss at the hidden stream, (B, S, H) or other axes after the first; None: the norms at the
             logits stand for both.
+        problem_type: whose loss it is: empty for a cross-entropy, else a squared error or a binary cross-entropy.
+        weights: of the classes, in a cross-entropy (C,); None for all alike.
     """
     found = [] if d_hidden is None else [_norms(d_hidden)]
-    if logits is not None and logits.ndim == 2 and labels.ndim == 1:
-        found.append(_at_logits(logits, labels))
+    if logits is not None and logits.ndim == 2 and problem_type:
+        found.append(_at_outputs(logits, labels, problem_type))
+    elif logits is not None and logits.ndim == 2 and labels.ndim == 1:
+        found.append(_at_logits(logits, labels, weights))
     return Pulls(found[0], found[-1]) if found else None
 
 
@@ -46,10 +58,21 @@ def _norms(gradient: Array) -> Doubles:
     return np.array([math.sqrt(float(np.square(row, dtype=np.float64).sum())) for row in gradient])
 
 
-def _at_logits(logits: Array, labels: Array) -> Doubles:
-    """||softmax(z) - y|| / B."""
+def _at_logits(logits: Array, labels: Array, weights: Floats | None) -> Doubles:
+    """||softmax(z) - y|| / B; with class weights ||softmax(z) - y|| w_y / the sum of all w_y."""
     z = logits.astype(np.float64)
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     p -= labels[:, None] == np.arange(p.shape[1])
-    return np.asarray(np.linalg.norm(p, axis=1) / len(p))
+    norms = np.linalg.norm(p, axis=1)
+    if weights is None:
+        return np.asarray(norms / len(p))
+    own = weights[labels].astype(np.float64)
+    return np.asarray(norms * own / (own.sum() or 1.0))
+
+
+def _at_outputs(logits: Array, labels: Array, problem_type: ProblemType) -> Doubles:
+    """2 ||z - y|| / (B K) of a squared error, ||sigmoid(z) - y|| / (B K) of a binary cross-entropy."""
+    z, y = logits.astype(np.float64), labels.reshape(logits.shape).astype(np.float64)
+    slopes = 2 * (z - y) if problem_type == "regression" else 0.5 * (1 + np.tanh(z / 2)) - y
+    return np.asarray(np.linalg.norm(slopes, axis=1) / z.size)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES
@@ -31,6 +31,7 @@ from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, one_by_one, rows_for
 from fleetune.device_runtime.engine.loaders import Loader
 from fleetune.device_runtime.engine.token_head import HeadResult
+from fleetune.device_runtime.engine.weighted_head import label_weights
 from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, check_bare
 from fleetune.device_runtime.errors import ConfigError
 
@@ -89,6 +90,7 @@ class Stack:
         gates: Gates | None = None,
         cache_below: int = -1,
         each: OfRow | None = None,
+        class_weights: Floats | None = None,
     ) -> StepResult:
         """As :meth:`Engine.step`."""
         self._check_plan(plan)
@@ -103,28 +105,36 @@ class Stack:
         check_bare(way, manifest)
         stored = hidden(self._below(way, adapter)) if hidden and way.below else None
 
-        def train(chain: Chain, part: Part) -> tuple[StepResult, int]:
+        def train(chain: Chain, part: Part) -> tuple[StepResult, float]:
             some = None if stored is None else stored.some(part.place)
             here = None if gates is None else gates[:, part.place]
             own = (
                 way if here is None else route(open_layers(plan, here), rows.memory, cache_below=cache_below)
             )
-            made = chain.step(part.arrays, own, weights, keep_logits=keep_logits, hidden=some, gates=here)
+            made = chain.step(
+                part.arrays,
+                own,
+                weights,
+                keep_logits=keep_logits,
+                hidden=some,
+                gates=here,
+                class_weights=class_weights,
+            )
             if each is None:
-                return made, self._share(part.arrays)
+                return made, self._share(part.arrays, class_weights)
             return made._replace(grads=each(made.grads)), min(1, self._share(part.arrays))
 
-        mean = Mean(1 if each else self._share(batch))
+        mean = Mean(1 if each else self._share(batch, class_weights))
         for made, share in self._in_parts(batch, rows, train):
             mean.add(made, share)
         return mean.result()
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
         """As :meth:`Engine.evaluate`."""
         rows = self._checked(batch, rows)
         weights = self._weights(adapter, rows)
 
-        def measure(chain: Chain, part: Part) -> tuple[HeadResult, int]:
+        def measure(chain: Chain, part: Part) -> tuple[HeadResult, float]:
             return chain.evaluate(part.arrays, weights), self._share(part.arrays)
 
         mean = Mean(self._share(batch))
@@ -256,9 +266,12 @@ class Stack:
     def _weights(self, adapter: Arrays, rows: Rows) -> StepWeights:
         return self._frozen.of_step(adapter, streamed=rows.memory.streamed)
 
-    def _share(self, batch: Arrays) -> int:
+    def _share(self, batch: Arrays, class_weights: Floats | None = None) -> float:
         manifest = self.artifact.manifest
-        return share_of(batch[manifest.label_name], manifest.counted)
+        labels, counted = batch[manifest.label_name], manifest.counted
+        if class_weights is None or counted is None:
+            return share_of(labels, counted)
+        return float(label_weights(labels, class_weights, counted).sum(dtype=np.float64))
 
     def _below(self, way: Route, adapter: Arrays) -> Mapping[str, Array]:
         """What makes the hidden stream below the boundary, beside the base: layers, how they run, and their adapters."""

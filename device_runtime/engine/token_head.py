@@ -19,10 +19,10 @@ RunChunk = Callable[[Array, Array], tuple[float, Arrays]]
 
 
 class HeadResult(NamedTuple):
-    """Mean loss; ``answers`` (batch, seq) are likeliest classes; arrays that nobody asked for are None or missing."""
+    """Mean loss; ``answers`` as of :meth:`Engine.evaluate`; arrays that nobody asked for are None or missing."""
 
     loss: float
-    answers: Rows
+    answers: Array
     logits: Array | None
     d_hidden: Array | None
     grads: Arrays

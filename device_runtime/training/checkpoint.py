@@ -37,6 +37,8 @@ class Origin(msgspec.Struct, frozen=True):
     work: LocalWork
     head_start: str = "none"
     """What took the place of the starting adapter's head before the first step."""
+    class_weights: str = ""
+    """As :func:`fleetune.device_runtime.training.class_weights.read_class_weights` is given them."""
 
     @property
     def of_any_length(self) -> "Origin":
@@ -184,6 +186,7 @@ def _differences(found: Origin, wanted: Origin, but_for: Collection[str]) -> lis
             ("data", found.data[:12], wanted.data[:12]),
             ("starting adapter", found.adapter[:12], wanted.adapter[:12]),
             ("head_start", found.head_start, wanted.head_start),
+            ("class_weights", found.class_weights, wanted.class_weights),
         )
     ]
     theirs, ours = values_of(found.work), values_of(wanted.work)

@@ -27,7 +27,8 @@ class Row(NamedTuple):
 
     step: int
     loss: float
-    accuracy: float
+    accuracy: float | None
+    """None where a row's label is not one class."""
 
     @property
     def rank(self) -> float:
@@ -37,7 +38,7 @@ class Row(NamedTuple):
 
 class _Record(msgspec.Struct, frozen=True):
     key: str
-    rows: list[tuple[int, float | None, float]]
+    rows: list[tuple[int, float | None, float | None]]
 
 
 class Watch:
@@ -124,7 +125,7 @@ class Watch:
 
     def _add(self, step: int) -> None:
         found = self._measure(self._trainer.adapter)
-        row = Row(step, inf if found.loss is None else found.loss, found.accuracy or 0.0)
+        row = Row(step, inf if found.loss is None else found.loss, found.accuracy)
         before = min((other.rank for other in self.rows), default=inf)
         is_best = not self.rows or row.rank < before
         adapter = self._trainer.adapter if is_best else load_arrays(self._path)
@@ -143,7 +144,10 @@ class Watch:
 
 def key_of(origin: Origin, held: str) -> str:
     """What evaluations are of: a run of any length, and the digest of the samples it is measured on."""
-    return sha256(msgspec.json.encode([origin.of_any_length, held])).hexdigest()
+    told = msgspec.to_builtins(origin.of_any_length)
+    if not told["class_weights"]:  # which the files of earlier releases do not know
+        del told["class_weights"]
+    return sha256(msgspec.json.encode([told, held])).hexdigest()
 
 
 def _load(path: Path, key: str) -> list[Row]:

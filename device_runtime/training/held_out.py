@@ -32,7 +32,7 @@ class Split(NamedTuple):
 def split(dataset: Dataset, share: float) -> Split:
     """Hold back a share of the rows, at least 1, at most half and ROWS_MAX: the same ones wherever the data is the same.
 
-    None are held out of fewer than two rows, or of rows that are all of one class: nothing could be learned from them.
+    None are held out of fewer than two rows, or of rows that all have one label: nothing could be learned from them.
     """
     count = _num_held(dataset, share)
     places = np.arange(dataset.num_samples)
@@ -68,7 +68,6 @@ def figures(when: str, found: Evaluation) -> dict[str, float]:
 
 
 def _num_held(dataset: Dataset, share: float) -> int:
-    is_of_one_class = len(dataset.labels) > 0 and len(np.unique(dataset.labels)) < 2
-    if not share or dataset.num_samples < 2 or is_of_one_class:
+    if not share or dataset.num_samples < 2 or dataset.has_one_label:
         return 0
     return min(max(1, round(share * dataset.num_samples)), dataset.num_samples // 2, ROWS_MAX)

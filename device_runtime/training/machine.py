@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.device_runtime.arrays import Arrays, Indices
+from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
@@ -25,7 +25,7 @@ from fleetune.device_runtime.methods.work import check_work
 from fleetune.device_runtime.options import problems, refuse
 from fleetune.device_runtime.training.budget import Fit, expected_mb, fit, resident_mb
 from fleetune.device_runtime.training.class_means import class_sums
-from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
+from fleetune.device_runtime.training.evaluation import Evaluation, OnAnswers, evaluate
 from fleetune.device_runtime.training.held_out import split
 from fleetune.device_runtime.training.skip_effects import KeptEffects
 from fleetune.device_runtime.training.trainer import Trainer
@@ -84,6 +84,7 @@ class Machine:
         adapter: Arrays,
         *,
         head_start: str = "none",
+        class_weights: str = "",
         secret: bytes = b"",
     ) -> Trainer:
         """A run that keeps within the resources; arguments as of :class:`Trainer`.
@@ -100,6 +101,7 @@ class Machine:
             memory=self.memory,
             hidden=self._cache(dataset),
             head_start=head_start,
+            class_weights=class_weights,
             effects=partial(self._effects.of, dataset, work, pruned(adapter), memory=self.memory),
             expected_mb=self._expected_mb(dataset, work),
             secret=secret,
@@ -111,7 +113,7 @@ class Machine:
         adapter: Arrays,
         *,
         before_batch: Callable[[], object] = lambda: None,
-        on_answers: Callable[[Indices, Indices], object] = lambda answers, labels: None,
+        on_answers: OnAnswers = lambda answers, labels: None,
     ) -> Evaluation:
         """Measure an adapter within the resources; arguments as of :func:`evaluate`."""
         return evaluate(

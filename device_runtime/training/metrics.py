@@ -18,6 +18,15 @@ _LOSS_MAX = 709.0
 """Of a larger one the perplexity is no float64."""
 
 
+class ByClass(NamedTuple):
+    """Precision, recall and F1 of K classes, float64 (K,), and their support; see :class:`Metrics`."""
+
+    precision: Doubles
+    recall: Doubles
+    f1: Doubles
+    support: Indices
+
+
 class Metrics(NamedTuple):
     """Figures of K classes."""
 
@@ -34,6 +43,11 @@ class Metrics(NamedTuple):
     f1: Doubles
     support: Indices
     """Int64 (K,): labels of each class."""
+
+    @property
+    def by_class(self) -> ByClass:
+        """What is of single classes."""
+        return ByClass(self.precision, self.recall, self.f1, self.support)
 
 
 class Confusion:
@@ -82,10 +96,10 @@ def perplexity(loss: float) -> float:
 
 def _metrics(right: Indices, support: Indices, answered: Indices) -> Metrics:
     """Figures from int64 (K,) each: right answers, labels and answers by class."""
-    recall, precision = _shares(right, support), _shares(right, answered)
-    f1 = _shares(2 * right, support + answered)
+    recall, precision = shares(right, support), shares(right, answered)
+    f1 = shares(2 * right, support + answered)
     return Metrics(
-        accuracy=float(_shares(right.sum(), support.sum())),
+        accuracy=float(shares(right.sum(), support.sum())),
         balanced_accuracy=_mean(recall[support > 0]),
         macro_f1=_mean(f1[support + answered > 0]),
         precision=precision,
@@ -95,7 +109,7 @@ def _metrics(right: Indices, support: Indices, answered: Indices) -> Metrics:
     )
 
 
-def _shares(part: Indices, whole: Indices) -> Doubles:
+def shares(part: Indices, whole: Indices) -> Doubles:
     """Part of whole, element by element; 0 where there is nothing."""
     return np.divide(part, np.maximum(whole, 1))
 

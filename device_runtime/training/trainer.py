@@ -56,6 +56,7 @@ from fleetune.device_runtime.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from fleetune.device_runtime.training.class_weights import read_class_weights
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.held_out import figures, measured_rows, split
 from fleetune.device_runtime.training.importance import Importance
@@ -87,6 +88,7 @@ class Trainer:
         memory: MemoryPlan | None = None,
         hidden: HiddenCache | None = None,
         head_start: str = "none",
+        class_weights: str = "",
         effects: Callable[[], list[float]] | None = None,
         expected_mb: float = 0.0,
         secret: bytes = b"",
@@ -102,6 +104,7 @@ class Trainer:
             memory: how a step is held, beside the bound in tokens that ``work`` asks; None for the engine's own way.
             hidden: where examples' hidden streams below the lowest trained layer are kept, by their places in ``dataset``.
             head_start: what the head begins with, for checkpoints to know it by; :meth:`begin_with` puts it in place.
+            class_weights: of the loss, as :func:`read_class_weights` takes them; what is measured on held-out rows has none.
             effects: measures, or remembers, each layer's skip effect; asked before the first step of a policy that needs them.
                 None to measure them.
             expected_mb: memory that the deepest step is expected to take, 10^6 bytes, for :attr:`stats`; 0 if that is not known.
@@ -134,7 +137,14 @@ class Trainer:
             min(work.batch_size, self._dataset.num_samples), self._dataset.mean_tokens, memory
         )
         self._figures: dict[str, float] = {}
-        self._origin = Origin(engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start)
+        self._origin = Origin(
+            engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start, class_weights
+        )
+        self._class_weights = read_class_weights(class_weights, manifest, self._dataset)
+        if class_weights and work.hides_samples:
+            raise ConfigError(
+                "dp sample: class weights make a sample's share depend on the others'; leave them out"
+            )
         self._privacy: SamplePrivacy | None = None
         if work.hides_samples:
             size, secret = self._dataset.num_samples, secret or new_secret()
@@ -334,6 +344,8 @@ class Trainer:
     ) -> StepResult:
         """The engine's step on these rows of the data."""
         options: dict[str, Any] = {"each": each} if each else {}
+        if self._class_weights is not None:
+            options["class_weights"] = self._class_weights
         return self._engine.step(
             self._dataset.rows(examples),
             plan,

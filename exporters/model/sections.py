@@ -127,6 +127,21 @@ def head(program: Program, anatomy: Anatomy, *, sizes: tuple[int, int]) -> Secti
     return SectionFunction("head", function, (hidden, *inputs, *weights), tuple(results), slots, targets)
 
 
+def whole(program: Program, *, sizes: tuple[int, int]) -> SectionFunction:
+    """Batch without labels -> logits, by the model as it is."""
+    inputs = _batch_arguments(program, program.make_batch(*sizes), without=program.label_name)
+    weights = _weights(program)
+
+    def function(*values: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return (_call(program, values, inputs, weights),)
+
+    what = type(program.module).__name__
+    return SectionFunction(
+        what, function, (*inputs, *weights), (("logits", 0),), tuple(w.name for w in weights)
+    )
+
+
 def block(call: Call, *, prefix: str) -> SectionFunction:
     """Input, sides and the gradient of the output -> output, gradient of the input and of the block's trainables."""
     tensors = tensors_of(call.module)

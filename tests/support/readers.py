@@ -20,6 +20,7 @@ from fleetune_metrics import samples_of
 from fuzz import Reader
 from paths import ROOT
 from simulated import FILE, write_config
+from tiny import as_problem
 from words import write_lines
 
 from fleetune.broker.job import Patience
@@ -506,6 +507,40 @@ _CHATS = (
 )
 
 
+@contextmanager
+def label_sets(folder: Path) -> Iterator[Reader]:
+    """Lines with several labels each, as names, as text and as a row of bits."""
+    opened = open_artifact(TINY)
+    manifest, path = (
+        as_problem(opened.manifest, "multi_label_classification", ("a", "b", "c")),
+        folder / "a.jsonl",
+    )
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        found = load_dataset(path, manifest, opened.folder, seq_len=16).columns["labels"].values
+        assert ((found == 0) | (found == 1)).all()
+
+    labels = (b'["a", "c"]', b'"a;b"', b"[0.0, 1.0, 1.0]", b'"[\\"b\\"]"')
+    lines = (b'{"text": "red cat", "labels": %s}\n' % one for one in labels)
+    yield Reader([b"".join(lines)], mutations.of_lines, read)
+
+
+@contextmanager
+def numbers(folder: Path) -> Iterator[Reader]:
+    """Lines with a number each."""
+    opened = open_artifact(TINY)
+    manifest, path = as_problem(opened.manifest, "regression", ("value",)), folder / "a.csv"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        assert np.isfinite(
+            load_dataset(path, manifest, opened.folder, seq_len=16).columns["labels"].values
+        ).all()
+
+    yield Reader([b'text,label\nred cat,1.5\n"red, green",-2e3\nhen,0\n'], mutations.of_lines, read)
+
+
 def _jsonl(folder: Path) -> bytes:
     return b"".join(b'{"text": "red cat", "label": "%s"}\n' % label for label in (b"a", b"b", b"c", b"a"))
 
@@ -725,6 +760,8 @@ READERS: dict[str, Callable] = {
     "jsonl": _data("a.jsonl", _jsonl, mutations.of_lines),
     "csv": _data("a.csv", _csv, mutations.of_lines),
     "npz": _data("a.npz", _npz, mutations.of_npz),
+    "label sets": label_sets,
+    "numbers": numbers,
     "jsonl.gz": _data(
         "a.jsonl.gz", lambda folder: gzip.compress(_jsonl(folder)), mutations.of_gzip(mutations.of_lines)
     ),

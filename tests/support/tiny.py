@@ -1,10 +1,11 @@
 """Batches, adapters and data for the tiny artifact, drawn from a seed; no torch."""
 
 import numpy as np
+from msgspec.structs import replace
 
 from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.manifest import Manifest, ProblemType
 from fleetune.device_runtime.data.samples import Dataset, Dense, make_dataset
 
 
@@ -32,3 +33,13 @@ def draw_data(manifest: Manifest, num_rows: int, seq: int) -> Dataset:
     return make_dataset(
         columns, np.full(num_rows, seq), seq_len=seq, num_classes=len(manifest.labels), label_name="labels"
     )
+
+
+def as_problem(manifest: Manifest, problem_type: ProblemType, labels: tuple[str, ...]) -> Manifest:
+    """The manifest as of a model of this problem type, with these outputs; its graphs are what they were."""
+    shape: tuple[int | str, ...] = ("batch",) if len(labels) == 1 else ("batch", len(labels))
+    inputs = tuple(
+        replace(row, dtype="float32", shape=shape, pad=0) if row.role == "labels" else row
+        for row in manifest.inputs
+    )
+    return replace(manifest, problem_type=problem_type, labels=labels, inputs=inputs)

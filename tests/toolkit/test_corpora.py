@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.errors import DataError
 from fleetune.toolkit.corpora import read_corpus
 
@@ -82,3 +83,13 @@ def test_a_missing_file_and_too_many_devices(tmp_path):
         read_corpus(tmp_path / "none.jsonl", num_devices=2)
     with pytest.raises(DataError, match="do not reach 30 devices"):
         read_corpus(write(tmp_path / "a.jsonl", rows(20)), num_devices=30)
+
+
+def test_columns_of_other_names_are_the_same_corpus(tmp_path):
+    plain = read_corpus(write(tmp_path / "a.jsonl", rows(40)), num_devices=2)
+    named = [{"q": row["text"], "intent": row["label"]} for row in rows(40)]
+    columns = Columns(text_column="q", label_column="intent")
+    other = write(tmp_path / "b.jsonl", named)
+    assert read_corpus(other, num_devices=2, columns=columns) == plain
+    with pytest.raises(DataError, match=r"no text, label; there is q, intent; .*--text-column"):
+        read_corpus(other, num_devices=2)

@@ -47,7 +47,7 @@ def test_numbers_in_a_json_list_are_names_as_lines_are(tmp_path: Path) -> None:
     [
         (b"a\na \nb\n", "3 labels, 2 of them distinct: .*more than once: a"),
         (b'[1, "1"]', "2 labels, 1 of them distinct"),
-        (b"warmth\n", r"1 label: expected two or more; .*\(regression\) is not trained"),
+        (b"warmth\n", r"1 label: expected two or more; .*--problem-type regression"),
         (b'["a", ""]', "label 2 of 2 is empty"),
         (b'["a", true]', "expected a JSON list of names"),
         (b'["a", 1.0]', "expected a JSON list of names"),

@@ -158,6 +158,18 @@ def test_train_tells_it_all_and_learns_the_same(tensorboard, word_artifact, word
     assert tensorboard.closed == 1
 
 
+def test_the_file_may_name_the_tracker(tensorboard, word_artifact, word_file, tmp_path):
+    (tmp_path / "run.toml").write_text('[train]\nlog_to = "tensorboard"\nsteps = 1\nbatch_size = 8\n')
+    words = ["train", str(word_artifact), "--data", str(word_file), "--config", str(tmp_path / "run.toml")]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    assert [name for name, *_ in tensorboard.told if name == "train/loss"] == ["train/loss"]
+    (tmp_path / "run.toml").write_text("log_to = 3\n")
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "other")])
+    assert done.exit_code == 1
+    assert "log_to = 3: Expected `str`" in done.output
+
+
 def test_aggregate_tells_its_rounds(tensorboard, monkeypatch, tmp_path):
     def aggregate(
         artifact_dir: str, *, mqtt: str, out: str, on_round: Any, on_note: Any, **rest: Any

@@ -52,6 +52,10 @@ def train(
     ] = None,
     adapter: StartAdapter = None,
     head_start: HeadStart = None,
+    class_weights: Annotated[
+        str | None,
+        shown("weights of the classes in the training loss: balanced, or a=2,b=1, 1 for the others"),
+    ] = None,
     rules: Rules = None,
     log_to: LogTo = None,
     config: Config = None,
@@ -166,11 +170,22 @@ def _show_run(console: Console, report: Any) -> None:
 
 
 def _measured(report: Any) -> Iterator[str]:
-    if report.accuracy is None:
-        return
-    figures = {"loss": report.eval_loss, "macro F1": report.macro_f1, "perplexity": report.perplexity}
+    names = {"accuracy": "accuracy", "exact_match": "exact match", "r2": "R2"}
+    score = next((name for name in names if getattr(report, name) is not None), None)
+    figures = {
+        "loss": report.eval_loss,
+        "micro F1": report.micro_f1,
+        "macro F1": report.macro_f1,
+        "perplexity": report.perplexity,
+        "mean absolute error": report.mae,
+        "Pearson": report.pearson,
+    }
     shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
-    yield f"accuracy {report.accuracy:.3f} on held-out data ({shown or 'the loss is not finite'})"
+    if score:
+        value = getattr(report, score)
+        yield f"{names[score]} {value:.3f} on held-out data ({shown or 'the loss is not finite'})"
+    elif shown:
+        yield f"on held-out data: {shown}"
 
 
 def _trained(report: Any) -> Iterator[str]:
@@ -186,6 +201,13 @@ def _trained(report: Any) -> Iterator[str]:
 
 def _show_predictions(console: Console, predictions: list[Any]) -> None:
     for prediction in predictions:
-        console.print(
-            f"{prediction.score:.3f}  {prediction.label}  {prediction.text or ''}".rstrip(), markup=False
-        )
+        console.print(f"{_answer(prediction)}  {prediction.text or ''}".rstrip(), markup=False)
+
+
+def _answer(prediction: Any) -> str:
+    """A class with its probability, the labels with theirs, or the numbers."""
+    if hasattr(prediction, "values"):
+        return "  ".join(f"{value:.4g}" for value in prediction.values.values())
+    if hasattr(prediction, "scores"):
+        return ", ".join(f"{prediction.scores[name]:.3f} {name}" for name in prediction.labels) or "none"
+    return f"{prediction.score:.3f}  {prediction.label}"

@@ -110,7 +110,10 @@ AGGREGATE = {
     "members": Part(Members()),
 }
 WATCH = {"reach": Part(Reach())}
-DEMO = {"work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN)}
+DEMO = {
+    "columns": Part(Columns(), without=("pair_column",)),
+    "work": Part(HOUSEHOLD_WORK, names=DEPTH | ROUND, without=OWN_BY_DEVICE, more=CHOSEN),
+}
 
 
 def with_flags(parts: Mapping[str, Part]) -> Callable[[F], F]:

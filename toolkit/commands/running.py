@@ -89,7 +89,8 @@ def call(
     given = dict(flags)
     given |= given.pop("flags", {})
     as_json, verbose, config = (given.pop(name, None) for name in ("json", "verbose", "config"))
-    log_to, log_json = given.pop("log_to", None), given.pop("log_json", None)
+    log_json = given.pop("log_json", None)
+    beside = {name: str for name in ("log_to",) if name in given}
     positional = [given.pop(argument)] if argument else []
     console = _console(stderr=bool(as_json))
     lines = JsonLines() if log_json else None
@@ -102,7 +103,14 @@ def call(
         if opening:
             sys.stderr.write(f"{opening}\n")
         function = getattr(import_module(module), name)
-        arguments = resolve(function, given, config=config, table=table or command or name, parts=parts or {})
+        arguments = resolve(
+            *(function, given),
+            config=config,
+            table=table or command or name,
+            parts=parts or {},
+            beside=beside,
+        )
+        log_to = arguments.pop("log_to", None)
         if lines:
             lines.context = context_of(arguments)
         if watch:

@@ -24,7 +24,7 @@ from fleetune.toolkit.commands.options import (
     shown,
 )
 from fleetune.toolkit.commands.running import Watch, call, fail, warn
-from fleetune.toolkit.labels import HAS_CLASSES
+from fleetune.toolkit.labels import HAS_CLASSES, PROBLEM_TYPES
 
 _WORST = 5
 _STARTING = "starting torch and transformers"
@@ -45,6 +45,10 @@ def export(
     labels: Annotated[
         Path | None,
         shown("names of the classes: one a line, or a JSON list", "the checkpoint's own", metavar="FILE"),
+    ] = None,
+    problem_type: Annotated[
+        str | None,
+        shown(f"what a row's label is: {listed([*PROBLEM_TYPES])}", "the checkpoint's", metavar="NAME"),
     ] = None,
     adapter: StartAdapter = None,
     lora_r: Annotated[int | None, shown("rank of a new LoRA", "8")] = None,
@@ -142,6 +146,12 @@ def merge(
             "--full/--adapter-only", help="the whole merged model, or its adapter", show_default=False
         ),
     ] = None,
+    onnx: Annotated[
+        bool | None,
+        typer.Option(
+            "--onnx", help="the merged model as model.onnx, for onnxruntime alone", show_default=False
+        ),
+    ] = None,
     model: Annotated[
         str | None, shown("original model, if not where it was at export", metavar="MODEL")
     ] = None,
@@ -165,7 +175,7 @@ def merge(
         argument="run",
         watch=Watch("on_progress", live.messages),
         show=_show_path,
-        opening=_STARTING if full else "",
+        opening=_STARTING if full or onnx else "",
     )
 
 

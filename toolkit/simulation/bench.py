@@ -15,6 +15,7 @@ from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.thresholds import stays
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
@@ -64,14 +65,17 @@ class Datasets:
         self._files: Latest[Dataset] = Latest(_FILES)
         self._shares: Latest[Dataset] = Latest(_DEVICES)
 
-    def whole(self, path: str, seq_len: int) -> Dataset:
+    def whole(self, path: str, seq_len: int, columns: Columns = Columns()) -> Dataset:
         """All samples of a file; errors as of :func:`load_dataset`."""
         manifest, folder = self._artifact.manifest, self._artifact.folder
-        return self._files.get((path, seq_len), lambda: load_dataset(path, manifest, folder, seq_len=seq_len))
+        return self._files.get(
+            (path, seq_len, columns),
+            lambda: load_dataset(path, manifest, folder, seq_len=seq_len, columns=columns),
+        )
 
     def of(self, share: Share, seq_len: int) -> Dataset:
         """The samples of a share."""
-        whole, rows = self.whole(share.path, seq_len), share.indices
+        whole, rows = self.whole(share.path, seq_len, share.columns), share.indices
         if rows is None:
             return whole
         return self._shares.get((share, seq_len), lambda: whole.subset(rows))

@@ -151,7 +151,7 @@ class WatchedEngine:
             batch, plan, adapter, hidden=opened, gates=gates, cache_below=cache_below, **options
         )
 
-    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Indices]:
+    def evaluate(self, batch: Arrays, adapter: Arrays, *, rows: Rows | None = None) -> tuple[float, Array]:
         """As of the engine."""
         self.calls.append(Call(*self._size(batch), memory=_bound(rows)))
         return self._engine.evaluate(batch, adapter, rows=rows)

@@ -14,6 +14,7 @@ from fleetune.broker.job import OF_DEVICES, Job, Patience
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.contracts.fields import COUNT_MAX, check_name
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.options import Option, refuse
@@ -52,6 +53,16 @@ class DataFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     limit_test: Annotated[
         int, Option("so many examples, drawn by the seed; 0 for all of them", at_least=0)
     ] = 0
+    text_column: Annotated[str, Option("column of the texts; empty: text, or tokens")] = ""
+    pair_column: Annotated[str, Option("column of the second text of a pair; empty: text_b, if any")] = ""
+    label_column: Annotated[str, Option("column of the labels; empty: label, or labels")] = ""
+
+    @property
+    def columns(self) -> Columns:
+        """Where the rows of both files have what they hold."""
+        return Columns(
+            text_column=self.text_column, pair_column=self.pair_column, label_column=self.label_column
+        )
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -54,7 +54,7 @@ def fleet_of(config: SimulationConfig, train: Dataset) -> list[DeviceSpec]:
             f"device-{number:05d}",
             profile,
             config.all_profiles[profile],
-            Share.of(config.data.train, chosen[part]),
+            Share.of(config.data.train, chosen[part], config.data.columns),
             len(part),
             len(np.unique(labels[part])),
             line_of(number, config.all_profiles[profile]),
@@ -93,7 +93,8 @@ def told_of(specs: Sequence[DeviceSpec], unable: Mapping[str, str]) -> list[str]
 def test_share(config: SimulationConfig, test: Dataset) -> Share:
     """The samples that versions are measured on."""
     chosen = limited(test.num_samples, config.data.limit_test, config.seed, 1)
-    return Share.of(config.data.test, chosen if len(chosen) < test.num_samples else None)
+    rows = chosen if len(chosen) < test.num_samples else None
+    return Share.of(config.data.test, rows, config.data.columns)
 
 
 def limited(count: int, limit: int, seed: int, place: int) -> Indices:

@@ -10,6 +10,7 @@ from fleetune.device_runtime import errors
 from fleetune.device_runtime.arrays import Indices
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.errors import FleetuneError
 from fleetune.toolkit.simulation.calls import Call
 
@@ -20,11 +21,14 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     rows: bytes | None
     """Their indices, int32; None for all."""
+    columns: Columns = Columns()
+    """Where the file has what they hold."""
 
     @classmethod
-    def of(cls, path: str, rows: Indices | None) -> "Share":
+    def of(cls, path: str, rows: Indices | None, columns: Columns = Columns()) -> "Share":
         """Pack indices."""
-        return cls(path=path, rows=None if rows is None else np.asarray(rows, np.int32).tobytes())
+        packed = None if rows is None else np.asarray(rows, np.int32).tobytes()
+        return cls(path=path, rows=packed, columns=columns)
 
     @property
     def indices(self) -> Indices | None:
@@ -59,6 +63,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         told["memory"] = self.memory if self.memory.micro_tokens else self.memory[:-1]
         if not self.secret:
             del told["secret"]
+        if self.share.columns == Columns():  # as in journals older than columns with names
+            del told["share"]["columns"]
         return sha256(_sorting.encode(told)).hexdigest()
 
 

@@ -59,7 +59,8 @@ def digest_of(config: SimulationConfig, artifact: Artifact, datasets: Datasets) 
     job = {name: value for name, value in job.items() if _NEWER.get(name) != value}
     limits = (config.data.limit_train, config.data.limit_test)
     data = [
-        datasets.whole(path, config.work.seq_len).digest for path in (config.data.train, config.data.test)
+        datasets.whole(path, config.work.seq_len, config.data.columns).digest
+        for path in (config.data.train, config.data.test)
     ]
     return sha256(msgspec.json.encode((kept, job, limits, artifact.digest, data), order="sorted")).hexdigest()
 

@@ -85,7 +85,7 @@ def simulate(
     settings = lawful_settings(artifact, wanted.job, work=wanted.work, patience=wanted.patience)
     check_folder(folder, must_go_on=resume)
     datasets, memory = Datasets(Path(wanted.artifact)), MemoryModel(artifact)
-    specs = fleet_of(wanted, datasets.whole(wanted.data.train, wanted.work.seq_len))
+    specs = fleet_of(wanted, datasets.whole(wanted.data.train, wanted.work.seq_len, wanted.data.columns))
     unable = who_is_unable(specs, wanted.work, memory, datasets.of) if settings.configurator == FIXED else {}
     _check_fleet(settings, specs, unable)
     with ExitStack() as stack:
@@ -156,7 +156,7 @@ def _costs(
     measure: Measure | None,
 ) -> Iterator[Costs]:
     path = Path(config.timings) if config.timings else folder / TIMINGS
-    train = datasets.whole(config.data.train, config.work.seq_len)
+    train = datasets.whole(config.data.train, config.work.seq_len, config.data.columns)
     batch_size = config.work.batch_size
     watch = Stopwatch(artifact, train, batch_size=batch_size, settle=team.settle)
     rounds = None if measure else partial(time_rounds, artifact, train, batch_size=batch_size)

@@ -87,7 +87,9 @@ class World:
         self._book = Book(parts.specs, self._now)
         code = config.fleet.code
         self._instead = load_function(code, named="fleet.code") if code else _as_it_is
-        self._test = test_share(config, parts.datasets.whole(config.data.test, config.work.seq_len))
+        self._test = test_share(
+            config, parts.datasets.whole(config.data.test, config.work.seq_len, config.data.columns)
+        )
         self._devices: dict[str, VirtualDevice] = {}
         self._comings = Comings(config, self._devices, Alarms(self._server, self._turns), self._book)
         self._ledger = WatchedLedger(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flat import train
 
-from fleetune.device_runtime.commands.evaluating import confusion_of, described, keep_evaluation
+from fleetune.device_runtime.commands.evaluating import counter_of, described, keep_evaluation
 from fleetune.device_runtime.commands.predict import predict
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.evaluation_file import LOG_BYTES_MAX, Evaluated, added, read_log
@@ -146,7 +146,7 @@ def test_figures_that_are_not_finite_are_null(tmp_path):
 
 def test_a_language_model_has_a_perplexity_and_no_classes(make_manifest, tmp_path):
     manifest = make_manifest(labels=(), task="causal-lm")
-    assert confusion_of(manifest) is None
+    assert counter_of(manifest) is None
     found = described(Evaluation(2.0, 0.5, 3), None, manifest, data="d.jsonl", step=1)
     assert found.figures() == {"loss": 2.0, "accuracy": 0.5, "perplexity": pytest.approx(np.exp(2.0))}
     assert (found.classes, found.confusion) == ([], None)
@@ -163,7 +163,7 @@ def test_a_language_model_has_a_perplexity_and_no_classes(make_manifest, tmp_pat
 
 def test_of_very_many_classes_there_is_no_matrix(make_manifest):
     manifest = make_manifest(labels=tuple(f"c{n}" for n in range(CLASSES_MAX + 1)))
-    counted = confusion_of(manifest)
+    counted = counter_of(manifest)
     counted.add(np.array([0, CLASSES_MAX]), np.array([1, CLASSES_MAX]))
     found = described(Evaluation(1.0, 0.5, 2), counted, manifest, data="d.csv")
     assert (found.confusion, found.macro_f1, len(found.classes)) == (

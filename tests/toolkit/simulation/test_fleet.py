@@ -61,3 +61,20 @@ def test_a_column_of_another_length_is_refused(base):
             fleet(base, short, *more)
     with pytest.raises(DataError, match=r"no .*age"):
         fleet(base, "partition.column=age")
+
+
+def test_data_of_other_columns_is_the_same_data(base):
+    words = [f"turn the lamp {'on' if i % 2 else 'off'}" for i in range(40)]
+    for name, header in (("plain.csv", "text,label"), ("named.csv", "q,intent")):
+        lines = (f"{text},{'ab'[i % 2]}" for i, text in enumerate(words))
+        (base.parent / name).write_text("\n".join([header, *lines]) + "\n")
+    data, digests = Datasets(TINY), []
+    for name, more in (("plain.csv", ()), ("named.csv", ("data.text_column=q", "data.label_column=intent"))):
+        paths = [f"data.{part}={base.parent / name}" for part in ("train", "test")]
+        config = load_config(base.parent / "simulation.toml", [*paths, *more])
+        digests.append(data.whole(config.data.train, 16, config.data.columns).digest)
+        shares = [
+            spec.share for spec in fleet_of(config, data.whole(config.data.train, 16, config.data.columns))
+        ]
+        assert all(data.of(share, 16).num_samples for share in shares)
+    assert digests[0] == digests[1]
