@@ -42,7 +42,8 @@ class Writer {
   }
 
   #byte(byte) {
-    this.content[this.#room(1)] = byte;
+    const place = this.#room(1); // may move the content
+    this.content[place] = byte;
   }
 
   #number(mark, width, value) {
@@ -55,13 +56,14 @@ class Writer {
   }
 
   raw(bytes) {
-    this.content.set(bytes, this.#room(bytes.length));
+    const place = this.#room(bytes.length);
+    this.content.set(bytes, place);
   }
 
   any(value) {
     if (value === null || value === undefined) this.#byte(0xc0);
     else if (value === false || value === true) this.#byte(value ? 0xc3 : 0xc2);
-    else if (value instanceof Float) this.view.setFloat64(this.#marked(0xcb, 8), value.value);
+    else if (value instanceof Float) this.#float(value.value);
     else if (typeof value === "number") this.integer(value);
     else if (typeof value === "string") this.text(value);
     else if (value instanceof Uint8Array) this.binary(value);
@@ -78,10 +80,10 @@ class Writer {
     }
   }
 
-  #marked(mark, width) {
-    const place = this.#room(1 + width);
-    this.content[place] = mark;
-    return place + 1;
+  #float(value) {
+    const place = this.#room(9);
+    this.content[place] = 0xcb;
+    this.view.setFloat64(place + 1, value);
   }
 
   head(length, fixed, below, mark16) {
