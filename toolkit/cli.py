@@ -10,6 +10,7 @@ import typer
 from fleetune.toolkit.commands import comparing, plotting, simulating, trust
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
+from fleetune.toolkit.commands import web as pages
 from fleetune.toolkit.commands import workstation as models
 from fleetune.toolkit.commands.grouped import Commands, Grouped
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
@@ -24,6 +25,7 @@ COMMANDS = (
     fleet.device,
     fleet.aggregate,
     fleet.broker,
+    pages.web,
     trust.enrol,
     simulating.simulate,
     models.merge,
