@@ -20,7 +20,12 @@ from fleetune.device_runtime.errors import ConfigError, one_line
 PAGE = Path(__file__).parent / "page"
 """Made by ``make web``; a wheel brings it."""
 PORT = 8765
-_TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm", ".onnx": "application/octet-stream"}
+_TYPES = {
+    ".mjs": "text/javascript",
+    ".js": "text/javascript",
+    ".wasm": "application/wasm",
+    ".onnx": "application/octet-stream",
+}
 _PACKED = (".js", ".mjs", ".wasm", ".css", ".html")
 """What travels compressed to who takes that."""
 _SETTINGS = "settings.json"
@@ -106,7 +111,9 @@ def serving(
     try:
         server = ThreadingHTTPServer((host, port), _handler(site))
     except (OSError, OverflowError) as exc:
-        raise ConfigError(f"{host}:{port} cannot be listened at: {one_line(exc)}; give another --port") from exc
+        raise ConfigError(
+            f"{host}:{port} cannot be listened at: {one_line(exc)}; give another --port"
+        ) from exc
     thread = Thread(target=server.serve_forever, name="web", daemon=True)
     thread.start()
     try:
@@ -119,10 +126,14 @@ def serving(
 
 def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str) -> _Site:
     if not (page / "index.html").is_file():
-        raise ConfigError(f"no page is built in {page}: run `make web`, which takes node, or install a wheel that has it")
+        raise ConfigError(
+            f"no page is built in {page}: run `make web`, which takes node, or install a wheel that has it"
+        )
     artifact = open_artifact(artifact_dir)
     if artifact.manifest.backend != "onnx":
-        raise ConfigError(f"{artifact_dir}: a page runs artifacts of backend 'onnx', not {artifact.manifest.backend!r}")
+        raise ConfigError(
+            f"{artifact_dir}: a page runs artifacts of backend 'onnx', not {artifact.manifest.backend!r}"
+        )
     if job:
         check_name("job", job)
     settings = msgspec.json.encode({"mqtt": _checked(mqtt), "job": job})
@@ -143,7 +154,9 @@ def _checked(mqtt: str) -> str:
             f"mqtt {one_line(mqtt)!r}: a page speaks MQTT over WebSockets alone; give ws://host:port or wss://host:port"
         )
     if parts.username or parts.password:
-        raise ConfigError("mqtt: leave the login out of the address: whoever opens the page would have it; the page asks for one")
+        raise ConfigError(
+            "mqtt: leave the login out of the address: whoever opens the page would have it; the page asks for one"
+        )
     if port == 0:
         raise ConfigError(f"mqtt {mqtt!r}: port 0")
     return mqtt

@@ -11,7 +11,9 @@ from paths import ROOT
 
 WEB = ROOT / "web_demo"
 NODE = shutil.which("node")
-_REASON = "node is not installed" if not NODE else "web_demo/node_modules is not there: npm ci --prefix web_demo"
+_REASON = (
+    "node is not installed" if not NODE else "web_demo/node_modules is not there: npm ci --prefix web_demo"
+)
 
 needs_web = pytest.mark.skipif(not NODE or not (WEB / "node_modules").is_dir(), reason=_REASON)
 

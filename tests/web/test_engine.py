@@ -13,7 +13,9 @@ SCRIPT = "selfcheck.mjs"
 def test_the_golden_step_of_the_tiny_artifact(word_artifact):
     """Every plan, saved and recomputed: loss, logits and every gradient."""
     found = run(SCRIPT, word_artifact, "all")
-    assert found["ok"] and found["worst"] < 1e-5 and found["count"] == 40
+    assert found["ok"]
+    assert found["worst"] < 1e-5
+    assert found["count"] == 40
     assert any(".recompute." in name for name in found["tensors"])
 
 
@@ -27,7 +29,8 @@ def test_the_golden_step_of_minilm(base_dtype, tmp_path):
     out = tmp_path / "artifact"
     export(MINILM, task="sequence-classification", num_labels=4, base_dtype=base_dtype, out=out)
     found = run(SCRIPT, out)
-    assert found["worst"] < 1e-4 and found["count"] == (96 if base_dtype == "int8" else 88)
+    assert found["worst"] < 1e-4
+    assert found["count"] == (96 if base_dtype == "int8" else 88)
 
 
 def _spoilt(name):

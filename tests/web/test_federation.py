@@ -1,4 +1,4 @@
-"""A real Mosquitto with WebSockets, Python's aggregator, one device in Python and one in Node: the adapter of two Python devices."""
+"""Mosquitto with WebSockets, an aggregator, a device in Python and one in Node: the adapter of two Python devices."""
 
 import json
 import time
@@ -15,7 +15,16 @@ from servers import Mosquitto, free_port
 from words import write_lines
 
 pytestmark = [needs_web, pytest.mark.slow]
-JOB = {"rounds": 3, "clients": 2, "min_clients": 2, "local_steps": 6, "batch_size": 8, "seed": 3, "deadline_s": 300, "gather_s": 120}
+JOB = {
+    "rounds": 3,
+    "clients": 2,
+    "min_clients": 2,
+    "local_steps": 6,
+    "batch_size": 8,
+    "seed": 3,
+    "deadline_s": 300,
+    "gather_s": 120,
+}
 TIMEOUT_S = 300
 
 
@@ -29,7 +38,9 @@ class NodeDevice:
 
     def start(self) -> "NodeDevice":
         with self.log.open("ab") as log:
-            self.process = children.start([NODE, WEB / "node" / "device.mjs", self._options], stdout=log, stderr=log)
+            self.process = children.start(
+                [NODE, WEB / "node" / "device.mjs", self._options], stdout=log, stderr=log
+            )
         return self
 
     def kill(self) -> None:
@@ -39,7 +50,9 @@ class NodeDevice:
     @property
     def events(self) -> list[dict[str, Any]]:
         whole = self.log.read_text() if self.log.exists() else ""
-        return [json.loads(line) for line in whole.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [
+            json.loads(line) for line in whole.splitlines() if line.startswith("{") and line.endswith("}")
+        ]
 
     def kinds(self) -> list[str]:
         return [event["kind"] for event in self.events]
@@ -51,7 +64,9 @@ def _server(folder: Path) -> tuple[Mosquitto, str]:
     return Mosquitto(folder, *lines), f"ws://127.0.0.1:{port}"
 
 
-def federation(folder: Path, artifact: Path, job: dict[str, Any], *, node: dict[str, Any] | None, disturb=None):
+def federation(
+    folder: Path, artifact: Path, job: dict[str, Any], *, node: dict[str, Any] | None, disturb=None
+):
     """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``."""
     folder.mkdir()
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate("ab")}
@@ -65,7 +80,14 @@ def federation(folder: Path, artifact: Path, job: dict[str, Any], *, node: dict[
                 own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
                 processes.start(name, "device", common | own)
             if node is not None:
-                given = {"artifact": artifact, "data": data["b"], "url": ws, "job": "words", "id": "b", "helloS": 2}
+                given = {
+                    "artifact": artifact,
+                    "data": data["b"],
+                    "url": ws,
+                    "job": "words",
+                    "id": "b",
+                    "helloS": 2,
+                }
                 device = NodeDevice(folder, **given, terms={"least_effective": 0}, **node).start()
             deadline = time.monotonic() + TIMEOUT_S
             while not processes.is_over("aggregator"):
@@ -105,9 +127,12 @@ def test_a_page_device_gives_what_a_python_device_gives(job, word_artifact, tmp_
     limit = 1e-6 if not job else 2e-3
     assert furthest(found, expected) < limit
     kinds = device.kinds()
-    assert kinds.count("accepted") == 3 and "declined" not in kinds and "refused" not in kinds
+    assert kinds.count("accepted") == 3
+    assert "declined" not in kinds
+    assert "refused" not in kinds
     ended = device.events[-1]
-    assert ended["kind"] == "ended" and [line["verdict"] for line in ended["left"]] == ["accepted"] * 3
+    assert ended["kind"] == "ended"
+    assert [line["verdict"] for line in ended["left"]] == ["accepted"] * 3
 
 
 def test_a_connection_that_breaks_loses_and_doubles_nothing(word_artifact, tmp_path):
@@ -134,7 +159,8 @@ def test_a_device_that_is_killed_goes_on(word_artifact, tmp_path):
 
     node = {"state": tmp_path / "b.store", "checkpointEvery": 1}
     found, device = federation(tmp_path / "node", word_artifact, {}, node=node, disturb=disturb)
-    assert not pending and furthest(found, expected) < 1e-6
+    assert not pending
+    assert furthest(found, expected) < 1e-6
     assert "restored" in device.kinds()
     assert [line["verdict"] for line in device.events[-1]["left"]] == ["accepted"] * 3
 
@@ -166,10 +192,13 @@ def test_a_server_without_websockets_or_with_logins_is_one_sentence(word_artifac
     data = write_lines(tmp_path / "b.csv")
     url = mosquitto.url.replace("mqtt://", "ws://")
     given = {"artifact": word_artifact, "data": data, "job": "words", "id": "b"}
-    for number, (own, said) in enumerate([(url, "protocol websockets"), (mosquitto.url, "cannot speak mqtt://")]):
+    for number, (own, said) in enumerate(
+        [(url, "protocol websockets"), (mosquitto.url, "cannot speak mqtt://")]
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         device = NodeDevice(folder, **given, url=own, timeoutS=3).start()
         device.process.wait(60)
         last = device.events[-1]
-        assert last["name"] == "TransportError" and said in last["text"]
+        assert last["name"] == "TransportError"
+        assert said in last["text"]

@@ -16,9 +16,7 @@ from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.toolkit.web import PAGE, serving
 
 CHROMIUM = shutil.which("chromium")
-needs_page = pytest.mark.skipif(
-    not (PAGE / "index.html").is_file(), reason="the page is not built: make web"
-)
+needs_page = pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="the page is not built: make web")
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
 
 
@@ -47,21 +45,33 @@ def test_the_artifact_and_the_page_are_served_isolated_and_nothing_else(word_art
     (word_artifact / "secret.txt").write_text("not listed")
     with serving(word_artifact, mqtt="ws://pi.local:9001", job="home", page=page) as (url, requests):
         status, headers, content = ask(url, "/")
-        assert status == 200 and content == (page / "index.html").read_bytes()
+        assert status == 200
+        assert content == (page / "index.html").read_bytes()
         assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         policy = headers["Content-Security-Policy"]
-        assert "default-src 'none'" in policy and "connect-src 'self' ws://pi.local:9001;" in policy
-        assert "unsafe-inline" not in policy and "'unsafe-eval'" not in policy
+        assert "default-src 'none'" in policy
+        assert "connect-src 'self' ws://pi.local:9001;" in policy
+        assert "unsafe-inline" not in policy
+        assert "'unsafe-eval'" not in policy
         assert json.loads(ask(url, "/settings.json")[2]) == {"mqtt": "ws://pi.local:9001", "job": "home"}
         for name in ("manifest.json", "base.safetensors", "graphs/head.train.onnx", "golden.safetensors"):
             assert ask(url, f"/artifact/{name}")[2] == (word_artifact / name).read_bytes()
-        strange = ["/artifact/secret.txt", "/artifact/../secret.txt", "/../pyproject.toml", "/artifact/%2e%2e/x", "/nothing", "//etc/passwd"]  # fmt: skip
+        strange = [
+            "/artifact/secret.txt",
+            "/artifact/../secret.txt",
+            "/../pyproject.toml",
+            "/artifact/%2e%2e/x",
+            "/nothing",
+            "//etc/passwd",
+        ]
         assert {ask(url, path)[0] for path in strange} == {404}
         packed = ask(url, "/worker.js", {"Accept-Encoding": "gzip"})
-        assert packed[1]["Content-Encoding"] == "gzip" and len(packed[2]) < 200
+        assert packed[1]["Content-Encoding"] == "gzip"
+        assert len(packed[2]) < 200
         status, headers, content = ask(url, "/worker.js", method="HEAD")
-        assert (status, content) == (200, b"") and headers["Content-Length"] == "1600"
+        assert (status, content) == (200, b"")
+        assert headers["Content-Length"] == "1600"
         assert requests() > 10
     (word_artifact / "secret.txt").unlink()
 
@@ -128,7 +138,16 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
     server = _node_free(tmp_path / "server")
     data = {name: write_lines(tmp_path / f"{name}.csv", seed=seed) for seed, name in enumerate("ab")}
     common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
-    job = {"rounds": 2, "clients": 2, "min_clients": 2, "local_steps": 8, "batch_size": 8, "seed": 3, "deadline_s": 300, "gather_s": 200}  # fmt: skip
+    job = {
+        "rounds": 2,
+        "clients": 2,
+        "min_clients": 2,
+        "local_steps": 8,
+        "batch_size": 8,
+        "seed": 3,
+        "deadline_s": 300,
+        "gather_s": 200,
+    }
     processes = Processes(tmp_path, word_artifact, hello_s=2.0)
     with server, serving(word_artifact, mqtt=server.ws, job="words") as (url, _):
         processes.start("aggregator", "aggregate", common | {"out": str(tmp_path / "run"), **job})
@@ -148,16 +167,24 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
             processes.report("aggregator", timeout_s=60)
         finally:
             processes.close()
-    assert seen["troubles"] == [] and seen["trouble"] == ""
-    assert seen["selfcheck"]["ok"] and seen["selfcheck"]["worst"] < 1e-5
-    assert seen["isolated"] and "not isolated" not in seen["facts"]
+    assert seen["troubles"] == []
+    assert seen["trouble"] == ""
+    assert seen["selfcheck"]["ok"]
+    assert seen["selfcheck"]["worst"] < 1e-5
+    assert seen["isolated"]
+    assert "not isolated" not in seen["facts"]
     assert seen["counted"] == "121 texts."
-    assert seen["state"] == "Done: 12 steps." and float(seen["loss-after"]) < float(seen["loss-before"])
-    assert len(seen["answers"]) == 3 and seen["leftBefore"] == "Nothing: 0 bytes."
+    assert seen["state"] == "Done: 12 steps."
+    assert float(seen["loss-after"]) < float(seen["loss-before"])
+    assert len(seen["answers"]) == 3
+    assert seen["leftBefore"] == "Nothing: 0 bytes."
     assert seen["joined"].startswith("Finished")
-    assert seen["leftJoined"].startswith("2 updates of") and all("accepted" in line for line in seen["leftLines"])
-    assert seen["unnamed"] == [] and not seen["overflow"]
-    assert seen["leftAfter"] == "Nothing: 0 bytes." and seen["linesAfter"] == ""
+    assert seen["leftJoined"].startswith("2 updates of")
+    assert all("accepted" in line for line in seen["leftLines"])
+    assert seen["unnamed"] == []
+    assert not seen["overflow"]
+    assert seen["leftAfter"] == "Nothing: 0 bytes."
+    assert seen["linesAfter"] == ""
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -169,7 +196,9 @@ def test_a_page_on_plain_http_from_another_host_still_trains(word_artifact, tmp_
     """No ``crypto.subtle``, no isolation, one thread: our own SHA-256, and the golden step right."""
     with serving(word_artifact) as (url, _):
         port = urlsplit(url).port
-        found = walk(tmp_path, url=f"http://plain.test:{port}/", onlyOpen=True, hostRules="MAP plain.test 127.0.0.1")
+        found = walk(
+            tmp_path, url=f"http://plain.test:{port}/", onlyOpen=True, hostRules="MAP plain.test 127.0.0.1"
+        )
     assert found["selfcheck"] | {"worst": 0} == {
         "ok": True, "worst": 0, "limit": 1e-4, "count": 40, "threads": 1, "isolated": False, "subtle": False,
     }  # fmt: skip
@@ -186,4 +215,5 @@ def test_a_spoilt_artifact_is_a_sentence_on_the_page(word_artifact, tmp_path):
         content[-1] ^= 1
         (folder / "base.safetensors").write_bytes(content)
         found = walk(tmp_path, url=url, onlyOpen=True)
-    assert "base.safetensors: SHA-256 differs" in found["trouble"] and found["troubles"] == []
+    assert "base.safetensors: SHA-256 differs" in found["trouble"]
+    assert found["troubles"] == []

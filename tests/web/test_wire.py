@@ -29,16 +29,31 @@ LENGTHS = [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000]
 def _tensors(seed):
     """Names of layers and of a head, of sizes that fill no block; an adapter and what training made of it."""
     rng = np.random.default_rng(seed)
-    shapes = {"m.layer.0.a": (3, 50), "m.layer.0.b": (50, 3), "m.layer.10.a": (700,), "head.weight": (5, 31), "head.bias": (5,)}
+    shapes = {
+        "m.layer.0.a": (3, 50),
+        "m.layer.0.b": (50, 3),
+        "m.layer.10.a": (700,),
+        "head.weight": (5, 31),
+        "head.bias": (5,),
+    }
     held = {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
-    moved = {n: (v + rng.normal(scale=1e-2, size=v.shape) * (rng.random(v.shape) < 0.7)).astype("f4") for n, v in held.items()}
+    moved = {
+        n: (v + rng.normal(scale=1e-2, size=v.shape) * (rng.random(v.shape) < 0.7)).astype("f4")
+        for n, v in held.items()
+    }
     return held, {name: moved[name] for name in list(shapes)[: 3 + seed % 3]}
 
 
 def _payload(codec, ratio, bits, seed):
     held, moved = _tensors(seed)
     made = make_codec(codec, ratio, bits)
-    given = {"codec": codec, "ratio": ratio, "bits": bits, "values": to_bytes(moved).hex(), "reference": to_bytes(held).hex()}
+    given = {
+        "codec": codec,
+        "ratio": ratio,
+        "bits": bits,
+        "values": to_bytes(moved).hex(),
+        "reference": to_bytes(held).hex(),
+    }
     return given | {"payload": pack(made, moved, held).payload.hex()}
 
 
@@ -56,6 +71,7 @@ def made(tmp_path_factory):
         "messages": messages,
         "payloads": payloads,
         "damaged": damaged,
+        "dialogue": DIALOGUE,
         "shas": [(b"ab" * size)[:size].hex() for size in LENGTHS],
         "files": [p["values"] for p in payloads[:3]],
         "refused": [text for text, _ in REFUSED],
@@ -74,7 +90,8 @@ def _flipped(payload):
 
 def _changed(tag, field, value):
     fields = {"type": tag} | {
-        n: bytes.fromhex(v["hex"]) if isinstance(v, dict) and "hex" in v else v for n, v in RECORDED[tag]["fields"].items()
+        n: bytes.fromhex(v["hex"]) if isinstance(v, dict) and "hex" in v else v
+        for n, v in RECORDED[tag]["fields"].items()
     }
     import msgspec
 
@@ -111,13 +128,39 @@ def test_every_codec_packs_and_unpacks_as_python(case, made):
         codec = make_codec(given["codec"], given["ratio"], given["bits"])
         held = load(bytes.fromhex(given["reference"]))
         wanted = unpack(codec, bytes.fromhex(given["payload"]), held).values
-        assert row["sameContent"] and row["sameDecoded"] and row["sameConveyed"]
+        assert row["sameContent"]
+        assert row["sameDecoded"]
+        assert row["sameConveyed"]
         assert row["sameBytes"] or given["codec"] in DEFLATED
         ours = unpack(codec, bytes.fromhex(row["payload"]), held).values
         here = load(bytes.fromhex(row["decoded"]))
         assert here.keys() == wanted.keys() == ours.keys()
         for name, value in wanted.items():
-            assert np.array_equal(here[name], value) and np.array_equal(ours[name], value)
+            assert np.array_equal(here[name], value)
+            assert np.array_equal(ours[name], value)
+
+
+def test_a_device_says_what_the_recorded_one_says(made):
+    """Requests after a lost chunk, the update's manifest, and the chunks that are asked for."""
+    found, _ = made
+    said = [line["bytes"] for line in DIALOGUE if line["from"] == "device" and line["type"] != "hello"]
+    assert found["dialogue"]["said"] == said
+
+
+def test_a_receiver_refuses_chunks_and_manifests_that_cannot_be(made):
+    found, _ = made
+    wanted = [
+        "digest differs",
+        "chunk 99 of",
+        "499 bytes",
+        "expected 0 to 10",
+        "64 hexadecimal",
+        "chunks of 0 bytes",
+        "are missing",
+    ]
+    for said, part in zip(found["dialogue"]["refused"], wanted, strict=True):
+        assert said.startswith("WireError: ")
+        assert part in said
 
 
 def test_damaged_payloads_are_refused(made):
@@ -128,10 +171,31 @@ def test_damaged_payloads_are_refused(made):
 @pytest.mark.parametrize("case", range(len(REFUSED)))
 def test_bad_messages_are_refused_in_one_sentence(case, made):
     found, _ = made
-    assert found["refused"][case].startswith("WireError: ") and REFUSED[case][1] in found["refused"][case]
+    assert found["refused"][case].startswith("WireError: ")
+    assert REFUSED[case][1] in found["refused"][case]
 
 
 def test_digests_and_files_are_those_of_python(made):
     found, cases = made
     assert found["shas"] == [hashlib.sha256(bytes.fromhex(text)).hexdigest() for text in cases["shas"]]
     assert found["files"] == cases["files"]
+
+
+def test_no_damage_to_what_is_read_throws_anything_but_one_sentence(word_artifact, tmp_path):
+    """Bytes changed, cut out and doubled, for every reader of messages, payloads and files."""
+    coded = {f"{codec} {bits}": _payload(codec, ratio, bits, 0) for codec, ratio, bits in CODECS}
+    samples = {name: [given["payload"]] for name, given in coded.items()} | {
+        "message": [row["bytes"] for row in RECORDED.values()],
+        "tensors": [(word_artifact / "adapter.safetensors").read_bytes().hex()],
+        "manifest": [json.dumps(json.loads((word_artifact / "manifest.json").read_text())).encode().hex()],
+        "lines": [b'text,label\n"a, b",c\n'.hex(), b'{"text": "a", "label": 1}\n'.hex()],
+    }
+    codecs = [
+        {"name": name, **{k: given[k] for k in ("ratio", "bits", "reference")}}
+        for name, given in coded.items()
+    ]
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps({"seed": 7, "tries": 300, "samples": samples, "codecs": codecs}))
+    found = run("fuzz.mjs", path)
+    assert {name: row["strange"] for name, row in found.items() if row["strange"]} == {}
+    assert all(row["refused"] for row in found.values())

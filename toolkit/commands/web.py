@@ -17,7 +17,10 @@ def web(
     *,
     mqtt: Annotated[
         str | None,
-        shown("MQTT server over WebSockets, ws://host:port or wss://host:port, for who joins a job", metavar="URL"),
+        shown(
+            "MQTT server over WebSockets, ws://host:port or wss://host:port, for who joins a job",
+            metavar="URL",
+        ),
     ] = None,
     job: Annotated[str | None, shown("name of the job that the page suggests", metavar="NAME")] = None,
     host: Annotated[str | None, shown("address to listen at", "127.0.0.1")] = None,

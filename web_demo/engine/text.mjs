@@ -18,7 +18,8 @@ export class TextReader {
     this.manifest = manifest;
     try {
       const file = JSON.parse(new TextDecoder().decode(artifact.file(tokenizer.file)));
-      this.tokenizer = new Tokenizer({ ...file, truncation: null, padding: null }, {});
+      this.tokenizer = new Tokenizer({ ...file, pre_tokenizer: wordwise(file.pre_tokenizer), truncation: null, padding: null }, {});
+      this.unknown = file.model?.vocab?.[file.model.unk_token];
     } catch (error) {
       throw new ArtifactError(`${tokenizer.file}: cannot be read as a tokenizer: ${oneLine(error.message)}`);
     }
@@ -67,8 +68,10 @@ export class TextReader {
     } catch (error) {
       throw new DataError(`${where}: text that the tokenizer cannot take: ${oneLine(error.message)}`);
     }
-    const types = found.token_type_ids ?? found.ids.map(() => 0);
-    const own = { ids: found.ids, types, isCut: false };
+    // The library has no id for an unknown word whose token is in the vocabulary alone.
+    const ids = found.ids.map((id) => id ?? this.unknown), types = found.token_type_ids ?? ids.map(() => 0);
+    if (ids.some((id) => !Number.isInteger(id))) throw new DataError(`${where}: a word that the tokenizer does not know`);
+    const own = { ids, types, isCut: false };
     const got = own.ids.length > length ? this.#cut(own, { text, pair }, length, where) : own;
     if (got.ids.length < TASKS[this.manifest.task]) throw new DataError(`${where}: ${got.ids.length} tokens, expected at least ${TASKS[this.manifest.task]}`);
     return got;
@@ -77,7 +80,7 @@ export class TextReader {
   /** Special tokens at the ends stay; the text between them loses tokens at the side that the manifest says. */
   #cut({ ids, types }, { text, pair }, length, where) {
     if (pair) throw new DataError(`${where}: a pair of texts of ${ids.length} tokens; the page takes pairs of up to ${length} and cuts none`);
-    const bare = this.tokenizer.encode(text, { add_special_tokens: false }).ids, first = startOf(ids, bare), special = ids.length - bare.length;
+    const bare = this.tokenizer.encode(text, { add_special_tokens: false }).ids.map((id) => id ?? this.unknown), first = startOf(ids, bare), special = ids.length - bare.length;
     if (length <= special) throw new ConfigError(`sequence length ${length} leaves no room for text beside ${special} special tokens`);
     const room = length - special, start = this.manifest.tokenizer.truncation_side === "left" ? bare.length - room : 0;
     const cut = (all, inside) => [...all.slice(0, first), ...inside, ...all.slice(first + bare.length)];
@@ -91,6 +94,15 @@ export class TextReader {
       if (wrong !== undefined) throw new DataError(`${records[i].where}: ${name} ${wrong}, the model knows 0 to ${below - 1}`);
     });
   }
+}
+
+const WORD = String.raw`\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}`;
+const WORDS = { type: "Split", pattern: { Regex: `[${WORD}]+|[^${WORD}\\p{White_Space}]+` }, behavior: "Removed", invert: true };
+
+/** `Whitespace` with the letters of every script: the library's own, and JavaScript's \w, know ASCII alone. */
+function wordwise(given) {
+  if (given?.type === "Whitespace") return WORDS;
+  return given?.type === "Sequence" ? { ...given, pretokenizers: given.pretokenizers.map(wordwise) } : given;
 }
 
 /** Where a text's own tokens begin among those with special ones. */

@@ -1,6 +1,6 @@
 /** Codecs of all tensors together: quant, topk and the three caesar. Each makes { encode, decode } of (ratio, bits). */
 import { array, bytesOf, halfValue } from "../../engine/arrays.mjs";
-import { WireError } from "../../engine/errors.mjs";
+import { oneLine, WireError } from "../../engine/errors.mjs";
 import {
   bitsOf, bytesFor, checkBits, checkRatio, countOf, floatsOf, halved, joined, joinedPlanes, largest, moved, numOf, packedBits, packedPositions,
   parted, placesOf, planes, shifted, sorted, unpackedBits, unpackedPositions,
@@ -10,7 +10,7 @@ import { quantise, restore } from "./quantise.mjs";
 const { abs, fround } = Math;
 const checkParts = (name, parts, known) => {
   const strange = Object.keys(parts).find((kind) => !known.includes(kind));
-  if (strange) throw new WireError(`${name}: no part ${strange}`);
+  if (strange) throw new WireError(`${name}: no part ${oneLine(strange, 40)}`);
 };
 
 export function quant(ratio, bits) {
