@@ -1,9 +1,9 @@
 /**
  * `node walk.mjs OPTIONS.json`: one walk through the page in Chromium, as a person takes it; one line of JSON with what was seen.
- * Options: url, lines (text), and perhaps text (to predict), steps, join ({job, name}), shots (folder), hostRules, closeIn (a round in which the tab is
- * closed and opened again), kills (whether Chromium is killed then), profile (folder).
+ * Options: url, lines (text), profile (folder), and perhaps text (to predict), steps, join ({job, name}), shots (folder), hostRules, onlyOpen, killIn (how what the
+ * page says begins when Chromium is killed by SIGKILL, and started again).
  */
-import { mkdir, readFile } from "node:fs/promises";
+import { mkdir, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
@@ -21,6 +21,13 @@ function opened() {
 async function visited() {
   const found = await browser.newPage();
   found.setDefaultTimeout(PATIENCE_MS);
+  await found.addInitScript(() => {
+    globalThis.said = [];
+    addEventListener("DOMContentLoaded", () => {
+      const line = document.getElementById("state");
+      new MutationObserver(() => said.push(line.textContent)).observe(line, { childList: true, characterData: true, subtree: true });
+    });
+  });
   found.on("console", (message) => message.type() === "error" && seen.troubles.push(message.text()));
   found.on("pageerror", (error) => seen.troubles.push(String(error)));
   found.on("requestfailed", (request) => seen.troubles.push(`${request.url()}: ${request.failure()?.errorText}`));
@@ -81,26 +88,37 @@ try {
 console.log(JSON.stringify(seen));
 
 async function joined() {
-  const again = new Set(options.closeIn ?? []), isOver = () => /^Finished/.test(document.getElementById("state").textContent) || !document.getElementById("trouble").hidden;
+  const isOver = () => /^Finished/.test(document.getElementById("state").textContent) || !document.getElementById("trouble").hidden;
   await page.getByLabel("Job", { exact: true }).fill(options.join.job);
   await page.getByLabel("Name of this device").fill(options.join.name);
   await page.getByLabel(/also with fewer/).check();
   await page.getByRole("button", { name: "Join the job" }).click();
-  for (const round of again) {
-    await page.waitForFunction((n) => document.getElementById("state").textContent.startsWith(`Round ${n}: step`), round);
-    await page.close();
-    if (options.restarts) {
-      await browser.close();
-      browser = await opened();
-    }
+  for (const start of options.killIn ?? []) {
+    await page.waitForFunction((begin) => said.some((line) => line.startsWith(begin)), start);
+    await killed();
+    browser = await opened();
     page = await visited(); // it joins again by itself
-    seen.states.push(await text("state"));
   }
   await page.waitForFunction(isOver);
   seen.joined = await text("state");
   seen.trouble = await text("trouble");
   seen.leftJoined = await text("left-sum");
   seen.leftLines = await page.locator("#left tbody tr").allTextContents();
+}
+
+/** Kill the browser of this profile, and whatever it has started. */
+async function killed() {
+  const gone = new Promise((resolve) => browser.once("close", resolve));
+  for (const pid of (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name))) {
+    const command = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+    if (!command.includes(`--user-data-dir=${options.profile}`)) continue;
+    try {
+      process.kill(Number(pid), "SIGKILL");
+    } catch (error) {
+      if (error.code !== "ESRCH") throw error; // it died with its parent
+    }
+  }
+  await gone;
 }
 
 function Stop() {}
