@@ -9,7 +9,7 @@ import { chromium } from "playwright-core";
 
 const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
 const PATIENCE_MS = 240000;
-const options = JSON.parse(await readFile(process.argv[2], "utf8")), seen = { troubles: [], states: [] };
+const options = JSON.parse(await readFile(process.argv[2], "utf8")), seen = { troubles: [], kills: 0 };
 const flags = [...FLAGS, ...(options.hostRules ? [`--host-resolver-rules=${options.hostRules}`] : [])];
 let browser = await opened(), page = await visited();
 
@@ -94,8 +94,10 @@ async function joined() {
   await page.getByLabel(/also with fewer/).check();
   await page.getByRole("button", { name: "Join the job" }).click();
   for (const start of options.killIn ?? []) {
-    await page.waitForFunction((begin) => said.some((line) => line.startsWith(begin)), start);
+    const isThere = (begin) => said.some((line) => line.startsWith(begin)) || (said.some((line) => line.startsWith("Finished")) && "over");
+    if ((await (await page.waitForFunction(isThere, start)).jsonValue()) === "over") break;
     await killed();
+    seen.kills++;
     browser = await opened();
     page = await visited(); // it joins again by itself
   }
