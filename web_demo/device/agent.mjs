@@ -57,7 +57,7 @@ export class Agent {
       const { topic, payload } = this.home.link.mail.shift();
       await this.#take(topic, payload, now);
     }
-    this.deliveries.announce(now);
+    if (this.home.link.isOpen) this.deliveries.announce(now);
     if (this.finished) return false;
     if (this.paused && this.current && now >= this.current.deadline + DEADLINE_GRACE_S) await this.#decline(`paused: ${this.paused}`);
     if (this.current?.pull) return this.#fetch(now);
@@ -70,6 +70,7 @@ export class Agent {
     if (this.finished) return Infinity;
     if (home.link.mail.length || (home.link.isOpen && home.link.connections !== this.connections)) return now;
     const work = !current ? Infinity : current.pull ? (current.pull.done ? now : current.pull.dueAt) : this.paused ? current.deadline + DEADLINE_GRACE_S : now;
+    if (!home.link.isOpen) return work; // what comes, and the connection itself, wakes it
     return Math.min(work, this.greetsAt, Math.max(this.helloDue, this.#waitsUntil()), this.deliveries.dueAt);
   }
 
@@ -100,7 +101,7 @@ export class Agent {
     this.helloDue = now + this.pauseS;
     const holds = this.wantsWhole ? "" : this.held.digest, original = holds && holds !== this.original.digest ? this.original.digest : "";
     this.home.send(encode({ type: "hello", device_id: this.home.deviceId, artifact: this.home.artifact.digest, role: this.home.role,
-      num_samples: this.bench.dataset(128).numSamples, version: this.version, holds, original }));
+      num_samples: this.bench.numSamples, version: this.version, holds, original }));
     this.deliveries.rush();
     if (wasAway) this.current?.pull?.restart(now);
   }
@@ -184,7 +185,7 @@ export class Agent {
       const missing = offer.role === "train" ? unsupported(offer.work) : [];
       if (missing.length || offer.mask_sha256 || offer.grid.bits) throw new ConfigError(`not done by a device in JavaScript: ${[...missing, ...(offer.mask_sha256 ? ["masks"] : [])].join("; ")}`);
       if (offer.role === "train") makeCodec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits);
-      checkTerms(this.home.terms, offer.work, offer.role, this.bench.dataset(offer.work.seq_len).numSamples);
+      checkTerms(this.home.terms, offer.work, offer.role, this.bench.numSamples);
       if (content) await this.#start(assignment, content, 0);
       else assignment.pull = new Pull(offer.adapter, { sizeBytesMax: this.#sizeMax(offer), now, stallS: this.home.jitter.around(STALL_S) });
     } catch (error) {

@@ -1,6 +1,8 @@
 /** What a device works with: an engine, and its data as text, tokenised for the length that is asked for. */
 import { TextReader } from "../engine/text.mjs";
 
+const FIRST_SEQ_LEN = 128;
+
 export class Bench {
   /**
    * @param {import("../engine/engine.mjs").Engine} engine
@@ -11,6 +13,8 @@ export class Bench {
     [this.engine, this.data, this.pause] = [engine, data, pause];
     this.texts = new TextReader(engine.artifact);
     this.made = new Map();
+    /** Lines of the data, whatever the length they are cut to. */
+    this.numSamples = this.dataset(FIRST_SEQ_LEN).numSamples;
   }
 
   /** The labelled samples. @param {number} seqLen @returns {import("../engine/dataset.mjs").Dataset} */

@@ -1,6 +1,6 @@
 /** The work of one offer, a step at a time, and what of it may leave; as Python's `agent/local_run`. */
 import { array, bytesOf, copies, sameShape } from "../engine/arrays.mjs";
-import { ConfigError, FleetuneError, StateError } from "../engine/errors.mjs";
+import { ConfigError } from "../engine/errors.mjs";
 import { evaluate } from "../engine/evaluation.mjs";
 import { trainedPart } from "../engine/lora.mjs";
 import { Trainer } from "../engine/trainer.mjs";
@@ -57,7 +57,9 @@ export class LocalRun {
       this.home.onEvent({ kind: "restored", round: this.offer.round, step: training.stepIndex });
       return training;
     } catch (error) {
-      if (!(error instanceof FleetuneError)) throw new StateError(`the checkpoint is damaged: ${error.message}`);
+      // Whatever is wrong with it: damaged once, it would be tried for ever.
+      await this.home.store.set({ [this.home.key("checkpoint")]: undefined });
+      this.home.onEvent({ kind: "dropped", round: this.offer.round, text: `starting afresh: ${error.message}` });
       return fresh();
     }
   }
@@ -72,7 +74,7 @@ export class LocalRun {
     const stats = home.terms.tell_figures ? { ...statsOf(training), change_norm: outgoing.norm, clip_scale: outgoing.scale, ...(this.fetchS ? { fetch_seconds: this.fetchS } : {}) } : {};
     const header = {
       type: "update", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, codec: work.codec,
-      num_samples: this.bench.dataset(work.seq_len).numSamples, stats: finiteOf(stats), histogram: [],
+      num_samples: this.bench.numSamples, stats: finiteOf(stats), histogram: [],
     };
     const untouched = Object.fromEntries(Object.entries(before).filter(([name]) => !residual[name]));
     const left = { kind: "update", steps: training.stepIndex, samples: training.dataset.numSamples, effective: training.effectiveSamples, norm: outgoing.norm, scale: outgoing.scale, codec: work.codec };
