@@ -63,11 +63,21 @@ def websocket_server(folder: Path) -> tuple[Mosquitto, str]:
 
 
 def federation(
-    folder: Path, artifact: Path, job: dict[str, Any], *, node: dict[str, Any] | None, disturb=None
+    folder: Path,
+    artifact: Path,
+    job: dict[str, Any],
+    *,
+    node: dict[str, Any] | None,
+    disturb=None,
+    more: str = "",
 ):
-    """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``."""
+    """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``.
+
+    ``more`` are further lines of ``b``.
+    """
     folder.mkdir()
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate("ab")}
+    data["b"].write_text(data["b"].read_text() + more)
     server, ws = websocket_server(folder)
     processes, device = Processes(folder, artifact, hello_s=2.0), None
     with server:

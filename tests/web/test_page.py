@@ -171,8 +171,8 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
     assert not seen["overflow"]
     assert seen["leftAfter"] == "Nothing: 0 bytes."
     assert seen["linesAfter"] == ""
-    # The 121st text is a spare one, which trains nowhere: the page has the data of Python's b.
-    expected, _ = federation(tmp_path / "python", word_artifact, long, node=None)
+    typed = '"red green, blue","a"\n'
+    expected, _ = federation(tmp_path / "python", word_artifact, long, node=None, more=typed)
     assert furthest(load_file(folder / "run" / "adapter" / "adapter_model.safetensors"), expected) < 1e-6
 
 

@@ -10,7 +10,11 @@ from node_web import needs_web, run
 from safetensors.numpy import load
 
 from fleetune.device_runtime.arrays import to_bytes
+from fleetune.device_runtime.contracts import wire
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, unpack
+from fleetune.device_runtime.contracts.pull import Pull
+from fleetune.device_runtime.contracts.transfer import Outgoing
+from fleetune.device_runtime.contracts.work import LocalWork
 
 pytestmark = needs_web
 RECORDED = json.loads((FOLDER / "messages.json").read_text())
@@ -44,6 +48,21 @@ def _tensors(seed):
     return held, {name: moved[name] for name in list(shapes)[: 3 + seed % 3]}
 
 
+def _edges():
+    """Messages whose numbers and texts lie where MessagePack takes a byte more."""
+    counts = [0, 127, 128, 255, 256, 2**16 - 1, 2**16, 2**31 - 1]
+    yield from (
+        wire.Verdict(job="job", round=count, accepted=True, reason="r" * (count % 500)) for count in counts
+    )
+    yield from (wire.Chunk(sha256="a", index=0, data=b"d" * size) for size in (0, 255, 256, 2**16 - 1, 2**16))
+    work = LocalWork(seed=2**53 - 1, steps=2**33)
+    manifest = wire.TransferManifest(size_bytes=2**32, chunk_bytes=1, chunk_digests=b"", sha256="a" * 64)
+    yield wire.Offer(job="j", round=1, version=0, role="train", work=work, adapter=manifest, deadline_s=0.0)
+    yield wire.Report(
+        device_id="d", job="j", round=1, version=0, loss=float("inf"), accuracy=-0.0, num_samples=1
+    )
+
+
 def _payload(codec, ratio, bits, seed):
     held, moved = _tensors(seed)
     made = make_codec(codec, ratio, bits)
@@ -61,6 +80,7 @@ def _payload(codec, ratio, bits, seed):
 def made(tmp_path_factory):
     """What Node makes of all cases, in one process, and the cases."""
     messages = [{"hex": row["bytes"]} for row in (*RECORDED.values(), *DIALOGUE)]
+    messages += [{"hex": wire.encode(message).hex()} for message in _edges()]
     payloads = [_payload(*codec, seed) for codec in CODECS for seed in (0, 1, 2)]
     damaged = [
         {**p, "payload": (bytes.fromhex(p["payload"])[:-3] if cut else _flipped(p["payload"])).hex()}
@@ -72,6 +92,7 @@ def made(tmp_path_factory):
         "payloads": payloads,
         "damaged": damaged,
         "dialogue": DIALOGUE,
+        "pulls": [_lossy(seed) for seed in range(8)],
         "shas": [(b"ab" * size)[:size].hex() for size in LENGTHS],
         "files": [p["values"] for p in payloads[:3]],
         "refused": [text for text, _ in REFUSED],
@@ -79,6 +100,40 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("wire") / "cases.json"
     path.write_text(json.dumps(cases))
     return run("wire.mjs", path), cases
+
+
+def _lossy(seed):
+    """A transfer over a link that loses chunks, breaks and stalls: what happens, and when."""
+    rng = np.random.default_rng(seed)
+    content = rng.bytes(40 * 1000 + 7)
+    outgoing, now, events = Outgoing(content, chunk_bytes=1000), 0.0, []
+    pull = Pull(outgoing.manifest, size_bytes_max=10**9, now=0.0)
+    while not pull.done:
+        now += float(rng.choice([0.1, 0.5, 11.0, 30.0]))
+        events.append(["due", now])
+        request = pull.due(now)
+        for chunk in outgoing.chunks(request) if request else ():
+            if rng.random() < 0.6:
+                now += 0.05
+                events.append(["add", now, chunk.index])
+                pull.add(chunk, now)
+        if rng.random() < 0.1:
+            events.append(["restart", now])
+            pull.restart(now)
+    return {"content": content.hex(), "chunkBytes": 1000, "events": events}
+
+
+def _pulled(given):
+    outgoing = Outgoing(bytes.fromhex(given["content"]), chunk_bytes=given["chunkBytes"])
+    pull, all_of_them = Pull(outgoing.manifest, size_bytes_max=10**9, now=0.0), range(41)
+    data = {i: bytes.fromhex(given["content"])[1000 * i : 1000 * (i + 1)] for i in all_of_them}
+    for kind, now, *index in given["events"]:
+        request = pull.due(now) if kind == "due" else None
+        if kind == "restart":
+            pull.restart(now)
+        if kind == "add":
+            pull.add(wire.Chunk(sha256=pull.sha256, index=index[0], data=data[index[0]]), now)
+        yield [request and request.missing.hex(), pull.waits_until]
 
 
 def _flipped(payload):
@@ -161,6 +216,16 @@ def test_a_receiver_refuses_chunks_and_manifests_that_cannot_be(made):
     for said, part in zip(found["dialogue"]["refused"], wanted, strict=True):
         assert said.startswith("WireError: ")
         assert part in said
+
+
+def test_a_pull_asks_as_pythons_does_under_loss(made):
+    """The same chunks at the same times, whatever was lost, and the same patience."""
+    found, cases = made
+    for given, said in zip(cases["pulls"], found["pulls"], strict=True):
+        assert any(row[0] for row in said)
+        for got, wanted in zip(said, _pulled(given), strict=True):
+            assert got[0] == wanted[0]
+            assert got[1] == pytest.approx(wanted[1])
 
 
 def test_damaged_payloads_are_refused(made):

@@ -1,7 +1,7 @@
 /**
  * `node wire.mjs CASES.json`: what the wire makes of given bytes, one line of JSON.
  * Cases: messages ({hex, fields}), payloads ({codec, ratio, bits, values, reference, payload, decodes}; tensors are safetensors in hexadecimal), shas ({hex}),
- * refused ({hex}), dialogue (lines of tests/data/wire/dialogue.json), files (safetensors in hexadecimal).
+ * refused ({hex}), pulls ({manifest, events}: due, add or restart, with their times), dialogue (lines of tests/data/wire/dialogue.json), files (safetensors in hexadecimal).
  */
 import { readFile } from "node:fs/promises";
 import { inflateRawSync, inflateSync } from "node:zlib";
@@ -62,6 +62,18 @@ function dialogue(lines) {
   return { said, refused: refusals(offer.adapter, told.find(({ type }) => type === "chunk")) };
 }
 
+/** What a pull asks for at each event, and until when it waits. */
+function pulled({ content, chunkBytes, events }) {
+  const outgoing = new Outgoing(bytes(content), chunkBytes), pull = new Pull(outgoing.manifest, { sizeBytesMax: 1e9, now: 0 });
+  return events.map(([kind, now, index]) => {
+    let said = null;
+    if (kind === "due") said = pull.due(now)?.missing ?? null;
+    else if (kind === "restart") pull.restart(now);
+    else pull.add({ sha256: pull.sha256, index, data: outgoing.content.subarray(index * chunkBytes, (index + 1) * chunkBytes) }, now);
+    return [said && hex(said), pull.waitsUntil];
+  });
+}
+
 /** What a receiver says to a chunk that was changed on its way, and to a manifest that cannot be. */
 function refusals(manifest, chunk) {
   const changed = Uint8Array.from(chunk.data, (byte, i) => (i ? byte : byte ^ 1));
@@ -86,6 +98,7 @@ console.log(JSON.stringify({
     return { fields: plain(message), hex: hex(encode(message)) };
   }),
   payloads: (cases.payloads ?? []).map(coded),
+  pulls: (cases.pulls ?? []).map(pulled),
   dialogue: cases.dialogue && dialogue(cases.dialogue),
   shas: (cases.shas ?? []).map((text) => sha256Hex(bytes(text))),
   files: (cases.files ?? []).map((text) => hex(writeTensors(tensors(text)))),
