@@ -5,7 +5,6 @@ import json
 
 import pytest
 from node_web import needs_web, run
-from paths import SHARED
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.data.loading import load_dataset, text_dataset
@@ -73,15 +72,16 @@ def test_texts_and_files_are_read_as_in_python(word_artifact, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.shared_data
 def test_two_thousand_questions_and_strange_unicode(tmp_path):
     """A real tokenizer, with texts that are cut."""
-    from pretrained import MINILM
+    from pretrained import MINILM, shared_data
 
     from fleetune import export
 
     out = tmp_path / "artifact"
     export(MINILM, task="sequence-classification", num_labels=2, out=out)
-    with gzip.open(SHARED / "data" / "banking77" / "test.jsonl.gz", "rt") as lines:
+    with gzip.open(shared_data("banking77") / "test.jsonl.gz", "rt") as lines:
         texts = [json.loads(line)["text"] for line in lines][:2000]
     texts += [
         "ﬁ ligature",

@@ -9,7 +9,6 @@ import msgspec
 import numpy as np
 import pytest
 from node_web import needs_web, train
-from paths import SHARED
 from safetensors.numpy import load_file
 
 from fleetune.device_runtime.commands.train import train as train_here
@@ -17,7 +16,6 @@ from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import LocalWork
 
 pytestmark = needs_web
-BANKING77 = SHARED / "data" / "banking77"
 WORKS = {
     "full, clipped, warmed up": {"optimizer": {"clip_norm": 0.5, "warmup_steps": 3, "decay": "cosine"}},
     "bernoulli, SGD": {"policy": {"name": "bernoulli", "drop": 0.5}, "optimizer": {"name": "sgd", "lr": 0.1}},
@@ -30,6 +28,7 @@ WORKS = {
 }
 LORA_WORKS = {
     "bare": {"policy": {"name": "coto", "drop": 0.5}},
+    "lower rank, pulled back": {"rank": 3, "optimizer": {"weight_decay": 0.1, "proximal": 0.2}},
     "lower rank, A frozen": {"rank": 2, "frozen": "lora-a", "optimizer": {"weight_decay": 0.1}},
 }
 STEPS = {"steps": 8, "batch_size": 8, "seed": 5}
@@ -85,21 +84,23 @@ def test_recomputed_layers_and_tables_as_inputs_change_nothing_beyond_rounding(m
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
     """MiniLM for banking77, and 500 of its lines."""
-    from pretrained import MINILM
+    from pretrained import MINILM, shared_data
 
     from fleetune import export
 
+    source = shared_data("banking77")
     folder = tmp_path_factory.mktemp("minilm")
     data, labels = folder / "lines.jsonl", folder / "labels.json"
-    with gzip.open(BANKING77 / "train.jsonl.gz", "rt") as lines:
+    with gzip.open(source / "train.jsonl.gz", "rt") as lines:
         data.write_text("".join(line for i, line in enumerate(lines) if i % 20 == 0))
-    shutil.copy(BANKING77 / "labels.json", labels)
+    shutil.copy(source / "labels.json", labels)
     names = json.loads(labels.read_text())
     export(MINILM, task="sequence-classification", labels=names, out=folder / "artifact")
     return folder / "artifact", data
 
 
 @pytest.mark.slow
+@pytest.mark.shared_data
 def test_fifty_steps_on_banking77(minilm, tmp_path):
     """A policy that draws; within 1e-4 of ``fleetune train``."""
     artifact, data = minilm
@@ -110,6 +111,7 @@ def test_fifty_steps_on_banking77(minilm, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.shared_data
 @pytest.mark.parametrize("name", LORA_WORKS)
 def test_parts_of_a_lora(name, minilm, tmp_path):
     artifact, data = minilm

@@ -26,7 +26,7 @@ function cutTo(name, value, rank) {
   return array(value.dtype, [rows, rank, ...rest], data);
 }
 
-/** Gradients with zeros beyond the first `rank` components of each pair. */
+/** Arrays with zeros beyond the first `rank` components of each pair. */
 export function truncated(grads, rank) {
   if (!rank) return grads;
   return Object.fromEntries(Object.entries(grads).map(([name, value]) => {

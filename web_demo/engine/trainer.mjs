@@ -28,14 +28,15 @@ export class Trainer {
     if (missing.length) throw new ConfigError(`not done by the JavaScript engine: ${missing.join("; ")}`);
     const parts = split(dataset, work.held_out);
     [this.engine, this.work, this.clock, this.dataset] = [engine, work, clock, parts.training];
-    this.adapter = fitAdapter(manifest, copies(adapter));
+    // Components beyond the rank are zero for this run, and stay so.
+    this.adapter = truncated(fitAdapter(manifest, copies(adapter)), work.rank);
     this.totalSteps = this.dataset.numSteps(work);
     if (!this.totalSteps) throw new ConfigError("nothing to do: steps and epochs are both 0");
     this.held = parts.held && measured(parts.held, this.totalSteps * work.batch_size);
     this.origin = originOf(engine.artifact.digest, dataset.digest, work, adapter);
     this.policy = makePolicy(work.policy, n);
     this.gates = makeGates(work.policy, n);
-    this.optimizer = new Optimizer(work.optimizer, this.totalSteps, adapter);
+    this.optimizer = new Optimizer(work.optimizer, this.totalSteps, copies(this.adapter));
     this.frozen = frozenNames(Object.keys(adapter), work);
     this.influence = new Influence(work.optimizer, n, this.dataset.numSamples);
     /** @type {StepReport[]} */
@@ -133,18 +134,8 @@ export class Trainer {
       this.optimizer.state = before;
       throw new ConfigError(`step ${this.stepIndex}: ${wrong[0]}; try a lower learning rate than ${this.work.optimizer.lr}, or clip_norm 1`);
     }
-    this.adapter = { ...this.adapter, ...keptBeyond(this.work.rank, moved, this.adapter) };
+    this.adapter = { ...this.adapter, ...moved };
   }
-}
-
-/** Weight decay would move components that do not learn: they stay as they were. */
-function keptBeyond(rank, moved, before) {
-  if (!rank) return moved;
-  const learning = truncated(moved, rank);
-  return Object.fromEntries(Object.entries(moved).map(([name, { shape, data }]) => {
-    const isCut = learning[name].data.some((x, i) => x !== data[i]);
-    return [name, isCut ? floats(shape, learning[name].data.map((x, i) => (x === 0 && data[i] !== 0 ? before[name].data[i] : data[i]))) : moved[name]];
-  }));
 }
 
 /** Digest of what a run is a function of. */
