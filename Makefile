@@ -12,7 +12,7 @@ install = { $(1)/bin/pip install --progress-bar off --disable-pip-version-check 
     | awk '/^Collecting / { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'; \
     read status <$(1)/pip.status; rm $(1)/pip.status; [ $$status = 0 ]
 
-.PHONY: help demo test test-all test-faults test-arm check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
+.PHONY: help demo test test-all test-faults test-arm web test-web check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make test-faults kills, bad links and damaged files, about two hours; FLEETUNE_KILLS and FLEETUNE_MUTATIONS make it shorter"
 	@echo "make test-all    every test but those"
 	@echo "make test-arm    the aarch64 wheels in an emulator, against this machine"
+	@echo "make web         the page that fleetune web serves: toolkit/page; needs node"
+	@echo "make test-web    all tests of the page; the walk through it where chromium is"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make bench       the figures of benchmarks/"
 	@echo "make device-env  $(VENV)-device: what a device has, without torch"
@@ -46,6 +48,15 @@ test-faults: $(VENV)/dev.stamp mosquitto
 
 test-arm: $(VENV)/dev.stamp $(VENV)-arm/arm.stamp mosquitto
 	$(BIN)/pytest -rs tests/test_arm.py
+
+web: web_demo/node_modules/.package-lock.json
+	npm run --prefix web_demo build
+
+test-web: $(VENV)/dev.stamp web mosquitto
+	$(BIN)/pytest -rs tests/web tests/test_golden_draws.py
+
+web_demo/node_modules/.package-lock.json: web_demo/package-lock.json
+	npm ci --prefix web_demo --no-audit --no-fund
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import typer
 from fleetune.toolkit.commands import beginning, comparing, doctoring, plotting, simulating, trust, watching
 from fleetune.toolkit.commands import device as training
 from fleetune.toolkit.commands import federation as fleet
+from fleetune.toolkit.commands import web as pages
 from fleetune.toolkit.commands import workstation as models
 from fleetune.toolkit.commands.grouped import Commands, Grouped
 from fleetune.toolkit.commands.running import EXIT_INTERRUPTED
@@ -27,6 +28,7 @@ COMMANDS = (
     fleet.broker,
     watching.status,
     watching.watch,
+    pages.web,
     trust.enrol,
     doctoring.doctor,
     beginning.init,

@@ -44,6 +44,7 @@ HOMES = {
     "aggregate": "fleetune.broker.aggregation",
     "broker": "fleetune.broker.servers.embedded",
     "enrol": "fleetune.device_runtime.commands.enrol",
+    "web": "fleetune.toolkit.web",
     "merge": "fleetune.toolkit.merge",
     "demo": "fleetune.toolkit.demo",
     "bench": "fleetune.toolkit.benchmark",

@@ -1,0 +1,118 @@
+"""A federation of a Mosquitto with WebSockets, Python's aggregator and devices, and one device in Node."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import children
+import numpy as np
+from node_web import NODE, WEB
+from processes import Processes
+from safetensors.numpy import load_file
+from servers import Mosquitto, free_port
+from words import write_lines
+
+JOB = {
+    "rounds": 3,
+    "clients": 2,
+    "min_clients": 2,
+    "local_steps": 6,
+    "batch_size": 8,
+    "seed": 3,
+    "deadline_s": 300,
+    "gather_s": 120,
+}
+TIMEOUT_S = 300
+
+
+class NodeDevice:
+    """``device.mjs`` as a process; ``events`` are what it has said."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self._options, self.log = folder / f"{options['id']}.json", folder / f"{options['id']}.events"
+        self._options.write_text(json.dumps(options, default=str))
+        self.process = None
+
+    def start(self) -> "NodeDevice":
+        with self.log.open("ab") as log:
+            self.process = children.start(
+                [NODE, WEB / "node" / "device.mjs", self._options], stdout=log, stderr=log
+            )
+        return self
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        whole = self.log.read_text() if self.log.exists() else ""
+        return [
+            json.loads(line) for line in whole.splitlines() if line.startswith("{") and line.endswith("}")
+        ]
+
+    def kinds(self) -> list[str]:
+        return [event["kind"] for event in self.events]
+
+
+def websocket_server(folder: Path) -> tuple[Mosquitto, str]:
+    port = free_port()
+    lines = ("allow_anonymous true", f"listener {port} 127.0.0.1", "protocol websockets")
+    return Mosquitto(folder, *lines), f"ws://127.0.0.1:{port}"
+
+
+def federation(
+    folder: Path,
+    artifact: Path,
+    job: dict[str, Any],
+    *,
+    node: dict[str, Any] | None,
+    disturb=None,
+    more: str = "",
+):
+    """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``.
+
+    ``more`` are further lines of ``b``.
+    """
+    folder.mkdir()
+    data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate("ab")}
+    data["b"].write_text(data["b"].read_text() + more)
+    server, ws = websocket_server(folder)
+    processes, device = Processes(folder, artifact, hello_s=2.0), None
+    with server:
+        common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
+        processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB, **job})
+        try:
+            for name in "ab" if node is None else "a":
+                own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
+                processes.start(name, "device", common | own)
+            if node is not None:
+                given = {
+                    "artifact": artifact,
+                    "data": data["b"],
+                    "url": ws,
+                    "job": "words",
+                    "id": "b",
+                    "helloS": 2,
+                }
+                device = NodeDevice(folder, **given, terms={"least_effective": 0}, **node).start()
+            deadline = time.monotonic() + TIMEOUT_S
+            while not processes.is_over("aggregator"):
+                assert time.monotonic() < deadline, processes.log("aggregator")
+                if disturb:
+                    disturb(device)
+                time.sleep(0.02)
+            processes.report("aggregator", timeout_s=60)
+            if device:
+                device.process.wait(60)
+        finally:
+            processes.close()
+            if device:
+                device.kill()
+    return load_file(folder / "run" / "adapter" / "adapter_model.safetensors"), device
+
+
+def furthest(found, expected):
+    assert found.keys() == expected.keys()
+    return max(float(np.abs(found[name] - expected[name]).max()) for name in expected)

@@ -1,0 +1,17 @@
+/** `npm run build`: the page in one folder that `fleetune web` serves, ../toolkit/page or the folder given; nothing is fetched. */
+import { cp, mkdir, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { build } from "esbuild";
+
+const here = dirname(fileURLToPath(import.meta.url)), out = process.argv[2] ?? join(here, "..", "toolkit", "page");
+const ort = join(here, "node_modules", "onnxruntime-web", "dist");
+await rm(out, { recursive: true, force: true });
+await mkdir(out, { recursive: true });
+await build({
+  entryPoints: [join(here, "page", "app.mjs"), join(here, "page", "worker.mjs")], outdir: out, outExtension: { ".js": ".js" }, bundle: true, minify: true,
+  format: "esm", target: "es2022", platform: "browser", conditions: ["onnxruntime-web-use-extern-wasm"], define: { global: "globalThis" }, legalComments: "linked",
+  logLevel: "warning",
+});
+for (const name of ["index.html", "style.css", "icon.svg"]) await cp(join(here, "page", name), join(out, name));
+for (const name of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"]) await cp(join(ort, name), join(out, name));

@@ -1,0 +1,113 @@
+/** The work of one offer, a step at a time, and what of it may leave; as Python's `agent/local_run`. */
+import { array, bytesOf, copies, sameShape } from "../engine/arrays.mjs";
+import { ConfigError } from "../engine/errors.mjs";
+import { evaluate } from "../engine/evaluation.mjs";
+import { trainedPart } from "../engine/lora.mjs";
+import { Trainer } from "../engine/trainer.mjs";
+import { makeCodec, packUpdate } from "../wire/codecs/codecs.mjs";
+import { checkEffective, clipped, numUsed } from "./terms.mjs";
+
+const LOSSES_TOLD = 20;
+
+export class LocalRun {
+  /**
+   * @param {object} offer
+   * @param {import("../engine/arrays.mjs").Arrays} reference the adapter that it names
+   * @param {{home: import("./home.mjs").Home, bench: import("./bench.mjs").Bench, memory: import("./memory.mjs").CodecMemory, key: string, fetchS?: number}} parts
+   */
+  constructor(offer, reference, { home, bench, memory, key, fetchS = 0 }) {
+    Object.assign(this, { offer, reference, home, bench, memory, key, fetchS });
+    /** @type {Trainer|null} */
+    this.training = null;
+  }
+
+  /** One step, or a whole evaluation; what came of the run when it is done, else null. */
+  step() {
+    return this.offer.role === "evaluate" ? this.#evaluate() : this.#train();
+  }
+
+  /** Keep what is trained so far. */
+  async checkpoint() {
+    if (this.training?.stepIndex) await this.home.store.set({ [this.home.key("checkpoint")]: { key: this.key, saved: this.training.save() } });
+  }
+
+  async #train() {
+    this.training ??= await this.#started();
+    const { training, home, offer } = this;
+    if (!training.done) {
+      const { loss, seconds, activeLayers } = await training.step();
+      home.onEvent({ kind: "step", round: offer.round, step: training.stepIndex, steps: training.totalSteps, loss, seconds, activeLayers });
+    }
+    if (training.done) {
+      checkEffective(home.terms, training.effectiveSamples);
+      return this.#pack(training);
+    }
+    if (training.stepIndex % home.checkpointEvery === 0) await this.checkpoint();
+    return null;
+  }
+
+  async #started() {
+    const { work } = this.offer, rows = this.bench.dataset(work.seq_len), used = numUsed(work, rows.numSamples, this.home.terms.least_batch);
+    const dataset = used < rows.numSamples ? rows.subset([...Array(used).keys()]) : rows;
+    const fresh = () => new Trainer(this.bench.engine, dataset, work, this.reference), training = fresh();
+    const kept = await this.home.store.get(this.home.key("checkpoint"));
+    if (kept?.key !== this.key) return training;
+    try {
+      training.restore(kept.saved);
+      this.home.onEvent({ kind: "restored", round: this.offer.round, step: training.stepIndex });
+      return training;
+    } catch (error) {
+      // Whatever is wrong with it: damaged once, it would be tried for ever.
+      await this.home.store.set({ [this.home.key("checkpoint")]: undefined });
+      this.home.onEvent({ kind: "dropped", round: this.offer.round, text: `starting afresh: ${error.message}` });
+      return fresh();
+    }
+  }
+
+  async #pack(training) {
+    const { offer, home } = this, { work } = offer, reference = trainedPart(this.reference, work);
+    const outgoing = clipped(trainedPart(training.adapter, work), reference, home.terms.most_change);
+    const codec = makeCodec(work.codec, work.codec_ratio, work.codec_bits), before = await this.memory.before(offer.round);
+    const residual = Object.fromEntries(Object.entries(before).filter(([name, value]) => reference[name] && sameShape(value.shape, reference[name].shape)));
+    const referenceSha256 = offer.is_exact ? "" : offer.adapter_sha256 || offer.adapter.sha256;
+    const packed = packUpdate(codec, changed(outgoing.values, reference, residual), reference, { residual, referenceSha256 });
+    const stats = home.terms.tell_figures ? { ...statsOf(training), change_norm: outgoing.norm, clip_scale: outgoing.scale, ...(this.fetchS ? { fetch_seconds: this.fetchS } : {}) } : {};
+    const header = {
+      type: "update", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, codec: work.codec,
+      num_samples: this.bench.numSamples, stats: finiteOf(stats), histogram: [],
+    };
+    const untouched = Object.fromEntries(Object.entries(before).filter(([name]) => !residual[name]));
+    const left = { kind: "update", steps: training.stepIndex, samples: training.dataset.numSamples, effective: training.effectiveSamples, norm: outgoing.norm, scale: outgoing.scale, codec: work.codec };
+    return { header, payload: packed.payload, memory: { ...untouched, ...packed.residual }, left, event: { kind: "trained", round: offer.round, loss: stats.loss, bytes: packed.payload.length } };
+  }
+
+  async #evaluate() {
+    const { offer, home, bench } = this, dataset = bench.dataset(offer.work.seq_len);
+    const { loss, accuracy, numSamples } = await evaluate(bench.engine, dataset, this.reference, { batchSize: offer.work.batch_size, onBatch: bench.pause });
+    if (!Number.isFinite(loss)) throw new ConfigError(`the loss is ${loss}: an adapter that ran away`);
+    const header = { type: "report", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, loss, accuracy, num_samples: numSamples };
+    return { header, payload: null, memory: null, left: { kind: "report", samples: numSamples }, event: { kind: "evaluated", round: offer.round, loss, accuracy } };
+  }
+}
+
+/** Only what training touched travels; all, if nothing was. */
+function changed(values, reference, owed) {
+  const isTouched = ([name, value]) => owed[name] || !same(bytesOf(value), bytesOf(reference[name]));
+  const touched = Object.entries(values).filter(isTouched);
+  return touched.length ? Object.fromEntries(touched) : copies(values);
+}
+
+const same = (a, b) => a.length === b.length && a.every((byte, i) => byte === b[i]);
+
+function statsOf({ history, figures }) {
+  const mean = (values) => values.reduce((sum, x) => sum + x, 0) / values.length, losses = history.map((step) => step.loss);
+  return {
+    loss: mean(losses.slice(-LOSSES_TOLD)), loss_first: mean(losses.slice(0, LOSSES_TOLD)), active_layers: mean(history.map((step) => step.activeLayers)),
+    trained_layers: mean(history.map((step) => step.trainedLayers)), seconds: history.reduce((sum, step) => sum + step.seconds, 0), ...figures,
+  };
+}
+
+const finiteOf = (stats) => Object.fromEntries(Object.entries(stats).filter(([, value]) => Number.isFinite(value)));
+
+/** Float64 arrays of a store, by name. */
+export const doubles = (held) => Object.fromEntries(Object.entries(held ?? {}).map(([name, { shape, data }]) => [name, array("float64", shape, data)]));

@@ -1,0 +1,30 @@
+/** What a device's codec owes, round by round: kept until a verdict says whether the round counts. */
+import { doubles } from "./local_run.mjs";
+
+export class CodecMemory {
+  /** @param {import("./home.mjs").Home} home */
+  constructor(home) {
+    this.home = home;
+  }
+
+  #key = (round) => this.home.key(`memory/${String(round).padStart(10, "0")}`);
+
+  async #rounds() {
+    return (await this.home.store.keys(this.home.key("memory/"))).map((key) => Number(key.slice(-10)));
+  }
+
+  /** What the newest round before this one left. */
+  async before(round) {
+    const newest = (await this.#rounds()).filter((number) => number < round).at(-1);
+    return newest === undefined ? {} : doubles(await this.home.store.get(this.#key(newest)));
+  }
+
+  /** Changes of the store that keep what a round leaves. */
+  kept = (round, arrays) => ({ [this.#key(round)]: Object.keys(arrays).length ? arrays : {} });
+
+  /** Changes of the store after a verdict: what the round left is void if it was refused, else what was before it is. */
+  async settled(round, isAccepted) {
+    const gone = (await this.#rounds()).filter((number) => number > round || number < round === isAccepted);
+    return Object.fromEntries(gone.map((number) => [this.#key(number), undefined]));
+  }
+}

@@ -1,0 +1,39 @@
+/**
+ * `node device.mjs OPTIONS.json`: a device in Node; its events as lines of JSON, the last one its report.
+ * Options: artifact, data, url (ws://…), job, id, and perhaps state (file), role, terms, helloS, cutAt (events "KIND" after which the connection is cut once),
+ * username, password.
+ */
+import { readFile } from "node:fs/promises";
+import mqtt from "mqtt";
+import { Agent } from "../device/agent.mjs";
+import { Bench } from "../device/bench.mjs";
+import { Home } from "../device/home.mjs";
+import { live } from "../device/live.mjs";
+import { memoryStore } from "../device/store.mjs";
+import { openArtifact } from "../engine/artifact.mjs";
+import { Engine } from "../engine/engine.mjs";
+import { FleetuneError } from "../engine/errors.mjs";
+import { fileStore } from "./file_store.mjs";
+import { reader } from "./files.mjs";
+import { ort } from "./runtime.mjs";
+
+const options = JSON.parse(await readFile(process.argv[2], "utf8")), cuts = new Set(options.cutAt ?? []), say = (line) => console.log(JSON.stringify(line));
+try {
+  const artifact = await openArtifact(reader(options.artifact), { where: options.artifact });
+  const store = options.state ? await fileStore(options.state) : memoryStore();
+  const bench = new Bench(new Engine(artifact, ort), { content: await readFile(options.data, "utf8"), name: options.data });
+  const home = new Home({ deviceId: options.id, job: options.job, artifact, role: options.role, store, terms: options.terms, helloS: options.helloS ?? 30, checkpointEvery: options.checkpointEvery,
+    onEvent: (event) => {
+      say(event);
+      if (cuts.delete(event.kind)) home.link.cut();
+    } });
+  const agent = new Agent(home, bench), stop = new AbortController();
+  process.on("SIGTERM", () => stop.abort());
+  const ended = await live({ mqtt, ...options, reconnectS: [0.2, 2], home, agent, signal: stop.signal });
+  say({ kind: "ended", text: ended, unwanted: agent.isUnwanted, connections: home.link.connections, left: (await store.get(home.key("left_log"))) ?? [] });
+  process.exit(agent.isUnwanted ? 1 : 0);
+} catch (error) {
+  say({ kind: "failed", name: error.name, text: error.message });
+  if (!(error instanceof FleetuneError)) console.error(error);
+  process.exit(1);
+}
