@@ -8,7 +8,9 @@ import pytest
 
 APP = Path(__file__).resolve().parents[2] / "android_demo"
 
-pytestmark = pytest.mark.skipif(not shutil.which("javac"), reason="no JDK: apt-get install default-jdk-headless")
+pytestmark = pytest.mark.skipif(
+    not shutil.which("javac"), reason="no JDK: apt-get install default-jdk-headless"
+)
 
 
 @pytest.fixture(scope="module")
