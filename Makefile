@@ -12,7 +12,7 @@ install = { $(1)/bin/pip install --progress-bar off --disable-pip-version-check 
     | awk '/^Collecting / { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'; \
     read status <$(1)/pip.status; rm $(1)/pip.status; [ $$status = 0 ]
 
-.PHONY: help demo test test-all test-faults test-arm web test-web check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
+.PHONY: help demo test test-all test-faults test-arm web test-web apk check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make test-arm    the aarch64 wheels in an emulator, against this machine"
 	@echo "make web         the page that fleetune web serves: toolkit/page; needs node"
 	@echo "make test-web    all tests of the page; the walk through it where chromium is"
+	@echo "make apk         the page as an Android app, with ARTIFACT in it: android_demo/build/fleetune-demo.apk"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make bench       the figures of benchmarks/"
 	@echo "make device-env  $(VENV)-device: what a device has, without torch"
@@ -54,6 +55,11 @@ web: web_demo/node_modules/.package-lock.json
 
 test-web: $(VENV)/dev.stamp web mosquitto
 	$(BIN)/pytest -rs tests/web tests/test_golden_draws.py
+
+apk: web
+	@command -v zipalign >/dev/null || { echo "installing what builds an Android app"; \
+	    $(SUDO) apt-get update -qq; $(SUDO) apt-get install -y -qq --no-install-recommends aapt zipalign apksigner android-framework-res default-jdk-headless; }
+	$(PYTHON) android_demo/build.py $(ARTIFACT)
 
 web_demo/node_modules/.package-lock.json: web_demo/package-lock.json
 	npm ci --prefix web_demo --no-audit --no-fund

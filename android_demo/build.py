@@ -2,10 +2,12 @@
 
     python android_demo/build.py [ARTIFACT]
 
+FLEETUNE_MQTT is the address that the page joins jobs at, ws:// or wss://; without it, it trains alone. FLEETUNE_JOB names a job.
 The key is the user's own where FLEETUNE_KEYSTORE, FLEETUNE_KEYSTORE_PASS and FLEETUNE_KEY_ALIAS name one; else a throw-away key
 is made once in ``build/``.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +18,9 @@ from pathlib import Path
 from tools import BUILD, HERE, Tools, find
 
 APK = BUILD / "fleetune-demo.apk"
+PAGE = HERE.parent / "toolkit" / "page"
+SMALL = HERE.parent / "tests" / "data" / "tiny_artifact"
+MANIFEST = "manifest.json"
 _THROW_AWAY = "throw-away"
 
 
@@ -23,7 +28,7 @@ def main(arguments: list[str]) -> int:
     """Build ``build/fleetune-demo.apk``; see the module."""
     tools = find()
     classes, assets = _fresh("classes"), _fresh("assets")
-    _fill(assets / "www", Path(arguments[0]) if arguments else None)
+    _fill(assets / "www", Path(arguments[0]) if arguments else SMALL)
     linked = _linked(tools, assets)
     _compile(tools, classes)
     _dex(tools, classes)
@@ -63,9 +68,13 @@ def _compile(tools: Tools, classes: Path) -> None:
 def _dex(tools: Tools, classes: Path) -> None:
     output = BUILD / "classes.dex"
     output.unlink(missing_ok=True)
-    made = "=".join(("--output", str(output))) if tools.dex[0] == "java" else None
-    command = [*tools.dex, made] if made else [*tools.dex, "--output", str(BUILD)]
-    _run(*command, *(path.relative_to(classes) for path in sorted(classes.rglob("*.class"))), where=classes)
+    named = [f"--output={output}"] if tools.dex[0] == "java" else ["--output", str(BUILD)]
+    _run(
+        *tools.dex,
+        *named,
+        *(path.relative_to(classes) for path in sorted(classes.rglob("*.class"))),
+        where=classes,
+    )
 
 
 def _sign(tools: Tools) -> None:
@@ -128,9 +137,21 @@ def _run(
         raise SystemExit(f"{Path(str(command[0])).name}: {(done.stderr or done.stdout).strip()}")
 
 
-def _fill(www: Path, artifact: Path | None) -> None:
-    """The page's files, and the artifact where the page looks for it."""
-    raise NotImplementedError
+def _fill(www: Path, artifact: Path) -> None:
+    """The page's files, the artifact's listed ones where the page looks for them, and what `fleetune web` would tell the page."""
+    if not (PAGE / "index.html").is_file():
+        raise SystemExit(f"no page is built in {PAGE}: run `make web`, which takes node")
+    try:
+        names = json.loads((artifact / MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, KeyError) as exc:
+        raise SystemExit(f"{artifact}: no artifact: {exc}") from exc
+    shutil.copytree(PAGE, www)
+    for name in (MANIFEST, *names):
+        target = www / "artifact" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact / name, target)
+    told = {"mqtt": os.environ.get("FLEETUNE_MQTT", ""), "job": os.environ.get("FLEETUNE_JOB", "")}
+    (www / "settings.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":

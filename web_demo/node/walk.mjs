@@ -1,7 +1,7 @@
 /**
  * `node walk.mjs OPTIONS.json`: one walk through the page in Chromium, as a person takes it; one line of JSON with what was seen.
  * Options: url, lines (text), profile (folder), and perhaps text (to predict), steps, join ({job, name}), shots (folder), hostRules, onlyOpen, killIn (how what the
- * page says begins when Chromium is killed by SIGKILL, and started again).
+ * page says begins when Chromium is killed by SIGKILL, and started again), app (true: as in the Android app, and what the app was told).
  */
 import { mkdir, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -21,6 +21,11 @@ function opened() {
 async function visited() {
   const found = await browser.newPage();
   found.setDefaultTimeout(PATIENCE_MS);
+  if (options.app) await found.addInitScript(() => {
+    globalThis.told = [];
+    const tell = (name) => (given) => void told.push([name, given]);
+    globalThis.fleetuneApp = { training: tell("training"), whenCharging: tell("whenCharging"), isWhenCharging: () => true };
+  });
   await found.addInitScript(() => {
     globalThis.said = [];
     addEventListener("DOMContentLoaded", () => {
@@ -73,6 +78,7 @@ try {
   await page.getByRole("button", { name: "Delete everything kept here" }).click();
   await page.waitForFunction(() => document.getElementById("forgotten").textContent === "All deleted.");
   seen.leftAfter = await text("left-sum");
+  if (options.app) seen.told = await page.evaluate(() => globalThis.told);
   await page.reload();
   await page.waitForFunction(() => !document.getElementById("main").hidden);
   seen.linesAfter = await page.getByLabel("Lines, as they are read").inputValue();

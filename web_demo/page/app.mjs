@@ -3,6 +3,8 @@
 const $ = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.js", document.baseURI), { type: "module" });
 const waiting = new Map();
+/** Where the page is in the Android app: what keeps the app alive. */
+const phone = globalThis.fleetuneApp;
 const page = { losses: [], total: 0, mqtt: null, sent: 0 };
 let asked = 0;
 
@@ -90,9 +92,11 @@ const count = doing(async () => {
 async function busy(run) {
   for (const button of document.querySelectorAll("#trainer button, #joiner button")) button.disabled = true;
   $("stop").disabled = false;
+  phone?.training(true);
   try {
     return await run();
   } finally {
+    phone?.training(false);
     for (const button of document.querySelectorAll("#trainer button, #joiner button")) button.disabled = false;
     $("stop").disabled = true;
   }
@@ -176,6 +180,8 @@ $("save").onclick = doing(async () => {
 });
 $("forget").onclick = doing(async () => {
   await ask("forget");
+  phone?.whenCharging(false);
+  $("charging").checked = false;
   for (const id of ["lines", "text", "ask"]) $(id).value = "";
   for (const id of ["accuracy-before", "accuracy-after", "loss-before", "loss-after"]) $(id).textContent = "–";
   [page.losses, page.sent, page.file] = [[], 0, undefined];
@@ -183,6 +189,8 @@ $("forget").onclick = doing(async () => {
   [$("answers").textContent, $("counted").textContent, $("forgotten").textContent, $("loss").textContent] = ["", "", "All deleted.", "No step is done."];
   await showLeft();
 });
+
+$("charging").onchange = () => phone.whenCharging($("charging").checked);
 
 const begin = doing(async () => {
   const settings = await (await fetch("settings.json")).json(), found = await ask("open");
@@ -201,6 +209,8 @@ const begin = doing(async () => {
     await count();
   }
   await showLeft();
+  if (phone) [$("phone").hidden, $("charging").checked] = [false, phone.isWhenCharging()];
+  if (!found.joined && location.hash === "#resume") phone?.training(false);
   if (found.joined) {
     $("job").value = found.joined.job;
     $("few").checked = found.joined.few;

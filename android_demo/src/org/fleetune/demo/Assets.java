@@ -65,11 +65,15 @@ final class Assets {
         return type.startsWith("text/") || type.endsWith("json") || type.endsWith("xml") ? "utf-8" : null;
     }
 
-    /** The same headers that `fleetune web` sends. */
+    /** The headers that `fleetune web` sends; the MQTT server may be any, as the page is told which. */
     static Map<String, String> headers() {
         Map<String, String> found = new HashMap<String, String>();
         found.put("Cross-Origin-Opener-Policy", "same-origin");
         found.put("Cross-Origin-Embedder-Policy", "require-corp");
+        found.put("Cross-Origin-Resource-Policy", "same-origin");
+        found.put("Content-Security-Policy", "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; "
+                + "style-src 'self'; img-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+        found.put("Permissions-Policy", "camera=(), geolocation=(), microphone=()");
         found.put("X-Content-Type-Options", "nosniff");
         found.put("Referrer-Policy", "no-referrer");
         found.put("Cache-Control", "no-cache");
