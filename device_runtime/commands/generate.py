@@ -15,9 +15,10 @@ from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import GENERATION, Artifact, open_artifact
 from fleetune.device_runtime.contracts.run_file import find_adapter
+from fleetune.device_runtime.data.chat import open_chat
 from fleetune.device_runtime.data.loading import id_problem, length_max_of
 from fleetune.device_runtime.data.text import Engine as Tokens
-from fleetune.device_runtime.data.text import Writing, encode_prompt, load_tokenizer
+from fleetune.device_runtime.data.text import Writing, encode_prompt, encode_whole, load_tokenizer
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.decoding import IDS, Decoding, check_generates
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
@@ -63,6 +64,8 @@ def generate(
     *,
     prompt: str | None = None,
     file: Path | str | None = None,
+    chat: bool = False,
+    system: str = "",
     adapter: Path | str | None = None,
     sampling: Sampling = Sampling(),
     stop: Sequence[str] = (),
@@ -76,6 +79,8 @@ def generate(
         artifact_dir: folder made by ``fleetune export --task causal-lm``.
         prompt: text to go on from; or else
         file: a file of UTF-8 text, whose last line end is left out; ``-`` for standard input.
+        chat: the prompt is what a user says; the artifact's chat template writes it, to where the answer begins.
+        system: said before it, as the template has it; for chats alone.
         adapter: folder that ``train``, ``aggregate`` or ``demo`` wrote, or a PEFT folder; None for version 0.
         sampling: how each token is chosen, and how many there are.
         stop: texts that end it, none of which is written.
@@ -94,10 +99,12 @@ def generate(
     text = read_prompt(Path(file)) if file is not None else prompt or ""
     if any(not one for one in stop):
         raise ConfigError("an empty text to stop at (--stop) is before every text")
+    if system and not chat:
+        raise ConfigError("what a system says (--system) is for a chat: give --chat too")
     artifact = open_artifact(artifact_dir)
     check_generates(artifact.manifest)
     tokens, ends = _tokens(artifact), _ends(artifact)
-    ids = encode_prompt(tokens, text, ends)
+    ids = _chat_ids(artifact, tokens, text, system) if chat else encode_prompt(tokens, text, ends)
     room = _room(artifact, ids, tokens)
     weights = load_peft(find_adapter(Path(adapter)), artifact.manifest) if adapter else artifact.adapter()
     if adapter is None:
@@ -222,6 +229,17 @@ def _tokens(artifact: Artifact) -> Tokens:
     return load_tokenizer(
         artifact.folder / tokenizer.file, max_length=tokenizer.max_length, side=tokenizer.truncation_side
     )
+
+
+def _chat_ids(artifact: Artifact, tokens: Tokens, said: str, system: str) -> list[int]:
+    """Tokens of a chat in which a user has said something, to where the answer begins."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": said})
+    with open_chat(artifact.manifest, artifact.folder) as chat:
+        text = chat.render(messages, add_generation_prompt=True)
+    (whole,) = encode_whole(tokens, [(text, "")], is_plain=False)
+    ids: list[int] = whole.ids.tolist()
+    return ids
 
 
 def _ends(artifact: Artifact) -> tuple[int, ...]:

@@ -118,6 +118,10 @@ def generate(
     *,
     prompt: Annotated[str | None, shown("text to go on from", "standard input", metavar="TEXT")] = None,
     file: Annotated[Path | None, shown("file of the text to go on from; - for standard input")] = None,
+    chat: Annotated[
+        bool, shown("the prompt is what a user says; the artifact's chat template writes it")
+    ] = False,
+    system: Annotated[str, shown("said before it, in a chat", "nothing", metavar="TEXT")] = "",
     adapter: Annotated[
         Path | None,
         shown("folder of train, aggregate or demo, or a PEFT folder, whose adapter to use", metavar="DIR"),

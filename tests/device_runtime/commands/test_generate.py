@@ -10,11 +10,14 @@ from paths import DATA
 from fleetune.device_runtime.commands.generate import STANDARD_INPUT, generate
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import GENERATION, MANIFEST, open_artifact
+from fleetune.device_runtime.data.chat import open_chat
+from fleetune.device_runtime.data.text import load_tokenizer
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, DataError
 from fleetune.device_runtime.methods.sampling import Sampling
 
 WRITER = DATA / "tiny_writer"
+CHATTY = DATA / "chat_artifact"
 PROMPT = "turn the lamp off"
 DRAWN = Sampling(max_tokens=40, temperature=1.5, seed=2)
 
@@ -39,8 +42,6 @@ def test_greedy_text_is_the_likeliest_tokens():
     assert found.tokens == len(found.ids) == 20
     assert found.ended == "max tokens"
     assert found.remembers
-    from fleetune.device_runtime.data.text import load_tokenizer
-
     tokenizer = load_tokenizer(WRITER / "tokenizer.json", max_length=64).tokenizer
     ids = tokenizer.encode(PROMPT).ids
     with open_engine(artifact, threads=1) as engine:
@@ -168,3 +169,23 @@ def test_what_cannot_be_asked_is_refused(tmp_path, word_artifact):
 def test_an_artifact_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="has no tokenizer"):
         written(artifact=changed(tmp_path, lambda manifest: manifest.pop("tokenizer")))
+
+
+def test_a_chat_is_written_by_the_artifacts_template():
+    artifact = open_artifact(CHATTY)
+    said = [{"role": "system", "content": "be short"}, {"role": "user", "content": "lamp on"}]
+    with open_chat(artifact.manifest, CHATTY) as chat:
+        text = chat.render(said, add_generation_prompt=True)
+    plain = load_tokenizer(CHATTY / "tokenizer.json", max_length=256).tokenizer
+    ids = plain.encode(text, add_special_tokens=False).ids
+    found = written("lamp on", CHATTY, chat=True, system="be short", sampling=Sampling(max_tokens=5))
+    assert found.prompt_tokens == len(ids)
+    with open_engine(artifact, threads=1) as engine:
+        batch = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        logits = engine.predict_at(batch, artifact.adapter(), np.array([len(ids) - 1]))
+    assert found.ids[0] == int(logits[0].argmax())
+
+
+def test_a_system_without_a_chat_is_refused():
+    with pytest.raises(ConfigError, match="give --chat too"):
+        written(system="be short")
