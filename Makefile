@@ -12,7 +12,7 @@ install = { $(1)/bin/pip install --progress-bar off --disable-pip-version-check 
     | awk '/^Collecting / { print "  " $$2; fflush() } /^Installing collected/ { print "  unpacking"; fflush() }'; \
     read status <$(1)/pip.status; rm $(1)/pip.status; [ $$status = 0 ]
 
-.PHONY: help demo test test-all test-faults test-arm web test-web apk check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
+.PHONY: help demo test test-all test-faults test-arm node-packages web test-web apk check bench device-env oldest-env ort-env arm-env device-lock sbom mosquitto clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,8 +37,8 @@ help:
 demo: $(VENV)/demo.stamp
 	$(BIN)/fleetune demo
 
-test: $(VENV)/dev.stamp mosquitto
-	$(BIN)/pytest -m "not slow and not faults"
+test: $(VENV)/dev.stamp mosquitto node-packages
+	$(BIN)/pytest -m "not slow and not faults" -n logical --dist loadfile
 
 test-all: $(VENV)/dev.stamp $(VENV)-device/device.stamp $(VENV)-oldest/oldest.stamp ort-env mosquitto
 	$(BIN)/pytest -m "not faults"
@@ -49,6 +49,14 @@ test-faults: $(VENV)/dev.stamp mosquitto
 
 test-arm: $(VENV)/dev.stamp $(VENV)-arm/arm.stamp mosquitto
 	$(BIN)/pytest -rs tests/test_arm.py
+
+# The tests of the page's engine skip, and say so, where Node or its packages cannot be had.
+node-packages:
+	@if [ -e web_demo/node_modules/.package-lock.json ] && [ ! web_demo/package-lock.json -nt web_demo/node_modules/.package-lock.json ]; then :; \
+	elif command -v npm >/dev/null; then \
+	    echo "installing the packages of the page, for its tests, into web_demo/node_modules"; \
+	    npm ci --prefix web_demo --no-audit --no-fund --loglevel=error >/dev/null 2>&1 \
+	    || { echo "the page's packages could not be installed: its tests will be skipped"; rm -rf web_demo/node_modules; }; fi
 
 web: web_demo/node_modules/.package-lock.json
 	npm run --prefix web_demo build

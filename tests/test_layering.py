@@ -15,7 +15,7 @@ FRAMEWORKS = ("torch", "transformers", "peft", "onnx", "onnxscript")
 RUNTIMES = (*FRAMEWORKS, "onnxruntime")
 COMMANDS = (
     "export", "inspect", "selfcheck", "sign", "train", "predict", "device", "aggregate", "broker", "merge", "demo", "bench",
-    "simulate", "compare", "enrol", "plot", "status", "watch", "doctor", "init", "web",
+    "generate", "simulate", "compare", "enrol", "plot", "status", "watch", "doctor", "init", "web",
 )  # fmt: skip
 
 AUTHORITY = ("init", "server", "aggregator", "sign", "list", "revoke")

@@ -21,6 +21,8 @@ from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 AGAINST = 0.05
 """Cosine: an update that points further than this against the others is left out."""
+ELEMENTS_MIN = 6_400
+"""Of fewer a direction tells nothing: by chance alone, cosines of so many have a standard deviation of a quarter of AGAINST."""
 CLIENTS_MIN = 5
 """In jobs of fewer devices a round nobody's direction is looked at: among three or four, two that go another way may be right."""
 TURNED = 0.6

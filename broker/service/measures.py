@@ -14,7 +14,7 @@ from fleetune.broker.methods.bounds import (
     norm_of,
 )
 from fleetune.broker.methods.heading import AGAINST as AGAINST_COSINE
-from fleetune.broker.methods.heading import CLIENTS_MIN, TURNED, Direction, Heading, Votes
+from fleetune.broker.methods.heading import CLIENTS_MIN, ELEMENTS_MIN, TURNED, Direction, Heading, Votes
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import AGAINST, FAR, LENGTH, WEIGHT, Mark, mark
 from fleetune.device_runtime.arrays import Arrays
@@ -59,10 +59,11 @@ class Measures:
         length, agreement = 0.0, None
         if self._kept:
             way = _way(update, strategy)
-            self._votes.add(*way)
-            # a round of directions of its own is judged by itself, when all of it is there
-            agreement = None if strategy.direction else self._heading.agreement(*way)
             length = way.length
+            if _tells(way, strategy):
+                self._votes.add(*way)
+                # a round of directions of its own is judged by itself, when all of it is there
+                agreement = None if strategy.direction else self._heading.agreement(*way)
         if strategy.length or not self._kept:
             length = (strategy.length or length_of)(update) if self._caps["length_cap"] else 0.0
         self._found[update.device_id] = Measured(update.weight, length, agreement)
@@ -76,8 +77,8 @@ class Measures:
             return {}
         far = {device for device, bound in found.items() if not bound.scale and bound.agreement is None}
         for update in arrived() if far else ():
-            if update.device_id in far:
-                self._votes.take_back(*_way(update, strategy))
+            if update.device_id in far and _tells(way := _way(update, strategy), strategy):
+                self._votes.take_back(*way)
         return self._votes.after(self._heading, kept=self._kept)
 
     def begin(self, heading: Arrays) -> None:
@@ -126,10 +127,11 @@ class Measures:
         if not self._kept or (len(known) == len(self._found) and not turned):
             return self._found
         total = self._votes.total()
-        again = {one.device_id: total.agreement_of_others(*_way(one, strategy)) for one in arrived()}
+        ways = ((one.device_id, _way(one, strategy)) for one in arrived())
+        again = {device: total.agreement_of_others(*way) for device, way in ways if _tells(way, strategy)}
         return {
             device: one._replace(
-                agreement=again[device] if turned or one.agreement is None else one.agreement
+                agreement=again.get(device) if turned or one.agreement is None else one.agreement
             )
             for device, one in self._found.items()
         }
@@ -138,6 +140,11 @@ class Measures:
 def _way(update: Update, strategy: Strategy) -> _Way:
     direction = (strategy.direction or direction_of)(update)
     return _Way(direction, norm_of(direction))
+
+
+def _tells(way: _Way, strategy: Strategy) -> bool:
+    """Whether a cosine of it says something: it has elements enough, or directions of its own, as class sums have."""
+    return bool(strategy.direction) or sum(moved.size for moved in way.direction.values()) >= ELEMENTS_MIN
 
 
 def as_they_count(

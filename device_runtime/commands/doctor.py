@@ -24,6 +24,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.software import software
 from fleetune.device_runtime.data.columns import Columns
+from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.engine.processor import OTHER, int8_path
 from fleetune.device_runtime.errors import ConfigError, FleetuneError, StateError
 from fleetune.device_runtime.files import alone_in
@@ -61,6 +62,7 @@ def doctor(
     id: str | None = None,
     state: Path | str | None = None,
     columns: Columns = Columns(),
+    sequences: Sequences = Sequences(),
     duty: Duty = Duty(),
     resources: Resources = Resources(),
     reach: Reach = Reach(),
@@ -80,6 +82,7 @@ def doctor(
         id: as of ``device``.
         state: as of ``device``.
         columns: as of ``device``; not looked at.
+        sequences: as of ``device``; not looked at.
         duty: as of ``device``; not looked at.
         resources: whose memory budget is compared with what is free.
         reach: how the MQTT server is reached.

@@ -65,7 +65,7 @@ def generate(
     prompt: str | None = None,
     file: Path | str | None = None,
     chat: bool = False,
-    system: str = "",
+    system: str | None = None,
     adapter: Path | str | None = None,
     sampling: Sampling = Sampling(),
     stop: Sequence[str] = (),
@@ -231,7 +231,7 @@ def _tokens(artifact: Artifact) -> Tokens:
     )
 
 
-def _chat_ids(artifact: Artifact, tokens: Tokens, said: str, system: str) -> list[int]:
+def _chat_ids(artifact: Artifact, tokens: Tokens, said: str, system: str | None) -> list[int]:
     """Tokens of a chat in which a user has said something, to where the answer begins."""
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": said})

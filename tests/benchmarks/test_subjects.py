@@ -47,7 +47,7 @@ def test_a_model_is_written_once_and_its_artifact_lies_beside_it(tmp_path, made)
 
 
 def test_what_cannot_be_had_says_why(tmp_path, monkeypatch):
-    with pytest.raises(UnknownName, match="no model 'gpt'; have: bert, minilm, stories"):
+    with pytest.raises(UnknownName, match="no model 'gpt'; have: bert, llama, minilm, stories"):
         subjects.model_of("gpt", tmp_path)
 
     def fail(*_, **__):

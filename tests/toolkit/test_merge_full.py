@@ -558,5 +558,5 @@ def test_a_tagger_keeps_its_tokenizer(tmp_path: Path) -> None:
 
 def test_options_of_a_merged_model_need_full(tuned: Callable[..., Path], tmp_path: Path) -> None:
     for more in ({"labels": NAMES}, {"task": "causal-lm"}, {"model": tmp_path}):
-        with pytest.raises(ConfigError, match="give --full as well"):
+        with pytest.raises(ConfigError, match="give --full or --onnx as well"):
             merge(tuned(tmp_path / next(iter(more))), out=tmp_path / "out", **more)

@@ -121,7 +121,7 @@ def generate(
     chat: Annotated[
         bool, shown("the prompt is what a user says; the artifact's chat template writes it")
     ] = False,
-    system: Annotated[str, shown("said before it, in a chat", "nothing", metavar="TEXT")] = "",
+    system: Annotated[str | None, shown("said before it, in a chat", "nothing", metavar="TEXT")] = None,
     adapter: Annotated[
         Path | None,
         shown("folder of train, aggregate or demo, or a PEFT folder, whose adapter to use", metavar="DIR"),

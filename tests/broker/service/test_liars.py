@@ -7,6 +7,7 @@ import pytest
 from fleet import Aggregator, Device, LinearTraining, Measure, World, in_process, points_of, settings_of
 
 from fleetune.broker.job import Patience
+from fleetune.broker.methods.heading import ELEMENTS_MIN
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.rows import row
 from fleetune.broker.tasks import AGAINST, FAR, LENGTH, REFUSED, WEIGHT
@@ -14,7 +15,7 @@ from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.arrays import parse_arrays
 from fleetune.device_runtime.network.loopback import Loopback
 
-HONEST, SIZE = (0, 1), 50
+HONEST, SIZE, MANY = (0, 1), 50, ELEMENTS_MIN
 
 
 class Lying(LinearTraining):
@@ -37,8 +38,8 @@ class Lying(LinearTraining):
         return getattr(self, "step_index", 0) >= self.work.steps
 
 
-def lying(tell, *, samples):
-    points = points_of(2, SIZE)
+def lying(tell, *, samples, size=SIZE):
+    points = points_of(2, size)
     return Workbench(lambda work, adapter: Lying(points, work, adapter, tell), None, samples)
 
 
@@ -149,24 +150,24 @@ def test_a_restart_gives_the_same_versions_and_the_same_quarantine(tmp_path, kil
     assert shown == {"device-0": 0, "device-1": 0, "device-2": 23}
 
 
-def together(number, sign=1.0):
+def together(number, sign=1.0, size=MANY):
     """A device that goes where the others go, and a little its own way; or back."""
-    own = np.random.default_rng(number).normal(1, 0.5, SIZE).astype(np.float32)
+    own = np.random.default_rng(number).normal(1, 0.5, size).astype(np.float32)
 
     def tell(before, made):
-        rows = {n: own[: v.size].reshape(v.shape) for n, v in made.items() if v.size <= SIZE}
+        rows = {n: own[: v.size].reshape(v.shape) for n, v in made.items() if v.size <= size}
         return {n: (before[n] + np.float32(0.01 * sign) * rows[n]).astype(np.float32) for n in made}
 
-    return lying(tell, samples=7)
+    return lying(tell, samples=7, size=size)
 
 
-def five(tmp_path, **changes):
+def five(tmp_path, size=MANY, **changes):
     """A fleet of five, two of which go the other way, nearly three times as far."""
     server = Loopback()
-    changes = {"clients": 5, "min_clients": 2, "size": SIZE, "rounds": 6, "strikes": 2, **changes}
+    changes = {"clients": 5, "min_clients": 2, "size": size, "rounds": 6, "strikes": 2, **changes}
     aggregator = Aggregator(server, tmp_path, **changes).start()
     devices = [
-        Device(server, tmp_path, n, size=SIZE, workbench=together(n, sign=-2.9 if n > 2 else 1.0)).start()
+        Device(server, tmp_path, n, size=size, workbench=together(n, -2.9 if n > 2 else 1.0, size)).start()
         for n in range(5)
     ]
     return World(server, aggregator, devices)
@@ -183,6 +184,12 @@ def test_two_of_five_that_go_back_are_left_out_and_not_asked_again_whoever_is_ki
     hurt = five(tmp_path / "hurt").run_killed_at({*range(3, 400, 11)})
     assert [hurt.aggregator.version(n) for n in range(7)] == [calm.aggregator.version(n) for n in range(7)]
     assert hurt.aggregator.ledger.marks() == calm.aggregator.ledger.marks()
+
+
+def test_of_few_numbers_nobodys_direction_is_looked_at(tmp_path):
+    """In a fleet of 50 elements honest devices pull apart; a cosine of so many is chance."""
+    calm = five(tmp_path, size=SIZE, rounds=2).run()
+    assert AGAINST not in {kind for _, _, kind in kinds(calm.aggregator)}
 
 
 def judge(number, loss, accuracy, samples):

@@ -25,7 +25,7 @@ def test_without_a_bound_in_tokens_a_task_has_the_key_that_journals_know(memory)
     told = msgspec.to_builtins(task(memory=memory), builtin_types=(bytes,))
     for name in ("micro_tokens", "sample_clip", "sample_noise", "sample_rate"):
         del told["work"][name]
-    del told["secret"]
+    del told["secret"], told["share"]["columns"]
     told["memory"] = tuple(memory)[:3]
     packed = msgspec.msgpack.Encoder(order="sorted").encode(told)
     assert task(memory=memory).key == sha256(packed).hexdigest()
