@@ -69,6 +69,12 @@ const WORK = struct([
   ["personal_by", NAME, "importance"], ["sums_bits", WHOLE, 0], ["histogram", bool, false], ["micro_tokens", WHOLE, 0],
   ["most_norm", FREE, 0], ["noise", FREE, 0], ["sample_clip", FREE, 0], ["sample_noise", FREE, 0], ["sample_rate", FREE, 0],
 ]);
+const SECONDS = float(0, 1e9), LEFT = float(-1e9, 1e9), MEGABYTES = float(0, 1e9);
+const FIGURES = struct([["round", COUNT], ["devices", COUNT], ["seconds", SECONDS, 0], ["mb_down", MEGABYTES, 0], ["mb_up", MEGABYTES, 0], ["measured", stats, {}]]);
+const counts = {
+  out: (v) => new Map(Object.entries(v)),
+  in: (v) => (v instanceof Map && v.size <= 256 ? Object.fromEntries([...v].map(([n, x]) => [NAME.in(n), COUNT.in(x)])) : refuse("at most 256 counts", v)),
+};
 const GRID = struct([["bits", int(0, 24), 0], ["weight_bits", int(0, 20), 0], ["summands", int(0, 100000), 0], ["limit", float(0, 1e6), 0]], { isLean: true });
 const MANIFEST = struct([["size_bytes", int(0, TRANSFER_BYTES_MAX)], ["chunk_bytes", COUNT], ["chunk_digests", bytes(64 * 1024)], ["sha256", NAME]]);
 const SHARE = struct([["place", COUNT], ["data", bytes(128)]]), PEER = struct([["place", COUNT], ["device_id", NAME], ["mask_key", KEY], ["share_key", KEY]]);
@@ -79,20 +85,27 @@ const MASKED = [["job", NAME], ["task_id", TASK], ["round", COUNT]];
 /** Fields of each message by its type. */
 const MESSAGES = {
   hello: [V, ["device_id", NAME], ["artifact", NAME], ["role", NAME, "train"], ["num_samples", COUNT, 0], ["version", HELD, -1], ["holds", NAME, ""],
-    ["mask", NAME, ""], ["original", NAME, ""]],
+    ["mask", NAME, ""], ["original", NAME, ""], ["listens", bool, false]],
   offer: [V, ...TASKED, ["version", COUNT], ["role", NAME], ["work", WORK], ["adapter", MANIFEST], ["adapter_sha256", NAME, ""], ["down_codec", NAME, "full"],
     ["down_ratio", float(0, 1), 0], ["down_bits", COUNT, 0], ["reference", NAME, ""], ["memory", NAME, ""], ["lazy", float(0, FIGURE_MAX), 0],
-    ["is_exact", bool, true], ["mask_sha256", NAME, ""], ["mask_bytes", COUNT, 0], ["grid", GRID, {}], ["deadline_s", float(0, 1e9)]],
+    ["is_exact", bool, true], ["mask_sha256", NAME, ""], ["mask_bytes", COUNT, 0], ["grid", GRID, {}], ["shared", NAME, ""], ["deadline_s", SECONDS]],
   update: [V, ["device_id", NAME], ...TASKED, ["version", COUNT], ["codec", NAME], ["num_samples", COUNT], ["payload", MANIFEST], ["stats", stats, {}],
     ["histogram", list(WHOLE, 4096), []]],
   report: [V, ["device_id", NAME], ...TASKED, ["version", COUNT], ["loss", FREE], ["accuracy", FREE], ["num_samples", COUNT]],
   decline: [V, ["device_id", NAME], ...TASKED, ["reason", text], ["cause", NAME, ""]],
   verdict: [V, ...TASKED, ["digest", NAME, ""], ["accepted", bool], ["reason", text, ""]],
-  request: [V, ["sha256", NAME], ["missing", bytes(1024)], ["limit", COUNT, 16]],
+  request: [V, ["sha256", NAME], ["missing", bytes(1024)], ["limit", COUNT, 16], ["shared", NAME, ""]],
   chunk: [V, ["sha256", NAME], ["index", COUNT], ["data", bytes(CHUNK_BYTES)]],
   finished: [V, ["job", NAME], ["reason", text, ""], ["is_error", bool, false]],
-  device_status: [V, ["device_id", NAME], ["online", bool], ["paused", text, ""], ["session", NAME, ""]],
-  aggregator_status: [V, ["job", NAME], ["session", NAME], ["online", bool], ["round", COUNT], ["version", COUNT], ["finished", bool, false]],
+  device_status: [V, ["device_id", NAME], ["online", bool], ["paused", text, ""], ["session", NAME, ""], ["phase", NAME, ""], ["round", COUNT, 0],
+    ["step", COUNT, 0], ["steps", COUNT, 0], ["step_s", SECONDS, 0], ["left_s", LEFT, 0], ["memory_mb", MEGABYTES, 0], ["temperature_c", float(-273.15, 1000), 0],
+    ["mb_sent", MEGABYTES, 0], ["mb_received", MEGABYTES, 0], ["software", NAME, ""], ["said", text, ""]],
+  aggregator_status: [V, ["job", NAME], ["session", NAME], ["online", bool], ["round", COUNT], ["version", COUNT], ["finished", bool, false],
+    ["tell_every_s", SECONDS, 0]],
+  look: [V, ["rounds_from", COUNT, 0]],
+  view: [V, ["job", NAME], ["session", NAME], ["software", NAME, ""], ["round", COUNT], ["num_rounds", COUNT], ["version", COUNT], ["is_open", bool],
+    ["left_s", LEFT, 0], ["num_pending", COUNT, 0], ["num_accepted", COUNT, 0], ["num_refused", COUNT, 0], ["pending", list(NAME, 256), []],
+    ["left_out", counts, {}], ["dropped", COUNT, 0], ["figures", list(FIGURES, 256), []]],
   mask_keys: [V, ["device_id", NAME], ...MASKED, ["mask_key", KEY], ["share_key", KEY], ["seed_digest", KEY]],
   mask_group: [V, ...MASKED, ["group", NAME], ["place", COUNT], ["mask_key", KEY], ["threshold", COUNT], ["peers", list(PEER, 512)]],
   mask_shares: [V, ["device_id", NAME], ...MASKED, ["group", NAME], ["shares", SHARES]],
@@ -100,13 +113,16 @@ const MESSAGES = {
   mask_ask: [V, ...MASKED, ["group", NAME], ["delivered", PLACES], ["dropped", PLACES]],
   mask_reveal: [V, ["device_id", NAME], ...MASKED, ["group", NAME], ["seeds", SHARES], ["secrets", SHARES]],
 };
+/** Messages that leave away what has its default, but for `v`. */
+const LEAN = new Set(["device_status"]);
 export const TYPES = Object.keys(MESSAGES);
 
 /** @param {{type: string}} message its fields beside `type`; those left out are at their defaults @returns {Uint8Array} */
 export function encode(message) {
   const fields = MESSAGES[message.type];
   if (!fields) throw new WireError(`no message ${oneLine(message.type)}`);
-  return pack(new Map([["type", message.type], ...fields.map(([name, type, absent]) => [name, type.out(message[name] ?? absent)])]));
+  const told = LEAN.has(message.type) ? fields.filter(([name, , absent]) => name === "v" || absent === undefined || (message[name] ?? absent) !== absent) : fields;
+  return pack(new Map([["type", message.type], ...told.map(([name, type, absent]) => [name, type.out(message[name] ?? absent)])]));
 }
 
 /** Bytes to a message; WireError if it is too large, malformed, beyond a bound, of an unknown type or another version. */
