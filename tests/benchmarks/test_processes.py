@@ -100,7 +100,7 @@ print(json.dumps({{".".join(p): a.tolist() for p, a in found.items()}}))
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("mode", ["full", "half", "recompute"])
+@pytest.mark.parametrize("mode", [pytest.param("full", marks=pytest.mark.slow), "half", "recompute"])
 def test_estimates_are_within_a_fifth_of_the_peak(mode):
     folder = minilm_artifact(77)
     found = run_worker("device_step", folder, *SIZES.values(), 3, 1, mode, threads=1)

@@ -72,7 +72,9 @@ def test_frozen_layers_pass_the_gradient_on_but_get_none(classifier: tuple[Path,
     assert none.keys() == {"head.weight", "head.bias"}
 
 
-@pytest.mark.parametrize(("learning", "head"), [((0, 2), False), ((), True)])
+@pytest.mark.parametrize(
+    ("learning", "head"), [pytest.param((0, 2), False, marks=pytest.mark.slow), ((), True)]
+)
 def test_a_layer_without_anything_to_train_is_run_and_trains_nothing(
     tmp_path: Path, learning: tuple[int, ...], head: bool
 ) -> None:

@@ -36,6 +36,7 @@ def test_what_is_asked_for_wrongly_is_named():
         bench("backends", only=["minilm", "jax"])
 
 
+@pytest.mark.slow
 def test_what_an_artifact_holds_beside_its_tensors():
     """Of MiniLM: tokenizer, golden step, manifest and graphs; the aim for a model is 3 MB."""
     folder = minilm_artifact(77)

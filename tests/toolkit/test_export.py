@@ -249,6 +249,7 @@ def test_the_manifest_holds_what_was_decided_and_the_report_why(tmp_path: Path) 
     assert selfcheck(tmp_path / "artifact").ok
 
 
+@pytest.mark.slow
 def test_a_decoders_classes_do_not_depend_on_the_padding(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(tmp_path / "model")

@@ -37,7 +37,11 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "two numbers": ({"problem_type": "regression", "labels": ["heat", "light"]}, "both"),
     "label set": ({"problem_type": "multi_label_classification", "labels": TAGS}, "labels"),
 }
-EACH = ["number", pytest.param("two numbers", marks=pytest.mark.slow), "label set"]
+EACH = [
+    pytest.param("number", marks=pytest.mark.slow),
+    pytest.param("two numbers", marks=pytest.mark.slow),
+    "label set",
+]
 """An export each takes some seconds."""
 
 

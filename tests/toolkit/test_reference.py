@@ -38,7 +38,11 @@ def test_selfcheck_of_minilm(artifact_folder: Path) -> None:
 
 
 @pytest.mark.shared_data
-@pytest.mark.parametrize("policy", [PolicySpec(), PolicySpec(name="exact-k", drop=0.5)], ids=["full", "half"])
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(PolicySpec(), marks=pytest.mark.slow), PolicySpec(name="exact-k", drop=0.5)],
+    ids=["full", "half"],
+)
 def test_fifty_losses_equal_torch_and_peft(artifact_folder: Path, tmp_path: Path, policy: PolicySpec) -> None:
     data, artifact = banking(artifact_folder, "train"), open_artifact(artifact_folder, verify=False)
     save_peft(tmp_path / "start", artifact.manifest, artifact.adapter())
