@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import Cache
 
 from fleetune.exporters.model.program import Remembers, Stepping
+from fleetune.toolkit.lookups import plain
 
 _NAMES = ("cache", "past_key_values")
 """What the argument is called, the newer name first."""
@@ -15,7 +16,7 @@ _MASK = "attention_mask"
 
 def stepping_of(model: Any, names: list[str]) -> Stepping | None:
     """How a model with the inputs ``names`` runs on new tokens; None for one without a mask or a cache."""
-    accepted = inspect.signature(model.get_base_model().forward).parameters
+    accepted = inspect.signature(plain(model).forward).parameters
     name = next((known for known in _NAMES if known in accepted), None)
     if name is None or _MASK not in names:
         return None

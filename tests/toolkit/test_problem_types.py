@@ -167,8 +167,10 @@ def test_the_merged_model_answers_by_the_same_loss(runs: Callable[[str], Run], c
 
 
 def test_what_no_head_of_numbers_can_do_is_refused(runs: Callable[[str], Run], tmp_path: Path) -> None:
-    manifest = open_artifact(runs("number").artifact, verify=False).manifest
-    with pytest.raises(ConfigError, match=r"class-mean head needs one class a row; .* is regression"):
+    manifest = open_artifact(runs("label set").artifact, verify=False).manifest
+    with pytest.raises(
+        ConfigError, match=r"class-mean head needs one class a row; .* is multi_label_classification"
+    ):
         class_head(manifest)
     model = save_classifier(tmp_path / "model")
     task = "sequence-classification"
