@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from fleetune.device_runtime.arrays import Array, Arrays, Indices
+from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.commands.evaluating import Counted, counter_of, described, write_evaluation
 from fleetune.device_runtime.contracts.adapters import load_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
@@ -124,10 +124,11 @@ def predict(
         logits = _logits(
             engine, dataset, weights, batch_size=batch_size, tell=on_progress or (lambda _: None)
         )
+    answers = logits if artifact.manifest.problem_type else _log_scores(logits)
     if out is not None:
-        judged = _judged(logits, dataset, artifact.manifest)
+        judged = _judged(answers, dataset, artifact.manifest)
         _write(described(*judged, artifact.manifest, data=str(data)), Path(out), on_note)
-    return list(_named(logits, artifact.manifest, texts))
+    return list(_named(answers, artifact.manifest, texts))
 
 
 def _check_task(manifest: Manifest, *, is_measured: bool) -> None:
@@ -217,29 +218,27 @@ def _logits(
     return logits
 
 
-def _judged(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Counted | None]:
-    """Logits (num_samples, classes) against the labels, as ``train`` measures them."""
-    if manifest.problem_type:
-        return _judged_outputs(logits, dataset, manifest)
-    scores, labels = _log_scores(logits), dataset.labels
-    answers: Indices = scores.argmax(-1)
+def _judged(answers: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Counted | None]:
+    """Logarithms of probabilities, or logits of a problem type, (num_samples, outputs), against the labels, as in ``train``."""
     counted = counter_of(manifest)
+    if isinstance(counted, LabelSets | Regression):
+        return _judged_outputs(answers, dataset, manifest, counted), counted
+    labels, likeliest = dataset.labels, np.asarray(answers.argmax(-1))
     if counted:
-        counted.add(answers, labels)
-    loss = -float(scores[np.arange(len(scores)), labels].mean())
-    return Evaluation(loss, float((answers == labels).mean()), len(scores)), counted
+        counted.add(likeliest, labels)
+    loss = -float(answers[np.arange(len(answers)), labels].mean())
+    return Evaluation(loss, float((likeliest == labels).mean()), len(answers)), counted
 
 
-def _judged_outputs(logits: Array, dataset: Dataset, manifest: Manifest) -> tuple[Evaluation, Counted | None]:
-    """As :func:`_judged`, of numbers or label sets."""
-    counted = counter_of(manifest)
+def _judged_outputs(
+    logits: Array, dataset: Dataset, manifest: Manifest, counted: LabelSets | Regression
+) -> Evaluation:
+    """As :func:`_judged`, of numbers or label sets, which are ``counted`` too."""
     column = dataset.rows(np.arange(dataset.num_samples))[manifest.label_name]
     z, y = logits.astype(np.float64), column.reshape(logits.shape).astype(np.float64)
     losses = np.square(z - y) if manifest.problem_type == "regression" else np.logaddexp(0, z) - z * y
-    if isinstance(counted, LabelSets | Regression):
-        counted.add(logits, column)
-        return Evaluation(float(losses.mean()), counted.score, len(logits)), counted
-    return Evaluation(float(losses.mean()), 0.0, len(logits)), None
+    counted.add(logits, column)
+    return Evaluation(float(losses.mean()), counted.score, len(logits))
 
 
 def _log_scores(logits: Array) -> Doubles:
@@ -249,15 +248,15 @@ def _log_scores(logits: Array) -> Doubles:
     return found
 
 
-def _named(logits: Array, manifest: Manifest, texts: Sequence[str | None]) -> Iterator[AnyPrediction]:
+def _named(answers: Array, manifest: Manifest, texts: Sequence[str | None]) -> Iterator[AnyPrediction]:
     labels = manifest.labels
     if manifest.problem_type == "regression":
-        for row, text in zip(logits.astype(float).tolist(), texts, strict=True):
+        for row, text in zip(answers.astype(float).tolist(), texts, strict=True):
             yield NumberPrediction(dict(zip(labels, row, strict=True)), text)
     elif manifest.problem_type:
-        for row, text in zip((0.5 * (1 + np.tanh(logits.astype(float) / 2))).tolist(), texts, strict=True):
+        for row, text in zip((0.5 * (1 + np.tanh(answers.astype(float) / 2))).tolist(), texts, strict=True):
             scores = dict(zip(labels, row, strict=True))
             yield LabelSetPrediction([name for name, score in scores.items() if score >= 0.5], scores, text)
     else:
-        for scores_of_row, text in zip(np.exp(_log_scores(logits)), texts, strict=True):
+        for scores_of_row, text in zip(np.exp(answers), texts, strict=True):
             yield Prediction(labels[int(scores_of_row.argmax())], float(scores_of_row.max()), text)
