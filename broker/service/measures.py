@@ -61,6 +61,7 @@ class Measures:
             way = _way(update, strategy)
             length = way.length
             if _tells(way, strategy):
+                self._looks = True
                 self._votes.add(*way)
                 # a round of directions of its own is judged by itself, when all of it is there
                 agreement = None if strategy.direction else self._heading.agreement(*way)
@@ -119,12 +120,14 @@ class Measures:
     def _begin(self, heading: Arrays) -> None:
         self._found: dict[str, Measured] = {}
         self._votes, self._heading = Votes(), Heading(heading)
+        self._looks = False
+        """Whether any of them has a direction that is looked at: if not, none need be read again."""
 
     def _judged(self, strategy: Strategy, arrived: Arrived) -> dict[str, Measured]:
         """Measures with every agreement: with the round's others, where nothing is known of before, or the fleet has turned."""
         known = [one.agreement for one in self._found.values() if one.agreement is not None]
         turned = sum(one < -AGAINST_COSINE for one in known) > TURNED * len(self._found)
-        if not self._kept or (len(known) == len(self._found) and not turned):
+        if not self._looks or (len(known) == len(self._found) and not turned):
             return self._found
         total = self._votes.total()
         ways = ((one.device_id, _way(one, strategy)) for one in arrived())

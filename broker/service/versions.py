@@ -58,6 +58,8 @@ _HEADING = " heading "
 """Before the name of a tensor: where the fleet goes, float32."""
 _MOVES = " moves"
 """Name of how far the last versions moved, float64, newest first; of a lazy job."""
+_BLANK: Array = np.zeros(0, np.uint8)
+"""Of what is not kept."""
 _REFERENCES = 4
 """Versions held decoded, for updates to be decoded against."""
 
@@ -85,9 +87,12 @@ class Versions:
         self._sums = self._strategy.init(self.reference(self.newest))
         self._mask = b""
         self._bits: Mask = {}
-        self._set_mask(self._kept(_MASK).tobytes())
-        self._moves = self._kept(_MOVES).tolist()
-        self._measures = Measures(settings, self._kept_heading())
+        kept = self._kept()
+        self._set_mask(kept.get(_MASK, _BLANK).tobytes())
+        self._moves = kept.get(_MOVES, _BLANK).tolist()
+        self._measures = Measures(
+            settings, {n.removeprefix(_HEADING): v for n, v in kept.items() if n.startswith(_HEADING)}
+        )
         self._bounds: dict[str, Bound] = {}
         """Of the round that is being closed, by device: how updates beyond them count."""
         self._beyond: dict[str, Bound] = {}
@@ -153,9 +158,8 @@ class Versions:
         """
         if self._settings.grid.bits:
             self._add_sum(round_number, unmasking)
-        reference, kept = self.reference(self.newest), self._store.strategy_state(self.newest)
-        state = parse_arrays(kept) if kept else {}
-        state = {name: value for name, value in state.items() if not _is_ours(name)}
+        reference = self.reference(self.newest)
+        state = {name: value for name, value in self._kept().items() if not _is_ours(name)}
         marks = self._hold(round_number)
         gathered = Gathered(lost, self._counted, reference, version, self._settings.outliers)
         if self._strategy.stand_in:
@@ -284,15 +288,10 @@ class Versions:
         """Take this mask, empty for none, for the rounds to come."""
         self._mask, self._bits = mask, read_mask(mask, self.reference(self.newest)) if mask else {}
 
-    def _kept(self, name: str) -> Array:
-        """What the newest version's round left beside the strategy's state for the open one; blank if nothing."""
+    def _kept(self) -> Arrays:
+        """What the newest version's round left for the open one: the strategy's state, and what lies beside it."""
         state = self._store.strategy_state(self.newest)
-        return parse_arrays(state).get(name, np.zeros(0, np.uint8)) if state else np.zeros(0, np.uint8)
-
-    def _kept_heading(self) -> Arrays:
-        state = self._store.strategy_state(self.newest)
-        tensors = parse_arrays(state) if state else {}
-        return {n.removeprefix(_HEADING): v for n, v in tensors.items() if n.startswith(_HEADING)}
+        return parse_arrays(state) if state else {}
 
     @property
     def lazy_bound(self) -> float:
