@@ -10,7 +10,8 @@ own. That the votes of all devices are in its place is ours.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,13 @@ from fleetune.device_runtime.arrays import Arrays, Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 AGAINST = 0.05
-"""Cosine: an update that points further than this against the others is left out."""
+"""Cosine: an update that points further than this against the others is left out, if the others agree that closely."""
+SPREADS = 3.0
+"""An update is left out only if its cosine is so many standard deviations below the middle one of the last rounds.
+
+Where the devices of a fleet learn different things, honest ones point against each other."""
+RECENT_MAX = 64
+"""Cosines of earlier updates that are kept for that."""
 ELEMENTS_MIN = 6_400
 """Of fewer a direction tells nothing: by chance alone, cosines of so many have a standard deviation of a quarter of AGAINST."""
 CLIENTS_MIN = 5
@@ -32,6 +39,22 @@ _UNIT = 2.0**40
 
 Direction = Mapping[str, Doubles]
 """What an update moves, by tensor, in the shape of the whole tensor: zeros where it holds nothing."""
+
+
+def least_agreement(cosines: Sequence[float]) -> float:
+    """Return the cosine below which an update is left out: -AGAINST, or less where the fleet's own are spread.
+
+    Args:
+        cosines: of the round, and of the last ones before it.
+
+    Source: the median of absolute deviations as a deviation, and some three of them, are in Iglewicz and Hoaglin, How to Detect
+    and Handle Outliers, 1993, section 3.3. To look at the upper half alone is ours: liars are in the lower one.
+    """
+    middle = median(cosines) if cosines else -1.0
+    if middle < -AGAINST:  # most go back: what was before them tells, not how they are spread
+        return -AGAINST
+    deviation = 1.4826 * median(one - middle for one in cosines if one >= middle)
+    return min(-AGAINST, middle - SPREADS * deviation)
 
 
 class Heading:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from fleetune.broker.job import PLAIN, Settings
 from fleetune.broker.methods.bounds import (
     UPDATES_MIN,
@@ -14,7 +16,16 @@ from fleetune.broker.methods.bounds import (
     norm_of,
 )
 from fleetune.broker.methods.heading import AGAINST as AGAINST_COSINE
-from fleetune.broker.methods.heading import CLIENTS_MIN, ELEMENTS_MIN, TURNED, Direction, Heading, Votes
+from fleetune.broker.methods.heading import (
+    CLIENTS_MIN,
+    ELEMENTS_MIN,
+    RECENT_MAX,
+    TURNED,
+    Direction,
+    Heading,
+    Votes,
+    least_agreement,
+)
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import AGAINST, FAR, LENGTH, WEIGHT, Mark, mark
 from fleetune.device_runtime.arrays import Arrays
@@ -24,6 +35,9 @@ FEATURES_CAP = 2.0
 
 SMALL = 0.001
 """No update is long that moves less than this share of the version's norm, however short the others are."""
+
+_AGREEMENTS = " agreements"
+"""In what a version leaves, beside tensors: no tensor has such a name."""
 
 Arrived = Callable[[], Iterator[Update]]
 """All updates of the round that were added, as they came, one in memory at a time."""
@@ -70,7 +84,7 @@ class Measures:
         self._found[update.device_id] = Measured(update.weight, length, agreement)
 
     def next_heading(self, strategy: Strategy, found: Mapping[str, Bound], arrived: Arrived) -> Arrays:
-        """What the next version leaves of where the fleet went, float32 by tensor; nothing if nobody looks.
+        """What the next version leaves of where the fleet went, float32 by tensor, and of who agreed; nothing if nobody looks.
 
         Who is far off has no vote; who points against the others has one, as they may be wrong.
         """
@@ -80,7 +94,9 @@ class Measures:
         for update in arrived() if far else ():
             if update.device_id in far and _tells(way := _way(update, strategy), strategy):
                 self._votes.take_back(*way)
-        return self._votes.after(self._heading, kept=self._kept)
+        recent = [*self._recent, *self._agreements][-RECENT_MAX:]
+        left = self._votes.after(self._heading, kept=self._kept)
+        return left | {_AGREEMENTS: np.array(recent, np.float32)}
 
     def begin(self, heading: Arrays) -> None:
         """Begin the next version with what the last one left."""
@@ -89,13 +105,15 @@ class Measures:
     def bounds(self, strategy: Strategy, reference: Arrays, arrived: Arrived) -> dict[str, Bound]:
         """How those that are beyond the bounds count, by device; ``reference`` is the version that they are to move."""
         found = self._judged(strategy, arrived) if len(self._found) >= UPDATES_MIN else self._found
+        against = self._least_agreement(found)
         if strategy.length and self._caps["length_cap"]:
             return bounds(
                 found,
                 **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP, "least": 1 / FEATURES_CAP},
+                against=against,
             )
         floor = SMALL * norm_of(reference) if self._caps["length_cap"] else 0.0
-        return bounds(found, **self._caps, floor=floor)
+        return bounds(found, **self._caps, floor=floor, against=against)
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
         """What is noted of them in a round; of one that ``counts_all_alike`` only who is left out elsewhere."""
@@ -119,9 +137,22 @@ class Measures:
 
     def _begin(self, heading: Arrays) -> None:
         self._found: dict[str, Measured] = {}
-        self._votes, self._heading = Votes(), Heading(heading)
+        tensors = {name: value for name, value in heading.items() if name != _AGREEMENTS}
+        self._votes, self._heading = Votes(), Heading(tensors)
+        self._recent: list[float] = heading.get(_AGREEMENTS, np.zeros(0, np.float32)).tolist()
+        self._agreements: list[float] = []
+        """Those of the round that stand beside the recent ones, once it is judged."""
         self._looks = False
         """Whether any of them has a direction that is looked at: if not, none need be read again."""
+
+    def _least_agreement(self, judged: Mapping[str, Measured]) -> float:
+        now = [one.agreement for _, one in sorted(judged.items()) if one.agreement is not None]
+        # Cosines with the round's others are another kind than those with the heading: they stand for themselves.
+        self._agreements = now if self._is_by_heading(judged) else []
+        return least_agreement([*self._recent, *now] if self._agreements else now)
+
+    def _is_by_heading(self, judged: Mapping[str, Measured]) -> bool:
+        return all(one.agreement == self._found[device].agreement for device, one in judged.items())
 
     def _judged(self, strategy: Strategy, arrived: Arrived) -> dict[str, Measured]:
         """Measures with every agreement: with the round's others, where nothing is known of before, or the fleet has turned."""

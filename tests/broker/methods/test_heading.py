@@ -9,7 +9,8 @@ from fleet import settings_of
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.bounds import Measured, bounds
 from fleetune.broker.methods.class_mean import class_mean
-from fleetune.broker.methods.heading import Heading, Votes
+from fleetune.broker.methods.heading import AGAINST as AGAINST_COSINE
+from fleetune.broker.methods.heading import Heading, Votes, least_agreement
 from fleetune.broker.methods.strategy import Update
 from fleetune.broker.service.measures import Measures
 from fleetune.broker.tasks import AGAINST
@@ -112,6 +113,25 @@ def test_a_device_that_has_nothing_in_common_with_the_others_is_not_left_out():
     for number in range(4):
         unlike = moves("rare", round_number=number, common=0.0)
         assert a_round(measures, [*mixed(0, round_number=number), unlike]) == []
+
+
+def test_where_honest_devices_are_spread_nobody_is_left_out_for_it():
+    """Cosines of bge-small on MNLI, Dirichlet(1), one seed, nobody lying: the first three rounds, and the fourth."""
+    before = [0.473, 0.354, 0.342, 0.298, 0.53, 0.048, 0.008, 0.102, 0.167, 0.067]
+    now = [-0.321, -0.056, 0.365, -0.156, 0.236]
+    assert least_agreement([*before, *now]) < min(now)
+    close = [0.3, 0.31, 0.28, 0.21, 0.4, 0.24, 0.25, 0.36, 0.23, 0.26]
+    assert least_agreement([*close, 0.3, 0.25, -0.1, -0.7]) == -AGAINST_COSINE
+    assert least_agreement([]) == -AGAINST_COSINE
+
+
+def test_how_closely_a_fleet_agrees_is_known_from_the_rounds_before():
+    """One of five goes back: in a fleet that agreed closely it is left out, in one whose devices differ it is not."""
+    way = moves("h0", common=1.0).values
+    updates = [moves(f"h{i}", common=cosine) for i, cosine in enumerate([0.5, 0.5, 0.5, 0.5, -0.3])]
+    for recent, out in (([0.5, 0.52, 0.48] * 5, ["h4"]), ([0.5, 0.0, -0.3, 0.2, 0.4] * 3, [])):
+        left = way | {" agreements": np.array(recent, np.float32)}
+        assert a_round(Measures(settings_of(clients=5), left), updates) == out
 
 
 def test_a_fleet_that_turns_is_judged_by_its_round():
