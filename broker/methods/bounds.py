@@ -33,6 +33,8 @@ class Measured(NamedTuple):
     length: float
     agreement: float | None = None
     """Cosine with where the others go; None if nobody looks."""
+    least: float = -AGAINST
+    """An update that agrees less points against the others."""
 
 
 def bounds(
@@ -43,7 +45,6 @@ def bounds(
     far: float = FAR,
     least: float = 0.0,
     floor: float = 0.0,
-    against: float = -AGAINST,
 ) -> dict[str, Bound]:
     """Return how the updates that are beyond a bound count, by device; the others count as they are.
 
@@ -60,7 +61,6 @@ def bounds(
         far: in times the middle length.
         least: in times the middle length: a shorter one is left out.
         floor: the middle length counts as this at least: where most have nothing left to learn, the others still may.
-        against: an update that agrees less than this points against the others.
     """
     if len(measured) < UPDATES_MIN:
         return {}
@@ -73,7 +73,7 @@ def bounds(
         share = 1.0 if one.agreement is None else min(1.0, max(0.0, one.agreement / middle))
         most = int(_cap(weight_cap, share) * weight) if weight_cap else math.inf
         longest = _cap(length_cap, share) * length if length_cap and length else math.inf
-        is_against = one.agreement is not None and one.agreement < against
+        is_against = one.agreement is not None and one.agreement < one.least
         return Bound(
             weight=int(min(one.weight, most)),
             scale=0.0 if is_against or one.length < shortest else _scale(one.length, longest, far * length),

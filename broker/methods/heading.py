@@ -21,8 +21,8 @@ from fleetune.device_runtime.arrays import Arrays, Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 AGAINST = 0.05
-"""Cosine: an update that points further than this against the others is left out, if the others agree that closely."""
-SPREADS = 3.0
+"""Cosine: an update that points further than this against the others is left out, if they agree closely, or its device was before."""
+SPREADS = 2.5
 """An update is left out only if its cosine is so many standard deviations below the middle one of the last rounds.
 
 Where the devices of a fleet learn different things, honest ones point against each other."""
@@ -47,8 +47,8 @@ def least_agreement(cosines: Sequence[float]) -> float:
     Args:
         cosines: of the round, and of the last ones before it.
 
-    Source: the median of absolute deviations as a deviation, and some three of them, are in Iglewicz and Hoaglin, How to Detect
-    and Handle Outliers, 1993, section 3.3. To look at the upper half alone is ours: liars are in the lower one.
+    Source: the median of absolute deviations as a deviation, and a number of them as a bound, are in Iglewicz and Hoaglin, How
+    to Detect and Handle Outliers, 1993, section 3.3. To look at the upper half alone is ours: liars are in the lower one.
     """
     middle = median(cosines) if cosines else -1.0
     if middle < -AGAINST:  # most go back: what was before them tells, not how they are spread

@@ -1,6 +1,6 @@
 """What the bounds of a round go by, as its updates come, and what is noted of those that are beyond them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from fleetune.broker.methods.heading import (
     least_agreement,
 )
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
-from fleetune.broker.tasks import AGAINST, FAR, LENGTH, WEIGHT, Mark, mark
+from fleetune.broker.tasks import AGAINST, FAR, LENGTH, PARDONED, WEIGHT, Mark, mark
 from fleetune.device_runtime.arrays import Arrays
 
 FEATURES_CAP = 2.0
@@ -102,18 +102,26 @@ class Measures:
         """Begin the next version with what the last one left."""
         self._begin(heading)
 
-    def bounds(self, strategy: Strategy, reference: Arrays, arrived: Arrived) -> dict[str, Bound]:
-        """How those that are beyond the bounds count, by device; ``reference`` is the version that they are to move."""
+    def bounds(
+        self, strategy: Strategy, reference: Arrays, arrived: Arrived, marks: Callable[[], Iterable[Mark]]
+    ) -> dict[str, Bound]:
+        """How those that are beyond the bounds count, by device.
+
+        Args:
+            strategy: of the version that is made.
+            reference: the version that they are to move.
+            arrived: the updates.
+            marks: all that the job has noted of devices before, in order.
+        """
         found = self._judged(strategy, arrived) if len(self._found) >= UPDATES_MIN else self._found
-        against = self._least_agreement(found)
+        found = self._with_least(found, strategy, marks)
         if strategy.length and self._caps["length_cap"]:
             return bounds(
                 found,
                 **{**self._caps, "length_cap": FEATURES_CAP, "far": FEATURES_CAP, "least": 1 / FEATURES_CAP},
-                against=against,
             )
         floor = SMALL * norm_of(reference) if self._caps["length_cap"] else 0.0
-        return bounds(found, **self._caps, floor=floor, against=against)
+        return bounds(found, **self._caps, floor=floor)
 
     def marks(self, found: Mapping[str, Bound], number: int, *, counts_all_alike: bool) -> Iterator[Mark]:
         """What is noted of them in a round; of one that ``counts_all_alike`` only who is left out elsewhere."""
@@ -145,11 +153,18 @@ class Measures:
         self._looks = False
         """Whether any of them has a direction that is looked at: if not, none need be read again."""
 
-    def _least_agreement(self, judged: Mapping[str, Measured]) -> float:
+    def _with_least(
+        self, judged: Mapping[str, Measured], strategy: Strategy, marks: Callable[[], Iterable[Mark]]
+    ) -> dict[str, Measured]:
+        """Measures with the agreement that each device must have: how spread the fleet is excuses who has no mark for it."""
         now = [one.agreement for _, one in sorted(judged.items()) if one.agreement is not None]
         # Cosines with the round's others are another kind than those with the heading: they stand for themselves.
         self._agreements = now if self._is_by_heading(judged) else []
-        return least_agreement([*self._recent, *now] if self._agreements else now)
+        least = least_agreement([*self._recent, *now] if self._agreements else now)
+        if not any(least <= one < -AGAINST_COSINE for one in now):
+            return dict(judged)
+        marked = _against(marks())
+        return {d: one if d in marked else one._replace(least=least) for d, one in judged.items()}
 
     def _is_by_heading(self, judged: Mapping[str, Measured]) -> bool:
         return all(one.agreement == self._found[device].agreement for device, one in judged.items())
@@ -169,6 +184,17 @@ class Measures:
             )
             for device, one in self._found.items()
         }
+
+
+def _against(marks: Iterable[Mark]) -> set[str]:
+    """Devices that pointed against the others before, and are not pardoned."""
+    found = set[str]()
+    for one in marks:
+        if one.kind == AGAINST:
+            found.add(one.device)
+        elif one.kind == PARDONED:
+            found.discard(one.device)
+    return found
 
 
 def _way(update: Update, strategy: Strategy) -> _Way:

@@ -176,10 +176,11 @@ class Versions:
     def _hold(self, round_number: int) -> list[Mark]:
         """Hold the updates to the bounds of their round: if one is beyond them, all are added anew."""
         strategy = self._strategy
-        found = self._measures.bounds(strategy, self.reference(self.newest), self._arrived)
+        reference = self.reference(self.newest)
+        found = self._measures.bounds(strategy, reference, self._arrived, self._store.marks)
         self._beyond, self._bounds = found, {} if strategy.choose else found
         if self._bounds:
-            self._sums = strategy.init(self.reference(self.newest))
+            self._sums = strategy.init(reference)
             for update in self._counted():
                 self._sums = strategy.add(self._sums, update)
         marks = [*self._measures.marks(found, round_number, counts_all_alike=strategy.choose is not None)]

@@ -13,7 +13,7 @@ from fleetune.broker.methods.heading import AGAINST as AGAINST_COSINE
 from fleetune.broker.methods.heading import Heading, Votes, least_agreement
 from fleetune.broker.methods.strategy import Update
 from fleetune.broker.service.measures import Measures
-from fleetune.broker.tasks import AGAINST
+from fleetune.broker.tasks import AGAINST, PARDONED, mark
 from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS, ClassHead
 
 SIZE = 20_000
@@ -40,11 +40,11 @@ def moves(device, *, round_number=0, sign=1.0, common=0.5, length=1.0):
     return Update({"w": (sign * length * way).astype(np.float32)}, REFERENCE, 10, device_id=device)
 
 
-def a_round(measures, updates, strategy=None):
+def a_round(measures, updates, strategy=None, noted=()):
     strategy = strategy or fedavg()
     for one in updates:
         measures.add(one, strategy)
-    found = measures.bounds(strategy, REFERENCE, lambda: iter(updates))
+    found = measures.bounds(strategy, REFERENCE, lambda: iter(updates), lambda: noted)
     marks = [one.device for one in measures.marks(found, 1, counts_all_alike=False) if one.kind == AGAINST]
     measures.begin(measures.next_heading(strategy, found, lambda: iter(updates)))
     return marks
@@ -134,6 +134,13 @@ def test_how_closely_a_fleet_agrees_is_known_from_the_rounds_before():
         assert a_round(Measures(settings_of(clients=5), left), updates) == out
 
 
+def test_who_went_back_before_is_not_excused_by_a_spread_fleet_until_it_is_pardoned():
+    left = moves("h0", common=1.0).values | {" agreements": np.array([0.5, 0.0, -0.3, 0.2] * 4, np.float32)}
+    updates = [moves(f"h{i}", common=cosine) for i, cosine in enumerate([0.5, 0.5, 0.5, -0.2, -0.2])]
+    notes = [mark(1, "h3", AGAINST, "before"), mark(1, "h4", AGAINST, "before"), mark(2, "h4", PARDONED, "")]
+    assert a_round(Measures(settings_of(clients=5), left), updates, noted=notes) == ["h3"]
+
+
 def test_a_fleet_that_turns_is_judged_by_its_round():
     measures = Measures(settings_of(clients=5))
     a_round(measures, mixed(0))
@@ -175,6 +182,6 @@ def test_who_is_far_off_has_no_vote():
         measures = Measures(settings_of(clients=5))
         for one in updates:
             measures.add(one, fedavg())
-        found = measures.bounds(fedavg(), REFERENCE, lambda updates=updates: iter(updates))
+        found = measures.bounds(fedavg(), REFERENCE, lambda updates=updates: iter(updates), tuple)
         headings.append(measures.next_heading(fedavg(), found, lambda updates=updates: iter(updates)))
     assert headings[0]["w"].tobytes() == headings[1]["w"].tobytes()

@@ -203,7 +203,7 @@ def test_class_sums_of_longer_features_than_a_model_makes_are_left_out():
     for device, length in (("a", 1.0), ("b", 1.1), ("b2", 1.1), ("c", 2.3), ("d", 0.0)):
         sums = {SUMS: np.zeros((1, 2)), COUNTS: np.ones(1), SQUARES: np.array([length**2])}
         measures.add(Update(sums, {}, 5, device_id=device), strategy)
-    found = measures.bounds(strategy, {}, lambda: iter(()))
+    found = measures.bounds(strategy, {}, lambda: iter(()), tuple)
     assert {device: bound.scale for device, bound in found.items()} == {"c": 0.0, "d": 0.0}
 
 
