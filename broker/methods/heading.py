@@ -21,7 +21,7 @@ from fleetune.device_runtime.arrays import Arrays, Floats
 from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 AGAINST = 0.05
-"""Cosine: an update that points further than this against the others is left out, if they agree closely, or its device was before."""
+"""Cosine: an update that points further than this against the others is left out, if they agree closely or it was before."""
 SPREADS = 2.5
 """An update is left out only if its cosine is so many standard deviations below the middle one of the last rounds.
 
