@@ -33,6 +33,7 @@ from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.scores import score_of
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.secure_sums.keys import need_cryptography
 from fleetune.device_runtime.contracts.thresholds import stays
@@ -61,6 +62,7 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
         num_layers=manifest.num_layers,
         num_elements=sum(prod(tensor.shape) for tensor in manifest.tensors if tensor.trainable),
         num_classes=len(manifest.labels),
+        score=score_of(manifest),
         head=head,
         still=_still(manifest, work) if job.dp.is_on else (),
     )

@@ -4,7 +4,7 @@ They can where each kind of block is given its attention mask (B, 1, S, S): who 
 model whose blocks make their masks themselves, or mix tokens in other ways than attention, cannot.
 """
 
-from fleetune.device_runtime.contracts.manifest import Manifest, Section
+from fleetune.device_runtime.contracts.manifest import Kind, Manifest
 
 MASK = "attention_mask"
 """The input that says which tokens are text: 0 is padding, and k is the k-th text of the sequence."""
@@ -17,6 +17,6 @@ def holds_apart(manifest: Manifest) -> bool:
     return manifest.backend == "onnx" and has_mask and all(map(_is_masked, manifest.kinds))
 
 
-def _is_masked(kind: Section) -> bool:
+def _is_masked(kind: Kind) -> bool:
     shapes = {port.shape for port in kind.graphs["forward"].inputs if port.role == "side"}
     return SQUARE in shapes and ("batch", "seq") not in shapes

@@ -200,11 +200,14 @@ class Chain:
     def _numbered(self, scope: Scope) -> Numbers | None:
         """Which text each token is of, if a sequence has several; the mask in ``scope`` then says text or padding alone."""
         place = next((i for i, row in enumerate(self._manifest.inputs) if row.name == MASK), None)
-        if place is None or not are_packed(numbers := self._loader.array_of(scope["batch", place])):
+        if place is None:
+            return None
+        numbers: Numbers = self._loader.array_of(scope["batch", place]).astype(np.int64, copy=False)
+        if not are_packed(numbers):
             return None
         if not self._holds_apart:
             raise ConfigError(f"{MASK}: more than 0 and 1, and this artifact's graphs hold no texts apart")
-        scope["batch", place] = self._value((numbers > 0).astype(numbers.dtype))
+        scope["batch", place] = self._value((numbers > 0).astype(np.int64))
         return numbers
 
     def _hidden_apart(self, scope: Scope, graph: Graph, slots: Scope, numbers: Numbers) -> Value:

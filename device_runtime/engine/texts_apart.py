@@ -12,7 +12,7 @@ Numbers = NDArray[np.int64]
 """Of each token (B, S) the number of its text in the sequence, from 1; 0 of padding."""
 
 
-def are_packed(numbers: Array) -> bool:
+def are_packed(numbers: Numbers) -> bool:
     """Whether any sequence has more than one text."""
     return bool(numbers.max(initial=0) > 1)
 
@@ -40,5 +40,5 @@ def shut(mask: Array, numbers: Numbers) -> Array:
     is_text = numbers > 0
     differ = numbers[:, :, None] != numbers[:, None, :]
     between = (differ & is_text[:, :, None] & is_text[:, None, :])[:, None]
-    closed = False if mask.dtype == np.bool_ else np.finfo(mask.dtype).min
+    closed = False if mask.dtype == np.bool_ else np.finfo(str(mask.dtype)).min
     return np.where(between, np.asarray(closed, mask.dtype), mask)

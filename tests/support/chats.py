@@ -41,8 +41,8 @@ TEMPLATES = {
     + "{% endif %}{% endfor %}"
     + _ASK,
 }
-"""As Qwen2.5 has it; with the answers marked; as Llama 2 and Mistral have it; as Qwen3 has it: the last answer is another; and one
-with tools, about as Qwen2.5 has them."""
+"""As Qwen2.5 has it; with the answers marked; as Llama 2 and Mistral have it; as Qwen3 has it: the last answer is another; and
+one with tools, about as Qwen2.5 has them."""
 PLACES, THINGS = ("hall", "bed", "in the hall"), ("lamp", "heater")
 
 
