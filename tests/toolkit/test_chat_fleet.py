@@ -101,6 +101,8 @@ def test_a_fleet_of_chats_lowers_the_loss_of_answers_that_it_never_saw(run: Path
     history = json.loads((run / "run.json").read_text())["report"]["history"]
     assert [row["devices"] for row in history] == [0, *[DEVICES] * ROUNDS]
     losses = [row["loss"] for row in history]
+    assert [row["perplexity"] for row in history] == pytest.approx([exp(loss) for loss in losses])
+    assert {row["score"] for row in history} == {"perplexity"}
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0] - 0.05
     measured = [
