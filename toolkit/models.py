@@ -18,7 +18,7 @@ from fleetune.toolkit.experts import DENSE
 from fleetune.toolkit.hearing import Tell, in_short, listening, told_shortly
 from fleetune.toolkit.labels import compare_labels
 from fleetune.toolkit.sources import check_source, tokenizer_files, tokenizer_problem
-from fleetune.toolkit.tasks import TASKS, WITHOUT_TEXT
+from fleetune.toolkit.tasks import TASKS
 
 log = logging.getLogger(__name__)
 _SHOWN = 3
@@ -72,7 +72,7 @@ def load_checkpoint(
     with told_shortly(f"{source}: not a model for {task}"), listening(tell):
         config = transformers.AutoConfig.from_pretrained(source)
         _refuse_encoder_decoder(config, source)
-        tokenizer = _tokenizer(source, tell) if task not in WITHOUT_TEXT else None
+        tokenizer = _tokenizer(source, tell) if task != "image-classification" else None
         settings = _settings(config, task, labels, problem_type) | padding_settings(
             config, tokenizer, tell=tell
         )
