@@ -43,7 +43,7 @@ UPLOADS_MB = 256.0
 """Updates that are fetched at once, unless the operator says otherwise: what they take of the memory."""
 PATIENT = ("rounds", "strikes")
 """Settings that are no part of what a job is: a later start may give others."""
-_SIZES = ("num_layers", "num_elements", "num_classes")
+_SIZES = ("num_layers", "num_elements", "num_classes", "score")
 """What follows from the artifact, and is 0 in ledgers that do not say."""
 _EXACT = "xor"
 """The codec of class sums, whatever the job's: sums of classes that a device does not have, and bits that they do not have,
@@ -335,6 +335,8 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_elements: int = 0
     """Of its adapter; 0: not known."""
     num_classes: int = 0
+    score: str = ""
+    """What its devices tell as ``accuracy``, one of SCORES; empty where nobody has said."""
     """Of its classes; 0: not known, or none."""
     still: tuple[str, ...] = ()
     """Tensors that the work never trains, of a job with differential privacy: they get no noise."""
@@ -469,6 +471,7 @@ def settings_of(
     num_layers: int = 0,
     num_elements: int = 0,
     num_classes: int = 0,
+    score: str = "",
     head: ClassHead = _NO_HEAD,
     still: tuple[str, ...] = (),
 ) -> Settings:
@@ -488,7 +491,7 @@ def settings_of(
         )
     fields: dict[str, Any] = msgspec.structs.asdict(job) | {"min_clients": job.min_clients or job.clients}
     fields |= {"num_layers": num_layers, "num_elements": num_elements, "num_classes": num_classes}
-    return Settings(**fields, artifact=artifact, work=work, head=head, still=still)
+    return Settings(**fields, artifact=artifact, work=work, head=head, still=still, score=score)
 
 
 def as_chosen(job: Job, work: LocalWork) -> tuple[Job, LocalWork]:

@@ -28,10 +28,12 @@ from fleetune.broker.tasks import Outcome, Packing, Task
 from fleetune.device_runtime.contracts.accounting import sampling_problems
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.class_means import ClassHead, class_head
+from fleetune.device_runtime.contracts.class_weights import class_weight_problems
 from fleetune.device_runtime.contracts.codecs import EXACT, make_codec
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.lora import frozen_names, lora_problems
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.scores import score_of
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.secure_sums.keys import need_cryptography
 from fleetune.device_runtime.contracts.thresholds import stays
@@ -60,11 +62,13 @@ def lawful_settings(artifact: Artifact, job: Job, *, work: LocalWork, patience: 
         num_layers=manifest.num_layers,
         num_elements=sum(prod(tensor.shape) for tensor in manifest.tensors if tensor.trainable),
         num_classes=len(manifest.labels),
+        score=score_of(manifest),
         head=head,
         still=_still(manifest, work) if job.dp.is_on else (),
     )
     check_settings(settings, patience, num_layers=manifest.num_layers, learning=len(manifest.learning))
     refuse(lora_problems(settings.work, manifest))
+    refuse(class_weight_problems(settings.work.class_weights, manifest))
     if settings.secure == MASKS:
         need_cryptography()
     return settings
@@ -221,6 +225,8 @@ def _privacy_problems(settings: Settings, packing: Packing) -> Iterator[str]:
         return
     if privacy.of_samples:
         yield from sampling_problems(privacy.asked(settings.work, 1))
+        if settings.work.class_weights:
+            yield f"dp {privacy.name!r}: class_weights make a sample's share depend on the others'; leave them out"
     elif privacy.sample_rate:
         yield f"sample_rate {privacy.sample_rate:g}: it is of dp 'sample'"
     yield from (f"dp {privacy.name!r}: {said}" for said in _uncovered(settings))

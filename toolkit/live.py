@@ -21,8 +21,11 @@ from rich.progress import (
 from rich.spinner import Spinner
 from rich.text import Text
 
-COLUMNS = ("round", "devices", "trained", "loss", "accuracy", "down", "up", "seconds")
-"""``trained``: mean loss of the devices' last steps; ``loss`` and ``accuracy`` are those of the evaluating devices."""
+from fleetune.device_runtime.contracts.scores import ACCURACY, LABELS
+
+COLUMNS = ("round", "devices", "trained", "loss", ACCURACY, "down", "up", "seconds")
+"""``trained``: mean loss of the devices' last steps; ``loss`` and the score are those of the evaluating devices."""
+_SCORE = COLUMNS.index(ACCURACY)
 _PLAIN_EVERY_S = 5.0
 
 Callback = Callable[[Any], None]
@@ -138,7 +141,9 @@ def _aligned(words: Iterable[str]) -> str:
 
 def columns(row: Any) -> tuple[str, ...]:
     """Heads of the table that rows as this one stand in."""
-    return COLUMNS if getattr(row, "epsilon", None) is None else (*COLUMNS, "epsilon")
+    score = LABELS[getattr(row, "score", "") or ACCURACY]
+    named = (*COLUMNS[:_SCORE], score, *COLUMNS[_SCORE + 1 :])
+    return named if getattr(row, "epsilon", None) is None else (*named, "epsilon")
 
 
 def cells(row: Any) -> tuple[str, ...]:
@@ -149,7 +154,7 @@ def cells(row: Any) -> tuple[str, ...]:
         str(row.devices),
         _fixed(row.train_loss, ".4f"),
         _fixed(row.loss, ".4f"),
-        _fixed(row.accuracy, ".3f"),
+        _fixed(getattr(row, getattr(row, "score", "") or ACCURACY), ".3f"),
         size(row.bytes_down),
         size(row.bytes_up),
         _fixed(row.seconds if row.round else None, ".1f"),

@@ -54,7 +54,7 @@ def plot(
     found = _labelled([Path(run) for run in runs])
     for name, run in found.items():
         if not run.is_evaluated:
-            (on_note or log.warning)(f"{name}: nothing was measured on held-out data (--eval): no accuracy")
+            (on_note or log.warning)(f"{name}: nothing was measured on held-out data (--eval): no score")
     folder = Path(out) if out else Path(runs[0]) if len(found) == 1 else Path(TOGETHER)
     drawable = {name: run for name, run in found.items() if run.train_loss.places or run.is_evaluated}
     if not drawable:
@@ -86,7 +86,7 @@ def _labelled(runs: list[Path]) -> dict[str, RunFigures]:
 
 
 def _curves(path: Path, runs: Labelled) -> Path:
-    """Loss and accuracy (R2 of a regression) side by side; a row for runs by step, and one for runs by round."""
+    """Loss and score (accuracy, exact match, R2, perplexity) side by side; a row for runs by step, one for runs by round."""
     units = sorted({run.unit for run in runs.values()})
     figure = new_figure(11.0, 4.2 * len(units))
     for (losses, accuracies), unit in zip(

@@ -1,6 +1,6 @@
 """The figures of a run as its folder has them: of ``train``, ``aggregate``, ``demo``, ``simulate``, or an evaluating device."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -20,6 +20,7 @@ from fleetune.device_runtime.contracts.run_file import (
     RUN,
     run_folder,
 )
+from fleetune.device_runtime.contracts.scores import ACCURACY, EXACT_MATCH, LABELS, PERPLEXITY, R2
 from fleetune.device_runtime.errors import DataError, one_line
 
 T = TypeVar("T")
@@ -50,10 +51,10 @@ class RunFigures(NamedTuple):
     loss: Points
     """On held-out samples, as the score."""
     accuracy: Points
-    """Or another score, the higher the better: see ``score``."""
+    """Or another score: see ``score``."""
     confusion: Matrix | None
     score: str = "accuracy"
-    """What the score is: of label sets the share of exact matches, of a regression R2."""
+    """What the score is: of label sets the share of exact matches, of a regression R2, of a language model the perplexity."""
 
     @property
     def is_evaluated(self) -> bool:
@@ -65,6 +66,9 @@ class _Round(msgspec.Struct, frozen=True):
     round: int
     loss: float | None = None
     accuracy: float | None = None
+    exact_match: float | None = None
+    r2: float | None = None
+    perplexity: float | None = None
     train_loss: float | None = None
 
 
@@ -78,6 +82,7 @@ class _Report(msgspec.Struct, frozen=True):
     accuracy: float | None = None
     exact_match: float | None = None
     r2: float | None = None
+    perplexity: float | None = None
 
 
 class _Run(msgspec.Struct, frozen=True):
@@ -119,22 +124,29 @@ def _of_steps(folder: Path, report: _Report) -> RunFigures:
     unit: Unit = "round" if any(one.round is not None for one in log) else "step"
     if log:
         loss = _points(where, "loss", ((one.place, one.loss) for one in log))
-        scores = {name: [(one.place, getattr(one, name)) for one in log] for name in _SCORES}
+        scores = {name: [(one.place, getattr(one, name)) for one in log] for name in _FIRST}
     else:
         where = folder / RUN
         loss = _points(where, "eval_loss", [(report.steps, report.eval_loss)])
-        scores = {name: [(report.steps, getattr(report, name))] for name in _SCORES}
-    name = next((n for n, found in scores.items() if any(v is not None for _, v in found)), "accuracy")
+        scores = {name: [(report.steps, getattr(report, name))] for name in _FIRST}
+    name = _measured(scores)
     trained = _points(folder / RUN, "loss", enumerate(losses, 1))
     score = _points(where, name, scores[name])
-    return RunFigures(folder, unit, trained, loss, score, _confusion(folder), _SCORES[name])
+    return RunFigures(folder, unit, trained, loss, score, _confusion(folder), LABELS[name])
+
+
+def _measured(scores: Mapping[str, Sequence[tuple[int, float | None]]]) -> str:
+    """The first of them that has a figure."""
+    return next((n for n, found in scores.items() if any(v is not None for _, v in found)), ACCURACY)
 
 
 def _of_rounds(folder: Path, rounds: list[_Round], where: Path) -> RunFigures:
     def points(name: str) -> Points:
         return _points(where, name, ((row.round, getattr(row, name)) for row in rounds))
 
-    return RunFigures(folder, "round", points("train_loss"), points("loss"), points("accuracy"), None)
+    name = _measured({name: [(row.round, getattr(row, name)) for row in rounds] for name in _FIRST})
+    loss = points("loss")
+    return RunFigures(folder, "round", points("train_loss"), loss, points(name), None, LABELS[name])
 
 
 def _points(where: Path, name: str, found: Iterable[tuple[int, float | None]]) -> Points:
@@ -151,8 +163,8 @@ def _points(where: Path, name: str, found: Iterable[tuple[int, float | None]]) -
 
 _FINITE = "a finite number"
 _EXPECTED = {"accuracy": "0 to 1", "exact_match": "0 to 1"}
-_SCORES = {"accuracy": "accuracy", "exact_match": "exact match", "r2": "R2"}
-"""Figures of which a run has one, and how a picture calls it."""
+_FIRST = (PERPLEXITY, EXACT_MATCH, R2, ACCURACY)
+"""Figures of which a run has one; a language model has an accuracy too."""
 
 
 def _confusion(folder: Path) -> Matrix | None:

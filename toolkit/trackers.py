@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated
+from fleetune.device_runtime.contracts.scores import SCORES
 from fleetune.device_runtime.errors import ConfigError, FleetuneError, one_line
 from fleetune.device_runtime.tables import Table
 from fleetune.device_runtime.training.step_reports import StepReport
@@ -76,7 +77,8 @@ def figures_of(report: object) -> tuple[int, dict[str, float]]:
     if isinstance(report, Evaluated):
         return report.place, {f"eval/{name}": value for name, value in report.figures().items()}
     if isinstance(report, Row):
-        found = {"eval/loss": report.loss, "eval/accuracy": report.accuracy, "train/loss": report.train_loss}
+        found = {"eval/loss": report.loss, "train/loss": report.train_loss}
+        found |= {f"eval/{name}": getattr(report, name) for name in SCORES}
         found |= {"bytes/down": report.bytes_down, "bytes/up": report.bytes_up}
         return report.round, {name: value for name, value in found.items() if value is not None}
     return 0, {}

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -16,6 +15,7 @@ import msgspec
 from fleetune.device_runtime.contracts.artifact import MANIFEST, open_artifact
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.errors import ConfigError, one_line
+from fleetune.toolkit.pages import Answers, answering, listen
 
 PAGE = Path(__file__).parent / "page"
 """Made by ``make web``; a wheel brings it."""
@@ -51,15 +51,11 @@ class _Site:
     def headers(self) -> dict[str, str]:
         """Isolation, for threads; and a policy by which the page reaches this server and the MQTT server alone."""
         return {
-            "Cross-Origin-Opener-Policy": "same-origin",
             "Cross-Origin-Embedder-Policy": "require-corp",
-            "Cross-Origin-Resource-Policy": "same-origin",
             "Content-Security-Policy": (
                 "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; style-src 'self'; img-src 'self'; "
                 f"connect-src 'self' {self.mqtt}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
             ),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
             "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
             "Cache-Control": "no-cache",
         }
@@ -108,20 +104,9 @@ def serving(
 ) -> Iterator[tuple[str, Callable[[], int]]]:
     """Serve in a thread; gives the address, and what counts the requests. Arguments and errors as of :func:`web`."""
     site = _site(Path(artifact_dir), page, mqtt=mqtt, job=job)
-    try:
-        server = ThreadingHTTPServer((host, port), _handler(site))
-    except (OSError, OverflowError) as exc:
-        raise ConfigError(
-            f"{host}:{port} cannot be listened at: {one_line(exc)}; give another --port"
-        ) from exc
-    thread = Thread(target=server.serve_forever, name="web", daemon=True)
-    thread.start()
-    try:
+    server = listen(host, port, _handler(site))
+    with answering(server):
         yield f"http://{host}:{server.server_address[1]}/", lambda: site.requests
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str) -> _Site:
@@ -162,10 +147,9 @@ def _checked(mqtt: str) -> str:
     return mqtt
 
 
-def _handler(site: _Site) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(site: _Site) -> type[Answers]:
+    class Handler(Answers):
         protocol_version = "HTTP/1.1"
-        server_version, sys_version = "fleetune", ""
 
         def do_GET(self) -> None:
             site.requests += 1
@@ -177,8 +161,6 @@ def _handler(site: _Site) -> type[BaseHTTPRequestHandler]:
             else:
                 self._send(HTTPStatus.NOT_FOUND, b"there is nothing here\n", "text/plain")
 
-        do_HEAD = do_GET
-
         def _send_file(self, file: Path, *, packs: bool) -> None:
             kind = _TYPES.get(file.suffix) or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
             takes_gzip = "gzip" in self.headers.get("Accept-Encoding", "")
@@ -188,19 +170,7 @@ def _handler(site: _Site) -> type[BaseHTTPRequestHandler]:
                 self._send(HTTPStatus.OK, file.read_bytes(), kind)
 
         def _send(self, status: HTTPStatus, content: bytes, kind: str, *, packed: bool = False) -> None:
-            self.send_response(status)
-            for name, value in site.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            if packed:
-                self.send_header("Content-Encoding", "gzip")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: who asks for what is nobody's concern."""
+            self.say(status, kind, content, site.headers | ({"Content-Encoding": "gzip"} if packed else {}))
 
     return Handler
 

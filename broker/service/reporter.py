@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.store.rows import Row, Spending, find_row
 from fleetune.broker.store.store import Store
+from fleetune.device_runtime.contracts.scores import ACCURACY
 
 
 class Reporter:
@@ -16,15 +17,17 @@ class Reporter:
         federation: Federation,
         on_row: Callable[[Row], object],
         spending: Spending | None = None,
+        score: str = ACCURACY,
     ) -> None:
         self._store, self._federation, self._on_row = store, federation, on_row
-        self._spending = spending
+        self._spending, self._score = spending, score
         self._next = 0
 
     def tell(self) -> None:
         """Tell the rows that are complete and were not told yet."""
         while self._next <= self._federation.version and self._is_complete(self._next):
-            if (row := find_row(self._store, self._next, spending=self._spending)) is not None:
+            row = find_row(self._store, self._next, spending=self._spending, score=self._score)
+            if row is not None:
                 self._on_row(row)
             self._next += 1
 

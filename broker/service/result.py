@@ -25,6 +25,7 @@ from fleetune.device_runtime.contracts.run_file import (
     TRAFFIC,
     write_run,
 )
+from fleetune.device_runtime.contracts.scores import score_of
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import doing
 
@@ -43,7 +44,7 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     finished: bool
     """Whether they are all; ``run.json`` is written after each of them."""
     accuracy: float | None
-    """Of the last version, over the evaluating devices; None without one."""
+    """Of the last version, over the evaluating devices, as the figures below; None without one, or of another problem."""
     loss: float | None
     bytes_down: int
     """Payload of all chunks sent to devices (training and evaluating), repetitions included."""
@@ -66,6 +67,9 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
     history: list[Row]
     dropped: int = 0
     """Messages that came faster than they could be taken, or were too large, since this start; they are asked for again."""
+    exact_match: float | None = None
+    r2: float | None = None
+    perplexity: float | None = None
     epsilon: float | None = None
     """Spent, of the device that was asked most often; None without differential privacy."""
 
@@ -105,6 +109,7 @@ class Result:
             keep_rounds: as in :class:`fleetune.broker.job.Patience`: the history has no more rows than twice that.
         """
         self._chooses, self._strikes, self._spending = chooses, strikes, spending
+        self._score = score_of(artifact.manifest)
         self._ledger, self._artifact, self._arguments = ledger, artifact, arguments
         self.dropped = 0
         """Messages that the link has dropped until now."""
@@ -138,7 +143,7 @@ class Result:
         if newest < self._due and not whole:
             self._write_adapter(newest)
             return
-        rest = rows(self._ledger, first=self._next, spending=self._spending)
+        rest = rows(self._ledger, first=self._next, spending=self._spending, score=self._score)
         self._write([*self._told.values(), *map(_as_json, rest)], rest[-1] if rest else self._row(newest))
         self._due = newest + newest // HISTORY_SHARE
 
@@ -147,7 +152,7 @@ class Result:
         if self._chooses:
             self._write_choices()
         self._write_traffic()
-        history = rows(self._ledger, spending=self._spending)
+        history = rows(self._ledger, spending=self._spending, score=self._score)
         return self._write(history, history[-1])
 
     def _thin(self, settled: int) -> None:
@@ -156,7 +161,7 @@ class Result:
         self._told = {v: told for v, told in self._told.items() if v > settled or v % every == 0}
 
     def _row(self, version: int) -> Row:
-        return row(self._ledger, version, spending=self._spending)
+        return row(self._ledger, version, spending=self._spending, score=self._score)
 
     def _write_choices(self) -> None:
         """One JSON object a line, for each device in each round."""
@@ -213,6 +218,9 @@ def _report(
         rounds=last.round,
         finished=ledger.finished,
         accuracy=last.accuracy,
+        exact_match=last.exact_match,
+        r2=last.r2,
+        perplexity=last.perplexity,
         loss=last.loss,
         bytes_down=cost.bytes_down,
         bytes_up=cost.bytes_up,

@@ -126,7 +126,8 @@ class Service:
         self._known: set[str] = set()
         self._watchers = Watchers(link, self.federation, self._outbound, here=self._known)
         self._on_row = on_row or (lambda _: None)
-        self._reporter = Reporter(store, self.federation, self._told, spending_of(settings.dp, settings.work))
+        spending = spending_of(settings.dp, settings.work)
+        self._reporter = Reporter(store, self.federation, self._told, spending, settings.score)
         self._complaints = Complaints()
         self._streams = Streams(session, is_on=patience.share)
         self._executor = Executor(

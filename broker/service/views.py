@@ -60,7 +60,7 @@ def view_of(federation: Federation, store: Store) -> JobView:
         finished=store.finished,
         devices=sorted(devices, key=lambda device: device.device_id),
         cost=store.cost(),
-        rows=rows(store, spending=spending_of(settings.dp, settings.work)),
+        rows=rows(store, spending=spending_of(settings.dp, settings.work), score=settings.score),
     )
 
 

@@ -16,6 +16,7 @@ from fleetune.device_runtime.contracts.fields import (
     WATCHED_DEVICES_MAX,
     WATCHED_ROUNDS_MAX,
 )
+from fleetune.device_runtime.contracts.scores import SCORES
 from fleetune.device_runtime.contracts.software import software
 from fleetune.device_runtime.contracts.wire import LOOK_S, Look, RoundFigures, View, aggregator_topic
 from fleetune.device_runtime.network.connection import Connection
@@ -121,7 +122,7 @@ def _open(open_round: OpenRound | None, now: float) -> dict[str, Any]:
 
 
 def _figures(row: Row) -> RoundFigures:
-    measured = {name: getattr(row, name) for name in ("loss", "accuracy", "train_loss", "epsilon")}
+    measured = {name: getattr(row, name) for name in ("loss", *SCORES, "train_loss", "epsilon")}
     return RoundFigures(
         round=row.round,
         devices=row.devices,

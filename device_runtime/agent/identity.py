@@ -41,6 +41,13 @@ class Duty(msgspec.Struct, frozen=True, kw_only=True):
             off="keep-labels",
         ),
     ] = False
+    class_weights: Annotated[
+        str,
+        Option(
+            "weights of the classes in this device's training loss, in the place of the job's: balanced, or a=2,b=1, 1 for "
+            "the others",
+        ),
+    ] = ""
     tell_progress: Annotated[
         bool,
         Option(

@@ -28,13 +28,15 @@ from fleetune.device_runtime.commands.systemd import Notifier
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.class_means import COUNTS
+from fleetune.device_runtime.contracts.class_weights import class_weight_problems
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET, new_secret
 from fleetune.device_runtime.contracts.resources import Resources
+from fleetune.device_runtime.contracts.texts_apart import holds_apart
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.data.packing import packed
+from fleetune.device_runtime.data.packing import NOT_APART, packed
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.errors import ConfigError, TransportError
@@ -45,7 +47,7 @@ from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.network.overflow import Overflow
 from fleetune.device_runtime.network.signing import Trust, trusted_of
-from fleetune.device_runtime.options import check
+from fleetune.device_runtime.options import check, refuse
 from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.terms.behind import num_used
 from fleetune.device_runtime.terms.contract import Contract
@@ -116,6 +118,7 @@ def device(
     gate = open_gate(rules)
     artifact = open_artifact(artifact_dir)
     check_terms(terms, artifact.manifest)
+    refuse(class_weight_problems(duty.class_weights, artifact.manifest))
     if trusted := trusted_of(trust):
         check_signed(artifact, trusted)
     folder = state_folder(state, job=job, device_id=id)
@@ -138,6 +141,7 @@ def device(
             own=own,
             files=files,
             terms=terms,
+            class_weights=duty.class_weights,
             sequences=sequences
             if duty.role == "train"
             else msgspec.structs.replace(sequences, packing=False),
@@ -199,8 +203,10 @@ class _Desk:
         own: Path,
         files: DiskFiles,
         terms: Terms,
+        class_weights: str = "",
         sequences: Sequences = Sequences(),
     ) -> None:
+        self._class_weights = class_weights
         self._least_batch, self._files = terms.least_batch, files
         self._artifact, self._machine, self._own = artifact, machine, own
         self._data, self._columns, self._sequences = data, columns, sequences
@@ -227,7 +233,7 @@ class _Desk:
         if used < rows.num_samples:
             rows = rows.subset(np.arange(used))
         secret = self._files.secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
-        return self._machine.trainer(rows, work, adapter, secret=secret)
+        return self._machine.trainer(rows, work, adapter, class_weights=self._class_weights, secret=secret)
 
     def _evaluate(self, work: LocalWork, adapter: Arrays) -> Evaluation:
         rows = self._rows(work.seq_len)
@@ -259,7 +265,11 @@ class _Desk:
         )
         if found.cut:
             self._tally(Event("data", NO_ROUND, text=str(found.cut)))
-        return packed(found) if self._sequences.packing else found
+        if not self._sequences.packing:
+            return found
+        if not holds_apart(manifest):
+            self._tally(Event("data", NO_ROUND, text=NOT_APART))
+        return packed(found, apart=holds_apart(manifest))
 
 
 def _say_goodbye(link: Link, identity: Identity, *, is_over: bool) -> None:

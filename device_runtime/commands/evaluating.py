@@ -16,13 +16,14 @@ from fleetune.device_runtime.contracts.evaluation_file import (
 )
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.run_file import EVALUATION, EVALUATION_CSV, EVALUATIONS
+from fleetune.device_runtime.contracts.scores import perplexity
 from fleetune.device_runtime.data.lines import as_csv
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.label_sets import LabelSets
 from fleetune.device_runtime.training.machine import Machine
-from fleetune.device_runtime.training.metrics import ByClass, Confusion, perplexity
+from fleetune.device_runtime.training.metrics import ByClass, Confusion
 from fleetune.device_runtime.training.regression import Regression, RegressionFigures
 
 Counted = Confusion | LabelSets | Regression

@@ -8,6 +8,7 @@ from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.arrays import PRIVATE, Arrays
 from fleetune.device_runtime.commands.evaluating import Counted, described, judge, keep_evaluation
 from fleetune.device_runtime.contracts.manifest import Manifest
+from fleetune.device_runtime.contracts.scores import ACCURACY, PERPLEXITY, perplexity, score_of
 from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.training.evaluation import Evaluation
@@ -43,4 +44,14 @@ class OwnEvaluations:
                 keep_evaluation(self._folder, of_round, mode=PRIVATE)
             except StateError as exc:
                 log.warning("round %d: %s", event.round, exc)
-        self._then(event)
+        self._then(self._named(event))
+
+    def _named(self, event: Event) -> Event:
+        """An event whose score is called what it is."""
+        score = score_of(self._manifest)
+        if event.kind != "evaluated" or score == ACCURACY:
+            return event
+        figures = dict(event.values)
+        if score == PERPLEXITY:
+            return event._replace(values=figures | {score: perplexity(figures["loss"])})
+        return event._replace(values={"loss": figures["loss"], score: figures[ACCURACY]})

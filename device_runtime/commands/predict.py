@@ -21,6 +21,7 @@ from fleetune.device_runtime.data.samples import Dataset
 from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
+from fleetune.device_runtime.engine.pulls import sigmoid
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.label_sets import LabelSets
@@ -254,7 +255,7 @@ def _named(answers: Array, manifest: Manifest, texts: Sequence[str | None]) -> I
         for row, text in zip(answers.astype(float).tolist(), texts, strict=True):
             yield NumberPrediction(dict(zip(labels, row, strict=True)), text)
     elif manifest.problem_type:
-        for row, text in zip((0.5 * (1 + np.tanh(answers.astype(float) / 2))).tolist(), texts, strict=True):
+        for row, text in zip(sigmoid(answers.astype(float)).tolist(), texts, strict=True):
             scores = dict(zip(labels, row, strict=True))
             yield LabelSetPrediction([name for name, score in scores.items() if score >= 0.5], scores, text)
     else:

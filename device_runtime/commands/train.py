@@ -32,10 +32,11 @@ from fleetune.device_runtime.contracts.run_file import (
     plain,
     write_run,
 )
+from fleetune.device_runtime.contracts.texts_apart import holds_apart
 from fleetune.device_runtime.contracts.work import HEAD_STARTS, LocalWork
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.data.packing import packed
+from fleetune.device_runtime.data.packing import NOT_APART, packed
 from fleetune.device_runtime.data.samples import Cut
 from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.data.splitting import split_off
@@ -147,8 +148,10 @@ def train(
     if evaluating.eval_split:
         dataset, held_out = split_off(dataset, evaluating.eval_split, seed=work.seed, source=str(data))
     if sequences.packing:
-        num_texts, dataset = dataset.num_samples, packed(dataset)
+        num_texts, dataset = dataset.num_samples, packed(dataset, apart=holds_apart(manifest))
         tell(f"packing: {num_texts} texts in {dataset.num_samples} sequences")
+        if not holds_apart(manifest):
+            tell(NOT_APART)
     with Machine(artifact, resources, folder=folder / CACHE) as machine:
         secret = DiskFiles(folder).secret(NOISE_SECRET, new_secret) if work.hides_samples else b""
         trainer = machine.trainer(

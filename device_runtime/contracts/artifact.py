@@ -166,9 +166,13 @@ def _parse(content: bytes, folder: Path) -> Manifest:
             )
         if found < FORMAT:
             return _counting(_upgraded(msgspec.json.decode(content), folder))
-        return _counting(msgspec.json.decode(content, type=Manifest))
+        return _counting(_decoder.decode(content))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as exc:
         raise ArtifactError(f"{folder / MANIFEST}: {one_line(exc)}") from exc
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+"""Made when this is imported: msgspec crashes where two threads are the first to meet a struct."""
 
 
 def _upgraded(found: dict[str, Any], folder: Path) -> Manifest:

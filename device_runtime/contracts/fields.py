@@ -32,6 +32,8 @@ CLASSES_MAX = 4096
 NEIGHBOURS_MAX = 512
 """Devices that one device masks with: their keys and shares fit a message."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PRINTABLE = "^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*\\Z"
+"""Without what moves a cursor."""
 _ASCII = r"^[ -~]*\Z"
 
 
@@ -46,6 +48,10 @@ Held = Annotated[int, Meta(ge=-1, le=COUNT_MAX)]
 """A version, -1 for none."""
 Word = Annotated[str, Meta(max_length=64, pattern=_ASCII)]
 """A name or a digest: printable ASCII."""
+CLASS_WEIGHTS_MAX = 4096
+"""Characters of the weights of classes."""
+ClassWeights = Annotated[str, Meta(max_length=CLASS_WEIGHTS_MAX, pattern=_PRINTABLE)]
+"""Weights by the names of classes, in whatever language."""
 TaskId = Annotated[str, Meta(max_length=128, pattern=_ASCII)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0, le=SECONDS_MAX)]

@@ -307,8 +307,8 @@ class RoundFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Payload of all chunks sent to devices, 10^6 bytes."""
     mb_up: Megabytes = 0.0
     measured: Stats = {}
-    """``loss`` and ``accuracy`` over the evaluating devices, ``train_loss`` of those that trained, ``epsilon``; what was not
-    measured is not in it."""
+    """``loss`` and a score over the evaluating devices (``accuracy``, or what the model is judged by: ``exact_match``, ``r2``,
+    ``perplexity``), ``train_loss`` of those that trained, ``epsilon``; what was not measured is not in it."""
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True, tag="view"):

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from fleetune.device_runtime.contracts.fields import COUNT_MAX, Word
+from fleetune.device_runtime.contracts.fields import COUNT_MAX, ClassWeights, Word
 from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.options import Option
 
@@ -271,6 +271,10 @@ class LocalWork(msgspec.Struct, frozen=True, kw_only=True):
             "DP-SGD: chance of each sample to be in a step, in place of batch_size", at_least=0, at_most=1
         ),
     ] = 0.0
+    class_weights: Annotated[
+        ClassWeights,
+        Option("weights of the classes in the training loss: balanced, or a=2,b=1, 1 for the others"),
+    ] = ""
 
     @property
     def hides_samples(self) -> bool:

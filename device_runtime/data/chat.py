@@ -20,6 +20,8 @@ from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
 
 Message = Mapping[str, Any]
 """``role`` and ``content``, and what else a template reads."""
+Tool = Mapping[str, Any]
+"""What may be called, as a JSON schema: ``{"type": "function", "function": {"name": …, "parameters": …}}``."""
 
 CPU_S = 5
 """Seconds of processor time that one chat may take; a second is added for what was used of the last."""
@@ -58,20 +60,29 @@ class Chat:
         """Take a started process; ``name`` is the template's, for messages."""
         self._process, self._name = process, name
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[Tool] = ()
+    ) -> str:
         """Write messages as the model reads them; with ``add_generation_prompt`` it ends where an answer begins.
 
-        The text has its special tokens in it: the tokenizer adds none.
+        The text has its special tokens in it: the tokenizer adds none. ``tools`` are what the assistant may call.
 
         Raises:
             DataError: the template refuses these messages.
             ArtifactError: it does not work, or takes more time, memory or text than it may.
         """
-        return self.rendered(messages, add_generation_prompt=add_generation_prompt).text
+        return self.rendered(messages, add_generation_prompt=add_generation_prompt, tools=tools).text
 
-    def rendered(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> Rendered:
+    def rendered(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Tool] = (),
+    ) -> Rendered:
         """As :meth:`render`, with what the template marks by ``{% generation %}``."""
-        found = self._ask({"messages": messages, "add_generation_prompt": add_generation_prompt})
+        asked = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        found = self._ask(asked | ({"tools": tools} if tools else {}))
         return Rendered(found.text, found.spans)
 
     def begin(self, template: str, variables: Mapping[str, str]) -> None:

@@ -1,18 +1,17 @@
 """Rows for language models as text: chats through their template, prompts with completions, plain texts."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-import msgspec
-
-from fleetune.device_runtime.data.chat import Chat
+from fleetune.device_runtime.data.chat import Chat, Rendered
+from fleetune.device_runtime.data.messages import ASSISTANT, CALLS, TOOL, Message, read_messages, read_tools
 from fleetune.device_runtime.data.records import Language, Messages
 from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.data.sequences import ALL
-from fleetune.device_runtime.errors import ArtifactError, DataError, one_line
+from fleetune.device_runtime.errors import ArtifactError, DataError, FleetuneError, one_line
 
-ASSISTANT = "assistant"
+Tools = Sequence[dict[str, Any]]
 Span = tuple[int, int]
 OpenChat = Callable[[], Chat]
 """Starts what renders chats, when the first is there."""
@@ -45,10 +44,11 @@ def written(row: Language, source: Source, chat: OpenChat, *, loss_on: str) -> I
 
 
 def _written(row: Language, source: Source, chat: OpenChat, loss_on: str) -> Iterator[Written]:
-    if row.messages:
-        yield from _chat(_messages(row.messages, source), source, chat, loss_on)
+    tools = read_tools(row.tools, source)
+    if found := row.messages or row.conversations:
+        yield from _chat(read_messages(found, source), tools, source, chat, loss_on)
     elif row.completion is not None and row.prompt is not None:
-        yield from _pair(row.prompt, row.completion, source, chat, loss_on)
+        yield from _pair(row.prompt, row.completion, tools, source, chat, loss_on)
     elif (row.text or "").strip():
         yield Written(row.text or "", None, row.text_b, is_plain=True, ends=True)
     else:
@@ -56,12 +56,17 @@ def _written(row: Language, source: Source, chat: OpenChat, loss_on: str) -> Ite
 
 
 def _pair(
-    prompt: Messages, completion: Messages, source: Source, chat: OpenChat, loss_on: str
+    prompt: Messages,
+    completion: Messages,
+    tools: Tools,
+    source: Source,
+    chat: OpenChat,
+    loss_on: str,
 ) -> Iterator[Written]:
     if isinstance(completion, list):
-        before = _messages(prompt, source) if prompt else []
-        whole = [*before, *_messages(completion, source)]
-        yield from _chat(whole, source, chat, loss_on, first=len(before))
+        before = read_messages(prompt, source) if prompt else []
+        whole = [*before, *read_messages(completion, source)]
+        yield from _chat(whole, tools, source, chat, loss_on, first=len(before))
         return
     if not isinstance(prompt, str):
         raise source.error("the prompt is messages and the completion a text; expected both of one form")
@@ -72,41 +77,14 @@ def _pair(
     yield Written(text, spans, is_plain=True, ends=True)
 
 
-def _messages(found: Messages, source: Source) -> list[dict[str, Any]]:
-    if isinstance(found, str):
-        try:
-            found = msgspec.json.decode(found, type=list[dict[str, Any]])
-        except (msgspec.MsgspecError, RecursionError) as exc:
-            raise source.error(f"its messages are no JSON array of messages: {exc}") from exc
-    return [_message(message, number, source) for number, message in enumerate(found, 1)]
-
-
-def _message(message: Mapping[str, Any], number: int, source: Source) -> dict[str, Any]:
-    """A message without what is null, as transformers hands it to a template, its content a text."""
-    found = {name: value for name, value in message.items() if value is not None}
-    role, content = found.get("role"), found.get("content", "")
-    if not isinstance(role, str):
-        raise source.error(f"message {number} has no role; expected role and content, as user and a text")
-    if isinstance(content, list):
-        content = found["content"] = "".join(_part(part, number, source) for part in content)
-    if not isinstance(content, str):
-        raise source.error(f"the content of message {number} is no text")
-    return found
-
-
-def _part(part: Any, number: int, source: Source) -> str:
-    """The text of one part of a content in OpenAI's form."""
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text" or not isinstance(part.get("text"), str):
-        shown = one_line(repr(kind), length_max=40)
-        raise source.error(
-            f"message {number} has a part of type {shown}; only texts are taken, leave the others away"
-        )
-    return str(part["text"])
-
-
 def _chat(
-    messages: Sequence[dict[str, Any]], source: Source, chat: OpenChat, loss_on: str, *, first: int = 0
+    messages: Sequence[Message],
+    tools: Tools,
+    source: Source,
+    chat: OpenChat,
+    loss_on: str,
+    *,
+    first: int = 0,
 ) -> Iterator[Written]:
     """A chat, of which the answers from message ``first`` on count."""
     answers = [i for i, message in enumerate(messages) if i >= first and message["role"] == ASSISTANT]
@@ -115,19 +93,65 @@ def _chat(
             f"the chat has no answer, no message of the role {ASSISTANT}; add one, leave the row away, or count all of it "
             "(--loss-on all)"
         )
-    if empty := [i for i in answers if not messages[i].get("content") and len(messages[i]) < 3]:
+    if empty := [i for i in answers if _says_nothing(messages[i])]:
         raise source.error(
             f"message {empty[0] + 1}, an answer, is empty; write one, or leave the message away"
         )
     try:
-        yield from _rendered(messages, answers, chat(), loss_on, first=first)
+        opened = chat()
+        if unseen := _unseen(messages, tools, opened):
+            raise source.error(
+                f"the chat template does not write {unseen}; leave it away, or export a model whose template does"
+            )
+        yield from _rendered(messages, answers, _With(opened, tools), loss_on, first=first)
     except DataError as exc:
         roles = ", ".join(one_line(message["role"], length_max=20) for message in messages[:8])
         raise source.error(f"{exc}; mend its messages, which are of {roles}") from exc
 
 
+def _says_nothing(answer: Message) -> bool:
+    return not answer.get("content") and CALLS not in answer and len(answer) < 3
+
+
+class _With(NamedTuple):
+    """What renders chats, with the tools of one."""
+
+    chat: Chat
+    tools: Tools
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return self.chat.render(messages, add_generation_prompt=add_generation_prompt, tools=self.tools)
+
+    def rendered(self, messages: Sequence[Message]) -> Rendered:
+        return self.chat.rendered(messages, tools=self.tools)
+
+
+def _unseen(messages: Sequence[Message], tools: Tools, chat: Chat) -> str:
+    """What of a chat with tools the template leaves out: the text is the same without it. Empty if it is all there."""
+    if not tools and not any(CALLS in one or one["role"] == TOOL for one in messages):
+        return ""
+    whole = chat.rendered(messages, tools=tools).text
+
+    def is_same(changed: Sequence[Message], tools: Tools = tools) -> bool:
+        try:
+            return chat.rendered(changed, tools=tools).text == whole
+        except FleetuneError:  # it looks at what was changed
+            return False
+
+    if tools and is_same(messages, []):
+        return "tools"
+    for i, one in enumerate(messages):
+        others = {name: value for name, value in one.items() if name != CALLS}
+        if CALLS in one and is_same([*messages[:i], {"content": "", **others}, *messages[i + 1 :]]):
+            return f"the tool calls of message {i + 1}"
+        other = {**one, "content": f"{one.get('content', '')}0"}
+        if one["role"] == TOOL and is_same([*messages[:i], other, *messages[i + 1 :]]):
+            return f"message {i + 1}, of the role {TOOL}"
+    return ""
+
+
 def _rendered(
-    messages: Sequence[dict[str, Any]], answers: Sequence[int], chat: Chat, loss_on: str, *, first: int
+    messages: Sequence[Message], answers: Sequence[int], chat: _With, loss_on: str, *, first: int
 ) -> Iterator[Written]:
     whole = chat.rendered(messages)
     ends = _is_bare(whole.text, messages)
@@ -157,7 +181,7 @@ def _rendered(
     yield from alone
 
 
-def _start(before: Sequence[dict[str, Any]], text: str, chat: Chat) -> int:
+def _start(before: Sequence[Message], text: str, chat: _With) -> int:
     """Where the answer that ends ``text`` begins: after what asks for it, as far as the template repeats that.
 
     Raises:
@@ -177,7 +201,7 @@ def _start(before: Sequence[dict[str, Any]], text: str, chat: Chat) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(asked, text, strict=False)))
 
 
-def _is_bare(text: str, messages: Sequence[dict[str, Any]]) -> bool:
+def _is_bare(text: str, messages: Sequence[Message]) -> bool:
     """Whether the template puts nothing after a last message that is an answer."""
     last = messages[-1]
     content = last.get("content", "").strip()

@@ -1,8 +1,9 @@
 """Short sequences put together, so that less of a batch is padding.
 
-What it does to attention: a token sees the texts before its own in the sequence, as in the packed sequences of most trainers; the
-graphs take no mask by text. Positions count on. The first token of a text is not to be guessed from the text before it. Ours is
-which text goes where: the longest first, each into the fullest sequence that has room (best fit decreasing).
+The attention mask of a packed row numbers its texts (1, 2, …), by which the engine holds them apart: no token sees another
+text, and each text begins at the first position. Where the graphs cannot (:func:`holds_apart`), the mask is of ones, and a token
+sees the texts before its own. The first token of a text is not to be guessed from the text before it. Ours is which text goes
+where: the longest first, each into the fullest sequence that has room (best fit decreasing).
 """
 
 from bisect import bisect_left, insort
@@ -11,12 +12,19 @@ from collections import defaultdict
 import numpy as np
 
 from fleetune.device_runtime.arrays import Indices
+from fleetune.device_runtime.contracts.texts_apart import MASK
 from fleetune.device_runtime.data.samples import IGNORED, Dataset, Dense, Ragged, make_dataset
 from fleetune.device_runtime.errors import ConfigError
 
+NOT_APART = "packing: this artifact's graphs hold no texts apart: each sees those before it in its sequence"
 
-def packed(dataset: Dataset) -> Dataset:
+
+def packed(dataset: Dataset, *, apart: bool) -> Dataset:
     """Put the rows of a data set together, up to its ``seq_len`` tokens; none is cut, and each is in one sequence whole.
+
+    Args:
+        dataset: of texts.
+        apart: whether they are numbered for the engine to hold them apart.
 
     Raises:
         ConfigError: rows of one shape, as arrays are.
@@ -33,6 +41,10 @@ def packed(dataset: Dataset) -> Dataset:
         if name == label_name:
             values = values.copy()
             values[np.cumsum(column.lengths) - column.lengths] = IGNORED
+        if name == MASK and apart:
+            values = np.repeat(
+                np.concatenate([np.arange(1, len(group) + 1) for group in groups]), column.lengths
+            )
         columns[name] = Ragged(values, lengths, column.pad, column.dtype)
     return make_dataset(
         columns,

@@ -53,10 +53,15 @@ Messages = str | list[dict[str, Any]]
 """Of a chat, in their order; as JSON where a cell holds nothing else."""
 
 
+Tools = str | list[dict[str, Any]]
+"""What the assistant of a chat may call, as JSON schemas; as JSON where a cell holds nothing else."""
+
+
 class Conversation(msgspec.Struct, frozen=True):
-    """Messages with ``role`` and ``content``."""
+    """Messages with ``role`` and ``content``, or with ``from`` and ``value``."""
 
     messages: Messages
+    tools: Tools | None = None
 
 
 class Pair(msgspec.Struct, frozen=True):
@@ -64,19 +69,23 @@ class Pair(msgspec.Struct, frozen=True):
 
     prompt: Messages
     completion: Messages
+    tools: Tools | None = None
 
 
 class Language(msgspec.Struct, frozen=True):
     """What a causal language model learns from: a chat, a prompt with its completion, or a text; the first that is there."""
 
     messages: Messages | None = None
+    conversations: Messages | None = None
+    """A chat as ShareGPT has it."""
+    tools: Tools | None = None
     prompt: Messages | None = None
     completion: Messages | None = None
     text: str | None = None
     text_b: str = ""
 
 
-LANGUAGE_FORMS = (("messages",), ("prompt", "completion"), ("text",))
+LANGUAGE_FORMS = (("messages",), ("conversations",), ("prompt", "completion"), ("text",))
 TEXT_FILE = ".txt"
 
 R = TypeVar("R", bound=msgspec.Struct)

@@ -35,7 +35,7 @@ class Sequences(msgspec.Struct, frozen=True, kw_only=True):
     ] = CUT
     packing: Annotated[
         bool,
-        Option("put short sequences together, up to the longest; each sees those before it"),
+        Option("put short sequences together, up to the longest; none sees another"),
     ] = False
 
     def check(self) -> None:

@@ -30,8 +30,9 @@ _GLOBALS = ("lipsum", "cycler", "joiner")
 def serve(requests: Any, answers: Any) -> None:
     """Answer lines until there are no more: the first is the template with its variables, each other one a chat.
 
-    ``{"template": …, "variables": {…}, "cpu_s": …}``, then ``{"messages": […], "add_generation_prompt": …}``. An answer is
-    ``{"text": …, "spans": [[start, end], …]}`` in characters, or ``{"error": refused or failed, "said": …}``.
+    ``{"template": …, "variables": {…}, "cpu_s": …}``, then ``{"messages": […], "add_generation_prompt": …}``, with
+    ``"tools": […]`` of a chat that has them. An answer is ``{"text": …, "spans": [[start, end], …]}`` in characters, or
+    ``{"error": refused or failed, "said": …}``.
     """
     environment = _environment()
     _lock()

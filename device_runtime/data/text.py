@@ -125,16 +125,11 @@ def encode_prompt(engine: Engine, text: str, ends: Collection[int] = ()) -> list
     Raises:
         DataError: the tokenizer cannot take it.
     """
-    engine.tokenizer.no_truncation()
-    try:
-        ids = list(engine.tokenizer.encode(text).ids)
-        plain = list(engine.tokenizer.encode(text, add_special_tokens=False).ids)
-    except Exception as exc:  # the library raises nothing narrower
-        raise DataError(f"text that the tokenizer cannot take: {exc}") from exc
-    finally:
-        engine.cut()
-    while ids and ids[-1] in ends and ids[-1:] != plain[-1:]:
-        ids.pop()
+    (whole,) = encode_whole(engine, [(text, "")], is_plain=True)
+    size = len(whole.ids)
+    while size and whole.is_special[size - 1] and whole.ids[size - 1] in ends:
+        size -= 1
+    ids: list[int] = whole.ids[:size].tolist()
     return ids
 
 

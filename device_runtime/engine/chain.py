@@ -17,12 +17,14 @@ from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
+from fleetune.device_runtime.contracts.texts_apart import MASK, SQUARE, holds_apart
 from fleetune.device_runtime.engine.batches import StepResult, pick
 from fleetune.device_runtime.engine.decoding import Remembering
 from fleetune.device_runtime.engine.gates import Gates, some_rows
 from fleetune.device_runtime.engine.hidden_cache import HiddenRows
 from fleetune.device_runtime.engine.loaders import Loader, OpenGraph, Value
 from fleetune.device_runtime.engine.pulls import pulls_of
+from fleetune.device_runtime.engine.texts_apart import Numbers, are_packed, places_of, shut
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
 from fleetune.device_runtime.engine.weighted_head import run_weighted
 from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
@@ -65,6 +67,7 @@ class Chain:
         """
         self._artifact, self._manifest = artifact, artifact.manifest
         self._loader, self._threads, self._logits_bytes = loader, threads, logits_bytes
+        self._holds_apart = holds_apart(artifact.manifest)
         self._graphs: dict[str, OpenGraph] = {}
         self._opening = Lock()
 
@@ -184,9 +187,48 @@ class Chain:
         """The prelude: (B, S) ids or whatever a batch holds -> the hidden stream (B, S, H) and the side inputs."""
         prelude = self._manifest.prelude
         graph = prelude.graphs["forward"]
+        numbers = self._numbered(rows.scope)
         with rows.weights.in_use(OUTSIDE):
-            found = self._run(graph, {**rows.scope, **rows.weights.of(prelude.tensors, graph)})
+            slots = rows.weights.of(prelude.tensors, graph)
+            found = self._run(graph, {**rows.scope, **slots})
+            if numbers is not None:
+                found["hidden", 0] = self._hidden_apart(rows.scope, graph, slots, numbers)
         rows.scope.update(found)
+        if numbers is not None:
+            self._shut(rows.scope, graph, numbers)
+
+    def _numbered(self, scope: Scope) -> Numbers | None:
+        """Which text each token is of, if a sequence has several; the mask in ``scope`` then says text or padding alone."""
+        place = next((i for i, row in enumerate(self._manifest.inputs) if row.name == MASK), None)
+        if place is None:
+            return None
+        numbers: Numbers = self._loader.array_of(scope["batch", place]).astype(np.int64, copy=False)
+        if not are_packed(numbers):
+            return None
+        if not self._holds_apart:
+            raise ConfigError(f"{MASK}: more than 0 and 1, and this artifact's graphs hold no texts apart")
+        scope["batch", place] = self._value((numbers > 0).astype(np.int64))
+        return numbers
+
+    def _hidden_apart(self, scope: Scope, graph: Graph, slots: Scope, numbers: Numbers) -> Value:
+        """The hidden stream (B, S, H) that the prelude gives, each text as a sequence of its own."""
+        rows, columns, is_token = places_of(numbers)
+        alone = dict(scope)
+        for i, row in enumerate(self._manifest.inputs):
+            if row.shape == ("batch", "seq") and ("batch", i) in scope:
+                given = self._loader.array_of(scope["batch", i])[rows, columns]
+                alone["batch", i] = self._value(np.where(is_token, given, row.pad).astype(given.dtype))
+        found = self._loader.array_of(self._run(graph, {**alone, **slots})["hidden", 0])  # (T, L, H)
+        hidden = np.zeros((*numbers.shape, found.shape[-1]), found.dtype)
+        hidden[rows[is_token], columns[is_token]] = found[is_token]
+        return self._value(hidden)
+
+    def _shut(self, scope: Scope, graph: Graph, numbers: Numbers) -> None:
+        """Shut every attention mask between texts."""
+        for port in graph.outputs:
+            if port.role == "side" and port.shape == SQUARE:
+                mask = self._loader.array_of(scope["side", port.index])
+                scope["side", port.index] = self._value(shut(mask, numbers))
 
     def _skip(self, rows: _Pass, batch: Arrays, stored: HiddenRows) -> None:
         """Take the hidden stream to the boundary: from what is stored, by the layers below for the other rows."""

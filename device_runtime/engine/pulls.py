@@ -45,6 +45,12 @@ def pulls_of(
     return Pulls(found[0], found[-1]) if found else None
 
 
+def sigmoid(z: Doubles) -> Doubles:
+    """1 / (1 + e^-z), element by element; of any z without overflow."""
+    found: Doubles = 0.5 * (1 + np.tanh(z / 2))
+    return found
+
+
 def joined(parts: list[Pulls | None], weights: list[float]) -> Pulls | None:
     """Put the rows of parts behind each other, each part times its weight in the mean; None if one was not measured."""
     found = [Pulls(p.body * w, p.head * w) for p, w in zip(parts, weights, strict=True) if p is not None]
@@ -74,5 +80,5 @@ def _at_logits(logits: Array, labels: Array, weights: Floats | None) -> Doubles:
 def _at_outputs(logits: Array, labels: Array, problem_type: ProblemType) -> Doubles:
     """2 ||z - y|| / (B K) of a squared error, ||sigmoid(z) - y|| / (B K) of a binary cross-entropy."""
     z, y = logits.astype(np.float64), labels.reshape(logits.shape).astype(np.float64)
-    slopes = 2 * (z - y) if problem_type == "regression" else 0.5 * (1 + np.tanh(z / 2)) - y
+    slopes = 2 * (z - y) if problem_type == "regression" else sigmoid(z) - y
     return np.asarray(np.linalg.norm(slopes, axis=1) / z.size)

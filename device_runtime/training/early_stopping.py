@@ -145,8 +145,9 @@ class Watch:
 def key_of(origin: Origin, held: str) -> str:
     """What evaluations are of: a run of any length, and the digest of the samples it is measured on."""
     told = msgspec.to_builtins(origin.of_any_length)
-    if not told["class_weights"]:  # which the files of earlier releases do not know
-        del told["class_weights"]
+    for part in (told, told["work"]):
+        if not part["class_weights"]:  # which the files of earlier releases do not know
+            del part["class_weights"]
     return sha256(msgspec.json.encode([told, held])).hexdigest()
 
 

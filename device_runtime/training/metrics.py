@@ -3,7 +3,6 @@
 Only counts are kept, however many samples there are: K classes take K * K int64, and of more than CLASSES_MAX three times K.
 """
 
-from math import exp, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,6 @@ from fleetune.device_runtime.arrays import Indices
 Doubles = NDArray[np.float64]
 CLASSES_MAX = 1024
 """Of more classes no matrix is kept: it would take more than 8 MB."""
-_LOSS_MAX = 709.0
-"""Of a larger one the perplexity is no float64."""
 
 
 class ByClass(NamedTuple):
@@ -87,11 +84,6 @@ def metrics_of(confusion: Indices) -> Metrics:
     (average="macro", zero_division=0) of scikit-learn.
     """
     return _metrics(confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0))
-
-
-def perplexity(loss: float) -> float:
-    """Return e to the mean loss of a token in nats; infinite where that is no float64."""
-    return exp(loss) if loss <= _LOSS_MAX else loss * inf
 
 
 def _metrics(right: Indices, support: Indices, answered: Indices) -> Metrics:

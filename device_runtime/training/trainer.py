@@ -104,7 +104,8 @@ class Trainer:
             memory: how a step is held, beside the bound in tokens that ``work`` asks; None for the engine's own way.
             hidden: where examples' hidden streams below the lowest trained layer are kept, by their places in ``dataset``.
             head_start: what the head begins with, for checkpoints to know it by; :meth:`begin_with` puts it in place.
-            class_weights: of the loss, as :func:`read_class_weights` takes them; what is measured on held-out rows has none.
+            class_weights: of the loss, as :func:`read_class_weights` takes them, in the place of those of ``work``; what is
+                measured on held-out rows has none.
             effects: measures, or remembers, each layer's skip effect; asked before the first step of a policy that needs them.
                 None to measure them.
             expected_mb: memory that the deepest step is expected to take, 10^6 bytes, for :attr:`stats`; 0 if that is not known.
@@ -140,8 +141,9 @@ class Trainer:
         self._origin = Origin(
             engine.artifact.digest, dataset.digest, _digest(adapter), work, head_start, class_weights
         )
-        self._class_weights = read_class_weights(class_weights, manifest, self._dataset)
-        if class_weights and work.hides_samples:
+        weighed = class_weights or work.class_weights
+        self._class_weights = read_class_weights(weighed, manifest, self._dataset)
+        if weighed and work.hides_samples:
             raise ConfigError(
                 "dp sample: class weights make a sample's share depend on the others'; leave them out"
             )

@@ -169,3 +169,40 @@ def test_a_part_of_a_lora_that_the_artifact_has_not_is_refused_before_a_server_i
     with pytest.raises(ConfigError, match=r"the artifact has no LoRA pairs \(lora_A with lora_B\)"):
         home.aggregate(mqtt="mqtt://nowhere.invalid", **part)
     assert not home.out.exists()
+
+
+WHOLE = {"local_steps": 3, "batch_size": 120, "rounds": 1, "codec": "fp32", "lr": 0.01}
+"""Every step takes all lines, so that no draw tells the runs apart."""
+
+
+@pytest.mark.parametrize(("of_job", "own"), [("balanced", ""), ("a=5,b=0.5", ""), ("a=5", "balanced")])
+def test_a_job_of_class_weights_trains_as_one_machine_with_them(home, tmp_path, of_job, own):
+    lines = home.data.read_text().splitlines()
+    kept = [line for i, line in enumerate(lines) if not line.endswith(",c") or i % 5 == 0]
+    home.data = tmp_path / "skewed.csv"
+    home.data.write_text("\n".join(kept) + "\n")
+    options = {"state": tmp_path / "kitchen", "id": "kitchen", "threads": 1, "idle_limit_s": 60}
+    kitchen = home.pool.submit(
+        device, home.artifact, data=home.data, mqtt=home.url, job="home", class_weights=own, **options
+    )
+    report = home.aggregate(class_weights=of_job, **WHOLE)
+    kitchen.result()
+    work = {"steps": 3, "batch_size": 120, "seq_len": 8, "lr": 0.01, "threads": 1}
+    federated = load_arrays(home.out / "adapter/adapter_model.safetensors")
+    apart = {}
+    for name, weights in {"weighted": own or of_job, "plain": ""}.items():
+        run = tmp_path / name
+        alone = train(home.artifact, data=home.data, out=run, class_weights=weights, **work)
+        found = load_arrays(run / "adapter/adapter_model.safetensors")
+        apart[name] = max(float(np.abs(found[n] - federated[n]).max()) for n in found)
+        told = abs(report.history[-1].train_loss - np.mean(alone.losses))
+        assert (told < 1e-5) == (name == "weighted")
+    assert apart["weighted"] < 1e-5 < 1e-3 < apart["plain"]
+
+
+@pytest.mark.parametrize(("given", "said"), [("x=2", "no label 'x'; have: a, b"), ("a=0", "a=0: expected")])
+def test_class_weights_that_the_artifact_has_not_are_refused_before_a_server_is_asked(home, given, said):
+    with pytest.raises(ConfigError, match=said):
+        home.aggregate(mqtt="mqtt://nowhere.invalid", class_weights=given)
+    with pytest.raises(ConfigError, match=said):
+        device(home.artifact, data=home.data, mqtt="mqtt://nowhere.invalid", job="home", class_weights=given)

@@ -33,8 +33,16 @@ TEMPLATES = {
     + _TURN
     + "{% endif %}{% endfor %}"
     + _ASK,
+    "tools": "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ (tool | tojson) + '\n' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% for message in messages %}{% if message.tool_calls %}{{ '<|im_start|>assistant\n' }}"
+    "{% for call in message.tool_calls %}{{ '<call>' + (call.function | tojson) + '</call>' }}{% endfor %}{{ '<|im_end|>\n' }}"
+    "{% elif message.role == 'tool' %}{{ '<|im_start|>user\n<answer>' + message.content + '</answer><|im_end|>\n' }}{% else %}"
+    + _TURN
+    + "{% endif %}{% endfor %}"
+    + _ASK,
 }
-"""As Qwen2.5 has it; with the answers marked; as Llama 2 and Mistral have it; as Qwen3 has it: the last answer is another."""
+"""As Qwen2.5 has it; with the answers marked; as Llama 2 and Mistral have it; as Qwen3 has it: the last answer is another; and
+one with tools, about as Qwen2.5 has them."""
 PLACES, THINGS = ("hall", "bed", "in the hall"), ("lamp", "heater")
 
 
@@ -87,6 +95,14 @@ def chat_model(folder: Path, *, kind: str = "Llama", template: str | None = "mar
     }
     if kind.startswith("Gemma"):
         sizes["head_dim"] = 4
+    if kind == "GPT2":
+        names = {
+            "num_hidden_layers": "n_layer",
+            "hidden_size": "n_embd",
+            "max_position_embeddings": "n_positions",
+        }
+        names |= {"num_attention_heads": "n_head", "intermediate_size": "n_inner"}
+        sizes = {names.get(name, name): size for name, size in sizes.items() if name != "num_key_value_heads"}
     config = getattr(transformers, f"{kind}Config")(**sizes)
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

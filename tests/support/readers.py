@@ -504,6 +504,7 @@ def chat_template(folder: Path) -> Iterator[Reader]:
 _CHAT = [{"role": "user", "content": "lamp on"}, {"role": "assistant", "content": "it is on"}]
 _CHATS = (
     json.dumps({"messages": _CHAT}).encode() + b'\n{"prompt": "a", "completion": "b"}\n{"text": "lamp"}\n'
+    b'{"conversations": [{"from": "human", "value": "lamp on"}, {"from": "gpt", "value": "it is on"}], "tools": []}\n'
 )
 
 

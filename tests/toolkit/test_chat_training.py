@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.data.loading import load_dataset
+from fleetune.device_runtime.data.packing import packed
 from fleetune.toolkit.cli import app
 from fleetune.toolkit.export import export
 
@@ -101,6 +102,76 @@ def test_fifty_threads_teach_exported_models_as_transformers_and_peft_do(
     export(model, task="causal-lm", out=tmp_path / "artifact", target_modules=TARGETS, on_note=notes.append)
     assert not [note for note in notes if note.startswith(("chat template", "end of text"))]
     check_losses(tmp_path / "artifact", data, tmp_path, kind)
+
+
+def check_packed(artifact_dir: Path, model: Any, folder: Path) -> None:
+    """Losses of packed texts are those of transformers on the texts alone; ``model`` is the artifact's, with its adapter."""
+    chats = [chat[:2] for chat in threads(24)]
+    data = write_chats(folder / "short.jsonl", chats)
+    artifact = open_artifact(artifact_dir)
+    plain = load_dataset(data, artifact.manifest, artifact.folder, seq_len=SEQ)
+    together = packed(plain, apart=True)
+    report = train(
+        artifact_dir,
+        data=data,
+        out=folder / "packed",
+        steps=8,
+        batch_size=3,
+        seq_len=SEQ,
+        lr=10 * LR,
+        packing=True,
+    )
+    texts = [set(row[row != 0]) for row in together.rows(np.arange(together.num_samples))["attention_mask"]]
+    assert together.num_samples < len(chats) / 2
+    assert sum(map(len, texts)) == len(chats)
+    batches = [batch for epoch in range(8) for batch in together.epoch_batches(0, epoch, 3)][:8]
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=10 * LR, weight_decay=0.0
+    )
+    wanted = []
+    for batch in batches:
+        rows = together.rows(batch)
+        losses, counted = [], 0
+        optimizer.zero_grad()
+        for ids, labels, numbers in zip(
+            rows["input_ids"], rows["labels"], rows["attention_mask"], strict=True
+        ):
+            for number in range(1, int(numbers.max()) + 1):
+                own = torch.from_numpy(labels[numbers == number])[None]
+                count = int((own[:, 1:] != -100).sum())
+                losses.append(
+                    model(input_ids=torch.from_numpy(ids[numbers == number])[None], labels=own).loss * count
+                )
+                counted += count
+        loss = sum(losses) / counted
+        loss.backward()
+        optimizer.step()
+        wanted.append(loss.item())
+    assert max(abs(a - b) for a, b in zip(report.losses, wanted, strict=True)) < 1e-4
+    assert max(wanted) - min(wanted) > 0.01
+
+
+def test_packed_chats_teach_what_the_chats_teach_alone_in_transformers(tmp_path: Path) -> None:
+    check_packed(FOLDER, reference(open_artifact(FOLDER), tmp_path, "Llama"), tmp_path)
+
+
+@pytest.mark.slow  # a model is exported
+@pytest.mark.parametrize("kind", ["GPT2", "Gemma"])
+def test_packed_chats_in_other_models(tmp_path: Path, kind: str) -> None:
+    """GPT-2 has positions of its own for each place, which begin anew with each text."""
+    model = chat_model(tmp_path / "model", kind=kind)
+    targets = ["c_attn"] if kind == "GPT2" else TARGETS
+    export(model, task="causal-lm", out=tmp_path / "artifact", target_modules=targets)
+    adapter = tmp_path / "adapter"
+    save_peft(
+        adapter, open_artifact(tmp_path / "artifact").manifest, open_artifact(tmp_path / "artifact").adapter()
+    )
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model)
+    check_packed(
+        tmp_path / "artifact",
+        peft.PeftModel.from_pretrained(plain, str(adapter), is_trainable=True).eval(),
+        tmp_path,
+    )
 
 
 def test_the_command_line_splits_packs_and_measures(data: Path, tmp_path: Path) -> None:

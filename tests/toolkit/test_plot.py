@@ -128,7 +128,7 @@ def test_a_png_is_one(tmp_path):
 def test_a_run_that_was_not_measured_is_drawn_and_told(tmp_path):
     notes = []
     (curves,) = plot([trained(tmp_path / "run")], on_note=notes.append)
-    assert notes == ["run: nothing was measured on held-out data (--eval): no accuracy"]
+    assert notes == ["run: nothing was measured on held-out data (--eval): no score"]
     assert "not measured" in words(curves)
 
 
@@ -200,7 +200,7 @@ def test_the_command_names_its_files_and_its_errors(tmp_path):
     run = trained(tmp_path / "run")
     done = CliRunner().invoke(app, ["plot", str(run), "--json"])
     assert json.loads(done.stdout) == {"results": [str(run / "curves.svg")]}
-    assert "no accuracy" in done.stderr
+    assert "no score" in done.stderr
     assert CliRunner().invoke(app, ["plot", str(run)]).stdout == f"{run / 'curves.svg'}\n"
     wrong = CliRunner().invoke(app, ["plot", str(tmp_path / "none")])
     assert wrong.exit_code == 1

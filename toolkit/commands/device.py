@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fleetune.device_runtime.contracts.scores import LABELS, PERPLEXITY
 from fleetune.toolkit import live
 from fleetune.toolkit.commands.options import (
     GENERATE,
@@ -174,8 +175,7 @@ def _show_run(console: Console, report: Any) -> None:
 
 
 def _measured(report: Any) -> Iterator[str]:
-    names = {"accuracy": "accuracy", "exact_match": "exact match", "r2": "R2"}
-    score = next((name for name in names if getattr(report, name) is not None), None)
+    score = next((name for name in LABELS if name != PERPLEXITY and getattr(report, name) is not None), None)
     figures = {
         "loss": report.eval_loss,
         "micro F1": report.micro_f1,
@@ -187,7 +187,7 @@ def _measured(report: Any) -> Iterator[str]:
     shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
     if score:
         value = getattr(report, score)
-        yield f"{names[score]} {value:.3f} on held-out data ({shown or 'the loss is not finite'})"
+        yield f"{LABELS[score]} {value:.3f} on held-out data ({shown or 'the loss is not finite'})"
     elif shown:
         yield f"on held-out data: {shown}"
 

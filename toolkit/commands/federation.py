@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fleetune.device_runtime.contracts.scores import LABELS
 from fleetune.device_runtime.terms.words import left_in_words
 from fleetune.toolkit import live
 from fleetune.toolkit.benchmark import figures
@@ -300,7 +301,7 @@ def _show_contract(console: Console, found: Any) -> None:
 
 
 def _show_aggregate(console: Console, report: Any) -> None:
-    measured = {"loss": report.loss, "accuracy": report.accuracy}
+    measured = {"loss": report.loss} | {LABELS[name]: getattr(report, name) for name in LABELS}
     measured |= {"epsilon": report.epsilon}
     figures = "".join(f", {name} {value:.4g}" for name, value in measured.items() if value is not None)
     for line in (

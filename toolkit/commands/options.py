@@ -84,7 +84,7 @@ TRAIN = {
     "columns": Part(Columns()),
     "sequences": Part(Sequences()),
     "evaluating": Part(Evaluating()),
-    "work": Part(LocalWork(), names=DEPTH, without=OF_A_FEDERATION),
+    "work": Part(LocalWork(), names=DEPTH, without=(*OF_A_FEDERATION, "class_weights")),
     "resources": Part(Resources()),
 }
 GENERATE = {"sampling": Part(Sampling())}

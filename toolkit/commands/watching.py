@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fleetune.device_runtime.contracts.scores import LABELS
 from fleetune.toolkit import live
 from fleetune.toolkit.commands.options import (
     WATCH,
@@ -116,7 +117,9 @@ def _headline(state: FleetState) -> str:
     counts = ", ".join(f"{number} {one}" for one, number in sorted(state.counts.items()))
     standing = f"; {job.num_accepted} updates taken, {job.num_pending} awaited" if job.is_open else ""
     measured = {name: value for figures in state.rounds for name, value in figures.measured.items()}
-    told = "".join(f", {name.replace('_', ' ')} {value:.4g}" for name, value in measured.items())
+    told = "".join(
+        f", {LABELS.get(name, name.replace('_', ' '))} {value:.4g}" for name, value in measured.items()
+    )
     return f"job {job.job}: aggregator {job.aggregator}, round {job.round}{of}{standing}{told}; {counts or 'no devices'}"
 
 

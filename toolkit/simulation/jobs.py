@@ -74,7 +74,7 @@ def told_work(work: LocalWork) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value or name not in _NEWER}
 
 
-_NEWER = ("micro_tokens", "sample_clip", "sample_noise", "sample_rate")
+_NEWER = ("micro_tokens", "sample_clip", "sample_noise", "sample_rate", "class_weights")
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):

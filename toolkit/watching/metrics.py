@@ -88,7 +88,10 @@ def _of_rounds(state: FleetState, own: Labels) -> Iterator[_Metric]:
         newest |= figures.measured
     words = {
         "loss": "Loss of the newest version that was measured.",
-        "accuracy": "Its accuracy, 0 to 1.",
+        "accuracy": "Its share of right answers, 0 to 1; of a language model of right next tokens.",
+        "exact_match": "Its share of rows with all labels right, 0 to 1.",
+        "r2": "R2 of its numbers, not below 0.",
+        "perplexity": "e to its loss of a token.",
         "train_loss": "Mean of the devices' last local losses.",
         "epsilon": "Spent, of the device that was asked most often.",
     }

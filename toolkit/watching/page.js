@@ -126,6 +126,9 @@ function showCharts(rounds) {
   const wanted = [
     ["loss", ["evaluated", "in training"], [of("loss"), of("train_loss")], false],
     ["accuracy", [], [of("accuracy")], true],
+    ["exact match", [], [of("exact_match")], true],
+    ["R2", [], [of("r2")], true],
+    ["perplexity", [], [of("perplexity")], false],
     ["MB a round", ["up", "down"], [past.map((r) => [r.round, r.mb_up]), past.map((r) => [r.round, r.mb_down])], true],
     ["seconds a round", [], [past.map((r) => [r.round, r.seconds])], true],
     ["epsilon spent", [], [of("epsilon")], true],

@@ -3,14 +3,13 @@
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Callable
 from ipaddress import ip_address
 
 from fleetune.device_runtime.contracts.fields import check_name
-from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.options import check
+from fleetune.toolkit.pages import answering
 from fleetune.toolkit.watching.listener import Listener
 from fleetune.toolkit.watching.server import check_token, make_server
 
@@ -53,26 +52,18 @@ def watch(
     token = check_token(os.environ.get(TOKEN) or secrets.token_urlsafe(24))
     say = on_note or log.info
     listener = Listener(mqtt, job, reach)
-    try:
-        server = make_server(host, port, token=token, state=listener.state)
-    except (OSError, OverflowError) as exc:
-        raise ConfigError(
-            f"{host}:{port}: the page cannot be served there: {exc}; give another --host or --port"
-        ) from exc
-    answering = threading.Thread(target=server.serve_forever, daemon=True)
+    server = make_server(host, port, token=token, state=listener.state)
     try:
         listener.open()
-        answering.start()
-        where = f"http://{_bracketed(host)}:{server.server_address[1]}"
-        say(f"{where}/?token={token}")
-        say(f"metrics: {where}/metrics with the header Authorization: Bearer TOKEN")
-        if not _is_own(host):
-            say(f"{host} is seen by others: what goes over it, the token too, is not encrypted")
-        while True:
-            listener.turn(_TURN_S)
+        with answering(server):
+            where = f"http://{_bracketed(host)}:{server.server_address[1]}"
+            say(f"{where}/?token={token}")
+            say(f"metrics: {where}/metrics with the header Authorization: Bearer TOKEN")
+            if not _is_own(host):
+                say(f"{host} is seen by others: what goes over it, the token too, is not encrypted")
+            while True:
+                listener.turn(_TURN_S)
     finally:
-        if answering.is_alive():
-            server.shutdown()
         server.server_close()
         listener.close()
 

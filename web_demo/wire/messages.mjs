@@ -5,6 +5,7 @@ import { Float, pack, unpack } from "./msgpack.mjs";
 export const VERSION = 1, CHUNK_BYTES = 120 * 1024, MESSAGE_BYTES_MAX = 128 * 1024, TRANSFER_BYTES_MAX = 4 * 2 ** 30;
 export const REASON_CHARS_MAX = 500, COUNT_MAX = 2 ** 31 - 1;
 const FIGURE_MAX = 1e39, SEED_MAX = Number.MAX_SAFE_INTEGER, ASCII = /^[ -~]*$/;
+const PRINTABLE = /^[^\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*$/;
 
 // A type turns a field into what is packed, and what was unpacked into a field; it throws a reason.
 const refuse = (want, got) => {
@@ -24,6 +25,7 @@ const bytes = (most, least = 0) => ({
   in: (v) => (v instanceof Uint8Array && v.length <= most && v.length >= least ? v : refuse(`at most ${most} bytes`, v)),
 });
 const bool = { out: (v) => v, in: (v) => (typeof v === "boolean" ? v : refuse("true or false", v)) };
+const plain = (most) => ({ out: (v) => v, in: (v) => (typeof v === "string" && [...v].length <= most && PRINTABLE.test(v) ? v : refuse(`text of at most ${most} characters`, v)) });
 const text = { out: (v) => v, in: (v) => (typeof v === "string" ? oneLine(v, REASON_CHARS_MAX) : refuse("text", v)) };
 const list = (type, most) => ({
   out: (v) => v.map(type.out),
@@ -51,7 +53,7 @@ function filled(fields, given) {
 }
 
 const NAME = word(), TASK = word(128), COUNT = int(0, COUNT_MAX), HELD = int(-1, COUNT_MAX), KEY = bytes(32, 32);
-const FREE = float(), WHOLE = int(Number.MIN_SAFE_INTEGER, SEED_MAX), V = ["v", WHOLE, VERSION];
+const LONG = plain(4096), FREE = float(), WHOLE = int(Number.MIN_SAFE_INTEGER, SEED_MAX), V = ["v", WHOLE, VERSION];
 
 const POLICY = struct([
   ["name", NAME, "full"], ["drop", FREE, 0], ["shape", NAME, "uniform"], ["period", WHOLE, 0], ["schedule", NAME, "constant"],
@@ -68,6 +70,7 @@ const WORK = struct([
   ["rank", WHOLE, 0], ["rows", WHOLE, 0], ["rows_seed", WHOLE, 0], ["mask", NAME, ""], ["personal", WHOLE, 0],
   ["personal_by", NAME, "importance"], ["sums_bits", WHOLE, 0], ["histogram", bool, false], ["micro_tokens", WHOLE, 0],
   ["most_norm", FREE, 0], ["noise", FREE, 0], ["sample_clip", FREE, 0], ["sample_noise", FREE, 0], ["sample_rate", FREE, 0],
+  ["class_weights", LONG, ""],
 ]);
 const SECONDS = float(0, 1e9), LEFT = float(-1e9, 1e9), MEGABYTES = float(0, 1e9);
 const FIGURES = struct([["round", COUNT], ["devices", COUNT], ["seconds", SECONDS, 0], ["mb_down", MEGABYTES, 0], ["mb_up", MEGABYTES, 0], ["measured", stats, {}]]);

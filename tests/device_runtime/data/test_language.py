@@ -274,7 +274,7 @@ def test_what_is_cut_away_with_its_answers_is_left_out_and_told(read, tmp_path):
         ({"prompt": [USER], "completion": "a"}, "the prompt is messages and the completion a text"),
         (
             {"prompt": "a"},
-            "no messages, or prompt and completion, or text; there is prompt; .*--messages-column",
+            "no messages, or conversations, or prompt and completion, or text; there is prompt; .*--messages-column",
         ),
         ({"messages": None, "text": " "}, "the text is empty"),
         ({"messages": []}, "there is nothing in this row"),
@@ -320,3 +320,90 @@ def test_options_of_texts_are_refused_for_other_tasks(load, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "hi", "label": 0}])
     with pytest.raises(ConfigError, match="overlap, packing: only for texts of a causal language model"):
         load(path, sequences=Sequences(overlap=2, packing=True))
+
+
+TOOLS = [
+    {"type": "function", "function": {"name": "switch", "parameters": {"type": "object", "properties": {}}}}
+]
+CALL = {"type": "function", "function": {"name": "switch", "arguments": {"thing": "lamp", "on": True}}}
+TOOL_CHAT = [USER, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "done"}, ANSWER]
+
+
+def by_transformers(messages, tools):
+    return chat_tokenizer("tools").apply_chat_template(messages, tools=tools, return_dict=True)["input_ids"]
+
+
+def test_chats_as_sharegpt_has_them_are_those_of_messages(read, tmp_path):
+    chats = threads(6)
+    known = {"user": "human", "assistant": "gpt"}
+    shared = [[{"from": known[m["role"]], "value": m["content"]} for m in chat] for chat in chats]
+    shared[2] = [{"from": "system", "value": "be short"}, *shared[2]]
+    chats[2] = [{"role": "system", "content": "be short"}, *chats[2]]
+    rows = [
+        {"conversations": chat} if i % 2 else {"conversations": json.dumps(chat)}
+        for i, chat in enumerate(shared)
+    ]
+    _, found = read(jsonl(tmp_path / "a.jsonl", rows))
+    _, wanted = read(write_chats(tmp_path / "b.jsonl", chats))
+    assert found == wanted
+    _, renamed = read(
+        jsonl(tmp_path / "c.jsonl", [{"talk": chat} for chat in shared]),
+        columns=Columns(messages_column="talk"),
+    )
+    assert renamed == wanted
+
+
+def test_chats_with_tools_are_transformers_own(read, tmp_path):
+    texts = {"name": "switch", "arguments": json.dumps(CALL["function"]["arguments"])}
+    shared = [
+        {"from": "human", "value": "lamp on"},
+        {"from": "function_call", "value": json.dumps(CALL["function"])},
+        {"from": "observation", "value": "done"},
+        {"from": "gpt", "value": "it is on"},
+    ]
+    said = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": texts}]},
+        *TOOL_CHAT[2:],
+    ]
+    rows = [
+        {"messages": TOOL_CHAT, "tools": TOOLS},
+        {"messages": json.dumps(said), "tools": json.dumps(TOOLS)},
+        {"conversations": shared, "tools": TOOLS},
+        {"prompt": TOOL_CHAT[:3], "completion": TOOL_CHAT[3:], "tools": TOOLS},
+        {"messages": TOOL_CHAT, "tools": None},
+    ]
+    for number, row in enumerate(rows):
+        _, ((ids, labels),) = read(jsonl(tmp_path / f"{number}.jsonl", [row]), "tools")
+        assert ids == by_transformers(TOOL_CHAT, row["tools"] and TOOLS)
+        called = [f"<call>{json.dumps(CALL['function'])}</call><|im_end|>\n"] if "prompt" not in row else []
+        assert counted(ids, labels) == [*called, "it is on<|im_end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("row", "template", "said"),
+    [
+        ({"messages": [USER, ANSWER], "tools": TOOLS}, "chatml", "does not write tools; leave it away"),
+        ({"messages": [USER, ANSWER], "tools": TOOLS}, None, "does not write tools"),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": [CALL]}, TOOL_CHAT[2], ANSWER]},
+            "chatml",
+            "does not write the tool calls of message 2",
+        ),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [CALL]}, *TOOL_CHAT[2:]]}, "alternating", "roles must alternate"),
+        ({"messages": [USER, ANSWER], "tools": "[1"}, "tools", "its tools are no JSON array of tools"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "tools", "message 2 calls a tool without a name"),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"name": "a", "arguments": "{"}]}]},
+            "tools",
+            "the arguments of 'a' are no JSON object",
+        ),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "dog", "value": "b"}]}, "chatml",
+         "message 2 is from 'dog'; expected one of"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "chatml", "the chat has no answer"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "chatml", "the content of message 1 is no text"),
+    ],
+)  # fmt: skip
+def test_what_no_template_writes_or_no_chat_is_is_named(read, tmp_path, row, template, said):
+    with pytest.raises((DataError, ArtifactError), match=f"a.jsonl, line 1: .*{said}"):
+        read(jsonl(tmp_path / "a.jsonl", [row]), template)

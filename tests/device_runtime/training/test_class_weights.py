@@ -96,3 +96,22 @@ def test_equal_weights_are_no_weights(word_artifact: Path) -> None:
             grads.append(engine.step(batch, full(4), adapter, class_weights=weights).grads)
     for name, grad in grads[0].items():
         np.testing.assert_array_equal(grad, grads[1][name])
+
+
+def test_a_work_that_weighs_one_sample_above_all_has_few_behind_it(word_artifact: Path) -> None:
+    """So that an owner's floor of samples in effect holds against weights too."""
+    artifact = open_artifact(word_artifact)
+    data = draw_data(artifact.manifest, 40, 8)
+    labels = data.labels.copy()
+    labels[labels == 0] = 1
+    labels[0] = 0
+    data.columns[data.label_name].values[:] = labels.reshape(data.columns[data.label_name].values.shape)
+    behind = {}
+    with open_engine(artifact) as engine:
+        for given in ("", "a=1000000"):
+            work = LocalWork(steps=2, batch_size=40, class_weights=given)
+            trainer = Trainer(engine, data, work, artifact.adapter())
+            while not trainer.done:
+                trainer.step()
+            behind[given] = trainer.effective_samples
+    assert behind["a=1000000"] < 2 < 20 < behind[""]

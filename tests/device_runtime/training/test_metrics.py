@@ -1,13 +1,12 @@
 """Figures of a confusion matrix, worked by hand and as scikit-learn has them."""
 
 import warnings
-from math import e, inf, isnan, nan
 
 import numpy as np
 import pytest
 
 from fleetune.device_runtime.training import metrics
-from fleetune.device_runtime.training.metrics import Confusion, metrics_of, perplexity
+from fleetune.device_runtime.training.metrics import Confusion, metrics_of
 
 
 def test_three_classes_worked_by_hand():
@@ -86,10 +85,3 @@ def test_they_are_what_scikit_learn_says(missing):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes that have no labels
         assert found.balanced_accuracy == pytest.approx(sk.balanced_accuracy_score(labels, answers))
-
-
-def test_perplexity():
-    assert perplexity(1.0) == e
-    assert perplexity(0.0) == 1
-    assert perplexity(1e300) == perplexity(710.0) == inf
-    assert isnan(perplexity(nan))
