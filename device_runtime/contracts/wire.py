@@ -131,6 +131,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """So many bytes at the end of what travels are that mask; 0 where the device holds it."""
     grid: SumGrid = SumGrid()
     """Of codecs ``masked`` and ``grid``."""
+    mask_group: Word = ""
+    """Of codec ``masked``: the group for which the device's keys are to be made; another for each attempt of a round."""
     shared: Word = ""
     """Stream in which ``adapter`` is published once for all who want it now; empty: in none, or the device cannot listen."""
     deadline_s: Seconds
