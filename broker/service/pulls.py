@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fleetune.broker.job import UPLOADS_MB
 from fleetune.broker.service.timers import Timers
-from fleetune.device_runtime.contracts.pull import STALL_S, Pull
+from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import Incoming
 from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
@@ -70,7 +70,8 @@ class Pulls:
     def begin(self, update: UpdateReady, now: float, *, size_bytes_max: int, until: float = inf) -> None:
         """Pull an update, or let it wait; a payload that is being pulled already goes on. ``until``: when it has to be there.
 
-        Who announces again long after it was asked has lost the request: it is asked once more.
+        Who announces again long after it should have answered has lost the request: it is asked once more. What was said before
+        the request came may arrive after it, on a slow link.
 
         Raises:
             WireError: oversized or inconsistent; nothing is allocated.
@@ -80,7 +81,7 @@ class Pulls:
             pull = old.pull
             if old.update.payload != update.payload:
                 pull = pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
-            elif pull.asked_at + STALL_S <= now:
+            elif pull.is_overdue(now):
                 pull.restart(now)
             self._active[task_id] = old._replace(update=update, pull=pull)
             self._timers.look(task_id)

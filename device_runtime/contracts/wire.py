@@ -93,6 +93,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     they may not."""
     listens: bool = False
     """It can take chunks that are published once for all who want them."""
+    connection: Word = ""
+    """Another for each connection of each start: what was on its way over an earlier one is lost. Empty: it may be."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):

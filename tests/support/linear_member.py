@@ -7,6 +7,7 @@
 import json
 import logging
 import math
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,12 @@ def aggregate(url: str, folder: Path, rounds: int, clients: int, size: int) -> d
 def work(url: str, folder: Path, number: int, size: int) -> dict:
     name = f"device-{number}"
     device = fleet.Device(
-        Server(url, name), folder, number, size=size, role="evaluate" if number == 9 else "train"
+        Server(url, name),
+        folder,
+        number,
+        size=size,
+        role="evaluate" if number == 9 else "train",
+        session=secrets.token_hex(8),
     )
     folder.joinpath(name).mkdir(parents=True, exist_ok=True)
     device.start()
