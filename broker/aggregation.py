@@ -10,6 +10,7 @@ from pathlib import Path
 from fleetune.broker.job import FIXED, Job, Members, Patience, Settings, names_in
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.methods.accounting import spending_of
+from fleetune.broker.service.measures import why_unwatched
 from fleetune.broker.service.outbound import Seal, unsigned
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
@@ -87,6 +88,8 @@ def aggregate(
     with _open_ledger(Path(out), settings) as ledger:
         settings = ledger.begun.settings
         _tell_later(say, ledger, patience)
+        if unwatched := why_unwatched(settings):
+            say(unwatched)
         _pardon(ledger, pardoned)
         result = Result(
             ledger,

@@ -128,6 +128,19 @@ class Pulls:
             self._active[task_id].pull.restart(now)
             self._timers.look(task_id)
 
+    def share_of(self, device_id: str) -> float | None:
+        """Share of what a device sends that is here, of the update begun last; None if nothing of it is pulled."""
+        tasks = self._tasks.get(device_id)
+        known = (
+            [t for t, upload in self._aside.items() if upload.update.device_id == device_id]
+            if self._aside
+            else []
+        )
+        if not (names := [*known, *(tasks or ())]):
+            return None
+        found = self._active.get(names[-1]) or self._aside[names[-1]]
+        return found.pull.share
+
     def gone(self, device_id: str, now: float) -> None:
         """The device is gone: what it sends makes room until it announces it again."""
         for task_id in [*self._tasks.get(device_id, ())]:

@@ -1,4 +1,4 @@
-"""Who stands in the middle of a sum under masks: it reads an update where nobody vouches for keys, and none where an authority does."""
+"""Who stands in the middle of a sum under masks reads an update where nobody vouches for keys, and none where somebody does."""
 
 import msgspec
 import numpy as np
