@@ -10,6 +10,7 @@ from pathlib import Path
 from fleetune.broker.job import FIXED, Job, Members, Patience, Settings, names_in
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.methods.accounting import spending_of
+from fleetune.broker.service.measures import why_unwatched
 from fleetune.broker.service.outbound import Seal, unsigned
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
@@ -85,6 +86,10 @@ def aggregate(
     evaluators, pardoned = names_in(members.evaluators), names_in(members.pardon)
     say = on_note or log.info
     with _open_ledger(Path(out), settings) as ledger:
+        settings = ledger.begun.settings
+        _tell_later(say, ledger, patience)
+        if unwatched := why_unwatched(settings):
+            say(unwatched)
         _pardon(ledger, pardoned)
         result = Result(
             ledger,
@@ -173,6 +178,17 @@ def _denied(job: str) -> str:
 def _open_ledger(out: Path, settings: Settings) -> Ledger:
     with doing("written", out):
         return Ledger(out, settings)
+
+
+def _tell_later(say: Callable[[str], object], ledger: Ledger, patience: Patience) -> None:
+    """Say what differs from the release that began the job: rules that stay off, and what is kept of it from now on."""
+    if ledger.begun.said:
+        say(f"{ledger.folder}: {ledger.begun.said}")
+    if ledger.begun.is_earlier:
+        say(
+            f"{ledger.folder}: an earlier release wrote this ledger; from now on --keep-versions {patience.keep_versions}, "
+            f"--keep-rounds {patience.keep_rounds} and --grace-s {patience.grace_s:g} hold for it (0: as before)"
+        )
 
 
 def _check_alone(mqtt: str, job: str, reach: Reach) -> None:

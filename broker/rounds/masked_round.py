@@ -19,6 +19,7 @@ from fleetune.broker.job import Patience, Settings
 from fleetune.broker.rounds.actions import Action, Record, Tell
 from fleetune.broker.rounds.told_shares import SECRET, SEED, ToldShares
 from fleetune.broker.tasks import Note, Task, listed
+from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX
 from fleetune.device_runtime.contracts.mask_messages import (
     MaskAsk,
     MaskGroup,
@@ -32,6 +33,7 @@ from fleetune.device_runtime.contracts.mask_messages import (
 from fleetune.device_runtime.contracts.secure_sums.graph import degree_of, neighbours, threshold_of
 from fleetune.device_runtime.contracts.secure_sums.keys import Scope, key_problem
 from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
+from fleetune.device_runtime.contracts.secure_sums.vouching import problem_of_peer
 from fleetune.device_runtime.contracts.wire import MaskMessage, decode, encode
 from fleetune.device_runtime.errors import WireError
 
@@ -43,6 +45,8 @@ MEMBERS, SHARERS, DELIVERED = DECIDED = ("members", "sharers", "delivered")
 ASK_AGAIN_S = 10.0
 """Who has not told its shares is asked again so often."""
 _KIND = {MaskKeys: "mask_keys", MaskShares: "mask_shares", MaskReveal: "mask_reveal"}
+_HEAD_BYTES, _PEER_BYTES = 1024, 224
+"""Of a message to one device, and of each neighbour in it, at most, but for what vouches for keys."""
 _NAMES = msgspec.msgpack.Decoder(list[str])
 
 
@@ -64,6 +68,7 @@ class MaskedRound:
         self._reveals: dict[str, MaskReveal] = {}
         self._members: tuple[str, ...] = ()
         """By place."""
+        self._num_fitting = 1
         self._sharers: frozenset[str] = frozenset()
         self._delivered: frozenset[str] = frozenset()
         self._places: dict[str, int] = {}
@@ -209,7 +214,7 @@ class MaskedRound:
                 return None
             found[kind][self._places[device]] = secret
         return Unmasking(
-            scope=Scope(self._settings.job, self.group),
+            scope=self._scope,
             members=tuple(self._peer(device) for device in self._members),
             degree=self._degree,
             delivered=tuple(sorted(found[SEED])),
@@ -236,11 +241,16 @@ class MaskedRound:
 
     def _make_group(self, ready: list[str]) -> list[Action]:
         """Draw places for those whose keys are here; the order comes from the operating system."""
-        order = ready[: self._settings.clients]
+        order = self._vouched(ready)[: self._settings.clients]
         secrets.SystemRandom().shuffle(order)
         decided = self._record(MEMBERS, order)
         log.info("round %d: masks are agreed on by %s", self._number, listed(sorted(order)))
         return [decided, *(self._tell_group(device) for device in sorted(self._members))]
+
+    def _vouched(self, ready: list[str]) -> list[str]:
+        """Those whose certificates vouch for their keys, where these are enough: with others they might not mask."""
+        vouched = [device for device in ready if self._keys[device].certificate]
+        return vouched if len(vouched) >= self._settings.min_clients else ready
 
     def _share(self, ready: list[str]) -> list[Action]:
         decided = self._record(SHARERS, ready)
@@ -264,6 +274,7 @@ class MaskedRound:
             case "members":
                 self._members = devices
                 self._places = {device: place for place, device in enumerate(devices)}
+                self._num_fitting = self._count_fitting()
             case "sharers":
                 self._sharers = frozenset(devices)
             case _:
@@ -280,8 +291,19 @@ class MaskedRound:
         return said[kind]
 
     @property
+    def _scope(self) -> Scope:
+        return Scope(self._settings.job, self.group)
+
+    @property
     def _degree(self) -> int:
-        return degree_of(len(self._members), self._settings.secure_neighbours)
+        degree = degree_of(len(self._members), self._settings.secure_neighbours)
+        return min(degree, degree_of(len(self._members), self._num_fitting))
+
+    def _count_fitting(self) -> int:
+        """So many neighbours fit in the message that tells of them, with the certificates that they have."""
+        keys = [self._keys[device] for device in self._members]
+        vouched = max((len(one.certificate) + len(one.signature) for one in keys), default=0)
+        return (MESSAGE_BYTES_MAX - _HEAD_BYTES) // (_PEER_BYTES + vouched)
 
     @property
     def _threshold(self) -> int:
@@ -304,6 +326,8 @@ class MaskedRound:
             device_id=device,
             mask_key=keys.mask_key,
             share_key=keys.share_key,
+            certificate=keys.certificate,
+            signature=keys.signature,
         )
 
     def _tell_group(self, device: str) -> Tell:
@@ -351,6 +375,8 @@ class MaskedRound:
             return "the group is made"
         if {message.mask_key, message.share_key} & self._told_keys:
             return "one of its keys is another device's"
+        if message.certificate and (problem := problem_of_peer(self._scope, message)):
+            return problem
         return key_problem(message.mask_key) or key_problem(message.share_key)
 
     def _problem_of_shares(self, message: MaskShares) -> str:

@@ -22,6 +22,7 @@ from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import AFTERWARDS, Store
 from fleetune.broker.tasks import Mark, Task, arm_of, listed
 from fleetune.device_runtime.contracts.wire import Finished, Offer
+from fleetune.device_runtime.contracts.work import MASKED
 from fleetune.device_runtime.network.complaints import Complaints
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Executor:
             memory=memory,
             lazy=self._versions.lazy_bound if memory else 0.0,
             grid=self._versions.grid_of(task),
+            mask_group=self._outbound.mask_group if task.work.codec == MASKED else "",
             shared=self._streams.name_for(task.device_id, download.adapter, now),
             **download._asdict(),
         )

@@ -26,6 +26,7 @@ from fleetune.broker.methods.heading import (
     Votes,
     least_agreement,
 )
+from fleetune.broker.methods.strategies import OF_ALL
 from fleetune.broker.methods.strategy import Bound, Strategy, Update
 from fleetune.broker.tasks import AGAINST, FAR, LENGTH, PARDONED, WEIGHT, Mark, mark
 from fleetune.device_runtime.arrays import Arrays
@@ -218,3 +219,24 @@ def as_they_count(
             yield update
         elif bound.scale:
             yield hold(update, bound)
+
+
+def why_unwatched(settings: Settings) -> str:
+    """Say why nobody's direction is looked at in a job that asks for it, and what helps; empty if it is, or need not be."""
+    if not settings.heading or settings.strategy in OF_ALL:
+        return ""
+    help_ = "nothing but knowing the devices keeps it out (fleetune authority)"
+    if settings.secure != PLAIN:
+        why = "updates are only summed"
+    elif settings.dp.of_devices:
+        why = "noise of devices hides it"
+    elif settings.clients < CLIENTS_MIN:
+        why = f"{settings.clients} clients a round; among fewer than {CLIENTS_MIN} nobody can tell who goes astray"
+        bounding = "--strategy median bounds one such device of three or four, --weight-cap 1 --length-cap 1 what it weighs"
+        help_ = f"{bounding}; {help_}" if settings.clients > 2 else help_
+    elif 0 < settings.num_elements < ELEMENTS_MIN:
+        why = f"{settings.num_elements} elements; fewer than {ELEMENTS_MIN} point anywhere by chance"
+    else:
+        return ""
+    counts = "a device that sends the opposite of what it learned counts as any other"
+    return f"nobody's direction is looked at ({why}): {counts}; {help_}"

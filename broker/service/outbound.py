@@ -54,6 +54,12 @@ class Outbound:
         """Largest chunk payload that fits a message here."""
         return self._link.chunk_bytes
 
+    @property
+    def mask_group(self) -> str:
+        """Name of those who mask together in the open round; empty where nobody does."""
+        masks = self._federation.rounds.masks
+        return masks.group if masks else ""
+
     def tell(self, device_id: str, message: Message) -> bool:
         """Send a device a message; False if there is no connection."""
         return self._send(device_id, device_topic(self._job, device_id, "down"), message)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fleetune.broker.job import UPLOADS_MB
 from fleetune.broker.service.timers import Timers
-from fleetune.device_runtime.contracts.pull import STALL_S, Pull
+from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import Incoming
 from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
@@ -70,7 +70,8 @@ class Pulls:
     def begin(self, update: UpdateReady, now: float, *, size_bytes_max: int, until: float = inf) -> None:
         """Pull an update, or let it wait; a payload that is being pulled already goes on. ``until``: when it has to be there.
 
-        Who announces again long after it was asked has lost the request: it is asked once more.
+        Who announces again long after it should have answered has lost the request: it is asked once more. What was said before
+        the request came may arrive after it, on a slow link.
 
         Raises:
             WireError: oversized or inconsistent; nothing is allocated.
@@ -80,7 +81,7 @@ class Pulls:
             pull = old.pull
             if old.update.payload != update.payload:
                 pull = pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
-            elif pull.asked_at + STALL_S <= now:
+            elif pull.is_overdue(now):
                 pull.restart(now)
             self._active[task_id] = old._replace(update=update, pull=pull)
             self._timers.look(task_id)
@@ -126,6 +127,19 @@ class Pulls:
         for task_id in self._tasks.get(device_id, ()) if device_id else self._active:
             self._active[task_id].pull.restart(now)
             self._timers.look(task_id)
+
+    def share_of(self, device_id: str) -> float | None:
+        """Share of what a device sends that is here, of the update begun last; None if nothing of it is pulled."""
+        tasks = self._tasks.get(device_id)
+        known = (
+            [t for t, upload in self._aside.items() if upload.update.device_id == device_id]
+            if self._aside
+            else []
+        )
+        if not (names := [*known, *(tasks or ())]):
+            return None
+        found = self._active.get(names[-1]) or self._aside[names[-1]]
+        return found.pull.share
 
     def gone(self, device_id: str, now: float) -> None:
         """The device is gone: what it sends makes room until it announces it again."""

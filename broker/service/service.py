@@ -154,6 +154,8 @@ class Service:
         self._gone: set[str] = set()
         """Devices whose retained statuses say that they are offline."""
         self._seen: set[str] = set()
+        self._connection_of: dict[str, str] = {}
+        """Over which connection devices said hello last."""
         self._connections = -1
         self._closed, self._keep_rounds = past.closed, patience.keep_rounds
         log.info(
@@ -308,7 +310,9 @@ class Service:
                 hello.num_samples,
             )
             self._known.add(hello.device_id)
-        self._uploads.restart(hello.device_id, now)
+        if not hello.connection or self._connection_of.get(hello.device_id) != hello.connection:
+            self._uploads.restart(hello.device_id, now)
+        self._connection_of[hello.device_id] = hello.connection
         self._streams.listens(hello.device_id, is_able=hello.listens)
         self._versions.downlink.holds(hello.device_id, hello.holds, hello.mask, original=hello.original)
         self._do(self.federation.hello(hello, now), now)

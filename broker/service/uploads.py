@@ -9,6 +9,7 @@ from fleetune.broker.service.freight import sizes_of_update
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
+from fleetune.broker.service.slow_links import SlowLinks
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import REFUSED, Noted, Task, mark
@@ -42,6 +43,8 @@ class Uploads:
         self._federation, self._store, self._versions = federation, store, versions
         self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
         self._pulls = Pulls(limit_bytes=limit_bytes)
+        self._slow_links, self._received_bytes = SlowLinks(), dict[str, int]()
+        """What is said of links, and how many bytes of chunks came of each device since its last update was whole."""
         self._offered_again: set[str] = set()
         """Tasks whose updates came with another memory."""
 
@@ -64,9 +67,12 @@ class Uploads:
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
         self._pulls.add(device_id, chunk, now)
+        self._received_bytes[device_id] = self._received_bytes.get(device_id, 0) + len(chunk.data)
 
     def restart(self, device_id: str, now: float) -> None:
         """Ask again for all of a device that was away, or empty: of all, as this side was: what was on its way is lost."""
+        if (share := self._pulls.share_of(device_id)) is not None:
+            self._slow_links.broke(device_id, share=share)
         self._pulls.restart(device_id, now)
 
     def gone(self, device_id: str, now: float) -> None:
@@ -100,6 +106,12 @@ class Uploads:
 
     def _received(self, upload: Upload, now: float) -> None:
         update, pull, since, _ = upload
+        self._slow_links.came(
+            update.device_id,
+            size_bytes=upload.size_bytes,
+            received_bytes=self._received_bytes.pop(update.device_id, 0),
+            seconds=now - since,
+        )
         task = self._judged(update)
         if task is None:
             return

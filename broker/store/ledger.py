@@ -58,7 +58,7 @@ class Ledger:
         """What codecs remember of devices' updates."""
         self._give_back = weakref.finalize(self, taken(folder).close)
         try:
-            self._sql = opened(folder / LEDGER, settings)
+            self._sql, self.begun = opened(folder / LEDGER, settings)
         except BaseException:
             self._give_back()
             raise

@@ -5,12 +5,13 @@ import logging
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from fleetune.broker.job import Settings, differences
 from fleetune.broker.store.costs import COLUMNS
+from fleetune.broker.store.earlier import absent_in, as_begun, kept_settings, text_of, told
 from fleetune.broker.store.marks import SCHEMA as MARKS
 from fleetune.broker.store.mask_notes import SCHEMA as MASK_NOTES
 from fleetune.broker.store.settling import SCHEMA as SETTLED
@@ -102,7 +103,18 @@ _NUM_OUTCOMES = (
 """Of a job that chooses nothing is ever taken out of either."""
 
 
-def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
+class Prepared(NamedTuple):
+    """What a job goes on by."""
+
+    settings: Settings
+    """As asked for, but for what the job began without."""
+    is_earlier: bool
+    """Whether an earlier release wrote the ledger until now."""
+    said: str
+    """What stays off, in a line; empty if nothing does."""
+
+
+def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> Prepared:
     """Make the tables of a new ledger, or check those of an old one, after bringing them to this format.
 
     Raises:
@@ -120,8 +132,9 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
         raise StateError(
             f"{path}: format {found}; this version reads 1 to {FORMAT}: use the fleetune that wrote it"
         )
-    kept = msgspec.json.decode(theirs, type=Settings)
-    has_begun = _has_begun(sql, found)
+    kept, has_begun = kept_settings(theirs), _has_begun(sql, found)
+    absent = absent_in(theirs) if has_begun else ()
+    settings = as_begun(settings, absent)
     if has_begun and (changed := differences(settings, kept)):
         advice = "give the same settings to resume it, or another folder"
         raise ConfigError(f"{path.parent}: holds another job ({'; '.join(changed)}); {advice}")
@@ -132,7 +145,8 @@ def prepare(sql: sqlite3.Connection, settings: Settings, path: Path) -> None:
     if not has_begun:
         _begin_anew(sql, text)
     elif settings != kept:
-        _be_patient(sql, settings, text)
+        _be_patient(sql, settings, text_of(settings, absent))
+    return Prepared(settings, has_begun and found < FORMAT, told(settings, absent))
 
 
 def _has_begun(sql: sqlite3.Connection, format: int) -> bool:

@@ -6,7 +6,7 @@ from typing import TextIO
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
-from fleetune.broker.store.ledger_schema import prepare
+from fleetune.broker.store.ledger_schema import Prepared, prepare
 from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.files import locked, private_file
 
@@ -23,8 +23,8 @@ def taken(folder: Path) -> TextIO:
         raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
 
 
-def opened(path: Path, settings: Settings) -> sqlite3.Connection:
-    """Open or begin a ledger; one of an earlier format is brought to this one.
+def opened(path: Path, settings: Settings) -> tuple[sqlite3.Connection, Prepared]:
+    """Open or begin a ledger; one of an earlier format is brought to this one. And what the job goes on by.
 
     Raises:
         ConfigError: it is another job's, or another aggregator's at this moment.
@@ -39,7 +39,7 @@ def opened(path: Path, settings: Settings) -> sqlite3.Connection:
     try:
         for pragma in _PRAGMAS:
             sql.execute(f"PRAGMA {pragma}")
-        prepare(sql, settings, path)
+        prepared = prepare(sql, settings, path)
         check_damage(sql)
     except DAMAGES as exc:
         sql.close()
@@ -51,4 +51,4 @@ def opened(path: Path, settings: Settings) -> sqlite3.Connection:
     except BaseException:
         sql.close()
         raise
-    return sql
+    return sql, prepared

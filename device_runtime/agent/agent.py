@@ -179,7 +179,7 @@ class Agent:
             case Request():
                 self._serve(message, now)
             case MaskGroup() | MaskInbox() | MaskAsk():
-                self._assignments.masking.take(message)
+                self._assignments.take_masks(message)
             case Verdict():
                 self._assignments.settle(message)
             case Finished():

@@ -23,6 +23,7 @@ from fleetune.device_runtime.agent.telling import Progress
 from fleetune.device_runtime.agent.trainer_port import Workbench
 from fleetune.device_runtime.contracts.fields import REASON_CHARS_MAX
 from fleetune.device_runtime.contracts.lora import frozen_names
+from fleetune.device_runtime.contracts.mask_messages import MaskAsk, MaskGroup, MaskInbox
 from fleetune.device_runtime.contracts.pull import STALL_S, Pull
 from fleetune.device_runtime.contracts.secure_sums.grid import modulus_bits
 from fleetune.device_runtime.contracts.wire import Chunk, Offer, UpdateReady, Verdict, encode, task_id_of
@@ -358,6 +359,13 @@ class Assignments:
             self.decline(exc)
             return False
         return True
+
+    def take_masks(self, message: MaskGroup | MaskInbox | MaskAsk) -> None:
+        """Take what is said of masks; a group whose keys nobody vouches for has the offer declined. WireError as Masking's."""
+        try:
+            self.masking.take(message)
+        except ConfigError as exc:
+            self.decline(str(exc))  # it may be otherwise in the next round
 
     def _forget_older(self) -> None:
         self._done.clear()

@@ -10,6 +10,7 @@ from fleetune.device_runtime.agent.outbox import Outbox
 from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.agent.vitals import Vitals
 from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.contracts.secure_sums.vouching import Authorities, Voucher
 from fleetune.device_runtime.files import Files
 from fleetune.device_runtime.network.connection import Connection
 from fleetune.device_runtime.network.signing import Trusted
@@ -59,6 +60,10 @@ class Home(NamedTuple):
     """What its owner allows; None for a simulated device, which has no owner."""
     trusted: Trusted | None = None
     """The keys of which one must have signed what an aggregator says; None to take it from anybody."""
+    voucher: Voucher | None = None
+    """Signs its keys of sums under masks; None without a certificate."""
+    mask_authorities: Authorities | None = None
+    """Of which one must have signed the certificates that vouch for others' keys; None to mask with any."""
     vitals: Callable[[], Vitals] | None = None
     """Reads how the machine does, for who looks at the job; None to tell nothing of progress."""
 

@@ -36,9 +36,10 @@ from fleetune.device_runtime.contracts.secure_sums.keys import (
 )
 from fleetune.device_runtime.contracts.secure_sums.masking import Masker, mask
 from fleetune.device_runtime.contracts.secure_sums.shares import SHARE_BYTES, split
+from fleetune.device_runtime.contracts.secure_sums.vouching import Vouched, problem_of_peer
 from fleetune.device_runtime.contracts.wire import Message, Offer, encode
 from fleetune.device_runtime.contracts.work import SumGrid
-from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.errors import ConfigError, WireError, some
 from fleetune.device_runtime.network.connection import send
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     share_secret: Key32
     """X25519 private key for which shares are sealed."""
     seed: Key32
+    offered: Word = ""
+    """The group that the keys are for; empty where the aggregator did not say."""
     group: MaskGroup | None = None
     shares: MaskShares | None = None
     own: tuple[bytes, bytes] = (b"", b"")
@@ -89,10 +92,12 @@ class Masking:
         """Make keys for an offer, or go on with those that it has.
 
         Raises:
-            ConfigError: the package that makes keys is missing.
+            ConfigError: the package that makes keys is missing; or others must be vouched for, and the offer names no group, or
+                one for which this device has made keys before.
         """
         need_cryptography()
         if self._state is None or self._state.key != key:
+            self._check_new(offer)
             self._keep(
                 _State(
                     key=key,
@@ -102,8 +107,11 @@ class Masking:
                     secret=new_secret(),
                     share_secret=new_secret(),
                     seed=new_seed(),
+                    offered=offer.mask_group,
                 )
             )
+        if self._is_strict:
+            self._home.outbox.remember(self._newest_key, offer.mask_group.encode())
         self.rush()
 
     def rush(self) -> None:
@@ -134,6 +142,7 @@ class Masking:
 
         Raises:
             WireError: it is of another task or group, contradicts what was said before, or cannot be.
+            ConfigError: nobody that this device trusts vouches for the keys of another: it can take no part.
         """
         state = self._state
         if state is None or message.task_id != state.task_id or message.round != state.round:
@@ -164,15 +173,55 @@ class Masking:
         return state.shares if state.group else self._keys(state)
 
     def _keys(self, state: _State) -> MaskKeys:
+        mask_key, share_key = public_of(state.secret), public_of(state.share_secret)
+        vouched, scope = Vouched(), Scope(state.job, state.offered)
+        if state.offered and (voucher := self._home.voucher):
+            vouched = voucher.vouch(scope, self._name, mask_key, share_key)
         return MaskKeys(
             device_id=self._name,
             job=state.job,
             task_id=state.task_id,
             round=state.round,
-            mask_key=public_of(state.secret),
-            share_key=public_of(state.share_secret),
+            mask_key=mask_key,
+            share_key=share_key,
             seed_digest=digest_of_seed(state.seed),
+            **vouched._asdict(),
         )
+
+    @property
+    def _is_strict(self) -> bool:
+        return self._home.mask_authorities is not None
+
+    @property
+    def _newest_key(self) -> str:
+        return f"masks/{self._home.identity.job}"
+
+    def _check_new(self, offer: Offer) -> None:
+        """Raise ConfigError for a group that is none, or not newer than the last: told secrets of its keys would fit again."""
+        if not self._is_strict:
+            return
+        newest = (self._home.outbox.recall(self._newest_key) or b"").decode()
+        if (place := _place_of(offer.mask_group)) is None:
+            raise ConfigError(
+                "masks: the aggregator names no group of an attempt, which certificates vouch for; it is of an earlier release"
+            )
+        if place <= (_place_of(newest) or (-1, -1)):
+            raise ConfigError(
+                f"masks: keys for group {newest!r} of job {offer.job!r} were made before this one's, {offer.mask_group!r}; "
+                "a job that begins anew needs another name"
+            )
+
+    def _check_peers(self, state: _State, group: MaskGroup) -> None:
+        """Raise ConfigError that names whose keys nobody vouches for."""
+        authorities = self._home.mask_authorities
+        if authorities is None:
+            return
+        if group.group != state.offered:
+            raise ConfigError(f"masks: group {group.group!r}; this device's keys are for {state.offered!r}")
+        scope = Scope(state.job, group.group)
+        told = [(p, problem_of_peer(scope, p) or authorities.problem(p.certificate)) for p in group.peers]
+        if wrong := [f"{peer.device_id}: {problem}" for peer, problem in told if problem]:
+            raise ConfigError(f"masks: the keys told of {some(wrong)}")
 
     def _join(self, state: _State, group: MaskGroup) -> None:
         """Share this device's secrets with those of a group."""
@@ -182,6 +231,7 @@ class Masking:
             self.rush()
             return
         _check_group(group, name=self._name, mask_key=public_of(state.secret))
+        self._check_peers(state, group)
         holders = [peer.place + 1 for peer in group.peers] + [group.place + 1]
         seeds, secrets = (split(one, holders, group.threshold) for one in (state.seed, state.secret))
         scope = Scope(state.job, group.group)
@@ -296,6 +346,12 @@ class Masking:
 
 def _scope(state: _State) -> Scope:
     return Scope(state.job, state.group.group if state.group else "")
+
+
+def _place_of(group: str) -> tuple[int, int] | None:
+    """Round and first position of an attempt, by which groups follow each other; None for a name that is none."""
+    parts = group.split("-")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(map(str.isdecimal, parts)) else None
 
 
 def _told(places: Sequence[int], shares: dict[int, bytes]) -> list[MaskShare]:

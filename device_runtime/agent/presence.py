@@ -98,6 +98,7 @@ class Presence:
             mask=mask(),
             original=original,
             listens=listens,
+            connection=f"{identity.session}-{self._connections}" if identity.session else "",
         )
         send(self._link, identity.up, encode(hello))
         return True

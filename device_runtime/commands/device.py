@@ -46,7 +46,7 @@ from fleetune.device_runtime.network.connection import send
 from fleetune.device_runtime.network.hooks import Party
 from fleetune.device_runtime.network.link import Link, Will
 from fleetune.device_runtime.network.overflow import Overflow
-from fleetune.device_runtime.network.signing import Trust, trusted_of
+from fleetune.device_runtime.network.signing import Trust, trusted_of, vouching_of
 from fleetune.device_runtime.options import check, refuse
 from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.terms.behind import num_used
@@ -149,7 +149,7 @@ def device(
         identity = Identity(
             identify(outbox, id, login), job, artifact.digest, duty.role, secrets.token_hex(8)
         )
-        party = _party(identity, login)
+        party, vouching = _party(identity, login), vouching_of(reach, trust, device_id=identity.device_id)
         link = Link.reaching(
             mqtt,
             reach,
@@ -168,6 +168,8 @@ def device(
             on_event=kept,
             contract=Contract(terms, facts=outbox, files=files, account=account_of(duty, files)),
             trusted=trusted,
+            voucher=vouching.voucher,
+            mask_authorities=vouching.authorities,
             vitals=own_vitals if duty.tell_progress else None,
         )
         agent = Agent(home, desk.workbench(tells_labels=duty.tell_labels), gate=gate)

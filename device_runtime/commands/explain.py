@@ -16,7 +16,7 @@ from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.files import DiskFiles, Files, MemoryFiles
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.device_runtime.network.address import Reach
-from fleetune.device_runtime.network.signing import Trust, trusted_of
+from fleetune.device_runtime.network.signing import Trust, trusted_of, vouching_of
 from fleetune.device_runtime.options import check, refuse
 from fleetune.device_runtime.terms.account import Account, check_spent
 from fleetune.device_runtime.terms.left import Left, Record
@@ -33,6 +33,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
     jobs: str
     """Who can give it work."""
+    masks: str
+    """Whom it takes for another device in sums under masks."""
     limits: list[Limit]
     may_leave: list[str]
     """Tensors that may leave, by name."""
@@ -76,7 +78,7 @@ def explain(
         rules: not looked at.
         duty: where the account lies.
         resources: not looked at.
-        reach: not looked at.
+        reach: where its certificate lies.
         terms: what the owner allows.
         trust: whose work is taken.
 
@@ -92,6 +94,7 @@ def explain(
     folder = folder_of(state, job=job, device_id=id) if state or job else None
     return Explanation(
         jobs=_who(trust),
+        masks=_masked_with(reach, trust, id or ""),
         limits=limits(terms),
         may_leave=leaving,
         stays=[name for name in names if name not in leaving],
@@ -125,6 +128,16 @@ def _who(trust: Trust) -> str:
             "anybody who can write to the MQTT server can give this device work: name a key with --trust FILE"
         )
     return f"work is taken if this key signed it: {trusted.names}"
+
+
+def _masked_with(reach: Reach, trust: Trust, device_id: str) -> str:
+    vouching = vouching_of(reach, trust, device_id=device_id)
+    if vouching.authorities is None:
+        return (
+            "under masks (secure masks) nobody vouches for the keys of other devices: whoever runs the aggregator or the MQTT "
+            "server can put its own in their place, and see this device's update; certificates (fleetune enrol) stop that"
+        )
+    return f"under masks the keys of other devices are taken if {vouching.where} signed their certificates"
 
 
 def check_terms(terms: Terms, manifest: Manifest) -> None:

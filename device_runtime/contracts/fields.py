@@ -29,6 +29,8 @@ STATS_MAX = 32
 """Statistics of one update."""
 CLASSES_MAX = 4096
 """Classes of one label histogram."""
+CERTIFICATE_BYTES_MAX = 4096
+"""Of a device's certificate, DER."""
 NEIGHBOURS_MAX = 512
 """Devices that one device masks with: their keys and shares fit a message."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,6 +63,8 @@ Megabytes = Annotated[float, Meta(ge=0, le=MEGABYTES_MAX)]
 Degrees = Annotated[float, Meta(ge=-273.15, le=1000)]
 Text = Annotated[str, Shown(REASON_CHARS_MAX)]
 Stats = Annotated[dict[Word, float], Meta(max_length=STATS_MAX)]
+Certificate = Annotated[bytes, Meta(max_length=CERTIFICATE_BYTES_MAX)]
+CertificateSignature = Annotated[bytes, Meta(max_length=1024)]
 Key32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Places = Annotated[list[Count], Meta(max_length=NEIGHBOURS_MAX + 1)]
 """Places in a group of devices that are summed together."""

@@ -8,6 +8,8 @@ from msgspec import Meta
 from fleetune.device_runtime.contracts.fields import (
     NEIGHBOURS_MAX,
     VERSION,
+    Certificate,
+    CertificateSignature,
     Count,
     Key32,
     Places,
@@ -25,6 +27,10 @@ class MaskPeer(msgspec.Struct, frozen=True, kw_only=True):
     """X25519 public key of its pair masks."""
     share_key: Key32
     """X25519 public key that shares are sealed for."""
+    certificate: Certificate = b""
+    """Of the device, DER; empty where nobody vouches for its keys."""
+    signature: CertificateSignature = b""
+    """Of that certificate's key over job, group, device and both keys."""
 
 
 class MaskShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +58,10 @@ class MaskKeys(msgspec.Struct, frozen=True, kw_only=True, tag="mask_keys"):
     """As of MaskPeer."""
     seed_digest: Key32
     """SHA-256 of the seed of its own mask."""
+    certificate: Certificate = b""
+    """As of MaskPeer."""
+    signature: CertificateSignature = b""
+    """As of MaskPeer."""
 
 
 class MaskGroup(msgspec.Struct, frozen=True, kw_only=True, tag="mask_group"):

@@ -13,8 +13,10 @@ STALL_S = 10.0
 """Least time without a chunk after which one is asked for again."""
 PATIENCE = 3
 """Chunks are given so many times as long as they take at the measured pace."""
-SLOWEST_BYTES_S = 10e3
-"""Pace of a link of which nothing is known yet."""
+SLOWEST_BYTES_S = 2.5e3
+"""Pace of a link of which nothing is known yet: a narrow one that several share is not asked twice for its first chunk."""
+HEARD_BYTES_S = 10e3
+"""Pace at least at which the first chunk of a stream comes, or the stream is not heard."""
 FLYING_S = 10.0
 """No more is on its way at once than comes in so long, two chunks at least."""
 WAIT_MAX_S = 600.0
@@ -119,6 +121,10 @@ class Pull:
         wait_s = min(self._wait_s * 2.0 ** min(self._num_stalls, 10), WAIT_MAX_S)
         return max(self._progress_at, self._asked_at) + wait_s
 
+    def is_overdue(self, now: float) -> bool:
+        """Whether what is on its way should be here by now, at the pace that is known."""
+        return now >= max(self._progress_at, self._asked_at) + max(self._stall_s, self._flying_s)
+
     def cut_anew(self, manifest: TransferManifest, *, size_bytes_max: int, now: float) -> "Pull":
         """Go on with the same content in chunks of another size; WireError as :class:`Incoming`."""
         pull = Pull(
@@ -181,9 +187,15 @@ class Pull:
         """How long what is on its way may take."""
         manifest = self._incoming.manifest
         if self._stream and not self._has_begun:
-            return max(self._stall_s, GATHER_S + manifest.chunk_bytes / SLOWEST_BYTES_S)
+            return max(self._stall_s, GATHER_S + manifest.chunk_bytes / HEARD_BYTES_S)
+        return max(self._stall_s, PATIENCE * self._flying_s)
+
+    @property
+    def _flying_s(self) -> float:
+        """How long what is on its way takes at the pace that is known."""
+        manifest = self._incoming.manifest
         flying_bytes = min(len(self._flying) * manifest.chunk_bytes, manifest.size_bytes)
-        return max(self._stall_s, PATIENCE * flying_bytes * (self._s_per_byte or 1 / SLOWEST_BYTES_S))
+        return flying_bytes * (self._s_per_byte or 1 / SLOWEST_BYTES_S)
 
     def _learn(self, took_s: float, size_bytes: int) -> None:
         """Take the pace of a chunk: a slower one counts a half, a quicker one an eighth, as several may come in one moment."""

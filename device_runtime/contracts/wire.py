@@ -93,6 +93,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag="hello"):
     they may not."""
     listens: bool = False
     """It can take chunks that are published once for all who want them."""
+    connection: Word = ""
+    """Another for each connection of each start: what was on its way over an earlier one is lost. Empty: it may be."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
@@ -131,6 +133,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """So many bytes at the end of what travels are that mask; 0 where the device holds it."""
     grid: SumGrid = SumGrid()
     """Of codecs ``masked`` and ``grid``."""
+    mask_group: Word = ""
+    """Of codec ``masked``: the group for which the device's keys are to be made; another for each attempt of a round."""
     shared: Word = ""
     """Stream in which ``adapter`` is published once for all who want it now; empty: in none, or the device cannot listen."""
     deadline_s: Seconds

@@ -1,10 +1,12 @@
 """One MQTT client as paho has it: connects once, and from then on reconnects by itself; the only file that knows paho."""
 
 import contextlib
+import fcntl
 import os
 import queue
 import socket
 import sys
+import termios
 import threading
 import time
 from typing import Protocol
@@ -249,8 +251,40 @@ class Client:
         return False
 
 
+class _Paho(paho.Client):
+    """As paho's, but bytes that come or arrive are a sign of life: an answer to a ping may wait behind a slow chunk."""
+
+    _moved_at = 0.0
+    _num_sent = _num_arrived = 0
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """Look whether the connection has been silent for too long."""
+        if self._ping_t > 0:
+            self._look_what_arrived()
+            if self._moved_at > self._ping_t:
+                self._ping_t = self._moved_at
+                for name in ("_last_bytes_received", "_last_msg_in"):  # of paho 2.2, and of 2.1
+                    setattr(self, name, max(getattr(self, name, 0.0), self._moved_at))
+        return super().loop_misc()
+
+    def _look_what_arrived(self) -> None:
+        arrived = self._num_sent - _num_underway(self._sock)
+        if arrived != self._num_arrived:
+            self._num_arrived, self._moved_at = arrived, time.monotonic()
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        content = super()._sock_recv(bufsize)
+        self._moved_at = time.monotonic()
+        return content
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        sent = super()._sock_send(buf)
+        self._num_sent += sent
+        return sent
+
+
 def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
-    client = paho.Client(
+    client = _Paho(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         protocol=_VERSIONS["5" if is_v5 else "3.1.1"],
@@ -275,3 +309,12 @@ def _send_at_once(_client: paho.Client, _data: object, opened: _Socket) -> None:
     """Switch Nagle's algorithm off: a small message would wait for the acknowledgement of the one before, 40 ms and more."""
     with socket.socket(fileno=os.dup(opened.fileno())) as same:  # a WebSocket of paho's has no setsockopt
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _num_underway(opened: _Socket | None) -> int:
+    """Bytes that the system holds for the other end, which has not acknowledged them; 0 where it does not say."""
+    try:
+        found = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, bytes(4)) if opened else bytes(4)
+    except OSError:
+        return 0
+    return int.from_bytes(found, sys.byteorder)

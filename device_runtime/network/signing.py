@@ -8,18 +8,28 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
 from fleetune.device_runtime.contracts.seal import KEY_ID_BYTES, Seal, Stamp, seal
+from fleetune.device_runtime.contracts.secure_sums.vouching import (
+    Authorities,
+    Voucher,
+    open_authorities,
+    open_voucher,
+)
 from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.device_runtime.network.address import Reach
+from fleetune.device_runtime.network.tls import KEY_PASSWORD
 from fleetune.device_runtime.options import Option
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+NO_AUTHORITY = "none"
 FILE_BYTES_MAX = 64 * 1024
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _PUBLIC = b"PUBLIC KEY"
@@ -44,6 +54,14 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Option(
             "public keys (Ed25519, PEM, one or more): nothing is taken from an aggregator that none of them signed",
+            metavar="FILE",
+        ),
+    ] = ""
+    mask_authority: Annotated[
+        str,
+        Option(
+            "authorities (PEM) of which one must have signed the certificate of each device that this one masks with; by default "
+            "--ca-file, where that signed this device's own; none: it masks with any",
             metavar="FILE",
         ),
     ] = ""
@@ -155,6 +173,40 @@ def trusted_of(trust: Trust) -> Trusted | None:
     return Trusted(read_public(trust.trust)) if trust.trust else None
 
 
+class Vouching(NamedTuple):
+    """Who vouches for a device's keys in sums under masks, and who must for others'."""
+
+    voucher: Voucher | None = None
+    authorities: Authorities | None = None
+    where: str = ""
+    """File of the authorities."""
+
+
+def vouching_of(reach: Reach, trust: Trust, *, device_id: str) -> Vouching:
+    """Open what vouches for a device's keys, and the authorities that must for others'.
+
+    Raises:
+        ConfigError: a file cannot be read or used, or authorities are named and ``cryptography`` is missing.
+    """
+    named = trust.mask_authority
+    if not (is_named := named not in ("", NO_AUTHORITY)) and (not reach.cert or not _has_library()):
+        return Vouching()
+    voucher = _voucher(reach, device_id) if reach.cert else None
+    if is_named:
+        return Vouching(voucher, open_authorities(_content(named), named), named)
+    if named == NO_AUTHORITY or voucher is None or not reach.ca_file:
+        return Vouching(voucher)
+    authorities = open_authorities(_content(reach.ca_file), reach.ca_file)
+    is_of_them = not authorities.problem(voucher.certificate)
+    return Vouching(voucher, authorities, reach.ca_file) if is_of_them else Vouching(voucher)
+
+
+def _voucher(reach: Reach, device_id: str) -> Voucher | None:
+    password = os.environ.get(KEY_PASSWORD, "").encode() or None
+    key = _content(reach.key or reach.cert)
+    return open_voucher(_content(reach.cert), key, password, device_id=device_id)
+
+
 def write_key_pair(private: Path | str, public: Path | str) -> None:
     """Make an aggregator's key, readable by its owner alone, and the public one for devices; nothing is written over.
 
@@ -218,3 +270,7 @@ def _library() -> Any:
     except ImportError as exc:
         raise ConfigError("signed jobs need cryptography; run: pip install 'fleetune[trust]'") from exc
     return serialization
+
+
+def _has_library() -> bool:
+    return find_spec("cryptography") is not None

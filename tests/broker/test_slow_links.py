@@ -1,7 +1,7 @@
 """Rounds over slow links under the pretended clock: nothing is sent twice."""
 
 import pytest
-from slow import slow_world
+from slow import shared_world, slow_world
 
 from fleetune.broker.job import Patience
 
@@ -28,6 +28,17 @@ def test_a_slow_link_carries_everything_once(tmp_path, bytes_s, latency_s, size)
     cost = running.aggregator.ledger.cost()
     assert cost.bytes_down <= MOST * COUNT * 4 * size * (ROUNDS - 1), "version 0 is not fetched"
     assert cost.bytes_up <= MOST * COUNT * 4 * size * ROUNDS
+
+
+@pytest.mark.parametrize("bytes_s", [5e3, 10e3, 50e3])
+def test_a_narrow_line_that_all_share_carries_everything_once(tmp_path, bytes_s):
+    """Announcements and hellos wait behind chunks there, and come long after what they ask for is on its way."""
+    patience = Patience(deadline_s=0, evaluation_s=3600)
+    running = shared_world(tmp_path, COUNT, bytes_s=bytes_s, rounds=ROUNDS, patience=patience).run(turns=9000)
+    whole = 4 * SIZE
+    assert running.aggregator.ledger.cost().bytes_up <= MOST * COUNT * whole * ROUNDS
+    came = sum(device.timed.bytes_received for device in running.devices)
+    assert came <= 1.08 * whole * (COUNT * (ROUNDS - 1) + ROUNDS), "with all small messages"
 
 
 def time_of(folder, count, *, num_updates, bytes_s=2000.0, before=lambda running: None, **changes):

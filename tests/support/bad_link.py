@@ -21,6 +21,8 @@ import time
 import pytest
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
+_HELD_BYTES = 4096
+"""What a proxy holds of what it carries."""
 _QUEUE_S = 4.0
 """What would wait for longer before a narrow link is dropped, as routers do."""
 
@@ -117,15 +119,24 @@ def _ip(*words: str) -> None:
 
 
 class Cuts:
-    """A TCP proxy that resets each connection after so many bytes, drawn between two; a context manager."""
+    """A TCP proxy that resets each connection after so many bytes, drawn between two; a context manager.
 
-    def __init__(self, port: int, *, after: tuple[int, int], seed: int = 0) -> None:
-        self._port, self._after, self._rng = port, after, random.Random(seed)
-        self.resets = self.bytes = 0
+    ``bytes_s`` go through it a second each way of each connection; 0: as many as come.
+    """
+
+    def __init__(self, port: int, *, after: tuple[int, int], seed: int = 0, bytes_s: float = 0.0) -> None:
+        self._port, self._after, self._rng, self._bytes_s = port, after, random.Random(seed), bytes_s
+        self.resets = self.bytes = self.connections = 0
         self._loop = asyncio.new_event_loop()
 
     def __enter__(self) -> "Cuts":
-        self._server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD_BYTES
+        )  # a narrow link has no room of its own
+        self._server = self._loop.run_until_complete(
+            asyncio.start_server(self._serve, sock=listener, limit=_HELD_BYTES)
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -145,9 +156,10 @@ class Cuts:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         left = [self._rng.randint(*self._after)]
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port, limit=_HELD_BYTES)
         except OSError:
             writer.transport.abort()
             return
@@ -167,10 +179,12 @@ class Cuts:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, left: list[int]
     ) -> None:
         try:
-            while left[0] > 0 and (piece := await reader.read(min(left[0], 4096))):
+            while left[0] > 0 and (piece := await reader.read(min(left[0], _HELD_BYTES))):
                 left[0] -= len(piece)
                 self.bytes += len(piece)
                 writer.write(piece)
                 await writer.drain()
+                if self._bytes_s:
+                    await asyncio.sleep(len(piece) / self._bytes_s)
         except OSError:
             return

@@ -130,7 +130,11 @@ class Device:
     def __init__(self, server: Loopback, folder: Path | None, number: int, **options):
         self.name = options.pop("name", f"device-{number}")
         self.identity = Identity(
-            self.name, JOB, options.pop("artifact", ARTIFACT), options.pop("role", "train")
+            self.name,
+            JOB,
+            options.pop("artifact", ARTIFACT),
+            options.pop("role", "train"),
+            options.pop("session", ""),
         )
         self.folder, self.server, self.number = folder and folder / self.name, server, number
         self.size = options.pop("size", 3000)

@@ -191,6 +191,8 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "refused"
     default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if isinstance(default, bytes):
+        return "no bytes"
     return "its defaults" if isinstance(default, msgspec.Struct) else f"`{json.dumps(default)}`"
 
 

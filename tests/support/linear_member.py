@@ -7,6 +7,7 @@
 import json
 import logging
 import math
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -33,7 +34,14 @@ def aggregate(url: str, folder: Path, rounds: int, clients: int, size: int) -> d
     server = Server(url, "aggregator")
     patience = Patience(deadline_s=0, evaluation_s=300)
     one = fleet.Aggregator(
-        server, folder, rounds=rounds, clients=clients, min_clients=clients, size=size, patience=patience
+        server,
+        folder,
+        rounds=rounds,
+        clients=clients,
+        min_clients=clients,
+        size=size,
+        patience=patience,
+        down_codec="whole",
     )
     one.start(time.monotonic())
     while not one.service.finished:
@@ -50,7 +58,12 @@ def aggregate(url: str, folder: Path, rounds: int, clients: int, size: int) -> d
 def work(url: str, folder: Path, number: int, size: int) -> dict:
     name = f"device-{number}"
     device = fleet.Device(
-        Server(url, name), folder, number, size=size, role="evaluate" if number == 9 else "train"
+        Server(url, name),
+        folder,
+        number,
+        size=size,
+        role="evaluate" if number == 9 else "train",
+        session=secrets.token_hex(8),
     )
     folder.joinpath(name).mkdir(parents=True, exist_ok=True)
     device.start()
@@ -60,7 +73,7 @@ def work(url: str, folder: Path, number: int, size: int) -> dict:
         if wait_s > 0 and (message := device.link.receive(0.0 if math.isinf(-wait_s) else wait_s)):
             device.agent.take(*message, time.monotonic())
     device.link.close()
-    return {"connections": device.link.connections, "chunk_bytes": device.link.chunk_bytes}
+    return {"connections": device.link.connections, "received": device.link.bytes_received}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from fleet import Aggregator, Device, World, first_adapter
 from fleetune.device_runtime.agent.agent import Agent
 from fleetune.device_runtime.agent.home import FirstAdapter, Home
 from fleetune.device_runtime.network.loopback import Loopback
-from fleetune.toolkit.simulation.links import Line, TimedLink
+from fleetune.toolkit.simulation.links import Line, TimedLink, Way
 
 
 class OpenLink(TimedLink):
@@ -18,6 +18,61 @@ class OpenLink(TimedLink):
 
     def unlisten(self, topic):
         self._inner.unlisten(topic)
+
+
+class SharedWay(Way):
+    """A direction of a line that several share: one message after the other, whoever sends it."""
+
+    def __init__(self, rate, latency_s, free_at):
+        super().__init__(rate, latency_s)
+        self._shared = free_at
+
+    def send(self, thing, *, size_bytes, now):
+        self._free_at = max(self._free_at, self._shared[0])
+        super().send(thing, size_bytes=size_bytes, now=now)
+        self._shared[0] = self._free_at
+
+
+def shared_link(line):
+    """A kind of link: all of it are on this line together."""
+    free_at = [0.0], [0.0]
+
+    class SharedLink(TimedLink):
+        def __init__(self, inner, _, *, clock):
+            super().__init__(inner, line, clock=clock)
+            self._down = SharedWay(lambda t: line.bandwidth(t)[0], line.latency_s, free_at[0])
+            self._up = SharedWay(lambda t: line.bandwidth(t)[1], line.latency_s, free_at[1])
+
+    return SharedLink
+
+
+class SlowAggregator(Aggregator):
+    """An aggregator whose messages take their time; ``link`` makes its link from one of the loopback."""
+
+    def __init__(self, server, folder, *, link, clock, **options):
+        super().__init__(server, folder, **options)
+        self.link_kind, self.clock = link, clock
+
+    def start(self, now=0.0):
+        loopback, self.server = self.server, self
+        self.connects = loopback.connect
+        super().start(now)
+        self.server, self.timed, self.link = loopback, self.link, self.inner
+        return self
+
+    def connect(self, topics, *, will):
+        self.inner = self.connects(topics, will=will)
+        return self.link_kind(self.inner, None, clock=self.clock)
+
+    def poll(self, now):
+        self.timed.move(now)
+        while (message := self.timed.receive(0)) is not None:
+            self.service.take(*message, now)
+        self.service.tick(now)
+        self.timed.move(now)
+
+    def due_at(self, now):
+        return min(self.timed.due_at, self.service.due_at(now))
 
 
 class SlowDevice(Device):
@@ -93,6 +148,22 @@ def slow_world(
         )
         for n in range(count)
     ]
+    for device in running.devices:
+        device.turns = running.turns
+        device.start()
+    return running
+
+
+def shared_world(folder, count, *, bytes_s, latency_s=0.0, size=80_000, **changes):
+    """A job of ``count`` devices, one that evaluates, and their aggregator: all of them share one line to the server."""
+    running, clock = None, lambda: running.now if running else 0.0
+    server, link = Loopback(), shared_link(Line(lambda _: (bytes_s, bytes_s), latency_s))
+    fields = {"clients": count, "min_clients": count, "size": size, "in_memory": True, "down_codec": "whole"}
+    aggregator = SlowAggregator(server, folder, link=link, clock=clock, **{**fields, **changes}).start()
+    running, adapter = World(server, aggregator, []), FirstAdapter.of(first_adapter(size))
+    shared = {"line": None, "clock": clock, "link": link, "size": size, "adapter": adapter}
+    running.devices = [SlowDevice(server, n, session=f"start-{n}", **shared) for n in range(count)]
+    running.devices.append(SlowDevice(server, 9, role="evaluate", session="start-9", **shared))
     for device in running.devices:
         device.turns = running.turns
         device.start()

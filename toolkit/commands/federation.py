@@ -288,6 +288,7 @@ def _show_device(console: Console, report: Any) -> None:
 
 def _show_contract(console: Console, found: Any) -> None:
     console.print(f"jobs: {found.jobs}", markup=False)
+    console.print(f"masks: {found.masks}", markup=False)
     for limit in found.limits:
         default = " (default)" * limit.is_default
         console.print(f"{limit.name}: {limit.value}{default}: {limit.meaning}", markup=False)

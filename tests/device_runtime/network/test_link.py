@@ -12,6 +12,7 @@ from pathlib import Path
 
 import children
 import pytest
+from bad_link import Cuts
 from servers import Mosquitto, free_port, password_file
 from waiting import until
 
@@ -97,6 +98,15 @@ def test_small_messages_do_not_wait_for_each_other(mosquitto, version):
 def sends_at_once(link: Link) -> bool:
     with socket.socket(fileno=os.dup(link._client._paho.socket().fileno())) as same:
         return same.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+
+
+def test_a_chunk_that_takes_longer_than_the_keep_alive_breaks_no_connection(mosquitto):
+    with Cuts(mosquitto.port, after=(10**9, 10**9), bytes_s=45e3) as narrow:
+        url = f"mqtt://127.0.0.1:{narrow.port}"
+        with Link(url, client_id="a", topics=["x"], keepalive_s=1) as link:
+            link.publish("x", bytes(CHUNK_BYTES))
+            assert len(take(link, 1)) == 1
+            assert (link.connections, narrow.connections) == (1, 1)
 
 
 def test_a_restarted_embedded_server_is_found_again():
