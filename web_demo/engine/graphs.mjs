@@ -18,10 +18,16 @@ export class Graphs {
     };
   }
 
-  /** @param {Uint8Array} model @param {string} name for messages @returns {Promise<OpenGraph>} */
-  async open(model, name) {
+  /**
+   * @param {Uint8Array} model
+   * @param {string} name for messages
+   * @param {{path: string, data: Uint8Array}[]} [externalData]
+   * @returns {Promise<OpenGraph>}
+   */
+  async open(model, name, externalData = []) {
     try {
-      return new OpenGraph(this.ort, await this.ort.InferenceSession.create(model, this.options), name);
+      const session = await this.ort.InferenceSession.create(model, externalData.length ? { ...this.options, externalData } : this.options);
+      return new OpenGraph(this.ort, session, name);
     } catch (error) {
       throw new ArtifactError(`${name}: onnxruntime cannot open it: ${oneLine(error.message)}`);
     }
