@@ -83,7 +83,7 @@ def web(
         artifact_dir: folder made by ``fleetune export``; every file is checked before one is served.
         mqtt: WebSocket address of the MQTT server, ``ws://host[:port]`` or ``wss://…``, for who joins a job; empty: none can.
         job: name of the job that the page suggests.
-        trust: file with the aggregator's public keys (Ed25519, PEM) that the page pins; one of them has to have signed the artifact.
+        trust: file of the public keys (Ed25519, PEM) that the page pins; one of them has to have signed the artifact.
         host: address that is listened at; all but this machine's own ones are reached by others.
         port: 0 for any that is free.
         on_note: told where the page is.

@@ -35,7 +35,12 @@ def test_the_golden_step_of_minilm(base_dtype, tmp_path):
     assert found["count"] == (96 if base_dtype == "int8" else 88)
 
 
-TINY = [("llama", "causal-lm"), ("llama", "sequence-classification"), ("gpt2", "causal-lm"), ("vit", "image-classification")]
+TINY = [
+    ("llama", "causal-lm"),
+    ("llama", "sequence-classification"),
+    ("gpt2", "causal-lm"),
+    ("vit", "image-classification"),
+]
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from safetensors.numpy import load_file
 from web_federation import JOB, federation, furthest, websocket_server
 from words import write_lines
 
+from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.network.signing import write_key_pair
 from fleetune.toolkit.web import PAGE, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -55,7 +57,9 @@ def test_the_artifact_and_the_page_are_served_isolated_and_nothing_else(word_art
         assert "connect-src 'self' ws://pi.local:9001;" in policy
         assert "unsafe-inline" not in policy
         assert "'unsafe-eval'" not in policy
-        assert json.loads(ask(url, "/settings.json")[2]) == {"mqtt": "ws://pi.local:9001", "job": "home"}
+        settings = {"mqtt": "ws://pi.local:9001", "job": "home", "trust": ""}
+        assert json.loads(ask(url, "/settings.json")[2]) == settings
+        assert ask(url, "/artifact/manifest.sig")[0] == 404
         for name in ("manifest.json", "base.safetensors", "graphs/head.train.onnx", "golden.safetensors"):
             assert ask(url, f"/artifact/{name}")[2] == (word_artifact / name).read_bytes()
         strange = [
@@ -102,6 +106,22 @@ def test_what_cannot_be_served_is_one_sentence(word_artifact, page, tmp_path):
         port = urlsplit(url).port
         with pytest.raises(ConfigError, match="another --port"), serving(word_artifact, page=page, port=port):
             pass
+
+
+def test_a_pinned_key_and_the_signature_are_served_and_nothing_private_is(word_artifact, page, tmp_path):
+    write_key_pair(tmp_path / "key", tmp_path / "key.pub")
+    folder = Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
+    with (
+        pytest.raises(ArtifactError, match="nobody did"),
+        serving(folder, page=page, trust=tmp_path / "key.pub"),
+    ):
+        pass
+    sign(folder, sign_key=tmp_path / "key")
+    with pytest.raises(ConfigError, match="private key"), serving(folder, page=page, trust=tmp_path / "key"):
+        pass
+    with serving(folder, page=page, trust=tmp_path / "key.pub") as (url, _):
+        assert json.loads(ask(url, "/settings.json")[2])["trust"] == (tmp_path / "key.pub").read_text()
+        assert ask(url, "/artifact/manifest.sig")[2] == (folder / "manifest.sig").read_bytes()
 
 
 def test_the_lock_names_no_index():

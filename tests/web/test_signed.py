@@ -77,20 +77,38 @@ def played(tmp_path_factory):
     script.say(encode(offer(2, 1)), told="offer is not signed")
     script.say(encode(status(finished=True)), topic=STATUS, told="aggregator_status is not signed")
     script.say(encode(AggregatorStatus(job=JOB, session="", online=False, round=0, version=0)), topic=STATUS)
-    script.say(Signer(STRANGERS, start=9).seal(DOWN, encode(Finished(job=JOB))), told=f"key {other} signed it")
+    script.say(
+        Signer(STRANGERS, start=9).seal(DOWN, encode(Finished(job=JOB))), told=f"key {other} signed it"
+    )
     script.say(two[:-1] + bytes([two[-1] ^ 1]), told=f"key {key} did not sign this for this topic")
     script.say(two[:40] + bytes([two[40] ^ 1]) + two[41:], told=f"key {key} did not sign this for this topic")
     moved = first.seal(device_topic(JOB, "device-4", "down"), encode(Finished(job=JOB)))
     script.say(moved, told=f"key {key} did not sign this for this topic")
     script.say(two, taken="offer")
-    script.say(one, told="message 0 of the aggregator's start 1 is older than message 1 of start 1", declined="round 1 from version 0 is older")
+    script.say(
+        one,
+        told="message 0 of the aggregator's start 1 is older than message 1 of start 1",
+        declined="round 1 from version 0 is older",
+    )
     script.say(two, taken="offer")
     script.steps.append({"restart": True})
-    script.say(one, told="message 0 of the aggregator's start 1 is older", declined="round 1 from version 0 is older")
+    script.say(
+        one, told="message 0 of the aggregator's start 1 is older", declined="round 1 from version 0 is older"
+    )
     second = Signer(NEXT_KEY, start=2)
-    script.say(second.seal(DOWN, encode(offer(3, 0))), taken="offer", late="round 3 from version 0 is older than what")
-    script.say(second.seal(DOWN, encode(offer(1, 1))), taken="offer", late="a job that begins anew needs another name")
-    script.say(first.seal(STATUS, encode(status())), topic=STATUS, told="of the aggregator's start 1 is older than")
+    script.say(
+        second.seal(DOWN, encode(offer(3, 0))),
+        taken="offer",
+        late="round 3 from version 0 is older than what",
+    )
+    script.say(
+        second.seal(DOWN, encode(offer(1, 1))),
+        taken="offer",
+        late="a job that begins anew needs another name",
+    )
+    script.say(
+        first.seal(STATUS, encode(status())), topic=STATUS, told="of the aggregator's start 1 is older than"
+    )
     script.say(second.seal(DOWN, encode(Verdict(job=JOB, round=2, accepted=True))), taken="verdict")
     end = second.seal(DOWN, encode(Finished(job=JOB)))
     script.say(end, taken="finished")
@@ -99,7 +117,13 @@ def played(tmp_path_factory):
     script.say(Signer(KEY, start=3).seal(DOWN, encode(offer(4, 3))), taken="offer")
     script.say(second.seal(DOWN, encode(offer(4, 3)))[:-1] + b"x", told="did not sign this")
     private = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    pems = [private, pem(generate_private_key(SECP256R1())), "no key", pem(KEY).replace("MCow", "M*ow"), pem(KEY)]
+    pems = [
+        private,
+        pem(generate_private_key(SECP256R1())),
+        "no key",
+        pem(KEY).replace("MCow", "M*ow"),
+        pem(KEY),
+    ]
     cases = {"trust": pem(KEY) + pem(NEXT_KEY), "job": JOB, "device": DEVICE, "role": "train"}
     path = tmp_path_factory.mktemp("signed") / "cases.json"
     path.write_text(json.dumps(cases | {"steps": script.steps, "pems": pems}))

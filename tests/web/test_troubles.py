@@ -124,10 +124,18 @@ def test_jobs_that_cannot_be_joined(word_artifact, tmp_path):
     with server, Mosquitto(locked, *lines):
         for name, mqtt, more in [
             ("two tabs", ws, {"does": "twice", "join": given}),
-            ("login", f"ws://127.0.0.1:{port}", {"join": given | {"username": "kitchen", "password": "wrong"}}),
+            (
+                "login",
+                f"ws://127.0.0.1:{port}",
+                {"join": given | {"username": "kitchen", "password": "wrong"}},
+            ),
             ("no websockets", server.url.replace("mqtt://", "ws://"), {"join": given}),
             ("no server", f"ws://127.0.0.1:{closed}", {"join": given}),
-            ("no key", ws, {"join": given | {"trust": "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----"}}),
+            (
+                "no key",
+                ws,
+                {"join": given | {"trust": "-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----"}},
+            ),
             ("not signed", ws, {"join": given | {"trust": pem}}),
             ("plain http", ws, {"join": given | {"trust": pem}, "hostRules": PLAIN}),
         ]:
@@ -137,7 +145,7 @@ def test_jobs_that_cannot_be_joined(word_artifact, tmp_path):
                 found |= troubles(tmp_path / name.replace(" ", "-"), [case])
     said = {
         "two tabs": "Another tab of this page is in this job under this name; close it, or give this device another name",
-        "login": "look at the name and the password",
+        "login": "look at the user and the password",
         "no websockets": 'with a listener of "protocol websockets"',
         "no server": "is the server there",
         "no key": "this is a private key; expected public keys alone",

@@ -115,9 +115,7 @@ def _sequence(bits):
             moved["m.layer.0.a"] = held["m.layer.0.a"] + np.float32(0.25)
             moved["m.layer.0.b"] = held["m.layer.0.b"]
         bound = 1e6 if rounds and seed == 2 else 0.0
-        rounds.append(
-            {"values": to_bytes(moved).hex(), "reference": to_bytes(held).hex(), "bound": bound}
-        )
+        rounds.append({"values": to_bytes(moved).hex(), "reference": to_bytes(held).hex(), "bound": bound})
     return {"codec": "innovation", "bits": bits, "rounds": rounds}
 
 
@@ -242,7 +240,9 @@ def test_innovation_remembers_as_python_does(case, made):
         here = load(bytes.fromhex(row["memory"]))
         assert here.keys() == packed.memory.keys()
         assert all(np.array_equal(here[name], value) for name, value in packed.memory.items())
-        decoded = unpack(make_codec("innovation", 0.0, cases["sequences"][case]["bits"]), ours, held, memory=theirs)
+        decoded = unpack(
+            make_codec("innovation", 0.0, cases["sequences"][case]["bits"]), ours, held, memory=theirs
+        )
         theirs, repeats = decoded.memory, repeats + is_repeat
         there = load(bytes.fromhex(row["decoded"]))
         assert all(np.array_equal(there[name], value) for name, value in decoded.values.items())

@@ -21,7 +21,10 @@ worker.onmessage = ({ data: { id, found, trouble, event, ...more } }) => {
   waiting.delete(id);
   trouble ? reject(new Error(trouble)) : resolve(found);
 };
-worker.onerror = (event) => tell(`the worker cannot start: ${event.message || "its script was not found"}; load the page again`);
+worker.onerror = (event) => {
+  tell(`the worker cannot start: ${event.message || "its script was not found"}; load the page again, in a browser of 2023 or later`);
+  [$("loading").hidden, $("model").textContent] = [true, "The model is not loaded."];
+};
 
 const EVENTS = {
   loading({ done, all }) {
@@ -35,6 +38,7 @@ const EVENTS = {
     $(`accuracy-${when}`).textContent = accuracy === undefined ? "too few texts" : `${(100 * accuracy).toFixed(1)} %`;
     $(`loss-${when}`).textContent = loss === undefined ? "–" : loss.toFixed(3);
   },
+  engine: ({ said }) => ($("facts").textContent += ` ${said}.`),
   resting: ({ reasons }) => say(`Waiting: ${reasons.join("; ")}.`),
   device({ kind, round, step, steps, loss, text, bytes }) {
     if (kind === "step") {
@@ -58,7 +62,8 @@ const EVENTS = {
 
 const say = (text) => ($("state").textContent = text);
 function tell(text) {
-  $("trouble").textContent = text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
+  const begin = /^[a-z]+[ ,;]/.test(text) ? text[0].toUpperCase() : text[0]; // the name of a file stays as it is
+  $("trouble").textContent = text ? `${begin}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
   $("trouble").hidden = !text;
 }
 
@@ -241,6 +246,9 @@ const begin = doing(async () => {
     $("joiner").requestSubmit();
   }
 });
-begin().then(() => ($("loading").hidden = true));
+begin().then(() => {
+  $("loading").hidden = true;
+  if ($("main").hidden) $("model").textContent = "The model is not loaded.";
+});
 /** For tests: the golden step on this browser. */
-globalThis.selfcheck = () => ask("selfcheck");
+globalThis.selfcheck = (given) => ask("selfcheck", given);

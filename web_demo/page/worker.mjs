@@ -19,6 +19,7 @@ import { readTensors, writeTensors } from "../engine/safetensors.mjs";
 import { TextReader } from "../engine/text.mjs";
 import { Trainer } from "../engine/trainer.mjs";
 import { filledWork } from "../engine/work.mjs";
+import { fastest, gpuRuntime } from "./gpu.mjs";
 
 const HELD_SHARE = 0.2, SEQ_LEN = 128, CHECKPOINT_EVERY = 10;
 const say = (event, more = {}) => postMessage({ event, ...more });
@@ -68,6 +69,7 @@ const TASKS = {
   },
 
   async train({ data, work }) {
+    await chooseEngine();
     const given = filledWork({ ...work, seq_len: SEQ_LEN }), whole = state.texts.labelled(data.content, data.name, SEQ_LEN), { training, held } = split(whole, HELD_SHARE);
     const measure = (adapter) => held && evaluate(state.engine, held, adapter, { onBatch: breathe });
     const start = state.artifact.adapter(), trainer = new Trainer(state.engine, training, given, start), kept = await state.store.get("local/checkpoint");
@@ -98,6 +100,7 @@ const TASKS = {
   async join({ data, url, job, name, username, password, few, trust }) {
     if (!url) throw new ConfigError("this page was served without an MQTT server; start it as fleetune web ARTIFACT --mqtt URL");
     return alone(`fleetune-${job}-${name}`, () => guarded(async (signal) => {
+      await chooseEngine();
       const trusted = trust ? await trustedOf(trust) : null;
       await trusted?.checkArtifact(state.artifact, await signature());
       if (trust) say("device", { kind: "trusts", text: namesOf(trust).join(" or ") });
@@ -145,8 +148,12 @@ const TASKS = {
     return {};
   },
 
-  async selfcheck() {
-    const { ok, worst, limit, tensors } = await selfcheck(state.artifact, ort);
+  /** For tests: the golden step, on WebGPU where `gpu` says so (a software adapter too), and what is chosen there. */
+  async selfcheck({ gpu = false } = {}) {
+    const runtime = gpu ? await gpuRuntime({ takesSoftware: true }) : ort;
+    if (!runtime) return { ok: false, adapter: false };
+    const { ok, worst, limit, tensors } = await selfcheck(state.artifact, runtime, gpu ? { provider: "webgpu" } : {});
+    if (gpu) return { ok, worst, limit, count: Object.keys(tensors).length, chosen: (await fastest(state.engine, { takesSoftware: true })).said };
     return { ok, worst, limit, count: Object.keys(tensors).length, threads: ort.env.wasm.numThreads, isolated: self.crossOriginIsolated, subtle: Boolean(globalThis.crypto?.subtle) };
   },
 };
@@ -157,6 +164,15 @@ async function keptAdapter() {
   if (!content) return state.artifact.adapter();
   const { arrays } = readTensors(content), own = state.artifact.adapter();
   return Object.fromEntries(Object.entries(own).map(([name, { shape, data }]) => [name, arrays[name]?.data.length === data.length ? floats(shape, arrays[name].data) : own[name]]));
+}
+
+/** Take WebGPU where it is faster; looked at once. */
+async function chooseEngine() {
+  if (state.isChosen) return;
+  state.isChosen = true;
+  const { engine, said } = await fastest(state.engine);
+  state.engine = engine;
+  if (said) say("engine", { said });
 }
 
 /** The signature of the artifact; null where nobody signed it. */
