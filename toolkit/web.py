@@ -196,6 +196,12 @@ def _handler(site: _Site) -> type[BaseHTTPRequestHandler]:
                 self._send(HTTPStatus.OK, file.read_bytes(), kind)
 
         def _send(self, status: HTTPStatus, content: bytes, kind: str, *, packed: bool = False) -> None:
+            try:
+                self._say(status, content, kind, packed=packed)
+            except ConnectionError:
+                self.close_connection = True  # a tab was closed while it loaded
+
+        def _say(self, status: HTTPStatus, content: bytes, kind: str, *, packed: bool) -> None:
             self.send_response(status)
             for name, value in site.headers.items():
                 self.send_header(name, value)

@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from golden_wire import FOLDER
 from node_web import needs_web, run
 from safetensors.numpy import load
+from signed import KEY
 
 from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.arrays import to_bytes
@@ -17,6 +19,7 @@ from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.network.signing import Signer
 
 pytestmark = needs_web
 RECORDED = json.loads((FOLDER / "messages.json").read_text())
@@ -312,6 +315,8 @@ def test_no_damage_to_what_is_read_throws_anything_but_one_sentence(word_artifac
     coded = {f"{codec} {bits}": _payload(codec, ratio, bits, 0) for codec, ratio, bits in CODECS}
     samples = {name: [given["payload"]] for name, given in coded.items()} | {
         "message": [row["bytes"] for row in RECORDED.values()],
+        "sealed": [Signer(KEY, start=1).seal("topic", bytes.fromhex(RECORDED["verdict"]["bytes"])).hex()],
+        "keys": [KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).hex()],
         "tensors": [(word_artifact / "adapter.safetensors").read_bytes().hex()],
         "manifest": [json.dumps(json.loads((word_artifact / "manifest.json").read_text())).encode().hex()],
         "lines": [b'text,label\n"a, b",c\n'.hex(), b'{"text": "a", "label": 1}\n'.hex()],
