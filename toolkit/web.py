@@ -2,6 +2,7 @@
 
 import gzip
 import mimetypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -31,6 +32,13 @@ _TYPES = {
 _PACKED = (".js", ".mjs", ".wasm", ".css", ".html")
 """What travels compressed to who takes that."""
 _SETTINGS = "settings.json"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a tab that was closed while it loaded."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class WebReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +122,7 @@ def serving(
     """Serve in a thread; gives the address, and what counts the requests. Arguments and errors as of :func:`web`."""
     site = _site(Path(artifact_dir), page, mqtt=mqtt, job=job, trust=trust)
     try:
-        server = ThreadingHTTPServer((host, port), _handler(site))
+        server = _Server((host, port), _handler(site))
     except (OSError, OverflowError) as exc:
         raise ConfigError(
             f"{host}:{port} cannot be listened at: {one_line(exc)}; give another --port"
@@ -196,12 +204,6 @@ def _handler(site: _Site) -> type[BaseHTTPRequestHandler]:
                 self._send(HTTPStatus.OK, file.read_bytes(), kind)
 
         def _send(self, status: HTTPStatus, content: bytes, kind: str, *, packed: bool = False) -> None:
-            try:
-                self._say(status, content, kind, packed=packed)
-            except ConnectionError:
-                self.close_connection = True  # a tab was closed while it loaded
-
-        def _say(self, status: HTTPStatus, content: bytes, kind: str, *, packed: bool) -> None:
             self.send_response(status)
             for name, value in site.headers.items():
                 self.send_header(name, value)

@@ -21,7 +21,7 @@ from fleetune.toolkit.web import PAGE, serving
 KILLS = min(20, int(os.environ.get("FLEETUNE_KILLS", "20")))
 ROUNDS = max(3, KILLS * 2 // 5)
 JOB = {
-    "rounds": ROUNDS, "clients": 2, "min_clients": 2, "local_steps": 60, "batch_size": 8, "seed": 3, "deadline_s": 0,
+    "rounds": ROUNDS, "clients": 2, "min_clients": 2, "local_steps": 20, "batch_size": 8, "seed": 3, "deadline_s": 0,
     "gather_s": 600, "keep_versions": 0,
 }  # fmt: skip
 pytestmark = [needs_web, pytest.mark.faults]

@@ -95,7 +95,7 @@ def test_data_that_cannot_be_read_and_storage_that_is_full_or_forbidden(word_art
             {"name": "picture", "does": "file", "file": picture},
             {"name": "columns", "does": "file", "file": table},
             {"name": "labels", "does": "text", "text": "text,label\ncat,zebra\n"},
-            {"name": "full", "does": "full", "quota": 100000},
+            {"name": "full", "does": "long", "quota": 100000},
             {"name": "forbidden", "does": "open", "prefs": NO_STORAGE},
         ]
         found = troubles(tmp_path / "page", [case | {"url": url} for case in cases])

@@ -31,9 +31,7 @@ const DOES = {
     await page.getByLabel("Lines, as they are read").blur();
     await troubled(page);
   },
-  async full(page, { url, quota }) {
-    const session = await page.context().newCDPSession(page);
-    await session.send("Storage.overrideQuotaForOrigin", { origin: new URL(url).origin, quotaSize: quota });
+  async long(page) {
     await page.evaluate((lines) => {
       document.getElementById("lines").value = lines;
       document.getElementById("lines").dispatchEvent(new Event("change"));
@@ -41,7 +39,7 @@ const DOES = {
     await troubled(page);
   },
   async train(page) {
-    await page.getByLabel("Lines, as they are read").fill(LINES.repeat(5));
+    await page.getByLabel("Lines, as they are read").fill(LINES + LINES.replace("text,label\n", "").repeat(5));
     await page.getByRole("button", { name: "Train here alone" }).click();
     await troubled(page);
   },
@@ -56,9 +54,11 @@ async function joined(page, { join: given }, waits = true) {
   if (waits) await troubled(page);
 }
 
-async function visited(browser, { url, blocks = [] }) {
+async function visited(browser, { url, quota, blocks = [] }) {
   const page = await browser.newPage();
   page.setDefaultTimeout(PATIENCE_MS);
+  // Before the page is there: what room is left is looked at now and then alone.
+  if (quota) await (await browser.newCDPSession(page)).send("Storage.overrideQuotaForOrigin", { origin: new URL(url).origin, quotaSize: quota });
   for (const path of blocks) await page.route(`**/${path}`, (route) => route.abort());
   await page.goto(url);
   await page.waitForFunction(() => !document.getElementById("main").hidden || !document.getElementById("trouble").hidden);
