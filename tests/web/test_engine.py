@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from node_web import needs_web, run
+from paths import DATA
 
 pytestmark = needs_web
 SCRIPT = "selfcheck.mjs"
@@ -33,6 +34,14 @@ def test_the_golden_step_of_minilm(base_dtype, tmp_path):
     found = run(SCRIPT, out)
     assert found["worst"] < 1e-4
     assert found["count"] == (96 if base_dtype == "int8" else 88)
+
+
+@pytest.mark.parametrize(("name", "count"), [("chat_artifact", 32), ("tiny_writer", 48)])
+def test_the_golden_step_of_tiny_decoders(name, count):
+    """A head that works token by token, saved and recomputed, of the committed artifacts."""
+    found = run(SCRIPT, DATA / name, "all")
+    assert found["worst"] < 1e-4
+    assert found["count"] == count == 2 * sum(".recompute." in label for label in found["tensors"])
 
 
 TINY = [

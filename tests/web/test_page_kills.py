@@ -19,7 +19,7 @@ from words import write_lines
 from fleetune.toolkit.web import PAGE, serving
 
 KILLS = min(20, int(os.environ.get("FLEETUNE_KILLS", "20")))
-ROUNDS = max(3, KILLS * 2 // 5)
+ROUNDS = max(3, KILLS)
 JOB = {
     "rounds": ROUNDS, "clients": 2, "min_clients": 2, "local_steps": 20, "batch_size": 8, "seed": 3, "deadline_s": 0,
     "gather_s": 600, "keep_versions": 0,

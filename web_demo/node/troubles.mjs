@@ -35,7 +35,7 @@ const DOES = {
     await page.evaluate((lines) => {
       document.getElementById("lines").value = lines;
       document.getElementById("lines").dispatchEvent(new Event("change"));
-    }, `text,label\n${`${"cat dog ".repeat(100)},a\n`.repeat(400)}`);
+    }, `text,label\n${`cat${" ".repeat(10000)}dog,a\n`.repeat(600)}`); // a browser does not count less than some megabytes
     await troubled(page);
   },
   async train(page) {
