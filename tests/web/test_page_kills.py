@@ -19,7 +19,8 @@ from words import write_lines
 from fleetune.toolkit.web import PAGE, serving
 
 KILLS = min(20, int(os.environ.get("FLEETUNE_KILLS", "20")))
-ROUNDS = max(3, KILLS)
+ROUNDS = max(4, 2 * KILLS)
+"""Twice as many as kills: a browser that takes long to start lives through more of them."""
 JOB = {
     "rounds": ROUNDS, "clients": 2, "min_clients": 2, "local_steps": 20, "batch_size": 8, "seed": 3, "deadline_s": 0,
     "gather_s": 600, "keep_versions": 0,
@@ -59,7 +60,7 @@ def job(folder, artifact, device_of, *, kills=0, seed=1):
         while not processes.is_over("aggregator"):
             assert time.monotonic() < begun + 120 * (kills + ROUNDS), processes.log("aggregator")
             done = max(0, len(list(versions.glob("*.safetensors"))) - 1)
-            if num < kills and done >= num * (ROUNDS - 1) // kills:
+            if num < kills and 2 * done >= num * ROUNDS // kills:
                 _wait(processes, rng.uniform(0.0, 1.5 * span))
                 if not processes.is_over("aggregator"):
                     num += 1
