@@ -145,7 +145,7 @@ def _fill(www: Path, artifact: Path) -> None:
         names = json.loads((artifact / MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError) as exc:
         raise SystemExit(f"{artifact}: no artifact: {exc}") from exc
-    shutil.copytree(PAGE, www)
+    shutil.copytree(PAGE, www, ignore=shutil.ignore_patterns("ort.webgpu.*", "*.asyncify.*"))  # 27 MB
     for name in (MANIFEST, *names):
         target = www / "artifact" / name
         target.parent.mkdir(parents=True, exist_ok=True)

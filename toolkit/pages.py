@@ -1,5 +1,6 @@
 """What the HTTP servers of pages have in common: answers with headers of ours alone, a thread, and a port that may be taken."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -54,10 +55,17 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a tab that was closed while it loaded."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 def listen(host: str, port: int, handler: type[Answers]) -> ThreadingHTTPServer:
     """Listen, port 0 for any that is free; ConfigError if it is taken, or the address is not ours."""
     try:
-        server = ThreadingHTTPServer((host, port), handler)
+        server = _Server((host, port), handler)
     except (OSError, OverflowError) as exc:
         raise ConfigError(
             f"{host}:{port} cannot be listened at: {one_line(exc)}; give another --port, or --host"

@@ -12,9 +12,11 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from fleetune.device_runtime.commands.sign import SIGNATURE, check_signed
 from fleetune.device_runtime.contracts.artifact import MANIFEST, open_artifact
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.errors import ConfigError, one_line
+from fleetune.device_runtime.network.signing import Trusted, read_public
 from fleetune.toolkit.pages import Answers, answering, listen
 
 PAGE = Path(__file__).parent / "page"
@@ -66,6 +68,7 @@ def web(
     *,
     mqtt: str = "",
     job: str = "",
+    trust: Path | str = "",
     host: str = "127.0.0.1",
     port: int = PORT,
     on_note: Callable[[str], object] | None = None,
@@ -76,15 +79,16 @@ def web(
         artifact_dir: folder made by ``fleetune export``; every file is checked before one is served.
         mqtt: WebSocket address of the MQTT server, ``ws://host[:port]`` or ``wss://…``, for who joins a job; empty: none can.
         job: name of the job that the page suggests.
+        trust: file of the public keys (Ed25519, PEM) that the page pins; one of them has to have signed the artifact.
         host: address that is listened at; all but this machine's own ones are reached by others.
         port: 0 for any that is free.
         on_note: told where the page is.
 
     Raises:
-        ArtifactError: the artifact is damaged.
-        ConfigError: no page is built, an address that no page can speak to, or a port that is taken.
+        ArtifactError: the artifact is damaged, or signed by none of the keys.
+        ConfigError: no page is built, an address that no page can speak to, no such keys, or a port that is taken.
     """
-    with serving(artifact_dir, mqtt=mqtt, job=job, host=host, port=port) as (url, requests):
+    with serving(artifact_dir, mqtt=mqtt, job=job, trust=trust, host=host, port=port) as (url, requests):
         if on_note:
             on_note(f"the page is at {url}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
@@ -98,18 +102,19 @@ def serving(
     *,
     mqtt: str = "",
     job: str = "",
+    trust: Path | str = "",
     host: str = "127.0.0.1",
     port: int = 0,
     page: Path = PAGE,
 ) -> Iterator[tuple[str, Callable[[], int]]]:
     """Serve in a thread; gives the address, and what counts the requests. Arguments and errors as of :func:`web`."""
-    site = _site(Path(artifact_dir), page, mqtt=mqtt, job=job)
+    site = _site(Path(artifact_dir), page, mqtt=mqtt, job=job, trust=trust)
     server = listen(host, port, _handler(site))
     with answering(server):
         yield f"http://{host}:{server.server_address[1]}/", lambda: site.requests
 
 
-def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str) -> _Site:
+def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str, trust: Path | str) -> _Site:
     if not (page / "index.html").is_file():
         raise ConfigError(
             f"no page is built in {page}: run `make web`, which takes node, or install a wheel that has it"
@@ -121,8 +126,11 @@ def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str) -> _Site:
         )
     if job:
         check_name("job", job)
-    settings = msgspec.json.encode({"mqtt": _checked(mqtt), "job": job})
-    return _Site(page, artifact.folder, [MANIFEST, *artifact.manifest.files], settings, mqtt)
+    if trust:
+        check_signed(artifact, Trusted(read_public(trust)))
+    pinned = Path(trust).read_text() if trust else ""
+    settings = msgspec.json.encode({"mqtt": _checked(mqtt), "job": job, "trust": pinned})
+    return _Site(page, artifact.folder, [MANIFEST, SIGNATURE, *artifact.manifest.files], settings, mqtt)
 
 
 def _checked(mqtt: str) -> str:

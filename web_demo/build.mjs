@@ -14,4 +14,7 @@ await build({
   logLevel: "warning",
 });
 for (const name of ["index.html", "style.css", "icon.svg"]) await cp(join(here, "page", name), join(out, name));
-for (const name of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"]) await cp(join(ort, name), join(out, name));
+const wasm = ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"];
+/** Fetched only by a browser that has a GPU for it. */
+const gpu = ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm", "ort-wasm-simd-threaded.asyncify.mjs"];
+for (const name of [...wasm, ...gpu]) await cp(join(ort, name), join(out, name));

@@ -1,13 +1,17 @@
-"""A federation of a Mosquitto with WebSockets, Python's aggregator and devices, and one device in Node."""
+"""A federation of a Mosquitto with WebSockets, Python's aggregator and devices, and one device in Node or in Chromium."""
 
 import json
+import os
+import shutil
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import children
 import numpy as np
-from node_web import NODE, WEB
+from node_web import NODE, WEB, run
 from processes import Processes
 from safetensors.numpy import load_file
 from servers import Mosquitto, free_port
@@ -24,6 +28,11 @@ JOB = {
     "gather_s": 120,
 }
 TIMEOUT_S = 300
+CHROMIUM = shutil.which("chromium")
+_FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 
 
 class NodeDevice:
@@ -54,6 +63,44 @@ class NodeDevice:
 
     def kinds(self) -> list[str]:
         return [event["kind"] for event in self.events]
+
+
+class PageDevice:
+    """The page of ``url`` in a Chromium with a profile of its own, which has joined a job and joins again by itself."""
+
+    def __init__(self, folder: Path, *, url: str, data: Path, job: str, name: str) -> None:
+        self._folder, self._url, self.process = folder, url, None
+        self._profile = folder / "profile"
+        self._ask(lines=data.read_text(), join={"job": job, "name": name})
+
+    def start(self) -> "PageDevice":
+        with (self._folder / "chromium.log").open("ab") as log:
+            command = [CHROMIUM, *_FLAGS, f"--user-data-dir={self._profile}", self._url]
+            self.process = children.start(command, stdout=log, stderr=log)
+        return self
+
+    def kill(self) -> None:
+        """Kill every process of this browser, by SIGKILL."""
+        for folder in Path("/proc").iterdir():
+            with suppress(OSError):  # it died with its parent
+                if f"--user-data-dir={self._profile}\0".encode() in (folder / "cmdline").read_bytes():
+                    os.kill(int(folder.name), signal.SIGKILL)
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def left(self) -> list[str]:
+        """Rows of the table of what left the device, newest first; no browser of this profile may be running."""
+        return list(self._ask()["left"])
+
+    def _ask(self, **more: Any) -> Any:
+        path = self._folder / "join.json"
+        given = {"url": self._url, "profile": self._profile, "chromium": CHROMIUM, **more}
+        path.write_text(json.dumps(given, default=str))
+        found = run("join.mjs", path)
+        assert not found["trouble"], found
+        return found
 
 
 def websocket_server(folder: Path) -> tuple[Mosquitto, str]:

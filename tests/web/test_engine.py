@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 from node_web import needs_web, run
+from paths import DATA
 
 pytestmark = needs_web
 SCRIPT = "selfcheck.mjs"
+INT8_LIMIT = 5e-2
+"""Of ``fleetune selfcheck``."""
 
 
 def test_the_golden_step_of_the_tiny_artifact(word_artifact):
@@ -31,6 +34,36 @@ def test_the_golden_step_of_minilm(base_dtype, tmp_path):
     found = run(SCRIPT, out)
     assert found["worst"] < 1e-4
     assert found["count"] == (96 if base_dtype == "int8" else 88)
+
+
+@pytest.mark.parametrize(("name", "count"), [("chat_artifact", 32), ("tiny_writer", 48)])
+def test_the_golden_step_of_tiny_decoders(name, count):
+    """A head that works token by token, saved and recomputed, of the committed artifacts."""
+    found = run(SCRIPT, DATA / name, "all")
+    assert found["worst"] < 1e-4
+    assert found["count"] == count == 2 * sum(".recompute." in label for label in found["tensors"])
+
+
+TINY = [
+    ("llama", "causal-lm"),
+    ("llama", "sequence-classification"),
+    ("gpt2", "causal-lm"),
+    ("vit", "image-classification"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base_dtype", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize(("name", "task"), TINY)
+def test_the_golden_step_of_tiny_decoders_and_pictures(name, task, base_dtype, tmp_path):
+    """A head that works token by token, grouped heads, tied tables and patches; saved and recomputed."""
+    from architectures import export_tiny
+
+    found = run(SCRIPT, export_tiny(name, task, tmp_path, base_dtype=base_dtype), "all")
+    assert found["worst"] < (1e-5 if base_dtype != "int8" else INT8_LIMIT)
+    recomputed = {label.replace(".recompute.", ".") for label in found["tensors"] if ".recompute." in label}
+    assert recomputed == {label for label in found["tensors"] if ".recompute." not in label}
+    assert any(".grad." in label for label in recomputed)
 
 
 def _spoilt(name):

@@ -18,8 +18,10 @@ pytestmark = [needs_web, pytest.mark.slow]
         {"codec": "int8"},
         {"codec": "quant", "codec_bits": 4, "policy": "bernoulli", "drop": 0.5},
         {"codec": "topk", "codec_ratio": 0.3, "down_codec": "xor"},
+        {"codec": "innovation"},
+        {"codec": "innovation", "codec_bits": 8, "lazy": 1000.0},
     ],
-    ids=["fp32", "int8", "quant", "topk and xor"],
+    ids=["fp32", "int8", "quant", "topk and xor", "innovation", "innovation, lazy"],
 )
 def test_a_page_device_gives_what_a_python_device_gives(job, word_artifact, tmp_path):
     expected, _ = federation(tmp_path / "python", word_artifact, job, node=None)
@@ -67,27 +69,47 @@ def test_a_device_that_is_killed_goes_on(word_artifact, tmp_path):
     assert [line["verdict"] for line in device.events[-1]["left"]] == ["accepted"] * 3
 
 
-def test_what_the_owner_does_not_allow_or_the_engine_cannot_is_declined(word_artifact, tmp_path):
+@pytest.mark.parametrize(
+    ("job", "others", "said"),
+    [
+        ({"clients": 1, "min_clients": 1, "personal": 1}, "", "1 personal layers"),
+        ({"clients": 3, "min_clients": 3, "secure": "masks"}, "ac", "updates under masks"),
+    ],
+    ids=["personal", "masks"],
+)
+def test_what_the_engine_cannot_is_declined(job, others, said, word_artifact, tmp_path):
     """A job whose work a page does not do ends for it with a reason, and not with a hang."""
     server, ws = websocket_server(tmp_path)
     processes = Processes(tmp_path, word_artifact, hello_s=2.0)
-    data = write_lines(tmp_path / "b.csv")
+    data = {name: write_lines(tmp_path / f"{name}.csv", seed=i) for i, name in enumerate("abc")}
     with server:
         common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
-        job = JOB | {"clients": 1, "min_clients": 1, "rounds": 1, "personal": 1}
-        processes.start("aggregator", "aggregate", common | {"out": str(tmp_path / "run"), **job})
-        given = {"artifact": word_artifact, "data": data, "url": ws, "job": "words", "id": "b", "helloS": 2}
+        processes.start(
+            "aggregator", "aggregate", common | {"out": str(tmp_path / "run"), **JOB, "rounds": 1, **job}
+        )
+        for name in others:
+            own = {"data": str(data[name]), "id": name, "state": str(tmp_path / name), "threads": 1}
+            processes.start(name, "device", common | own)
+        given = {
+            "artifact": word_artifact,
+            "data": data["b"],
+            "url": ws,
+            "job": "words",
+            "id": "b",
+            "helloS": 2,
+        }
         device = NodeDevice(tmp_path, **given).start()
         try:
             deadline = time.monotonic() + TIMEOUT_S
             while "declined" not in device.kinds():
-                assert time.monotonic() < deadline, device.log.read_text()
+                assert time.monotonic() < deadline, device.log.read_text() + processes.log("aggregator")
                 time.sleep(0.02)
         finally:
             processes.close()
             device.kill()
-    said = next(event["text"] for event in device.events if event["kind"] == "declined")
-    assert "1 personal layers" in said
+    text = next(event["text"] for event in device.events if event["kind"] == "declined")
+    assert said in text
+    assert "fleetune device does it" in text
 
 
 def test_a_server_without_websockets_or_with_logins_is_one_sentence(word_artifact, tmp_path, mosquitto):

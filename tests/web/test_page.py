@@ -3,6 +3,9 @@
 import http.client
 import json
 import shutil
+import socket
+import struct
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +16,9 @@ from safetensors.numpy import load_file
 from web_federation import JOB, federation, furthest, websocket_server
 from words import write_lines
 
+from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.network.signing import write_key_pair
 from fleetune.toolkit.web import PAGE, serving
 
 CHROMIUM = shutil.which("chromium")
@@ -55,7 +60,9 @@ def test_the_artifact_and_the_page_are_served_isolated_and_nothing_else(word_art
         assert "connect-src 'self' ws://pi.local:9001;" in policy
         assert "unsafe-inline" not in policy
         assert "'unsafe-eval'" not in policy
-        assert json.loads(ask(url, "/settings.json")[2]) == {"mqtt": "ws://pi.local:9001", "job": "home"}
+        settings = {"mqtt": "ws://pi.local:9001", "job": "home", "trust": ""}
+        assert json.loads(ask(url, "/settings.json")[2]) == settings
+        assert ask(url, "/artifact/manifest.sig")[0] == 404
         for name in ("manifest.json", "base.safetensors", "graphs/head.train.onnx", "golden.safetensors"):
             assert ask(url, f"/artifact/{name}")[2] == (word_artifact / name).read_bytes()
         strange = [
@@ -104,6 +111,37 @@ def test_what_cannot_be_served_is_one_sentence(word_artifact, page, tmp_path):
             pass
 
 
+def test_a_pinned_key_and_the_signature_are_served_and_nothing_private_is(word_artifact, page, tmp_path):
+    write_key_pair(tmp_path / "key", tmp_path / "key.pub")
+    folder = Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
+    with (
+        pytest.raises(ArtifactError, match="nobody did"),
+        serving(folder, page=page, trust=tmp_path / "key.pub"),
+    ):
+        pass
+    sign(folder, sign_key=tmp_path / "key")
+    with pytest.raises(ConfigError, match="private key"), serving(folder, page=page, trust=tmp_path / "key"):
+        pass
+    with serving(folder, page=page, trust=tmp_path / "key.pub") as (url, _):
+        assert json.loads(ask(url, "/settings.json")[2])["trust"] == (tmp_path / "key.pub").read_text()
+        assert ask(url, "/artifact/manifest.sig")[2] == (folder / "manifest.sig").read_bytes()
+
+
+def test_a_tab_that_is_closed_while_it_loads_is_no_fault(word_artifact, page, capfd):
+    """Its connection is reset, before it has asked and while it is answered."""
+    (page / "worker.js").write_bytes(bytes(32 * 2**20))
+    with serving(word_artifact, page=page) as (url, requests):
+        parts = urlsplit(url)
+        for number, said in enumerate((b"GET / HT", b"GET /worker.js HTTP/1.1\r\n\r\n")):
+            with socket.create_connection((parts.hostname, parts.port)) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.sendall(said)
+                while requests() < number:
+                    time.sleep(0.01)
+        assert ask(url, "/")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
 def test_the_lock_names_no_index():
     """Packages are pinned by version and digest, and come from whatever registry npm is set to."""
     lock = json.loads((WEB / "package-lock.json").read_text())
@@ -127,16 +165,21 @@ def walk(folder: Path, **options):
 @needs_page
 @needs_browser
 def test_one_walk_through_the_page(word_artifact, tmp_path):
-    """Texts, training alone, prediction, a job beside a Python device with Chromium killed in its rounds, and all deleted."""
+    """Texts, training alone, prediction, a signed job beside a Python device with Chromium killed in its rounds, deletion."""
     folder = tmp_path / "page"
     folder.mkdir()
     long = {"local_steps": 40}
     server, ws = websocket_server(folder)
     data = {name: write_lines(tmp_path / f"{name}.csv", seed=seed) for seed, name in enumerate("ab")}
     common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
-    processes = Processes(folder, word_artifact, hello_s=2.0)
-    with server, serving(word_artifact, mqtt=ws, job="words") as (url, _):
-        processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB, **long})
+    key, public = tmp_path / "key", tmp_path / "key.pub"
+    write_key_pair(key, public)
+    artifact = Path(shutil.copytree(word_artifact, tmp_path / "artifact"))
+    sign(artifact, sign_key=key)
+    processes = Processes(folder, artifact, hello_s=2.0)
+    with server, serving(artifact, mqtt=ws, job="words", trust=public) as (url, _):
+        job = {"out": str(folder / "run"), "sign_key": str(key), **JOB, **long}
+        processes.start("aggregator", "aggregate", common | job)
         own = {"data": str(data["a"]), "id": "a", "state": str(folder / "a"), "threads": 1}
         processes.start("a", "device", common | own)
         try:
@@ -165,6 +208,7 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
     assert len(seen["answers"]) == 3
     assert seen["leftBefore"] == "Nothing: 0 bytes."
     assert seen["joined"].startswith("Finished")
+    assert seen["trust"] == public.read_text()
     assert seen["leftJoined"].startswith("3 updates of")
     assert all("accepted" in line for line in seen["leftLines"])
     assert seen["unnamed"] == []

@@ -5,16 +5,21 @@ import json
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from golden_wire import FOLDER
 from node_web import needs_web, run
 from safetensors.numpy import load
+from signed import KEY
 
+from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts import wire
-from fleetune.device_runtime.contracts.codecs import make_codec, pack, unpack
+from fleetune.device_runtime.contracts.codecs import chain_named, make_codec, pack, unpack, with_feedback
+from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.network.signing import Signer
 
 pytestmark = needs_web
 RECORDED = json.loads((FOLDER / "messages.json").read_text())
@@ -23,9 +28,10 @@ CODECS = [
     ("fp32", 0.0, 0), ("fp16", 0.0, 0), ("int8", 0.0, 0), ("xor", 0.0, 0),
     *(("quant", 0.0, bits) for bits in (0, 1, 2, 4, 8, 16)),
     *(("topk", 0.1, bits) for bits in (0, 4, 8, 16)), ("topk", 0.9, 0), ("topk", 0.9, 8),
+    *(("innovation", 0.0, bits) for bits in (0, 1, 3, 8, 16)),
     *((name, 0.2, bits) for name in ("caesar", "caesar-sign", "caesar-zero") for bits in (0, 16)),
 ]  # fmt: skip
-DEFLATED = {"xor", "quant", "topk", "caesar", "caesar-sign", "caesar-zero"}
+DEFLATED = {"xor", "quant", "topk", "innovation", "caesar", "caesar-sign", "caesar-zero"}
 """Codecs whose bytes another deflate may pack otherwise; what is in them is compared."""
 LENGTHS = [0, 1, 55, 56, 63, 64, 65, 119, 120, 1000]
 
@@ -92,6 +98,7 @@ def made(tmp_path_factory):
         "payloads": payloads,
         "damaged": damaged,
         "dialogue": DIALOGUE,
+        "sequences": [_sequence(bits) for bits in (0, 1, 5, 16)],
         "pulls": [_lossy(seed) for seed in range(8)],
         "shas": [(b"ab" * size)[:size].hex() for size in LENGTHS],
         "files": [p["values"] for p in payloads[:3]],
@@ -100,6 +107,33 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("wire") / "cases.json"
     path.write_text(json.dumps(cases))
     return run("wire.mjs", path), cases
+
+
+def _sequence(bits):
+    """Updates of a device that remembers: ever other tensors, magnitudes that are all equal, and an innovation that is small."""
+    rounds = []
+    for seed in (0, 1, 2, 2, 3):
+        held, moved = _tensors(seed)
+        if seed == 1:
+            moved["m.layer.0.a"] = held["m.layer.0.a"] + np.float32(0.25)
+            moved["m.layer.0.b"] = held["m.layer.0.b"]
+        bound = 1e6 if rounds and seed == 2 else 0.0
+        rounds.append({"values": to_bytes(moved).hex(), "reference": to_bytes(held).hex(), "bound": bound})
+    return {"codec": "innovation", "bits": bits, "rounds": rounds}
+
+
+def _remembering(given):
+    """What Python makes of a sequence: each payload, and the memory after it."""
+    codec, memory = make_codec("innovation", 0.0, given["bits"]), {}
+    for row in given["rounds"]:
+        values, held = (load(bytes.fromhex(row[name])) for name in ("values", "reference"))
+        packed = pack(with_feedback(codec), values, held, memory=memory)
+        instead = row["bound"] and spared(
+            packed, codec, held, memory=memory, bound=row["bound"], reference_sha256=""
+        )
+        packed = instead or packed
+        yield packed, held, bool(instead)
+        memory = packed.memory
 
 
 def _lossy(seed):
@@ -195,6 +229,36 @@ def test_every_codec_packs_and_unpacks_as_python(case, made):
             assert np.array_equal(ours[name], value)
 
 
+@pytest.mark.parametrize("case", range(4), ids=["adaptive", "1 bit", "5 bits", "16 bits"])
+def test_innovation_remembers_as_python_does(case, made):
+    """Payloads one after another, what is owed and what both sides know: to the bit, repeats included."""
+    found, cases = made
+    theirs, repeats = {}, 0
+    for row, (packed, held, is_repeat) in zip(
+        found["sequences"][case], _remembering(cases["sequences"][case]), strict=True
+    ):
+        ours = bytes.fromhex(row["payload"])
+        assert inflated(ours) == inflated(packed.payload)
+        assert chain_named(ours) == chain_named(packed.payload)
+        here = load(bytes.fromhex(row["memory"]))
+        assert here.keys() == packed.memory.keys()
+        assert all(np.array_equal(here[name], value) for name, value in packed.memory.items())
+        decoded = unpack(
+            make_codec("innovation", 0.0, cases["sequences"][case]["bits"]), ours, held, memory=theirs
+        )
+        theirs, repeats = decoded.memory, repeats + is_repeat
+        there = load(bytes.fromhex(row["decoded"]))
+        assert all(np.array_equal(there[name], value) for name, value in decoded.values.items())
+        assert row["isConveyed"]
+    assert repeats
+
+
+def inflated(payload):
+    """Parts of a frame, inflated: two deflates may differ in bytes."""
+    frame, _ = read(payload, bytes_max=10**7)
+    return frame._replace(parts={kind: bytes(part) for kind, part in frame.parts.items()})
+
+
 def test_a_device_says_what_the_recorded_one_says(made):
     """Requests after a lost chunk, the update's manifest, and the chunks that are asked for."""
     found, _ = made
@@ -251,6 +315,8 @@ def test_no_damage_to_what_is_read_throws_anything_but_one_sentence(word_artifac
     coded = {f"{codec} {bits}": _payload(codec, ratio, bits, 0) for codec, ratio, bits in CODECS}
     samples = {name: [given["payload"]] for name, given in coded.items()} | {
         "message": [row["bytes"] for row in RECORDED.values()],
+        "sealed": [Signer(KEY, start=1).seal("topic", bytes.fromhex(RECORDED["verdict"]["bytes"])).hex()],
+        "keys": [KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).hex()],
         "tensors": [(word_artifact / "adapter.safetensors").read_bytes().hex()],
         "manifest": [json.dumps(json.loads((word_artifact / "manifest.json").read_text())).encode().hex()],
         "lines": [b'text,label\n"a, b",c\n'.hex(), b'{"text": "a", "label": 1}\n'.hex()],

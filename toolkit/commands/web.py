@@ -23,6 +23,13 @@ def web(
         ),
     ] = None,
     job: Annotated[str | None, shown("name of the job that the page suggests", metavar="NAME")] = None,
+    trust: Annotated[
+        str | None,
+        shown(
+            "public keys (Ed25519, PEM) that the page pins: it takes work of no other aggregator",
+            metavar="FILE",
+        ),
+    ] = None,
     host: Annotated[str | None, shown("address to listen at", "127.0.0.1")] = None,
     port: Annotated[int | None, shown("port to listen at; 0 for any", "8765")] = None,
     json: Json = False,

@@ -8,9 +8,10 @@ import { readTensors, writeTensors } from "../engine/safetensors.mjs";
 import { sha256Hex } from "../engine/sha256.mjs";
 import { filledWork, unsupported } from "../engine/work.mjs";
 import { applyDelta, bytesMax, makeCodec } from "../wire/codecs/codecs.mjs";
-import { decode, encode, REASON_CHARS_MAX, taskIdOf } from "../wire/messages.mjs";
+import { encode, REASON_CHARS_MAX, taskIdOf } from "../wire/messages.mjs";
 import { Pull, STALL_S } from "../wire/pull.mjs";
 import { Deliveries } from "./deliveries.mjs";
+import { guardOf } from "./guard.mjs";
 import { LocalRun } from "./local_run.mjs";
 import { CodecMemory } from "./memory.mjs";
 import { checkTerms } from "./terms.mjs";
@@ -28,6 +29,7 @@ export class Agent {
     Object.assign(this, { home, bench, rules });
     this.deliveries = new Deliveries(home);
     this.memory = new CodecMemory(home);
+    this.guard = guardOf(home);
     const arrays = home.artifact.adapter(), content = writeTensors(arrays);
     this.original = { arrays, content, digest: sha256Hex(content) };
     /** Why it may stop; empty as long as it may not. */
@@ -42,6 +44,7 @@ export class Agent {
 
   /** Take up what the store holds. */
   async open() {
+    await this.guard.open();
     await this.deliveries.open();
     const content = await this.home.store.get(this.home.key("adapter"));
     this.held = content instanceof Uint8Array && this.#parsed(content) ? { content, digest: sha256Hex(content) } : { content: this.original.content, digest: this.original.digest };
@@ -115,7 +118,8 @@ export class Agent {
   async #take(topic, payload, now) {
     if (![this.home.down, this.home.aggregator].includes(topic) || !payload.length) return;
     try {
-      const message = decode(payload);
+      const message = await this.guard.read(topic, payload, now, this.#sendDecline);
+      if (!message) return;
       if (message.job !== undefined && message.job !== this.home.job) throw new WireError(`it names job ${message.job}`);
       if (message.type !== "chunk" || this.current?.pull) this.helloDue = Math.max(this.helloDue, now + this.pauseS);
       await this.#dispatch(message, now);
@@ -155,6 +159,8 @@ export class Agent {
 
   async #offered(offer, now) {
     if (offer.role !== this.home.role) throw new WireError(`offer to ${offer.role}; this device's role is ${this.home.role}`);
+    const tooLate = await this.guard.admits(offer);
+    if (tooLate) return this.#sendDecline(offer, tooLate);
     offer = { ...offer, work: filledWork(offer.work), task_id: offer.task_id || `${offer.role}-${offer.role === "train" ? offer.round : offer.version}-${this.home.deviceId}` };
     const key = keyOf(offer), deadline = offer.deadline_s > 0 ? now + offer.deadline_s : Infinity, { current } = this;
     if (current?.key === key) {
@@ -183,7 +189,8 @@ export class Agent {
     this.home.onEvent({ kind: "offer", round: offer.round, version: offer.version, role: offer.role });
     try {
       const missing = offer.role === "train" ? unsupported(offer.work) : [];
-      if (missing.length || offer.mask_sha256 || offer.grid.bits) throw new ConfigError(`not done by a device in JavaScript: ${[...missing, ...(offer.mask_sha256 ? ["masks"] : [])].join("; ")}`);
+      if (offer.mask_sha256) missing.push("a mask of what trains");
+      if (missing.length) throw new ConfigError(`not done by a device in JavaScript: ${missing.join("; ")}; fleetune device does it`);
       if (offer.role === "train") makeCodec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits);
       checkTerms(this.home.terms, offer.work, offer.role, this.bench.numSamples);
       if (content) await this.#start(assignment, content, 0);
@@ -286,10 +293,14 @@ export class Agent {
     this.done.add(key);
     this.current = null;
     await this.home.store.set({ [this.home.key("checkpoint")]: undefined });
+    this.#sendDecline(offer, reason, cause);
+  }
+
+  #sendDecline = (offer, reason, cause = "") => {
     const said = oneLine(reason, REASON_CHARS_MAX);
     this.home.send(encode({ type: "decline", device_id: this.home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, reason: said, cause }));
     this.home.onEvent({ kind: "declined", round: offer.round, text: said });
-  }
+  };
 
   /** Say hello, once for an offer: it tells what is here, and the aggregator offers again. */
   #askAgain(key) {
@@ -300,6 +311,7 @@ export class Agent {
   async #finish(reason, isUnwanted, session = this.session) {
     if (this.finished) return;
     if (!isUnwanted) await this.home.store.set({ [this.home.key("left")]: session });
+    await this.guard.close();
     [this.finished, this.isUnwanted, this.current] = [reason, isUnwanted, null];
     this.home.onEvent({ kind: "finished", round: Math.max(0, this.newestRound), text: reason });
   }

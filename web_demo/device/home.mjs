@@ -8,12 +8,14 @@ export class Home {
   /**
    * @param {{deviceId: string, job: string, artifact: import("../engine/artifact.mjs").Artifact, role?: string, store: import("./store.mjs").Store,
    *   terms?: Partial<import("./terms.mjs").Terms>, checkpointEvery?: number, helloS?: number, session?: string,
-   *   onEvent?: (event: {kind: string, round: number} & Record<string, unknown>) => void}} given
+   *   trusted?: import("./trusted.mjs").Trusted|null, facts?: import("./store.mjs").Store,
+   *   onEvent?: (event: {kind: string, round: number} & Record<string, unknown>) => void}} given `trusted`: keys of the
+   *   aggregator, null for any; `facts`: what is kept beside them, whatever the artifact
    */
-  constructor({ deviceId, job, artifact, role = "train", store, terms = {}, checkpointEvery = 20, helloS = 30, session, onEvent = () => {} }) {
+  constructor({ deviceId, job, artifact, role = "train", store, trusted = null, facts = store, terms = {}, checkpointEvery = 20, helloS = 30, session, onEvent = () => {} }) {
     for (const [kind, name] of [["device", deviceId], ["job", job]])
       if (!isName(name)) throw new ConfigError(`${kind} ${oneLine(JSON.stringify(name), 80)}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit`);
-    Object.assign(this, { deviceId, job, artifact, role, store, checkpointEvery, helloS, onEvent });
+    Object.assign(this, { deviceId, job, artifact, role, store, trusted, facts, checkpointEvery, helloS, onEvent });
     this.session = session ?? Math.random().toString(16).slice(2, 18);
     this.terms = { ...PLAIN_TERMS, ...terms };
     this.jitter = new Jitter(deviceId);

@@ -43,5 +43,5 @@ function written(table, change) {
 
 function problem(what, error) {
   const isFull = error?.name === "QuotaExceededError";
-  return new StateError(isFull ? "storage is full: delete what this page keeps, or make room on the disk" : `storage cannot be ${what}: ${oneLine(error?.message ?? "blocked by another tab")}`);
+  return new StateError(isFull ? "storage is full: delete what this page keeps, or make room on the disk" : `storage cannot be ${what}; allow this page to keep data, or leave private browsing (${oneLine(error?.message ?? "blocked by another tab").replace(/\.$/, "")})`);
 }

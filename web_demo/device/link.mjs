@@ -3,7 +3,8 @@ import { oneLine, TransportError } from "../engine/errors.mjs";
 import { CHUNK_BYTES, MESSAGE_BYTES_MAX } from "../wire/messages.mjs";
 
 const HEADER_BYTES = 1024, CHUNK_BYTES_MIN = CHUNK_BYTES / 32, RECONNECT_S = [0.5, 30], GROW_AFTER = 16;
-const REFUSED = { 134: "the login is refused; look at the name and the password", 135: "it does not let this device in (not authorised)", 4: "the login is refused; look at the name and the password", 5: "it does not let this device in (not authorised)" };
+const LOGIN = "the login is refused; look at the name and the password", BARRED = "it does not let this device in (not authorised); look at the user and the password";
+const REFUSED = { 134: LOGIN, 135: BARRED, 4: LOGIN, 5: BARRED };
 const TAKEN_OVER = 142;
 
 export class Link {

@@ -1,10 +1,12 @@
 /** The work of one offer, a step at a time, and what of it may leave; as Python's `agent/local_run`. */
-import { array, bytesOf, copies, sameShape } from "../engine/arrays.mjs";
+import { bytesOf, copies, sameShape } from "../engine/arrays.mjs";
 import { ConfigError } from "../engine/errors.mjs";
 import { evaluate } from "../engine/evaluation.mjs";
 import { trainedPart } from "../engine/lora.mjs";
 import { Trainer } from "../engine/trainer.mjs";
 import { makeCodec, packUpdate } from "../wire/codecs/codecs.mjs";
+import { asKind, chainOf, ofKind, RESIDUAL } from "../wire/codecs/memory.mjs";
+import { spared } from "./lazy_upload.mjs";
 import { checkEffective, clipped, numUsed } from "./terms.mjs";
 
 const LOSSES_TOLD = 20;
@@ -67,18 +69,17 @@ export class LocalRun {
   async #pack(training) {
     const { offer, home } = this, { work } = offer, reference = trainedPart(this.reference, work);
     const outgoing = clipped(trainedPart(training.adapter, work), reference, home.terms.most_change);
-    const codec = makeCodec(work.codec, work.codec_ratio, work.codec_bits), before = await this.memory.before(offer.round);
-    const residual = Object.fromEntries(Object.entries(before).filter(([name, value]) => reference[name] && sameShape(value.shape, reference[name].shape)));
+    const codec = makeCodec(work.codec, work.codec_ratio, work.codec_bits), { memory, left: unfit } = fitting(shared(await this.memory.before(offer.round), codec, offer), reference);
     const referenceSha256 = offer.is_exact ? "" : offer.adapter_sha256 || offer.adapter.sha256;
-    const packed = packUpdate(codec, changed(outgoing.values, reference, residual), reference, { residual, referenceSha256 });
+    const whole = packUpdate(codec, changed(outgoing.values, reference, ofKind(RESIDUAL, memory)), reference, { memory, referenceSha256 });
+    const packed = spared(whole, codec, reference, { memory, bound: offer.lazy, referenceSha256 }) ?? whole;
     const stats = home.terms.tell_figures ? { ...statsOf(training), change_norm: outgoing.norm, clip_scale: outgoing.scale, ...(this.fetchS ? { fetch_seconds: this.fetchS } : {}) } : {};
     const header = {
       type: "update", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, codec: work.codec,
       num_samples: this.bench.numSamples, stats: finiteOf(stats), histogram: [],
     };
-    const untouched = Object.fromEntries(Object.entries(before).filter(([name]) => !residual[name]));
     const left = { kind: "update", steps: training.stepIndex, samples: training.dataset.numSamples, effective: training.effectiveSamples, norm: outgoing.norm, scale: outgoing.scale, codec: work.codec };
-    return { header, payload: packed.payload, memory: { ...untouched, ...packed.residual }, left, event: { kind: "trained", round: offer.round, loss: stats.loss, bytes: packed.payload.length } };
+    return { header, payload: packed.payload, memory: { ...unfit, ...packed.memory }, left, event: { kind: "trained", round: offer.round, loss: stats.loss, bytes: packed.payload.length } };
   }
 
   async #evaluate() {
@@ -88,6 +89,19 @@ export class LocalRun {
     const header = { type: "report", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, loss, accuracy, num_samples: numSamples };
     return { header, payload: null, memory: null, left: { kind: "report", samples: numSamples }, event: { kind: "evaluated", round: offer.round, loss, accuracy } };
   }
+}
+
+/** A codec's memory, without what the aggregator should remember too where it does not remember the same. */
+function shared(memory, codec, offer) {
+  if (!codec.remembers || chainOf(memory) === offer.memory) return memory;
+  return Object.fromEntries(Object.entries(memory).filter(([key]) => !codec.remembers.includes(key.split("/", 1)[0])));
+}
+
+/** What fits the tensors that travel now, and what is owed of others or of another rank. */
+function fitting(memory, reference) {
+  const owed = Object.entries(ofKind(RESIDUAL, memory)), unfit = owed.filter(([name, { shape }]) => !reference[name] || !sameShape(shape, reference[name].shape));
+  const left = asKind(RESIDUAL, Object.fromEntries(unfit));
+  return { memory: Object.fromEntries(Object.entries(memory).filter(([key]) => !left[key])), left };
 }
 
 /** Only what training touched travels; all, if nothing was. */
@@ -108,6 +122,3 @@ function statsOf({ history, figures }) {
 }
 
 const finiteOf = (stats) => Object.fromEntries(Object.entries(stats).filter(([, value]) => Number.isFinite(value)));
-
-/** Float64 arrays of a store, by name. */
-export const doubles = (held) => Object.fromEntries(Object.entries(held ?? {}).map(([name, { shape, data }]) => [name, array("float64", shape, data)]));

@@ -1,5 +1,5 @@
 /** What a device's codec owes, round by round: kept until a verdict says whether the round counts. */
-import { doubles } from "./local_run.mjs";
+import { TYPES } from "../engine/arrays.mjs";
 
 export class CodecMemory {
   /** @param {import("./home.mjs").Home} home */
@@ -13,10 +13,11 @@ export class CodecMemory {
     return (await this.home.store.keys(this.home.key("memory/"))).map((key) => Number(key.slice(-10)));
   }
 
-  /** What the newest round before this one left. */
+  /** What the newest round before this one left: `kind/tensor` -> array. @returns {Promise<import("../engine/arrays.mjs").Arrays>} */
   async before(round) {
     const newest = (await this.#rounds()).filter((number) => number < round).at(-1);
-    return newest === undefined ? {} : doubles(await this.home.store.get(this.#key(newest)));
+    const kept = newest === undefined ? {} : await this.home.store.get(this.#key(newest));
+    return Object.fromEntries(Object.entries(kept ?? {}).filter(([name, value]) => name.includes("/") && TYPES[value?.dtype] && value.data instanceof TYPES[value.dtype]));
   }
 
   /** Changes of the store that keep what a round leaves. */

@@ -1,6 +1,6 @@
 /** An artifact, opened: every file is checked by size and SHA-256 before anything of it is used. */
 import { isFinite32, sameShape, viewOf } from "./arrays.mjs";
-import { ArtifactError, FleetuneError, oneLine, some } from "./errors.mjs";
+import { ArtifactError, FleetuneError, oneLine, some, TransportError } from "./errors.mjs";
 import { parseManifest, trainable } from "./manifest.mjs";
 import { asFloats, readTensors } from "./safetensors.mjs";
 import { digestOf } from "./sha256.mjs";
@@ -78,6 +78,7 @@ async function checked(read, name, { size_bytes, sha256 }) {
   try {
     bytes = await read(name);
   } catch (error) {
+    if (error instanceof TransportError && !error.status) throw error; // nobody answers: the artifact is not at fault
     return { problem: `${name} is missing (${oneLine(error.message, 80)})` };
   }
   if (bytes.length !== size_bytes) return { problem: `${name}: ${bytes.length} bytes, expected ${size_bytes} (truncated?)` };

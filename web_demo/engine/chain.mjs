@@ -180,8 +180,8 @@ export class Chain {
   async #open(graph, slots, bakes) {
     const fixed = bakes ? graph.inputs.filter((p) => p.role === "weight" && !this.manifest.tensors[slots[p.index]].trainable) : [];
     const weights = Object.fromEntries(fixed.map((port) => [port.name, this.artifact.base(this.manifest.tensors[slots[port.index]])]));
-    const model = this.artifact.file(graph.file);
-    const opened = await this.graphs.open(fixed.length ? withInitializers(model, weights) : model, graph.file);
+    const model = this.artifact.file(graph.file), given = fixed.length ? withInitializers(model, weights) : { model, externalData: [] };
+    const opened = await this.graphs.open(given.model, graph.file, given.externalData);
     return { graph: opened, baked: new Set(Object.keys(weights)) };
   }
 }

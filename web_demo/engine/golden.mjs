@@ -39,6 +39,12 @@ export async function selfcheck(artifact, ort, options = {}) {
   return { ok: worst <= limit, worst, limit, tensors };
 }
 
+/** The recorded batch and adapter, and the first of the recorded plans. @param {import("./artifact.mjs").Artifact} artifact opened with `also: [GOLDEN]` */
+export function recordedStep(artifact) {
+  const { arrays, metadata } = readTensors(artifact.file(GOLDEN)), [dropped] = Object.values(plansOf(metadata));
+  return { batch: part(arrays, "batch."), adapter: recordedAdapter(artifact, arrays), plan: dropping(artifact.manifest.layers.length, dropped) };
+}
+
 /** The adapter of the golden step: the artifact's own with its noise. */
 function recordedAdapter(artifact, arrays) {
   const noise = part(arrays, "noise."), own = artifact.adapter();

@@ -1,6 +1,6 @@
 /** The one file that knows onnxruntime-web: opens graphs, runs them, and turns their errors into ours. */
 import { array, TYPES } from "./arrays.mjs";
-import { ArtifactError, ConfigError, DataError, oneLine } from "./errors.mjs";
+import { ArtifactError, ConfigError, DataError, oneLine, TransportError } from "./errors.mjs";
 
 /** Numbers of a dtype as onnxruntime names it. */
 const same = (name) => name;
@@ -18,11 +18,19 @@ export class Graphs {
     };
   }
 
-  /** @param {Uint8Array} model @param {string} name for messages @returns {Promise<OpenGraph>} */
-  async open(model, name) {
+  /**
+   * @param {Uint8Array} model
+   * @param {string} name for messages
+   * @param {{path: string, data: Uint8Array}[]} [externalData]
+   * @returns {Promise<OpenGraph>}
+   */
+  async open(model, name, externalData = []) {
     try {
-      return new OpenGraph(this.ort, await this.ort.InferenceSession.create(model, this.options), name);
+      const session = await this.ort.InferenceSession.create(model, externalData.length ? { ...this.options, externalData } : this.options);
+      return new OpenGraph(this.ort, session, name);
     } catch (error) {
+      if (/no available backend|fetching of the wasm/.test(error.message))
+        throw new TransportError(`onnxruntime's WebAssembly cannot be loaded here; load the page again, with its server running (${oneLine(error.message, 120)})`);
       throw new ArtifactError(`${name}: onnxruntime cannot open it: ${oneLine(error.message)}`);
     }
   }

@@ -3,38 +3,37 @@
  * table as an input costs its size at each step. An initializer is copied once.
  *
  * Protobuf merges a second `graph` field into the first, so nothing of the file is read: a field is put behind it. The input of
- * the same name keeps its place and becomes optional.
+ * the same name keeps its place and becomes optional. The values stay where they are, as external data: within the model they
+ * would be in the heap three times while it is opened, and a heap never shrinks.
  */
 import { bytesOf } from "./arrays.mjs";
 
 const ONNX_TYPES = { float32: 1, uint8: 2, int8: 3, int16: 5, int32: 6, int64: 7, bool: 9, float16: 10, float64: 11, uint64: 13 };
+const EXTERNAL = 1;
 
 /**
  * @param {Uint8Array} model an ONNX file
  * @param {import("./arrays.mjs").Arrays} weights by the names of inputs
- * @returns {Uint8Array}
+ * @returns {{model: Uint8Array, externalData: {path: string, data: Uint8Array}[]}} as a session takes them
  */
 export function withInitializers(model, weights) {
-  const tensors = Object.entries(weights).map(([name, { dtype, shape, data }]) => {
-    const dims = shape.map((extent) => [...key(1, 0), ...varint(extent)]).flat();
-    const text = new TextEncoder().encode(name);
-    const head = Uint8Array.from([...dims, ...key(2, 0), ...varint(ONNX_TYPES[dtype]), ...key(8, 2), ...varint(text.length), ...text,
-      ...key(9, 2), ...varint(data.byteLength)]);
-    return [head, bytesOf({ data })];
+  const externalData = Object.values(weights).map((value, i) => ({ path: `weight-${i}`, data: bytesOf(value) }));
+  const tensors = Object.entries(weights).map(([name, { dtype, shape }], i) => {
+    const { path, data } = externalData[i], entry = (key, value) => field(13, [...text(1, key), ...text(2, value)]);
+    return field(5, [
+      ...shape.flatMap((extent) => [...tag(1, 0), ...varint(extent)]), ...tag(2, 0), ...varint(ONNX_TYPES[dtype]), ...text(8, name),
+      ...entry("location", path), ...entry("offset", "0"), ...entry("length", String(data.length)), ...tag(14, 0), EXTERNAL,
+    ]);
   });
-  const fields = tensors.map(([head, raw]) => [Uint8Array.from([...key(5, 2), ...varint(head.length + raw.length)]), head, raw]).flat();
-  const size = fields.reduce((sum, piece) => sum + piece.length, 0);
-  const lead = Uint8Array.from([...key(7, 2), ...varint(size)]);
-  const whole = new Uint8Array(model.length + lead.length + size);
-  let place = 0;
-  for (const piece of [model, lead, ...fields]) {
-    whole.set(piece, place);
-    place += piece.length;
-  }
-  return whole;
+  const graph = Uint8Array.from(field(7, tensors.flat())), whole = new Uint8Array(model.length + graph.length);
+  whole.set(model);
+  whole.set(graph, model.length);
+  return { model: whole, externalData };
 }
 
-const key = (field, type) => varint(field * 8 + type);
+const tag = (number, type) => varint(number * 8 + type);
+const field = (number, bytes) => [...tag(number, 2), ...varint(bytes.length), ...bytes];
+const text = (number, value) => field(number, [...new TextEncoder().encode(value)]);
 
 function varint(value) {
   const found = [];

@@ -1,7 +1,7 @@
 /**
  * `node device.mjs OPTIONS.json`: a device in Node; its events as lines of JSON, the last one its report.
  * Options: artifact, data, url (ws://…), job, id, and perhaps state (file), role, terms, helloS, cutAt (events "KIND" after which the connection is cut once),
- * username, password.
+ * username, password, trust (PEM file of the aggregator's public keys).
  */
 import { readFile } from "node:fs/promises";
 import mqtt from "mqtt";
@@ -13,6 +13,7 @@ import { memoryStore } from "../device/store.mjs";
 import { openArtifact } from "../engine/artifact.mjs";
 import { Engine } from "../engine/engine.mjs";
 import { FleetuneError } from "../engine/errors.mjs";
+import { trustedOf } from "../device/trusted.mjs";
 import { fileStore } from "./file_store.mjs";
 import { reader } from "./files.mjs";
 import { ort } from "./runtime.mjs";
@@ -20,9 +21,11 @@ import { ort } from "./runtime.mjs";
 const options = JSON.parse(await readFile(process.argv[2], "utf8")), cuts = new Set(options.cutAt ?? []), say = (line) => console.log(JSON.stringify(line));
 try {
   const artifact = await openArtifact(reader(options.artifact), { where: options.artifact });
+  const trusted = options.trust ? await trustedOf(await readFile(options.trust, "utf8")) : null;
+  await trusted?.checkArtifact(artifact, await reader(options.artifact)("manifest.sig").catch(() => null));
   const store = options.state ? await fileStore(options.state) : memoryStore();
   const bench = new Bench(new Engine(artifact, ort), { content: await readFile(options.data, "utf8"), name: options.data });
-  const home = new Home({ deviceId: options.id, job: options.job, artifact, role: options.role, store, terms: options.terms, helloS: options.helloS ?? 30, checkpointEvery: options.checkpointEvery,
+  const home = new Home({ deviceId: options.id, job: options.job, artifact, role: options.role, store, trusted, terms: options.terms, helloS: options.helloS ?? 30, checkpointEvery: options.checkpointEvery,
     onEvent: (event) => {
       say(event);
       if (cuts.delete(event.kind)) home.link.cut();

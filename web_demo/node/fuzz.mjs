@@ -1,20 +1,27 @@
 /**
  * `node fuzz.mjs CASES.json`: damaged bytes for every reader, one line of JSON with how often each refused and what it threw beside our errors.
- * Cases: seed, tries, samples by reader: message, fp32, quant, topk, caesar, xor ({payload, reference}), tensors, manifest, lines (hexadecimal).
+ * Cases: seed, tries, samples by reader: message, sealed, keys, fp32, quant, topk, caesar, xor ({payload, reference}), tensors, manifest, lines (hexadecimal).
  */
 import { readFile } from "node:fs/promises";
+import { namesOf } from "../device/trusted.mjs";
 import { words } from "../engine/draws.mjs";
-import { FleetuneError } from "../engine/errors.mjs";
+import { FleetuneError, WireError } from "../engine/errors.mjs";
 import { readRows } from "../engine/lines.mjs";
 import { parseManifest } from "../engine/manifest.mjs";
 import { readTensors } from "../engine/safetensors.mjs";
 import { makeCodec, unpackUpdate } from "../wire/codecs/codecs.mjs";
 import { decode } from "../wire/messages.mjs";
+import { parseSeal } from "../wire/seal.mjs";
 
 const { seed, tries, samples, codecs } = JSON.parse(await readFile(process.argv[2], "utf8"));
 const bytes = (text) => Uint8Array.from(Buffer.from(text, "hex"));
 const READERS = {
   message: decode,
+  sealed(content) {
+    if (!parseSeal("topic", content)) throw new WireError("no seal");
+    return decode(content);
+  },
+  keys: (content) => namesOf(new TextDecoder().decode(content)),
   tensors: readTensors,
   manifest: (content) => parseManifest(content, "manifest"),
   lines: (content) => readRows(new TextDecoder().decode(content), "lines"),

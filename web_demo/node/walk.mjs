@@ -109,6 +109,7 @@ async function joined() {
   }
   await page.waitForFunction(isOver);
   seen.joined = await text("state");
+  seen.trust = await page.locator("#trust").inputValue();
   seen.trouble = await text("trouble");
   seen.leftJoined = await text("left-sum");
   seen.leftLines = await page.locator("#left tbody tr").allTextContents();

@@ -1,14 +1,15 @@
 /**
  * `node wire.mjs CASES.json`: what the wire makes of given bytes, one line of JSON.
  * Cases: messages ({hex, fields}), payloads ({codec, ratio, bits, values, reference, payload, decodes}; tensors are safetensors in hexadecimal), shas ({hex}),
- * refused ({hex}), pulls ({manifest, events}: due, add or restart, with their times), dialogue (lines of tests/data/wire/dialogue.json), files (safetensors in hexadecimal).
+ * sequences ({codec, bits, rounds: {values, reference, bound}[]}: payloads one after another, with the memory of both sides), refused ({hex}), pulls ({manifest, events}: due, add or restart, with their times), dialogue (lines of tests/data/wire/dialogue.json), files (safetensors in hexadecimal).
  */
 import { readFile } from "node:fs/promises";
 import { inflateRawSync, inflateSync } from "node:zlib";
 import { bytesOf, floats } from "../engine/arrays.mjs";
 import { readTensors, writeTensors } from "../engine/safetensors.mjs";
 import { hex, sha256Hex } from "../engine/sha256.mjs";
-import { makeCodec, packUpdate, unpackUpdate } from "../wire/codecs/codecs.mjs";
+import { makeCodec, packUpdate, unpackUpdate, unpackWith } from "../wire/codecs/codecs.mjs";
+import { spared } from "../device/lazy_upload.mjs";
 import { decode, encode } from "../wire/messages.mjs";
 import { Pull } from "../wire/pull.mjs";
 import { Incoming, Outgoing } from "../wire/transfer.mjs";
@@ -40,6 +41,19 @@ function coded({ codec, ratio, bits, values, reference, payload }) {
     decoded: hex(writeTensors(found)), sameDecoded: Object.keys(found).every((n) => hex(bytesOf(found[n])) === hex(bytesOf(back[n]))),
     sameConveyed: Object.keys(back).every((n) => back[n].data.every((x, i) => x === ours.conveyed[n].data[i])),
   };
+}
+
+/** Payloads that each build on the one before; `bound` lets a payload repeat the last one. */
+function sequenced({ codec, bits, rounds }) {
+  const made = makeCodec(codec, 0, bits);
+  let [memory, theirs] = [{}, {}];
+  return rounds.map(({ values, reference, bound = 0 }) => {
+    const held = tensors(reference), whole = packUpdate(made, tensors(values), held, { memory });
+    const packed = spared(whole, made, held, { memory, bound, referenceSha256: "" }) ?? whole, found = unpackWith(made, packed.payload, held, theirs);
+    [memory, theirs] = [packed.memory, found.memory];
+    const isConveyed = Object.entries(found.values).every(([name, { data }]) => data.every((x, i) => x === packed.conveyed[name].data[i]));
+    return { payload: hex(packed.payload), memory: hex(writeTensors(memory)), decoded: hex(writeTensors(found.values)), isConveyed };
+  });
 }
 
 /** The device's side of the recorded round: what it would say, and whether it takes what it is told. */
@@ -98,6 +112,7 @@ console.log(JSON.stringify({
     return { fields: plain(message), hex: hex(encode(message)) };
   }),
   payloads: (cases.payloads ?? []).map(coded),
+  sequences: (cases.sequences ?? []).map(sequenced),
   pulls: (cases.pulls ?? []).map(pulled),
   dialogue: cases.dialogue && dialogue(cases.dialogue),
   shas: (cases.shas ?? []).map((text) => sha256Hex(bytes(text))),

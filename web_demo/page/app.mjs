@@ -21,7 +21,10 @@ worker.onmessage = ({ data: { id, found, trouble, event, ...more } }) => {
   waiting.delete(id);
   trouble ? reject(new Error(trouble)) : resolve(found);
 };
-worker.onerror = (event) => tell(`the worker cannot start: ${event.message || "its script was not found"}; load the page again`);
+worker.onerror = (event) => {
+  tell(`the worker cannot start: ${event.message || "its script was not found"}; load the page again, in a browser of 2023 or later`);
+  [$("loading").hidden, $("model").textContent] = [true, "The model is not loaded."];
+};
 
 const EVENTS = {
   loading({ done, all }) {
@@ -35,6 +38,7 @@ const EVENTS = {
     $(`accuracy-${when}`).textContent = accuracy === undefined ? "too few texts" : `${(100 * accuracy).toFixed(1)} %`;
     $(`loss-${when}`).textContent = loss === undefined ? "–" : loss.toFixed(3);
   },
+  engine: ({ said }) => ($("facts").textContent += ` ${said}.`),
   resting: ({ reasons }) => say(`Waiting: ${reasons.join("; ")}.`),
   device({ kind, round, step, steps, loss, text, bytes }) {
     if (kind === "step") {
@@ -48,7 +52,8 @@ const EVENTS = {
       connected: "Connected; waiting for the aggregator.", aggregator: "The aggregator is here; waiting for work.", offer: `Round ${round} is offered.`,
       restored: `Round ${round} goes on at step ${step}.`, trained: `Round ${round} is trained; its update is announced.`, sent: `Round ${round}: ${page.sent.toLocaleString("en")} bytes of updates are sent.`,
       accepted: `Round ${round}: the update is accepted.`, refused: `Round ${round}: the update is refused: ${text}`, declined: `Round ${round} is declined: ${text}`,
-      evaluated: `Round ${round} is measured.`, finished: `Finished: ${text}.`, paused: `Waiting: ${text}.`, resumed: "Goes on.",
+      evaluated: `Round ${round} is measured.`, untrusted: `A message is not taken: ${text}.`, trusts: `Connecting; only work that key ${text} signed is taken.`,
+      finished: `Finished: ${text}.`, paused: `Waiting: ${text}.`, resumed: "Goes on.",
     }[kind];
     if (said) say(said);
     if (["trained", "accepted", "refused", "finished"].includes(kind)) showLeft();
@@ -57,7 +62,8 @@ const EVENTS = {
 
 const say = (text) => ($("state").textContent = text);
 function tell(text) {
-  $("trouble").textContent = text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
+  const begin = /^[a-z]+[ ,;]/.test(text) ? text[0].toUpperCase() : text[0]; // the name of a file stays as it is
+  $("trouble").textContent = text ? `${begin}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "";
   $("trouble").hidden = !text;
 }
 
@@ -164,7 +170,7 @@ $("trainer").onsubmit = doing(() => busy(async () => {
 }));
 $("joiner").onsubmit = doing(() => busy(async () => {
   say("Connecting.");
-  const given = Object.fromEntries(["job", "name", "username", "password"].map((id) => [id, $(id).value]));
+  const given = Object.fromEntries(["job", "name", "username", "password", "trust"].map((id) => [id, $(id).value]));
   const { ended } = await ask("join", { data: data(), url: page.mqtt, few: $("few").checked, ...given });
   say(ended ? `Finished: ${ended}.` : "Paused; join again to go on.");
 }));
@@ -190,13 +196,34 @@ $("forget").onclick = doing(async () => {
   await showLeft();
 });
 
+/** The key that was pinned for this job, or the one that the server suggests: another one does not take its place by itself. */
+async function showPin() {
+  const { trust } = await ask("pinned", { job: $("job").value });
+  $("trust").value = trust || page.trust;
+  const isOther = trust && page.trust && trust.trim() !== page.trust.trim();
+  $("pin").textContent = isOther ? "This server now suggests another key than the one that was pinned for this job; paste it here if its owner tells you so." : "";
+}
+$("job").onchange = doing(showPin);
+
 $("charging").onchange = () => phone.whenCharging($("charging").checked);
 
+/** What `fleetune web` was started with. */
+async function settingsOf() {
+  let answer;
+  try {
+    answer = await fetch("settings.json");
+    return await answer.json();
+  } catch {
+    throw new Error(`the server ${answer ? "does not give this page its settings" : "does not answer"}; is fleetune web still running? Load the page again when it is`);
+  }
+}
+
 const begin = doing(async () => {
-  const settings = await (await fetch("settings.json")).json(), found = await ask("open");
+  const settings = await settingsOf(), found = await ask("open");
   page.mqtt = settings.mqtt;
   $("joiner").hidden = !settings.mqtt;
   if (settings.job) $("job").value = settings.job;
+  page.trust = settings.trust ?? "";
   $("label").replaceChildren(...found.labels.map((label) => Object.assign(document.createElement("option"), { textContent: label, value: label })));
   $("name").value = found.joined?.name ?? found.name_;
   $("model").textContent = `${found.name}: ${found.layers} layers, ${found.labels.length} classes, ${found.baseDtype}, ${(found.bytes / 1e6).toFixed(1)} MB.`;
@@ -211,13 +238,17 @@ const begin = doing(async () => {
   await showLeft();
   if (phone) [$("phone").hidden, $("charging").checked] = [false, phone.isWhenCharging()];
   if (!found.joined && location.hash === "#resume") phone?.training(false);
+  if (found.joined) $("job").value = found.joined.job;
+  await showPin();
   if (found.joined) {
-    $("job").value = found.joined.job;
     $("few").checked = found.joined.few;
     say("This device was in a job; it joins again.");
     $("joiner").requestSubmit();
   }
 });
-begin().then(() => ($("loading").hidden = true));
+begin().then(() => {
+  $("loading").hidden = true;
+  if ($("main").hidden) $("model").textContent = "The model is not loaded.";
+});
 /** For tests: the golden step on this browser. */
-globalThis.selfcheck = () => ask("selfcheck");
+globalThis.selfcheck = (given) => ask("selfcheck", given);

@@ -7,6 +7,7 @@ import { Home } from "../device/home.mjs";
 import { indexedStore } from "../device/indexed_store.mjs";
 import { live } from "../device/live.mjs";
 import { memoryStore } from "../device/store.mjs";
+import { namesOf, trustedOf } from "../device/trusted.mjs";
 import { openArtifact } from "../engine/artifact.mjs";
 import { floats } from "../engine/arrays.mjs";
 import { split } from "../engine/dataset.mjs";
@@ -18,10 +19,11 @@ import { readTensors, writeTensors } from "../engine/safetensors.mjs";
 import { TextReader } from "../engine/text.mjs";
 import { Trainer } from "../engine/trainer.mjs";
 import { filledWork } from "../engine/work.mjs";
+import { fastest, gpuRuntime } from "./gpu.mjs";
 
 const HELD_SHARE = 0.2, SEQ_LEN = 128, CHECKPOINT_EVERY = 10;
 const say = (event, more = {}) => postMessage({ event, ...more });
-const state = { artifact: null, engine: null, texts: null, store: null, stop: null, rules: [], adapter: null };
+const state = { artifact: null, engine: null, texts: null, store: null, facts: null, stop: null, rules: [], adapter: null };
 
 ort.env.wasm.wasmPaths = { mjs: new URL("ort-wasm-simd-threaded.mjs", self.location.href).href, wasm: new URL("ort-wasm-simd-threaded.wasm", self.location.href).href };
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
@@ -35,7 +37,7 @@ async function read(name) {
   } catch (error) {
     throw new TransportError(`${name}: the server does not answer (${oneLine(error.message, 80)}); is fleetune web still running?`);
   }
-  if (!answer.ok) throw new TransportError(`${name}: the server answers ${answer.status}`);
+  if (!answer.ok) throw Object.assign(new TransportError(`${name}: the server answers ${answer.status}`), { status: answer.status });
   return new Uint8Array(await answer.arrayBuffer());
 }
 
@@ -45,9 +47,10 @@ const TASKS = {
     let kept = true;
     try {
       state.store = await indexedStore(`fleetune-${artifact.digest.slice(0, 16)}`);
+      state.facts = await indexedStore("fleetune-signed"); // the job's, whatever its artifact
     } catch (error) {
       if (!(error instanceof StateError)) throw error;
-      [state.store, kept] = [memoryStore(), error.message];
+      [state.store, state.facts, kept] = [memoryStore(), memoryStore(), error.message];
     }
     Object.assign(state, { artifact, engine: new Engine(artifact, ort), texts: new TextReader(artifact) });
     state.adapter = await keptAdapter();
@@ -66,6 +69,7 @@ const TASKS = {
   },
 
   async train({ data, work }) {
+    await chooseEngine();
     const given = filledWork({ ...work, seq_len: SEQ_LEN }), whole = state.texts.labelled(data.content, data.name, SEQ_LEN), { training, held } = split(whole, HELD_SHARE);
     const measure = (adapter) => held && evaluate(state.engine, held, adapter, { onBatch: breathe });
     const start = state.artifact.adapter(), trainer = new Trainer(state.engine, training, given, start), kept = await state.store.get("local/checkpoint");
@@ -88,12 +92,22 @@ const TASKS = {
     return { done: trainer.done, steps: trainer.stepIndex, effective: trainer.effectiveSamples, accuracy: after?.accuracy };
   },
 
-  async join({ data, url, job, name, username, password, few }) {
+  /** The keys that were pinned for a job, in PEM; empty for none. */
+  async pinned({ job }) {
+    return { trust: (await state.facts.get(`pinned/${job}`)) ?? "" };
+  },
+
+  async join({ data, url, job, name, username, password, few, trust }) {
     if (!url) throw new ConfigError("this page was served without an MQTT server; start it as fleetune web ARTIFACT --mqtt URL");
     return alone(`fleetune-${job}-${name}`, () => guarded(async (signal) => {
+      await chooseEngine();
+      const trusted = trust ? await trustedOf(trust) : null;
+      await trusted?.checkArtifact(state.artifact, await signature());
+      if (trust) say("device", { kind: "trusts", text: namesOf(trust).join(" or ") });
+      await state.facts.set({ [`pinned/${job}`]: trust || undefined });
       await state.store.set({ data, name, joined: { job, name, few } });
       const bench = new Bench(state.engine, data);
-      const home = new Home({ deviceId: name, job, artifact: state.artifact, store: state.store, checkpointEvery: 5, terms: few ? { least_effective: 0 } : {}, onEvent: (event) => say("device", event) });
+      const home = new Home({ deviceId: name, job, artifact: state.artifact, store: state.store, trusted, facts: state.facts, checkpointEvery: 5, terms: few ? { least_effective: 0 } : {}, onEvent: (event) => say("device", event) });
       const agent = new Agent(home, bench, () => state.rules);
       state.home = home;
       const ended = await live({ mqtt, url, username: username || undefined, password: password || undefined, home, agent, signal });
@@ -129,13 +143,17 @@ const TASKS = {
 
   async forget() {
     state.stop?.abort();
-    await state.store.clear();
+    for (const store of [state.store, state.facts]) await store.clear();
     state.adapter = state.artifact.adapter();
     return {};
   },
 
-  async selfcheck() {
-    const { ok, worst, limit, tensors } = await selfcheck(state.artifact, ort);
+  /** For tests: the golden step, on WebGPU where `gpu` says so (a software adapter too), and what is chosen there. */
+  async selfcheck({ gpu = false } = {}) {
+    const runtime = gpu ? await gpuRuntime({ takesSoftware: true }) : ort;
+    if (!runtime) return { ok: false, adapter: false };
+    const { ok, worst, limit, tensors } = await selfcheck(state.artifact, runtime, gpu ? { provider: "webgpu" } : {});
+    if (gpu) return { ok, worst, limit, count: Object.keys(tensors).length, chosen: (await fastest(state.engine, { takesSoftware: true })).said };
     return { ok, worst, limit, count: Object.keys(tensors).length, threads: ort.env.wasm.numThreads, isolated: self.crossOriginIsolated, subtle: Boolean(globalThis.crypto?.subtle) };
   },
 };
@@ -146,6 +164,23 @@ async function keptAdapter() {
   if (!content) return state.artifact.adapter();
   const { arrays } = readTensors(content), own = state.artifact.adapter();
   return Object.fromEntries(Object.entries(own).map(([name, { shape, data }]) => [name, arrays[name]?.data.length === data.length ? floats(shape, arrays[name].data) : own[name]]));
+}
+
+/** Take WebGPU where it is faster; looked at once. */
+async function chooseEngine() {
+  if (state.isChosen) return;
+  state.isChosen = true;
+  const { engine, said } = await fastest(state.engine);
+  state.engine = engine;
+  if (said) say("engine", { said });
+}
+
+/** The signature of the artifact; null where nobody signed it. */
+async function signature() {
+  return read("manifest.sig").catch((error) => {
+    if (error.status === 404) return null;
+    throw error;
+  });
 }
 
 async function named() {

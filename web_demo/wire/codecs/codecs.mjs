@@ -4,6 +4,8 @@ import { ConfigError, oneLine, some, WireError } from "../../engine/errors.mjs";
 import { compareText, writeTensors } from "../../engine/safetensors.mjs";
 import { pack as packed, unpack as unpacked } from "../msgpack.mjs";
 import { deflated, inflated } from "./deflate.mjs";
+import { innovation } from "./innovation.mjs";
+import { asKind, chainOf, known, ofKind, RESIDUAL } from "./memory.mjs";
 import { asFloats32, checkFinite, sorted } from "./numbers.mjs";
 import { fp16, fp32, int8, xor } from "./plain.mjs";
 import { bySign, byStale, caesar, quant, topk } from "./whole.mjs";
@@ -26,9 +28,9 @@ const tensorwise = ({ encode, decode }) => () => ({
 });
 const framed = (make) => (ratio, bits) => ({ frame: 2, ...make(ratio, bits) });
 
-/** By name; `innovation` is not among them: it remembers updates on both sides. */
+/** By name. Each has encode (values, reference, memory) and decode (parts, reference, memory); `remembers` are kinds of memory of both sides. */
 export const CODECS = {
-  fp32: tensorwise(fp32), fp16: tensorwise(fp16), int8: tensorwise(int8), xor: tensorwise(xor), quant: framed(quant),
+  fp32: tensorwise(fp32), fp16: tensorwise(fp16), int8: tensorwise(int8), xor: tensorwise(xor), quant: framed(quant), innovation: framed(innovation),
   topk: (ratio, bits) => ({ frame: bits ? 2 : 1, ...topk(ratio, bits) }),
   caesar: framed(caesar("caesar", byStale)), "caesar-sign": framed(caesar("caesar-sign", bySign)), "caesar-zero": framed(caesar("caesar-zero", null)),
 };
@@ -44,27 +46,35 @@ export function makeCodec(name, ratio = 0, bits = 0) {
  * @param {ReturnType<makeCodec>} codec
  * @param {Arrays} values any subset of the reference's tensors
  * @param {Arrays} reference
- * @param {{residual?: Arrays, referenceSha256?: string}} [more] `residual`: float64, as this returned it last time
- * @returns {{payload: Uint8Array, conveyed: Arrays, residual: Arrays}}
+ * @param {{memory?: Arrays, referenceSha256?: string}} [more] `memory`: as this returned it last time; of kinds that the codec does not know it is dropped
+ * @returns {{payload: Uint8Array, conveyed: Arrays, memory: Arrays}}
  */
-export function packUpdate(codec, values, reference, { residual = {}, referenceSha256 = "" } = {}) {
+export function packUpdate(codec, values, reference, { memory = {}, referenceSha256 = "" } = {}) {
   checkTensors(values, reference);
+  const residual = ofKind(RESIDUAL, memory), before = known(memory, codec.remembers ?? []);
   const owed = Object.fromEntries(Object.entries(values).map(([name, value]) => [name, residual[name] ? added(value, residual[name]) : value]));
   const wanted = asFloats32(owed);
   checkTensors(wanted, reference);
-  const { parts, conveyed } = codec.encode(wanted, reference), left = {};
+  const { parts, conveyed, memory: kept = {} } = codec.encode(wanted, reference, before), left = {};
   for (const [name, value] of Object.entries(residual)) if (!values[name]) left[name] = value;
   for (const [name, { shape, data }] of Object.entries(owed)) {
     const rest = Float64Array.from(data, (x, i) => x - conveyed[name].data[i]);
     if (rest.some((x) => x !== 0)) left[name] = array("float64", shape, rest);
   }
-  return { payload: write(codec, parts, wanted, referenceSha256), conveyed, residual: left };
+  return { payload: write(codec, parts, wanted, referenceSha256, chainOf(before)), conveyed, memory: { ...kept, ...asKind(RESIDUAL, left) } };
 }
 
 const added = ({ shape, data }, rest) => array("float64", shape, Float64Array.from(data, (x, i) => x + rest.data[i]));
 
 /** Unpack what a sender packed. @param {Uint8Array} payload @returns {Arrays} a subset of the reference's, all finite */
-export function unpackUpdate(codec, payload, reference) {
+export const unpackUpdate = (codec, payload, reference) => unpackWith(codec, payload, reference, {}).values;
+
+/**
+ * The same with a receiver's memory.
+ * @param {Arrays} memory as this returned it last time
+ * @returns {{values: Arrays, memory: Arrays}}
+ */
+export function unpackWith(codec, payload, reference, memory) {
   const most = bytesMax(reference);
   if (payload.length > most) throw new WireError(`update of ${payload.length} bytes; these tensors take at most ${most}`);
   const update = unpacked(payload), get = (name) => (update instanceof Map ? update.get(name) : undefined);
@@ -72,9 +82,17 @@ export function unpackUpdate(codec, payload, reference) {
   if (get("v") !== codec.frame) throw new WireError(`update in frame ${oneLine(String(get("v")), 20)}; expected ${codec.frame}`);
   const { parts, shapes } = codec.frame === 1 ? readByTensor(get("tensors")) : readByKind(get("table"), get("parts"), most);
   checkShapes(shapes, reference);
-  const held = Object.fromEntries([...shapes.keys()].sort(compareText).map((name) => [name, reference[name]])), found = codec.decode(parts, held);
-  checkFinite(found);
-  return found;
+  const held = Object.fromEntries([...shapes.keys()].sort(compareText).map((name) => [name, reference[name]]));
+  const found = codec.decode(parts, held, meant(get("memory"), codec, memory)), { values, memory: kept } = codec.remembers ? found : { values: found, memory: {} };
+  checkFinite(values);
+  return { values, memory: kept };
+}
+
+/** The memory that a payload is encoded with, if it is the one at hand. */
+function meant(named, codec, memory) {
+  if (!codec.remembers || (named ?? "") === chainOf(memory)) return memory;
+  if (named) throw new WireError(`update encoded with memory ${oneLine(String(named), 12)}, which is not the one kept here`);
+  return {};
 }
 
 /** The adapter file that a difference from `held` means; its bytes are the sender's. @returns {Uint8Array} */
@@ -84,8 +102,8 @@ export const applyDelta = (codec, payload, held) => writeTensors({ ...held, ...a
 export const bytesMax = (reference) =>
   1024 + Object.entries(reference).reduce((sum, [name, { shape }]) => sum + 256 + 2 * name.length + 10 * sizeOf(shape), 0);
 
-function write(codec, parts, values, reference) {
-  const names = sorted(values), more = reference ? [["reference", reference]] : [];
+function write(codec, parts, values, reference, chain) {
+  const names = sorted(values), more = [["reference", reference], ["memory", chain]].filter(([, said]) => said);
   if (codec.frame === 1) {
     const tensors = names.map((name) => new Map([["name", name], ["shape", values[name].shape], ["data", parts[name]]]));
     return packed(new Map([["v", 1], ["codec", codec.name], ["tensors", tensors], ...more]));

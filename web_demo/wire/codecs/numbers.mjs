@@ -1,6 +1,6 @@
 /** What codecs share: joined tensors, differences, bits, places, planes; names and arithmetic as in Python's `contracts/codecs`. */
 import { array, floats, halfBits, halfValue, sizeOf, zeros } from "../../engine/arrays.mjs";
-import { ConfigError, WireError } from "../../engine/errors.mjs";
+import { ConfigError, oneLine, WireError } from "../../engine/errors.mjs";
 import { compareText } from "../../engine/safetensors.mjs";
 
 /** @typedef {import("../../engine/arrays.mjs").Arrays} Arrays */
@@ -54,6 +54,16 @@ export function checkLength(part, expected, what) {
 
 export function checkRatio(name, ratio) {
   if (!(ratio > 0 && ratio <= 1)) throw new ConfigError(`codec ${name}: its ratio is above 0 and at most 1, got ${ratio}`);
+}
+
+/** A codec that sends every element has no ratio: 1, or 0 for none. */
+export function checkNoRatio(name, ratio) {
+  if (ratio !== 0 && ratio !== 1) throw new ConfigError(`codec ${name} sends all elements and has no ratio, got ${ratio}`);
+}
+
+export function checkParts(name, parts, known) {
+  const strange = Object.keys(parts).find((kind) => !known.includes(kind));
+  if (strange !== undefined) throw new WireError(`${name}: no part ${oneLine(strange, 40)}`);
 }
 
 export function checkBits(name, bits, have) {

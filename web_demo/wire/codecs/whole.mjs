@@ -1,18 +1,13 @@
 /** Codecs of all tensors together: quant, topk and the three caesar. Each makes { encode, decode } of (ratio, bits). */
 import { array, bytesOf, halfValue } from "../../engine/arrays.mjs";
-import { oneLine, WireError } from "../../engine/errors.mjs";
+import { WireError } from "../../engine/errors.mjs";
 import {
-  bitsOf, bytesFor, checkBits, checkRatio, countOf, floatsOf, halved, joined, joinedPlanes, largest, moved, numOf, packedBits, packedPositions,
+  bitsOf, bytesFor, checkBits, checkParts, checkRatio, countOf, floatsOf, halved, joined, joinedPlanes, largest, moved, numOf, packedBits, packedPositions,
   parted, placesOf, planes, shifted, sorted, unpackedBits, unpackedPositions,
 } from "./numbers.mjs";
 import { quantise, restore } from "./quantise.mjs";
 
 const { abs, fround } = Math;
-const checkParts = (name, parts, known) => {
-  const strange = Object.keys(parts).find((kind) => !known.includes(kind));
-  if (strange) throw new WireError(`${name}: no part ${oneLine(strange, 40)}`);
-};
-
 export function quant(ratio, bits) {
   checkBits("quant", bits, [1, 2, 4, 8, 16]);
   const width = bits || 8;
