@@ -16,6 +16,8 @@ FORMAT = 2
 """2: int8 weights are at most 64, inputs have a role. What 1 was is turned into this by ``artifact``, or refused."""
 LOGITS_BYTES = 16 * 1024**2
 """Of one chunk, where a head works a few tokens at a time; its loss and gradient take about three times as much again."""
+UNPACKED_BYTES = 16 * 1024**2
+"""Of a packed matrix that a product reads: no larger piece of it is fp32 at a time."""
 
 STEP, FORWARD_STEP = "step", "forward_step"
 """Purposes of the graphs of the prelude and of a kind that run on new tokens alone."""
