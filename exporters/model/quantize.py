@@ -78,9 +78,9 @@ def rounded(
         finally:
             before.seek(0)
             for name in stored:
-                held = tensors[name].detach().numpy()
-                content = before.read(held.nbytes)
-                tensors[name].copy_(torch.from_numpy(np.frombuffer(content, held.dtype).reshape(held.shape)))
+                held = tensors[name].detach()
+                content = bytearray(before.read(held.numel() * held.element_size()))
+                held.copy_(torch.frombuffer(content, dtype=held.dtype).reshape(held.shape))
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:

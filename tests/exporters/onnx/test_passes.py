@@ -199,7 +199,7 @@ def test_storing_twice_is_refused_in_words() -> None:
 def test_fp32_stores_nothing_and_an_unknown_storage_is_named() -> None:
     model = prepared(CASES["fp16_storage"][1])
     assert not store(model, "fp32")
-    with pytest.raises(UnknownName, match="no storage 'int3'; have: fp16, fp32, int8"):
+    with pytest.raises(UnknownName, match="no storage 'int3'; have: fp16, fp32, int4, int8"):
         store(model, "int3")
 
 
