@@ -8,7 +8,6 @@ import numpy as np
 
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.manifest import (
-    LOGITS_BYTES,
     UNPACKED_BYTES,
     Layer,
     Manifest,
@@ -18,6 +17,7 @@ from fleetune.device_runtime.contracts.manifest import (
 )
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, learnable, route
+from fleetune.device_runtime.engine.token_head import chunk_bytes
 from fleetune.device_runtime.errors import ConfigError
 
 BARE_BYTES = 54_000_000
@@ -93,7 +93,7 @@ def footprint(
         2 * sizes.hidden,
         _working(m, active, sizes) + tape,
         _recomputing(m, rerun, sizes),
-        tape + _head_bytes(m, sizes),
+        tape + _head_bytes(m, sizes, lanes),
     )
     return Footprint(
         tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values + lanes * _unpacked(m, read)
@@ -197,13 +197,13 @@ def _recomputing(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
     return len(layers) * sizes.hidden + again + _working(m, layers, sizes)
 
 
-def _head_bytes(m: Manifest, sizes: _Sizes) -> int:
+def _head_bytes(m: Manifest, sizes: _Sizes, lanes: int) -> int:
     """Logits, their loss and gradient; where the head works in chunks, of one chunk."""
     logits = next(port for port in m.head.graphs["train"].outputs if port.role == "logits")
     if m.head.targets is None:
         return 4 * _port_bytes(logits, sizes) + 2 * sizes.hidden
-    whole = 4 * sizes.batch * sizes.seq * int(logits.shape[-1])
-    return 4 * min(whole, LOGITS_BYTES) + 3 * sizes.hidden
+    whole = 4 * sizes.batch * sizes.seq * m.num_logits
+    return 4 * min(whole, lanes * chunk_bytes(m.num_logits, lanes=lanes)) + 3 * sizes.hidden
 
 
 def _hidden_bytes(m: Manifest, sizes: _Sizes) -> int:
