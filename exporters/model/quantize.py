@@ -120,23 +120,28 @@ def _from_rows(name: str, matrix: Tensor) -> Tensor:
     return _rows(name, matrix) * _rowscale(name, matrix)[:, None]
 
 
+def _groups(matrix: Tensor) -> Tensor:
+    """(N, K) -> (N, K / GROUP, GROUP)."""
+    return matrix.reshape(len(matrix), -1, GROUP)
+
+
 def _int4scale(_: str, matrix: Tensor) -> Tensor:
     """(N, K) -> (N, K / GROUP, 1): what is furthest from zero in a group becomes -8 steps, so a step may be negative."""
-    groups = matrix.unflatten(1, (-1, GROUP))
+    groups = _groups(matrix)
     furthest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
     return torch.where(furthest != 0, furthest / -_ZERO, 1.0)
 
 
 def _nibbles(name: str, matrix: Tensor) -> Tensor:
     """(N, K) -> (N, K / GROUP, GROUP): 0 to 15."""
-    steps = (matrix.unflatten(1, (-1, GROUP)) / _int4scale(name, matrix)).round()
+    steps = (_groups(matrix) / _int4scale(name, matrix)).round()
     return (steps + _ZERO).clamp(0, 2 * _ZERO - 1).to(torch.uint8)
 
 
 def _int4(name: str, matrix: Tensor) -> Tensor:
     """(N, K) -> (N, K / GROUP, GROUP / 2): in byte i of a group its weight i below, and weight i + GROUP / 2 above."""
-    low, high = _nibbles(name, matrix).chunk(2, dim=2)
-    return low | (high << 4)
+    nibbles = _nibbles(name, matrix)
+    return nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
 
 
 def _from_int4(name: str, matrix: Tensor) -> Tensor:
@@ -148,7 +153,8 @@ def _some_rows(of: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], T
 
     def joined(name: str, matrix: Tensor) -> Tensor:
         rows = max(1, _AT_ONCE // max(1, matrix.shape[1]))
-        return torch.cat([of(name, part) for part in matrix.split(rows)])
+        parts = (matrix[at : at + rows] for at in range(0, len(matrix), rows))
+        return torch.cat([of(name, part) for part in parts])
 
     return joined
 

@@ -73,8 +73,8 @@ def _fits(weight: ir.Value, packing: Packing) -> bool:
 
 
 def _extents(weight: ir.Value) -> _EXTENTS:
-    rows, width = weight.shape or ()
-    return int(str(rows)), int(str(width))
+    rows, width = (int(str(extent)) for extent in weight.shape or (0, 0))
+    return rows, width
 
 
 def _lookups(weight: ir.Value) -> list[ir.Node]:
