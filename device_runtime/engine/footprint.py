@@ -28,8 +28,8 @@ COMMAND_BYTES = 32_000_000
 """Measured: what ``fleetune train`` holds beside that: command line, tokenizer, and some thousand short texts."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
-_UNPACKING_COPIES = 3
-"""Of a piece of a packed matrix: its bytes, what they are unpacked through, and the piece in fp32."""
+_UNPACKING_COPIES = 11
+"""Measured, in fp32 pieces of a packed matrix: about 8 for the head, and 3 for the blocks, that the arena keeps apart."""
 _MAPPED_AROUND, _MAPPED_SCATTERED = 2**21, 2**16
 """Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 2 MiB in a file just written,
 whose pages lie in large folios; 64 KiB in a table that streaming scatters (``Artifact.scatter``)."""
