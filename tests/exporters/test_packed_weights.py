@@ -117,7 +117,7 @@ def test_no_weight_is_further_than_a_step() -> None:
     with rounded({"w": kept}, ["w:int4"]):
         off = (kept - matrix).unflatten(1, (-1, GROUP)).abs()
         assert (off <= 1.0001 * derive("w", matrix, "int4scale").abs()).all()
-        assert float(off.square().mean().sqrt() / matrix.square().mean().sqrt()) < 0.1
+        assert float(((kept - matrix).norm(dim=1) / matrix.norm(dim=1)).max()) < 0.12
         assert not kept[2, :GROUP].any()
     assert torch.equal(kept, matrix)
 
