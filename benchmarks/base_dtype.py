@@ -1,4 +1,4 @@
-"""A training step of MiniLM, batch 16 x 64, 2 threads, with the frozen weights as fp32, fp16 and int8.
+"""A training step of MiniLM, batch 16 x 64, 2 threads, with the frozen weights as fp32, fp16, int8 and int4.
 
 Every figure is the median over interleaved repeats, each repeat a fresh process; ratios are taken pair by pair. The size of the
 weights is that of the blocks' frozen tensors, which is what a step reads whole.

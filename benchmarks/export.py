@@ -56,7 +56,7 @@ def folder_overhead(folder: Path) -> int:
 def _export(name: str, root: Path, threads: int) -> dict[str, float]:
     model, out = model_of(name, root), root / name
     words = ["export", model, "--task", "sequence-classification", "--num-labels", NUM_LABELS, "--out", out]
-    seconds, peak_mb = _timed([sys.executable, "-m", "fleetune", *map(str, words)], threads)
+    seconds, peak_mb = timed([sys.executable, "-m", "fleetune", *map(str, words)], threads)
     return {
         "seconds": round(seconds, 1),
         "peak_mb": round(peak_mb, 1),
@@ -64,7 +64,7 @@ def _export(name: str, root: Path, threads: int) -> dict[str, float]:
     }
 
 
-def _timed(command: list[str], threads: int) -> tuple[float, float]:
+def timed(command: list[str], threads: int) -> tuple[float, float]:
     """Wall seconds and peak resident MB of a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(FOLDER.parent)}
     started = time.monotonic()

@@ -88,7 +88,7 @@ def write_block_graphs(
         on_progress("recording the golden step")
         # Rounding is chaotic: through several int8 layers a value that rounds the other way spreads, through one it does not.
         plans_of = single_plans if base_dtype == "int8" else chained_plans
-        with _as_stored(program, table):
+        with _as_stored(program, table, aside=folder):
             record_golden(program, blocks.anatomy, folder / GOLDEN, plans_of=plans_of, steps=steps)
         structure = Structure(
             inputs=program.inputs,
@@ -209,10 +209,10 @@ def _layers(blocks: _Blocks, table: TensorTable, slots: Sequence[Sequence[str]])
 
 
 @contextmanager
-def _as_stored(program: Program, table: TensorTable) -> Iterator[None]:
+def _as_stored(program: Program, table: TensorTable, *, aside: Path) -> Iterator[None]:
     """For the duration, ``program`` computes with its frozen weights as they were stored."""
     tensors = tensors_of(program.module)
-    with rounded(tensors, table.stored), Int8Products(tensors, table.stored):
+    with rounded(tensors, table.stored, aside=aside), Int8Products(tensors, table.stored):
         yield
 
 

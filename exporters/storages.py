@@ -3,7 +3,7 @@
 from fleetune.device_runtime.errors import ConfigError, ExportError, choices
 from fleetune.device_runtime.tables import Table
 
-BASE_DTYPES = ("fp32", "fp16", "int8")
+BASE_DTYPES = ("fp32", "fp16", "int8", "int4")
 STORAGES: Table[tuple[str, ...]] = Table(
     "backend", {"onnx": BASE_DTYPES, "executorch": ("fp32",), "ort-training": ("fp32",)}
 )

@@ -23,7 +23,7 @@ def write_artifact(
 ) -> Manifest:
     """Export ``program`` into the folder ``out`` (replaced if it is an artifact already).
 
-    With ``base_dtype`` fp16 or int8 the golden step is that of the module with its frozen weights rounded as they are stored.
+    Unless ``base_dtype`` is fp32, the golden step is that of the module with its frozen weights rounded as they are stored.
 
     Raises:
         ConfigError: no such backend or storage of frozen weights.

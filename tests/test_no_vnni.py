@@ -62,7 +62,7 @@ def test_there_the_products_of_extremes_are_exact() -> None:
     emulated("-m", "pytest", "-p", "no:cacheprovider", "tests/exporters/onnx/test_passes.py", "-k", "int8")
 
 
-@pytest.mark.parametrize("base_dtype", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("base_dtype", ["fp32", "fp16", "int8", "int4"])
 @pytest.mark.parametrize("model", ["bert", "minilm"])
 def test_there_as_here_the_golden_step_is_repeated(model: str, base_dtype: str, tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"

@@ -44,6 +44,6 @@ def test_an_architecture_replays_its_golden_step(name: str, task: str, tmp_path:
     assert oldest_selfcheck(export_tiny(name, task, tmp_path))["ok"]
 
 
-@pytest.mark.parametrize("base_dtype", ["fp16", "int8"])
+@pytest.mark.parametrize("base_dtype", ["fp16", "int8", "int4"])
 def test_so_do_smaller_weights(base_dtype: str, tmp_path: Path) -> None:
     assert oldest_selfcheck(export_tiny("bert", SEQUENCE, tmp_path, base_dtype=base_dtype))["ok"]

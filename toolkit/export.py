@@ -83,7 +83,8 @@ def export(
         use_rslora: scale fresh LoRA by ``lora_alpha / sqrt(lora_r)`` (rsLoRA, arXiv 2312.03732).
         use_dora: learn each row's magnitude beside its direction (DoRA, arXiv 2402.09353).
         backend: which runtime the graphs are for.
-        base_dtype: storage of the frozen weights: fp32, fp16 (computed in fp32) or int8 (the blocks' matrices, computed as int8).
+        base_dtype: storage of the frozen weights: fp32, fp16 (computed in fp32), int8 (the blocks' matrices computed as int8) or
+            int4 (computed in fp32).
         max_length: longest sequence in tokens; at most the model's.
         seed: of fresh LoRA and a fresh head.
         on_progress: called with a line at each stage.

@@ -48,7 +48,7 @@ def _words(mode: str) -> dict[str, int]:
 def draw_batch(manifest: Manifest, batch_size: int, seq_len: int) -> Arrays:
     """Random ids and labels of what the model takes, nothing padded."""
     rng, extents = np.random.default_rng(0), {"batch": batch_size, "seq": seq_len}
-    tables = [t.shape for t in manifest.tensors if t.layer < 0 and len(t.shape) == 2]
+    tables = [t.shape for t in manifest.tensors if t.layer < 0 and len(t.shape) > 1]
     vocabulary = max(tables, key=math.prod)[0]
     classes = len(manifest.labels) or vocabulary
     highest = {"input_ids": vocabulary, manifest.label_name: classes, "attention_mask": 2}

@@ -16,6 +16,10 @@ FORMAT = 2
 """2: int8 weights are at most 64, inputs have a role. What 1 was is turned into this by ``artifact``, or refused."""
 LOGITS_BYTES = 16 * 1024**2
 """Of one chunk, where a head works a few tokens at a time; its loss and gradient take about three times as much again."""
+LEAST_TOKENS = 64
+"""Of one chunk, however large the vocabulary: each chunk reads the whole head, there and back."""
+UNPACKED_BYTES = 16 * 1024**2
+"""Of a packed matrix that a product reads: no larger piece of it is fp32 at a time."""
 
 STEP, FORWARD_STEP = "step", "forward_step"
 """Purposes of the graphs of the prelude and of a kind that run on new tokens alone."""
@@ -230,6 +234,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Names of the tensors that each layer has to train; a tensor of two layers is in both."""
         names = {i: row.name for i, row in enumerate(self.tensors) if row.trainable}
         return tuple(frozenset(names[i] for i in layer.tensors if i in names) for layer in self.layers)
+
+    @property
+    def num_logits(self) -> int:
+        """Width of the logits: classes, or the vocabulary."""
+        return next(int(p.shape[-1]) for p in self.head.graphs["train"].outputs if p.role == "logits")
 
     @property
     def has_steps(self) -> bool:

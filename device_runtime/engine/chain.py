@@ -15,7 +15,7 @@ import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Floats, Indices
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role, Section
+from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Graph, Layer, Role
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, Route, frozen, route
 from fleetune.device_runtime.contracts.texts_apart import MASK, SQUARE, holds_apart
 from fleetune.device_runtime.engine.batches import StepResult, pick
@@ -316,7 +316,7 @@ class Chain:
                 self._loader.array_of(rows.scope.pop(("hidden", 0))),
                 self._loader.array_of(rows.scope[self._labels]),
                 targets=head.targets,
-                num_classes=_num_classes(head),
+                num_classes=self._manifest.num_logits,
                 keep_logits=keep_logits,
                 backward=backward,
                 logits_bytes=self._logits_bytes,
@@ -395,8 +395,3 @@ def _keep(stored: HiddenRows, hidden: Array) -> None:
     _, missing = stored.load(hidden.shape)
     if missing.any():
         stored.store(missing, hidden[missing])
-
-
-def _num_classes(head: Section) -> int:
-    """The last dimension of the logits."""
-    return next(int(port.shape[-1]) for port in head.graphs["train"].outputs if port.role == "logits")

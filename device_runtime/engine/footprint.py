@@ -7,9 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from fleetune.device_runtime.contracts.artifact import Artifact
-from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Layer, Manifest, Port, Tensor, extent
+from fleetune.device_runtime.contracts.manifest import (
+    UNPACKED_BYTES,
+    Layer,
+    Manifest,
+    Port,
+    Tensor,
+    extent,
+)
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, learnable, route
+from fleetune.device_runtime.engine.token_head import chunk_bytes
 from fleetune.device_runtime.errors import ConfigError
 
 BARE_BYTES = 54_000_000
@@ -20,6 +28,8 @@ COMMAND_BYTES = 32_000_000
 """Measured: what ``fleetune train`` holds beside that: command line, tokenizer, and some thousand short texts."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
+_UNPACKING_COPIES = 11
+"""Measured, in fp32 pieces of a packed matrix: about 8 for the head, and 3 for the blocks, that the arena keeps apart."""
 _MAPPED_AROUND, _MAPPED_SCATTERED = 2**21, 2**16
 """Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 2 MiB in a file just written,
 whose pages lie in large folios; 64 KiB in a table that streaming scatters (``Artifact.scatter``)."""
@@ -83,9 +93,11 @@ def footprint(
         2 * sizes.hidden,
         _working(m, active, sizes) + tape,
         _recomputing(m, rerun, sizes),
-        tape + _head_bytes(m, sizes),
+        tape + _head_bytes(m, sizes, lanes),
     )
-    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values)
+    return Footprint(
+        tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values + lanes * _unpacked(m, read)
+    )
 
 
 def largest_footprint(
@@ -113,7 +125,7 @@ def forward_flop(artifact: Artifact, plan: LayerPlan, *, batch_size: int, seq_le
     m = artifact.manifest
     active = [m.layers[i] for i in active_layers(plan)]
     rows = [m.tensors[i] for layer in active for i in layer.tensors]
-    matrices = sum(count_of(row.shape) for row in rows if len(row.shape) == 2)
+    matrices = sum(_num_weights(row) for row in rows if len(row.shape) == 2 or _is_int4(row))
     attention = 4 * len(active) * batch_size * seq_len**2 * m.hidden_size
     return 2 * batch_size * seq_len * matrices + attention
 
@@ -149,6 +161,26 @@ def _weights(
     return sum(min(row.size_bytes, places * around) for row in tables), layers, head
 
 
+def _unpacked(m: Manifest, layers: Sequence[Layer]) -> int:
+    """What of packed matrices is there as fp32 while a product reads them, and what it is made through."""
+    slots = {*m.head.tensors, *(i for layer in layers for i in layer.tensors)}
+    inside = {i for layer in m.layers for i in layer.tensors}
+    packed = [
+        row for i in slots if _is_int4(row := m.tensors[i]) or (row.dtype == "int8" and i not in inside)
+    ]
+    largest = max((4 * _num_weights(row) for row in packed), default=0)
+    return _UNPACKING_COPIES * min(largest, UNPACKED_BYTES)
+
+
+def _is_int4(row: Tensor) -> bool:
+    """Whether the tensor holds two weights of a matrix in each byte, (N, groups, bytes)."""
+    return row.dtype == "uint8" and len(row.shape) == 3
+
+
+def _num_weights(row: Tensor) -> int:
+    return count_of(row.shape) * (2 if _is_int4(row) else 1)
+
+
 def _working(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
     """What a graph of a layer has alive beside what is kept for it."""
     largest = (
@@ -165,13 +197,13 @@ def _recomputing(m: Manifest, layers: Sequence[Layer], sizes: _Sizes) -> int:
     return len(layers) * sizes.hidden + again + _working(m, layers, sizes)
 
 
-def _head_bytes(m: Manifest, sizes: _Sizes) -> int:
+def _head_bytes(m: Manifest, sizes: _Sizes, lanes: int) -> int:
     """Logits, their loss and gradient; where the head works in chunks, of one chunk."""
     logits = next(port for port in m.head.graphs["train"].outputs if port.role == "logits")
     if m.head.targets is None:
         return 4 * _port_bytes(logits, sizes) + 2 * sizes.hidden
-    whole = 4 * sizes.batch * sizes.seq * int(logits.shape[-1])
-    return 4 * min(whole, LOGITS_BYTES) + 3 * sizes.hidden
+    whole = 4 * sizes.batch * sizes.seq * m.num_logits
+    return 4 * min(whole, lanes * chunk_bytes(m.num_logits, lanes=lanes)) + 3 * sizes.hidden
 
 
 def _hidden_bytes(m: Manifest, sizes: _Sizes) -> int:

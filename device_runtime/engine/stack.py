@@ -30,7 +30,7 @@ from fleetune.device_runtime.engine.gates import Gates, check_gates, lowest_shut
 from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, one_by_one, rows_for
 from fleetune.device_runtime.engine.loaders import Loader
-from fleetune.device_runtime.engine.token_head import HeadResult
+from fleetune.device_runtime.engine.token_head import HeadResult, chunk_bytes
 from fleetune.device_runtime.engine.weighted_head import label_weights
 from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, check_bare
 from fleetune.device_runtime.errors import ConfigError
@@ -259,7 +259,9 @@ class Stack:
                     self.artifact,
                     self._loader,
                     threads=1 if lanes > 1 else self._threads,
-                    logits_bytes=LOGITS_BYTES // lanes,
+                    logits_bytes=chunk_bytes(
+                        self.artifact.manifest.num_logits, lanes=lanes, logits_bytes=LOGITS_BYTES
+                    ),
                 )
             return self._chains[lanes]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Array, Arrays
-from fleetune.device_runtime.contracts.manifest import LOGITS_BYTES, Targets
+from fleetune.device_runtime.contracts.manifest import LEAST_TOKENS, LOGITS_BYTES, Targets
 
 Rows = NDArray[np.int64]
 RunChunk = Callable[[Array, Array], tuple[float, Arrays]]
@@ -86,6 +86,11 @@ def shifted(labels: Array, targets: Targets) -> Array:
     moved = np.full_like(labels, targets.ignored)
     moved[..., : labels.shape[-1] - targets.shift] = labels[..., targets.shift :]
     return moved
+
+
+def chunk_bytes(num_classes: int, *, lanes: int, logits_bytes: int = LOGITS_BYTES) -> int:
+    """Bytes of the logits that exist at a time on each lane."""
+    return max(logits_bytes // lanes, 4 * LEAST_TOKENS * num_classes)
 
 
 def chunks(rows: Rows, num_classes: int, logits_bytes: int = LOGITS_BYTES) -> Iterator[Rows]:

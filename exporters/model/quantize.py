@@ -1,24 +1,37 @@
-"""What a frozen tensor becomes in the weights file: fp16, or int8 with one fp32 scale per output channel.
+"""What a frozen tensor becomes in the weights file: fp16, int8 with one fp32 scale per output channel or row, or 4 bits.
 
 A weight slot of a section is named after its tensor; ``name:form`` is the slot of a form of it. Forms that end in ``t`` are
-made of the transposed matrix, so that an int8 matrix always lies as (in, out), however the model keeps it.
+made of the transposed matrix, so that an int8 matrix of a product always lies as (in, out), however the model keeps it. ``rows``
+and ``int4`` lie as the model keeps them: they are made fp32 again where they are read.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fleetune.device_runtime.errors import ExportError
 
-FORMS = ("", "fp16", "int8", "int8t", "scale", "scalet")
+FORMS = ("", "fp16", "int8", "int8t", "scale", "scalet", "rows", "rowscale", "int4", "int4scale")
 """Slot ``i`` of a section of ``n`` tensors has its form ``FORMS[k]`` in slot ``k * n + i``."""
 LARGEST = 64
 """Of an int8 weight, because x86 without VNNI adds two products with a uint8 in 16 bits: 2 * 255 * 64 <= 32767 < 2 * 255 * 65.
 
 The same products with uint8 weights are exact too, with all 8 bits, and twice as slow where there is VNNI (``docs/lab.md``).
 """
+
+LARGEST_OF_ROWS = 127
+"""Of an int8 weight that no int8 product reads."""
+GROUP = 32
+"""Weights of a row that share one scale of 4-bit storage."""
+_ZERO = 8
+"""The nibble that stands for zero."""
+_AT_ONCE = 2**24
+"""Weights that are rounded at a time."""
 
 
 def with_forms(slots: Sequence[str]) -> list[str]:
@@ -46,19 +59,28 @@ def derive(name: str, tensor: Tensor, form: str) -> Tensor:
 
 
 @contextmanager
-def rounded(tensors: Mapping[str, Tensor], slots: Iterable[str]) -> Iterator[None]:
-    """For the duration, each tensor that one of ``slots`` stores in a form holds what that form keeps of it."""
+def rounded(
+    tensors: Mapping[str, Tensor], slots: Iterable[str], *, aside: Path | None = None
+) -> Iterator[None]:
+    """For the duration, each tensor that one of ``slots`` stores in a form holds what that form keeps of it.
+
+    What it held before lies meanwhile in a nameless file, in the folder ``aside`` if one is given, and not in memory.
+    """
     stored = dict(split_form(slot) for slot in slots if split_form(slot)[1] in _RESTORED)
-    before = {name: tensors[name].detach().clone() for name in stored}
-    with torch.no_grad():
-        for name, form in stored.items():
-            tensors[name].copy_(_RESTORED[form](name, before[name]))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, value in before.items():
-                tensors[name].copy_(value)
+    with TemporaryFile(dir=aside) as before, torch.no_grad():
+        for name in stored:
+            before.write(np.ascontiguousarray(tensors[name].detach().numpy()).data)
+        try:
+            for name, form in stored.items():
+                tensors[name].copy_(_RESTORED[form](name, tensors[name].detach()))
+            with torch.enable_grad():
+                yield
+        finally:
+            before.seek(0)
+            for name in stored:
+                held = tensors[name].detach()
+                content = bytearray(before.read(held.numel() * held.element_size()))
+                held.copy_(torch.frombuffer(content, dtype=held.dtype).reshape(held.shape))
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:
@@ -83,15 +105,75 @@ def _from_int8(name: str, matrix: Tensor) -> Tensor:
     return _int8(name, matrix) * _scale(name, matrix)
 
 
+def _rowscale(_: str, matrix: Tensor) -> Tensor:
+    """(N, K) -> (N,): the step of each row; a row of zeros gets 1."""
+    largest = matrix.abs().amax(1)
+    return torch.where(largest > 0, largest / LARGEST_OF_ROWS, 1.0)
+
+
+def _rows(name: str, matrix: Tensor) -> Tensor:
+    steps = (matrix / _rowscale(name, matrix)[:, None]).round()
+    return steps.clamp(-LARGEST_OF_ROWS, LARGEST_OF_ROWS).to(torch.int8)
+
+
+def _from_rows(name: str, matrix: Tensor) -> Tensor:
+    return _rows(name, matrix) * _rowscale(name, matrix)[:, None]
+
+
+def _groups(matrix: Tensor) -> Tensor:
+    """(N, K) -> (N, K / GROUP, GROUP)."""
+    return matrix.reshape(len(matrix), -1, GROUP)
+
+
+def _int4scale(_: str, matrix: Tensor) -> Tensor:
+    """(N, K) -> (N, K / GROUP, 1): what is furthest from zero in a group becomes -8 steps, so a step may be negative."""
+    groups = _groups(matrix)
+    furthest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    return torch.where(furthest != 0, furthest / -_ZERO, 1.0)
+
+
+def _nibbles(name: str, matrix: Tensor) -> Tensor:
+    """(N, K) -> (N, K / GROUP, GROUP): 0 to 15."""
+    steps = (_groups(matrix) / _int4scale(name, matrix)).round()
+    return (steps + _ZERO).clamp(0, 2 * _ZERO - 1).to(torch.uint8)
+
+
+def _int4(name: str, matrix: Tensor) -> Tensor:
+    """(N, K) -> (N, K / GROUP, GROUP / 2): in byte i of a group its weight i below, and weight i + GROUP / 2 above."""
+    nibbles = _nibbles(name, matrix)
+    return nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
+
+
+def _from_int4(name: str, matrix: Tensor) -> Tensor:
+    return ((_nibbles(name, matrix).float() - _ZERO) * _int4scale(name, matrix)).flatten(1)
+
+
+def _some_rows(of: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """``of`` a matrix, some rows at a time: what it makes on the way would take several times the memory of a large table."""
+
+    def joined(name: str, matrix: Tensor) -> Tensor:
+        rows = max(1, _AT_ONCE // max(1, matrix.shape[1]))
+        parts = (matrix[at : at + rows] for at in range(0, len(matrix), rows))
+        return torch.cat([of(name, part) for part in parts])
+
+    return joined
+
+
 _DERIVED: dict[str, Callable[[str, Tensor], Tensor]] = {
     "fp16": _half,
     "int8": _int8,
     "int8t": lambda name, tensor: _int8(name, tensor.t()),
     "scale": _scale,
     "scalet": lambda name, tensor: _scale(name, tensor.t()),
+    "rows": _some_rows(_rows),
+    "rowscale": _some_rows(_rowscale),
+    "int4": _some_rows(_int4),
+    "int4scale": _some_rows(_int4scale),
 }
 _RESTORED: dict[str, Callable[[str, Tensor], Tensor]] = {
     "fp16": lambda name, tensor: _half(name, tensor).float(),
     "int8": _from_int8,
     "int8t": lambda name, tensor: _from_int8(name, tensor.t()).t(),
+    "rows": _some_rows(_from_rows),
+    "int4": _some_rows(_from_int4),
 }

@@ -29,13 +29,13 @@ def prelude_graphs(
     section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32"
 ) -> GraphFiles:
     """``forward``: batch -> hidden and sides."""
-    model, roles = _stored(section, sizes=sizes, base_dtype=_outside_blocks(base_dtype))
+    model, roles = _stored(section, sizes=sizes, base_dtype=base_dtype, outside=True)
     return {"forward": _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)}
 
 
 def head_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype: str = "fp32") -> GraphFiles:
     """``train``: everything; ``predict``: logits alone, from whatever they ask for."""
-    model, roles = _stored(section, sizes=sizes, base_dtype=_outside_blocks(base_dtype))
+    model, roles = _stored(section, sizes=sizes, base_dtype=base_dtype, outside=True)
     inputs, outputs = list(model.graph.inputs), list(model.graph.outputs)
     logits = [o for o in outputs if roles[_name(o)][0] == "logits"]
     return {
@@ -73,8 +73,7 @@ def block_graphs(section: SectionFunction, *, sizes: tuple[int, int], base_dtype
 def step_graph(section: SectionFunction, *, sizes: Sequence[int], base_dtype: str = "fp32") -> GraphFile:
     """Convert a prelude or block of new tokens: everything that goes in, everything that comes out."""
     is_block = any(argument.role == "hidden" for argument in section.arguments)
-    storage = base_dtype if is_block else _outside_blocks(base_dtype)
-    model, roles = _stored(section, sizes=sizes, base_dtype=storage)
+    model, roles = _stored(section, sizes=sizes, base_dtype=base_dtype, outside=not is_block)
     return _extract(model.graph, list(model.graph.inputs), list(model.graph.outputs), roles)
 
 
@@ -104,16 +103,13 @@ def convert(section: SectionFunction, *, sizes: Sequence[int]) -> tuple[ir.Model
     return model, roles
 
 
-def _outside_blocks(base_dtype: str) -> str:
-    """The storage in prelude and head: int8 is for the blocks' matrices alone."""
-    return "fp32" if base_dtype == "int8" else base_dtype
-
-
-def _stored(section: SectionFunction, *, sizes: Sequence[int], base_dtype: str) -> tuple[ir.Model, Named]:
+def _stored(
+    section: SectionFunction, *, sizes: Sequence[int], base_dtype: str, outside: bool = False
+) -> tuple[ir.Model, Named]:
     """The section with its frozen weights in their storage, then with operators of onnxruntime's own."""
     model, roles = convert(section, sizes=sizes)
     mark_frozen(_frozen(model, roles, section))
-    store(model, base_dtype)
+    store(model, base_dtype, outside=outside)
     for name, (weight, form) in forms_of(model).items():
         roles[name] = _form_slot(form, roles[weight][1], section)
     fuse(model)

@@ -16,6 +16,7 @@ from fleetune.exporters.model.mincut import FREE, NEVER, Candidate, cheapest
 _CHEAP_NAMES = """
     Add Sub Mul Div Neg Sqrt Reciprocal Pow Abs Max Min Where Equal Less Greater And Or Not
     Reshape Transpose Unsqueeze Squeeze Expand Cast Identity Slice Concat Split Shape Gather Constant ConstantOfShape Range
+    BitwiseAnd BitShift DequantizeLinear
 """
 CHEAP = frozenset(_CHEAP_NAMES.split())
 

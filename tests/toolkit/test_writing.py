@@ -89,7 +89,7 @@ def test_a_published_model_writes_the_story_that_transformers_writes(tmp_path: P
     assert tokenizer.decode(prompt + found.ids, skip_special_tokens=True) == "Once upon a time" + found.text
 
 
-@pytest.mark.parametrize("base_dtype", ["fp16", "int8"])
+@pytest.mark.parametrize("base_dtype", ["fp16", "int8", "int4"])
 def test_rounded_weights_write_what_torch_writes_with_them(base_dtype: str, tmp_path: Path) -> None:
     model = save_tiny("qwen2", CAUSAL, tmp_path / "model")
     artifact = export_folder(model, CAUSAL, tmp_path / "artifact", base_dtype=base_dtype)

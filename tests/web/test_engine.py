@@ -23,7 +23,7 @@ def test_the_golden_step_of_the_tiny_artifact(word_artifact):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base_dtype", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("base_dtype", ["fp32", "fp16", "int8", "int4"])
 def test_the_golden_step_of_minilm(base_dtype, tmp_path):
     from pretrained import MINILM
 

@@ -16,7 +16,14 @@ from fleetune.exporters.onnx.passes.frozen import are_float32, are_read_by_stand
 from fleetune.exporters.onnx.passes.gelu_slope import folded_gauss, gelu_from_slope, half_of_erf
 from fleetune.exporters.onnx.passes.scaled_products import scaled_products
 from fleetune.exporters.onnx.passes.shapes import early_shapes
-from fleetune.exporters.onnx.passes.storage import fp16_storage, int8_storage
+from fleetune.exporters.onnx.passes.storage import (
+    fp16_storage,
+    int4_matrices,
+    int4_tables,
+    int8_storage,
+    row_matrices,
+    row_tables,
+)
 
 Condition = Callable[[ir.Model], bool]
 
@@ -70,10 +77,31 @@ PASSES = Table(
         "scaled_products": Pass(scaled_products),
         "fp16_storage": Pass(fp16_storage, _STORAGE, Ensured(stores=True)),
         "int8_storage": Pass(int8_storage, _STORAGE, Ensured(within=0.02, stores=True)),
+        "row_tables": Pass(row_tables, _STORAGE, Ensured(stores=True)),
+        "row_matrices": Pass(row_matrices, _STORAGE, Ensured(stores=True)),
+        "int4_tables": Pass(int4_tables, _STORAGE, Ensured(stores=True)),
+        "int4_matrices": Pass(int4_matrices, _STORAGE, Ensured(stores=True)),
     },
 )
-STORAGES: Table[tuple[str, ...]] = Table(
-    "storage", {"fp32": (), "fp16": ("fp16_storage",), "int8": ("int8_storage",)}
+
+
+class Storage(NamedTuple):
+    """The passes that give frozen inputs a storage, in blocks and outside of them."""
+
+    blocks: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+
+
+STORAGES: Table[Storage] = Table(
+    "storage",
+    {
+        "fp32": Storage(),
+        "fp16": Storage(("fp16_storage",), ("fp16_storage",)),
+        "int8": Storage(("int8_storage",), ("row_tables", "row_matrices")),
+        "int4": Storage(
+            ("int4_matrices", "row_matrices"), ("int4_tables", "int4_matrices", "row_tables", "row_matrices")
+        ),
+    },
 )
 
 
@@ -97,9 +125,10 @@ def simplify(model: ir.Model) -> bool:
     return changed
 
 
-def store(model: ir.Model, base_dtype: str) -> bool:
-    """Give the frozen inputs their storage."""
-    return _turn(STORAGES[base_dtype], model)
+def store(model: ir.Model, base_dtype: str, *, outside: bool = False) -> bool:
+    """Give the frozen inputs their storage: those of a block, or those outside of the blocks."""
+    storage = STORAGES[base_dtype]
+    return _turn(storage.outside if outside else storage.blocks, model)
 
 
 def fuse(model: ir.Model) -> bool:

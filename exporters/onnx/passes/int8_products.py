@@ -38,7 +38,9 @@ class Stored(NamedTuple):
     transposed: bool
 
 
-class _Product(NamedTuple):
+class Product(NamedTuple):
+    """A product with a matrix on its right."""
+
     node: ir.Node
     transposed: bool  # whether the matrix enters transposed
 
@@ -53,7 +55,7 @@ def int8_products(graph: ir.Graph, weights: Collection[ir.Value]) -> list[Stored
 
 
 def _store(graph: ir.Graph, weight: ir.Value, late: Collection[ir.Node]) -> Stored | None:
-    found = _products(weight, graph)
+    found = products_of(weight, graph)
     if weight.shape is None or len(weight.shape) != 2 or not found:
         return None
     forward = [p for p in found if p.node not in late]
@@ -118,14 +120,14 @@ def _quantised(before: ir.Node, x: ir.Value) -> Sequence[ir.Value]:
     return q, scale, zero
 
 
-def _products(value: ir.Value, graph: ir.Graph, transposed: bool = False) -> list[_Product]:
+def products_of(value: ir.Value, graph: ir.Graph, transposed: bool = False) -> list[Product]:
     """Products that read ``value`` as their right operand, through transposes or not; none if anything else reads it."""
-    found: list[_Product] = []
+    found: list[Product] = []
     for node, place in value.uses():
         if node.graph is graph and node.op_type == "Transpose" and _swaps(node):
-            more = _products(node.outputs[0], graph, not transposed)
+            more = products_of(node.outputs[0], graph, not transposed)
         elif node.graph is graph and place == 1 and _is_plain_product(node):
-            more = [_Product(node, transposed != bool(_attribute(node, "transB", 0)))]
+            more = [Product(node, transposed != bool(_attribute(node, "transB", 0)))]
         else:
             more = []
         if not more:

@@ -5,6 +5,7 @@ import onnx_ir as ir
 from fleetune.exporters.onnx.passes.building import FLOAT, describe, like
 from fleetune.exporters.onnx.passes.frozen import frozen_inputs, note_form
 from fleetune.exporters.onnx.passes.int8_products import int8_products
+from fleetune.exporters.onnx.passes.packed import INT4, ROWS, pack_matrices, pack_tables
 
 
 def fp16_storage(model: ir.Model) -> bool:
@@ -39,6 +40,40 @@ def int8_storage(model: ir.Model) -> bool:
         note_form(stored.matrix, stored.weight, f"int8{turned}")
         note_form(stored.scale, stored.weight, f"scale{turned}")
     return bool(found)
+
+
+def row_tables(model: ir.Model) -> bool:
+    """Make tables int8 with a scale for each row.
+
+    1. A table that ``Gather`` alone reads: the rows looked up become fp32.
+    """
+    return pack_tables(model.graph, frozen_inputs(model), ROWS)
+
+
+def row_matrices(model: ir.Model) -> bool:
+    """Make matrices of products int8 with a scale for each row; they are multiplied as fp32, a piece at a time.
+
+    1. ``x @ W``, and ``x @ W.T`` in a Gemm or behind a Transpose.
+    2. Both of one matrix, a large one: in pieces of its rows.
+    """
+    return pack_matrices(model.graph, frozen_inputs(model), ROWS)
+
+
+def int4_tables(model: ir.Model) -> bool:
+    """Make tables 4-bit with a scale for each group of a row.
+
+    1. A table whose rows are whole groups, that ``Gather`` alone reads: the rows looked up become fp32.
+    """
+    return pack_tables(model.graph, frozen_inputs(model), INT4)
+
+
+def int4_matrices(model: ir.Model) -> bool:
+    """Make matrices of products 4-bit with a scale for each group of a row; multiplied as fp32, a piece at a time.
+
+    1. ``x @ W``, and ``x @ W.T`` in a Gemm or behind a Transpose, where the rows of W are whole groups.
+    2. Both of one matrix, a large one: in pieces of its rows.
+    """
+    return pack_matrices(model.graph, frozen_inputs(model), INT4)
 
 
 def _cast_rows(graph: ir.Graph, lookup: ir.Node) -> None:

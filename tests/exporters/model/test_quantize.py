@@ -173,5 +173,5 @@ def test_a_storage_that_the_runtime_does_not_take_is_refused() -> None:
         ExportError, match="--base-dtype int8: the executorch runtime does not take it; it takes fp32"
     ):
         check_base_dtype("int8", backend="executorch")
-    with pytest.raises(ConfigError, match="--base-dtype int3: no such storage; have: fp16, fp32, int8"):
+    with pytest.raises(ConfigError, match="--base-dtype int3: no such storage; have: fp16, fp32, int4, int8"):
         check_base_dtype("int3", backend="onnx")

@@ -130,12 +130,13 @@ def test_frozen_weights_come_in_as_their_form_in_the_slot_of_that_form(
     assert len(slots) == len(FORMS) * len(section.slots)
 
 
-def test_int8_is_for_blocks_alone() -> None:
+def test_outside_of_the_blocks_int8_is_storage_alone() -> None:
     weight = torch.randn(4, 4)
     arguments = (Argument("hidden", 0, torch.randn(3, 37, 4)), Argument("weight", 0, weight, "w"))
     outside = SectionFunction("prelude", lambda x, w: (x @ w,), arguments, (("hidden", 0),), ("w",))
     (graph,) = prelude_graphs(outside, sizes=SIZES, base_dtype="int8").values()
-    assert [port.dtype for port in graph.inputs] == ["float32", "float32"]
+    assert [port.dtype for port in graph.inputs] == ["float32", "int8", "float32"]
+    assert b"MatMulInteger" not in graph.content
     (graph,) = prelude_graphs(outside, sizes=SIZES, base_dtype="fp16").values()
     assert [port.dtype for port in graph.inputs] == ["float32", "float16"]
 

@@ -41,6 +41,14 @@ class Case(NamedTuple):
     first: tuple[str, ...] = ()
 
 
+LOOKUP = Case(
+    "(int64[B,S] ids, float[9,64] table) => (float[B,S,64] y) { y = Gather(table, ids) }", ("table",)
+)
+LARGE = Case(
+    """(float[B,64] x, float[B,70000] dy, float[70000,64] w, float[70000] bias) => (float[B,70000] y, float[B,64] dx)
+    <float[64,70000] wt> { wt = Transpose <perm = [1, 0]> (w)  y = Gemm(x, wt, bias)  dx = MatMul(dy, w) }""",
+    ("w",),
+)
 CASES: dict[str, list[Case]] = {
     "tidy": [
         Case("(float[B,8] x) => (float[B,8] y) <float[B,8] t> { y = Exp(t)  t = Neg(x) }"),
@@ -82,6 +90,10 @@ CASES: dict[str, list[Case]] = {
         Case("(float[M,64] x, float[64,32] w) => (float[M,32] y) { y = MatMul(x, w) }", ("w",)),
         Case(STEP, ("w",)),
     ],
+    "row_tables": [LOOKUP],
+    "row_matrices": [Case(STEP, ("w",)), LARGE],
+    "int4_tables": [LOOKUP],
+    "int4_matrices": [Case(STEP, ("w",)), LARGE],
 }
 EVERY = [(name, i) for name in PASSES for i in range(len(CASES[name]))]
 
@@ -187,7 +199,7 @@ def test_storing_twice_is_refused_in_words() -> None:
 def test_fp32_stores_nothing_and_an_unknown_storage_is_named() -> None:
     model = prepared(CASES["fp16_storage"][1])
     assert not store(model, "fp32")
-    with pytest.raises(UnknownName, match="no storage 'int3'; have: fp16, fp32, int8"):
+    with pytest.raises(UnknownName, match="no storage 'int3'; have: fp16, fp32, int4, int8"):
         store(model, "int3")
 
 
