@@ -24,6 +24,9 @@ class Mailbox:
         """Those with messages, whose turn is next first."""
         self._changed = threading.Condition()
 
+    def __len__(self) -> int:
+        return self._count
+
     def put(self, topic: str, payload: bytes) -> bool:
         """Add a message; False if any was thrown away: when all is full the newest of whoever has most waiting."""
         sender = topic.rpartition("/")[0]
