@@ -21,8 +21,10 @@ from benchmarks.measuring.processes import FOLDER
 from fleetune.device_runtime.errors import ConfigError
 
 CASES = ("3000x0.3", "300x3", "3000x0.01-calm", "3000x0.01-restart")
-ROUNDS, A_PROCESS = 2, 250
-"""Rounds measured; and devices in a process, each of which has a thread and three descriptors of the 1,024 that it may wait for."""
+ROUNDS, ROUNDS_OF_MANY, MANY = 3, 1, 1000
+"""Rounds measured, and where there are many devices."""
+A_PROCESS = 250
+"""Devices in a process: each has a thread, and three descriptors of the 1,024 that it may wait for."""
 Say = Callable[[str], None]
 
 
@@ -41,13 +43,13 @@ def measure(say: Say, *, only: Sequence[str] = (), repeats: int = 1) -> dict[str
             say(f"{case}: {rows[-1]}")
     for line in table(rows):
         say(line)
-    return {"benchmark": "crowd", "repeats": repeats, "rounds": ROUNDS, "rows": rows}
+    return {"benchmark": "crowd", "repeats": repeats, "rows": rows}
 
 
-def run_case(case: str, *, rounds: int = ROUNDS) -> dict[str, Any]:
+def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
     """Run one job with its own server and device processes, and return what its aggregator measured.
 
-    ``…_cpu_ms`` is per device and round; those of Mosquitto and of the devices are over the whole job.
+    ``…_cpu_ms`` is per device and round; those of Mosquitto and of the devices are over the whole job. ``rounds``: 0 for as many as the file says.
 
     Raises:
         ConfigError: a case that is none, or an aggregator that failed.
@@ -57,6 +59,7 @@ def run_case(case: str, *, rounds: int = ROUNDS) -> dict[str, Any]:
         count, size_mb = int(words.partition("x")[0]), float(words.partition("x")[2])
     except ValueError:
         raise ConfigError(f"--only {case}: expected DEVICESxMB, as 3000x0.3, and -restart after it or not") from None
+    rounds = rounds or (ROUNDS_OF_MANY if count >= MANY else ROUNDS)
     with tempfile.TemporaryDirectory() as name, mosquitto_server(Path(name) / "server") as server:
         with _crowd(server.url, count, size_mb), _aggregator(
             server.url, size_mb, count, rounds, Path(name) / "job"
@@ -84,7 +87,7 @@ def _run(process: "subprocess.Popen[str]", server: Server, *, is_restarted: bool
         else:
             last = line
     if process.wait():
-        raise ConfigError(f"the aggregator failed: {(process.stderr or sys.stderr).read()[-2000:]}")
+        raise ConfigError(f"the aggregator failed: {_said(process)}")
     figures: dict[str, Any] = json.loads(last)
     return figures
 
@@ -106,7 +109,7 @@ def _crowd(url: str, count: int, size_mb: float) -> Iterator[None]:
         ]
         for process in processes:
             if not (process.stdout and process.stdout.readline()):
-                raise ConfigError(f"devices do not connect: {process.stderr and process.stderr.read()[-2000:]}")
+                raise ConfigError(f"devices do not connect: {_said(process)}")
         yield
 
 
@@ -123,3 +126,11 @@ def _worker(name: str, *words: object) -> Iterator["subprocess.Popen[str]"]:
         finally:
             process.kill()
             process.wait()
+
+
+def _said(process: "subprocess.Popen[str]") -> str:
+    """The last of what a process said on its standard error."""
+    if process.stderr is None:
+        return "no word"
+    process.stderr.seek(0)
+    return process.stderr.read()[-2000:]

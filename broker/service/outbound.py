@@ -54,6 +54,10 @@ class Outbound:
         """Largest chunk payload that fits a message here."""
         return self._link.chunk_bytes
 
+    def is_unread(self, device_id: str) -> bool:
+        """Whether what a device said waits to be taken."""
+        return self._link.is_unread(device_topic(self._job, device_id, "up"))
+
     def tell(self, device_id: str, message: Message) -> bool:
         """Send a device a message; False if there is no connection."""
         return self._send(device_id, device_topic(self._job, device_id, "down"), message)

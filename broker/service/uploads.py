@@ -47,7 +47,7 @@ class Uploads:
         """Prepare; all parts are of the same job. ``limit_bytes`` as of :class:`Pulls`."""
         self._federation, self._store, self._versions = federation, store, versions
         self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
-        self._pulls = Pulls(limit_bytes=limit_bytes)
+        self._pulls = Pulls(limit_bytes=limit_bytes, is_unread=outbound.is_unread)
         self._offered_again: set[str] = set()
         """Tasks whose updates came with another memory."""
         self._group: dict[str, Arrival] = {}
