@@ -18,7 +18,7 @@ def watched(folder, *, before=lambda number: None):
 
     def watch():
         ledger, service = aggregator.ledger, aggregator.service
-        accept, tell = ledger.accept_all, service._outbound.tell
+        accept, tell, add = ledger.accept_all, service._outbound.tell, ledger.add_version
 
         def kept(arrived):
             before(len(running.groups) + 1)
@@ -31,10 +31,13 @@ def watched(folder, *, before=lambda number: None):
                 running.early += [] if is_kept else [message.task_id]
             return tell(device_id, message)
 
-        ledger.accept_all, service._outbound.tell = kept, told
+        def added(version, content, **options):
+            running.early += [f"version {version}"] if service._uploads._group else []
+            return add(version, content, **options)
+
+        ledger.accept_all, service._outbound.tell, ledger.add_version = kept, told, added
 
     watch()
-    running.watch = watch
     return running
 
 
@@ -65,6 +68,21 @@ def test_a_kill_before_the_commit_loses_the_group_and_no_update(tmp_path, direct
     running.aggregator.start(running.now)
     running.run()
     assert running.aggregator.version(ROUNDS) == direct
+
+
+def test_what_a_group_costs_is_kept_with_it_or_neither(tmp_path, monkeypatch):
+    running = watched(tmp_path)
+    spend, ledger = running.aggregator.ledger.spend, running.aggregator.ledger
+
+    def killed(number, *what):
+        if running.groups:
+            raise KeyboardInterrupt
+        spend(number, *what)
+
+    monkeypatch.setattr(ledger, "spend", killed)
+    with pytest.raises(KeyboardInterrupt):
+        running.run()
+    assert ledger.past().accepted == {}
 
 
 def test_a_group_that_cannot_be_written_is_not_kept_in_part(tmp_path, monkeypatch):

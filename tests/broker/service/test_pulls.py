@@ -263,11 +263,11 @@ def test_no_more_chunks_are_on_their_way_than_there_is_room_for():
         pulls.add("d0", chunk, 1.0)
     flying = 1 + sum(asked(pulls, 1.0).values())
     assert flying > 4, "its window has grown"
-    for number in range(1, 9):
+    for number in (1, 2, 3):
         pulls.begin(large(number), 1.0, size_bytes_max=9000)
-    assert flying + sum(asked(pulls, 1.0).values()) == 10
+    assert flying + sum(asked(pulls, 1.0).values()) == 10, "the last has to wait, though two a pull would be its share"
     pulls.gone("d0", 2.0)
-    assert asked(pulls, 2.0) == {f"d{number}": 1 for number in range(4, 9)}, "those that had to wait"
+    assert asked(pulls, 2.0)["d3"] > 1
 
 
 def test_nothing_counts_as_lost_while_its_device_has_something_unread():
