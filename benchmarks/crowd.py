@@ -1,8 +1,8 @@
 """Rounds of many devices over a real Mosquitto: what they cost the server, what is dropped, and whether a restart changes a bit.
 
-Devices are real agents and links that train nothing and send whole fp32 updates; the aggregator keeps its ledger on disk. A case is
-devices x MB of an adapter, as ``3000x0.3``; with ``-restart`` Mosquitto is killed and started again once a third of the hellos are
-in, and with ``-calm`` the same goes undisturbed.
+Devices are real agents and links that train nothing and send whole fp32 updates; the aggregator keeps its ledger on disk. A
+case is devices x MB of an adapter, as ``3000x0.3``; with ``-restart`` Mosquitto is killed and started again once a third of the
+hellos are in, and with ``-calm`` the same goes undisturbed.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def measure(say: Say, *, only: Sequence[str] = (), repeats: int = 1) -> dict[str
 def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
     """Run one job with its own server and device processes, and return what its aggregator measured.
 
-    ``…_cpu_ms`` is per device and round; those of Mosquitto and of the devices are over the whole job. ``rounds``: 0 for as many as the file says.
+    ``…cpu_ms`` is per device and round; Mosquitto's is over the whole job. ``rounds``: 0 for as many as the file says.
 
     Raises:
         ConfigError: a case that is none, or an aggregator that failed.
@@ -58,12 +58,15 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
     try:
         count, size_mb = int(words.partition("x")[0]), float(words.partition("x")[2])
     except ValueError:
-        raise ConfigError(f"--only {case}: expected DEVICESxMB, as 3000x0.3, and -restart after it or not") from None
+        raise ConfigError(
+            f"--only {case}: expected DEVICESxMB, as 3000x0.3, and -restart after it or not"
+        ) from None
     rounds = rounds or (ROUNDS_OF_MANY if count >= MANY else ROUNDS)
     with tempfile.TemporaryDirectory() as name, mosquitto_server(Path(name) / "server") as server:
-        with _crowd(server.url, count, size_mb), _aggregator(
-            server.url, size_mb, count, rounds, Path(name) / "job"
-        ) as process:
+        with (
+            _crowd(server.url, count, size_mb),
+            _aggregator(server.url, size_mb, count, rounds, Path(name) / "job") as process,
+        ):
             found = _run(process, server, is_restarted=way == "restart")
         job = (rounds + 1) * count
         return {

@@ -1,7 +1,7 @@
 """The aggregator of ``benchmarks/crowd.py`` in a process of its own, with its ledger on disk; prints one JSON object at the end.
 
-Usage: crowd.py URL MB COUNT ROUNDS FOLDER. Says ``hellos`` when a third of the devices were heard. The first round, in which nothing is
-fetched, is in none of the figures but ``first_s``.
+Usage: crowd.py URL MB COUNT ROUNDS FOLDER. Says ``hellos`` when a third of the devices were heard. The first round, in which
+nothing is fetched, is in none of the figures but ``first_s``.
 """
 
 import json
@@ -76,14 +76,20 @@ def main(url: str, size_mb: str, count: str, rounds: str, folder: str) -> None:
         figures = _figures(marks)
         service.stop(time.monotonic())
         last = (Path(folder) / "versions" / f"{num_rounds:05d}.safetensors").read_bytes()
-        figures |= {"connections": link.connections, "dropped": link.dropped, "digest": sha256(last).hexdigest()[:16]}
+        figures |= {
+            "connections": link.connections,
+            "dropped": link.dropped,
+            "digest": sha256(last).hexdigest()[:16],
+        }
     figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(figures), flush=True)
 
 
 def _figures(marks: list[tuple[float, ...]]) -> dict[str, float]:
     took = [[after - before for before, after in zip(*pair, strict=True)] for pair in pairwise(marks)]
-    wall_s, cpu_s, sent, messages, received = (statistics.median(column) for column in zip(*took[1:], strict=True))
+    wall_s, cpu_s, sent, messages, received = (
+        statistics.median(column) for column in zip(*took[1:], strict=True)
+    )
     return {
         "wall_s": wall_s,
         "cpu_s": cpu_s,

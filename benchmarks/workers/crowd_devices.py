@@ -1,9 +1,10 @@
 """Devices of ``benchmarks/crowd.py``: real agents and links in one process, each with a step that takes no time.
 
-Usage: crowd_devices.py URL MB FIRST STOP STEP. Says ``ready`` once all are connected, and runs until it is ended. Of an agent that
-has no message and nothing due nothing is asked, so that many cost little.
+Usage: crowd_devices.py URL MB FIRST STOP STEP. Says ``ready`` once all are connected, and runs until it is ended. An agent
+that has no message and nothing due is not polled, so that many cost little.
 """
 
+import contextlib
 import heapq
 import queue
 import sys
@@ -76,10 +77,8 @@ class Crowd:
         wait_s = self._heap[0][0] - time.monotonic() if self._heap else 1.0
         ready = set()
         if wait_s > 0:
-            try:
+            with contextlib.suppress(queue.Empty):
                 ready.add(self._rung.get(timeout=min(wait_s, 1.0)))
-            except queue.Empty:
-                pass
         while not self._rung.empty():
             ready.add(self._rung.get())
         now = time.monotonic()

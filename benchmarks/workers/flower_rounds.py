@@ -1,7 +1,7 @@
-"""Flower's simulation: devices that add a number to an adapter, merged by FedAvg; prints one JSON object. Runs in Flower's environment.
+"""Flower's simulation: devices that add a number to an adapter, merged by FedAvg; prints one JSON object.
 
-Usage: flower_rounds.py MB COUNT ROUNDS. The first round, in which Ray starts, is in none of the figures but ``first_s``. CPU seconds are
-those of the process that merges and hands out, not of Ray's own or of the devices'.
+Runs in Flower's environment. Usage: flower_rounds.py MB COUNT ROUNDS. The first round, in which Ray starts, is in none of the
+figures but ``first_s``. CPU seconds are those of the process that merges and hands out, not of Ray's own or of the devices'.
 """
 
 import json
@@ -24,7 +24,7 @@ marks: list[tuple[float, float]] = []
 
 
 @client.train()
-def _train(message, context):  # noqa: ANN001, ANN202
+def _train(message, context):
     arrays = [array + np.float32(1e-3) for array in message.content["arrays"].to_numpy_ndarrays()]
     content = RecordDict(
         {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 10, "loss": 1.0})}
@@ -35,7 +35,7 @@ def _train(message, context):  # noqa: ANN001, ANN202
 class Marked(FedAvg):
     """FedAvg that takes the time when a round is merged."""
 
-    def aggregate_train(self, server_round, replies):  # noqa: ANN001, ANN201
+    def aggregate_train(self, server_round, replies):
         """Merge."""
         found = super().aggregate_train(server_round, replies)
         marks.append((time.perf_counter(), time.process_time()))
@@ -43,7 +43,7 @@ class Marked(FedAvg):
 
 
 @server.main()
-def _serve(grid, context) -> None:  # noqa: ANN001
+def _serve(grid, context) -> None:
     size_mb, count, rounds = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     strategy = Marked(
         fraction_evaluate=0.0,

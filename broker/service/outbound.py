@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.service.freight import SHARED
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.store.store import Store
 from fleetune.device_runtime.contracts.wire import (
@@ -69,7 +70,7 @@ class Outbound:
 
     def publish(self, stream: str, part: int, chunk: Chunk) -> bool:
         """Send a chunk to all who listen to a part of a stream; False if there is no connection."""
-        return self._send("", shared_topic(self._job, stream, part), chunk)
+        return self._send(SHARED, shared_topic(self._job, stream, part), chunk)
 
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""

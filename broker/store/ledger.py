@@ -30,7 +30,18 @@ from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.opening import opened, taken
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.rows import row
-from fleetune.broker.store.store import NOBODY, Accepted, Arrival, Carried, Cost, Decided, Figures, Line, Past, finite
+from fleetune.broker.store.store import (
+    NOBODY,
+    Accepted,
+    Arrival,
+    Carried,
+    Cost,
+    Decided,
+    Figures,
+    Line,
+    Past,
+    finite,
+)
 from fleetune.broker.tasks import NOTHING, Declined, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER

@@ -27,7 +27,9 @@ def watched(folder, *, before=lambda number: None):
 
         def told(device_id, message):
             if isinstance(message, Verdict) and message.accepted:
-                is_kept = ledger.digest_of(message.task_id) == message.digest and not ledger._sql.in_transaction
+                is_kept = (
+                    ledger.digest_of(message.task_id) == message.digest and not ledger._sql.in_transaction
+                )
                 running.early += [] if is_kept else [message.task_id]
             return tell(device_id, message)
 
@@ -88,8 +90,10 @@ def test_what_a_group_costs_is_kept_with_it_or_neither(tmp_path, monkeypatch):
 def test_a_group_that_cannot_be_written_is_not_kept_in_part(tmp_path, monkeypatch):
     running = watched(tmp_path)
     ledger = running.aggregator.ledger
-    monkeypatch.setattr(ledger._blobs, "write_payloads", lambda payloads: (_ for _ in ()).throw(OSError(28, "full")))
-    with pytest.raises(StateError, match="cannot write the ledger: .*full"):
+    monkeypatch.setattr(
+        ledger._blobs, "write_payloads", lambda payloads: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(StateError, match=r"cannot write the ledger: .*full"):
         running.run()
     assert ledger.past().accepted == {}
     assert running.early == []
@@ -99,7 +103,9 @@ def test_what_is_said_again_while_it_waits_is_answered_once_it_is_kept(tmp_path,
     """Every announcement comes twice, the second behind what was asked for meanwhile."""
     running = watched(tmp_path)
     running.server.disturb = lambda topic, payload: (
-        (payload, payload) if topic in {device_topic(JOB, f"device-{n}", "up") for n in FOUR} and decode(payload) else (payload,)
+        (payload, payload)
+        if topic in {device_topic(JOB, f"device-{n}", "up") for n in FOUR} and decode(payload)
+        else (payload,)
     )
     running.run()
     assert running.early == []

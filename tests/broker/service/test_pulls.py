@@ -250,7 +250,9 @@ def large(number, size=5000):
 
 def asked(pulls, now):
     """Chunks that are asked for now, by device."""
-    return {device: sum(bin(byte).count("1") for byte in request.missing) for device, request in pulls.due(now)}
+    return {
+        device: sum(bin(byte).count("1") for byte in request.missing) for device, request in pulls.due(now)
+    }
 
 
 def test_no_more_chunks_are_on_their_way_than_there_is_room_for():
@@ -265,7 +267,9 @@ def test_no_more_chunks_are_on_their_way_than_there_is_room_for():
     assert flying > 4, "its window has grown"
     for number in (1, 2, 3):
         pulls.begin(large(number), 1.0, size_bytes_max=9000)
-    assert flying + sum(asked(pulls, 1.0).values()) == 10, "the last has to wait, though two a pull would be its share"
+    assert flying + sum(asked(pulls, 1.0).values()) == 10, (
+        "the last has to wait, though two a pull would be its share"
+    )
     pulls.gone("d0", 2.0)
     assert asked(pulls, 2.0)["d3"] > 1
 
