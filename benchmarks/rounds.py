@@ -131,6 +131,10 @@ class _Nowhere:
             for chunk in OUTGOING.chunks(message):
                 self.say(device_id, encode(chunk))
 
+    def is_unread(self, topic: str) -> bool:
+        """Say no."""
+        return False
+
     def receive(self, timeout_s: float) -> tuple[str, bytes] | None:
         """Next answer."""
         return self.answers.popleft() if self.answers else None

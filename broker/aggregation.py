@@ -235,7 +235,7 @@ def _serve(service: Service, link: Link, result: Result) -> None:
             result.dropped = link.dropped
             result.keep()
             if message := link.receive(_POLL_S):
-                service.take(*message, time.monotonic())
+                service.take(*message, time.monotonic(), has_more=link.has_waiting)
             if service.due_at(now := time.monotonic()) <= now:
                 service.tick(now)
         _see_off(service, link)

@@ -27,10 +27,11 @@ PRIVATE = 0o600
 """Mode of a file for its owner alone."""
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666, is_named: bool = True) -> None:
     """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time.
 
-    ``mode`` is the file's, less the umask; with ``PRIVATE`` nobody else can read it at any moment.
+    ``mode`` is the file's, less the umask; with ``PRIVATE`` nobody else can read it at any moment. Unless ``is_named`` the caller
+    has yet to :func:`sync_folder`.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -43,7 +44,8 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     except OSError as exc:
         part.unlink(missing_ok=True)
         raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
-    sync_folder(path.parent)
+    if is_named:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -109,9 +109,12 @@ class Executor:
         self._outbound.tell(task.device_id, offer)
 
     def _close(self, close: Close, now: float) -> None:
-        self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
         unmasking = close.unmasking
-        self._marks += self._versions.close(close.round, close.version, lost=close.lost, unmasking=unmasking)
+        with self._store.together():
+            self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
+            self._marks += self._versions.close(
+                close.round, close.version, lost=close.lost, unmasking=unmasking
+            )
         log.info("round %d: closed with %s", close.round, listed(close.devices))
         self._outbound.announce()
 

@@ -10,6 +10,8 @@ from fleetune.device_runtime.errors import WireError
 
 DEVICES_MAX = 100_000
 """Devices that are counted each for itself; all further ones, and what is none's, are counted together."""
+SHARED = "(shared)"
+"""In the place of a device: what was published once for several. No device has such a name."""
 DOWN, UP = "down", "up"
 _BLANK = ByKind()
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.service.freight import SHARED
 from fleetune.broker.service.meter import Meter
 from fleetune.broker.store.store import Store
 from fleetune.device_runtime.contracts.wire import (
@@ -60,6 +61,10 @@ class Outbound:
         masks = self._federation.rounds.masks
         return masks.group if masks else ""
 
+    def is_unread(self, device_id: str) -> bool:
+        """Whether what a device said waits to be taken."""
+        return self._link.is_unread(device_topic(self._job, device_id, "up"))
+
     def tell(self, device_id: str, message: Message) -> bool:
         """Send a device a message; False if there is no connection."""
         return self._send(device_id, device_topic(self._job, device_id, "down"), message)
@@ -71,7 +76,7 @@ class Outbound:
 
     def publish(self, stream: str, part: int, chunk: Chunk) -> bool:
         """Send a chunk to all who listen to a part of a stream; False if there is no connection."""
-        return self._send("", shared_topic(self._job, stream, part), chunk)
+        return self._send(SHARED, shared_topic(self._job, stream, part), chunk)
 
     def announce(self, *, online: bool = True) -> None:
         """Publish the aggregator's status, retained; the job is over once its store says so."""

@@ -19,6 +19,10 @@ IDLE_S = 60.0
 """A pull without progress for so long makes room for one that waits."""
 LONGEST_S = 600.0
 """So long a pull may take while others wait, where the round has no deadline."""
+_LAGS = 3
+"""A request is answered in so many times as long as others were lately, or it is lost."""
+_NEWEST = 0.1
+"""What the newest counts for among times."""
 _LOOK_S = 1.0
 """At most so often it is looked for one that should make room."""
 
@@ -54,8 +58,19 @@ class Pulls:
     No message takes longer for more uploads, active or waiting.
     """
 
-    def __init__(self, *, limit_bytes: float = UPLOADS_MB * 1e6, flying_max: int = FLYING_MAX) -> None:
-        self._limit_bytes, self._flying_max = limit_bytes, flying_max
+    def __init__(
+        self,
+        *,
+        limit_bytes: float = UPLOADS_MB * 1e6,
+        flying_max: int = FLYING_MAX,
+        is_unread: Callable[[str], bool] = lambda device_id: False,
+    ) -> None:
+        """Begin with none; ``is_unread``: whether anything of a device has come that was not taken yet: chunks, perhaps."""
+        self._limit_bytes, self._flying_max, self._is_unread = limit_bytes, flying_max, is_unread
+        self._num_flying, self._lag_s = 0, 0.0
+        """Chunks on their way; and how long it took lately from a request to its first chunk."""
+        self._starved: dict[str, None] = {}
+        """Uploads that ask for nothing as long as FLYING_MAX chunks are on their way, longest first."""
         self._active: dict[str, Upload] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._aside: dict[str, Upload] = {}
@@ -78,11 +93,12 @@ class Pulls:
         """
         task_id, old = update.task_id, self._active.get(update.task_id)
         if old and old.update.payload.sha256 == update.payload.sha256:
-            pull = old.pull
+            pull, flying = old.pull, old.pull.num_flying
             if old.update.payload != update.payload:
                 pull = pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
-            elif pull.is_overdue(now):
+            elif pull.is_overdue(now) and self._has_lost(update.device_id, pull, now):
                 pull.restart(now)
+            self._num_flying += pull.num_flying - flying
             self._active[task_id] = old._replace(update=update, pull=pull)
             self._timers.look(task_id)
             return
@@ -98,7 +114,11 @@ class Pulls:
             pull = self._active[task_id].pull
             if pull.sha256 == chunk.sha256:
                 self._timers.look(task_id)
+                flying = pull.num_flying
+                if pull.asked_at >= pull.progress_at:
+                    self._lag_s += _NEWEST * (now - pull.asked_at - self._lag_s)
                 pull.add(chunk, now)
+                self._num_flying += pull.num_flying - flying
 
     def finished(self, now: float) -> list[Upload]:
         """Return and forget the uploads that are complete; their content is still to be verified."""
@@ -111,21 +131,42 @@ class Pulls:
         """Yield the requests to send now, with their devices."""
         self._evict(now)
         share = max(1, min(WINDOW_MAX, self._flying_max // max(1, len(self._active))))
-        for task_id in self._timers.take(now):
+        for task_id in self._next(now):
             update, pull, *_ = self._active[task_id]
-            pull.window_max = share
+            if now >= pull.waits_until and self._is_unread(update.device_id):
+                self._timers.set(task_id, not_before=now + _LOOK_S)
+                continue
+            flying = pull.num_flying
+            pull.window_max = min(share, flying + self._flying_max - self._num_flying)
             if request := pull.due(now):
                 yield update.device_id, request
+            self._num_flying += pull.num_flying - flying
             self._timers.set(task_id)
+
+    def _next(self, now: float) -> Iterator[str]:
+        """Yield the uploads to look at, as long as anything may be asked for; the others first when it may be again."""
+        self._starved.update(dict.fromkeys(self._timers.take(now)))
+        while self._starved and self._num_flying < self._flying_max:
+            task_id = next(iter(self._starved))
+            del self._starved[task_id]
+            yield task_id
 
     def due_at(self) -> float:
         """Time at which ``due`` has something to yield, if no chunk comes before; inf for never."""
         return min(self._timers.due_at(), self._looks_at if self._waiting else inf)
 
     def restart(self, device_id: str, now: float) -> None:
-        """The device was away, or empty: this side was: what was on its way is lost."""
+        """The device was away, or empty: this side was: what was on its way is lost.
+
+        A device says the same when it has heard nothing for long. What it was asked for just before is then still on its way
+        there: where requests take long, that counts for longer.
+        """
         for task_id in self._tasks.get(device_id, ()) if device_id else self._active:
-            self._active[task_id].pull.restart(now)
+            pull = self._active[task_id].pull
+            if device_id and not self._has_lost(device_id, pull, now):
+                continue
+            self._num_flying -= pull.num_flying
+            pull.restart(now)
             self._timers.look(task_id)
 
     def share_of(self, device_id: str) -> float | None:
@@ -161,6 +202,10 @@ class Pulls:
             self._held_bytes -= self._aside.pop(task_id).size_bytes
         return late
 
+    def _has_lost(self, device_id: str, pull: Pull, now: float) -> bool:
+        """Whether what was asked of a device would have been read by now, as requests go."""
+        return now >= pull.asked_at + _LAGS * self._lag_s and not self._is_unread(device_id)
+
     def _fill(self, now: float) -> None:
         while self._waiting and self._has_room(next(iter(self._waiting.values())).update):
             task_id = next(iter(self._waiting))
@@ -195,6 +240,8 @@ class Pulls:
     def _leave(self, task_id: str) -> Upload:
         upload = self._active.pop(task_id)
         self._timers.drop(task_id)
+        self._starved.pop(task_id, None)
+        self._num_flying -= upload.pull.num_flying
         self._held_bytes -= upload.size_bytes
         tasks = self._tasks[upload.update.device_id]
         del tasks[task_id]

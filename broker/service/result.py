@@ -75,7 +75,10 @@ class AggregateReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CarriedOf(msgspec.Struct, frozen=True, kw_only=True):
-    """What was carried of one device in one round, -1 for the time after the last, -2 for all rounds that are settled."""
+    """What was carried of one device, or for several at once (``freight.SHARED``), in one round.
+
+    The round is -1 for the time after the last, -2 for all that are settled.
+    """
 
     round: int
     device: str

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -171,8 +171,14 @@ class Service:
         """Whether the job is over, and the store says so."""
         return self._store.finished
 
-    def take(self, topic: str, payload: bytes, now: float) -> None:
+    def take(self, topic: str, payload: bytes, now: float, *, has_more: bool = False) -> None:
         """Take a message; one that is bad, or that anything goes wrong with, is dropped; of many some have a line in the log.
+
+        Args:
+            topic: that it came on.
+            payload: the message.
+            now: the time.
+            has_more: another can be taken at once: updates may be kept together with those that it brings.
 
         Raises:
             StateError: the store cannot be read or written.
@@ -182,7 +188,7 @@ class Service:
             return  # a retained message was cleared
         with self._complaints.dropping(topic, _place(topic), now, ours=OURS):
             self._read(topic, decode(payload), now)
-        self._go_on(now)
+        self._go_on(now, has_more=has_more)
 
     def tick(self, now: float) -> None:
         """Do what is due; more often does no harm.
@@ -219,10 +225,13 @@ class Service:
         """Say goodbye: what was spent is kept, and the status says offline; of a job that is over those of gone devices go."""
         if self.finished:
             self._outbound.clear(sorted(self._gone))
+        self._uploads.keep(now)
         self._outbound.announce(online=False)
         self._meter.close(now)
 
-    def _do(self, actions: Iterable[Action], now: float) -> None:
+    def _do(self, actions: Sequence[Action], now: float) -> None:
+        if actions:
+            self._uploads.keep(now)  # what they follow from, or close a round with, is durable
         closed = self.federation.rounds.closed
         self.federation.marked(self._executor.carry_out(actions, now))
         if closed != self._closed:
@@ -369,15 +378,15 @@ class Service:
             if self._outbound.serve(device_id, chunk):
                 self._meter.count(down=len(chunk.data))
 
-    def _evaluate_again(self, device_id: str, now: float) -> Iterable[Action]:
+    def _evaluate_again(self, device_id: str, now: float) -> Sequence[Action]:
         evaluations = self.federation.evaluations
         return evaluations.hello(device_id) if device_id in evaluations.present else ()
 
-    def _go_on(self, now: float) -> None:
+    def _go_on(self, now: float, *, has_more: bool = False) -> None:
         for passed in self._streams.due(now):
             with self._complaints.dropping(passed.stream, passed.devices[0], now, ours=OURS):
                 self._publish(passed)
-        self._uploads.tick(now)
+        self._uploads.tick(now, has_more=has_more)
         self._reporter.tell()
         self._narrator.tell(now)
         self._overflow.tell(now)

@@ -27,9 +27,9 @@ class Timers:
         """Something happened to it: it is due at once."""
         self._looked_at[name] = None
 
-    def set(self, name: str) -> None:
-        """Have it taken when it is due, if it ever is."""
-        if (due_at := self._time_of(name)) < self._times.get(name, inf):
+    def set(self, name: str, *, not_before: float = -inf) -> None:
+        """Have it taken when it is due, if it ever is, and not before a time."""
+        if (due_at := max(self._time_of(name), not_before)) < self._times.get(name, inf):
             self._times[name] = due_at
             heapq.heappush(self._heap, (due_at, name))
 

@@ -1,6 +1,10 @@
-"""Updates from their announcement to their verdict: judged, pulled, judged again, added to the next version, kept."""
+"""Updates from their announcement to their verdict: judged, pulled, judged again, added to the next version, kept.
 
-from collections.abc import Callable, Iterable
+Where many come at once, several are kept with one commit: none has its verdict before it is on disk.
+"""
+
+from collections.abc import Callable, Sequence
+from math import inf
 
 from fleetune.broker.job import UPLOADS_MB
 from fleetune.broker.rounds.actions import Action
@@ -11,7 +15,7 @@ from fleetune.broker.service.outbound import Outbound
 from fleetune.broker.service.pulls import Pulls, Upload
 from fleetune.broker.service.slow_links import SlowLinks
 from fleetune.broker.service.versions import Versions
-from fleetune.broker.store.store import ByKind, Store
+from fleetune.broker.store.store import Arrival, ByKind, Store
 from fleetune.broker.tasks import REFUSED, Noted, Task, mark
 from fleetune.device_runtime.contracts.codecs import is_repeat
 from fleetune.device_runtime.contracts.fields import SECONDS_MAX
@@ -22,6 +26,8 @@ from fleetune.device_runtime.network.complaints import Complaints, fault
 
 OURS = (StateError, TransportError, OSError, MemoryError)
 """What no message brings about, but our own disk, server or machine: the service stops."""
+_GROUP_MAX, _GROUP_BYTES, _GROUP_S = 32, 16_000_000, 0.25
+"""Updates that are kept together: at most so many, so many bytes, or none longer in memory while further messages wait."""
 
 
 class Uploads:
@@ -36,26 +42,29 @@ class Uploads:
         meter: Meter,
         outbound: Outbound,
         complaints: Complaints,
-        act: Callable[[Iterable[Action], float], None],
+        act: Callable[[Sequence[Action], float], None],
         limit_bytes: float = UPLOADS_MB * 1e6,
     ) -> None:
         """Prepare; all parts are of the same job. ``limit_bytes`` as of :class:`Pulls`."""
         self._federation, self._store, self._versions = federation, store, versions
         self._meter, self._outbound, self._complaints, self._act = meter, outbound, complaints, act
-        self._pulls = Pulls(limit_bytes=limit_bytes)
+        self._pulls = Pulls(limit_bytes=limit_bytes, is_unread=outbound.is_unread)
         self._slow_links, self._received_bytes = SlowLinks(), dict[str, int]()
         """What is said of links, and how many bytes of chunks came of each device since its last update was whole."""
         self._offered_again: set[str] = set()
         """Tasks whose updates came with another memory."""
+        self._group: dict[str, Arrival] = {}
+        """Updates by task that are added and not on disk yet, whose devices have no verdict."""
+        self._group_bytes, self._group_until = 0, inf
 
     def due_at(self) -> float:
         """Time at which ``tick`` has something to do, if no chunk comes before; inf for never."""
-        return self._pulls.due_at()
+        return min(self._pulls.due_at(), self._group_until)
 
     def announced(self, update: UpdateReady, now: float) -> None:
         """Take an announcement: begin to pull its payload, or answer."""
         self._versions.downlink.worked_from(update.device_id, update.version)
-        task = self._judged(update)
+        task = self._judged(update, now)
         if task is None:
             return
         try:
@@ -79,16 +88,38 @@ class Uploads:
         """A device is gone: others take the place of what it was sending, until it announces that again."""
         self._pulls.gone(device_id, now)
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, *, has_more: bool = False) -> None:
         """Settle what has come whole, and ask for the chunks that are due.
+
+        Args:
+            now: the time.
+            has_more: further messages wait, perhaps with more updates: those that are whole may be kept together with them.
 
         Raises:
             StateError: the store cannot be read or written.
         """
         for upload in self._pulls.finished(now):
             self._received(upload, now)
+        is_full = len(self._group) >= _GROUP_MAX or self._group_bytes >= _GROUP_BYTES
+        if is_full or not has_more or now >= self._group_until:
+            self.keep(now)
         for device_id, request in self._pulls.due(now):
             self._outbound.tell(device_id, request)
+
+    def keep(self, now: float) -> None:
+        """Have what was added on disk, and say so; before anything else is done that follows from it.
+
+        Raises:
+            StateError: the store cannot be written.
+        """
+        group, self._group, self._group_bytes, self._group_until = self._group, {}, 0, inf
+        if not group:
+            return
+        with self._store.together():
+            self._store.accept_all([*group.values()])
+            self._meter.spend(now)
+        for update, *_ in group.values():
+            self._outbound.tell(update.device_id, verdict_on(update))
 
     def drop_late(self) -> None:
         """Refuse what comes for a round that is closed."""
@@ -96,8 +127,10 @@ class Uploads:
         for late in self._pulls.drop(lambda update: is_wanted(update) is not None):
             self._outbound.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
 
-    def _judged(self, update: UpdateReady) -> Task | None:
+    def _judged(self, update: UpdateReady, now: float) -> Task | None:
         """Return the task of an update whose payload has to be seen; any other is answered."""
+        if update.task_id in self._group:
+            self.keep(now)
         judged = self._federation.judge(update)
         if isinstance(judged, Task):
             return judged
@@ -112,7 +145,7 @@ class Uploads:
             received_bytes=self._received_bytes.pop(update.device_id, 0),
             seconds=now - since,
         )
-        task = self._judged(update)
+        task = self._judged(update, now)
         if task is None:
             return
         try:
@@ -135,10 +168,11 @@ class Uploads:
             return
         size_down, skipped = self._versions.downlink.size_of(task), not is_summed and is_repeat(content)
         noted = noted_of(update, task, size_down, upload_s=now - since, skipped=skipped)
-        self._store.accept(update, content, noted)
-        self._meter.spend(now)
-        self._outbound.tell(update.device_id, verdict_on(update))
-        self._act(self._federation.accepted(update, now, noted), now)
+        self._group[update.task_id] = Arrival(update, content, noted)
+        self._group_bytes += len(content)
+        self._group_until = min(self._group_until, now + _GROUP_S)
+        if actions := self._federation.accepted(update, now, noted):
+            self._act(actions, now)
 
     def _offer_again(self, update: UpdateReady, reason: str, now: float) -> None:
         """Have a device make its update anew with the memory that there is; a second time it is refused."""

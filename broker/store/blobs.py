@@ -1,12 +1,18 @@
 """The files of a ledger: adapters, strategy states and payloads, written whole and synced, checked when read."""
 
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-from fleetune.device_runtime.arrays import PRIVATE, write_atomically
+from fleetune.device_runtime.arrays import PRIVATE, sync_folder, write_atomically
 from fleetune.device_runtime.errors import StateError
 
 _VERSIONS = "versions"
+_AT_ONCE = 8
+"""Payloads that are written and synced at once."""
 
 
 class Blobs:
@@ -55,9 +61,20 @@ class Blobs:
         """Read the strategy's state after a version; StateError if it is not what was written."""
         return read_checked(self._state(version), digest)
 
-    def write_payload(self, name: str, payload: bytes) -> None:
-        """Write the payload of an update; OSError if it cannot be written."""
-        write_atomically(self._updates / name, payload, mode=PRIVATE)
+    def write_payloads(self, payloads: Mapping[str, bytes]) -> None:
+        """Write the payloads of updates by name, several at once: a disk syncs eight in the time of two or three.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        paths = [self._updates / name for name in payloads]
+        write = partial(write_atomically, mode=PRIVATE, is_named=False)
+        if len(paths) == 1:
+            write(paths[0], *payloads.values())
+        else:
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                deque(threads.map(write, paths, payloads.values()), maxlen=0)
+        sync_folder(self._updates)
 
     def payload(self, name: str, digest: str) -> bytes:
         """Read the payload of an update; StateError if it is not what was written."""

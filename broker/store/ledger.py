@@ -8,7 +8,7 @@ import sqlite3
 import time
 import weakref
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,18 @@ from fleetune.broker.store.memories import Memories
 from fleetune.broker.store.opening import opened, taken
 from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.rows import row
-from fleetune.broker.store.store import NOBODY, Accepted, Carried, Cost, Decided, Figures, Line, Past, finite
+from fleetune.broker.store.store import (
+    NOBODY,
+    Accepted,
+    Arrival,
+    Carried,
+    Cost,
+    Decided,
+    Figures,
+    Line,
+    Past,
+    finite,
+)
 from fleetune.broker.tasks import NOTHING, Declined, Mark, Note, Noted, Outcome, Task, arm_of
 from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER
@@ -52,6 +63,8 @@ class Ledger:
         self.folder = folder
         self._chooses = (settings.configurator, settings.traffic) != (FIXED, FIXED)
         self._blobs = Blobs(folder)
+        self._is_open, self._to_sweep = False, -1
+        """Whether a block of ``together`` is open; and the version whose payloads are to go after the commit, -1 for none."""
         self.replicas = Replicas(folder / "replicas")
         """Adapters that devices have in place of versions."""
         self.memories = Memories(folder / "memories")
@@ -163,17 +176,25 @@ class Ledger:
         Raises:
             WireError: the task was not enrolled, or has an update.
         """
-        task_id, name = update.task_id, f"{update.task_id}.bin"
+        self.accept_all([Arrival(update, payload, noted)])
+
+    def accept_all(self, arrived: Sequence[Arrival]) -> None:
+        """As :meth:`accept`, for several with one commit; none is kept if one cannot be."""
+        with self._durably():
+            for update, _, noted in arrived:
+                self._add_update(update, noted)
+            self._blobs.write_payloads({_file_of(one.update): one.payload for one in arrived})
+
+    def _add_update(self, update: UpdateReady, noted: Noted) -> None:
+        task_id = update.task_id
         if not self._one("SELECT count(*) FROM tasks WHERE task_id = ?", task_id):
             raise WireError(f"task {task_id!r} was not enrolled")
         if self._one("SELECT count(*) FROM updates WHERE task_id = ?", task_id):
             raise WireError(f"task {task_id!r} has an update already")
         stats = msgspec.json.encode(finite(update.stats)).decode()
         more = msgspec.json.encode(noted).decode()
-        row = (task_id, update.payload.sha256, update.num_samples, stats, name, more)
-        with self._durably():
-            self._blobs.write_payload(name, payload)
-            self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL, ?)", row)
+        row = (task_id, update.payload.sha256, update.num_samples, stats, _file_of(update), more)
+        self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL, ?)", row)
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why; once this returns another may be asked in its place."""
@@ -220,7 +241,7 @@ class Ledger:
             self._sql.execute("UPDATE updates SET made = ? WHERE made IS NULL", (version,))
             add_marks(self._sql, marks)
             forget_notes(self._sql, round_number)
-        self._blobs.sweep(newest=version)
+            self._to_sweep = version
 
     def mark(self, mark: Mark) -> bool:
         """Keep what is noted of a device; False if that of this kind was noted in this round already."""
@@ -338,10 +359,26 @@ class Ledger:
         self.finished = True
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Commit once what is kept within the block, at its end; within another block, at the end of that."""
+        with self._durably():
+            is_inner, self._is_open = self._is_open, True
+            try:
+                yield
+            finally:
+                self._is_open = is_inner
+
+    @contextmanager
     def _durably(self) -> Iterator[None]:
+        if self._is_open:
+            yield
+            return
         try:
             with self._sql:
                 yield
+            newest, self._to_sweep = self._to_sweep, -1
+            if newest >= 0:  # payloads go once it is on disk that a version has them
+                self._blobs.sweep(newest=newest)
         except (sqlite3.Error, OSError) as exc:
             raise StateError(f"{self.folder}: cannot write the ledger: {exc}") from exc
 
@@ -355,6 +392,10 @@ class Ledger:
     def _one(self, query: str, *values: object) -> Any:
         found = self._sql.execute(query, values).fetchone()
         return found[0] if found else None
+
+
+def _file_of(update: UpdateReady) -> str:
+    return f"{update.task_id}.bin"
 
 
 _Payload = tuple[Count, str, Word]

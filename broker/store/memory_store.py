@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from fleetune.broker.store.replicas import Replicas
 from fleetune.broker.store.store import (
     NOBODY,
     Accepted,
+    Arrival,
     Carried,
     Cost,
     Decided,
@@ -140,6 +142,15 @@ class MemoryStore:
         self._outcomes.append((update.task_id, False))
         self._payloads[update.task_id] = payload
         self._last[self._tasks[update.task_id].device_id] = update.payload.sha256
+
+    def accept_all(self, arrived: Iterable[Arrival]) -> None:
+        """Keep several."""
+        for one in arrived:
+            self.accept(*one)
+
+    def together(self) -> AbstractContextManager[None]:
+        """Do nothing: memory is never durable."""
+        return nullcontext()
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why."""

@@ -1,6 +1,7 @@
 """What an aggregator needs of whatever remembers its job: on disk (``ledger``), or in memory (``memory_store``)."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import reduce
 from operator import add
 from typing import NamedTuple, Protocol, TypeVar
@@ -49,6 +50,14 @@ class Accepted(NamedTuple):
     task: Task
     num_samples: int
     payload: bytes
+
+
+class Arrival(NamedTuple):
+    """An update that is good, to be kept."""
+
+    update: UpdateReady
+    payload: bytes
+    noted: Noted = NOTHING
 
 
 class Decided(NamedTuple):
@@ -213,6 +222,12 @@ class Store(Protocol):
 
     def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
         """Keep the update of a task, with what is noted of it; WireError if the task was not enrolled, or has one."""
+
+    def accept_all(self, arrived: Sequence[Arrival]) -> None:
+        """As ``accept``, for several in less time; none is kept if one cannot be."""
+
+    def together(self) -> AbstractContextManager[object]:
+        """Have what is kept within the block become durable at its end, all of it or nothing; within another, at that one's."""
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
         """Keep that a device declined a task, and why: ``cause`` is one of the wire's CAUSES. A second time is nothing new."""

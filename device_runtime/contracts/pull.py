@@ -101,6 +101,11 @@ class Pull:
         return self._incoming.manifest.sha256
 
     @property
+    def num_flying(self) -> int:
+        """Chunks on their way; none once they count as lost."""
+        return 0 if self._num_stalls else len(self._flying)
+
+    @property
     def progress_at(self) -> float:
         """Time at which a new chunk arrived last, the pull began or was restarted."""
         return self._progress_at

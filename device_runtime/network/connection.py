@@ -47,6 +47,9 @@ class Connection(Protocol):
     def can_listen(self) -> bool:
         """Whether ``listen`` is of any use: it is not on a link that knows one way only, or where the server refuses it."""
 
+    def is_unread(self, topic: str) -> bool:
+        """Whether a message of who speaks on a topic was received and not taken yet, as far as this side knows."""
+
     def listen(self, topic: str) -> None:
         """Subscribe to one topic more, until ``unlisten`` or the end of the connection, and do not wait for the answer."""
 

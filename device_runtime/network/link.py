@@ -202,6 +202,15 @@ class Link:
         self._check_use()
         return message
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a message can be taken at once."""
+        return len(self._received) > 0
+
+    def is_unread(self, topic: str) -> bool:
+        """Whether a message of the sender that speaks on ``topic`` waits to be taken."""
+        return self._received.has_of(topic)
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until the server has acknowledged everything published; False if it has not in time."""
         with self._acknowledged:

@@ -24,6 +24,13 @@ class Mailbox:
         """Those with messages, whose turn is next first."""
         self._changed = threading.Condition()
 
+    def __len__(self) -> int:
+        return self._count
+
+    def has_of(self, topic: str) -> bool:
+        """Whether a message of the sender of a topic waits."""
+        return topic.rpartition("/")[0] in self._senders
+
     def put(self, topic: str, payload: bytes) -> bool:
         """Add a message; False if any was thrown away: when all is full the newest of whoever has most waiting."""
         sender = topic.rpartition("/")[0]

@@ -14,7 +14,7 @@ from fleetune.broker.service.versions import Versions
 from fleetune.device_runtime.agent.events import Event
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, unpack
-from fleetune.device_runtime.contracts.wire import Offer
+from fleetune.device_runtime.contracts.wire import Offer, Verdict
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.loopback import Loopback
 
@@ -282,14 +282,14 @@ def test_an_aggregator_killed_between_keeping_an_update_and_its_verdict_counts_i
     quiet = world(tmp_path / "quiet", numbers=(0, 1), **job).run()
     running = world(tmp_path / "killed", numbers=(0, 1), **job)
     for number in (1, 2, 3):
-        ledger = running.aggregator.ledger
-        accept = ledger.accept
+        outbound = running.aggregator.service._outbound
 
-        def keep(update, payload, noted, accept=accept):
-            accept(update, payload, noted)
-            raise KeyboardInterrupt
+        def tell(device_id, message, tell=outbound.tell):
+            if isinstance(message, Verdict):
+                raise KeyboardInterrupt
+            return tell(device_id, message)
 
-        ledger.accept = keep
+        outbound.tell = tell
         with pytest.raises(KeyboardInterrupt):
             running.run()
         running.aggregator.kill()

@@ -131,3 +131,14 @@ def test_a_stream_is_never_retained(tmp_path):
     assert {topic for topic, *_ in said if "/shared/" in topic} == {shared_topic(JOB, "session-1-2", 0)}, (
         "stream 1 was version 0"
     )
+
+
+def test_what_is_shared_has_a_row_of_its_own_and_all_rows_are_what_was_sent(tmp_path):
+    running = shared_world(tmp_path).run()
+    ledger = running.aggregator.ledger
+    running.aggregator.service.stop(running.now)
+    carried = ledger.carried()
+    assert 4 * SIZE <= carried["(shared)"].down.values <= MOST * 4 * SIZE
+    assert all(one.down.values < SIZE for name, one in carried.items() if name.startswith("device-"))
+    assert carried["(shared)"].up.total == carried[""].down.values == 0
+    assert sum(one.down.total for one in carried.values()) == ledger.cost().bytes_sent

@@ -242,7 +242,7 @@ class Aggregator:
 
     def poll(self, now):
         while (message := self.link.receive(0)) is not None:
-            self.service.take(*message, now)
+            self.service.take(*message, now, has_more=bool(self.link.inbox))
         self.service.tick(now)
 
     def due_at(self, now):

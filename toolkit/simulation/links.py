@@ -84,6 +84,10 @@ class TimedLink:
         """As of the loopback."""
         return self._inner.chunk_bytes
 
+    def is_unread(self, topic: str) -> bool:
+        """As of the loopback."""
+        return self._inner.is_unread(topic)
+
     @property
     def messages_acknowledged(self) -> int:
         """How many of the messages published have arrived."""

@@ -26,13 +26,14 @@ ALWAYS = 1e9
 def lazy_world(folder, *, lazy=ALWAYS, rounds=ROUNDS, **changes):
     running = world(folder, work=WORK, rounds=rounds, lazy=lazy, **changes)
     running.accepted = []
-    accept = running.aggregator.ledger.accept
+    accept = running.aggregator.ledger.accept_all
 
-    def kept(update, content, *noted):
-        running.accepted.append((update.round, update.device_id, content))
-        accept(update, content, *noted)
+    def kept(arrived):
+        for update, content, _ in arrived:
+            running.accepted.append((update.round, update.device_id, content))
+        accept(arrived)
 
-    running.aggregator.ledger.accept = kept
+    running.aggregator.ledger.accept_all = kept
     return running
 
 

@@ -51,10 +51,10 @@ def federate(artifact, machine, tmp_path):
         work = msgspec.structs.replace(WORK, **changes)
         aggregator = Aggregator(server, folder, adapter=start, work=work, **given).start()
         accepted = []
-        accept = aggregator.ledger.accept
-        aggregator.ledger.accept = lambda update, content, noted: (
-            accepted.append(content),
-            accept(update, content, noted),
+        accept = aggregator.ledger.accept_all
+        aggregator.ledger.accept_all = lambda arrived: (
+            accepted.extend(one.payload for one in arrived),
+            accept(arrived),
         )[1]
         own = {"artifact": artifact.digest, "adapter": FirstAdapter.of(start)}
         devices = [Device(server, folder, n, workbench=workbench(n), **own).start() for n in numbers]

@@ -32,18 +32,19 @@ def masked_world(folder, *, codec="fp32", ratio=0.0, **changes):
 
 
 def watch(running):
-    accept, tell = running.aggregator.ledger.accept, running.aggregator.service._outbound.tell
+    accept, tell = running.aggregator.ledger.accept_all, running.aggregator.service._outbound.tell
 
     def told(device_id, message):
         if isinstance(message, Offer):
             running.offers.append((device_id, message))
         tell(device_id, message)
 
-    def kept(update, content, *noted):
-        running.accepted.append((update.round, content))
-        accept(update, content, *noted)
+    def kept(arrived):
+        for update, content, _ in arrived:
+            running.accepted.append((update.round, content))
+        accept(arrived)
 
-    running.aggregator.ledger.accept = kept
+    running.aggregator.ledger.accept_all = kept
     running.aggregator.service._outbound.tell = told
 
 

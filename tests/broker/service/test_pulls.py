@@ -241,3 +241,61 @@ def calls(work):
     finally:
         sys.setprofile(None)
     return counted[0]
+
+
+def large(number, size=5000):
+    """An update of ten chunks, announced by a device of its own."""
+    return ready(number, device=f"d{number}", payload=b"%04d" % number * (size // 4))
+
+
+def asked(pulls, now):
+    """Chunks that are asked for now, by device."""
+    return {
+        device: sum(bin(byte).count("1") for byte in request.missing) for device, request in pulls.due(now)
+    }
+
+
+def test_no_more_chunks_are_on_their_way_than_there_is_room_for():
+    """As many pulls as there are, whatever their windows grew to before the others came."""
+    pulls = Pulls(flying_max=10)
+    pulls.begin(large(0), 0.0, size_bytes_max=9000)
+    request = dict(pulls.due(0.0))["d0"]
+    outgoing = Outgoing(b"0000" * 1250, chunk_bytes=500)
+    for chunk in [*outgoing.chunks(request)][:3]:
+        pulls.add("d0", chunk, 1.0)
+    flying = 1 + sum(asked(pulls, 1.0).values())
+    assert flying > 4, "its window has grown"
+    for number in (1, 2, 3):
+        pulls.begin(large(number), 1.0, size_bytes_max=9000)
+    assert flying + sum(asked(pulls, 1.0).values()) == 10, (
+        "the last has to wait, though two a pull would be its share"
+    )
+    pulls.gone("d0", 2.0)
+    assert asked(pulls, 2.0)["d3"] > 1
+
+
+def test_nothing_counts_as_lost_while_its_device_has_something_unread():
+    unread = set()
+    pulls = Pulls(is_unread=unread.__contains__)
+    pulls.begin(ready(0), 0.0, size_bytes_max=2000)
+    assert asked(pulls, 0.0) == {"d": 3}
+    unread.add("d")
+    assert asked(pulls, 1000.0) == {}
+    pulls.begin(ready(0), 1000.0, size_bytes_max=2000)
+    assert asked(pulls, 1000.0) == {}, "said again before what was asked for was read"
+    unread.clear()
+    assert asked(pulls, 1002.0) == {"d": 1}
+
+
+def test_where_requests_take_long_a_hello_has_nothing_asked_for_twice():
+    pulls = Pulls()
+    for number in range(30):
+        pulls.begin(ready(number, device=f"d{number}"), 0.0, size_bytes_max=2000)
+    requests = dict(pulls.due(0.0))
+    for number in range(29):
+        serve(pulls, f"d{number}", requests[f"d{number}"], number, now=8.0)
+    pulls.finished(8.0)
+    pulls.restart("d29", 9.0)
+    assert asked(pulls, 9.0) == {}, "others were answered after 8 s"
+    pulls.restart("d29", 30.0)
+    assert asked(pulls, 30.0) == {"d29": 2}

@@ -69,17 +69,18 @@ def made(artifact, machine, tmp_path_factory):
 
 
 def watch(running):
-    accept, tell = running.aggregator.ledger.accept, running.aggregator.service._outbound.tell
+    accept, tell = running.aggregator.ledger.accept_all, running.aggregator.service._outbound.tell
 
-    def kept(update, content, *noted):
-        running.accepted.append((update, content))
-        accept(update, content, *noted)
+    def kept(arrived):
+        for update, content, _ in arrived:
+            running.accepted.append((update, content))
+        accept(arrived)
 
     def told(device_id, message):
         running.offers += [message] if isinstance(message, Offer) else []
         tell(device_id, message)
 
-    running.aggregator.ledger.accept = kept
+    running.aggregator.ledger.accept_all = kept
     running.aggregator.service._outbound.tell = told
 
 

@@ -1,0 +1,139 @@
+"""Rounds of many devices over a real Mosquitto: what they cost the server, what is dropped, and whether a restart changes a bit.
+
+Devices are real agents and links that train nothing and send whole fp32 updates; the aggregator keeps its ledger on disk. A
+case is devices x MB of an adapter, as ``3000x0.3``; with ``-restart`` Mosquitto is killed and started again once a third of the
+hellos are in, and with ``-calm`` the same goes undisturbed.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measuring.figures import table
+from benchmarks.measuring.mosquitto import Server, mosquitto_server
+from benchmarks.measuring.processes import FOLDER
+from fleetune.device_runtime.errors import ConfigError
+
+CASES = ("3000x0.3", "300x3", "3000x0.01-calm", "3000x0.01-restart")
+ROUNDS, ROUNDS_OF_MANY, MANY = 3, 1, 1000
+"""Rounds measured, and where there are many devices."""
+A_PROCESS = 250
+"""Devices in a process: each has a thread, and three descriptors of the 1,024 that it may wait for."""
+Say = Callable[[str], None]
+
+
+def measure(say: Say, *, only: Sequence[str] = (), repeats: int = 1) -> dict[str, Any]:
+    """One row per case and repeat.
+
+    Args:
+        say: told each run.
+        only: cases in the place of :data:`CASES`.
+        repeats: how often each is run.
+    """
+    rows = []
+    for _ in range(repeats):
+        for case in only or CASES:
+            rows.append({"": case, **run_case(case)})
+            say(f"{case}: {rows[-1]}")
+    for line in table(rows):
+        say(line)
+    return {"benchmark": "crowd", "repeats": repeats, "rows": rows}
+
+
+def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
+    """Run one job with its own server and device processes, and return what its aggregator measured.
+
+    ``…cpu_ms`` is per device and round; Mosquitto's is over the whole job. ``rounds``: 0 for as many as the file says.
+
+    Raises:
+        ConfigError: a case that is none, or an aggregator that failed.
+    """
+    words, _, way = case.partition("-")
+    try:
+        count, size_mb = int(words.partition("x")[0]), float(words.partition("x")[2])
+    except ValueError:
+        raise ConfigError(
+            f"--only {case}: expected DEVICESxMB, as 3000x0.3, and -restart after it or not"
+        ) from None
+    rounds = rounds or (ROUNDS_OF_MANY if count >= MANY else ROUNDS)
+    with tempfile.TemporaryDirectory() as name, mosquitto_server(Path(name) / "server") as server:
+        with (
+            _crowd(server.url, count, size_mb),
+            _aggregator(server.url, size_mb, count, rounds, Path(name) / "job") as process,
+        ):
+            found = _run(process, server, is_restarted=way == "restart")
+        job = (rounds + 1) * count
+        return {
+            "wall_s": round(found["wall_s"], 3),
+            "cpu_s": round(found["cpu_s"], 3),
+            "cpu_ms": round(1e3 * found["cpu_s"] / count, 2),
+            "mosquitto_cpu_ms": round(1e3 * server.cpu_s / job, 2),
+            **{name: found[name] for name in ("sent_mb", "messages_sent", "messages_received", "dropped")},
+            **{name: found[name] for name in ("first_s", "peak_mb", "connections", "digest")},
+        }
+
+
+def _run(process: "subprocess.Popen[str]", server: Server, *, is_restarted: bool) -> dict[str, Any]:
+    """Read what an aggregator says to its end, and kill its server when it has heard a third."""
+    last = ""
+    for line in process.stdout or ():
+        if line.strip() == "hellos":
+            if is_restarted:
+                server.kill()
+                server.start()
+        else:
+            last = line
+    if process.wait():
+        raise ConfigError(f"the aggregator failed: {_said(process)}")
+    figures: dict[str, Any] = json.loads(last)
+    return figures
+
+
+@contextlib.contextmanager
+def _aggregator(*words: object) -> Iterator["subprocess.Popen[str]"]:
+    with _worker("crowd", *words) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def _crowd(url: str, count: int, size_mb: float) -> Iterator[None]:
+    """Processes with the devices, all of them connected; ended when the block is left."""
+    num_processes = -(-count // A_PROCESS)
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(_worker("crowd_devices", url, size_mb, number, count, num_processes))
+            for number in range(num_processes)
+        ]
+        for process in processes:
+            if not (process.stdout and process.stdout.readline()):
+                raise ConfigError(f"devices do not connect: {_said(process)}")
+        yield
+
+
+@contextlib.contextmanager
+def _worker(name: str, *words: object) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, str(FOLDER / "workers" / f"{name}.py"), *map(str, words)]
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    environment = {**os.environ, **limits, "PYTHONPATH": str(FOLDER.parent)}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process.stderr = errors  # type: ignore[assignment]
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _said(process: "subprocess.Popen[str]") -> str:
+    """The last of what a process said on its standard error."""
+    if process.stderr is None:
+        return "no word"
+    process.stderr.seek(0)
+    return process.stderr.read()[-2000:]
