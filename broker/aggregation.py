@@ -88,8 +88,6 @@ def aggregate(
     with _open_ledger(Path(out), settings) as ledger:
         settings = ledger.begun.settings
         _tell_later(say, ledger, patience)
-        if unwatched := why_unwatched(settings):
-            say(unwatched)
         _pardon(ledger, pardoned)
         result = Result(
             ledger,
@@ -104,6 +102,8 @@ def aggregate(
             say(f"{out}: all of its {ledger.newest} rounds were done before; with more --rounds it goes on")
         deadline = time.monotonic() + reach.timeout_s
         _check_alone(mqtt, job.job, reach)
+        if ledger.newest < job.rounds and (unwatched := why_unwatched(settings)):
+            say(unwatched)
         session = secrets.token_hex(8)
         signer = Signer(key, start=ledger.begin()) if key else None
         seal = signer.seal if signer else unsigned

@@ -108,7 +108,9 @@ def test_what_makes_a_job_another_is_still_refused(home):
 def test_a_second_aggregator_of_a_job_is_sent_away_and_the_first_goes_on(home, server, request):
     home.url = request.getfixturevalue(server).url
     at_work = Event()
-    first = home.pool.submit(home.aggregate, rounds=1, on_note=lambda _: at_work.set())
+    first = home.pool.submit(
+        home.aggregate, rounds=1, on_note=lambda said: "direction" in said or at_work.set()
+    )
     assert at_work.wait(30)
     try:
         with pytest.raises(ConfigError, match="another aggregator of job 'home' is at work"):

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import fleet
 import pytest
@@ -16,6 +17,9 @@ from fleetune.broker.store.rows import Row, rows
 from fleetune.device_runtime.contracts.wire import Request, encode
 from fleetune.device_runtime.errors import ConfigError, StateError
 from fleetune.device_runtime.terms.terms import Terms
+
+JUDGED = SimpleNamespace(manifest=SimpleNamespace(problem_type="", labels=["a", "b"]))
+"""An artifact, as far as a history asks."""
 
 
 def kept(folder):
@@ -197,7 +201,7 @@ def test_run_json_is_not_written_ever_more(tmp_path, monkeypatch):
     monkeypatch.setattr(result, "save_peft", lambda *_: None)
     world = ran(tmp_path, keep=2, rounds=2)
     ledger = world.aggregator.ledger
-    one, told = Result(ledger, None, {}), []
+    one, told = Result(ledger, JUDGED, {}), []
     monkeypatch.setattr(type(ledger), "newest", property(lambda _: len(told) - 1))
     monkeypatch.setattr(result, "row", lambda _, version, **_k: Row(round=version, devices=1))
     monkeypatch.setattr(one, "_write_adapter", lambda newest: None)

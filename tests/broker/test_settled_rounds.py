@@ -1,5 +1,7 @@
 """A job that runs on and on: its ledger and history are bounded, and no bit of it depends on what is settled, nor on a kill."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 from fleet import STEPS, world
@@ -13,6 +15,8 @@ from fleetune.device_runtime.contracts.work import LocalWork
 
 ROUNDS, KEEP = 44, 4
 WORK = LocalWork(steps=STEPS, codec="innovation", codec_bits=6)
+JUDGED = SimpleNamespace(manifest=SimpleNamespace(problem_type="", labels=["a", "b"]))
+"""An artifact, as far as a history asks."""
 
 
 def job(folder, *, keep):
@@ -64,7 +68,7 @@ def test_the_history_of_run_json_is_bounded(tmp_path, monkeypatch, calm):
     )
     monkeypatch.setattr(result, "save_peft", lambda *_: None)
     ledger, told = calm.aggregator.ledger, []
-    one = Result(ledger, None, {}, keep_rounds=KEEP)
+    one = Result(ledger, JUDGED, {}, keep_rounds=KEEP)
     monkeypatch.setattr(type(ledger), "newest", property(lambda _: len(told) - 1))
     monkeypatch.setattr(one, "_write_adapter", lambda newest: None)
     for number in range(ROUNDS):

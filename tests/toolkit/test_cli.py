@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.commands.train import TrainReport
+from fleetune.device_runtime.contracts.scores import LABELS
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.methods.policies import POLICIES
 from fleetune.toolkit.cli import COMMANDS, app
@@ -357,8 +358,10 @@ def test_the_end_of_an_export_of_a_device_and_of_a_federation_is_for_people(caps
         "4 evaluations",
         "1.4 kB sent, 1.3 MB received, 104.9 MB at most, 22 s in all",
     ]
-    made = {"rounds": 3, "wall_s": 18.2, "loss": 2.05, "accuracy": None, "bytes_down": 2, "bytes_up": 5}
-    federation._show_aggregate(console, SimpleNamespace(**made, adapter="fr/adapter", epsilon=None))
+    made = {"rounds": 3, "wall_s": 18.2, "loss": 2.05, "bytes_down": 2, "bytes_up": 5}
+    federation._show_aggregate(
+        console, SimpleNamespace(**made, **dict.fromkeys(LABELS), adapter="fr/adapter", epsilon=None)
+    )
     assert "fleetune merge fr --out DIR" in capsys.readouterr().out
 
 

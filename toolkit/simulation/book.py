@@ -1,14 +1,14 @@
 """What is written down of a simulation: a record of each round when its version is measured, and of each device at the end."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
-from fleetune.broker.store.store import Carried, Cost
-from fleetune.broker.tasks import NOTHING, Mark, Noted, Task
+from fleetune.broker.store.store import Arrival, Carried, Cost
+from fleetune.broker.tasks import Mark, Task
 from fleetune.device_runtime.contracts.wire import UpdateReady
 from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.toolkit.simulation.desks import Started
@@ -206,10 +206,11 @@ class WatchedLedger(Ledger):
         super().enrol(tasks)
         self._on_tasks(tasks)
 
-    def accept(self, update: UpdateReady, payload: bytes, noted: Noted = NOTHING) -> None:
+    def accept_all(self, arrived: Sequence[Arrival]) -> None:
         """As the ledger, and tell."""
-        super().accept(update, payload, noted)
-        self._on_update(update)
+        super().accept_all(arrived)
+        for one in arrived:
+            self._on_update(one.update)
 
     def add_version(
         self,

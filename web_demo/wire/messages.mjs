@@ -80,7 +80,8 @@ const counts = {
 };
 const GRID = struct([["bits", int(0, 24), 0], ["weight_bits", int(0, 20), 0], ["summands", int(0, 100000), 0], ["limit", float(0, 1e6), 0]], { isLean: true });
 const MANIFEST = struct([["size_bytes", int(0, TRANSFER_BYTES_MAX)], ["chunk_bytes", COUNT], ["chunk_digests", bytes(64 * 1024)], ["sha256", NAME]]);
-const SHARE = struct([["place", COUNT], ["data", bytes(128)]]), PEER = struct([["place", COUNT], ["device_id", NAME], ["mask_key", KEY], ["share_key", KEY]]);
+const VOUCHED = [["certificate", bytes(4096), new Uint8Array()], ["signature", bytes(1024), new Uint8Array()]];
+const SHARE = struct([["place", COUNT], ["data", bytes(128)]]), PEER = struct([["place", COUNT], ["device_id", NAME], ["mask_key", KEY], ["share_key", KEY], ...VOUCHED]);
 const SHARES = list(SHARE, 513), PLACES = list(COUNT, 513);
 const TASKED = [["job", NAME], ["task_id", TASK, ""], ["round", COUNT]];
 const MASKED = [["job", NAME], ["task_id", TASK], ["round", COUNT]];
@@ -88,10 +89,11 @@ const MASKED = [["job", NAME], ["task_id", TASK], ["round", COUNT]];
 /** Fields of each message by its type. */
 const MESSAGES = {
   hello: [V, ["device_id", NAME], ["artifact", NAME], ["role", NAME, "train"], ["num_samples", COUNT, 0], ["version", HELD, -1], ["holds", NAME, ""],
-    ["mask", NAME, ""], ["original", NAME, ""], ["listens", bool, false]],
+    ["mask", NAME, ""], ["original", NAME, ""], ["listens", bool, false], ["connection", NAME, ""]],
   offer: [V, ...TASKED, ["version", COUNT], ["role", NAME], ["work", WORK], ["adapter", MANIFEST], ["adapter_sha256", NAME, ""], ["down_codec", NAME, "full"],
     ["down_ratio", float(0, 1), 0], ["down_bits", COUNT, 0], ["reference", NAME, ""], ["memory", NAME, ""], ["lazy", float(0, FIGURE_MAX), 0],
-    ["is_exact", bool, true], ["mask_sha256", NAME, ""], ["mask_bytes", COUNT, 0], ["grid", GRID, {}], ["shared", NAME, ""], ["deadline_s", SECONDS]],
+    ["is_exact", bool, true], ["mask_sha256", NAME, ""], ["mask_bytes", COUNT, 0], ["grid", GRID, {}], ["mask_group", NAME, ""],
+    ["shared", NAME, ""], ["deadline_s", SECONDS]],
   update: [V, ["device_id", NAME], ...TASKED, ["version", COUNT], ["codec", NAME], ["num_samples", COUNT], ["payload", MANIFEST], ["stats", stats, {}],
     ["histogram", list(WHOLE, 4096), []]],
   report: [V, ["device_id", NAME], ...TASKED, ["version", COUNT], ["loss", FREE], ["accuracy", FREE], ["num_samples", COUNT]],
@@ -109,7 +111,7 @@ const MESSAGES = {
   view: [V, ["job", NAME], ["session", NAME], ["software", NAME, ""], ["round", COUNT], ["num_rounds", COUNT], ["version", COUNT], ["is_open", bool],
     ["left_s", LEFT, 0], ["num_pending", COUNT, 0], ["num_accepted", COUNT, 0], ["num_refused", COUNT, 0], ["pending", list(NAME, 256), []],
     ["left_out", counts, {}], ["dropped", COUNT, 0], ["figures", list(FIGURES, 256), []]],
-  mask_keys: [V, ["device_id", NAME], ...MASKED, ["mask_key", KEY], ["share_key", KEY], ["seed_digest", KEY]],
+  mask_keys: [V, ["device_id", NAME], ...MASKED, ["mask_key", KEY], ["share_key", KEY], ["seed_digest", KEY], ...VOUCHED],
   mask_group: [V, ...MASKED, ["group", NAME], ["place", COUNT], ["mask_key", KEY], ["threshold", COUNT], ["peers", list(PEER, 512)]],
   mask_shares: [V, ["device_id", NAME], ...MASKED, ["group", NAME], ["shares", SHARES]],
   mask_inbox: [V, ...MASKED, ["group", NAME], ["shares", SHARES]],

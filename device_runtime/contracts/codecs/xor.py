@@ -61,18 +61,11 @@ def _stored(rank: NDArray[np.uint8]) -> list[bytes | memoryview]:
 
 def _deflated(ranks: NDArray[np.uint8]) -> list[bytes]:
     """The last blocks, with codes of its own for each rank."""
-    if not len(ranks):
-        return [swiftest().compressobj(1, zlib.DEFLATED, RAW).flush()]
-    return [
-        part
-        for left, rank in zip(range(len(ranks))[::-1], ranks, strict=True)
-        for part in _blocks_of(rank, zlib.Z_HUFFMAN_ONLY if left else zlib.Z_RLE, is_last=not left)
-    ]
-
-
-def _blocks_of(rank: NDArray[np.uint8], strategy: int, *, is_last: bool) -> list[bytes]:
-    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, 9, strategy)
-    return [stream.compress(rank), stream.flush(zlib.Z_FINISH if is_last else zlib.Z_SYNC_FLUSH)]
+    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, 9, zlib.Z_RLE)
+    found = []
+    for rank in ranks[:-1]:
+        found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
+    return [*found, *map(stream.compress, ranks[-1:]), stream.flush()]
 
 
 def _size_bytes_max(count: int) -> int:

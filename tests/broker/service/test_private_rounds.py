@@ -81,7 +81,10 @@ class Killed(BaseException):
 def kill_in(aggregator, monkeypatch, step):
     """Have the next version's making die at a step: before its files, after them, or when it is kept."""
     ledger = aggregator.ledger
-    owner, name = (ledger._blobs, "write_version") if step != "kept" else (ledger, "add_version")
+    owner, name = (
+        ledger._blobs,
+        "write_version" if step != "kept" else "sweep",
+    )  # which comes after the commit
     original = getattr(owner, name)
 
     def dying(*args, **options):

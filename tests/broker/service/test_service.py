@@ -18,6 +18,7 @@ from fleetune.broker.store.rows import rows
 from fleetune.broker.tasks import Noted, Outcome
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.fields import FIGURE_MAX
+from fleetune.device_runtime.contracts.pull import PATIENCE, SLOWEST_BYTES_S
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
@@ -140,14 +141,17 @@ def test_the_service_says_when_it_is_due(tmp_path):
     stranger.hello()
     assert service.due_at(1.0) == 101.0
     stranger.say(stranger.ready(good_payload()))
-    assert service.due_at(1.0) == 11.0, "chunks asked for may be lost"
+    assert service.due_at(1.0) == 1.0 + PATIENCE * len(good_payload()) / SLOWEST_BYTES_S, (
+        "chunks asked for may be lost"
+    )
     stranger.heard(Request)
-    service.tick(10.9)
+    lost_at = service.due_at(1.0)
+    service.tick(lost_at - 0.1)
     assert stranger.heard(Request) == []
-    service.tick(11.0)
+    service.tick(lost_at)
     assert stranger.heard(Request)
     stranger.server.restart()
-    assert service.due_at(12.0) == 12.0
+    assert service.due_at(lost_at + 1) == lost_at + 1
 
 
 def test_a_tick_more_changes_nothing(tmp_path):

@@ -106,7 +106,7 @@ def test_a_payload_is_synced_with_its_folder_before_the_row_that_names_it(ledger
 
     def spy(handle, fsync=os.fsync):
         synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
-        assert not list(ledger.accepted())
+        assert ledger._sql.in_transaction, "nothing names it before"
         fsync(handle)
 
     monkeypatch.setattr(arrays.os, "fsync", spy)

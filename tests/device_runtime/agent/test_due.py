@@ -22,7 +22,7 @@ def idle(stage, weather):
 
 def fetching(stage, weather):
     stage.aggregator.offer(2, adapter=shifted())
-    return 2 * REPEAT_S
+    return 3 * REPEAT_S
 
 
 def announcing(stage, weather):

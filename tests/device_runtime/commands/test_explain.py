@@ -66,7 +66,7 @@ def test_a_limit_that_is_none_is_told_in_one_line(word_artifact, option, value, 
 
 def test_rows_that_would_make_a_batch_too_short_do_not_train(word_artifact, word_file, tmp_path):
     class Machine:
-        def trainer(self, rows, work, adapter, *, secret):
+        def trainer(self, rows, work, adapter, *, class_weights, secret):
             return [len(batch) for batch in rows.epoch_batches(0, 0, work.batch_size)]
 
     def batches(least_batch):

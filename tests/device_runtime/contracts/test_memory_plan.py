@@ -10,6 +10,7 @@ from fleetune.device_runtime.arrays import Arrays
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, Mode, dropping, full
+from fleetune.device_runtime.contracts.texts_apart import MASK
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.batches import StepResult
 from fleetune.device_runtime.engine.lanes import Rows
@@ -33,7 +34,8 @@ def drawn(artifact: Artifact, batch: int, seq: int) -> Arrays:
         row.name: [{"batch": batch, "seq": seq}[str(d)] for d in row.shape]
         for row in artifact.manifest.inputs
     }
-    return {name: rng.integers(1, 5, shape) for name, shape in shapes.items()}
+    found = {name: rng.integers(1, 5, shape) for name, shape in shapes.items()}
+    return found | {MASK: np.ones(shapes[MASK], np.int64)} if MASK in shapes else found
 
 
 def step(artifact: Artifact, plan: LayerPlan, memory: MemoryPlan, *, batch: int = 7) -> StepResult:
