@@ -104,6 +104,6 @@ def chat_model(folder: Path, *, kind: str = "Llama", template: str | None = "mar
         names |= {"num_attention_heads": "n_head", "intermediate_size": "n_inner"}
         sizes = {names.get(name, name): size for name, size in sizes.items() if name != "num_key_value_heads"}
     config = getattr(transformers, f"{kind}Config")(**sizes)
-    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
