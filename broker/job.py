@@ -335,9 +335,9 @@ class Settings(Job, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_elements: int = 0
     """Of its adapter; 0: not known."""
     num_classes: int = 0
+    """Of its classes; 0: not known, or none."""
     score: str = ""
     """What its devices tell as ``accuracy``, one of SCORES; empty where nobody has said."""
-    """Of its classes; 0: not known, or none."""
     still: tuple[str, ...] = ()
     """Tensors that the work never trains, of a job with differential privacy: they get no noise."""
 

@@ -114,8 +114,8 @@ class Measures:
             arrived: the updates.
             marks: all that the job has noted of devices before, in order.
         """
-        found = self._judged(strategy, arrived) if len(self._found) >= UPDATES_MIN else self._found
-        found = self._with_least(found, strategy, marks)
+        judged = self._judged(strategy, arrived) if len(self._found) >= UPDATES_MIN else self._found
+        found = self._with_least(judged, marks)
         if strategy.length and self._caps["length_cap"]:
             return bounds(
                 found,
@@ -155,22 +155,19 @@ class Measures:
         """Whether any of them has a direction that is looked at: if not, none need be read again."""
 
     def _with_least(
-        self, judged: Mapping[str, Measured], strategy: Strategy, marks: Callable[[], Iterable[Mark]]
-    ) -> dict[str, Measured]:
+        self, judged: Mapping[str, Measured], marks: Callable[[], Iterable[Mark]]
+    ) -> Mapping[str, Measured]:
         """Measures with the agreement that each device must have: how spread the fleet is excuses who has no mark for it."""
         now = [one.agreement for _, one in sorted(judged.items()) if one.agreement is not None]
         # Cosines with the round's others are another kind than those with the heading: they stand for themselves.
-        self._agreements = now if self._is_by_heading(judged) else []
+        self._agreements = now if judged is self._found else []
         least = least_agreement([*self._recent, *now] if self._agreements else now)
         if not any(least <= one < -AGAINST_COSINE for one in now):
-            return dict(judged)
+            return judged
         marked = _against(marks())
         return {d: one if d in marked else one._replace(least=least) for d, one in judged.items()}
 
-    def _is_by_heading(self, judged: Mapping[str, Measured]) -> bool:
-        return all(one.agreement == self._found[device].agreement for device, one in judged.items())
-
-    def _judged(self, strategy: Strategy, arrived: Arrived) -> dict[str, Measured]:
+    def _judged(self, strategy: Strategy, arrived: Arrived) -> Mapping[str, Measured]:
         """Measures with every agreement: with the round's others, where nothing is known of before, or the fleet has turned."""
         known = [one.agreement for one in self._found.values() if one.agreement is not None]
         turned = sum(one < -AGAINST_COSINE for one in known) > TURNED * len(self._found)
