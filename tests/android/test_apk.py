@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from node_web import needs_web, run
+from browser import CHROMIUM, needs_browser
+from node_web import needs_page, needs_web, run
 from paths import ROOT
 
-from fleetune.toolkit.web import PAGE, serving
+from fleetune.toolkit.web import serving
 
 APP = ROOT / "android_demo"
 TOOLS = ("aapt2", "aapt", "zipalign", "apksigner", "javac", "keytool")
@@ -19,7 +20,7 @@ TOOLS = ("aapt2", "aapt", "zipalign", "apksigner", "javac", "keytool")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason="`make apk` installs what builds the app"),
-    pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="the page is not built: make web"),
+    needs_page(),
 ]
 
 
@@ -64,7 +65,7 @@ def test_a_changed_app_is_refused(apk: Path, tmp_path: Path) -> None:
 
 
 @needs_web
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@needs_browser
 def test_what_is_taken_out_of_the_signed_app_trains(apk: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(apk) as package:
         package.extractall(tmp_path, [name for name in package.namelist() if name.startswith("assets/www/")])
@@ -78,7 +79,7 @@ def test_what_is_taken_out_of_the_signed_app_trains(apk: Path, tmp_path: Path) -
     )
     given = {
         "profile": tmp_path / "profile",
-        "chromium": shutil.which("chromium"),
+        "chromium": CHROMIUM,
         "lines": lines,
         "app": True,
     }

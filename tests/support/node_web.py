@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from paths import ROOT
 
+from fleetune.toolkit.web import PAGE
+
 WEB = ROOT / "web_demo"
 NODE = shutil.which("node")
 _REASON = (
@@ -16,6 +18,11 @@ _REASON = (
 )
 
 needs_web = pytest.mark.skipif(not NODE or not (WEB / "node_modules").is_dir(), reason=_REASON)
+
+
+def needs_page(file: str = "index.html") -> pytest.MarkDecorator:
+    """Skips where the built page lacks ``file``."""
+    return pytest.mark.skipif(not (PAGE / file).is_file(), reason="the page is not built: make web")
 
 
 def run(script: str, *arguments: str | Path, timeout: float = 600) -> Any:

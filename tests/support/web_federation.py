@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 import children
 import numpy as np
+from browser import CHROMIUM
 from node_web import NODE, WEB, run
 from processes import Processes
 from safetensors.numpy import load_file
@@ -28,7 +28,6 @@ JOB = {
     "gather_s": 120,
 }
 TIMEOUT_S = 300
-CHROMIUM = shutil.which("chromium")
 _FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),

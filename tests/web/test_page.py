@@ -10,7 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from node_web import WEB, needs_web, run
+from browser import CHROMIUM, needs_browser
+from node_web import WEB, needs_page, needs_web, run
 from processes import Processes
 from safetensors.numpy import load_file
 from web_federation import JOB, federation, furthest, websocket_server
@@ -19,11 +20,7 @@ from words import write_lines
 from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.network.signing import write_key_pair
-from fleetune.toolkit.web import PAGE, serving
-
-CHROMIUM = shutil.which("chromium")
-needs_page = pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="the page is not built: make web")
-needs_browser = pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
+from fleetune.toolkit.web import serving
 
 
 @pytest.fixture
@@ -162,7 +159,7 @@ def walk(folder: Path, **options):
 
 @pytest.mark.slow
 @needs_web
-@needs_page
+@needs_page()
 @needs_browser
 def test_one_walk_through_the_page(word_artifact, tmp_path):
     """Texts, training alone, prediction, a signed job beside a Python device with Chromium killed in its rounds, deletion."""
@@ -222,7 +219,7 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
 
 @pytest.mark.slow
 @needs_web
-@needs_page
+@needs_page()
 @needs_browser
 def test_a_page_on_plain_http_from_another_host_still_trains(word_artifact, tmp_path):
     """No ``crypto.subtle``, no isolation, one thread: our own SHA-256, and the golden step right."""
@@ -238,7 +235,7 @@ def test_a_page_on_plain_http_from_another_host_still_trains(word_artifact, tmp_
 
 @pytest.mark.slow
 @needs_web
-@needs_page
+@needs_page()
 @needs_browser
 def test_a_spoilt_artifact_is_a_sentence_on_the_page(word_artifact, tmp_path):
     folder = Path(shutil.copytree(word_artifact, tmp_path / "artifact"))

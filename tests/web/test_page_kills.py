@@ -10,13 +10,14 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from node_web import needs_web
+from browser import needs_browser
+from node_web import needs_page, needs_web
 from processes import Processes
 from safetensors.numpy import load_file
-from web_federation import CHROMIUM, NodeDevice, PageDevice, furthest, websocket_server
+from web_federation import NodeDevice, PageDevice, furthest, websocket_server
 from words import write_lines
 
-from fleetune.toolkit.web import PAGE, serving
+from fleetune.toolkit.web import serving
 
 KILLS = min(20, int(os.environ.get("FLEETUNE_KILLS", "20")))
 ROUNDS = max(4, 2 * KILLS)
@@ -145,8 +146,8 @@ def test_node_killed_at_random_moments(calm, word_artifact, tmp_path):
     check(ended, calm)
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed")
-@pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="the page is not built: make web")
+@needs_browser
+@needs_page()
 def test_chromium_killed_at_random_moments(calm, word_artifact, tmp_path):
     ended = job(
         tmp_path / "job", word_artifact, lambda *given: InChromium(*given, word_artifact), kills=KILLS

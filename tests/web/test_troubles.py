@@ -6,19 +6,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from node_web import needs_web, run
+from browser import CHROMIUM, needs_browser
+from node_web import needs_page, needs_web, run
 from servers import Mosquitto, free_port
 from signed import KEY
 from web_federation import websocket_server
 
-from fleetune.toolkit.web import PAGE, serving
+from fleetune.toolkit.web import serving
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     needs_web,
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed"),
-    pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="the page is not built: make web"),
+    needs_browser,
+    needs_page(),
 ]
 PLAIN = "MAP plain.test 127.0.0.1"
 NO_STORAGE = {"profile": {"default_content_setting_values": {"cookies": 2}}}

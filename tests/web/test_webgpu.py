@@ -1,19 +1,18 @@
 """The page on WebGPU, on an adapter in software: right or wrong can be told there, fast or slow cannot."""
 
 import json
-import shutil
 
 import pytest
-from node_web import needs_web, run
+from browser import CHROMIUM, needs_browser
+from node_web import needs_page, needs_web, run
 
-from fleetune.toolkit.web import PAGE, serving
+from fleetune.toolkit.web import serving
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     needs_web,
     pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed"),
-    pytest.mark.skipif(not (PAGE / "ort.webgpu.min.mjs").is_file(), reason="the page is not built: make web"),
+    needs_browser,
+    needs_page("ort.webgpu.min.mjs"),
 ]
 
 
