@@ -40,6 +40,11 @@ def bge_mnli(root: Path) -> Cell:
     return _texts(_bge(root), root / "bge-mnli", "mnli_small", num_labels=3)
 
 
+def minilm_mnli(root: Path) -> Cell:
+    """MiniLM, 6 layers, on pairs of sentences."""
+    return _texts(packaged_model(), root / "minilm-mnli", "mnli_small", num_labels=3)
+
+
 def bge_banking(root: Path) -> Cell:
     """BGE-small on banking77."""
     return _texts(_bge(root), root / "bge-banking", "banking77", num_labels=77)
@@ -78,6 +83,7 @@ CELLS: Table[Callable[[Path], Cell]] = Table(
     "cell",
     {
         "bge-mnli": bge_mnli,
+        "minilm-mnli": minilm_mnli,
         "bge-banking": bge_banking,
         "minilm-banking": minilm_banking,
         "minilm-skewed": minilm_banking,
