@@ -15,6 +15,7 @@ import msgspec
 
 from fleetune.device_runtime.data.rows import Format, Source, Wanted
 from fleetune.device_runtime.errors import DataError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 BYTE_ORDER_MARK = "\ufeff"
 _WIDE = {
@@ -151,7 +152,7 @@ def _items(content: str, path: Path) -> list[msgspec.Raw]:
     if not content:
         return []
     try:
-        return msgspec.json.decode(content, type=list[msgspec.Raw])
+        return msgspec.json.decode(content, type=prepared(list[msgspec.Raw]))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
         raise DataError(f"{path}: not a JSON array of objects: {exc}") from exc
 
