@@ -13,6 +13,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import PRIVATE, write_atomically
 from fleetune.device_runtime.errors import ArtifactError, StateError
+from fleetune.device_runtime.prepared import prepared
 
 T = TypeVar("T")
 PathUser = Callable[[Path], object]
@@ -86,7 +87,7 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         ArtifactError: it cannot be read, or is of another form.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(path.read_bytes(), type=prepared(kind))
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 import msgspec
 
 from fleetune.device_runtime.errors import ConfigError, UnknownName, choices
+from fleetune.device_runtime.prepared import prepared
 
 Tables = Mapping[str, Collection[str]]
 """Names that there are, by the kind of their :class:`fleetune.device_runtime.tables.Table`."""
@@ -87,7 +88,7 @@ def broken_laws(field: Field, value: object, tables: Tables) -> Iterator[str]:
     """Yield what a value has against the type, the bounds and the names of its field."""
     name, option = field.name, field.option
     try:
-        msgspec.convert(value, field.type)
+        msgspec.convert(value, prepared(field.type))
     except msgspec.ValidationError as exc:
         yield f"{name} {value!r}: {exc}"
         return

@@ -9,6 +9,7 @@ import msgspec
 
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.options import Field, Tables, broken_laws, fields_of
+from fleetune.device_runtime.prepared import prepared
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def _is_struct(kind: Any) -> bool:
 
 def _fits(value: object, hint: Any) -> bool:
     try:
-        msgspec.convert(value, hint)
+        msgspec.convert(value, prepared(hint))
     except msgspec.ValidationError:
         return False
     return True

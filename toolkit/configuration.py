@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import msgspec
 
 from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.device_runtime.prepared import prepared
 from fleetune.toolkit.flags import Part, claimed, structs_of
 
 if sys.version_info >= (3, 11):
@@ -109,4 +110,4 @@ def _convert(value: object, hint: Any) -> Any:
     if Path in kinds and isinstance(value, str):
         return Path(value)
     plain = kinds - {Path, NoneType} or {str}
-    return msgspec.convert(value, reduce(or_, plain))
+    return msgspec.convert(value, prepared(reduce(or_, plain)))

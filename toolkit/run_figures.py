@@ -22,6 +22,7 @@ from fleetune.device_runtime.contracts.run_file import (
 )
 from fleetune.device_runtime.contracts.scores import ACCURACY, EXACT_MATCH, LABELS, PERPLEXITY, R2
 from fleetune.device_runtime.errors import DataError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 T = TypeVar("T")
 Unit = Literal["step", "round"]
@@ -203,6 +204,6 @@ def _content(path: Path) -> bytes:
 
 def _decoded(content: bytes, kind: type[T], where: str) -> T:
     try:
-        return msgspec.json.decode(content, type=kind)
+        return msgspec.json.decode(content, type=prepared(kind))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise DataError(f"{where}: {one_line(exc)}") from exc

@@ -11,6 +11,7 @@ import msgspec
 
 from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.files import private_file
+from fleetune.device_runtime.prepared import prepared
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS certificates (
@@ -74,7 +75,7 @@ class Index:
         """Return certificates in the order in which they were made; of one kind or name, if given."""
         query = "SELECT * FROM certificates WHERE ? IN ('', kind) AND ? IN ('', name) ORDER BY rowid"
         with self._told():
-            return [msgspec.convert(dict(row), Entry) for row in self._rows(query, kind, name)]
+            return [msgspec.convert(dict(row), prepared(Entry)) for row in self._rows(query, kind, name)]
 
     def add(self, entry: Entry) -> None:
         """Add a certificate; StateError if its serial number is there."""

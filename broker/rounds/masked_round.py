@@ -36,6 +36,7 @@ from fleetune.device_runtime.contracts.secure_sums.masking import Unmasking
 from fleetune.device_runtime.contracts.secure_sums.vouching import problem_of_peer
 from fleetune.device_runtime.contracts.wire import MaskMessage, decode, encode
 from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.prepared import prepared
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ ASK_AGAIN_S = 10.0
 _KIND = {MaskKeys: "mask_keys", MaskShares: "mask_shares", MaskReveal: "mask_reveal"}
 _HEAD_BYTES, _PEER_BYTES = 1024, 224
 """Of a message to one device, and of each neighbour in it, at most, but for what vouches for keys."""
-_NAMES = msgspec.msgpack.Decoder(list[str])
+_NAMES = msgspec.msgpack.Decoder(prepared(list[str]))
 
 
 class MaskedRound:

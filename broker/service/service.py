@@ -335,6 +335,7 @@ class Service:
             self.federation.rounds.hear(status.device_id)
             return
         self._gone.add(status.device_id)
+        self._connection_of.pop(status.device_id, None)
         self._uploads.gone(status.device_id, now)
         self._streams.leave(status.device_id)
         if status.device_id in self._known:

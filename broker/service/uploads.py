@@ -126,6 +126,8 @@ class Uploads:
         is_wanted = self._federation.rounds.task_of
         for late in self._pulls.drop(lambda update: is_wanted(update) is not None):
             self._outbound.tell(late.device_id, verdict_on(late, f"round {late.round} is closed"))
+        counts, share_of = self._received_bytes, self._pulls.share_of
+        self._received_bytes = {name: n for name, n in counts.items() if share_of(name) is not None}
 
     def _judged(self, update: UpdateReady, now: float) -> Task | None:
         """Return the task of an update whose payload has to be seen; any other is answered."""

@@ -9,6 +9,7 @@ from fleetune.broker.store.ledger_schema import TASK, parse_work, task_of
 from fleetune.broker.store.store import Decided
 from fleetune.broker.tasks import Noted, Outcome
 from fleetune.device_runtime.contracts.fields import Count
+from fleetune.device_runtime.prepared import prepared
 
 TASKS = "tasks JOIN works ON tasks.work = works.number"
 WITH_TASKS = "updates JOIN tasks USING (task_id) JOIN works ON tasks.work = works.number"
@@ -46,13 +47,13 @@ def outcomes(sql: sqlite3.Connection) -> Iterator[Outcome]:
 def decided(sql: sqlite3.Connection) -> Iterator[Decided]:
     """Every training task that is kept in the order in which they were chosen, and what came of it."""
     for count, stats, declined, *task in sql.execute(_DECIDED):
-        known, why = msgspec.convert((count, declined), tuple[int, str | None])
+        known, why = msgspec.convert((count, declined), prepared(tuple[int, str | None]))
         yield Decided(task_of(task), known, None if stats is None else stats_of(stats), why)
 
 
 def turns(sql: sqlite3.Connection, round_number: int | None) -> dict[str, int]:
     """In how many rounds, up to 0 or one that is not settled, each device was asked to train and did not decline."""
-    return msgspec.convert(dict(sql.execute(_TURNS, {"round": round_number})), dict[str, Count])
+    return msgspec.convert(dict(sql.execute(_TURNS, {"round": round_number})), prepared(dict[str, Count]))
 
 
 def last_update(sql: sqlite3.Connection, device_id: str) -> str | None:
@@ -65,9 +66,9 @@ def last_update(sql: sqlite3.Connection, device_id: str) -> str | None:
 
 def stats_of(text: str) -> dict[str, float]:
     """Read the statistics of an update; MsgspecError if they are damaged."""
-    return msgspec.json.decode(text, type=dict[str, float])
+    return msgspec.json.decode(text, type=prepared(dict[str, float]))
 
 
 def noted_of(text: str) -> Noted:
     """Read what is noted of an update; MsgspecError if it is damaged."""
-    return msgspec.json.decode(text, type=Noted)
+    return msgspec.json.decode(text, type=prepared(Noted))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import msgspec
 
 from fleetune.broker.store.store import BEFORE, ByKind, Carried, Cost
+from fleetune.device_runtime.prepared import prepared
 
 _SPEND = """
 INSERT INTO costs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (round) DO UPDATE SET
@@ -41,7 +42,7 @@ def add_cost(sql: sqlite3.Connection, round_number: int, cost: Cost) -> None:
 def total_cost(sql: sqlite3.Connection, round_number: int | None) -> Cost:
     """What a round has cost, or all of them together; ValidationError if a column is not what was written."""
     found = _of(sql, _SUMS, round_number).fetchone()
-    return msgspec.convert(dict(zip(Cost.__struct_fields__, found, strict=True)), Cost)
+    return msgspec.convert(dict(zip(Cost.__struct_fields__, found, strict=True)), prepared(Cost))
 
 
 def add_carried(sql: sqlite3.Connection, round_number: int, carried: Mapping[str, Carried]) -> None:
@@ -78,4 +79,4 @@ def _of(sql: sqlite3.Connection, query: str, round_number: int | None, end: str 
 def _carried(counts: list[object]) -> Carried:
     down, up = counts[: len(_KINDS)], counts[len(_KINDS) :]
     fields = {"down": dict(zip(_KINDS, down, strict=True)), "up": dict(zip(_KINDS, up, strict=True))}
-    return msgspec.convert(fields, Carried)
+    return msgspec.convert(fields, prepared(Carried))

@@ -9,6 +9,7 @@ import msgspec
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
 from fleetune.device_runtime.errors import StateError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
 DAMAGES = (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, OverflowError)
@@ -59,9 +60,9 @@ def check_damage(sql: sqlite3.Connection) -> None:
     if (found := sql.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
         raise ValueError(found)
     for query, row in _COLUMNS.items():
-        msgspec.convert(sql.execute(query).fetchall(), list[row])  # type: ignore[valid-type]
+        msgspec.convert(sql.execute(query).fetchall(), prepared(list[row]))  # type: ignore[valid-type]
     for (text,) in sql.execute("SELECT line FROM lines"):
-        msgspec.json.decode(text, type=Row)
+        msgspec.json.decode(text, type=prepared(Row))
     for query, sentence in _TIES.items():
         if sql.execute(query).fetchone()[0]:
             raise ValueError(sentence)

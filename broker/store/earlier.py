@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from fleetune.broker.job import Settings
+from fleetune.device_runtime.prepared import prepared
 
 LATER: dict[str, Any] = {"weight_cap": 0.0, "length_cap": 0.0, "heading": 0.0, "strikes": 0}
 """Settings whose defaults change what comes of a job and which releases since 0.1.0 have added, with what switches them off.
@@ -16,13 +17,13 @@ _FIELDS = {field.name: field.default for field in msgspec.structs.fields(Setting
 
 def absent_in(text: str) -> tuple[str, ...]:
     """Return which of ``LATER`` the settings of a ledger do not say; MsgspecError for text that is no object."""
-    said = msgspec.json.decode(text, type=dict[str, Any])
+    said = msgspec.json.decode(text, type=prepared(dict[str, Any]))
     return tuple(name for name in LATER if name not in said)
 
 
 def kept_settings(text: str) -> Settings:
     """Read a ledger's settings, with what it does not say switched off; MsgspecError if they are damaged."""
-    kept = msgspec.json.decode(text, type=Settings)
+    kept = msgspec.json.decode(text, type=prepared(Settings))
     return msgspec.structs.replace(kept, **{name: LATER[name] for name in absent_in(text)})
 
 

@@ -47,6 +47,7 @@ from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
+from fleetune.device_runtime.prepared import prepared
 
 
 class Ledger:
@@ -126,7 +127,7 @@ class Ledger:
                 accepted=dict(updates.fetchall()),
                 reported=frozenset(reports.fetchall()),
                 finished=self.finished,
-                declined={task_id: msgspec.convert(said, Declined) for task_id, *said in declines},
+                declined={task_id: msgspec.convert(said, prepared(Declined)) for task_id, *said in declines},
                 marks=tuple(read_marks(self._sql)),
                 first=first,
                 notes=notes,
@@ -217,7 +218,7 @@ class Ledger:
                     WHERE made IS NULL ORDER BY updates.number"""
         with self._reading():
             found = [
-                (task_of(task), *msgspec.convert((num_samples, name, digest), _Payload))
+                (task_of(task), *msgspec.convert((num_samples, name, digest), prepared(_Payload)))
                 for digest, num_samples, name, *task in self._sql.execute(query)
             ]
         for task, num_samples, name, digest in found:
@@ -334,7 +335,9 @@ class Ledger:
             losses = [(stats_of(stats).get("loss"), num_samples) for stats, num_samples, _ in trained]
             skipped = sum(noted_of(noted).skipped for *_, noted in trained)
             held = count_held(self._sql, number) if version else 0
-            return msgspec.convert((number, losses, evaluated.fetchall(), arms, skipped, held), Figures)
+            return msgspec.convert(
+                (number, losses, evaluated.fetchall(), arms, skipped, held), prepared(Figures)
+            )
 
     def spend(self, round_number: int, cost: Cost, carried: Mapping[str, Carried] = NOBODY) -> None:
         """Add to what a round, or AFTERWARDS, has cost, and to what was carried in it, by device."""

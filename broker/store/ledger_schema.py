@@ -20,6 +20,7 @@ from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
 from fleetune.device_runtime.contracts.wire import default_task_id
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError, StateError
+from fleetune.device_runtime.prepared import prepared
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,9 @@ def task_of(row: Iterable[object]) -> Task:
     Raises:
         MsgspecError: a column is not what was written.
     """
-    task_id, number, position, device, version, seed, work, reason, plan = msgspec.convert(tuple(row), _Row)
+    task_id, number, position, device, version, seed, work, reason, plan = msgspec.convert(
+        tuple(row), prepared(_Row)
+    )
     return Task(
         task_id=task_id,
         device_id=device,
@@ -209,13 +212,13 @@ def task_of(row: Iterable[object]) -> Task:
         position=position,
         work=parse_work(work, seed),
         reason=reason,
-        plan=None if plan is None else msgspec.json.decode(plan, type=Plan),
+        plan=None if plan is None else msgspec.json.decode(plan, type=prepared(Plan)),
     )
 
 
 def parse_work(text: str, seed: int) -> LocalWork:
     """Read a recorded work; MsgspecError if it is damaged."""
-    return msgspec.structs.replace(msgspec.json.decode(text, type=LocalWork), seed=seed)
+    return msgspec.structs.replace(msgspec.json.decode(text, type=prepared(LocalWork)), seed=seed)
 
 
 def _upgrade_over(sql: sqlite3.Connection, statements: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from fleetune.broker.tasks import HELD, REASON_CHARS_MAX, Mark
 from fleetune.device_runtime.contracts.fields import Count, Word
+from fleetune.device_runtime.prepared import prepared
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS marks (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, device TEXT NOT NULL, kind TEXT NOT NULL,
@@ -30,7 +31,7 @@ def add_marks(sql: sqlite3.Connection, marks: Iterable[Mark]) -> int:
 def read_marks(sql: sqlite3.Connection) -> list[Mark]:
     """All marks in the order in which they were made; MsgspecError if one is not what was written."""
     rows = sql.execute("SELECT round, device, kind, detail FROM marks ORDER BY number").fetchall()
-    return [Mark(*row) for row in msgspec.convert(rows, list[tuple[Count, Word, Word, _Detail]])]
+    return [Mark(*row) for row in msgspec.convert(rows, prepared(list[tuple[Count, Word, Word, _Detail]]))]
 
 
 def forget_marks(sql: sqlite3.Connection, round_number: int) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from fleetune.broker.tasks import Note
 from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX, Count, Word
+from fleetune.device_runtime.prepared import prepared
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS mask_notes (number INTEGER PRIMARY KEY, round INTEGER NOT NULL, kind TEXT NOT NULL,
@@ -41,9 +42,9 @@ def forget_notes(sql: sqlite3.Connection, round_number: int) -> None:
 def first_and_notes(sql: sqlite3.Connection, closed: int) -> tuple[int, tuple[Note, ...]]:
     """Position from which the tasks of the open round count, and its notes; MsgspecError or ValueError if they are damaged."""
     query = "SELECT kind, device, content FROM mask_notes WHERE round > ? ORDER BY number"
-    rows = msgspec.convert(sql.execute(query, (closed,)).fetchall(), list[_Row])
+    rows = msgspec.convert(sql.execute(query, (closed,)).fetchall(), prepared(list[_Row]))
     found = [_checked(*row) for row in rows]
-    first = [msgspec.convert(int(note.content), Count) for note in found if note.kind == _FIRST]
+    first = [msgspec.convert(int(note.content), prepared(Count)) for note in found if note.kind == _FIRST]
     return max(first, default=0), tuple(note for note in found if note.kind != _FIRST)
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from fleetune.broker.store.store import ByKind, Figures, Store, in_all
 from fleetune.device_runtime.contracts.scores import ACCURACY, named
+from fleetune.device_runtime.prepared import prepared
 
 WEIGHT_CAP = 3
 """A device's figures weigh at most this many times the middle one's: how many samples it has is its own word."""
@@ -91,7 +92,7 @@ def find_row(
     line = store.line(version)
     if line is None:
         return None
-    told = called(msgspec.json.decode(line.text, type=Row), score)
+    told = called(msgspec.json.decode(line.text, type=prepared(Row)), score)
     return msgspec.structs.replace(told, epsilon=spending(line.turns)) if spending else told
 
 

@@ -41,6 +41,7 @@ from fleetune.device_runtime.contracts.wire import Message, Offer, encode
 from fleetune.device_runtime.contracts.work import SumGrid
 from fleetune.device_runtime.errors import ConfigError, WireError, some
 from fleetune.device_runtime.network.connection import send
+from fleetune.device_runtime.prepared import prepared
 
 log = logging.getLogger(__name__)
 
@@ -381,7 +382,7 @@ def _parsed(content: bytes | None) -> _State | None:
         return None
     try:
         if sha256(content[32:]).digest() == content[:32]:
-            return msgspec.msgpack.decode(content[32:], type=_State)
+            return msgspec.msgpack.decode(content[32:], type=prepared(_State))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     log.warning("%s: damaged; this device takes no part in the masks of its last round", FILE)

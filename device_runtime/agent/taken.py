@@ -10,6 +10,7 @@ from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.seal import Stamp
 from fleetune.device_runtime.contracts.wire import Offer
 from fleetune.device_runtime.errors import StateError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 _Number = Annotated[int, Meta(ge=0)]
 
@@ -63,7 +64,7 @@ class Taken:
 
     def _read(self) -> tuple[dict[str, tuple[int, int]], Stamp]:
         try:
-            kept = msgspec.msgpack.decode(self._outbox.recall(self._key) or b"\x80", type=_Kept)
+            kept = msgspec.msgpack.decode(self._outbox.recall(self._key) or b"\x80", type=prepared(_Kept))
         except msgspec.MsgspecError as exc:
             wrong = f"what this device has taken in job {self._job!r} is damaged: {one_line(exc)}"
             raise StateError(f"{wrong}; move its state folder away to start afresh") from exc

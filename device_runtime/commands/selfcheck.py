@@ -17,6 +17,7 @@ from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.processor import int8_path
 from fleetune.device_runtime.errors import ArtifactError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 _Measure = Callable[[Array | np.generic, Array], float]
 _STEPS = "steps."
@@ -141,7 +142,7 @@ def _plans(path: Path) -> dict[str, list[int]]:
     with safe_open(path, "np") as file:
         said = (file.metadata() or {}).get("plans", "{}")
     try:
-        return msgspec.json.decode(said, type=dict[str, list[int]])
+        return msgspec.json.decode(said, type=prepared(dict[str, list[int]]))
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise ArtifactError(f"{path}: its plans cannot be read: {one_line(exc)}; export again") from exc
 

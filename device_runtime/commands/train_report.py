@@ -10,6 +10,7 @@ from fleetune.device_runtime.commands.peak_memory import peak_rss_mb
 from fleetune.device_runtime.contracts.evaluation_file import FIGURES, Evaluated
 from fleetune.device_runtime.contracts.memory_plan import MemoryPlan
 from fleetune.device_runtime.contracts.run_file import RUN
+from fleetune.device_runtime.prepared import prepared
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.training.early_stopping import Row
 from fleetune.device_runtime.training.trainer import Trainer
@@ -111,7 +112,7 @@ def _evaluated(evaluation: Evaluated | None) -> dict[str, float | None]:
 def as_measured(report: TrainReport, folder: Path) -> TrainReport:
     """Put in what only the process that took the steps could measure, of the record that it left in ``folder``."""
     try:
-        kept = msgspec.json.decode((folder / RUN).read_bytes(), type=_Recorded).report
+        kept = msgspec.json.decode((folder / RUN).read_bytes(), type=prepared(_Recorded)).report
     except (OSError, msgspec.MsgspecError):
         return report
     return msgspec.structs.replace(report, **msgspec.structs.asdict(kept))

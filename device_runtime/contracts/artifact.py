@@ -15,6 +15,7 @@ from fleetune.device_runtime.arrays import Array, Arrays, Floats, load_arrays, s
 from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Targets, Tensor
 from fleetune.device_runtime.contracts.soundness import table_problems
 from fleetune.device_runtime.errors import ArtifactError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 MANIFEST = "manifest.json"
 BASE = "base.safetensors"
@@ -159,7 +160,7 @@ def _read_manifest(folder: Path) -> bytes:
 
 def _parse(content: bytes, folder: Path) -> Manifest:
     try:
-        found = msgspec.json.decode(content, type=_FormatOnly).format
+        found = msgspec.json.decode(content, type=prepared(_FormatOnly)).format
         if found > FORMAT:
             raise ArtifactError(
                 f"{folder}: format {found} is newer than {FORMAT}, which this version reads; update fleetune"
@@ -171,7 +172,7 @@ def _parse(content: bytes, folder: Path) -> Manifest:
         raise ArtifactError(f"{folder / MANIFEST}: {one_line(exc)}") from exc
 
 
-_decoder = msgspec.json.Decoder(Manifest)
+_decoder = msgspec.json.Decoder(prepared(Manifest))
 """Made when this is imported: msgspec crashes where two threads are the first to meet a struct."""
 
 
@@ -185,7 +186,7 @@ def _upgraded(found: dict[str, Any], folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder}: export again with --base-dtype int8: the int8 products of format 1 are wrong on processors without VNNI"
         )
-    manifest = msgspec.convert(found | {"format": FORMAT}, Manifest)
+    manifest = msgspec.convert(found | {"format": FORMAT}, prepared(Manifest))
     inputs = tuple(
         msgspec.structs.replace(row, role="labels")
         if row.name == "labels"

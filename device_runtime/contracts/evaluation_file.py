@@ -7,6 +7,7 @@ import msgspec
 
 from fleetune.device_runtime.contracts.run_file import EVALUATIONS
 from fleetune.device_runtime.errors import DataError
+from fleetune.device_runtime.prepared import prepared
 
 LOG_BYTES_MAX = 256 * 1024
 """Of a longer log the older half goes: about 1,500 evaluations stay."""
@@ -122,7 +123,7 @@ def read_log(folder: Path) -> list[Evaluated]:
 
 def _read(line: bytes, where: str) -> Evaluated:
     try:
-        return msgspec.json.decode(line, type=Evaluated)
+        return msgspec.json.decode(line, type=prepared(Evaluated))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise DataError(f"{where}: {exc}") from exc
 

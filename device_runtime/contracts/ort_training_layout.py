@@ -10,6 +10,7 @@ import msgspec
 
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.errors import ArtifactError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 INSTALL = (
     "python -m venv .venv-ort && .venv-ort/bin/pip install onnxruntime-training-cpu==1.19.2 'onnx<1.18' 'numpy<2.3' "
@@ -60,7 +61,7 @@ def read_layout(artifact: Artifact) -> dict[int, DepthModel]:
     if manifest.backend != "ort-training" or LAYOUT not in manifest.files:
         raise ArtifactError(f"{artifact.folder}: made for {manifest.backend}, not for ort-training")
     try:
-        layout = msgspec.json.decode(path.read_bytes(), type=Layout)
+        layout = msgspec.json.decode(path.read_bytes(), type=prepared(Layout))
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise ArtifactError(f"{path}: {one_line(exc)}") from exc
     if layout.format != FORMAT:

@@ -52,6 +52,7 @@ from fleetune.device_runtime.contracts.mask_messages import (
 )
 from fleetune.device_runtime.contracts.work import FULL, LocalWork, SumGrid
 from fleetune.device_runtime.errors import WireError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 CAUSES = ("memory", "work", "")
 """Why a device declines."""
@@ -380,7 +381,7 @@ _TEXTS: dict[type, dict[str, int]] = {
     for kind in get_args(Message)
 }
 _encoder = msgspec.msgpack.Encoder()
-_decoder: "msgspec.msgpack.Decoder[Message]" = msgspec.msgpack.Decoder(Message)
+_decoder: "msgspec.msgpack.Decoder[Message]" = msgspec.msgpack.Decoder(prepared(Message))
 
 
 def encode(message: Message) -> bytes:

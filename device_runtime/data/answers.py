@@ -18,6 +18,7 @@ from fleetune.device_runtime.data.labels import class_reader
 from fleetune.device_runtime.data.records import Label, Text
 from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.errors import one_line, some
+from fleetune.device_runtime.prepared import prepared
 
 SEPARATOR = ";"
 """Between the labels of a text cell."""
@@ -159,7 +160,7 @@ def _listed(given: Labels | str, source: Source) -> Labels:
     if not text.startswith("["):
         return [part.strip() for part in text.split(SEPARATOR) if part.strip()]
     try:
-        return msgspec.json.decode(text, type=Labels)
+        return msgspec.json.decode(text, type=prepared(Labels))
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise source.error(
             f"labels {one_line(text, length_max=80)} are no JSON list ({exc}); write a{SEPARATOR}b"

@@ -17,6 +17,7 @@ from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data import template_process
 from fleetune.device_runtime.data.template_process import REFUSED
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 Message = Mapping[str, Any]
 """``role`` and ``content``, and what else a template reads."""
@@ -102,7 +103,7 @@ class Chat:
         if not line.endswith(b"\n"):
             raise ArtifactError(f"{self._name}: {self._death(line)}")
         try:
-            found = msgspec.json.decode(line, type=_Answer)
+            found = msgspec.json.decode(line, type=prepared(_Answer))
         except msgspec.MsgspecError as exc:
             raise ArtifactError(f"{self._name}: its process answers nonsense: {exc}") from exc
         if found.error:

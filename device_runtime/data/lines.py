@@ -4,7 +4,6 @@ import codecs
 import csv
 import gzip
 import io
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -15,6 +14,7 @@ import msgspec
 
 from fleetune.device_runtime.data.rows import Format, Source, Wanted
 from fleetune.device_runtime.errors import DataError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 BYTE_ORDER_MARK = "\ufeff"
 _WIDE = {
@@ -24,13 +24,15 @@ _WIDE = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Encodings by how a file of them begins; the mark of UTF-32 begins with that of UTF-16."""
-_AFTER_RETURN = re.compile(r"(?<=\r)(?!\n)")
-"""Where a line ends that a spreadsheet of an old Mac has ended."""
 UNPACKED_TIMES, UNPACKED_MIN = 20, 2 * 1024**2
 """A ``.gz`` unpacks to at most so many times its size, or to so many bytes: a few could take all of the memory."""
+BLANK_MAX = 100_000
+"""So many more lines may be blank than are not: a few bytes may unpack to millions of them, each of which is looked at."""
 LINE_MAX = 64 * 1024**2
 """Bytes of UTF-8, or characters, of a line, cell or JSON array; a file of a few bytes may unpack to a line without end."""
 
+_BLANK = " \t\r\n\f\v,"
+"""Of a line of these no row is made."""
 _AS_LINES = f"a JSON array of more than {LINE_MAX >> 20} MB; make JSON lines of it, as `jq -c '.[]'` does"
 _SMALLER = f"a text of more than {LINE_MAX >> 20} MB; make JSON lines of its parts"
 
@@ -151,7 +153,7 @@ def _items(content: str, path: Path) -> list[msgspec.Raw]:
     if not content:
         return []
     try:
-        return msgspec.json.decode(content, type=list[msgspec.Raw])
+        return msgspec.json.decode(content, type=prepared(list[msgspec.Raw]))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
         raise DataError(f"{path}: not a JSON array of objects: {exc}") from exc
 
@@ -191,11 +193,18 @@ def _lines(file: io.BufferedReader, path: Path) -> Iterator[str]:
     start = file.peek(4)
     wide = next((name for mark, name in _WIDE.items() if start.startswith(mark)), None)
     lines = _utf8_lines(file, path) if wide is None else _wide_lines(file, path, wide)
+    num_blank = 0
     for number, line in enumerate(_cut_at_returns(lines), 1):
         if "\0" in line:
             raise Source(path, number).error(
                 "NUL bytes: a file that was cut off while it was written, or UTF-16 without its mark"
             )
+        if not line.strip(_BLANK):
+            num_blank += 1
+            if 2 * num_blank > number + BLANK_MAX:
+                raise Source(path, number).error(
+                    f"{num_blank:,} blank lines so far, and {number - num_blank:,} others: damaged, or not what it is named"
+                )
         yield line.lstrip(BYTE_ORDER_MARK)
 
 
@@ -205,10 +214,18 @@ def _too_long(what: str) -> str:
 
 def _cut_at_returns(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
-        if "\r" in line:
-            yield from filter(None, _AFTER_RETURN.split(line))
-        else:
-            yield line
+        yield from _at_returns(line) if "\r" in line else (line,)
+
+
+def _at_returns(line: str) -> Iterator[str]:
+    """Cut a line where a spreadsheet of an old Mac has ended one: behind a return without a line feed."""
+    start = 0
+    while (at := line.find("\r", start)) >= 0:
+        end = at + (2 if line.startswith("\n", at + 1) else 1)
+        yield line[start:end]
+        start = end
+    if start < len(line):
+        yield line[start:]
 
 
 def _utf8_lines(file: io.BufferedReader, path: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ import msgspec
 from fleetune.device_runtime.data.records import Messages, Tools
 from fleetune.device_runtime.data.rows import Source
 from fleetune.device_runtime.errors import choices, one_line
+from fleetune.device_runtime.prepared import prepared
 
 ASSISTANT, TOOL, CALLS = "assistant", "tool", "tool_calls"
 _CALL = "function_call"
@@ -34,7 +35,7 @@ def read_messages(found: Messages, source: Source) -> list[Message]:
     """
     if isinstance(found, str):
         try:
-            found = msgspec.json.decode(found, type=list[dict[str, Any]])
+            found = msgspec.json.decode(found, type=prepared(list[dict[str, Any]]))
         except (msgspec.MsgspecError, RecursionError) as exc:
             raise source.error(f"its messages are no JSON array of messages: {exc}") from exc
     return [_message(_bare(message), number, source) for number, message in enumerate(found, 1)]
@@ -44,7 +45,7 @@ def read_tools(found: Tools | None, source: Source) -> list[dict[str, Any]]:
     """Read what an assistant may call, as JSON where it is a text; none where there is nothing. DataError names the row."""
     if isinstance(found, str) and found.strip():
         try:
-            found = msgspec.json.decode(found, type=list[dict[str, Any]])
+            found = msgspec.json.decode(found, type=prepared(list[dict[str, Any]]))
         except (msgspec.MsgspecError, RecursionError) as exc:
             raise source.error(f"its tools are no JSON array of tools: {exc}") from exc
     return [_bare(tool) for tool in found or [] if isinstance(tool, dict)]

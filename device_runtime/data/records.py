@@ -19,6 +19,7 @@ from fleetune.device_runtime.data.lines import (
 )
 from fleetune.device_runtime.data.rows import Format, Source, Wanted
 from fleetune.device_runtime.errors import DataError, choices
+from fleetune.device_runtime.prepared import prepared
 from fleetune.device_runtime.tables import Table
 
 Label = bool | int | float | str
@@ -167,7 +168,7 @@ def _record(fields: object, kind: type[R], wanted: Wanted, source: Source) -> R:
                 if value is not None or name not in wanted.optional
             }
     try:
-        return msgspec.convert(fields, kind)
+        return msgspec.convert(fields, prepared(kind))
     except msgspec.MsgspecError as exc:
         raise source.error(str(exc)) from exc
 

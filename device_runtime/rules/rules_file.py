@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.prepared import prepared
 from fleetune.device_runtime.rules.rules import Rules, contradictions
 from fleetune.device_runtime.toml_tables import mistakes, read_table
 
@@ -28,7 +29,7 @@ def load_rules(source: Mapping[str, Any] | Path | str | None) -> Rules:
 def _checked(table: object, where: str) -> Rules:
     problems = list(mistakes(Rules, table, where))
     if not problems:
-        rules = msgspec.convert(table, Rules)
+        rules = msgspec.convert(table, prepared(Rules))
         problems = [f"{where}.{problem}" for problem in contradictions(rules)]
     if problems:
         raise ConfigError("; ".join(problems))

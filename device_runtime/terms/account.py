@@ -15,6 +15,7 @@ from fleetune.device_runtime.contracts.accounting import Steps, epsilon_of_steps
 from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.files import DiskFiles, Files, doing, locked
+from fleetune.device_runtime.prepared import prepared
 
 FILE, LOCK = "spent.json", "spent.lock"
 
@@ -113,7 +114,7 @@ def _sealed(spent: Spent) -> Spent:
 
 def _parsed(content: bytes) -> Spent:
     try:
-        found = msgspec.json.decode(content, type=Spent)
+        found = msgspec.json.decode(content, type=prepared(Spent))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise ConfigError(f"{FILE}: damaged, {_UNKNOWN}: {exc}") from exc
     if _sealed(found) != found:

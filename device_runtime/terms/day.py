@@ -10,6 +10,8 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import Meta
 
+from fleetune.device_runtime.prepared import prepared
+
 DAY_S = 86_400.0
 _CLOCK_SET_S = datetime(2024, 1, 1, tzinfo=timezone.utc).timestamp()
 _FACT = "contract/day"
@@ -74,7 +76,7 @@ class Day:
 
 def _decoded(kept: bytes | None) -> Spent:
     try:
-        return msgspec.json.decode(kept, type=Spent) if kept else Spent()
+        return msgspec.json.decode(kept, type=prepared(Spent)) if kept else Spent()
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return Spent()
 

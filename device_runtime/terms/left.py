@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from fleetune.device_runtime.files import Files
+from fleetune.device_runtime.prepared import prepared
 
 NEWEST, OLDER = "left.jsonl", "left.1.jsonl"
 SIZE_MAX = 512 * 1024
@@ -120,6 +121,6 @@ def written_at(wall_s: float) -> str:
 def _lines(content: bytes) -> Iterator[Left]:
     for line in content.splitlines():
         try:
-            yield msgspec.json.decode(line, type=Left)
+            yield msgspec.json.decode(line, type=prepared(Left))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue

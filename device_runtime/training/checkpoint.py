@@ -16,6 +16,7 @@ from fleetune.device_runtime.arrays import PRIVATE, Array, Arrays, load_arrays, 
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, StateError, one_line
 from fleetune.device_runtime.options import values_of
+from fleetune.device_runtime.prepared import prepared
 
 FORMAT = 2
 """2: plans and batches are drawn by counter (``draws``), the optimizer's state is a chain's."""
@@ -168,7 +169,7 @@ def _read_said(path: Path) -> str:
 
 def _parse_header(path: Path, said: str) -> _Header:
     try:
-        header = msgspec.json.decode(said, type=_Header)
+        header = msgspec.json.decode(said, type=prepared(_Header))
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise StateError(f"{path}: not a checkpoint: {one_line(exc)}; delete it to start anew") from exc
     if header.format != FORMAT:

@@ -16,6 +16,7 @@ from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.contracts.thresholds import parameters_of
 from fleetune.device_runtime.errors import ArtifactError, StateError
 from fleetune.device_runtime.files import doing
+from fleetune.device_runtime.prepared import prepared
 from fleetune.device_runtime.training.checkpoint import Origin
 from fleetune.device_runtime.training.trainer import Trainer
 
@@ -155,7 +156,7 @@ def _load(path: Path, key: str) -> list[Row]:
     """Rows of the file; none if it is of another run."""
     try:
         with safe_open(path, framework="numpy") as file:
-            found = msgspec.json.decode((file.metadata() or {})[_HEADER], type=_Record)
+            found = msgspec.json.decode((file.metadata() or {})[_HEADER], type=prepared(_Record))
     except (SafetensorError, OSError, KeyError, msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
         raise _damaged(path) from exc
     if found.key != key:

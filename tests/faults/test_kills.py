@@ -1,13 +1,18 @@
-"""Everything is killed, again and again, and nothing changes. FLEETUNE_KILLS is the number of a campaign."""
+"""Everything is killed, again and again, and nothing changes. FLEETUNE_KILLS is the number of a campaign.
+
+Noise of devices is secret, and follows from the file ``noise.key`` alone: with the same file it is the same bits.
+"""
 
 import os
 import shutil
+from hashlib import sha256
 
 import pytest
 from campaigns import Campaign, killing
 from words import write_lines
 
 from fleetune.device_runtime.commands.sign import sign
+from fleetune.device_runtime.contracts.gaussian import NOISE_SECRET
 from fleetune.device_runtime.network.signing import write_key_pair
 
 KILLS = int(os.environ.get("FLEETUNE_KILLS", "100"))
@@ -16,6 +21,16 @@ JOBS = {
     "int8 fedavgm": {"codec": "int8", "strategy": "fedavgm"},
     "signed": {"is_signed": True},
     "signed and masked": {"is_signed": True, "secure": "masks"},
+    "signed, masked and each sample hidden": {
+        "is_signed": True,
+        "secure": "masks",
+        "dp": "sample",
+        "clip": 1.0,
+        "noise": 2.0,
+        "sample_rate": 0.1,
+        "optimizer": "sgd",
+    },
+    "signed, with noise of each device": {"is_signed": True, "dp": "local", "clip": 1.0, "noise": 0.5},
 }
 """Options of aggregate by the name of a campaign, and whether artifact and messages are signed."""
 COMMON = {
@@ -39,14 +54,27 @@ def campaign_of(root, artifact, *, rounds, is_signed=False, **options):
         sign(artifact, sign_key=root / "key")
         options |= {"sign_key": str(root / "key")}
         device |= {"trust": str(root / "key.pub")}
+    if "dp" in options:
+        device |= {"most_epsilon": 0 if options["dp"] == "local" else 1000}
     data = {name: write_lines(root / f"{name}.csv", seed=i) for i, name in enumerate((*Campaign.NAMES, "e"))}
-    return Campaign(
+    campaign = Campaign(
         root / "job",
         artifact,
         data,
         job={**COMMON, "rounds": rounds, **options},
         device=device,
     )
+    for name in Campaign.NAMES if "dp" in options else ():
+        state = root / "job" / name
+        state.mkdir(mode=0o700)
+        (state / NOISE_SECRET).write_bytes(sha256(name.encode()).digest())
+    return campaign
+
+
+def spent_of(came_in):
+    """What each device's account says of its data, as bytes; None where nothing is spent."""
+    files = {name: came_in / "job" / name / "spent.json" for name in Campaign.NAMES}
+    return {name: path.read_bytes() if path.exists() else None for name, path in files.items()}
 
 
 def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
@@ -63,6 +91,9 @@ def check_campaign(tmp_path, artifact, *, kills, rounds, seed=1, **options):
     assert disturbed.bits == calm.bits
     assert (disturbed.updates, disturbed.doubled) == (rounds * len(Campaign.NAMES), 0)
     assert (disturbed.tracebacks, calm.tracebacks) == (0, 0)
+    spent = spent_of(tmp_path / "killed")
+    assert spent == spent_of(tmp_path / "calm")
+    assert (None not in spent.values()) == (options.get("dp") == "sample")
 
 
 def test_a_few_kills_change_nothing(tmp_path, word_artifact):

@@ -4,16 +4,20 @@ A mutation has a number, and is the same every time. FLEETUNE_MUTATIONS is how m
 ``python tests/support/fuzz.py READER COUNT FIRST``.
 """
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import children
 import fuzz
 import pytest
 from paths import ROOT
 from readers import READERS
+
+from fleetune.device_runtime.errors import DataError
 
 COUNT = int(os.environ.get("FLEETUNE_MUTATIONS", "100000"))
 FEW = 150
@@ -51,6 +55,21 @@ def test_a_small_gz_does_not_take_the_memory(tmp_path, bomb):
     with READERS["jsonl.gz"](tmp_path) as reader:
         found = fuzz.fuzz(reader._replace(mutate=lambda *_: fuzz.bomb(bomb)), 1)
     assert (found.refused, found.escapes, found.large) == (1, {}, 0)
+
+
+@pytest.mark.parametrize("blank", [b"\n", b",\n", b"\r", b" \r\n"], ids=repr)
+def test_blank_lines_without_end_are_not_all_looked_at(tmp_path, blank):
+    content = gzip.compress(b"text,label\n" + blank * (2 * 1024**2 // len(blank) - 20) + b"red,a\n")
+    with (
+        READERS["csv.gz"](tmp_path) as reader,
+        pytest.raises(DataError, match=r"line 1\d\d,?\d{3}: .* blank lines"),
+    ):
+        reader.read(content)
+
+
+def test_as_many_blank_lines_as_others_are_no_matter(tmp_path):
+    with READERS["csv.gz"](tmp_path) as reader, patch("fleetune.device_runtime.data.lines.BLANK_MAX", 10):
+        reader.read(gzip.compress(b"text,label\n" + b"red,a\n\n" * 30))
 
 
 def test_the_harness_finds_what_escapes_and_what_takes_memory(tmp_path):

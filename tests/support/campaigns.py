@@ -129,7 +129,7 @@ class Campaign:
         sql.close()
         logs = [path.read_text() for path in self.root.glob("*.log") if path.stem != "mosquitto"]
         rows = [
-            (row["round"], row["devices"], row["loss"], row["accuracy"], row["train_loss"])
+            (row["round"], row["devices"], row["loss"], row["accuracy"], row["train_loss"], row["epsilon"])
             for row in report["history"]
         ]
         return Came(

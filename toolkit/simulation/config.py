@@ -18,6 +18,7 @@ from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.draws import SEED_MAX
 from fleetune.device_runtime.errors import ConfigError, choices
 from fleetune.device_runtime.options import Option, refuse
+from fleetune.device_runtime.prepared import prepared
 from fleetune.device_runtime.toml_tables import mistakes, read_table
 from fleetune.toolkit.simulation.availability import Availability
 from fleetune.toolkit.simulation.networks import MODELS, Network, NetworkModel
@@ -156,7 +157,7 @@ def config_of(table: Mapping[str, Any], where: str = "configuration") -> Simulat
     tables = {**TABLES, KINDS.kind: KINDS}
     without = {"job": OF_JOB, "work": OF_DEVICES}
     _refuse(where, mistakes(SimulationConfig, table, "", tables=tables, without=without))
-    config = msgspec.convert(_with_job(table), SimulationConfig)
+    config = msgspec.convert(_with_job(table), prepared(SimulationConfig))
     _refuse(where, _contradictions(config))
     return config
 

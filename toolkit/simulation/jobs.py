@@ -12,6 +12,7 @@ from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.data.columns import Columns
 from fleetune.device_runtime.errors import FleetuneError
+from fleetune.device_runtime.prepared import prepared
 from fleetune.toolkit.simulation.calls import Call
 
 
@@ -107,8 +108,8 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encoder, _sorting = msgspec.msgpack.Encoder(), msgspec.msgpack.Encoder(order="sorted")
-_task_decoder = msgspec.msgpack.Decoder(Task)
-_done_decoder = msgspec.msgpack.Decoder(Done)
+_task_decoder = msgspec.msgpack.Decoder(prepared(Task))
+_done_decoder = msgspec.msgpack.Decoder(prepared(Done))
 
 
 def encode(message: Task | Done) -> bytes:

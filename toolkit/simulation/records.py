@@ -18,6 +18,7 @@ from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import RUN, write_run
 from fleetune.device_runtime.errors import DataError, one_line
 from fleetune.device_runtime.files import doing
+from fleetune.device_runtime.prepared import prepared
 
 DEVICES = "devices.jsonl"
 R = TypeVar("R", bound=msgspec.Struct)
@@ -187,7 +188,7 @@ def read_report(folder: Path) -> SimulationReport:
     """
     path = folder / RUN
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_RunOnly).report
+        return msgspec.json.decode(path.read_bytes(), type=prepared(_RunOnly)).report
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         said = getattr(exc, "strerror", None) or exc
         raise DataError(f"{path}: no run of fleetune simulate: {said}") from exc
@@ -209,6 +210,6 @@ def _line(record: msgspec.Struct) -> bytes:
 
 def _record(path: Path, number: int, line: bytes, kind: type[R]) -> R:
     try:
-        return msgspec.json.decode(line, type=kind)
+        return msgspec.json.decode(line, type=prepared(kind))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise DataError(f"{path}, line {number}: {one_line(exc)}") from exc

@@ -16,6 +16,7 @@ from fleetune.device_runtime.contracts.codecs.deflate import deflated, inflated
 from fleetune.device_runtime.contracts.codecs.int8 import scale_bytes
 from fleetune.device_runtime.contracts.codecs.topk import place_bytes
 from fleetune.device_runtime.errors import WireError, one_line
+from fleetune.device_runtime.prepared import prepared
 
 VALUES, POSITIONS, SCALES, PROTOCOL = KINDS = ("values", "positions", "scales", "protocol")
 """Kinds of bytes. A part of frame 2 is named for its kind, or ``KIND-WHAT``."""
@@ -74,8 +75,8 @@ class _Lean(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 _Rows = list[tuple[str, tuple[int, ...]]]
-_head, _by_tensor = msgspec.msgpack.Decoder(Head), msgspec.msgpack.Decoder(_Update)
-_by_kind, _rows = msgspec.msgpack.Decoder(_Lean), msgspec.msgpack.Decoder(_Rows)
+_head, _by_tensor = msgspec.msgpack.Decoder(prepared(Head)), msgspec.msgpack.Decoder(prepared(_Update))
+_by_kind, _rows = msgspec.msgpack.Decoder(prepared(_Lean)), msgspec.msgpack.Decoder(prepared(_Rows))
 _MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
