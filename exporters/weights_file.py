@@ -73,7 +73,8 @@ def _header(entries: Sequence[_Entry]) -> bytes:
 def _content(entry: _Entry) -> bytes | memoryview:
     if entry.tensor is None:
         return bytes(entry.end - entry.start)
-    return memoryview(entry.tensor.detach().contiguous().numpy().reshape(-1).view(np.uint8))
+    content: memoryview = entry.tensor.detach().contiguous().numpy().reshape(-1).view(np.uint8).data
+    return content
 
 
 def _layout(spans: Sequence[Sequence[tuple[str, Tensor]]]) -> Iterator[_Entry]:

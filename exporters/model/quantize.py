@@ -107,7 +107,7 @@ def _read_back(file: IO[bytes], tensor: Tensor) -> None:
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
     """Rows of a tensor, _AT_ONCE values at a time."""
     rows = max(1, _AT_ONCE * len(tensor) // max(1, tensor.numel())) if tensor.ndim else 1
-    yield from tensor.split(rows) if tensor.ndim else [tensor]
+    yield from (tensor[at : at + rows] for at in range(0, len(tensor), rows)) if tensor.ndim else [tensor]
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:

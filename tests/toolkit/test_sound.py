@@ -69,9 +69,7 @@ def test_a_wav2vec_learns_tones_from_a_folder_of_recordings(tmp_path: Path) -> N
     values = tones(tmp_path / "sounds")
     np.savez(tmp_path / "a.npz", input_values=values, labels=[0] * 8 + [1] * 8)
     work = {"epochs": 15, "batch_size": 4, "lr": 0.02, "threads": 1}
-    heard = train(
-        artifact, data=tmp_path / "sounds", out=tmp_path / "run", eval=tmp_path / "sounds", **work
-    )
+    heard = train(artifact, data=tmp_path / "sounds", out=tmp_path / "run", eval=tmp_path / "sounds", **work)
     arrays = train(artifact, data=tmp_path / "a.npz", out=tmp_path / "again", **work)
     assert heard.losses == pytest.approx(arrays.losses, abs=1e-4)
     assert heard.accuracy == 1.0
