@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measuring.cells import CELLS, Cell
+from benchmarks.measuring.cells import CELLS, Cell, drawn
 from benchmarks.measuring.figures import table
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.class_means import class_head
 from fleetune.device_runtime.contracts.resources import Resources
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
-from fleetune.device_runtime.data.samples import Dataset
-from fleetune.device_runtime.draws import Key, permutation
 from fleetune.device_runtime.errors import UnknownName, choices
 from fleetune.device_runtime.methods.class_means import class_mean_head
 from fleetune.device_runtime.training.machine import Machine
@@ -77,7 +75,7 @@ def _run(root: Path, cell: Cell, name: str, policy: str, seed: int) -> tuple[flo
     artifact = open_artifact(cell.artifact)
     work = _work(WORK[name], policy, seed)
     train, test = (
-        _some(load_dataset(path, artifact.manifest, artifact.folder, seq_len=work.seq_len), count, seed)
+        drawn(load_dataset(path, artifact.manifest, artifact.folder, seq_len=work.seq_len), count, seed)
         for path, count in ((cell.train, TRAIN_LINES), (cell.test, TEST_LINES))
     )
     with Machine(artifact, Resources(threads=1, hidden_cache_mb=2000), folder=root / "cache") as machine:
@@ -93,11 +91,6 @@ def _run(root: Path, cell: Cell, name: str, policy: str, seed: int) -> tuple[flo
 def _work(work: LocalWork, policy: str, seed: int) -> LocalWork:
     fields = {name: getattr(work, name) for name in work.__struct_fields__}
     return LocalWork(**fields | {"policy": POLICIES[policy], "steps": STEPS, "batch_size": 16, "seed": seed})
-
-
-def _some(dataset: Dataset, count: int, seed: int) -> Dataset:
-    order = permutation(Key(seed, "held-out", 0), dataset.num_samples)
-    return dataset.subset(order[:count])
 
 
 def _figures(runs: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -89,7 +89,14 @@ def write_block_graphs(
         # Rounding is chaotic: through several int8 layers a value that rounds the other way spreads, through one it does not.
         plans_of = single_plans if base_dtype == "int8" else chained_plans
         with _as_stored(program, table, aside=folder):
-            record_golden(program, blocks.anatomy, folder / GOLDEN, plans_of=plans_of, steps=steps)
+            record_golden(
+                program,
+                blocks.anatomy,
+                folder / GOLDEN,
+                plans_of=plans_of,
+                steps=steps,
+                vocabulary=_vocabulary(graphs.head),
+            )
         structure = Structure(
             inputs=program.inputs,
             prelude=Section(written.prelude.graphs, table.indices(slots.prelude)),
@@ -182,6 +189,12 @@ def _check_predict(head: GraphFiles, program: Program) -> None:
         raise ExportError(
             f"head (predict): the logits ask for {program.label_name}, which prediction does not have"
         )
+
+
+def _vocabulary(head: GraphFiles) -> int:
+    """Classes of each token; 0 where a row has one answer."""
+    shape = next(port.shape for port in head["train"].outputs if port.role == "logits")
+    return int(shape[-1]) if len(shape) == 3 else 0
 
 
 def _find_blocks(program: Program, sizes: tuple[int, int], on_progress: Callable[[str], None]) -> _Blocks:

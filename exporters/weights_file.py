@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from fleetune.device_runtime.errors import ExportError, choices
@@ -69,10 +70,10 @@ def _header(entries: Sequence[_Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _content(entry: _Entry) -> bytes:
+def _content(entry: _Entry) -> bytes | memoryview:
     if entry.tensor is None:
         return bytes(entry.end - entry.start)
-    content: bytes = entry.tensor.detach().contiguous().numpy().tobytes()
+    content: memoryview = entry.tensor.detach().contiguous().numpy().reshape(-1).view(np.uint8).data
     return content
 
 

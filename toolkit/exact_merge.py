@@ -10,6 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from fleetune.device_runtime.errors import ExportError, some
+from fleetune.toolkit.features import FEATURES, feature_input
 from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.origin import parameter_digests
 
@@ -131,11 +132,11 @@ def _error(found: Tensor, expected: Tensor) -> float:
 def _rows(learning: Any) -> list[dict[str, Tensor]]:
     """Draw single samples; without padding, so that no padding token is needed."""
     generator, config = torch.Generator().manual_seed(0), learning.config
-    if learning.get_base_model().main_input_name == "pixel_values":
-        size = config.image_size
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (1, config.num_channels, height, width)
-        return [{"pixel_values": torch.randn(shape, generator=generator)} for _ in range(_ROWS)]
+    feature = learning.get_base_model().main_input_name
+    if feature in FEATURES:
+        given = feature_input(feature, config, length=None, tell=lambda _: None)
+        shape = (1, *(size for size in given.shape if isinstance(size, int)))
+        return [{feature: torch.randn(shape, generator=generator)} for _ in range(_ROWS)]
     text = config.get_text_config()
     length = max(1, min(_TOKENS, (getattr(text, "max_position_embeddings", None) or 1 << 20) - 4))
     drawn = torch.randint(text.vocab_size, (_ROWS, length), generator=generator)

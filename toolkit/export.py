@@ -69,7 +69,7 @@ def export(
 
     Args:
         model: a local folder or a hub id.
-        task: sequence-classification, token-classification, causal-lm or image-classification.
+        task: sequence-classification, token-classification, causal-lm, image-classification or audio-classification.
         out: the artifact's folder; an artifact already there is replaced.
         num_labels: how many classes; or name them with ``labels``. With neither, the classes that the checkpoint names.
         labels: class names, or a file of them: a JSON list, or one a line. Of a regression, names of its outputs.
@@ -85,7 +85,8 @@ def export(
         backend: which runtime the graphs are for.
         base_dtype: storage of the frozen weights: fp32, fp16 (computed in fp32), int8 (the blocks' matrices computed as int8) or
             int4 (computed in fp32).
-        max_length: longest sequence in tokens; at most the model's.
+        max_length: longest sequence in tokens; at most the model's. Of a model of sound the values of a recording, one second
+            without it.
         seed: of fresh LoRA and a fresh head.
         on_progress: called with a line at each stage.
         on_note: called with each note of the report as it comes up; by default they are logged as warnings.
@@ -120,6 +121,7 @@ def export(
     from fleetune.toolkit.models import ends_of, licence_of, load_checkpoint, preprocessor_of
     from fleetune.toolkit.origin import origin_of, parameter_digests
     from fleetune.toolkit.programs import describe, program_of
+    from fleetune.toolkit.tasks import WITHOUT_TEXT
 
     say(f"loading {source}")
     checkpoint = load_checkpoint(
@@ -164,7 +166,7 @@ def export(
         positions=loaded.positions,
         origin=origin_of(source, digests, adapter_names(learning).values(), seed=seed),
         licences={"model": licence_of(source)},
-        preprocessor=preprocessor_of(source) if task == "image-classification" else None,
+        preprocessor=preprocessor_of(source) if task in WITHOUT_TEXT else None,
         ends=None if has_classes else ends_of(learning, checkpoint.tokenizer),
         problem_type=problem,
     )

@@ -19,13 +19,14 @@ HAS_CLASSES: Table[bool] = Table(
         "token-classification": True,
         "causal-lm": False,
         "image-classification": True,
+        "audio-classification": True,
     },
 )
 """Every task of ``tasks.TASKS``, and whether its labels are of classes with names."""
 
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 """What a row's label may be, as transformers calls it."""
-_WHOLE_ROW = ("sequence-classification", "image-classification")
+_WHOLE_ROW = ("sequence-classification", "image-classification", "audio-classification")
 """Tasks with one answer for a row."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",

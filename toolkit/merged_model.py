@@ -76,7 +76,8 @@ def write_merged(
         plain = _load(source, chosen, names, provenance, adapter, more=pads)
         say("merging")
         merged = merge_exactly(_attach(plain, adapter), tell)
-        processor = _reader(source, "AutoImageProcessor", processor_files(source.name), tell)
+        kind = "AutoFeatureExtractor" if chosen == "audio-classification" else "AutoImageProcessor"
+        processor = _reader(source, kind, processor_files(source.name), tell)
         if onnx:
             say("tracing, and comparing what onnxruntime answers")
             write_onnx(merged, [tokenizer, processor], out, task=chosen)

@@ -13,12 +13,13 @@ from transformers.utils.hub import cached_file
 from fleetune.device_runtime.contracts.artifact import PREPROCESSOR
 from fleetune.device_runtime.contracts.manifest import ProblemType
 from fleetune.device_runtime.errors import ExportError, some
+from fleetune.exporters.model.quantize import is_finite
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
 from fleetune.toolkit.hearing import Tell, in_short, listening, told_shortly
 from fleetune.toolkit.labels import compare_labels
 from fleetune.toolkit.sources import check_source, tokenizer_files, tokenizer_problem
-from fleetune.toolkit.tasks import TASKS
+from fleetune.toolkit.tasks import TASKS, WITHOUT_TEXT
 
 log = logging.getLogger(__name__)
 _SHOWN = 3
@@ -72,7 +73,7 @@ def load_checkpoint(
     with told_shortly(f"{source}: not a model for {task}"), listening(tell):
         config = transformers.AutoConfig.from_pretrained(source)
         _refuse_encoder_decoder(config, source)
-        tokenizer = _tokenizer(source, tell) if task != "image-classification" else None
+        tokenizer = _tokenizer(source, tell) if task not in WITHOUT_TEXT else None
         settings = _settings(config, task, labels, problem_type) | padding_settings(
             config, tokenizer, tell=tell
         )
@@ -195,7 +196,7 @@ def _fresh(model: Any, loaded: Mapping[str, Any], *, source: str, has_head: bool
 
 def _check_finite(model: Any, source: str) -> None:
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not is_finite(parameter):
             raise ExportError(f"{source}: {name} holds NaN or infinity")
 
 

@@ -16,6 +16,7 @@ from fleetune.device_runtime.errors import ExportError
 from fleetune.exporters.model.program import Program
 from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, tokenizer_file
 from fleetune.toolkit.chat_templates import chat_template_of, special_tokens_of
+from fleetune.toolkit.features import feature_input, feature_of
 from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.lookups import Lookups, look_up, plain, sees_ahead
 from fleetune.toolkit.lora import adapter_names
@@ -73,9 +74,17 @@ def describe(
         type(model.get_base_model()).__name__,
         text,
         pad_id,
-        longest(seen.positions, model.config, tokenizer, asked=max_length, tell=tell),
+        longest(seen.positions, model.config, tokenizer, asked=max_length if names else None, tell=tell),
         _peft_config(model, source),
-        _inputs(model, names, task_of(task, model.config), pads={"input_ids": pad_id}, limits=limits),
+        _inputs(
+            model,
+            names,
+            task_of(task, model.config),
+            pads={"input_ids": pad_id},
+            limits=limits,
+            length=max_length,
+            tell=tell,
+        ),
         seen.positions,
         getattr(tokenizer, "truncation_side", "right"),
         chat_template_of(tokenizer, tell=tell) if has_chats else "",
@@ -164,9 +173,9 @@ def _mask(shape: list[int]) -> Tensor:
 
 
 def _input_names(model: Any, tokenizer: Any) -> list[str]:
-    """Inputs (batch, seq) of a model that reads text; none of one that reads images."""
+    """Inputs (batch, seq) of a model that reads text; none of one that sees or hears."""
     accepted = inspect.signature(plain(model).forward).parameters
-    if "pixel_values" in accepted:
+    if feature_of(accepted):
         return []
     given = tokenizer.model_input_names if tokenizer is not None else []
     # without its mask a padded row would be read as if the padding were text, whatever the tokenizer lists
@@ -174,13 +183,19 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
 
 
 def _inputs(
-    model: Any, names: list[str], task: Task, *, pads: Mapping[str, int], limits: Mapping[str, int]
+    model: Any,
+    names: list[str],
+    task: Task,
+    *,
+    pads: Mapping[str, int],
+    limits: Mapping[str, int],
+    length: int | None = None,
+    tell: Tell = log.debug,
 ) -> tuple[Input, ...]:
     data = [Input(n, "int64", ("batch", "seq"), pads.get(n, 0), below=limits.get(n, 0)) for n in names]
     if not names:
-        size = model.config.image_size
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        data = [Input("pixel_values", "float32", ("batch", model.config.num_channels, height, width))]
+        feature = feature_of(inspect.signature(plain(model).forward).parameters)
+        data = [feature_input(feature, model.config, length=length, tell=tell)]
     below = limits.get(_LABELS, 0)
     pad = 0 if task.problem_type else IGNORED
     return (*data, Input(_LABELS, task.labels_dtype, task.labels_shape, pad, role="labels", below=below))

@@ -10,6 +10,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from fleetune.device_runtime.contracts.manifest import ProblemType, Targets
 from fleetune.device_runtime.tables import Table
 
+WITHOUT_TEXT = ("image-classification", "audio-classification")
+"""Tasks of models that see images or hear recordings."""
 IGNORED = -100
 """A label of this value counts for nothing."""
 LABELLED, NEXT = Targets(shift=0, ignored=IGNORED), Targets(shift=1, ignored=IGNORED)
@@ -139,5 +141,6 @@ TASKS = Table(
             token_loss=_summed,
         ),
         "image-classification": Task("AutoModelForImageClassification", "", classification_loss, ("batch",)),
+        "audio-classification": Task("AutoModelForAudioClassification", "", classification_loss, ("batch",)),
     },
 )

@@ -3,6 +3,7 @@
 Set FLEETUNE_SHARED to the folder with ``models/`` and ``data/`` if it is not ``../shared``.
 """
 
+import gzip
 import os
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.measuring.subjects import artifact_of
+from fleetune.device_runtime.data.samples import Dataset
+from fleetune.device_runtime.draws import Key, permutation
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.tables import Table
 from fleetune.toolkit.export import export
@@ -45,14 +49,26 @@ def minilm_mnli(root: Path) -> Cell:
     return _texts(packaged_model(), root / "minilm-mnli", "mnli_small", num_labels=3)
 
 
-def bge_banking(root: Path) -> Cell:
+def bge_banking(root: Path, base_dtype: str = BASE_DTYPE) -> Cell:
     """BGE-small on banking77."""
-    return _texts(_bge(root), root / "bge-banking", "banking77", num_labels=77)
+    return _texts(_bge(root), root / "bge-banking", "banking77", num_labels=77, base_dtype=base_dtype)
 
 
-def minilm_banking(root: Path) -> Cell:
+def minilm_banking(root: Path, base_dtype: str = BASE_DTYPE) -> Cell:
     """MiniLM, 6 layers, on banking77."""
-    return _texts(packaged_model(), root / "minilm-banking", "banking77", num_labels=77)
+    return _texts(
+        packaged_model(), root / "minilm-banking", "banking77", num_labels=77, base_dtype=base_dtype
+    )
+
+
+def stories_shakespeare(root: Path, base_dtype: str = BASE_DTYPE) -> Cell:
+    """stories260K on plays: the first nine tenths train, the last tenth judges."""
+    artifact = artifact_of("stories", root, say=lambda line: None, base_dtype=base_dtype)
+    text = gzip.decompress(_there("data/tinyshakespeare/input.txt.gz").read_bytes()).decode()
+    paths, cut = [root / f"plays-{part}.txt" for part in ("train", "test")], 9 * len(text) // 10
+    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
+        path.write_text(part, encoding="utf-8")
+    return Cell(artifact, *paths)
 
 
 def kwt_digits(root: Path) -> Cell:
@@ -92,14 +108,19 @@ CELLS: Table[Callable[[Path], Cell]] = Table(
 )
 
 
-def _texts(model: Path, artifact: Path, data: str, *, num_labels: int) -> Cell:
+def drawn(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """Some samples of a dataset, others with another seed."""
+    return dataset.subset(permutation(Key(seed, "held-out", 0), dataset.num_samples)[:count])
+
+
+def _texts(model: Path, artifact: Path, data: str, *, num_labels: int, base_dtype: str = BASE_DTYPE) -> Cell:
     if not (artifact / "manifest.json").exists():
         export(
             model,
             task="sequence-classification",
             num_labels=num_labels,
             out=artifact,
-            base_dtype=BASE_DTYPE,
+            base_dtype=base_dtype,
         )
     folder = _there(f"data/{data}")
     return Cell(artifact, folder / "train.jsonl.gz", folder / "test.jsonl.gz")

@@ -40,7 +40,7 @@ def main() -> None:
             first_done = time.time()
             while not trainer.done:
                 trainer.step()
-            seconds = statistics.median(r.seconds for r in trainer.history[2:])
+            seconds = statistics.median(r.seconds for r in trainer.history[min(2, steps - 1) :])
             return {
                 "step_ms": 1e3 * seconds,
                 "peak_mb": peak_rss_mb() * 2**20 / 1e6,

@@ -22,7 +22,7 @@ from fleetune.device_runtime.data.sequences import Sequences
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.engine import Engine
 from fleetune.device_runtime.engine.pulls import sigmoid
-from fleetune.device_runtime.errors import ArtifactError, ConfigError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, choices
 from fleetune.device_runtime.training.evaluation import Evaluation, evaluate
 from fleetune.device_runtime.training.label_sets import LabelSets
 from fleetune.device_runtime.training.metrics import Doubles
@@ -31,7 +31,7 @@ from fleetune.device_runtime.training.regression import Regression
 log = logging.getLogger(__name__)
 
 _LANGUAGE = "causal-lm"
-_TASKS = ("sequence-classification", "image-classification")
+_TASKS = ("sequence-classification", "image-classification", "audio-classification")
 _UNTRAINED = "no run and no adapter given: these answers are of version 0, which is not trained"
 
 
@@ -136,7 +136,7 @@ def _check_task(manifest: Manifest, *, is_measured: bool) -> None:
     if manifest.task in _TASKS or (manifest.task == _LANGUAGE and is_measured):
         return
     raise ConfigError(
-        f"predict works for {' and '.join(_TASKS)}; this artifact is for {manifest.task}: `train --eval` measures it"
+        f"predict works for {choices(_TASKS)}; this artifact is for {manifest.task}: `train --eval` measures it"
         + (", as --data with --out does here" if manifest.task == _LANGUAGE else "")
         + ", and `merge --full` writes a model that transformers runs"
     )

@@ -14,7 +14,7 @@ from fleetune.device_runtime.errors import ConfigError
 SUMS, COUNTS, SQUARES = "class_means.sums", "class_means.counts", "class_means.squares"
 """Of features (C, D), of samples (C,), and of the features' squared norms (C,)."""
 
-_TASKS = ("sequence-classification", "image-classification")
+_TASKS = ("sequence-classification", "image-classification", "audio-classification")
 
 
 class ClassHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

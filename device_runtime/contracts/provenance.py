@@ -15,6 +15,7 @@ _PIPELINES = {
     "token-classification": "token-classification",
     "causal-lm": "text-generation",
     "image-classification": "image-classification",
+    "audio-classification": "audio-classification",
 }
 """How the hub calls a task."""
 _LICENCE_UNKNOWN = "not stated"

@@ -34,20 +34,14 @@ def read_messages(found: Messages, source: Source) -> list[Message]:
         DataError: what is no message; names the row and the message.
     """
     if isinstance(found, str):
-        try:
-            found = msgspec.json.decode(found, type=prepared(list[dict[str, Any]]))
-        except (msgspec.MsgspecError, RecursionError) as exc:
-            raise source.error(f"its messages are no JSON array of messages: {exc}") from exc
+        found = _array(found, "messages", source)
     return [_message(_bare(message), number, source) for number, message in enumerate(found, 1)]
 
 
 def read_tools(found: Tools | None, source: Source) -> list[dict[str, Any]]:
     """Read what an assistant may call, as JSON where it is a text; none where there is nothing. DataError names the row."""
     if isinstance(found, str) and found.strip():
-        try:
-            found = msgspec.json.decode(found, type=prepared(list[dict[str, Any]]))
-        except (msgspec.MsgspecError, RecursionError) as exc:
-            raise source.error(f"its tools are no JSON array of tools: {exc}") from exc
+        found = _array(found, "tools", source)
     return [_bare(tool) for tool in found or [] if isinstance(tool, dict)]
 
 
@@ -96,6 +90,13 @@ def _call(call: Any, number: int, source: Source) -> Message:
         )
     inner = {**inner, "arguments": arguments}
     return {**call, "function": inner} if "function" in call else inner
+
+
+def _array(text: str, what: str, source: Source) -> list[dict[str, Any]]:
+    try:
+        return msgspec.json.decode(text, type=prepared(list[dict[str, Any]]))
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise source.error(f"its {what} are no JSON array of {what}: {exc}") from exc
 
 
 def _json(value: Any) -> Any:

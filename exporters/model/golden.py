@@ -19,6 +19,10 @@ NOISE = 71
 """Largest noise, in units of NOISE_STEP, added to the adapter before recording: a fresh LoRA's zeros would make half of the
 gradients zero. Its spread is 0.02."""
 
+_BATCH, _FEWEST_TOKENS, _MOST_TOKENS = 2, 8, 24
+_LOGITS_BYTES = 2**24
+"""Of a recorded plan, where a vocabulary has so many words that they would be most of the artifact."""
+
 
 def chained_plans(num_layers: int) -> dict[str, list[int]]:
     """The layers that each recorded plan drops: none, and every second one."""
@@ -37,16 +41,23 @@ def record_golden(
     *,
     plans_of: Callable[[int], dict[str, list[int]]] = chained_plans,
     steps: Steps | None = None,
-    batch: int = 2,
-    seq: int = 24,
+    vocabulary: int = 0,
 ) -> None:
     """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans.
 
     With ``steps`` also ``steps.ends``, where each of the parts ends in which the batch is read, and per plan ``steps.PLAN``: the
-    logits (parts, batch, classes) of their last tokens. A model of fewer positions than ``seq`` gets as many tokens as it has.
+    logits (parts, batch, classes) of their last tokens.
+
+    Args:
+        program: what computes.
+        anatomy: its layers.
+        path: file to write.
+        plans_of: which layers each recorded plan drops.
+        steps: how the program runs on new tokens.
+        vocabulary: classes of each token's logits, if each token has some: of a large one fewer tokens are recorded.
     """
     torch.manual_seed(0)
-    arrays = program.make_batch(batch, min(seq, program.longest or seq))
+    arrays = program.make_batch(_BATCH, _num_tokens(vocabulary, longest=program.longest))
     plans = plans_of(len(anatomy.calls))
     tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
     with _perturbed(program) as noise:
@@ -64,6 +75,12 @@ def record_golden(
     # save_file would make a file that only its owner may read, whatever the umask.
     content = save({name: value.contiguous() for name, value in tensors.items()}, metadata=metadata)
     write_atomically(path, content)
+
+
+def _num_tokens(vocabulary: int, *, longest: int | None) -> int:
+    """Tokens of each row: what the model has positions for, and what keeps a plan's logits small."""
+    fitting = _LOGITS_BYTES // (4 * _BATCH * vocabulary) if vocabulary else _MOST_TOKENS
+    return min(max(fitting, _FEWEST_TOKENS), _MOST_TOKENS, longest or _MOST_TOKENS)
 
 
 def torch_step(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import IO
 
 import numpy as np
 import torch
@@ -53,9 +54,14 @@ def derive(name: str, tensor: Tensor, form: str) -> Tensor:
     """
     if not form:
         return tensor
-    if not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         raise ExportError(f"{name}: holds values that are not finite, which {form} cannot store")
     return _DERIVED[form](name, tensor.detach())
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity; takes no memory, where ``isfinite`` takes more than the tensor does."""
+    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in tensor.detach().aminmax())
 
 
 @contextmanager
@@ -64,7 +70,8 @@ def rounded(
 ) -> Iterator[None]:
     """For the duration, each tensor that one of ``slots`` stores in a form holds what that form keeps of it.
 
-    What it held before lies meanwhile in a nameless file, in the folder ``aside`` if one is given, and not in memory.
+    What it held before lies meanwhile in a nameless file, in the folder ``aside`` if one is given, and not in memory. It comes
+    back to where it was.
     """
     stored = dict(split_form(slot) for slot in slots if split_form(slot)[1] in _RESTORED)
     with TemporaryFile(dir=aside) as before, torch.no_grad():
@@ -72,15 +79,35 @@ def rounded(
             before.write(np.ascontiguousarray(tensors[name].detach().numpy()).data)
         try:
             for name, form in stored.items():
-                tensors[name].copy_(_RESTORED[form](name, tensors[name].detach()))
+                _round(name, tensors[name].detach(), form)
             with torch.enable_grad():
                 yield
         finally:
             before.seek(0)
             for name in stored:
-                held = tensors[name].detach()
-                content = bytearray(before.read(held.numel() * held.element_size()))
-                held.copy_(torch.frombuffer(content, dtype=held.dtype).reshape(held.shape))
+                _read_back(before, tensors[name].detach())
+
+
+def _round(name: str, tensor: Tensor, form: str) -> None:
+    """Leave of a tensor what its form keeps of it; where rows do not depend on each other, some at a time."""
+    for part in _parts(tensor) if form in _BY_ROWS else [tensor]:
+        part.copy_(_RESTORED[form](name, part))
+
+
+def _read_back(file: IO[bytes], tensor: Tensor) -> None:
+    """Read a tensor's values into its own memory."""
+    values = tensor.numpy()
+    if values.flags.c_contiguous:
+        file.readinto(values.data.cast("B"))  # type: ignore[attr-defined]
+    else:
+        content = file.read(values.nbytes)
+        values[...] = np.frombuffer(content, values.dtype).reshape(values.shape)
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Rows of a tensor, _AT_ONCE values at a time."""
+    rows = max(1, _AT_ONCE * len(tensor) // max(1, tensor.numel())) if tensor.ndim else 1
+    yield from (tensor[at : at + rows] for at in range(0, len(tensor), rows)) if tensor.ndim else [tensor]
 
 
 def _half(name: str, tensor: Tensor) -> Tensor:
@@ -152,9 +179,7 @@ def _some_rows(of: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], T
     """``of`` a matrix, some rows at a time: what it makes on the way would take several times the memory of a large table."""
 
     def joined(name: str, matrix: Tensor) -> Tensor:
-        rows = max(1, _AT_ONCE // max(1, matrix.shape[1]))
-        parts = (matrix[at : at + rows] for at in range(0, len(matrix), rows))
-        return torch.cat([of(name, part) for part in parts])
+        return torch.cat([of(name, part) for part in _parts(matrix)])
 
     return joined
 
@@ -174,6 +199,8 @@ _RESTORED: dict[str, Callable[[str, Tensor], Tensor]] = {
     "fp16": lambda name, tensor: _half(name, tensor).float(),
     "int8": _from_int8,
     "int8t": lambda name, tensor: _from_int8(name, tensor.t()).t(),
-    "rows": _some_rows(_from_rows),
-    "int4": _some_rows(_from_int4),
+    "rows": _from_rows,
+    "int4": _from_int4,
 }
+_BY_ROWS = ("fp16", "rows", "int4")
+"""Forms in which no row depends on another."""

@@ -460,7 +460,7 @@ def test_what_takes_long_to_start_says_so_first(stand_in):
 
 def test_benchmarks_are_listed():
     shown = " ".join(fleetune("bench", "--help").stdout.split())
-    assert "which figure: agents, backends, base-dtype, budget," in shown
+    assert "which figure: agents, backends, base-dtype, base-dtype-accuracy, budget," in shown
 
 
 @pytest.mark.parametrize("on_path", [True, False])

@@ -14,19 +14,23 @@ from fleetune.toolkit.lora import attach_lora
 from fleetune.toolkit.programs import LoadedModel, describe, draw_batch, program_of
 from fleetune.toolkit.tasks import IGNORED, TASKS
 
-SEQUENCE, TOKENS, CAUSAL, IMAGE = (
+SEQUENCE, TOKENS, CAUSAL, IMAGE, SOUND = (
     "sequence-classification",
     "token-classification",
     "causal-lm",
     "image-classification",
+    "audio-classification",
 )
 BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+AST = {"max_length": 24, "num_mel_bins": 16, "patch_size": 8, "time_stride": 8, "frequency_stride": 8}
 VIT = {"image_size": 8, "patch_size": 4, "num_channels": 2}
 
 
 def config_of(task: str) -> Any:
     if task == IMAGE:
         return transformers.ViTConfig(**BERT, **VIT, num_labels=3)
+    if task == SOUND:
+        return transformers.ASTConfig(**BERT, **AST, num_labels=3)
     if task == CAUSAL:
         ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
         return transformers.GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=12, **ids)
@@ -36,7 +40,8 @@ def config_of(task: str) -> Any:
 def loaded(task: str, **settings: Any) -> LoadedModel:
     torch.manual_seed(0)
     plain = getattr(transformers, TASKS[task].auto_class).from_config(config_of(task))
-    learning = attach_lora(plain, task=task, r=2, alpha=4, target_modules=None)
+    targets = ["q_proj", "v_proj"] if task == SOUND else None  # peft has no choice of its own for these
+    learning = attach_lora(plain, task=task, r=2, alpha=4, target_modules=targets)
     return describe(learning, None, task=task, source="tiny", **settings)
 
 

@@ -1,6 +1,7 @@
 """The recorded step is torch's own, of an adapter with noise; the program is left as it was."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_what_is_recorded_is_the_step_of_the_adapter_with_its_noise(tmp_path: Pa
     made, path = program(module), tmp_path / "golden"
     anatomy = find_anatomy(made, batch=3, seq=7)
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
-    record_golden(made, anatomy, path, batch=2, seq=6)
+    record_golden(made, anatomy, path)
     assert all(torch.equal(p, before[n]) for n, p in module.named_parameters())
     found = load_file(path)
     noise = {n.removeprefix("noise."): v for n, v in found.items() if n.startswith("noise.")}
@@ -81,3 +82,15 @@ def test_outside_of_without_all_layers_run() -> None:
     with without(anatomy, [0]):
         assert not torch.equal(made.logits(batch), whole)
     assert torch.equal(made.logits(batch), whole)
+
+
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(0, 24), (50_000, 24), (151_936, 13), (10**6, 8)])
+def test_of_a_large_vocabulary_fewer_tokens_are_recorded(
+    tmp_path: Path, vocabulary: int, tokens: int
+) -> None:
+    made = program(Classifier((1.0, 1.0)))
+    asked: list[int] = []
+    batches = replace(made, make_batch=lambda batch, seq: asked.append(seq) or made.make_batch(batch, seq))
+    anatomy = find_anatomy(made, batch=3, seq=7)
+    record_golden(batches, anatomy, tmp_path / "golden", vocabulary=vocabulary)
+    assert asked == [tokens]

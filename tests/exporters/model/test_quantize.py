@@ -14,6 +14,7 @@ from fleetune.device_runtime.contracts.plans import full
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.exporters.assembly import digests_of
+from fleetune.exporters.model import quantize
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
@@ -21,6 +22,7 @@ from fleetune.exporters.model.quantize import (
     FORMS,
     LARGEST,
     derive,
+    is_finite,
     rounded,
     split_form,
     with_forms,
@@ -153,6 +155,40 @@ def test_rounded_gives_the_tensors_back_after_an_error() -> None:
     assert not torch.equal(inside[0], before)
     assert torch.allclose(inside[0], before, atol=0.02)
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("form", ["fp16", "rows", "int4"])
+@pytest.mark.parametrize("at_once", [1, 200, 10**6])
+def test_a_tensor_is_rounded_some_rows_at_a_time_as_whole_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch, form: str, at_once: int
+) -> None:
+    matrix = torch.randn(7, 64, generator=torch.Generator().manual_seed(0))
+    turned = matrix.t().clone().t()  # not contiguous
+    whole = {"fp16": matrix.half().float()}.get(form)
+    if form == "rows":
+        whole = derive("w", matrix, "rows") * derive("w", matrix, "rowscale")[:, None]
+    monkeypatch.setattr(quantize, "_AT_ONCE", at_once)
+    places = [tensor.data_ptr() for tensor in (matrix, turned)]
+    before = matrix.clone()
+    with rounded({"w": matrix, "v": turned}, [f"w:{form}", f"v:{form}"]):
+        assert torch.equal(matrix, turned)
+        if whole is None:
+            steps = (matrix.reshape(7, 2, 32) / derive("w", before, "int4scale")).round()
+            assert steps.min() == -8
+            assert steps.max() <= 7
+        else:
+            assert torch.equal(matrix, whole)
+    assert torch.equal(matrix, before)
+    assert torch.equal(turned, before)
+    assert [tensor.data_ptr() for tensor in (matrix, turned)] == places
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0.0, 3e38, -3e38], True), ([], True), ([1.0, float("nan")], False), ([1.0, -float("inf")], False)],
+)
+def test_what_is_not_finite_is_found(values: list[float], expected: bool) -> None:
+    assert is_finite(torch.tensor(values)) == expected
 
 
 def test_the_forms_of_slots_are_found_again() -> None:
