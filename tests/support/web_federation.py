@@ -116,13 +116,14 @@ def federation(
     node: dict[str, Any] | None,
     disturb=None,
     more: str = "",
+    names: str = "ab",
 ):
     """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``.
 
-    ``more`` are further lines of ``b``.
+    ``more`` are further lines of ``b``; all ``names`` but ``b`` are Python's always.
     """
     folder.mkdir()
-    data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate("ab")}
+    data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate(names)}
     data["b"].write_text(data["b"].read_text() + more)
     server, ws = websocket_server(folder)
     processes, device = Processes(folder, artifact, hello_s=2.0), None
@@ -130,7 +131,7 @@ def federation(
         common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
         processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB, **job})
         try:
-            for name in "ab" if node is None else "a":
+            for name in names if node is None else names.replace("b", ""):
                 own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
                 processes.start(name, "device", common | own)
             if node is not None:

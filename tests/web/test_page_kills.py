@@ -20,7 +20,7 @@ from words import write_lines
 from fleetune.toolkit.web import serving
 
 KILLS = min(20, int(os.environ.get("FLEETUNE_KILLS", "20")))
-ROUNDS = max(4, 2 * KILLS)
+ROUNDS = max(4, 2 * KILLS + 2)
 """Twice as many as kills: a browser that takes long to start lives through more of them."""
 JOB = {
     "rounds": ROUNDS, "clients": 2, "min_clients": 2, "local_steps": 20, "batch_size": 8, "seed": 3, "deadline_s": 0,
@@ -60,9 +60,11 @@ def job(folder, artifact, device_of, *, kills=0, seed=1):
         stack.callback(device.kill)
         while not processes.is_over("aggregator"):
             assert time.monotonic() < begun + 120 * (kills + ROUNDS), processes.log("aggregator")
-            done = max(0, len(list(versions.glob("*.safetensors"))) - 1)
-            if num < kills and 2 * done >= num * ROUNDS // kills:
-                _wait(processes, rng.uniform(0.0, 1.5 * span))
+            if num < kills and 2 * _done(versions) >= num * ROUNDS // kills:
+                moment, latest = rng.uniform(0.0, 1.5 * span), (num + 1) * ROUNDS // kills - 1
+                _wait(processes, moment, unless=lambda: _done(versions) >= latest)
+                if _done(versions) >= latest:  # rounds are quicker than a start: a moment of this one
+                    _wait(processes, rng.uniform(0.0, _round_s(versions)), unless=lambda: _done(versions) > latest)
                 if not processes.is_over("aggregator"):
                     num += 1
                     device.kill()
@@ -75,10 +77,21 @@ def job(folder, artifact, device_of, *, kills=0, seed=1):
     return Ended(folder, left)
 
 
-def _wait(processes, seconds):
+def _wait(processes, seconds, unless):
     until = time.monotonic() + seconds
-    while time.monotonic() < until and not processes.is_over("aggregator"):
+    while time.monotonic() < until and not unless() and not processes.is_over("aggregator"):
         time.sleep(0.01)
+
+
+def _done(versions):
+    """Rounds that are over."""
+    return max(0, len(list(versions.glob("*.safetensors"))) - 1)
+
+
+def _round_s(versions):
+    """Seconds between the last two versions."""
+    ends = sorted(path.stat().st_mtime for path in versions.glob("*.safetensors"))
+    return ends[-1] - ends[-2]
 
 
 class InNode(NodeDevice):

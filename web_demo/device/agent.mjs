@@ -10,9 +10,11 @@ import { filledWork, unsupported } from "../engine/work.mjs";
 import { applyDelta, bytesMax, makeCodec } from "../wire/codecs/codecs.mjs";
 import { encode, REASON_CHARS_MAX, taskIdOf } from "../wire/messages.mjs";
 import { Pull, STALL_S } from "../wire/pull.mjs";
+import { modulusBits } from "../wire/sums/grid.mjs";
 import { Deliveries } from "./deliveries.mjs";
 import { guardOf } from "./guard.mjs";
-import { LocalRun } from "./local_run.mjs";
+import { LocalRun, MASKED, SUMMED } from "./local_run.mjs";
+import { Masking } from "./masking.mjs";
 import { CodecMemory } from "./memory.mjs";
 import { checkTerms } from "./terms.mjs";
 
@@ -29,6 +31,7 @@ export class Agent {
     Object.assign(this, { home, bench, rules });
     this.deliveries = new Deliveries(home);
     this.memory = new CodecMemory(home);
+    this.masking = new Masking(home);
     this.guard = guardOf(home);
     const arrays = home.artifact.adapter(), content = writeTensors(arrays);
     this.original = { arrays, content, digest: sha256Hex(content) };
@@ -46,6 +49,7 @@ export class Agent {
   async open() {
     await this.guard.open();
     await this.deliveries.open();
+    await this.masking.open();
     const content = await this.home.store.get(this.home.key("adapter"));
     this.held = content instanceof Uint8Array && this.#parsed(content) ? { content, digest: sha256Hex(content) } : { content: this.original.content, digest: this.original.digest };
     this.hasMet = Boolean(await this.home.store.get(this.home.key("session")));
@@ -60,8 +64,12 @@ export class Agent {
       const { topic, payload } = this.home.link.mail.shift();
       await this.#take(topic, payload, now);
     }
-    if (this.home.link.isOpen) this.deliveries.announce(now);
+    if (this.home.link.isOpen) {
+      this.deliveries.announce(now);
+      this.masking.announce(now);
+    }
     if (this.finished) return false;
+    if (this.current?.run?.isWaiting && now >= this.current.deadline + DEADLINE_GRACE_S) await this.#decline("its masks did not come in time");
     if (this.paused && this.current && now >= this.current.deadline + DEADLINE_GRACE_S) await this.#decline(`paused: ${this.paused}`);
     if (this.current?.pull) return this.#fetch(now);
     return !this.paused && this.#step();
@@ -72,9 +80,9 @@ export class Agent {
     const { current, home } = this;
     if (this.finished) return Infinity;
     if (home.link.mail.length || (home.link.isOpen && home.link.connections !== this.connections)) return now;
-    const work = !current ? Infinity : current.pull ? (current.pull.done ? now : current.pull.dueAt) : this.paused ? current.deadline + DEADLINE_GRACE_S : now;
+    const work = !current ? Infinity : current.pull ? (current.pull.done ? now : current.pull.dueAt) : this.paused || current.run?.isWaiting ? current.deadline + DEADLINE_GRACE_S : now;
     if (!home.link.isOpen) return work; // what comes, and the connection itself, wakes it
-    return Math.min(work, this.greetsAt, Math.max(this.helloDue, this.#waitsUntil()), this.deliveries.dueAt);
+    return Math.min(work, this.greetsAt, Math.max(this.helloDue, this.#waitsUntil()), this.deliveries.dueAt, this.masking.dueAt);
   }
 
   #waitsUntil = () => (!this.current ? -Infinity : this.current.pull ? this.current.pull.waitsUntil : Infinity);
@@ -106,6 +114,7 @@ export class Agent {
     this.home.send(encode({ type: "hello", device_id: this.home.deviceId, artifact: this.home.artifact.digest, role: this.home.role,
       num_samples: this.bench.numSamples, version: this.version, holds, original }));
     this.deliveries.rush();
+    this.masking.rush();
     if (wasAway) this.current?.pull?.restart(now);
   }
 
@@ -135,6 +144,9 @@ export class Agent {
       case "offer": return this.#offered(message, now);
       case "chunk": return this.current?.pull?.sha256 === message.sha256 && this.current.pull.add(message, now);
       case "request": return this.#serve(message, now);
+      case "mask_group":
+      case "mask_inbox":
+      case "mask_ask": return this.masking.take(message);
       case "verdict": return this.#settle(message);
       case "finished": return this.#finish(message.reason || "the job is over", message.is_error);
       default: throw new WireError(`a device takes no ${message.type}`);
@@ -191,8 +203,11 @@ export class Agent {
       const missing = offer.role === "train" ? unsupported(offer.work) : [];
       if (offer.mask_sha256) missing.push("a mask of what trains");
       if (missing.length) throw new ConfigError(`not done by a device in JavaScript: ${missing.join("; ")}; fleetune device does it`);
-      if (offer.role === "train") makeCodec(offer.work.codec, offer.work.codec_ratio, offer.work.codec_bits);
+      const { codec, codec_ratio, codec_bits } = offer.work, isSummed = offer.role === "train" && SUMMED.includes(codec);
+      if (isSummed) modulusBits(offer.grid);
+      else if (offer.role === "train") makeCodec(codec, codec_ratio, codec_bits);
       checkTerms(this.home.terms, offer.work, offer.role, this.bench.numSamples);
+      if (isSummed && codec === MASKED) await this.masking.begin(offer, key);
       if (content) await this.#start(assignment, content, 0);
       else assignment.pull = new Pull(offer.adapter, { sizeBytesMax: this.#sizeMax(offer), now, stallS: this.home.jitter.around(STALL_S) });
     } catch (error) {
@@ -225,8 +240,8 @@ export class Agent {
     this.version = assignment.offer.version;
     this.held = { content, digest: sha256Hex(content) };
     await this.home.store.set({ [this.home.key("adapter")]: content });
-    const { home, bench, memory } = this;
-    assignment.run = new LocalRun(assignment.offer, reference, { home, bench, memory, key: assignment.key, fetchS });
+    const { home, bench, memory, masking } = this;
+    assignment.run = new LocalRun(assignment.offer, reference, { home, bench, memory, masking, key: assignment.key, fetchS });
   }
 
   /** The adapter file that an offer means; null if only the whole will do from now on. */
@@ -250,14 +265,14 @@ export class Agent {
 
   async #step() {
     const { current } = this;
-    if (!current?.run) return false;
+    if (!current?.run || current.run.isWaiting) return false;
     try {
       const product = await current.run.step();
       if (product) await this.#handOver(product, current);
     } catch (error) {
       await this.#declineFor(error);
     }
-    return this.current !== null;
+    return this.current !== null && !this.current.run?.isWaiting;
   }
 
   async #handOver({ header, payload, memory, left, event }, { offer, key }) {
@@ -312,6 +327,7 @@ export class Agent {
     if (this.finished) return;
     if (!isUnwanted) await this.home.store.set({ [this.home.key("left")]: session });
     await this.guard.close();
+    await this.masking.forget();
     [this.finished, this.isUnwanted, this.current] = [reason, isUnwanted, null];
     this.home.onEvent({ kind: "finished", round: Math.max(0, this.newestRound), text: reason });
   }
@@ -336,6 +352,6 @@ const wantedOf = (offer) => offer.adapter_sha256 || offer.adapter.sha256;
 
 /** Key of all that decides what comes of an offer. */
 function keyOf(offer) {
-  const { job, task_id, version, role, work, memory, lazy, is_exact } = offer;
-  return sha256Hex(new TextEncoder().encode(JSON.stringify([job, task_id, version, role, work, wantedOf(offer), memory, lazy, is_exact]))).slice(0, 16);
+  const { job, task_id, version, role, work, memory, lazy, is_exact, grid } = offer, parts = [job, task_id, version, role, work, wantedOf(offer), memory, lazy, is_exact];
+  return sha256Hex(new TextEncoder().encode(JSON.stringify(grid.bits ? [...parts, grid] : parts))).slice(0, 16);
 }

@@ -5,22 +5,31 @@ import { evaluate } from "../engine/evaluation.mjs";
 import { trainedPart } from "../engine/lora.mjs";
 import { Trainer } from "../engine/trainer.mjs";
 import { makeCodec, packUpdate } from "../wire/codecs/codecs.mjs";
+import { placed, weightOf, writeNumbers } from "../wire/sums/grid.mjs";
 import { asKind, chainOf, ofKind, RESIDUAL } from "../wire/codecs/memory.mjs";
 import { spared } from "./lazy_upload.mjs";
 import { checkEffective, clipped, numUsed } from "./terms.mjs";
 
 const LOSSES_TOLD = 20;
+/** Codecs of updates of which the sum alone is meant; under masks nobody can read more. */
+export const MASKED = "masked", SUMMED = [MASKED, "grid"];
 
 export class LocalRun {
   /**
    * @param {object} offer
    * @param {import("../engine/arrays.mjs").Arrays} reference the adapter that it names
-   * @param {{home: import("./home.mjs").Home, bench: import("./bench.mjs").Bench, memory: import("./memory.mjs").CodecMemory, key: string, fetchS?: number}} parts
+   * @param {{home: import("./home.mjs").Home, bench: import("./bench.mjs").Bench, memory: import("./memory.mjs").CodecMemory,
+   *   masking: import("./masking.mjs").Masking, key: string, fetchS?: number}} parts
    */
-  constructor(offer, reference, { home, bench, memory, key, fetchS = 0 }) {
-    Object.assign(this, { offer, reference, home, bench, memory, key, fetchS });
+  constructor(offer, reference, { home, bench, memory, masking, key, fetchS = 0 }) {
+    Object.assign(this, { offer, reference, home, bench, memory, masking, key, fetchS });
     /** @type {Trainer|null} */
     this.training = null;
+  }
+
+  /** Whether all steps are done, and the masks of what came of them are not there yet. */
+  get isWaiting() {
+    return Boolean(this.training?.done) && this.offer.work.codec === MASKED && !this.masking.isReady(this.key);
   }
 
   /** One step, or a whole evaluation; what came of the run when it is done, else null. */
@@ -42,7 +51,9 @@ export class LocalRun {
     }
     if (training.done) {
       checkEffective(home.terms, training.effectiveSamples);
-      return this.#pack(training);
+      if (!this.isWaiting) return SUMMED.includes(offer.work.codec) ? this.#packSum(training) : this.#pack(training);
+      await this.checkpoint();
+      return null;
     }
     if (training.stepIndex % home.checkpointEvery === 0) await this.checkpoint();
     return null;
@@ -74,13 +85,31 @@ export class LocalRun {
     const whole = packUpdate(codec, changed(outgoing.values, reference, ofKind(RESIDUAL, memory)), reference, { memory, referenceSha256 });
     const packed = spared(whole, codec, reference, { memory, bound: offer.lazy, referenceSha256 }) ?? whole;
     const stats = home.terms.tell_figures ? { ...statsOf(training), change_norm: outgoing.norm, clip_scale: outgoing.scale, ...(this.fetchS ? { fetch_seconds: this.fetchS } : {}) } : {};
-    const header = {
-      type: "update", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, codec: work.codec,
+    const left = this.#left("update", training, outgoing);
+    return { header: this.#header(stats), payload: packed.payload, memory: { ...unfit, ...packed.memory }, left, event: { kind: "trained", round: offer.round, loss: stats.loss, bytes: packed.payload.length } };
+  }
+
+  /** Put the update on the offer's grid, and mask it if it is to be: the aggregator is told no figure of it alone. */
+  async #packSum(training) {
+    const { offer, home } = this, { work, grid } = offer, reference = trainedPart(this.reference, work);
+    const outgoing = clipped(trainedPart(training.adapter, work), reference, home.terms.most_change);
+    const { numbers, numCut } = placed(outgoing.values, reference, grid, { weight: weightOf(grid, this.bench.numSamples), seed: work.seed });
+    if (work.codec === MASKED) await this.masking.mask(numbers, grid);
+    const payload = writeNumbers(numbers, grid), seconds = training.history.reduce((sum, step) => sum + step.seconds, 0);
+    const left = this.#left(work.codec === MASKED ? "masked update" : "update", training, outgoing);
+    return { header: this.#header(home.terms.tell_figures ? { seconds } : {}), payload, memory: null, left, event: { kind: "trained", round: offer.round, bytes: payload.length, cut: numCut } };
+  }
+
+  #header(stats) {
+    const { offer, home } = this;
+    return {
+      type: "update", device_id: home.deviceId, job: offer.job, task_id: offer.task_id, round: offer.round, version: offer.version, codec: offer.work.codec,
       num_samples: this.bench.numSamples, stats: finiteOf(stats), histogram: [],
     };
-    const left = { kind: "update", steps: training.stepIndex, samples: training.dataset.numSamples, effective: training.effectiveSamples, norm: outgoing.norm, scale: outgoing.scale, codec: work.codec };
-    return { header, payload: packed.payload, memory: { ...unfit, ...packed.memory }, left, event: { kind: "trained", round: offer.round, loss: stats.loss, bytes: packed.payload.length } };
   }
+
+  #left = (kind, training, { norm, scale }) =>
+    ({ kind, steps: training.stepIndex, samples: training.dataset.numSamples, effective: training.effectiveSamples, norm, scale, codec: this.offer.work.codec });
 
   async #evaluate() {
     const { offer, home, bench } = this, dataset = bench.dataset(offer.work.seq_len);

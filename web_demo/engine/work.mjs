@@ -26,7 +26,5 @@ export function unsupported(work) {
   if (work.sample_clip) found.push("dp sample");
   if (work.class_weights) found.push("class weights");
   if (work.policy.protected && work.policy.protect === "effect") found.push("layers protected by their effect");
-  if (work.codec === "masked") found.push("updates under masks, of which the aggregator reads the sum alone");
-  if (work.codec === "grid") found.push("updates on a grid, for sums");
   return found;
 }

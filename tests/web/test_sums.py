@@ -1,0 +1,87 @@
+"""Sums under masks in JavaScript: keys, seals, streams, shares and masked numbers are Python's, byte for byte."""
+
+import json
+
+import numpy as np
+import pytest
+from node_web import needs_web, run
+from safetensors.numpy import save
+from web_federation import JOB, federation, furthest
+
+from fleetune.device_runtime.contracts.mask_messages import MaskPeer
+from fleetune.device_runtime.contracts.secure_sums import keys
+from fleetune.device_runtime.contracts.secure_sums.grid import placed, write_numbers
+from fleetune.device_runtime.contracts.secure_sums.masking import Masker, mask
+from fleetune.device_runtime.contracts.secure_sums.shares import combine
+from fleetune.device_runtime.contracts.work import SumGrid
+
+pytestmark = needs_web
+SCOPE = keys.Scope("words", "1-0")
+SECRET, OTHER, THIRD = bytes(range(32)), bytes(range(1, 33)), bytes(range(2, 34))
+SEED, TEXT = bytes(range(3, 35)), bytes(range(66))
+GRIDS = [
+    SumGrid(bits=16, weight_bits=10, summands=3, limit=0.01),
+    SumGrid(bits=24, weight_bits=20, summands=100_000, limit=0.5),
+    SumGrid(bits=3, weight_bits=0, summands=2, limit=0.02),
+]
+
+
+def update():
+    """Tensors that need more than one draw of 65,536, some changes beyond any range."""
+    rng = np.random.default_rng(4)
+    held = {
+        "b.10": rng.normal(size=(300, 211)).astype("f4"),
+        "b.9": rng.normal(size=7000).astype("f4"),
+        "head": rng.normal(size=5).astype("f4"),
+    }
+    moved = {n: (v + rng.normal(scale=4e-3, size=v.shape)).astype("f4") for n, v in held.items()}
+    return {"b.10": moved["b.10"], "b.9": moved["b.9"]}, held
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=["usual", "widest", "narrow"])
+def test_every_part_is_that_of_python(grid, tmp_path):
+    values, held = update()
+    peers = [
+        MaskPeer(place=place, device_id=name, mask_key=keys.public_of(key), share_key=bytes(32))
+        for place, name, key in ((0, "pi", OTHER), (2, "zoe", THIRD))
+    ]
+    numbers, num_cut = placed(values, held, grid, weight=5, seed=9)
+    plain = write_numbers(numbers, grid)
+    mask(numbers, Masker(SCOPE, "page", 1, SECRET, SEED), peers, grid)
+    public, way = keys.public_of(OTHER), {"sender": "pi", "receiver": "page"}
+    case = {
+        "secret": SECRET.hex(), "seed": SEED.hex(), "public": public.hex(), "names": ["page", "pi"],
+        "scope": {"job": SCOPE.job, "group": SCOPE.group}, "text": TEXT.hex(), "holders": [3, 1, 2, 9], "threshold": 3,
+        "sealed": keys.seal(TEXT, OTHER, keys.public_of(SECRET), SCOPE, **way).hex(),
+        "grid": {"bits": grid.bits, "weight_bits": grid.weight_bits, "summands": grid.summands, "limit": grid.limit},
+        "values": save(values).hex(), "reference": save(held).hex(), "weight": 5, "drawn": 9, "place": 1,
+        "peers": [{"place": p.place, "device_id": p.device_id, "mask_key": p.mask_key.hex()} for p in peers],
+    }  # fmt: skip
+    (tmp_path / "case.json").write_text(json.dumps(case))
+    found = run("sums.mjs", tmp_path / "case.json")
+    assert found["public"] == keys.public_of(SECRET).hex()
+    assert found["digest"] == keys.digest_of_seed(SEED).hex()
+    assert found["pair"] == keys.pair_stream(OTHER, keys.public_of(SECRET), SCOPE, ("pi", "page"))(200).hex()
+    assert found["own"] == keys.own_stream(SEED, SCOPE, "page")(200).hex()
+    assert found["sealed"] == keys.seal(TEXT, SECRET, public, SCOPE, sender="page", receiver="pi").hex()
+    assert found["opened"] == TEXT.hex()
+    assert (found["numCut"], found["plain"]) == (num_cut, plain.hex())
+    assert found["masked"] == write_numbers(numbers, grid).hex()
+    shares = {holder: bytes.fromhex(share) for holder, share in found["shares"]}
+    assert combine({holder: shares[holder] for holder in (1, 3, 9)}, 3) == SECRET
+    assert combine({holder: shares[holder] for holder in (1, 2, 3)}, 3) == SECRET
+    assert all(said.startswith("WireError: ") for said in found["refused"]), found["refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("secure", ["masks", "grid"])
+def test_a_node_device_sums_with_two_python_devices(secure, word_artifact, tmp_path):
+    """Three rounds; the adapter of three Python devices, within what rounding on the grid may shift."""
+    job = {"clients": 3, "min_clients": 3, "secure": secure, "secure_range": 0.01}
+    expected, _ = federation(tmp_path / "python", word_artifact, job, node=None, names="abc")
+    found, device = federation(tmp_path / "node", word_artifact, job, node={}, names="abc")
+    kinds = device.kinds()
+    assert kinds.count("accepted") == JOB["rounds"]
+    assert not {"declined", "refused", "dropped"}.intersection(kinds)
+    print(f"{secure}: furthest {furthest(found, expected):.1e}")
+    assert furthest(found, expected) < 1e-6
