@@ -6,6 +6,7 @@ it). So every type that is read into goes through here, where the first look is 
 """
 
 import threading
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,14 +18,17 @@ _seen: set[Any] = set()
 
 def prepared(kind: T) -> T:
     """Return a type that msgspec knows whole, whichever thread asks first."""
-    try:
-        if kind in _seen:
-            return kind
-    except TypeError:  # it cannot be remembered: its metadata has no hash
+    if not _is_seen(kind):
         with _lock:
             msgspec.json.Decoder(kind)
-        return kind
-    with _lock:
-        msgspec.json.Decoder(kind)
-        _seen.add(kind)
+        with suppress(TypeError):
+            _seen.add(kind)
     return kind
+
+
+def _is_seen(kind: object) -> bool:
+    """Whether it was prepared before; a type whose metadata has no hash cannot be remembered."""
+    try:
+        return kind in _seen
+    except TypeError:
+        return False
