@@ -12,6 +12,7 @@ from rounds_by_hand import job, task, update_of
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.store import Arrival
 from fleetune.device_runtime import arrays
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError, StateError
