@@ -27,11 +27,10 @@ PRIVATE = 0o600
 """Mode of a file for its owner alone."""
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o666, is_named: bool = True) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write ``content`` so that after a crash the file is the old one or the new one, whole; one process at a time.
 
-    ``mode`` is the file's, less the umask; with ``PRIVATE`` nobody else can read it at any moment. Unless ``is_named`` the caller
-    has yet to :func:`sync_folder`.
+    ``mode`` is the file's, less the umask; with ``PRIVATE`` nobody else can read it at any moment.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -44,13 +43,12 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666, is_named:
     except OSError as exc:
         part.unlink(missing_ok=True)
         raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
-    if is_named:
-        sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have the content of a file on disk, or the names in a folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

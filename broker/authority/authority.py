@@ -40,7 +40,7 @@ from fleetune.broker.authority.places import (
     check_authority,
     key_of,
 )
-from fleetune.device_runtime.arrays import PRIVATE, sync_folder, write_atomically
+from fleetune.device_runtime.arrays import PRIVATE, sync, write_atomically
 from fleetune.device_runtime.errors import ConfigError, StateError, choices
 from fleetune.device_runtime.files import doing, replacing
 from fleetune.device_runtime.network.keys import Key, kept_key, key_pem, new_key, read_key
@@ -113,7 +113,7 @@ def init(
         aggregator(part)
         if hosts:
             server(part, hosts=hosts)
-    sync_folder(target.resolve().parent)
+    sync(target.resolve().parent)
     return target
 
 

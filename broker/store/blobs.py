@@ -1,18 +1,24 @@
-"""The files of a ledger: adapters, strategy states and payloads, written whole and synced, checked when read."""
+"""The files of a ledger: adapters, strategy states and payloads, written whole, synced together, checked when read.
 
+Payloads that come together lie one after the other in one file: to sync or delete a file costs as much as several of them.
+"""
+
+import os
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 
-from fleetune.device_runtime.arrays import PRIVATE, sync_folder, write_atomically
+from fleetune.device_runtime.arrays import PRIVATE, sync
 from fleetune.device_runtime.errors import StateError
 
 _VERSIONS = "versions"
-_AT_ONCE = 8
-"""Payloads that are written and synced at once."""
+_AT_ONCE = 4
+"""Files and folders that are synced at once: a disk takes hardly longer for several."""
+_AT = "@"
+"""Between the name of a file and a part of it, START+SIZE in bytes."""
 
 
 class Blobs:
@@ -31,13 +37,22 @@ class Blobs:
         names = (path.name.removesuffix(".safetensors") for path in (folder / _VERSIONS).iterdir())
         self._kept = {int(name) for name in names if name.isdecimal()}
         self._states = set((folder / _VERSIONS).glob("*.state.safetensors"))
+        self._unsynced: dict[Path, None] = {}
+        """Files, and then their folders, that are written and may not be on disk yet."""
+        self._syncing = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync")
+
+    def sync(self) -> None:
+        """Have on disk what was written; before any row that names it is. OSError if that cannot be."""
+        paths, self._unsynced = [*self._unsynced], {}
+        if paths:
+            deque(self._syncing.map(sync, paths), maxlen=0)
 
     def write_version(self, version: int, content: bytes, state: bytes) -> None:
         """Write an adapter and the strategy's state after it, if there is one; OSError if they cannot be written."""
-        write_atomically(version_path(self._folder, version), content)
+        self._write(version_path(self._folder, version), [content])
         self._kept.add(version)
         if state:
-            write_atomically(self._state(version), state, mode=PRIVATE)  # it may hold what devices sent
+            self._write(self._state(version), [state], mode=PRIVATE)  # it may hold what devices sent
             self._states.add(self._state(version))
 
     def has_version(self, version: int) -> bool:
@@ -62,23 +77,17 @@ class Blobs:
         return read_checked(self._state(version), digest)
 
     def write_payloads(self, payloads: Mapping[str, bytes]) -> None:
-        """Write the payloads of updates by name, several at once: a disk syncs eight in the time of two or three.
+        """Write the payloads of updates by name into one file, at their :func:`places_of`; OSError if it cannot be written."""
+        self._write(self._updates / _file_of(payloads), payloads.values(), mode=PRIVATE)
 
-        Raises:
-            OSError: one cannot be written.
-        """
-        paths = [self._updates / name for name in payloads]
-        write = partial(write_atomically, mode=PRIVATE, is_named=False)
-        if len(paths) == 1:
-            write(paths[0], *payloads.values())
-        else:
-            with ThreadPoolExecutor(_AT_ONCE) as threads:
-                deque(threads.map(write, paths, payloads.values()), maxlen=0)
-        sync_folder(self._updates)
-
-    def payload(self, name: str, digest: str) -> bytes:
+    def payload(self, place: str, digest: str) -> bytes:
         """Read the payload of an update; StateError if it is not what was written."""
-        return read_checked(self._updates / name, digest)
+        file, _, part = place.partition(_AT)
+        start, _, size = part.partition("+")
+        if part and not (start.isdecimal() and size.isdecimal()):
+            raise StateError(f"{self._updates}: the ledger names {place!r}, which is no place: it is damaged")
+        piece = slice(int(start), int(start) + int(size)) if part else slice(None)
+        return read_checked(self._updates / file, digest, piece=piece)
 
     def sweep(self, *, newest: int) -> None:
         """Delete all payloads, and the states of versions before the newest: nobody asks for them again."""
@@ -88,8 +97,34 @@ class Blobs:
             path.unlink(missing_ok=True)
             self._states.discard(path)
 
+    def _write(self, path: Path, content: Iterable[bytes], *, mode: int = 0o666) -> None:
+        """Write a file that no row names yet, to be synced with its folder."""
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.unlink(missing_ok=True)  # left by a kill, it has the mode that it was made with
+            with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                file.writelines(content)
+            os.replace(part, path)
+        except OSError as exc:
+            part.unlink(missing_ok=True)
+            raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
+        self._unsynced.pop(path.parent, None)
+        self._unsynced.update({path: None, path.parent: None})
+
     def _state(self, version: int) -> Path:
         return self._folder / _VERSIONS / f"{version:05d}.state.safetensors"
+
+
+def places_of(payloads: Mapping[str, bytes]) -> dict[str, str]:
+    """Where :meth:`Blobs.write_payloads` writes payloads: FILE, or FILE@START+SIZE where there are several."""
+    file = _file_of(payloads)
+    if len(payloads) == 1:
+        return dict.fromkeys(payloads, file)
+    starts = accumulate((len(payload) for payload in payloads.values()), initial=0)
+    return {
+        name: f"{file}{_AT}{start}+{len(payload)}"
+        for (name, payload), start in zip(payloads.items(), starts, strict=False)
+    }
 
 
 def version_path(folder: Path, version: int) -> Path:
@@ -97,10 +132,10 @@ def version_path(folder: Path, version: int) -> Path:
     return folder / _VERSIONS / f"{version:05d}.safetensors"
 
 
-def read_checked(path: Path, digest: str | None) -> bytes:
-    """Read a file that the ledger names; StateError if it is not there, or its SHA-256 is another."""
+def read_checked(path: Path, digest: str | None, *, piece: slice = slice(None)) -> bytes:
+    """Read a file that the ledger names, or a piece of it; StateError if it is not there, or its SHA-256 is another."""
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if piece == slice(None) else _read_piece(path, piece)
     except OSError as exc:
         raise StateError(f"{path}: named in the ledger, but cannot be read: {exc}") from exc
     found = sha256(content).hexdigest()
@@ -109,3 +144,13 @@ def read_checked(path: Path, digest: str | None) -> bytes:
             f"{path}: SHA-256 {found[:12]}, the ledger says {str(digest)[:12]}: damaged, or replaced"
         )
     return content
+
+
+def _file_of(payloads: Mapping[str, bytes]) -> str:
+    return f"{next(iter(payloads))}.bin"
+
+
+def _read_piece(path: Path, piece: slice) -> bytes:
+    with path.open("rb") as file:
+        file.seek(piece.start)
+        return file.read(piece.stop - piece.start)

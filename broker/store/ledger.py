@@ -20,7 +20,7 @@ import msgspec
 from fleetune.broker.job import FIXED, Settings
 from fleetune.broker.store import asked, settling
 from fleetune.broker.store.asked import TASKS, WITH_TASKS, noted_of, stats_of
-from fleetune.broker.store.blobs import Blobs
+from fleetune.broker.store.blobs import Blobs, places_of
 from fleetune.broker.store.costs import add_carried, add_cost, total_carried, total_cost
 from fleetune.broker.store.damage import DAMAGES, damaged
 from fleetune.broker.store.ledger_schema import TASK, add_decline, add_tasks, parse_work, task_of
@@ -182,11 +182,13 @@ class Ledger:
     def accept_all(self, arrived: Sequence[Arrival]) -> None:
         """As :meth:`accept`, for several with one commit; none is kept if one cannot be."""
         with self._durably():
+            payloads = {one.update.task_id: one.payload for one in arrived}
+            places = places_of(payloads)
             for update, _, noted in arrived:
-                self._add_update(update, noted)
-            self._blobs.write_payloads({_file_of(one.update): one.payload for one in arrived})
+                self._add_update(update, noted, places[update.task_id])
+            self._blobs.write_payloads(payloads)
 
-    def _add_update(self, update: UpdateReady, noted: Noted) -> None:
+    def _add_update(self, update: UpdateReady, noted: Noted, place: str) -> None:
         task_id = update.task_id
         if not self._one("SELECT count(*) FROM tasks WHERE task_id = ?", task_id):
             raise WireError(f"task {task_id!r} was not enrolled")
@@ -194,7 +196,7 @@ class Ledger:
             raise WireError(f"task {task_id!r} has an update already")
         stats = msgspec.json.encode(finite(update.stats)).decode()
         more = msgspec.json.encode(noted).decode()
-        row = (task_id, update.payload.sha256, update.num_samples, stats, _file_of(update), more)
+        row = (task_id, update.payload.sha256, update.num_samples, stats, place, more)
         self._sql.execute("INSERT INTO updates VALUES (NULL, ?, ?, ?, ?, ?, NULL, ?)", row)
 
     def decline(self, task_id: str, cause: str, reason: str) -> None:
@@ -379,6 +381,7 @@ class Ledger:
         try:
             with self._sql:
                 yield
+                self._blobs.sync()
             newest, self._to_sweep = self._to_sweep, -1
             if newest >= 0:  # payloads go once it is on disk that a version has them
                 self._blobs.sweep(newest=newest)
@@ -395,10 +398,6 @@ class Ledger:
     def _one(self, query: str, *values: object) -> Any:
         found = self._sql.execute(query, values).fetchone()
         return found[0] if found else None
-
-
-def _file_of(update: UpdateReady) -> str:
-    return f"{update.task_id}.bin"
 
 
 _Payload = tuple[Count, str, Word]

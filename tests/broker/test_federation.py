@@ -3,10 +3,11 @@
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import load_arrays
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import DeviceStatus, decode, device_topic
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.data.loading import load_dataset
@@ -95,6 +97,17 @@ class Fleet(Processes):
 
     def report(self, name: str, *, timeout_s: float = PATIENCE_S) -> dict:
         return super().report(name, timeout_s=timeout_s)
+
+    def updated(self) -> set[str]:
+        """Devices whose updates are kept and in no version yet; none before there is a ledger."""
+        if not (self.root / "run/versions/00000.safetensors").exists():
+            return set()
+        with closing(sqlite3.connect(f"file:{self.root / 'run' / LEDGER}?mode=ro", uri=True)) as sql:
+            rows = sql.execute("SELECT device FROM updates JOIN tasks USING (task_id) WHERE made IS NULL")
+            return {device for (device,) in rows}
+
+    def wait_for_updates(self, *names: str) -> None:
+        until(lambda: self.updated() >= set(names), PATIENCE_S)
 
     def wait_for(self, *patterns: str) -> None:
         """Wait until every glob below the root matches something."""
@@ -252,7 +265,7 @@ def test_everything_is_killed_once_and_nothing_changes(fleet, mosquitto, expecte
     fleet.devices()
     fleet.wait_for("d/work-*.safetensors")
     fleet.pause("d")
-    fleet.wait_for("run/updates/*-a.bin", "run/updates/*-b.bin", "run/updates/*-c.bin")
+    fleet.wait_for_updates("a", "b", "c")
 
     fleet.kill("aggregator")
     fleet.kill("d")
@@ -279,9 +292,9 @@ def test_a_device_that_pauses_in_its_round_stays_in_it(fleet, mosquitto, expecte
         fleet.device(name, **({"rules": rules} if name == "d" else {}))
     paused = DeviceStatus(device_id="d", online=True, paused="temperature 90.0 C is above 70 C")
     wait_for_status(mosquitto.url, "d", paused)
-    fleet.wait_for("run/updates/train-1-a.bin", "run/updates/train-1-b.bin", "run/updates/train-1-c.bin")
+    fleet.wait_for_updates("a", "b", "c")
     fleet.wait_for_log("d", "round 1: offer")
-    assert not list(fleet.root.glob("run/updates/*-d.bin"))
+    assert "d" not in fleet.updated()
     assert not list(fleet.root.glob("run/versions/00001*"))
     system.zone(50)
     report = fleet.report("aggregator")

@@ -12,6 +12,7 @@ from rounds_by_hand import job, task, update_of
 
 from fleetune.broker.job import Settings
 from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.store import Arrival
 from fleetune.device_runtime import arrays
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.errors import ConfigError, StateError
@@ -111,8 +112,21 @@ def test_a_payload_is_synced_with_its_folder_before_the_row_that_names_it(ledger
 
     monkeypatch.setattr(arrays.os, "fsync", spy)
     ledger.accept(update_of(A, b"x"), b"x")
-    assert synced == [".train-1-a.bin.part", "updates"]
+    assert sorted(synced) == ["train-1-a.bin", "updates"]
     assert [a.payload for a in ledger.accepted()] == [b"x"]
+
+
+def test_payloads_that_come_together_lie_in_one_file_and_are_read_apart(ledger):
+    ledger.accept_all([Arrival(update_of(A, b"first"), b"first"), Arrival(update_of(B, b"2"), b"2")])
+    assert [path.name for path in (ledger.folder / "updates").iterdir()] == ["train-1-a.bin"]
+    assert [a.payload for a in ledger.accepted()] == [b"first", b"2"]
+
+
+def test_a_place_that_is_none_is_damage(ledger):
+    ledger.accept(update_of(A, b"x"), b"x")
+    ledger._sql.execute("UPDATE updates SET file = 'train-1-a.bin@0+x'")
+    with pytest.raises(StateError, match="damaged"):
+        list(ledger.accepted())
 
 
 @pytest.mark.parametrize("content", [b"x" * 8192, b"SQLite format 3\0" + b"\xff" * 8192])
