@@ -21,7 +21,7 @@ help:
 	@echo "make test-faults kills, bad links and damaged files, about two hours; FLEETUNE_KILLS and FLEETUNE_MUTATIONS make it shorter"
 	@echo "make test-all    every test but those"
 	@echo "make test-arm    the aarch64 wheels in an emulator, against this machine"
-	@echo "make web         the page that fleetune web serves: toolkit/page; needs node"
+	@echo "make web         the page that fleetune web serves: toolkit/page; needs node (WEBGPU=1: with WebGPU, 27 MB more)"
 	@echo "make test-web    all tests of the page; the walk through it where chromium is"
 	@echo "make apk         the page as an Android app, with ARTIFACT in it: android_demo/build/fleetune-demo.apk"
 	@echo "make check       ruff, mypy and import-linter"
@@ -59,8 +59,9 @@ node-packages:
 	    || { echo "the page's packages could not be installed: its tests will be skipped"; rm -rf web_demo/node_modules; }; fi
 
 web: web_demo/node_modules/.package-lock.json
-	npm run --prefix web_demo build
+	npm run --prefix web_demo build -- $(if $(WEBGPU),--webgpu)
 
+test-web: WEBGPU = 1
 test-web: $(VENV)/dev.stamp web mosquitto
 	$(BIN)/pytest -rs tests/web tests/test_golden_draws.py
 

@@ -1,10 +1,14 @@
-/** `npm run build`: the page in one folder that `fleetune web` serves, ../toolkit/page or the folder given; nothing is fetched. */
+/**
+ * `npm run build [-- [--webgpu] [FOLDER]]`: the page in one folder that `fleetune web` serves, ../toolkit/page or the folder given; nothing is
+ * fetched. `--webgpu` puts onnxruntime's WebGPU runtime beside it, 27 MB, of which a browser without a GPU fetches nothing.
+ */
 import { cp, mkdir, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
-const here = dirname(fileURLToPath(import.meta.url)), out = process.argv[2] ?? join(here, "..", "toolkit", "page");
+const given = process.argv.slice(2), hasGpu = given.includes("--webgpu"), here = dirname(fileURLToPath(import.meta.url));
+const out = given.find((word) => !word.startsWith("--")) ?? join(here, "..", "toolkit", "page");
 const ort = join(here, "node_modules", "onnxruntime-web", "dist");
 await rm(out, { recursive: true, force: true });
 await mkdir(out, { recursive: true });
@@ -17,4 +21,4 @@ for (const name of ["index.html", "style.css", "icon.svg"]) await cp(join(here, 
 const wasm = ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"];
 /** Fetched only by a browser that has a GPU for it. */
 const gpu = ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm", "ort-wasm-simd-threaded.asyncify.mjs"];
-for (const name of [...wasm, ...gpu]) await cp(join(ort, name), join(out, name));
+for (const name of [...wasm, ...(hasGpu ? gpu : [])]) await cp(join(ort, name), join(out, name));
