@@ -62,9 +62,9 @@ def job(folder, artifact, device_of, *, kills=0, seed=1):
             assert time.monotonic() < begun + 120 * (kills + ROUNDS), processes.log("aggregator")
             if num < kills and 2 * _done(versions) >= num * ROUNDS // kills:
                 moment, latest = rng.uniform(0.0, 1.5 * span), (num + 1) * ROUNDS // kills - 1
-                _wait(processes, moment, unless=lambda: _done(versions) >= latest)
+                _wait(processes, moment, versions, latest)
                 if _done(versions) >= latest:  # rounds are quicker than a start: a moment of this one
-                    _wait(processes, rng.uniform(0.0, _round_s(versions)), unless=lambda: _done(versions) > latest)
+                    _wait(processes, rng.uniform(0.0, _round_s(versions)), versions, latest + 1)
                 if not processes.is_over("aggregator"):
                     num += 1
                     device.kill()
@@ -77,9 +77,10 @@ def job(folder, artifact, device_of, *, kills=0, seed=1):
     return Ended(folder, left)
 
 
-def _wait(processes, seconds, unless):
+def _wait(processes, seconds, versions, rounds):
+    """Until the time is up, so many rounds are over, or all are."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until and not unless() and not processes.is_over("aggregator"):
+    while time.monotonic() < until and _done(versions) < rounds and not processes.is_over("aggregator"):
         time.sleep(0.01)
 
 
