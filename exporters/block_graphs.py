@@ -193,7 +193,7 @@ def _check_predict(head: GraphFiles, program: Program) -> None:
 
 def _vocabulary(head: GraphFiles) -> int:
     """Classes of each token; 0 where a row has one answer."""
-    shape = next(port.shape for port in head["train"].outputs if port.role == "logits")
+    shape = next(port.shape for graph in head.values() for port in graph.outputs if port.role == "logits")
     return int(shape[-1]) if len(shape) == 3 else 0
 
 

@@ -31,7 +31,8 @@ def fake(asked: Asked) -> Converters:
             for i, name in enumerate(section.slots)
             if name.endswith(USED)
         ]
-        out = Port(name="y", role="hidden", dtype="float32", shape=("batch",))
+        role = "logits" if section.what == "head" else "hidden"
+        out = Port(name="y", role=role, dtype="float32", shape=("batch",))
         first = GraphFile(section.what.encode(), tuple(ports[:1]), (out,), {"batch": 16, "seq": 128})
         second = GraphFile(b"second", tuple(ports), (out,), {"batch": 8})
         return {"forward": first, "backward": second}

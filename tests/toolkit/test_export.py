@@ -171,7 +171,7 @@ def test_a_folder_in_the_way_is_not_touched(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": "poetry"}, "no task 'poetry'; have: causal-lm, image-classification"),
+        ({"task": "poetry"}, "no task 'poetry'; have: audio-classification, causal-lm, image-classification"),
         ({"backend": "tensorrt"}, "no backend 'tensorrt'; have:"),
         ({"base_dtype": "int3"}, "--base-dtype int3"),
         ({"lora_r": 0}, "--lora-r 0"),

@@ -350,7 +350,9 @@ def test_a_model_without_task_is_asked_for_one(bert: Path, tmp_path: Path) -> No
     bare = shutil.copytree(bert, tmp_path / "bare")
     theirs = json.loads((bare / "config.json").read_text()) | {"architectures": ["BertModel"]}
     (bare / "config.json").write_text(json.dumps(theirs))
-    with pytest.raises(ConfigError, match="give --task: causal-lm, image-classification"):
+    with pytest.raises(
+        ConfigError, match="give --task: audio-classification, causal-lm, image-classification"
+    ):
         merge(tmp_path / "adapter", out=tmp_path / "out", full=True, model=bare)
     assert not (tmp_path / "out").exists()
     out = merge(

@@ -38,7 +38,7 @@ def test_a_bias_may_be_missing_or_frozen(make_manifest):
 @pytest.mark.parametrize("task", ["causal-lm", "token-classification"])
 def test_a_model_of_another_task_is_refused(make_manifest, task):
     with pytest.raises(
-        ConfigError, match=f"sequence-classification or image-classification; this model's task is {task}"
+        ConfigError, match=f"image-classification or audio-classification; this model's task is {task}"
     ):
         class_head(head(make_manifest(task=task), ("classifier.weight", (3, 8), True)))
 
