@@ -19,7 +19,7 @@ import msgspec
 from benchmarks.federation import find_data, mosquitto
 from benchmarks.measuring.subjects import artifact_of
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.contracts.run_file import ROUNDS
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError

@@ -21,7 +21,7 @@ from paho.mqtt.client import CallbackAPIVersion, Client
 from benchmarks.measuring.mosquitto import SYS_INTERVAL_S, mosquitto
 from benchmarks.measuring.processes import FOLDER, run_worker
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.export import export

@@ -13,7 +13,7 @@ import msgspec
 
 from benchmarks.federation import FLEET, JOB, WORK, federate, prepare
 from benchmarks.measuring.figures import table
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.errors import UnknownName, choices
 
 ROUNDS, STEPS = 6, 20

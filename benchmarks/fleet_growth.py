@@ -14,7 +14,9 @@ from typing import Any
 
 from benchmarks.measuring.figures import table
 from benchmarks.rounds import ARTIFACT, JOB, OUTGOING, PAYLOAD, hello_of, update_of
-from fleetune.broker.job import Patience, Settings, device_work
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.rounds.actions import Action, Enrol
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.rounds.federation import Federation

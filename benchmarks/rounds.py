@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.service.service import Service

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.measuring.figures import chart_of
-from fleetune.broker.job import MASKS, Patience, Settings, device_work
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import MASKS, Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.strategy import Update
 from fleetune.broker.rounds.actions import Tell

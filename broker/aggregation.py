@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fleetune.broker.job import FIXED, Job, Members, Patience, Settings, names_in
+from fleetune.broker.jobs.members import Members, names_in
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import FIXED, Job, Settings
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.service.measures import why_unwatched

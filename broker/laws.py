@@ -3,21 +3,10 @@
 from collections.abc import Collection, Iterator
 from math import prod
 
-from fleetune.broker.job import (
-    AUTO,
-    CENTRAL,
-    DISTRIBUTED,
-    FIXED,
-    LOCAL,
-    MASK_SHARE,
-    MASKS,
-    PLAIN,
-    PRIVACIES,
-    Job,
-    Patience,
-    Settings,
-    settings_of,
-)
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.privacy import CENTRAL, DISTRIBUTED, LOCAL, PRIVACIES
+from fleetune.broker.jobs.settings import AUTO, FIXED, MASK_SHARE, MASKS, PLAIN, Job, Settings
+from fleetune.broker.jobs.work import settings_of
 from fleetune.broker.methods.accounting import epsilon_of, rounds_within
 from fleetune.broker.methods.configurators import CONFIGURATORS, OF_LAYERS, OF_RANK
 from fleetune.broker.methods.private_mean import OF_MEANS

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetune.broker.aggregation import aggregate
-    from fleetune.broker.job import Job, Members, Patience, Privacy
+    from fleetune.broker.jobs.members import Members
+    from fleetune.broker.jobs.patience import Patience
+    from fleetune.broker.jobs.privacy import Privacy
+    from fleetune.broker.jobs.settings import Job
     from fleetune.broker.servers.embedded import EmbeddedServer
     from fleetune.device_runtime.agent.identity import Duty
     from fleetune.device_runtime.commands.device import device
@@ -67,13 +70,13 @@ __all__ = [
 _HOMES = {
     "Duty": "fleetune.device_runtime.agent.identity",
     "EmbeddedServer": "fleetune.broker.servers.embedded",
-    "Job": "fleetune.broker.job",
+    "Job": "fleetune.broker.jobs.settings",
     "LocalWork": "fleetune.device_runtime.contracts.work",
     "OptimizerSpec": "fleetune.device_runtime.contracts.work",
-    "Members": "fleetune.broker.job",
-    "Patience": "fleetune.broker.job",
+    "Members": "fleetune.broker.jobs.members",
+    "Patience": "fleetune.broker.jobs.patience",
     "PolicySpec": "fleetune.device_runtime.contracts.work",
-    "Privacy": "fleetune.broker.job",
+    "Privacy": "fleetune.broker.jobs.privacy",
     "Reach": "fleetune.device_runtime.network.address",
     "Signing": "fleetune.device_runtime.network.signing",
     "Trust": "fleetune.device_runtime.network.signing",

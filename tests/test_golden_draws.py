@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from fleetune.broker.job import device_seed
+from fleetune.broker.jobs.work import device_seed
 from fleetune.device_runtime import draws
 from fleetune.device_runtime.contracts.work import PolicySpec
 from fleetune.device_runtime.data.samples import Ragged, make_dataset

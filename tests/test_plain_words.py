@@ -19,7 +19,7 @@ from tries import LINES, STOPPED_AFTER_S, WITH_TORCH, Try, copy_world, draw
 from words import write_lines
 
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.broker.servers.embedded import EmbeddedServer
 from fleetune.device_runtime.commands.device import device
 from fleetune.device_runtime.commands.train import train

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fleetune.broker.job import Job, as_chosen
+from fleetune.broker.jobs.settings import Job
+from fleetune.broker.jobs.work import as_chosen
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data.columns import Columns

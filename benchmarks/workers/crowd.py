@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.contracts.work import LocalWork

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.workers.many_agents import ADAPTER, ARTIFACT, JOB, Aggregator, Training
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.agent.agent import Agent

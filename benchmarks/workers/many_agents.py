@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.agent.agent import Agent

@@ -14,7 +14,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
-from fleetune.broker.job import device_seed
+from fleetune.broker.jobs.work import device_seed
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.data.loading import load_dataset

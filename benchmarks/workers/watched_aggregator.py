@@ -11,7 +11,8 @@ from math import inf
 import numpy as np
 
 from benchmarks.rounds import ARTIFACT, JOB
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.contracts.work import LocalWork

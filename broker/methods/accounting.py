@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from fleetune.broker.job import Privacy
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.device_runtime.contracts.accounting import NEEDS, epsilon_of_steps, steps_of
 from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.contracts.work import LocalWork

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.tasks import arm_name
 from fleetune.device_runtime.contracts.plans import LayerPlan, route
 from fleetune.device_runtime.contracts.work import PolicySpec

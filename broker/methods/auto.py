@@ -34,7 +34,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fleetune.broker.job import device_work
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.arms import FULL_DEPTH, Arm, needs_as_much
 from fleetune.broker.methods.bandit import Estimate
 from fleetune.broker.methods.bandit_memory import (

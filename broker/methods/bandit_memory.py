@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import isfinite, nan
 from typing import NamedTuple
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.arms import (
     FULL_DEPTH,
     Arm,

@@ -12,7 +12,7 @@ of the devices heard so far trains all layers; work that a device declined for i
 from statistics import median
 from typing import NamedTuple
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.depths import WAY_BACK, assigned, depth_of, is_time, num_layers_of, suffix, units
 from fleetune.broker.tasks import Outcome

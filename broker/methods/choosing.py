@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.work import ADAPTER, LocalWork
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from fleetune.broker.job import Settings, device_work
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.auto import auto
 from fleetune.broker.methods.caff import caff
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator

@@ -2,7 +2,7 @@
 
 from zlib import crc32
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.depths import assigned, num_layers_of, suffix
 from fleetune.device_runtime.draws import Key, integers

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from fleetune.broker.job import Settings, device_work
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.choosing import Candidate
 from fleetune.device_runtime.contracts.fields import SECONDS_MAX
 from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec

@@ -14,7 +14,7 @@ from math import isfinite, nan
 from statistics import median
 from typing import NamedTuple
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.depths import assigned, is_time, num_layers_of, suffix
 from fleetune.broker.tasks import Outcome

@@ -5,7 +5,7 @@ other, each starting from what the one before it has made; blocks are overwritte
 and a block is averaged over those who trained it. A block low in the model saves upload, and no activations above it.
 """
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.depths import assigned, block, num_layers_of
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from fleetune.broker.job import Privacy
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.broker.methods.exact_sums import Sums
 from fleetune.broker.methods.strategy import (
     VALUE_MAX,

@@ -6,7 +6,7 @@ It takes some 200 bytes for each device that ever took part, and 8 for each clas
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.depths import is_time
 from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.fields import FIGURE_MAX

@@ -7,7 +7,7 @@ bottom saves nothing on the way back. Stages are equally long, as equal layers h
 stages than rounds.
 """
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.choosing import Candidate, Choice, Configurator
 from fleetune.broker.methods.depths import assigned, block, num_layers_of
 

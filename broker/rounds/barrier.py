@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from math import inf
 
-from fleetune.broker.job import MASKS, Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import MASKS, Settings
 from fleetune.broker.methods.accounting import rounds_within
 from fleetune.broker.methods.selection import SELECTIONS, Roster, seeded
 from fleetune.broker.rounds.actions import Action, Assign, Close, Enrol, Repeat

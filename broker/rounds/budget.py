@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 
 
 class Budget:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-from fleetune.broker.job import Patience, Settings, device_work
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Choice
 from fleetune.broker.methods.traffic import TRAFFIC, laid_over
 from fleetune.broker.rounds.open_round import OpenRound

@@ -4,7 +4,8 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from fleetune.broker.job import Settings, device_work
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.rounds.actions import Assign
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.fields import FIGURE_MAX

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from math import inf
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.rounds.actions import Action, Dismiss, Finish
 from fleetune.broker.rounds.admission import refusal
 from fleetune.broker.rounds.barrier import NO_TURNS, Barrier

@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.rounds.actions import Action, Record, Tell
 from fleetune.broker.rounds.told_shares import SECRET, SEED, ToldShares
 from fleetune.broker.tasks import Note, Task, listed

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from fleetune.broker.job import MASKS, Settings
+from fleetune.broker.jobs.settings import MASKS, Settings
 from fleetune.broker.methods.selection import Roster
 from fleetune.broker.rounds.open_round import OpenRound, Standing
 from fleetune.broker.rounds.quarantine import Quarantine

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.bandit import gain_of, seconds_of
 from fleetune.broker.methods.configurators import CONFIGURATORS, Candidate, Configurator
 from fleetune.broker.methods.traffic import TRAFFIC, laid_over

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
-from fleetune.broker.job import FIXED, Settings
+from fleetune.broker.jobs.settings import FIXED, Settings
 from fleetune.broker.service.holdings import Holdings
 from fleetune.broker.service.parcels import Download, Parcel, difference, whole, with_mask
 from fleetune.broker.store.store import ByKind, Store

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.rounds.actions import (
     Action,
     Assign,

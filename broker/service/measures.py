@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.broker.job import PLAIN, Settings
+from fleetune.broker.jobs.settings import PLAIN, Settings
 from fleetune.broker.methods.bounds import (
     UPDATES_MIN,
     Measured,

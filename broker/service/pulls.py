@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from math import inf
 from typing import NamedTuple
 
-from fleetune.broker.job import UPLOADS_MB
+from fleetune.broker.jobs.patience import UPLOADS_MB
 from fleetune.broker.service.timers import Timers
 from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import Incoming

@@ -107,9 +107,9 @@ class Result:
             artifact: that it trains.
             arguments: of the call, for ``run.json``.
             chooses: whether a configurator or planner chooses: that has a file.
-            strikes: as in :class:`fleetune.broker.job.Job`.
+            strikes: as in :class:`fleetune.broker.jobs.settings.Job`.
             spending: of a job with noise.
-            keep_rounds: as in :class:`fleetune.broker.job.Patience`: the history has no more rows than twice that.
+            keep_rounds: as in :class:`fleetune.broker.jobs.patience.Patience`: the history has no more rows than twice that.
         """
         self._chooses, self._strikes, self._spending = chooses, strikes, spending
         self._score = score_of(artifact.manifest)

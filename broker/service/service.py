@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
-from fleetune.broker.job import Patience, Settings
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, cause_of

@@ -6,7 +6,7 @@ Where many come at once, several are kept with one commit: none has its verdict 
 from collections.abc import Callable, Sequence
 from math import inf
 
-from fleetune.broker.job import UPLOADS_MB
+from fleetune.broker.jobs.patience import UPLOADS_MB
 from fleetune.broker.rounds.actions import Action
 from fleetune.broker.rounds.federation import Federation, verdict_on
 from fleetune.broker.service.freight import sizes_of_update

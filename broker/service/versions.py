@@ -8,7 +8,7 @@ from itertools import chain
 
 import numpy as np
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
 from fleetune.broker.methods.exact_sums import Values

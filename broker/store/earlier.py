@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.device_runtime.prepared import prepared
 
 LATER: dict[str, Any] = {"weight_cap": 0.0, "length_cap": 0.0, "heading": 0.0, "strikes": 0}

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import FIXED, Settings
+from fleetune.broker.jobs.settings import FIXED, Settings
 from fleetune.broker.store import asked, settling
 from fleetune.broker.store.asked import TASKS, WITH_TASKS, noted_of, stats_of
 from fleetune.broker.store.blobs import Blobs, places_of

@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from fleetune.broker.job import Settings, differences
+from fleetune.broker.jobs.settings import Settings, differences
 from fleetune.broker.store.costs import COLUMNS
 from fleetune.broker.store.earlier import absent_in, as_begun, kept_settings, text_of, told
 from fleetune.broker.store.marks import SCHEMA as MARKS

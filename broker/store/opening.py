@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 from typing import TextIO
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import Prepared, prepare
 from fleetune.device_runtime.errors import ConfigError, StateError

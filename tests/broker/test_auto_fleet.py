@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from fleet import Aggregator, Device, World, workbench_of
 
-from fleetune.broker.job import Patience, device_work
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.auto import Tuning
 from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.service.choices import choices, replay

@@ -24,7 +24,8 @@ from safetensors.numpy import load
 from servers import free_port
 from waiting import until
 
-from fleetune.broker.job import Job, device_seed, settings_of
+from fleetune.broker.jobs.settings import Job
+from fleetune.broker.jobs.work import device_seed, settings_of
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.strategy import Update
 from fleetune.broker.service.choices import replay

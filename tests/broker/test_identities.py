@@ -15,7 +15,7 @@ from waiting import until
 
 from fleetune.broker.aggregation import aggregate
 from fleetune.broker.authority.authority import aggregator, init, revoke, sign
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.broker.servers.listeners import Tls
 from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.agent.identity import Duty

@@ -4,7 +4,7 @@ import pytest
 from fleet import settings_of
 
 from fleetune.broker.aggregation import _pardon
-from fleetune.broker.job import names_in
+from fleetune.broker.jobs.members import names_in
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.tasks import PARDONED, REFUSED, mark

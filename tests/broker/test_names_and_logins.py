@@ -15,7 +15,7 @@ from servers import free_port, password_file
 
 from fleetune.broker import aggregation
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.broker.servers.listeners import Tls
 from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.agent.identity import Duty

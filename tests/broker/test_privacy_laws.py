@@ -5,7 +5,10 @@ import math
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Patience, Privacy, device_work, differences
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.privacy import Privacy
+from fleetune.broker.jobs.settings import differences
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import ConfigError

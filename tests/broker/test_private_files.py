@@ -8,7 +8,7 @@ from background import begin
 from flat import FEW_SAMPLES
 
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.agent.outbox_file import OutboxFile
 from fleetune.device_runtime.arrays import PRIVATE, write_atomically
 from fleetune.device_runtime.commands.device import device

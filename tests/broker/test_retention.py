@@ -8,7 +8,7 @@ import fleet
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.service import result
 from fleetune.broker.service.result import HISTORY_SHARE, Result

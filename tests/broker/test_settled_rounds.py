@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from fleet import STEPS, world
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.service import result
 from fleetune.broker.service.result import Result
 from fleetune.broker.store.rows import Row, rows

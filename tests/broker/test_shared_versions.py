@@ -5,7 +5,7 @@ from fleet import JOB, roughly
 from signed import KEY, trusting
 from slow import OpenLink, TimedLink, slow_world
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.device_runtime.contracts.wire import Chunk, Finished, decode, encode, shared_topic
 
 SIZE = 80_000

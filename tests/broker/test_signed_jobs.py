@@ -13,7 +13,7 @@ from signed import KEY, trusting
 from waiting import until
 
 from fleetune.broker.aggregation import aggregate
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.agent.identity import Duty

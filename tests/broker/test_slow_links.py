@@ -3,7 +3,7 @@
 import pytest
 from slow import shared_world, slow_world
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 
 SIZE = 80_000
 """Float32 values: an adapter as large as MiniLM's, 320 kB."""

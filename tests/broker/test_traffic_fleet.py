@@ -7,7 +7,7 @@ import pytest
 from fleet import FOUR, Aggregator, Device, World, spoken, workbench_of
 from stranger import Stranger, good_payload
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.methods.traffic import TRAFFIC
 from fleetune.broker.service.choices import choices, replay
 from fleetune.device_runtime.arrays import parse_arrays

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.arms import arm_of, units
 from fleetune.broker.methods.choosing import Candidate
 from fleetune.broker.tasks import Outcome

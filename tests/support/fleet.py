@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fleetune.broker.job import Patience, Settings, device_seed
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_seed
 from fleetune.broker.methods.strategies import STRATEGIES
 from fleetune.broker.methods.strategy import Gathered, Update
 from fleetune.broker.service.outbound import unsigned

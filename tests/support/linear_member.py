@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fleet
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.device_runtime.network.link import Link, Will
 
 

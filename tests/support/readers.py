@@ -23,7 +23,7 @@ from simulated import FILE, write_config
 from tiny import as_problem
 from words import write_lines
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.store import settling
 from fleetune.broker.store.kept_versions import read_version
 from fleetune.broker.store.ledger import Ledger
@@ -597,7 +597,8 @@ def _toml(
 def _settings(path: Path) -> None:
     """Read the tables of two commands, as they do."""
     from fleetune.broker.aggregation import aggregate
-    from fleetune.broker.job import Job, Patience
+    from fleetune.broker.jobs.patience import Patience
+    from fleetune.broker.jobs.settings import Job
     from fleetune.device_runtime.commands.train import train
     from fleetune.toolkit.configuration import resolve
     from fleetune.toolkit.flags import Part

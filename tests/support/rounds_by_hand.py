@@ -2,7 +2,9 @@
 
 from hashlib import sha256
 
-from fleetune.broker.job import Patience, Settings, device_work
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Settings
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.rounds.actions import Assign, Enrol
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.store.store import Past

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError
 from fleetune.toolkit.commands.options import AGGREGATE

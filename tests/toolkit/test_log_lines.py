@@ -10,7 +10,7 @@ import pytest
 from processes import environment
 from waiting import until
 
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.agent.events import Event
 from fleetune.toolkit.log_lines import JsonLines, context_of, events
 

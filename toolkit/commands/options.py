@@ -14,7 +14,10 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 import typer
 
-from fleetune.broker.job import AUTO, OF_DEVICES, Job, Members, Patience
+from fleetune.broker.jobs.members import Members
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import AUTO, Job
+from fleetune.broker.jobs.work import OF_DEVICES
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.agent.identity import Duty
 from fleetune.device_runtime.contracts.resources import Resources

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.store import Arrival, Carried, Cost
 from fleetune.broker.tasks import Mark, Task

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from fleetune.broker.job import OF_DEVICES, Job, Patience
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Job
+from fleetune.broker.jobs.work import OF_DEVICES
 from fleetune.broker.laws import TABLES
 from fleetune.device_runtime.contracts.fields import COUNT_MAX, check_name
 from fleetune.device_runtime.contracts.work import LocalWork

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from fleetune.broker.job import OF_DEVICES
+from fleetune.broker.jobs.work import OF_DEVICES
 from fleetune.toolkit.simulation.config import OF_JOB, PATHS, SimulationConfig
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.broker.job import Job, Patience
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.settings import Job
 from fleetune.broker.laws import lawful_settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.broker.job import UPLOADS_MB, Job
+from fleetune.broker.jobs.patience import UPLOADS_MB
+from fleetune.broker.jobs.settings import Job
 from fleetune.device_runtime.contracts.artifact import Artifact
 from fleetune.device_runtime.contracts.run_file import ADAPTER, LEDGER, ROUNDS, RUN
 from fleetune.device_runtime.errors import ConfigError

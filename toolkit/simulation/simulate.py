@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.laws import lawful_settings
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
 from fleetune.device_runtime.errors import ConfigError

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.accounting import spending_of
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.store import in_all

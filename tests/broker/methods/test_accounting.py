@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fleetune.broker.job import Privacy
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.broker.methods.accounting import epsilon_of, rounds_within, spending_of
 from fleetune.device_runtime.contracts.accounting import Steps, epsilon_of_steps
 from fleetune.device_runtime.contracts.fields import COUNT_MAX

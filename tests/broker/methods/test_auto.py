@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from bandit_world import Curve, World
 
-from fleetune.broker.job import device_work
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.arms import FULL_DEPTH, arm_of, first_arms, needs_as_much, neighbours
 from fleetune.broker.methods.auto import Tuning, auto, is_tail
 from fleetune.broker.methods.choosing import Candidate

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetune.broker.job import Privacy
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.broker.methods.averaging import fedavg, fedavgm
 from fleetune.broker.methods.private_mean import private_mean
 from fleetune.broker.methods.strategy import VALUE_MAX, Update

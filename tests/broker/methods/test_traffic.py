@@ -6,7 +6,7 @@ import pytest
 from paths import ROOT
 from rounds_by_hand import job, task
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.laws import check_settings
 from fleetune.broker.methods.bitwidth import WIDTHS, usual_s
 from fleetune.broker.methods.caesar import (

@@ -3,7 +3,8 @@
 import pytest
 from rounds_by_hand import decline, give, hello, job, of, past
 
-from fleetune.broker.job import Patience, Privacy
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.broker.rounds.actions import Close, Enrol, Finish
 from fleetune.broker.rounds.budget import Budget
 from fleetune.broker.rounds.federation import Federation

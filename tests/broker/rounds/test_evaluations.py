@@ -3,7 +3,7 @@ import logging
 import pytest
 from rounds_by_hand import decline, evaluation, federation, give, hello, job, of, report
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Finish
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.rounds.federation import Federation

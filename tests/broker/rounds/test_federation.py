@@ -21,7 +21,7 @@ from rounds_by_hand import (
     update,
 )
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Dismiss, Enrol, Finish
 from fleetune.broker.rounds.federation import Federation, cause_of, verdict_on
 from fleetune.broker.rounds.open_round import Standing

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rounds_by_hand import asked, decline, federation, give, hello, job, of, opened, past, task, update
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Enrol
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.store.store import Past

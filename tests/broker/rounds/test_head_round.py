@@ -5,7 +5,8 @@ from math import inf
 import pytest
 from rounds_by_hand import decline, federation, give, hello, job, of, update
 
-from fleetune.broker.job import Patience, device_work
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.work import device_work
 from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.rounds.actions import Assign, Close, Enrol, Finish
 from fleetune.broker.rounds.barrier import Barrier

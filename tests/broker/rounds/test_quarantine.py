@@ -3,7 +3,7 @@
 import pytest
 from rounds_by_hand import federation, give, hello, of, past, update
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Dismiss, Enrol
 from fleetune.broker.rounds.quarantine import TERM, WINDOW, Quarantine
 from fleetune.broker.tasks import FAR, LENGTH, PARDONED, REFUSED, Mark

@@ -3,7 +3,7 @@ import logging
 import pytest
 from fleet import FOUR, first_adapter, in_process, settings_of, workbench_of, world
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.rules.gate import Gate
 from fleetune.device_runtime.rules.rules import Reading, Rules, Temperature

@@ -19,7 +19,8 @@ from fleet import (
 )
 from safetensors.numpy import load
 
-from fleetune.broker.job import Patience, device_seed
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.work import device_seed
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.strategy import Update
 from fleetune.broker.service.choices import choices, replay

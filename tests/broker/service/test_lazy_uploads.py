@@ -7,7 +7,7 @@ import pytest
 from fleet import FOUR, STEPS, settings_of, world
 from safetensors.numpy import load
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.laws import check_settings
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.store.rows import rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fleet import Aggregator, Device, LinearTraining, Measure, World, in_process, points_of, settings_of
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.methods.heading import ELEMENTS_MIN
 from fleetune.broker.rounds.quarantine import Quarantine
 from fleetune.broker.store.rows import row

@@ -3,7 +3,7 @@
 import pytest
 from fleet import settings_of
 
-from fleetune.broker.job import Privacy
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.broker.service.measures import Measures, why_unwatched
 
 

@@ -8,7 +8,7 @@ import pytest
 from fleet import FOUR, first_adapter, spoken, world
 from safetensors.numpy import load
 
-from fleetune.broker.job import Privacy
+from fleetune.broker.jobs.privacy import Privacy
 from fleetune.broker.methods.accounting import epsilon_of
 from fleetune.broker.store.rows import rows
 from fleetune.device_runtime.arrays import to_bytes

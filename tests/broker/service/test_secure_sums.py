@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from fleet import Aggregator, Device, LinearTraining, World, first_adapter, points_of, roughly, spoken
 
-from fleetune.broker.job import Patience, device_seed
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.work import device_seed
 from fleetune.broker.rounds.masked_round import KEYS, REVEALS, SHARES, UPDATES
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.device_runtime.arrays import parse_arrays

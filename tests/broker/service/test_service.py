@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stranger import Stranger, good_payload
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.methods.configurators import CONFIGURATORS, Choice, Configurator
 from fleetune.broker.service import service
 from fleetune.broker.service.rivals import is_knock, knock_of

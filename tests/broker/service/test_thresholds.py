@@ -5,7 +5,7 @@ import pytest
 from fleet import Aggregator, Device, World, settings_of
 from words import write_lines
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.agent.trainer_port import Workbench

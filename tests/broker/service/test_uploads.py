@@ -5,7 +5,7 @@ from fleet import ARTIFACT, JOB, first_adapter
 from rounds_by_hand import task, update_of
 from stranger import Stranger, good_payload
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.service.uploads import noted_of
 from fleetune.broker.tasks import Noted
 from fleetune.device_runtime.contracts.codecs import encode_update

@@ -3,7 +3,7 @@
 import pytest
 from fleet import in_process, world
 
-from fleetune.broker.job import Patience
+from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.methods.selection import Roster
 from fleetune.broker.rounds.open_round import OpenRound
 from fleetune.device_runtime.errors import ConfigError

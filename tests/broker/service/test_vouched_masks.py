@@ -6,7 +6,8 @@ import pytest
 from fleet import Aggregator, Device, LinearTraining, World, first_adapter, points_of
 
 from fleetune.broker.authority.authority import init, sign
-from fleetune.broker.job import Patience, device_seed
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.work import device_seed
 from fleetune.device_runtime.agent.masking import FILE
 from fleetune.device_runtime.commands.enrol import enrol
 from fleetune.device_runtime.contracts.mask_messages import MaskGroup, MaskKeys, MaskPeer, MaskShares

@@ -9,7 +9,7 @@ from fleet import first_adapter, settings_of
 from msgspec.structs import fields, replace
 from paths import DATA
 
-from fleetune.broker.job import Job
+from fleetune.broker.jobs.settings import Job
 from fleetune.broker.store.earlier import LATER
 from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.arrays import to_bytes

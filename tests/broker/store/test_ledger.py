@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 from rounds_by_hand import job, task, update_of
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.store import Arrival
 from fleetune.device_runtime import arrays

@@ -15,7 +15,7 @@ from fleet import Aggregator, Device, World, first_adapter, settings_of
 from paths import DATA
 from rounds_by_hand import task, update_of
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import rows
 from fleetune.broker.store.store import ByKind, Carried, Cost

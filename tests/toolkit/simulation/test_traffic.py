@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from simulated import devices, outcome, records, run, write_config
 
-from fleetune.broker.job import Settings
+from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.seen import blank, note
 from fleetune.broker.service.choices import replay
 from fleetune.broker.store.ledger import Ledger

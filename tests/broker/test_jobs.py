@@ -2,7 +2,10 @@ import msgspec
 import pytest
 from rounds_by_hand import job
 
-from fleetune.broker.job import Job, Patience, Privacy, Settings, device_work, differences, settings_of
+from fleetune.broker.jobs.patience import Patience
+from fleetune.broker.jobs.privacy import Privacy
+from fleetune.broker.jobs.settings import Job, Settings, differences
+from fleetune.broker.jobs.work import device_work, settings_of
 from fleetune.broker.laws import check_settings
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec, PolicySpec
 from fleetune.device_runtime.errors import ConfigError, UnknownName
