@@ -22,7 +22,7 @@ from fleetune.device_runtime.contracts.codecs.codec import Doubles
 
 AGAINST = 0.05
 """Cosine: an update that points further than this against the others is left out, if they agree closely or it was before."""
-SPREADS = 2.5
+SPREADS = 4.0
 """An update is left out only if its cosine is so many standard deviations below the middle one of the last rounds.
 
 Where the devices of a fleet learn different things, honest ones point against each other."""

@@ -120,8 +120,12 @@ def test_where_honest_devices_are_spread_nobody_is_left_out_for_it():
     before = [0.473, 0.354, 0.342, 0.298, 0.53, 0.048, 0.008, 0.102, 0.167, 0.067]
     now = [-0.321, -0.056, 0.365, -0.156, 0.236]
     assert least_agreement([*before, *now]) < min(now)
+    minilm = [0.31, 0.29, 0.33, -0.18, 0.25, 0.01, 0.29, 0.23, 0.21, -0.04]  # the same of MiniLM, in int8
+    assert least_agreement([*minilm, *(now := [0.07, 0.15, 0.28, 0.16, -0.1])]) < min(now)
     close = [0.3, 0.31, 0.28, 0.21, 0.4, 0.24, 0.25, 0.36, 0.23, 0.26]
     assert least_agreement([*close, 0.3, 0.25, -0.1, -0.7]) == -AGAINST_COSINE
+    sly = [0.17, 0.3, 0.17, 0.19, -0.18, 0.23, 0.23, 0.2, 0.38, -0.11, 0.23, 0.36, 0.23, 0.21]  # MiniLM on banking77
+    assert least_agreement([*sly, -0.26]) == -AGAINST_COSINE
     assert least_agreement([]) == -AGAINST_COSINE
 
 
