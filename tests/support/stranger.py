@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 from fleet import ARTIFACT, JOB, Aggregator, first_adapter
 
@@ -26,6 +28,12 @@ class Stranger:
         self.name = name
         self.link = self.server.connect([device_topic(JOB, name, "down"), aggregator_topic(JOB)])
         self.now = 1.0
+
+    def beside(self, name):
+        """Another at the same service."""
+        other = copy.copy(self)
+        other.name, other.link = name, self.server.connect([device_topic(JOB, name, "down")])
+        return other
 
     def say(self, message, *, name=None):
         self.say_raw(encode(message), name=name)

@@ -10,7 +10,7 @@ from fleetune.broker.service.uploads import noted_of
 from fleetune.broker.tasks import Noted
 from fleetune.device_runtime.contracts.codecs import encode_update
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import Hello, Request, Verdict, decode, device_topic
+from fleetune.device_runtime.contracts.wire import DeviceStatus, Hello, Request, Verdict, decode, device_topic
 
 
 def test_a_good_update_is_durable_before_it_is_acknowledged(tmp_path):
@@ -191,3 +191,45 @@ def test_a_histogram_that_nobody_asked_for_is_not_noted():
     assert noted_of(told, given, 0, upload_s=0.0).histogram == ()
     asked = given._replace(work=msgspec.structs.replace(given.work, histogram=True))
     assert noted_of(told, asked, 0, upload_s=0.0).histogram == (1, 2)
+
+
+def _sends_a_part(stranger, **changes):
+    """Announce in two chunks, and send the first."""
+    outgoing = Outgoing(good_payload(), chunk_bytes=len(good_payload()) - 1)
+    ready = stranger.ready(good_payload(), **changes)
+    stranger.say(msgspec.structs.replace(ready, payload=outgoing.manifest))
+    for request in stranger.heard(Request):
+        stranger.say(next(outgoing.chunks(request)))
+
+
+def test_bytes_of_an_update_that_was_given_up_are_not_told_of_the_next(tmp_path, caplog):
+    stranger = Stranger(tmp_path, clients=2, min_clients=1, patience=Patience(deadline_s=10), rounds=2)
+    other = stranger.beside("other")
+    stranger.hello()
+    other.hello()
+    _sends_a_part(stranger)
+    assert [v.accepted for v in other.deliver(good_payload())] == [True]
+    stranger.now = 50.0
+    stranger.aggregator.poll(stranger.now)
+    assert [v.reason for v in stranger.heard(Verdict)] == ["round 1 is closed"]
+    stranger.hello()
+    verdicts = stranger.deliver(good_payload(), round=2, version=1, task_id="")
+    assert [v.accepted for v in verdicts] == [True]
+    assert "times its bytes came" not in caplog.text
+
+
+@pytest.mark.parametrize(("connection", "is_asked"), [("first", False), ("second", True), ("", True)])
+def test_only_another_connection_has_an_upload_asked_for_again(tmp_path, connection, is_asked):
+    stranger = Stranger(tmp_path)
+    stranger.hello(connection="first")
+    _sends_a_part(stranger)
+    stranger.heard(Request)
+    stranger.hello(connection=connection)
+    assert bool(stranger.heard(Request)) is is_asked
+
+
+def test_of_who_is_gone_no_connection_is_remembered(tmp_path):
+    stranger = Stranger(tmp_path)
+    stranger.hello(connection="first")
+    stranger.say(DeviceStatus(device_id=stranger.name, online=False))
+    assert stranger.aggregator.service._connection_of == {}
