@@ -18,5 +18,7 @@ def test_every_row_names_a_test():
 
 @pytest.mark.parametrize("path", sorted({path for path, _ in NAMED}))
 def test_they_are_there(path):
-    there = {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+    there = {
+        node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)
+    }
     assert {name for other, name in NAMED if other == path} <= there

@@ -124,7 +124,22 @@ def test_where_honest_devices_are_spread_nobody_is_left_out_for_it():
     assert least_agreement([*minilm, *(now := [0.07, 0.15, 0.28, 0.16, -0.1])]) < min(now)
     close = [0.3, 0.31, 0.28, 0.21, 0.4, 0.24, 0.25, 0.36, 0.23, 0.26]
     assert least_agreement([*close, 0.3, 0.25, -0.1, -0.7]) == -AGAINST_COSINE
-    sly = [0.17, 0.3, 0.17, 0.19, -0.18, 0.23, 0.23, 0.2, 0.38, -0.11, 0.23, 0.36, 0.23, 0.21]  # MiniLM on banking77
+    sly = [
+        0.17,
+        0.3,
+        0.17,
+        0.19,
+        -0.18,
+        0.23,
+        0.23,
+        0.2,
+        0.38,
+        -0.11,
+        0.23,
+        0.36,
+        0.23,
+        0.21,
+    ]  # MiniLM on banking77
     assert least_agreement([*sly, -0.26]) == -AGAINST_COSINE
     assert least_agreement([]) == -AGAINST_COSINE
 
