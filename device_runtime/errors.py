@@ -64,5 +64,7 @@ def some(names: Sequence[str], *, at_most: int = 5, by: str = ", ") -> str:
 
 def one_line(text: object, *, length_max: int = 200) -> str:
     """Show ``text`` that a stranger may have written: printable, on one line, not endless."""
-    shown = "".join(c if c.isprintable() else "?" for c in str(text)[: length_max + 1])
+    shown = str(text)[: length_max + 1]
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else "?" for c in shown)
     return shown if len(shown) <= length_max else shown[: length_max - 1] + "…"

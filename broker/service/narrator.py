@@ -32,8 +32,10 @@ class Narrator:
     def _gathering(self, now: float) -> str:
         """Devices that the next round lacks; empty if a round is open, or no more are to come."""
         rounds = self._federation.rounds
+        if rounds.open_round or rounds.is_done:
+            return ""
         here, wanted = rounds.quorum.num_fit(rounds.closed + 1), rounds.wanted(now)
-        if rounds.open_round or rounds.is_done or here >= wanted or (here > _NAMED and here % _EVERY):
+        if here >= wanted or (here > _NAMED and here % _EVERY):
             return ""
         names = f": {listed(rounds.roster.present)}" if 0 < here <= _NAMED else ""
         return f"round {rounds.closed + 1}: {here} of {wanted} devices here{names}; waiting for {wanted - here} more"

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import reduce
 from operator import add
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -85,7 +85,13 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return _sum(self, other)
+        return Cost(
+            bytes_down=self.bytes_down + other.bytes_down,
+            bytes_up=self.bytes_up + other.bytes_up,
+            bytes_sent=self.bytes_sent + other.bytes_sent,
+            bytes_received=self.bytes_received + other.bytes_received,
+            seconds=self.seconds + other.seconds,
+        )
 
 
 class ByKind(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +107,12 @@ class ByKind(msgspec.Struct, frozen=True, kw_only=True):
     """All else: names, shapes, frames, headers, offers, requests, verdicts."""
 
     def __add__(self, other: "ByKind") -> "ByKind":
-        return _sum(self, other)
+        return ByKind(
+            values=self.values + other.values,
+            positions=self.positions + other.positions,
+            scales=self.scales + other.scales,
+            protocol=self.protocol + other.protocol,
+        )
 
     @property
     def total(self) -> int:
@@ -116,16 +127,10 @@ class Carried(msgspec.Struct, frozen=True, kw_only=True):
     up: ByKind = ByKind()
 
     def __add__(self, other: "Carried") -> "Carried":
-        return _sum(self, other)
+        return Carried(down=self.down + other.down, up=self.up + other.up)
 
 
 NOBODY: Mapping[str, Carried] = {}
-_S = TypeVar("_S", bound=msgspec.Struct)
-
-
-def _sum(left: _S, right: _S) -> _S:
-    """Add structs of one kind field by field."""
-    return type(left)(**{n: getattr(left, n) + getattr(right, n) for n in left.__struct_fields__})
 
 
 def in_all(carried: Mapping[str, Carried]) -> Carried:

@@ -9,7 +9,7 @@ from rounds_by_hand import job, report, task, update_of
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.memory_store import MemoryStore
 from fleetune.broker.store.rows import row, rows
-from fleetune.broker.store.store import AFTERWARDS, Accepted, Cost, Past
+from fleetune.broker.store.store import AFTERWARDS, Accepted, ByKind, Carried, Cost, Past
 from fleetune.broker.tasks import Outcome
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import StateError, WireError
@@ -174,3 +174,13 @@ def test_a_version_is_found_by_its_digest(store):
 def test_a_version_that_was_never_made_is_an_error(store):
     with pytest.raises(StateError):
         store.version(9)
+
+
+def test_what_is_counted_adds_up_in_every_field():
+    for kind in (Cost, ByKind):
+        one, other = (kind(**{name: n + i for i, name in enumerate(kind.__struct_fields__)}) for n in (1, 10))
+        assert msgspec.structs.astuple(one + other) == tuple(
+            11 + 2 * i for i in range(len(kind.__struct_fields__))
+        )
+    up, down = ByKind(values=1), ByKind(scales=2)
+    assert Carried(up=up) + Carried(down=down) == Carried(up=up, down=down)
