@@ -131,9 +131,10 @@ def squared(value: NDArray[np.floating[Any]]) -> float:
 
 def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
     """Element i joins lane i % _LANES, and lanes are added one after the other, in float64."""
-    left, right, lanes = one.reshape(-1), other.reshape(-1), np.zeros(_LANES)
+    left, right, lanes, products = one.reshape(-1), other.reshape(-1), np.zeros(_LANES), np.empty(_LANES)
     for start in range(0, left.size, _LANES):
-        piece = left[start : start + _LANES].astype(np.float64)
-        piece *= right[start : start + _LANES]
-        lanes[: piece.size] += piece
+        some = slice(start, start + _LANES)
+        count = min(_LANES, left.size - start)
+        np.multiply(left[some], right[some], out=products[:count], dtype=np.float64)
+        lanes[:count] += products[:count]
     return float(np.cumsum(lanes, out=lanes)[-1])
