@@ -21,6 +21,7 @@ from fleetune.broker.rounds.actions import Action, Enrol
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.rounds.federation import Federation
 from fleetune.broker.store.ledger import Ledger
+from fleetune.broker.store.store import Arrival
 from fleetune.broker.tasks import Task
 from fleetune.device_runtime.contracts.wire import Report, default_task_id
 from fleetune.device_runtime.network.loopback import Loopback
@@ -28,6 +29,8 @@ from fleetune.device_runtime.network.loopback import Loopback
 SIZES, REPEATS = (1_000, 3_000, 10_000), 3
 _SAMPLE = 500
 """Events that are timed where one is enough for all."""
+_TOGETHER = 32
+"""Updates with one commit, as a service under load keeps them."""
 Spent = dict[str, float]
 
 
@@ -169,9 +172,11 @@ def _ledger(size: int, spent: Spent) -> None:
             with _timed(spent, "ledger: tasks enrolled"):
                 ledger.enrol(tasks)
             with _timed(spent, "ledger: updates accepted"):
-                for task in tasks:
-                    ledger.digest_of(task.task_id)
-                    ledger.accept(update_of(task, task.device_id), PAYLOAD)
+                for start in range(0, size, _TOGETHER):
+                    some = tasks[start : start + _TOGETHER]
+                    for task in some:
+                        ledger.digest_of(task.task_id)
+                    ledger.accept_all([Arrival(update_of(task, task.device_id), PAYLOAD) for task in some])
             with _timed(spent, "ledger: the version made"):
                 ledger.add_version(1, b"", round_number=1)
         with _timed(spent, "ledger: opened again"), Ledger(Path(folder), settings) as ledger:
