@@ -13,7 +13,11 @@ from paths import ROOT
 
 from fleetune.toolkit.cli import app
 
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "lab")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "lab"),
+]
 """All but the log of what was measured, whose lines are of their days."""
 LEFT_OUT = "…"
 """In the place of words that a page leaves out: what is missing is not looked at then."""
@@ -44,7 +48,9 @@ def check(words, *, is_whole):
     command, rest = found_command(words)
     if hasattr(command, "commands") and (is_whole or (rest and rest[0] != LEFT_OUT)):
         return [f"no command {' '.join(words)}"]
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    known = {
+        option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     names = [word.partition("=")[0] for word in rest if word.startswith("--")]
     wrong = [f"{command.name} has no {name}" for name in names if name not in {*known, "--help"}]
     if is_whole and not wrong:

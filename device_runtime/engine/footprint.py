@@ -30,7 +30,7 @@ COMMAND_BYTES = 32_000_000
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
 _LOGITS_COPIES, _PACKED_LOGITS_COPIES = 4, 5
-"""Measured: of a chunk's logits, while the head makes their loss and gradient; the more where its matrix comes in pieces between."""
+"""Measured: of a chunk's logits, while the head makes their loss and gradient; more where pieces of its matrix come between."""
 _HEAD_PIECES, _BLOCK_PIECES = 5, 4
 """Measured: of a packed matrix, in the fp32 pieces that a product reads at a time, with what they are made through."""
 _MAPPED_AROUND, _MAPPED_SCATTERED = 2**21, 2**16

@@ -133,7 +133,7 @@ def is_lora_b(name: str) -> bool:
 
 
 def stays_through_head(m: Manifest) -> bool:
-    """Whether the topmost layer's weights, which come first on the way back, stay while the head runs: if the head's are fewer."""
+    """Whether the topmost layer's weights, the first on the way back, stay while the head runs: if the head's are fewer."""
     head, layer = (
         sum(m.tensors[i].size_bytes for i in dict.fromkeys(slots) if not m.tensors[i].trainable)
         for slots in (m.head.tensors, m.layers[-1].tensors)

@@ -176,7 +176,9 @@ def _piece(
     cuts = [(start, end, axis)]
     if shape is not None and len(shape) > 1:
         cuts.append((0, _TO_THE_END, axis + 1 if axis >= 0 else axis - 1))
-    words = [constant(graph, "at_" + "_".join(map(str, n)), np.array(n, np.int64)) for n in zip(*cuts)]
+    words = [
+        constant(graph, "at_" + "_".join(map(str, n)), np.array(n, np.int64)) for n in zip(*cuts, strict=True)
+    ]
     if shape is not None:
         shape[axis] = bounds[1] - bounds[0]
     dtype = FLOAT if value is None else value.dtype or FLOAT
