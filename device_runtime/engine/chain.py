@@ -27,7 +27,7 @@ from fleetune.device_runtime.engine.pulls import pulls_of
 from fleetune.device_runtime.engine.texts_apart import Numbers, are_packed, places_of, shut
 from fleetune.device_runtime.engine.token_head import HeadResult, run_tokens
 from fleetune.device_runtime.engine.weighted_head import run_weighted
-from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights
+from fleetune.device_runtime.engine.weights import OUTSIDE, StepWeights, stays_through_head
 from fleetune.device_runtime.errors import ConfigError
 
 Scope = dict[tuple[Role, int], Value]
@@ -68,6 +68,7 @@ class Chain:
         self._artifact, self._manifest = artifact, artifact.manifest
         self._loader, self._threads, self._logits_bytes = loader, threads, logits_bytes
         self._holds_apart = holds_apart(artifact.manifest)
+        self._last_stays = stays_through_head(artifact.manifest)
         self._graphs: dict[str, OpenGraph] = {}
         self._opening = Lock()
 
@@ -255,7 +256,7 @@ class Chain:
             graph = self._manifest.kinds[layer.kind].graphs[purpose]
             slots = rows.weights.of(layer.tensors, graph, bare=index in rows.route.bare)
             returns = index >= rows.route.lowest and index not in rows.route.around
-            with rows.weights.in_use(index, then=then, stays=returns and then is None):
+            with rows.weights.in_use(index, then=then, stays=returns and then is None and self._last_stays):
                 found = self._run(graph, {**given, **slots})
             rows.scope["hidden", 0] = self._merged(whole, found.pop(("hidden", 0)), some)
             if returns:

@@ -18,6 +18,7 @@ from fleetune.device_runtime.contracts.manifest import (
 from fleetune.device_runtime.contracts.memory_plan import SAVE_ALL, MemoryPlan
 from fleetune.device_runtime.contracts.plans import LayerPlan, active_layers, learnable, route
 from fleetune.device_runtime.engine.token_head import chunk_bytes
+from fleetune.device_runtime.engine.weights import stays_through_head
 from fleetune.device_runtime.errors import ConfigError
 
 BARE_BYTES = 54_000_000
@@ -28,8 +29,10 @@ COMMAND_BYTES = 32_000_000
 """Measured: what ``fleetune train`` holds beside that: command line, tokenizer, and some thousand short texts."""
 _WORKING_COPIES = 4
 """Measured: while a backward runs, about this many values the size of its largest are alive beside what was saved."""
-_UNPACKING_COPIES = 11
-"""Measured, in fp32 pieces of a packed matrix: about 8 for the head, and 3 for the blocks, that the arena keeps apart."""
+_LOGITS_COPIES, _PACKED_LOGITS_COPIES = 4, 5
+"""Measured: of a chunk's logits, while the head makes their loss and gradient; more where pieces of its matrix come between."""
+_HEAD_PIECES, _BLOCK_PIECES = 5, 4
+"""Measured: of a packed matrix, in the fp32 pieces that a product reads at a time, with what they are made through."""
 _MAPPED_AROUND, _MAPPED_SCATTERED = 2**21, 2**16
 """Bytes of a mapped file that become resident with each place read. Measured on Linux 6.18, ext4: 2 MiB in a file just written,
 whose pages lie in large folios; 64 KiB in a table that streaming scatters (``Artifact.scatter``)."""
@@ -87,17 +90,17 @@ def footprint(
     read = [m.layers[i] for i in sorted({*way.layers, *also_read})]
     prelude, layers, head = _weights(m, read, sizes, streamed=memory.streamed)
     whole = prelude + sum(layers) + head
-    weights = min(lanes * max(prelude, head, *layers), whole) if memory.streamed else whole
+    beside_head = head + (max(layers, default=0) if stays_through_head(m) else 0)
+    weights = min(lanes * max(prelude, beside_head, *layers), whole) if memory.streamed else whole
     # onnxruntime's arena gives nothing back: the most of it stands beside the most of the weights, even at another time.
+    unpacked = lanes * _BLOCK_PIECES * _piece(m, {i for layer in read for i in layer.tensors})
     values = max(
         2 * sizes.hidden,
-        _working(m, active, sizes) + tape,
-        _recomputing(m, rerun, sizes),
+        _working(m, active, sizes) + unpacked + tape,
+        _recomputing(m, rerun, sizes) + unpacked,
         tape + _head_bytes(m, sizes, lanes),
     )
-    return Footprint(
-        tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values + lanes * _unpacked(m, read)
-    )
+    return Footprint(tape, weights, PROCESS_BYTES + _optimizer_bytes(m) + weights + values)
 
 
 def largest_footprint(
@@ -161,15 +164,10 @@ def _weights(
     return sum(min(row.size_bytes, places * around) for row in tables), layers, head
 
 
-def _unpacked(m: Manifest, layers: Sequence[Layer]) -> int:
-    """What of packed matrices is there as fp32 while a product reads them, and what it is made through."""
-    slots = {*m.head.tensors, *(i for layer in layers for i in layer.tensors)}
-    inside = {i for layer in m.layers for i in layer.tensors}
-    packed = [
-        row for i in slots if _is_int4(row := m.tensors[i]) or (row.dtype == "int8" and i not in inside)
-    ]
-    largest = max((4 * _num_weights(row) for row in packed), default=0)
-    return _UNPACKING_COPIES * min(largest, UNPACKED_BYTES)
+def _piece(m: Manifest, slots: Collection[int], *, rows: bool = False) -> int:
+    """Bytes of the largest packed matrix as far as it is fp32 at a time; ``rows``: an int8 one is unpacked too."""
+    packed = [row for i in slots if _is_int4(row := m.tensors[i]) or (rows and row.dtype == "int8")]
+    return min(max((4 * _num_weights(row) for row in packed), default=0), UNPACKED_BYTES)
 
 
 def _is_int4(row: Tensor) -> bool:
@@ -201,9 +199,12 @@ def _head_bytes(m: Manifest, sizes: _Sizes, lanes: int) -> int:
     """Logits, their loss and gradient; where the head works in chunks, of one chunk."""
     logits = next(port for port in m.head.graphs["train"].outputs if port.role == "logits")
     if m.head.targets is None:
-        return 4 * _port_bytes(logits, sizes) + 2 * sizes.hidden
+        return _LOGITS_COPIES * _port_bytes(logits, sizes) + 2 * sizes.hidden
+    piece = _piece(m, m.head.tensors, rows=True)
     whole = 4 * sizes.batch * sizes.seq * m.num_logits
-    return 4 * min(whole, lanes * chunk_bytes(m.num_logits, lanes=lanes)) + 3 * sizes.hidden
+    chunk = min(whole, lanes * chunk_bytes(m.num_logits, lanes=lanes))
+    copies = _PACKED_LOGITS_COPIES if piece else _LOGITS_COPIES
+    return copies * chunk + lanes * _HEAD_PIECES * piece + 3 * sizes.hidden
 
 
 def _hidden_bytes(m: Manifest, sizes: _Sizes) -> int:

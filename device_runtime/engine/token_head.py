@@ -58,12 +58,13 @@ def run_tokens(
     answers = np.zeros(wanted.size, np.int64)
     logits = np.empty((wanted.size, num_classes), np.float32) if keep_logits else None
     gradient = np.zeros_like(flat) if backward else None
-    loss = 0.0
+    losses: list[float] = []
     grads: Arrays = {}
-    rows = np.arange(wanted.size) if keep_logits or not len(counted) else counted
-    for chunk in chunks(rows, num_classes, logits_bytes):
+
+    def take(chunk: Rows) -> None:
+        """Run a chunk; when this returns, nothing of it is left but what was asked for."""
         summed, found = run(flat[:, chunk], wanted[:, chunk])
-        loss += summed
+        losses.append(summed)
         part, slope = found.pop("logits")[0], found.pop("d_hidden")
         answers[chunk] = part.argmax(-1)
         if logits is not None:
@@ -72,8 +73,12 @@ def run_tokens(
             gradient[:, chunk] = np.multiply(slope, scale)
         for name, gained in found.items():
             grads[name] = np.add(grads.get(name, 0), np.multiply(gained, scale))
+
+    rows = np.arange(wanted.size) if keep_logits or not len(counted) else counted
+    for chunk in chunks(rows, num_classes, logits_bytes):
+        take(chunk)
     return HeadResult(
-        loss * float(scale),
+        sum(losses) * float(scale),
         answers.reshape(labels.shape),
         None if logits is None else logits.reshape(*labels.shape, num_classes),
         None if gradient is None else gradient.reshape(hidden.shape),

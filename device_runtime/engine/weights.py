@@ -132,6 +132,15 @@ def is_lora_b(name: str) -> bool:
     return ".lora_B" in name or ".lora_embedding_B" in name
 
 
+def stays_through_head(m: Manifest) -> bool:
+    """Whether the topmost layer's weights, the first on the way back, stay while the head runs: if the head's are fewer."""
+    head, layer = (
+        sum(m.tensors[i].size_bytes for i in dict.fromkeys(slots) if not m.tensors[i].trainable)
+        for slots in (m.head.tensors, m.layers[-1].tensors)
+    )
+    return head < layer
+
+
 def check_bare(way: Route, manifest: Manifest) -> None:
     """Raise ConfigError where a layer is to run without a LoRA that it does not have."""
     for layer in sorted(way.bare):

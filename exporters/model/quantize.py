@@ -31,7 +31,7 @@ GROUP = 32
 """Weights of a row that share one scale of 4-bit storage."""
 _ZERO = 8
 """The nibble that stands for zero."""
-_AT_ONCE = 2**24
+_AT_ONCE = 2**21
 """Weights that are rounded at a time."""
 
 

@@ -2,7 +2,7 @@
 
 Of a table the rows looked up are unpacked. Of the matrix of a product at most ``UNPACKED_BYTES`` are there at a time: a larger
 one goes through the product in pieces of its rows, which are columns of what comes out one way and of what goes in the other.
-The two ways unpack in different words, or whoever joins equal nodes would keep the matrix from the one to the other.
+The two ways cut and unpack in different words, or whoever joins equal nodes would keep the matrix from the one to the other.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +19,7 @@ from fleetune.exporters.onnx.passes.int8_products import Product, products_of
 
 _BYTE, _SIGNED = ir.DataType.UINT8, ir.DataType.INT8
 _EXTENTS = tuple[int, int]
+_TO_THE_END = int(np.iinfo(np.int64).max)
 
 
 class Packed(NamedTuple):
@@ -115,12 +116,16 @@ def _multiply(product: Product, packed: Packed, extents: _EXTENTS, packing: Pack
     bounds = _bounds(rows, width)
     operands = []
     for start, end in bounds:
-        part = packed if len(bounds) == 1 else Packed(*(_slice(node, value, start, end) for value in packed))
+        part = (
+            packed
+            if len(bounds) == 1
+            else Packed(*(_piece(node, value, (start, end), again=not transposed) for value in packed))
+        )
         operands.append(packing.whole(node, part, (end - start, width), again=not transposed))
     x, out = node.inputs[0], node.outputs[0]
     parts = []
     for (start, end), operand in zip(bounds, operands, strict=True):
-        given = x if transposed or len(bounds) == 1 else _slice(node, x, start, end, axis=-1)
+        given = x if transposed or len(bounds) == 1 else _piece(node, x, (start, end), axis=-1)
         right = _turned(node, operand) if transposed else operand
         shape = None if out.shape is None else [*out.shape[:-1], end - start if transposed else width]
         parts.append(describe(add_node(node, "MatMul", [given, right]).outputs[0], FLOAT, shape))
@@ -155,14 +160,29 @@ def _summed(before: ir.Node, parts: Sequence[ir.Value], out: ir.Value) -> ir.Val
     return total
 
 
-def _slice(before: ir.Node, value: ir.Value | None, start: int, end: int, *, axis: int = 0) -> ir.Value:
-    graph = graph_of(before)
-    ends = [constant(graph, f"at_{n}", np.array([n], np.int64)) for n in (start, end, axis)]
+def _piece(
+    before: ir.Node, value: ir.Value | None, bounds: _EXTENTS, *, axis: int = 0, again: bool = False
+) -> ir.Value:
+    """From one place of an axis to another, ``again`` counted from its end.
+
+    Of two axes or more a second is named, whole: slices of one alone that cover it onnxruntime makes one ``Split``, which copies
+    all of a table at once and holds it to the last piece's use.
+    """
+    graph, (start, end) = graph_of(before), bounds
     shape = None if value is None or value.shape is None else list(value.shape)
+    extent = 0 if shape is None else shape[axis]
+    if again and isinstance(extent, int):
+        start, end = start - extent, end - extent or _TO_THE_END
+    cuts = [(start, end, axis)]
+    if shape is not None and len(shape) > 1:
+        cuts.append((0, _TO_THE_END, axis + 1 if axis >= 0 else axis - 1))
+    words = [
+        constant(graph, "at_" + "_".join(map(str, n)), np.array(n, np.int64)) for n in zip(*cuts, strict=True)
+    ]
     if shape is not None:
-        shape[axis] = end - start
+        shape[axis] = bounds[1] - bounds[0]
     dtype = FLOAT if value is None else value.dtype or FLOAT
-    return describe(add_node(before, "Slice", [value, *ends]).outputs[0], dtype, shape)
+    return describe(add_node(before, "Slice", [value, *words]).outputs[0], dtype, shape)
 
 
 def _turned(before: ir.Node, matrix: ir.Value) -> ir.Value:

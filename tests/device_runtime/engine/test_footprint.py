@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from msgspec.structs import replace
+from paths import DATA
 
 from fleetune.device_runtime.contracts.artifact import open_artifact
 from fleetune.device_runtime.contracts.manifest import Kind, extent
@@ -127,3 +128,40 @@ def test_whole_models_are_not_estimated(artifact):
     whole = dataclasses.replace(artifact, manifest=replace(artifact.manifest, kinds=(Kind({}),)))
     with pytest.raises(ConfigError, match="the memory of its models cannot be estimated"):
         expected(whole, full(4))
+
+
+def packed(manifest, slots, rows, width):
+    """The manifest with the first frozen matrix of some slots as int4 (rows, width / 32, 16)."""
+    first = next(
+        i for i in slots if not manifest.tensors[i].trainable and len(manifest.tensors[i].shape) == 2
+    )
+    tensors = list(manifest.tensors)
+    tensors[first] = replace(tensors[first], dtype="uint8", shape=(rows, width // 32, 16))
+    return replace(manifest, tensors=tuple(tensors))
+
+
+def grown(artifact, slots, rows, width, **sizes):
+    """Bytes that the peak grows by beyond the matrix itself, streamed."""
+    peaks = []
+    for manifest in (artifact.manifest, packed(artifact.manifest, slots, rows, width)):
+        changed = dataclasses.replace(artifact, manifest=manifest)
+        found = footprint(changed, full(manifest.num_layers), memory=MemoryPlan(streamed=True), **sizes)
+        peaks.append(found.peak - found.weights)
+    return peaks[1] - peaks[0]
+
+
+def test_a_packed_matrix_counts_as_far_as_it_is_unpacked(artifact):
+    slots = artifact.manifest.layers[0].tensors
+    sizes = {"batch_size": 64, "seq_len": 64}  # the blocks' values are more than the head's
+    assert grown(artifact, slots, 64, 64, **sizes) == 4 * 4 * 64 * 64
+    assert (
+        grown(artifact, slots, 2**12, 2**11, **sizes) == 4 * 2**24
+    )  # of 2**25 bytes half is there at a time
+
+
+def test_a_packed_head_counts_beside_its_logits():
+    chat = open_artifact(DATA / "chat_artifact")
+    m = chat.manifest
+    sizes = {"batch_size": 1, "seq_len": 4}
+    logits = 4 * 4 * m.num_logits
+    assert grown(chat, m.head.tensors, 2**12, 2**11, **sizes) == logits + 5 * 2**24

@@ -1,5 +1,7 @@
 """A linear head worked out by hand: whole, in chunks, and with targets left out."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -78,3 +80,26 @@ def test_a_batch_without_targets_has_no_loss_and_zero_gradients():
 
 def test_a_row_of_logits_larger_than_the_bound_is_still_run():
     assert [c.tolist() for c in chunks(np.arange(3), 1 << 30)] == [[0], [1], [2]]
+
+
+def test_nothing_of_a_chunk_is_held_while_the_next_runs():
+    seen = []
+
+    def run(hidden, targets):
+        assert not [ref for ref in seen if ref() is not None]
+        logits = np.zeros((1, targets.shape[1], CLASSES), np.float32)
+        slope, gained = np.zeros_like(hidden), np.ones(CLASSES, np.float32)
+        seen.extend(map(weakref.ref, (logits, slope, gained)))
+        return 1.0, {"logits": logits, "d_hidden": slope, "w": gained}
+
+    labels = np.ones((2, 6), np.int64)
+    found = run_tokens(
+        run,
+        np.zeros((2, 6, 3), np.float32),
+        labels,
+        targets=Targets(shift=0, ignored=-100),
+        num_classes=CLASSES,
+        logits_bytes=3 * 4 * CLASSES,
+    )
+    assert len(seen) == 12
+    assert found.loss == pytest.approx(4 / 12)

@@ -1,9 +1,10 @@
 """Streamed weights stay while a thread runs on them and leave with the last one."""
 
 import pytest
+from msgspec.structs import replace
 
 from fleetune.device_runtime.contracts.artifact import Artifact, open_artifact
-from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights
+from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, stays_through_head
 
 
 @pytest.fixture
@@ -71,3 +72,12 @@ def test_resident_weights_are_let_be(frozen, advice) -> None:
     with frozen.of_step({}, streamed=False).in_use(0, then=1):
         pass
     assert not advice
+
+
+def test_the_last_layer_leaves_before_a_head_that_reads_more(word_artifact) -> None:
+    m = open_artifact(word_artifact).manifest
+    assert stays_through_head(m)
+    tied = replace(
+        m, head=replace(m.head, tensors=(*m.head.tensors, *(i for layer in m.layers for i in layer.tensors)))
+    )
+    assert not stays_through_head(tied)
