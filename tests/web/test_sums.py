@@ -81,7 +81,9 @@ FOUR = {**THREE, "clients": 4, "grace_s": 1.0}
 @pytest.fixture(scope="module")
 def of_three(word_artifact, tmp_path_factory):
     """The adapter of three Python devices under masks, none of which is lost."""
-    return federation(tmp_path_factory.mktemp("three") / "job", word_artifact, THREE, node=None, names="abc")[0]
+    return federation(tmp_path_factory.mktemp("three") / "job", word_artifact, THREE, node=None, names="abc")[
+        0
+    ]
 
 
 @pytest.mark.slow
