@@ -128,8 +128,8 @@ def federation(
 ):
     """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``.
 
-    ``more`` are further lines of ``b``; all ``names`` but ``b`` are Python's always. The device ``leaves`` is killed with its first
-    update made and not sent. All pin the keys of ``trust``.
+    ``more`` are further lines of ``b``; all ``names`` but ``b`` are Python's always. The device ``leaves`` is killed with its
+    first update made and not sent. All pin the keys of ``trust``.
     """
     folder.mkdir()
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate(names)}

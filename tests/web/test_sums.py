@@ -124,8 +124,8 @@ def test_masks_of_a_device_that_is_lost_after_its_shares_are_taken_off(leaves, w
     given = {"names": "abcd", "leaves": leaves}
     expected, _ = federation(tmp_path / "python", word_artifact, FOUR, node=None, **given)
     found, device = federation(tmp_path / "node", word_artifact, FOUR, node={}, **given)
-    for run in ("python", "node"):
-        said = (tmp_path / run / "aggregator.log").read_text()
+    for folder in ("python", "node"):
+        said = (tmp_path / folder / "aggregator.log").read_text()
         assert "round 1: masked are the updates of a, b, c, d" in said
         assert f"round 1 goes on without {leaves}: gone" in said
         assert "begins anew" not in said
