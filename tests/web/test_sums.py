@@ -74,7 +74,7 @@ def test_every_part_is_that_of_python(grid, tmp_path):
     assert all(said.startswith("WireError: ") for said in found["refused"]), found["refused"]
 
 
-THREE = {"clients": 3, "min_clients": 3, "secure": "masks", "secure_range": 0.01}
+THREE = {"clients": 3, "min_clients": 3, "secure": "masks", "secure_range": 0.01, "secure_s": 300.0}
 FOUR = {**THREE, "clients": 4, "grace_s": 1.0}
 
 
