@@ -22,7 +22,8 @@ needs_web = pytest.mark.skipif(not NODE or not (WEB / "node_modules").is_dir(), 
 
 def needs_page(file: str = "index.html") -> pytest.MarkDecorator:
     """Skips where the built page lacks ``file``."""
-    return pytest.mark.skipif(not (PAGE / file).is_file(), reason="the page is not built: make web")
+    reason = "the page is not built: make web" if file == "index.html" else f"no {file}: make web WEBGPU=1"
+    return pytest.mark.skipif(not (PAGE / file).is_file(), reason=reason)
 
 
 def run(script: str, *arguments: str | Path, timeout: float = 600) -> Any:

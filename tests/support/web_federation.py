@@ -38,14 +38,20 @@ class NodeDevice:
     """``device.mjs`` as a process; ``events`` are what it has said."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        self._options, self.log = folder / f"{options['id']}.json", folder / f"{options['id']}.events"
-        self._options.write_text(json.dumps(options, default=str))
-        self.process = None
+        self._path, self.log = folder / f"{options['id']}.json", folder / f"{options['id']}.events"
+        self._options, self.process = options, None
+        self.change()
+
+    def change(self, **options: Any) -> "NodeDevice":
+        """Give it other options from its next start on."""
+        self._options |= options
+        self._path.write_text(json.dumps(self._options, default=str))
+        return self
 
     def start(self) -> "NodeDevice":
         with self.log.open("ab") as log:
             self.process = children.start(
-                [NODE, WEB / "node" / "device.mjs", self._options], stdout=log, stderr=log
+                [NODE, WEB / "node" / "device.mjs", self._path], stdout=log, stderr=log
             )
         return self
 
@@ -117,10 +123,13 @@ def federation(
     disturb=None,
     more: str = "",
     names: str = "ab",
+    leaves: str = "",
+    trust: Path | None = None,
 ):
     """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``.
 
-    ``more`` are further lines of ``b``; all ``names`` but ``b`` are Python's always.
+    ``more`` are further lines of ``b``; all ``names`` but ``b`` are Python's always. The device ``leaves`` is killed with its
+    first update made and not sent. All pin the keys of ``trust``.
     """
     folder.mkdir()
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate(names)}
@@ -133,7 +142,8 @@ def federation(
         try:
             for name in names if node is None else names.replace("b", ""):
                 own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
-                processes.start(name, "device", common | own)
+                own |= {"trust": str(trust)} if trust else {}
+                processes.start(name, "device", common | own, module="leaving" if name == leaves else "flat")
             if node is not None:
                 given = {
                     "artifact": artifact,
@@ -142,6 +152,8 @@ def federation(
                     "job": "words",
                     "id": "b",
                     "helloS": 2,
+                    "leaves": leaves == "b",
+                    "trust": trust,
                 }
                 device = NodeDevice(folder, **given, terms={"least_effective": 0}, **node).start()
             deadline = time.monotonic() + TIMEOUT_S

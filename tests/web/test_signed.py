@@ -19,7 +19,6 @@ from signed import KEY, NEXT_KEY, STRANGERS
 from web_federation import TIMEOUT_S, NodeDevice, federation, furthest, websocket_server
 from words import write_lines
 
-from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.contracts.wire import (
     AggregatorStatus,
     Chunk,
@@ -30,7 +29,7 @@ from fleetune.device_runtime.contracts.wire import (
     device_topic,
     encode,
 )
-from fleetune.device_runtime.network.signing import Signer, key_id_of, write_key_pair
+from fleetune.device_runtime.network.signing import Signer, key_id_of
 
 pytestmark = needs_web
 DEVICE = "device-1"
@@ -152,26 +151,20 @@ def test_a_browser_without_ed25519_is_told_what_to_do(played):
     assert "https or on localhost" in played[0]["without"]
 
 
-@pytest.fixture
-def signed_artifact(word_artifact, tmp_path, spoilt_artifacts):
-    write_key_pair(tmp_path / "key", tmp_path / "key.pub")
-    return spoilt_artifacts(word_artifact, lambda folder: sign(folder, sign_key=tmp_path / "key"))
-
-
 @pytest.mark.slow
 def test_a_signed_job_is_done_and_an_unsigned_one_is_not(signed_artifact, word_artifact, tmp_path):
     expected, _ = federation(tmp_path / "python", signed_artifact, {}, node=None)
     key = {"sign_key": str(tmp_path / "key")}
-    node = {"trust": tmp_path / "key.pub"}
-    found, device = federation(tmp_path / "node", signed_artifact, key, node=node)
+    public = tmp_path / "key.pub"
+    found, device = federation(tmp_path / "node", signed_artifact, key, node={}, trust=public)
     assert furthest(found, expected) < 1e-6
     assert device.kinds().count("accepted") == 3
     assert "untrusted" not in device.kinds()
     for artifact, said in ((signed_artifact, "is not signed"), (word_artifact, "nobody did")):
-        assert said in _refused(tmp_path / said[:2], artifact, node)
+        assert said in _refused(tmp_path / said[:2], artifact, public)
 
 
-def _refused(folder, artifact, node):
+def _refused(folder, artifact, trust):
     """What a device that pins a key says of an aggregator without one, or of an artifact that nobody signed."""
     folder.mkdir()
     server, ws = websocket_server(folder)
@@ -180,7 +173,7 @@ def _refused(folder, artifact, node):
         job = {"clients": 1, "min_clients": 1, "rounds": 1, "gather_s": 60, "out": str(folder / "run")}
         processes.start("aggregator", "aggregate", {"mqtt": server.url, "job": "words", **job})
         given = {"artifact": artifact, "data": write_lines(folder / "b.csv"), "url": ws, "job": "words"}
-        device = NodeDevice(folder, **given, id="b", helloS=2, **node).start()
+        device = NodeDevice(folder, **given, id="b", helloS=2, trust=trust).start()
         try:
             deadline = time.monotonic() + TIMEOUT_S
             while not {"untrusted", "failed"} & set(device.kinds()):

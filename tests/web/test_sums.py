@@ -1,6 +1,7 @@
 """Sums under masks in JavaScript: keys, seals, streams, shares and masked numbers are Python's, byte for byte."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -73,15 +74,72 @@ def test_every_part_is_that_of_python(grid, tmp_path):
     assert all(said.startswith("WireError: ") for said in found["refused"]), found["refused"]
 
 
+THREE = {"clients": 3, "min_clients": 3, "secure": "masks", "secure_range": 0.01, "secure_s": 300.0}
+FOUR = {**THREE, "clients": 4, "grace_s": 1.0}
+
+
+@pytest.fixture(scope="module")
+def of_three(word_artifact, tmp_path_factory):
+    """The adapter of three Python devices under masks, none of which is lost."""
+    return federation(tmp_path_factory.mktemp("three") / "job", word_artifact, THREE, node=None, names="abc")[
+        0
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("secure", ["masks", "grid"])
-def test_a_node_device_sums_with_two_python_devices(secure, word_artifact, tmp_path):
+def test_a_node_device_sums_with_two_python_devices(secure, of_three, word_artifact, tmp_path):
     """Three rounds; the adapter of three Python devices, within what rounding on the grid may shift."""
-    job = {"clients": 3, "min_clients": 3, "secure": secure, "secure_range": 0.01}
-    expected, _ = federation(tmp_path / "python", word_artifact, job, node=None, names="abc")
+    job = {**THREE, "secure": secure}
     found, device = federation(tmp_path / "node", word_artifact, job, node={}, names="abc")
+    check_sums(found, device, of_three)
+
+
+@pytest.mark.slow
+def test_a_node_device_in_a_signed_job_sums_and_goes_on_after_a_kill_with_the_same_masks(
+    of_three, signed_artifact, tmp_path
+):
+    """All pin the aggregator's key; the one in Node is killed with its masked update made and not sent, and started again."""
+    job = {**THREE, "sign_key": str(tmp_path / "key"), "grace_s": 120.0}
+    node, starts = {"state": tmp_path / "b.store", "checkpointEvery": 1}, []
+
+    def disturb(device):
+        if device.process.poll() is not None and not starts:
+            starts.append(device.process.returncode)
+            device.change(leaves=False).start()
+
+    found, device = federation(
+        tmp_path / "node", signed_artifact, job, node=node, disturb=disturb, names="abc", leaves="b",
+        trust=tmp_path / "key.pub",
+    )  # fmt: skip
+    assert starts == [-signal.SIGKILL]
+    assert "restored" in device.kinds()
+    check_sums(found, device, of_three)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaves", ["b", "c"], ids=["Node's", "a Python device's"])
+def test_masks_of_a_device_that_is_lost_after_its_shares_are_taken_off(leaves, word_artifact, tmp_path):
+    """The rounds are done without it, and the adapter is that of Python devices of which the same one is lost."""
+    given = {"names": "abcd", "leaves": leaves}
+    expected, _ = federation(tmp_path / "python", word_artifact, FOUR, node=None, **given)
+    found, device = federation(tmp_path / "node", word_artifact, FOUR, node={}, **given)
+    for folder in ("python", "node"):
+        said = (tmp_path / folder / "aggregator.log").read_text()
+        assert "round 1: masked are the updates of a, b, c, d" in said
+        assert f"round 1 goes on without {leaves}: gone" in said
+        assert "begins anew" not in said
+    if leaves == "b":
+        assert "trained" not in device.kinds()
+        assert furthest(found, expected) < 1e-6
+    else:
+        check_sums(found, device, expected)
+
+
+def check_sums(found, device, expected):
+    """Every update of a device in Node was taken, and what came of them is as expected."""
     kinds = device.kinds()
     assert kinds.count("accepted") == JOB["rounds"]
-    assert not {"declined", "refused", "dropped"}.intersection(kinds)
-    print(f"{secure}: furthest {furthest(found, expected):.1e}")
+    assert not {"declined", "refused", "dropped", "untrusted"}.intersection(kinds)
+    print(f"furthest {furthest(found, expected):.1e}")
     assert furthest(found, expected) < 1e-6

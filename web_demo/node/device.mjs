@@ -1,7 +1,7 @@
 /**
  * `node device.mjs OPTIONS.json`: a device in Node; its events as lines of JSON, the last one its report.
  * Options: artifact, data, url (ws://…), job, id, and perhaps state (file), role, terms, helloS, cutAt (events "KIND" after which the connection is cut once),
- * username, password, trust (PEM file of the aggregator's public keys).
+ * username, password, trust (PEM file of the aggregator's public keys), leaves (it is killed with its first update made and not sent).
  */
 import { readFile } from "node:fs/promises";
 import mqtt from "mqtt";
@@ -31,6 +31,7 @@ try {
       if (cuts.delete(event.kind)) home.link.cut();
     } });
   const agent = new Agent(home, bench), stop = new AbortController();
+  if (options.leaves) agent.deliveries.put = () => process.kill(process.pid, "SIGKILL");
   process.on("SIGTERM", () => stop.abort());
   const ended = await live({ mqtt, ...options, reconnectS: [0.2, 2], home, agent, signal: stop.signal });
   say({ kind: "ended", text: ended, unwanted: agent.isUnwanted, connections: home.link.connections, left: (await store.get(home.key("left_log"))) ?? [] });

@@ -151,7 +151,7 @@ const TASKS = {
   /** For tests: the golden step, on WebGPU where `gpu` says so (a software adapter too), and what is chosen there. */
   async selfcheck({ gpu = false } = {}) {
     const runtime = gpu ? await gpuRuntime({ takesSoftware: true }) : ort;
-    if (!runtime) return { ok: false, adapter: false };
+    if (!runtime) return { ok: false, chosen: (await fastest(state.engine, { takesSoftware: true })).said };
     const { ok, worst, limit, tensors } = await selfcheck(state.artifact, runtime, gpu ? { provider: "webgpu" } : {});
     if (gpu) return { ok, worst, limit, count: Object.keys(tensors).length, chosen: (await fastest(state.engine, { takesSoftware: true })).said };
     return { ok, worst, limit, count: Object.keys(tensors).length, threads: ort.env.wasm.numThreads, isolated: self.crossOriginIsolated, subtle: Boolean(globalThis.crypto?.subtle) };
