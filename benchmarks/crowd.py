@@ -2,7 +2,8 @@
 
 Devices are real agents and links that train nothing and send whole fp32 updates; the aggregator keeps its ledger on disk. A
 case is devices x MB of an adapter, as ``3000x0.3``; with ``-restart`` Mosquitto is killed and started again once a third of the
-hellos are in, and with ``-calm`` the same goes undisturbed.
+hellos are in, and with ``-calm`` the same goes undisturbed. ``-without8``: a process with the last 8 is killed when the first of
+them sends its update; the adapter is to have the bits of a run that never had them. ``-timed``: each upload is timed.
 """
 
 import contextlib
@@ -62,12 +63,22 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
             f"--only {case}: expected DEVICESxMB, as 3000x0.3, and -restart after it or not"
         ) from None
     rounds = rounds or (ROUNDS_OF_MANY if count >= MANY else ROUNDS)
+    living = count - int(way.removeprefix("without")) if way.startswith("without") else count
     with tempfile.TemporaryDirectory() as name, mosquitto_server(Path(name) / "server") as server:
         with (
-            _crowd(server.url, count, size_mb),
-            _aggregator(server.url, size_mb, count, rounds, Path(name) / "job") as process,
+            _crowd(server.url, size_mb, range(living)),
+            _crowd(server.url, size_mb, range(living, count)) as doomed,
+            _aggregator(
+                server.url,
+                size_mb,
+                count,
+                rounds,
+                Path(name) / "job",
+                living,
+                *(["timed"] if way == "timed" else []),
+            ) as process,
         ):
-            found = _run(process, server, is_restarted=way == "restart")
+            found = _run(process, server, doomed, is_restarted=way == "restart")
         job = (rounds + 1) * count
         return {
             "wall_s": round(found["wall_s"], 3),
@@ -76,17 +87,31 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
             "mosquitto_cpu_ms": round(1e3 * server.cpu_s / job, 2),
             **{name: found[name] for name in ("sent_mb", "messages_sent", "messages_received", "dropped")},
             **{name: found[name] for name in ("first_s", "peak_mb", "connections", "digest")},
+            **{
+                name: found[name]
+                for name in ("closed_after_s", "upload_s", "slowest_upload")
+                if name in found
+            },
         }
 
 
-def _run(process: "subprocess.Popen[str]", server: Server, *, is_restarted: bool) -> dict[str, Any]:
-    """Read what an aggregator says to its end, and kill its server when it has heard a third."""
+def _run(
+    process: "subprocess.Popen[str]",
+    server: Server,
+    doomed: Sequence["subprocess.Popen[str]"],
+    *,
+    is_restarted: bool,
+) -> dict[str, Any]:
+    """Read what an aggregator says to its end; kill its server when it has heard a third, and the doomed when they send."""
     last = ""
     for line in process.stdout or ():
         if line.strip() == "hellos":
             if is_restarted:
                 server.kill()
                 server.start()
+        elif line.strip() == "doomed":
+            for one in doomed:
+                one.kill()
         else:
             last = line
     if process.wait():
@@ -102,18 +127,20 @@ def _aggregator(*words: object) -> Iterator["subprocess.Popen[str]"]:
 
 
 @contextlib.contextmanager
-def _crowd(url: str, count: int, size_mb: float) -> Iterator[None]:
+def _crowd(url: str, size_mb: float, numbers: range) -> Iterator[list["subprocess.Popen[str]"]]:
     """Processes with the devices, all of them connected; ended when the block is left."""
-    num_processes = -(-count // A_PROCESS)
+    num_processes = -(-len(numbers) // A_PROCESS)
     with contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(_worker("crowd_devices", url, size_mb, number, count, num_processes))
-            for number in range(num_processes)
+            stack.enter_context(
+                _worker("crowd_devices", url, size_mb, numbers.start + k, numbers.stop, num_processes)
+            )
+            for k in range(num_processes)
         ]
         for process in processes:
             if not (process.stdout and process.stdout.readline()):
                 raise ConfigError(f"devices do not connect: {_said(process)}")
-        yield
+        yield processes
 
 
 @contextlib.contextmanager

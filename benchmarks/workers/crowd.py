@@ -1,7 +1,8 @@
 """The aggregator of ``benchmarks/crowd.py`` in a process of its own, with its ledger on disk; prints one JSON object at the end.
 
-Usage: crowd.py URL MB COUNT ROUNDS FOLDER. Says ``hellos`` when a third of the devices were heard. The first round, in which
-nothing is fetched, is in none of the figures but ``first_s``.
+Usage: crowd.py URL MB COUNT ROUNDS FOLDER LIVING [timed]. Says ``hellos`` when a third of the devices were heard, and ``doomed``
+when one that is not among the first LIVING sends its update. The first round, in which nothing is fetched, is in none of the
+figures but ``first_s`` and ``closed_after_s``.
 """
 
 import json
@@ -19,6 +20,7 @@ from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
+from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady, decode
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.link import Link, Will
 
@@ -30,15 +32,54 @@ def adapter_of(size_mb: float) -> dict[str, np.ndarray]:
     return {"w": np.zeros((8, max(1, int(size_mb * 1e6 / 32))), np.float32)}
 
 
-def main(url: str, size_mb: str, count: str, rounds: str, folder: str) -> None:
+class Watch:
+    """When devices send, where some are to be lost or each is timed: for that each message is decoded once more."""
+
+    def __init__(self, num_living: int) -> None:
+        self._num_living, self._heard_at, self._is_doomed = num_living, 0.0, False
+        self._began: dict[str, float] = {}
+        self._took: dict[str, float] = {}
+
+    def hear(self, topic: str, payload: bytes, *, is_first_round: bool) -> None:
+        """Take a message that has come."""
+        name, now = topic.split("/")[-2], time.perf_counter()
+        if not name.startswith("device-") or not payload:
+            return
+        message = decode(payload)
+        if isinstance(message, UpdateReady):
+            self._began[name] = now
+        elif isinstance(message, Chunk) and name in self._began:
+            self._took[name] = now - self._began[name]
+        if not is_first_round:
+            return
+        if int(name.removeprefix("device-")) < self._num_living:
+            self._heard_at = now
+        elif not self._is_doomed and isinstance(message, Chunk):
+            print("doomed", flush=True)
+            self._is_doomed = True
+
+    def figures(self, *, first_closed_at: float) -> dict[str, float]:
+        """Seconds from a living device's last word to the first round's end; the last uploads, middle and longest."""
+        found = {"closed_after_s": round(first_closed_at - self._heard_at, 3)} if self._is_doomed else {}
+        if took := self._took.values():
+            middle = statistics.median(took)
+            found |= {"upload_s": round(middle, 3), "slowest_upload": round(max(took) / middle, 2)}
+        return found
+
+
+def main(
+    url: str, size_mb: str, count: str, rounds: str, folder: str, living: str = "", is_timed: str = ""
+) -> None:
     """Run a job, and print what its rounds took."""
     num_devices, num_rounds = int(count), int(rounds) + 1
+    num_living = int(living or count)
+    watch = Watch(num_living) if num_living < num_devices or is_timed else None
     settings = Settings(
         job=JOB,
         artifact=ARTIFACT,
         rounds=num_rounds,
         clients=num_devices,
-        min_clients=num_devices,
+        min_clients=num_living,
         work=LocalWork(steps=1),
         down_codec="whole",
     )
@@ -67,6 +108,8 @@ def main(url: str, size_mb: str, count: str, rounds: str, folder: str) -> None:
         while not service.finished:
             if message := link.receive(0.1):
                 counts["received"] += 1
+                if watch:
+                    watch.hear(*message, is_first_round=len(marks) == 1)
                 if len(heard) < num_devices / 3:
                     heard.add(message[0])
                     if len(heard) >= num_devices / 3:
@@ -82,6 +125,7 @@ def main(url: str, size_mb: str, count: str, rounds: str, folder: str) -> None:
             "dropped": link.dropped,
             "digest": sha256(last).hexdigest()[:16],
         }
+        figures |= watch.figures(first_closed_at=marks[1][0]) if watch else {}
     figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(figures), flush=True)
 
