@@ -20,7 +20,7 @@ from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
 from fleetune.broker.store.ledger import Ledger
-from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady, decode
+from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady, Verdict, decode
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.link import Link, Will
 
@@ -30,6 +30,18 @@ JOB, ARTIFACT = "crowd", "a" * 64
 def adapter_of(size_mb: float) -> dict[str, np.ndarray]:
     """Version 0, float32 by name."""
     return {"w": np.zeros((8, max(1, int(size_mb * 1e6 / 32))), np.float32)}
+
+
+class WatchedLink(Link):
+    """A link of which a watch hears what it sends."""
+
+    watch: "Watch | None" = None
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """As any link."""
+        super().publish(topic, payload, retain=retain)
+        if self.watch:
+            self.watch.tell(topic, payload)
 
 
 class Watch:
@@ -47,9 +59,7 @@ class Watch:
             return
         message = decode(payload)
         if isinstance(message, UpdateReady):
-            self._began[name] = now
-        elif isinstance(message, Chunk) and name in self._began:
-            self._took[name] = now - self._began[name]
+            self._began.setdefault(name, now)
         if not is_first_round:
             return
         if int(name.removeprefix("device-")) < self._num_living:
@@ -58,8 +68,14 @@ class Watch:
             print("doomed", flush=True)
             self._is_doomed = True
 
+    def tell(self, topic: str, payload: bytes) -> None:
+        """Take a message that is sent: a verdict leaves when the update is on disk."""
+        name = topic.split("/")[-2]
+        if name in self._began and isinstance(decode(payload), Verdict):
+            self._took[name] = time.perf_counter() - self._began.pop(name)
+
     def figures(self, *, first_closed_at: float) -> dict[str, float]:
-        """Seconds from a living device's last word to the first round's end; the last uploads, middle and longest."""
+        """Seconds from a living device's last word to the first round's end; uploads till on disk, middle and longest."""
         found = {"closed_after_s": round(first_closed_at - self._heard_at, 3)} if self._is_doomed else {}
         if took := self._took.values():
             middle = statistics.median(took)
@@ -83,8 +99,8 @@ def main(
         work=LocalWork(steps=1),
         down_codec="whole",
     )
-    link = Link(url, client_id="aggregator", topics=topics(JOB), will=Will(*will(JOB, "s")))
-    marks = []
+    link = WatchedLink(url, client_id="aggregator", topics=topics(JOB), will=Will(*will(JOB, "s")))
+    marks, link.watch = [], watch
 
     def mark(row: object = None) -> None:
         cpu_s = time.process_time()
