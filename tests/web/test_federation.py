@@ -8,6 +8,9 @@ from processes import Processes
 from web_federation import JOB, TIMEOUT_S, NodeDevice, federation, furthest, websocket_server
 from words import write_lines
 
+from fleetune.device_runtime.contracts.wire import decode, device_topic
+from fleetune.device_runtime.network.link import Link
+
 pytestmark = [needs_web, pytest.mark.slow]
 
 
@@ -67,6 +70,34 @@ def test_a_device_that_is_killed_goes_on(word_artifact, tmp_path):
     assert furthest(found, expected) < 1e-6
     assert "restored" in device.kinds()
     assert [line["verdict"] for line in device.events[-1]["left"]] == ["accepted"] * 3
+
+
+def test_a_hello_names_the_connection_that_it_came_over(word_artifact, tmp_path):
+    """So the aggregator knows whether what was on its way is lost."""
+    server, ws = websocket_server(tmp_path)
+    data = write_lines(tmp_path / "b.csv")
+    given = {"artifact": word_artifact, "data": data, "url": ws, "job": "words", "id": "b", "helloS": 0.2}
+    device, named = NodeDevice(tmp_path, **given), []
+    with server, Link(server.url, client_id="ear", topics=[device_topic("words", "b", "up")]) as ear:
+
+        def hear(count):
+            deadline = time.monotonic() + TIMEOUT_S
+            while len(named) < count:
+                assert time.monotonic() < deadline, device.log.read_text()
+                if found := ear.receive(0.1):
+                    named.append(decode(found[1]).connection)
+
+        device.start()
+        try:
+            hear(3)
+            server.kill()
+            server.start()
+            hear(6)
+        finally:
+            device.kill()
+    assert len(set(named)) == 2
+    assert len(set(named[:3])) == 1
+    assert all(named)
 
 
 def test_what_the_engine_cannot_is_declined(word_artifact, tmp_path):

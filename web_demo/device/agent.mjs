@@ -112,7 +112,8 @@ export class Agent {
     this.helloDue = now + this.pauseS;
     const holds = this.wantsWhole ? "" : this.held.digest, original = holds && holds !== this.original.digest ? this.original.digest : "";
     this.home.send(encode({ type: "hello", device_id: this.home.deviceId, artifact: this.home.artifact.digest, role: this.home.role,
-      num_samples: this.bench.numSamples, version: this.version, holds, original }));
+      num_samples: this.bench.numSamples, version: this.version, holds, original,
+      connection: this.home.session && `${this.home.session}-${this.connections}` }));
     this.deliveries.rush();
     this.masking.rush();
     if (wasAway) this.current?.pull?.restart(now);
