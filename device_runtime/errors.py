@@ -51,6 +51,11 @@ class ExportError(FleetuneError):
     """The model cannot be exported as asked: the message names the module and the reason."""
 
 
+def lacking(what: str, library: str, extra: str) -> ConfigError:
+    """Make the error of ``what`` for which a library is missing that an extra brings."""
+    return ConfigError(f"{what} needs {library}; run: pip install 'fleetune[{extra}]'")
+
+
 def choices(names: Iterable[str]) -> str:
     """Join ``names`` as error messages list them."""
     return ", ".join(sorted(name or "''" for name in names)) or "nothing"

@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, lacking
 
 _TITLE_COLUMNS = 60
 
@@ -20,7 +20,7 @@ def new_figure(width: float, height: float, title: str = "") -> Any:
     try:
         import matplotlib
     except ImportError as exc:
-        raise ConfigError("a chart needs matplotlib: pip install 'fleetune[charts]'") from exc
+        raise lacking("a chart", "matplotlib", "charts") from exc
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "fleetune"
     from matplotlib.figure import Figure

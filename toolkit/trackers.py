@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fleetune.broker.store.rows import Row
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated
 from fleetune.device_runtime.contracts.scores import SCORES
-from fleetune.device_runtime.errors import ConfigError, FleetuneError, one_line
+from fleetune.device_runtime.errors import ConfigError, FleetuneError, lacking, one_line
 from fleetune.device_runtime.tables import Table
 from fleetune.device_runtime.training.step_reports import StepReport
 
@@ -118,7 +118,7 @@ def _library(name: str, *, extra: str) -> Any:
     try:
         return import_module(name)
     except ImportError as exc:
-        raise ConfigError(f"logging to {extra} needs {name}: pip install 'fleetune[{extra}]'") from exc
+        raise lacking(f"logging to {extra}", name, extra) from exc
 
 
 TRACKERS: Table[Callable[[Path], Tracker]] = Table(

@@ -23,9 +23,8 @@ from fleetune.device_runtime.contracts.work import (
     SAMPLE_RATE_MIN,
     LocalWork,
 )
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import lacking
 
-NEEDS = "dp needs dp-accounting; run: pip install 'fleetune[privacy]'"
 DELTA = 1e-5
 """Where nobody says another."""
 
@@ -99,7 +98,7 @@ def _epsilon(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
         from dp_accounting.rdp import RdpAccountant
     except ModuleNotFoundError as exc:
-        raise ConfigError(NEEDS) from exc
+        raise lacking("dp", "dp-accounting", "privacy") from exc
     accountant = RdpAccountant()
     with _without_warnings():
         for noise, rate, count in kinds:

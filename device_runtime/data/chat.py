@@ -16,7 +16,7 @@ import msgspec
 from fleetune.device_runtime.contracts.manifest import Manifest
 from fleetune.device_runtime.data import template_process
 from fleetune.device_runtime.data.template_process import REFUSED
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, one_line
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, lacking, one_line
 from fleetune.device_runtime.prepared import prepared
 
 Message = Mapping[str, Any]
@@ -183,9 +183,7 @@ def _jinja_folders() -> list[str]:
     found = [find_spec(name) for name in ("jinja2", "markupsafe")]
     places = [Path(spec.origin).parents[1] for spec in found if spec and spec.origin]
     if len(places) < len(found):
-        raise ConfigError(
-            "chats need the `jinja2` library, which runs chat templates: pip install 'fleetune[chat]'"
-        )
+        raise lacking("a chat template", "jinja2", "chat")
     return list(dict.fromkeys(map(str, places)))
 
 

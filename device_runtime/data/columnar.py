@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.device_runtime.data.rows import Source, Wanted
-from fleetune.device_runtime.errors import ConfigError, DataError, choices, one_line
+from fleetune.device_runtime.errors import DataError, choices, lacking, one_line
 
 SPLITS, STATE, INFO = SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")
 """What tells a folder of ``datasets``: of several splits, what ``save_to_disk`` wrote, and its features."""
@@ -175,7 +175,7 @@ def _pyarrow(path: Path, module: str) -> Any:
         import_module(f"pyarrow.{module}")
         return import_module("pyarrow")
     except ImportError as exc:
-        raise ConfigError(f"{path}: needs the `pyarrow` library: pip install 'fleetune[parquet]'") from exc
+        raise lacking(f"{path}", "pyarrow", "parquet") from exc
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Floats
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, one_line
+from fleetune.device_runtime.errors import ArtifactError, DataError, lacking, one_line
 from fleetune.device_runtime.files import read_json
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def image_reader(config: Path, shape: tuple[int, ...]) -> Callable[[Path], tuple
     try:
         import PIL.Image  # noqa: F401
     except ImportError as exc:
-        raise ConfigError("images need the `Pillow` library: pip install 'fleetune[images]'") from exc
+        raise lacking("an image", "Pillow", "images") from exc
 
     def read(path: Path) -> tuple[Floats, int]:
         image = _cropped(_resized(_opened(path, _MODES[shape[0]]), wanted), wanted)

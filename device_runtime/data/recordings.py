@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Floats
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, one_line
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, lacking, one_line
 from fleetune.device_runtime.files import read_json
 
 VALUES_MAX = 50_000_000
@@ -102,7 +102,7 @@ def _by_library(path: Path) -> tuple[Floats, int]:
     try:
         import soundfile
     except (ImportError, OSError) as exc:
-        raise ConfigError(f"{path}: needs the `soundfile` library: pip install 'fleetune[audio]'") from exc
+        raise lacking(f"{path}", "soundfile", "audio") from exc
     with soundfile.SoundFile(path) as file:
         _check_size(path, file.frames * file.channels)
         values: Floats = file.read(dtype="float32", always_2d=True)

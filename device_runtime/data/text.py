@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError
+from fleetune.device_runtime.errors import ArtifactError, ConfigError, DataError, lacking
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -97,7 +97,7 @@ def load_tokenizer(path: Path, *, max_length: int, side: Literal["left", "right"
     try:
         from tokenizers import Tokenizer
     except ImportError as exc:
-        raise ConfigError("text needs the `tokenizers` library: pip install 'fleetune[device]'") from exc
+        raise lacking("text", "tokenizers", "device") from exc
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower

@@ -21,7 +21,7 @@ from fleetune.device_runtime.contracts.secure_sums.vouching import (
     open_authorities,
     open_voucher,
 )
-from fleetune.device_runtime.errors import ConfigError, choices
+from fleetune.device_runtime.errors import ConfigError, choices, lacking
 from fleetune.device_runtime.network.address import Reach
 from fleetune.device_runtime.network.tls import KEY_PASSWORD
 from fleetune.device_runtime.options import Option
@@ -268,7 +268,7 @@ def _library() -> Any:
     try:
         from cryptography.hazmat.primitives import serialization
     except ImportError as exc:
-        raise ConfigError("signed jobs need cryptography; run: pip install 'fleetune[trust]'") from exc
+        raise lacking("a signed job", "cryptography", "trust") from exc
     return serialization
 
 

@@ -121,7 +121,7 @@ def test_an_error_of_the_run_passes_and_closes_the_tracker(mlflow, tmp_path):
 def test_a_library_that_is_missing_or_cannot_begin_is_one_line(monkeypatch, mlflow, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with (
-        pytest.raises(ConfigError, match=r"needs wandb: pip install 'fleetune\[wandb\]'"),
+        pytest.raises(ConfigError, match=r"needs wandb; run: pip install 'fleetune\[wandb\]'"),
         tracking("wandb", tmp_path),
     ):
         pass

@@ -16,7 +16,7 @@ import msgspec
 import typer
 from rich.console import Console
 
-from fleetune.device_runtime.errors import FleetuneError, one_line
+from fleetune.device_runtime.errors import FleetuneError, lacking, one_line
 from fleetune.device_runtime.network.address import without_logins
 from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.configuration import MissingOption, resolve
@@ -202,7 +202,7 @@ def _one_line_errors(command: str, *, verbose: bool = False) -> Iterator[None]:
         if missing not in EXTRAS:
             _fail_unexpectedly(exc, verbose=verbose)
         extra = "demo" if command == "demo" else EXTRAS[missing]
-        fail(f"{command} needs {missing}; run: pip install 'fleetune[{extra}]'")
+        fail(str(lacking(command, missing, extra)))
     except OSError as exc:
         fail(f"{exc.filename or 'system'}: {exc.strerror or exc}")
     except MemoryError as exc:

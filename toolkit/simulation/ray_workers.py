@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fleetune.device_runtime.errors import ConfigError, TransportError, one_line
+from fleetune.device_runtime.errors import TransportError, lacking, one_line
 from fleetune.toolkit.simulation.jobs import Done, decode_done, decode_task, encode
 from fleetune.toolkit.simulation.pool import Pool
 from fleetune.toolkit.simulation.workers import make_bench
@@ -95,5 +95,5 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as exc:
-        raise ConfigError("--ray needs Ray; run: pip install 'fleetune[ray]'") from exc
+        raise lacking("--ray", "Ray", "ray") from exc
     return ray

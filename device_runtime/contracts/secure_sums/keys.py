@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from fleetune.device_runtime.errors import ConfigError, WireError
+from fleetune.device_runtime.errors import WireError, lacking
 
 KEY_BYTES = 32
 SEAL_BYTES = 16
@@ -33,7 +33,7 @@ def need_cryptography() -> None:
     try:
         import cryptography  # noqa: F401 (asked for before anything depends on it)
     except ImportError as exc:
-        raise ConfigError("secure sums need the package cryptography: pip install 'fleetune[trust]'") from exc
+        raise lacking("a secure sum", "cryptography", "trust") from exc
 
 
 def new_secret() -> bytes:

@@ -120,7 +120,9 @@ def test_its_process_can_open_nothing_and_knows_no_secret(monkeypatch):
 
 def test_without_jinja_the_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(chats, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"need the `jinja2` library.*pip install 'fleetune\[chat\]'"):
+    with pytest.raises(
+        ConfigError, match=r"a chat template needs jinja2; run: pip install 'fleetune\[chat\]'"
+    ):
         render("a")
 
 

@@ -273,7 +273,7 @@ def test_without_their_libraries_files_say_which_extra_to_install(load, tmp_path
         monkeypatch.setitem(__import__("sys").modules, name, None)
     (folder / "mad" / "b.flac").write_bytes(b"fLaC")
     with pytest.raises(
-        ConfigError, match=r"mad/b\.flac: needs the `soundfile` library: pip install 'fleetune\[audio\]'"
+        ConfigError, match=r"mad/b\.flac needs soundfile; run: pip install 'fleetune\[audio\]'"
     ):
         load(folder, SOUND, RATE)
     with pytest.raises(ConfigError, match=r"pip install 'fleetune\[images\]'"):

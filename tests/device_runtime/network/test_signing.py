@@ -130,7 +130,7 @@ def test_a_key_that_others_may_read_is_refused(pair):
 def test_without_the_library_one_line_says_which_extra(monkeypatch, pair):
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
     with pytest.raises(
-        ConfigError, match=r"signed jobs need cryptography; run: pip install 'fleetune\[trust\]'"
+        ConfigError, match=r"a signed job needs cryptography; run: pip install 'fleetune\[trust\]'"
     ):
         read_public(pair[1])
 
