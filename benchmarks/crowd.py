@@ -9,6 +9,7 @@ them sends its update; the adapter is to have the bits of a run that never had t
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,9 @@ ROUNDS, ROUNDS_OF_MANY, MANY = 3, 1, 1000
 """Rounds measured, and where there are many devices."""
 A_PROCESS = 250
 """Devices in a process: each has a thread, and three descriptors of the 1,024 that it may wait for."""
+_CASE = re.compile(
+    r"(?P<count>[1-9]\d*)x(?P<mb>\d+(\.\d+)?)(-(?P<way>restart|calm|timed|without(?P<lost>[1-9]\d*)))?"
+)
 Say = Callable[[str], None]
 
 
@@ -55,15 +59,9 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
     Raises:
         ConfigError: a case that is none, or an aggregator that failed.
     """
-    words, _, way = case.partition("-")
-    try:
-        count, size_mb = int(words.partition("x")[0]), float(words.partition("x")[2])
-    except ValueError:
-        raise ConfigError(
-            f"--only {case}: expected DEVICESxMB, as 3000x0.3, and -restart after it or not"
-        ) from None
+    count, size_mb, way, num_lost = parsed(case)
     rounds = rounds or (ROUNDS_OF_MANY if count >= MANY else ROUNDS)
-    living = count - int(way.removeprefix("without")) if way.startswith("without") else count
+    living = count - num_lost
     with tempfile.TemporaryDirectory() as name, mosquitto_server(Path(name) / "server") as server:
         with (
             _crowd(server.url, size_mb, range(living)),
@@ -93,6 +91,22 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
                 if name in found
             },
         }
+
+
+def parsed(case: str) -> tuple[int, float, str, int]:
+    """Devices, MB of an adapter, what happens on the way, and how many of the devices are lost.
+
+    Raises:
+        ConfigError: it is none, or loses all of its devices.
+    """
+    found = _CASE.fullmatch(case)
+    count, num_lost = (int(found["count"]), int(found["lost"] or 0)) if found else (0, 0)
+    if not found or num_lost >= count:
+        raise ConfigError(
+            f"--only {case}: expected DEVICESxMB, as 3000x0.3, and after it -restart, -calm, -timed, "
+            "-without8 (fewer than there are) or nothing"
+        )
+    return count, float(found["mb"]), found["way"] or "", num_lost
 
 
 def _run(

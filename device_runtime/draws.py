@@ -135,8 +135,9 @@ def words(key: Key, count: int) -> Words:
     """
     _check(key)
     if count <= 4:
-        counter = [0, key.number, key.part, STREAMS[key.stream]]
-        return np.array(_mixed_one(counter, key.seed % 2**32, key.seed >> 32)[:count], "<u4")
+        seed = int(key.seed)  # int: numbers of NumPy overflow where Python's do not
+        counter = [0, int(key.number), int(key.part), STREAMS[key.stream]]
+        return np.array(_mixed_one(counter, seed % 2**32, seed >> 32)[:count], "<u4")
     places = np.arange(-(-count // 4), dtype=np.uint64)
     # What is the same in all counters stays one word until it differs: a round less.
     same = np.array([[key.number], [key.part], [STREAMS[key.stream]]], np.uint64)

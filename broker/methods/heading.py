@@ -130,7 +130,9 @@ def squared(value: NDArray[np.floating[Any]]) -> float:
 
 
 def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
-    """Element i joins lane i % _LANES, and lanes are added one after the other, in float64."""
+    """Element i joins lane i % _LANES, and lanes are added one after the other, in float64; ValueError if shapes differ."""
+    if one.shape != other.shape:
+        raise ValueError(f"a product of elements needs one shape, got {one.shape} and {other.shape}")
     left, right, lanes, products = one.reshape(-1), other.reshape(-1), np.zeros(_LANES), np.empty(_LANES)
     for start in range(0, left.size, _LANES):
         some = slice(start, start + _LANES)

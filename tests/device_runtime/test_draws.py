@@ -45,6 +45,16 @@ def test_a_word_is_where_the_docstring_says():
         assert drawn[4 * block : 4 * block + 4].tolist() == want[: 4 - 2 * block]
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize("count", [1, 4])
+def test_few_words_are_the_same_whatever_integers_the_key_is_of(kind, count):
+    key = Key(kind(2**31 - 9), "devices", kind(2**31 - 7), kind(2**31 - 5))
+    assert (
+        words(key, count).tolist()
+        == words(Key(*(int(k) if k != "devices" else k for k in key)), count).tolist()
+    )
+
+
 def test_integers_and_uniforms_by_hand():
     """Of two words a and b: the upper 27 bits of a, then the upper 26 of b, as Python's random() does."""
     a, b = (int(word) for word in words(KEY, 2))

@@ -204,3 +204,10 @@ def test_who_is_far_off_has_no_vote():
         found = measures.bounds(fedavg(), REFERENCE, lambda updates=updates: iter(updates), tuple)
         headings.append(measures.next_heading(fedavg(), found, lambda updates=updates: iter(updates)))
     assert headings[0]["w"].tobytes() == headings[1]["w"].tobytes()
+
+
+@pytest.mark.parametrize("shape", [(2**14,), (2**12, 2), (2**13, 1)])
+def test_a_direction_of_another_shape_than_the_heading_is_no_cosine(shape):
+    heading = Heading({"w": np.ones(shape, np.float32)})
+    with pytest.raises(ValueError, match="one shape"):
+        heading.agreement({"w": np.ones(2**13)}, 1.0)
