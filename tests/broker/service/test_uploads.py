@@ -218,6 +218,14 @@ def test_bytes_of_an_update_that_was_given_up_are_not_told_of_the_next(tmp_path,
     assert "times its bytes came" not in caplog.text
 
 
+def test_bytes_of_an_update_that_was_refused_are_not_told_of_the_next(tmp_path, caplog):
+    stranger = Stranger(tmp_path)
+    stranger.hello()
+    assert [v.accepted for v in stranger.deliver(nan_payload())] == [False]
+    assert [v.accepted for v in stranger.deliver(good_payload())] == [True]
+    assert "times its bytes came" not in caplog.text
+
+
 @pytest.mark.parametrize(("connection", "is_asked"), [("first", False), ("second", True), ("", True)])
 def test_only_another_connection_has_an_upload_asked_for_again(tmp_path, connection, is_asked):
     stranger = Stranger(tmp_path)
