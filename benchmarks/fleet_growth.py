@@ -20,6 +20,7 @@ from fleetune.broker.jobs.work import device_work
 from fleetune.broker.rounds.actions import Action, Enrol
 from fleetune.broker.rounds.evaluations import Evaluations
 from fleetune.broker.rounds.federation import Federation
+from fleetune.broker.service.uploads import GROUP_MAX
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.store import Arrival
 from fleetune.broker.tasks import Task
@@ -29,8 +30,6 @@ from fleetune.device_runtime.network.loopback import Loopback
 SIZES, REPEATS = (1_000, 3_000, 10_000), 3
 _SAMPLE = 500
 """Events that are timed where one is enough for all."""
-_TOGETHER = 32
-"""Updates with one commit, as a service under load keeps them."""
 Spent = dict[str, float]
 
 
@@ -172,8 +171,8 @@ def _ledger(size: int, spent: Spent) -> None:
             with _timed(spent, "ledger: tasks enrolled"):
                 ledger.enrol(tasks)
             with _timed(spent, "ledger: updates accepted"):
-                for start in range(0, size, _TOGETHER):
-                    some = tasks[start : start + _TOGETHER]
+                for start in range(0, size, GROUP_MAX):
+                    some = tasks[start : start + GROUP_MAX]
                     for task in some:
                         ledger.digest_of(task.task_id)
                     ledger.accept_all([Arrival(update_of(task, task.device_id), PAYLOAD) for task in some])

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,24 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
     ``mode`` is the file's, less the umask; with ``PRIVATE`` nobody else can read it at any moment.
     """
+    replace_file(path, [content], mode=mode)
+    sync(path.parent)
+
+
+def replace_file(path: Path, content: Iterable[bytes], *, mode: int = 0o666, is_synced: bool = True) -> None:
+    """Put a file in the place of an old one; its folder is yet to :func:`sync`, and it too unless ``is_synced``."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.unlink(missing_ok=True)  # left by a kill, it has the mode that it was made with
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            file.writelines(content)
+            if is_synced:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as exc:
         part.unlink(missing_ok=True)
         raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
-    sync(path.parent)
 
 
 def sync(path: Path) -> None:

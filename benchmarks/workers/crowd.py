@@ -84,11 +84,10 @@ class Watch:
 
 
 def main(
-    url: str, size_mb: str, count: str, rounds: str, folder: str, living: str = "", is_timed: str = ""
+    url: str, size_mb: str, count: str, rounds: str, folder: str, living: str, is_timed: str = ""
 ) -> None:
     """Run a job, and print what its rounds took."""
-    num_devices, num_rounds = int(count), int(rounds) + 1
-    num_living = int(living or count)
+    num_devices, num_rounds, num_living = int(count), int(rounds) + 1, int(living)
     watch = Watch(num_living) if num_living < num_devices or is_timed else None
     settings = Settings(
         job=JOB,

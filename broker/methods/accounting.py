@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 import numpy as np
 
 from fleetune.broker.jobs.privacy import Privacy
-from fleetune.device_runtime.contracts.accounting import epsilon_of_steps, steps_of
+from fleetune.device_runtime.contracts.accounting import NEEDS, epsilon_of_steps, steps_of
 from fleetune.device_runtime.contracts.fields import COUNT_MAX
 from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.errors import lacking
@@ -73,6 +73,6 @@ def _epsilon(noise: float, delta: float) -> float:
     try:
         from dp_accounting import get_epsilon_gaussian
     except ModuleNotFoundError as exc:
-        raise lacking("dp", "dp-accounting", "privacy") from exc
+        raise lacking(*NEEDS) from exc
     with np.errstate(divide="ignore"):  # the library's own, where delta is 0 in float64
         return float(get_epsilon_gaussian(noise, delta))

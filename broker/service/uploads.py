@@ -26,7 +26,7 @@ from fleetune.device_runtime.network.complaints import Complaints, fault
 
 OURS = (StateError, TransportError, OSError, MemoryError)
 """What no message brings about, but our own disk, server or machine: the service stops."""
-_GROUP_MAX, _GROUP_BYTES, _GROUP_S = 32, 16_000_000, 0.25
+GROUP_MAX, _GROUP_BYTES, _GROUP_S = 32, 16_000_000, 0.25
 """Updates that are kept together: at most so many, so many bytes, or none longer in memory while further messages wait."""
 
 
@@ -100,7 +100,7 @@ class Uploads:
         """
         for upload in self._pulls.finished(now):
             self._received(upload, now)
-        is_full = len(self._group) >= _GROUP_MAX or self._group_bytes >= _GROUP_BYTES
+        is_full = len(self._group) >= GROUP_MAX or self._group_bytes >= _GROUP_BYTES
         if is_full or not has_more or now >= self._group_until:
             self.keep(now)
         for device_id, request in self._pulls.due(now):

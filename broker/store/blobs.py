@@ -3,7 +3,6 @@
 Payloads that come together lie one after the other in one file: to sync or delete a file costs as much as several of them.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
-from fleetune.device_runtime.arrays import PRIVATE, sync
+from fleetune.device_runtime.arrays import PRIVATE, replace_file, sync
 from fleetune.device_runtime.errors import StateError
 
 _VERSIONS = "versions"
@@ -99,15 +98,7 @@ class Blobs:
 
     def _write(self, path: Path, content: Iterable[bytes], *, mode: int = 0o666) -> None:
         """Write a file that no row names yet, to be synced with its folder."""
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.unlink(missing_ok=True)  # left by a kill, it has the mode that it was made with
-            with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                file.writelines(content)
-            os.replace(part, path)
-        except OSError as exc:
-            part.unlink(missing_ok=True)
-            raise OSError(exc.errno, exc.strerror or str(exc), str(path)) from exc
+        replace_file(path, content, mode=mode, is_synced=False)
         self._unsynced.pop(path.parent, None)
         self._unsynced.update({path: None, path.parent: None})
 

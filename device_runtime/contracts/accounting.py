@@ -25,6 +25,8 @@ from fleetune.device_runtime.contracts.work import (
 )
 from fleetune.device_runtime.errors import lacking
 
+NEEDS = "dp", "dp-accounting", "privacy"
+"""What needs which library, and the extra that brings it: of :func:`lacking`."""
 DELTA = 1e-5
 """Where nobody says another."""
 
@@ -98,7 +100,7 @@ def _epsilon(kinds: tuple[tuple[float, float, int], ...], delta: float) -> float
         from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
         from dp_accounting.rdp import RdpAccountant
     except ModuleNotFoundError as exc:
-        raise lacking("dp", "dp-accounting", "privacy") from exc
+        raise lacking(*NEEDS) from exc
     accountant = RdpAccountant()
     with _without_warnings():
         for noise, rate, count in kinds:
