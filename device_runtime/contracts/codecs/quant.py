@@ -35,11 +35,17 @@ def quant(ratio: float, bits: int) -> Codec:
     check_bits("quant", bits, WIDTHS)
     width = bits or BITS
 
-    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+    def encode_by(name: str | None, values: Tensors, reference: Tensors) -> Encoded:
         names = sorted(values)
-        codes, scales, conveyed = quantise(moved(values, reference), width, "\n".join(names))
+        codes, scales, conveyed = quantise(moved(values, reference), width, name)
         parts = planes([np.frombuffer(codes, "<u2")]) if width == _PLANED else {LOW: codes}
         return Encoded({**parts, "scales": scales}, shifted(reference, conveyed, names), {})
+
+    def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        return encode_by("\n".join(sorted(values)), values, reference)
+
+    def encode_nearest(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+        return encode_by(None, values, reference)
 
     def decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
         check_parts("quant", parts, (LOW, HIGH, "scales") if width == _PLANED else (LOW, "scales"))
@@ -54,4 +60,4 @@ def quant(ratio: float, bits: int) -> Codec:
     def bound(shapes: Shapes) -> int:
         return quantised_bytes(sum(map(count_of, shapes.values())), width)
 
-    return Codec("quant", encode, decode, bound, frame=BY_KIND)
+    return Codec("quant", encode, decode, bound, frame=BY_KIND, encode_nearest=encode_nearest)

@@ -1,9 +1,10 @@
-"""Elements in few bits, with one scale for each block of them, rounded at random so that their mean is right.
+"""Elements in few bits, with one scale for each block of them, rounded at random so that their mean is right, or to the nearest.
 
 Source: Alistarh et al., QSGD, arXiv 1610.02132 (stochastic rounding); Bernstein et al., signSGD, arXiv 1802.04434 (1 bit, with
 the mean magnitude as Seide et al., Interspeech 2014). Blocks, scales of 16 bits and the draws are ours.
 """
 
+import math
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -32,16 +33,17 @@ class Quantised(NamedTuple):
     conveyed: Floats
 
 
-def quantise(flat: Floats, bits: int, name: str) -> Quantised:
+def quantise(flat: Floats, bits: int, name: str | None) -> Quantised:
     """Quantise float32 elements to codes of 1, 2, 4, 8 or 16 bits.
 
-    With 2 bits and more the expected value is the element itself, but for 2**-16 of a step. With 1 bit it is its sign times
-    the mean magnitude of its block.
+    With 2 bits and more the expected value is the element itself, but for 2**-16 of a step; or each element goes to the
+    nearest step, up from half of one, with half of the mean squared error. With 1 bit it is its sign times the mean
+    magnitude of its block.
 
     Args:
         flat: elements; what is conveyed is written over them.
         bits: of a code.
-        name: goes into the seed of the draws, beside the scales.
+        name: goes into the seed of the draws, beside the scales; None to round to the nearest.
 
     Raises:
         WireError: a magnitude beyond ``LARGEST``.
@@ -49,11 +51,12 @@ def quantise(flat: Floats, bits: int, name: str) -> Quantised:
     pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
     scales = [_scales(piece, bits) for piece in pieces]
     told = b"".join(scale.tobytes() for scale in scales)
-    seed = int(sha256(name.encode() + b"\0" + told).hexdigest()[:13], 16)
+    seed = None if name is None else int(sha256(name.encode() + b"\0" + told).hexdigest()[:13], 16)
     codes = []
     for i, (piece, scale) in enumerate(zip(pieces, scales, strict=True)):
         blocks = _blocks(piece)
-        found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, Key(seed, "rounding", i))
+        key = None if seed is None else Key(seed, "rounding", i)
+        found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, key)
         codes.append(packed_bits(found.reshape(-1)[: piece.size], bits))
         piece[:] = _values(found, scale, bits, piece.size)
     return Quantised(b"".join(codes), told, flat)
@@ -119,19 +122,27 @@ def _signs(blocks: Floats) -> Codes:
     return (blocks >= 0).view(np.uint8)
 
 
-def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key) -> Codes:
-    """Codes from 0 to twice the levels: floor of element / step + draw, where a draw is 16 random bits / 2**16."""
+def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key | None) -> Codes:
+    """Codes from 0 to twice the levels: floor of element / step + draw, where a draw is 16 random bits / 2**16, or a half."""
     wide, levels = np.float64(_wide(scales)), levels_of(bits)
     # A hair less than exact, so that the largest element stays within the levels.
     factors = np.divide(levels * 2.0**16 * (1 - 2.0**-22), wide, out=np.zeros_like(wide), where=wide > 0)
     exact = np.float64 if bits == 16 else np.float32
     steps = np.multiply(blocks, factors[:, None].astype(exact), dtype=exact)
     whole = np.rint(steps, out=steps).astype(np.int32)  # with the draw at most 2**31 - 1
-    whole += words(key, blocks.size // 2).astype("<u4", copy=False).view("<u2").reshape(blocks.shape)
+    whole += _draws(key, blocks.shape)
     whole >>= 16
     whole += levels
     codes: Codes = whole.astype(np.uint16 if bits == 16 else np.uint8)
     return codes
+
+
+def _draws(key: Key | None, shape: tuple[int, ...]) -> NDArray[np.uint16] | int:
+    """Integers from 0 to 2**16 - 1, two from each drawn word; the half of 2**16 for None."""
+    if key is None:
+        return 2**15
+    drawn = words(key, math.prod(shape) // 2).astype("<u4", copy=False)
+    return drawn.view("<u2").reshape(shape)
 
 
 def _values(codes: Codes, scales: NDArray[np.uint16], bits: int, count: int) -> Floats:

@@ -1,4 +1,4 @@
-/** Elements in few bits, one scale for each block, rounded at random by docs/draws.md; as Python's `quantise`, bit for bit. */
+/** Elements in few bits, one scale for each block, rounded at random by docs/draws.md or to the nearest; as Python's `quantise`, bit for bit. */
 import { rint } from "../../engine/arrays.mjs";
 import { words } from "../../engine/draws.mjs";
 import { WireError } from "../../engine/errors.mjs";
@@ -14,17 +14,17 @@ const wideOf = (scales) => floatsOf(Uint32Array.from(scales, (s) => s << 16));
 
 /**
  * @param {Float32Array} flat
- * @param {string} name goes into the seed of the draws
+ * @param {?string} name goes into the seed of the draws; null to round to the nearest
  * @returns {{codes: Uint8Array, scales: Uint8Array, conveyed: Float32Array}}
  */
 export function quantise(flat, bits, name) {
   const stored = Uint16Array.from({ length: numBlocks(flat.length) }, (_, b) => scaleOf(flat.subarray(b * BLOCK, (b + 1) * BLOCK), bits));
   const scales = new Uint8Array(stored.buffer);
-  const seed = parseInt(hex(new Sha256().update(new TextEncoder().encode(`${name}\0`)).update(scales).digest()).slice(0, 13), 16);
+  const seed = name === null ? null : parseInt(hex(new Sha256().update(new TextEncoder().encode(`${name}\0`)).update(scales).digest()).slice(0, 13), 16);
   const wide = wideOf(stored), codes = new (bits === 16 ? Uint16Array : Uint8Array)(flat.length), levels = levelsOf(bits);
   for (let start = 0; start < flat.length; start += PIECE) {
     const end = Math.min(start + PIECE, flat.length);
-    const drawn = bits === 1 ? null : words([seed, "rounding", start / PIECE, 0], (numBlocks(end - start) * BLOCK) / 2);
+    const drawn = bits === 1 || seed === null ? null : words([seed, "rounding", start / PIECE, 0], (numBlocks(end - start) * BLOCK) / 2);
     for (let i = start; i < end; i++) {
       if (bits === 1) {
         codes[i] = flat[i] >= 0 ? 1 : 0;
@@ -32,11 +32,16 @@ export function quantise(flat, bits, name) {
       }
       const scale = wide[Math.floor(i / BLOCK)], exact = scale > 0 ? (levels * 2 ** 16 * (1 - 2 ** -22)) / scale : 0;
       const step = bits === 16 ? flat[i] * exact : fround(flat[i] * fround(exact));
-      const j = i - start, draw = j % 2 ? drawn[j >> 1] >>> 16 : drawn[j >> 1] & 0xffff;
-      codes[i] = ((rint(step) + draw) >> 16) + levels;
+      codes[i] = ((rint(step) + drawOf(drawn, i - start)) >> 16) + levels;
     }
   }
   return { codes: packedBits(codes, bits), scales, conveyed: valuesOf(codes, wide, bits) };
+}
+
+/** Number `j` of the draws from 0 to 2^16 - 1, two from each word; a half where none are drawn. */
+function drawOf(drawn, j) {
+  if (drawn === null) return 2 ** 15;
+  return j % 2 ? drawn[j >> 1] >>> 16 : drawn[j >> 1] & 0xffff;
 }
 
 /** The elements that `quantise` conveyed. */
