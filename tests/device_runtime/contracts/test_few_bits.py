@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.device_runtime.contracts.codecs import (
+    by_nearest,
     is_repeat,
     make_codec,
     pack,
@@ -69,6 +70,32 @@ def test_rounding_is_right_on_average(bits):
     error = conveyed.mean(dtype=np.float64) - 1.5 * 0.3 * step
     assert abs(error) < 5 * 0.5 * step / np.sqrt(conveyed.size)
     assert np.unique(conveyed).size == 2, "one of the two neighbours"
+
+
+def test_rounding_to_the_nearest_by_hand():
+    flat = np.float32([7, 0.4, 0.6, -0.4, -0.6, 3.4, -3.6, -7])
+    assert quantise(flat, 4, None).conveyed.tolist() == [7, 0, 1, 0, -1, 3, -4, -7]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+def test_the_nearest_is_at_most_half_a_step_off_and_has_half_of_the_squared_error(bits):
+    flat = np.random.default_rng(bits).uniform(-1, 1, 100 * BLOCK).astype(np.float32)
+    flat[::BLOCK] = 1.0
+    errors = {name: np.abs(quantise(flat.copy(), bits, name).conveyed - flat) for name in ("w", None)}
+    step = 1 / (2 ** (bits - 1) - 1)
+    assert errors[None].max() <= 0.5 * step * 1.02 < errors["w"].max()
+    assert np.square(errors[None]).sum() < 0.55 * np.square(errors["w"]).sum()
+
+
+def test_quant_draws_unless_what_is_lost_is_sent_later_and_topk_never():
+    codec, update = make_codec("quant", 0.0, 4), {"w": np.float32([7, 0.6, *[0.4] * 98])}
+    reference = {"w": np.zeros(100, np.float32)}
+    settled = pack(by_nearest(codec), update, reference)
+    assert settled.conveyed["w"].tolist() == [7, 1, *[0] * 98]
+    assert unpack(codec, settled.payload, reference).values["w"].tolist() == [7, 1, *[0] * 98]
+    assert 20 < np.count_nonzero(pack(codec, update, reference).conveyed["w"]) < 60
+    for made in (make_codec("topk", 1.0, 4), by_nearest(make_codec("topk", 1.0, 4))):
+        assert pack(made, update, reference).conveyed["w"].tolist() == [7, 1, *[0] * 98]
 
 
 def test_one_bit_is_the_sign_and_the_mean_magnitude():
