@@ -108,9 +108,19 @@ def test_quant_draws_unless_what_is_lost_is_sent_later_and_topk_never():
         assert pack(made, update, reference).conveyed["w"].tolist() == [7, 1, *[0] * 98]
 
 
-def test_one_bit_is_the_sign_and_the_mean_magnitude():
+def test_one_bit_is_the_sign_and_moves_as_far_as_it_should():
     flat = np.float32([1, -2, 3, -2])
-    assert quantise(flat, 1, "w").conveyed.tolist() == [2, -2, 2, -2]
+    conveyed = quantise(flat.copy(), 1, "w").conveyed
+    assert conveyed.tolist() == [2.25, -2.25, 2.25, -2.25], "18 / 8"
+    assert conveyed @ flat == flat @ flat
+
+
+def test_one_bit_is_at_most_half_more_than_the_mean_so_that_what_is_owed_cannot_grow():
+    lone = np.eye(1, BLOCK, 5, dtype=np.float32)[0]
+    np.testing.assert_allclose(np.abs(quantise(lone, 1, "w").conveyed), 1.5 / BLOCK, rtol=0.01)
+    for tails in (1.2, 3.0):
+        flat = np.random.default_rng(0).standard_t(tails, 100 * BLOCK).astype(np.float32)
+        assert np.square(quantise(flat.copy(), 1, "w").conveyed - flat).sum() < np.square(flat).sum()
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -62,14 +62,19 @@ function scaleOf(block, bits) {
   const top = block.reduce((most, x) => Math.max(most, abs(x)), 0);
   if (!(top <= LARGEST / 2)) throw new WireError("cannot pack: a difference beyond 2**99 does not fit");
   if (top < LEAST) return 0;
-  const found = Float32Array.of(bits === 1 ? summed(block) / block.length : top);
+  const found = Float32Array.of(bits === 1 ? even(block) : top);
   return (bitsOf(found)[0] + 0xffff) >>> 16;
 }
 
-/** In numpy's order: eight running sums, then in pairs. */
-function summed(block) {
-  const sums = new Float32Array(8);
-  for (let i = 0; i < BLOCK; i++) sums[i % 8] += abs(block[i] ?? 0);
-  const [a, b, c, d, e, f, g, h] = sums;
-  return fround(fround(fround(a + b) + fround(c + d)) + fround(fround(e + f) + fround(g + h)));
+/** The scale of signs with which a block moves as far in its own direction as it should, or 1.5 times the mean magnitude. */
+function even(block) {
+  const sum = summed(new Float32Array(8), block, abs);
+  return Math.min(summed(new Float64Array(8), block, (x) => x * x) / sum, (1.5 * sum) / block.length);
+}
+
+/** Of `of` each element, in numpy's order: eight running sums, then in pairs, all in the precision of `sums`. */
+function summed(sums, block, of) {
+  for (let i = 0; i < BLOCK; i++) sums[i % 8] += of(block[i] ?? 0);
+  for (let width = 4; width >= 1; width /= 2) for (let i = 0; i < width; i++) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  return sums[0];
 }

@@ -13,7 +13,8 @@ export function quant(ratio, bits) {
   const width = bits || 8;
   return {
     encode(values, reference) {
-      const names = sorted(values), { codes, scales, conveyed } = quantise(moved(values, reference), width, names.join("\n"));
+      const names = sorted(values), drawnBy = width === 16 ? null : names.join("\n"); // a step of 16 bits is too small for its mean to matter
+      const { codes, scales, conveyed } = quantise(moved(values, reference), width, drawnBy);
       const own = width === 16 ? planes(new Uint16Array(codes.buffer)) : { values: codes };
       return { parts: { ...own, scales }, conveyed: shifted(reference, conveyed, names) };
     },
