@@ -47,7 +47,7 @@ _CASES: dict[str, tuple[tuple[float, int], ...]] = {
         *((0.1, bits) for bits in (0, 16, 8, 4)),
         *((ratio, bits) for ratio in (0.01, 0.5) for bits in (16, 4)),
     ),
-    "quant": tuple((0.0, bits) for bits in (1, 2, 4, 8, 16)),
+    "quant": tuple((0.0, bits) for bits in (1, 2, 3, 4, 8, 16)),
     "innovation": tuple((0.0, bits) for bits in (0, 2, 4, 8)),
     "caesar": tuple((ratio, bits) for ratio in (0.4, 0.65, 0.9) for bits in (32, 16)),
     "caesar-sign": ((0.4, 32),),

@@ -1,10 +1,9 @@
-"""``quant``: differences in 1, 2, 4, 8 or 16 bits, one scale for each block of elements; no memory (see ``quantise``)."""
+"""``quant``: differences in 1, 2, 3, 4, 8 or 16 bits, one scale for each block of elements; no memory (see ``quantise``)."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from fleetune.device_runtime.contracts.codecs.bits import WIDTHS
 from fleetune.device_runtime.contracts.codecs.codec import (
     BY_KIND,
     Codec,
@@ -30,9 +29,9 @@ _PLANED = 16
 
 
 def quant(ratio: float, bits: int) -> Codec:
-    """Send every element in ``bits`` bits; ConfigError for a ratio, or other bits than 1, 2, 4, 8 and 16."""
+    """Send every element in ``bits`` bits; ConfigError for a ratio, or other bits than 1, 2, 3, 4, 8 and 16."""
     check_no_ratio("quant", ratio)
-    check_bits("quant", bits, WIDTHS)
+    check_bits("quant", bits, (1, 2, 3, 4, 8, 16))
     width = bits or BITS
 
     def encode_by(name: str | None, values: Tensors, reference: Tensors) -> Encoded:

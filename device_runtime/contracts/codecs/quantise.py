@@ -35,7 +35,7 @@ class Quantised(NamedTuple):
 
 
 def quantise(flat: Floats, bits: int, name: str | None) -> Quantised:
-    """Quantise float32 elements to codes of 1, 2, 4, 8 or 16 bits.
+    """Quantise float32 elements to codes of 1, 2, 3, 4, 8 or 16 bits.
 
     With 2 bits and more the expected value is the element itself, but for 2**-16 of a step; or each element goes to the
     nearest step, up from half of one, with half of the mean squared error. Then 2 bits have a scale of their own: of what is
@@ -58,14 +58,15 @@ def quantise(flat: Floats, bits: int, name: str | None) -> Quantised:
         blocks = _blocks(piece)
         key = None if seed is None else Key(seed, "rounding", i)
         found = _signs(blocks) if bits == 1 else _rounded(blocks, scale, bits, key)
-        codes.append(packed_bits(found.reshape(-1)[: piece.size], bits))
+        codes.append(packed_bits(found.reshape(-1)[: piece.size], _packed_width(bits)))
         piece[:] = _values(found, scale, bits, piece.size)
     return Quantised(b"".join(codes), told, flat)
 
 
 def restore(codes: bytes | memoryview, scales: bytes, bits: int, count: int) -> Floats:
     """Return the elements that :func:`quantise` conveyed; WireError for a wrong length or a scale that cannot be."""
-    expected = size_of(count, bits), _SCALE.itemsize * _num_blocks(count)
+    width = _packed_width(bits)
+    expected = size_of(count, width), _SCALE.itemsize * _num_blocks(count)
     if (len(codes), len(scales)) != expected:
         raise WireError(
             f"{len(codes)} bytes of values and {len(scales)} of scales, expected {expected[0]} and {expected[1]}"
@@ -77,7 +78,7 @@ def restore(codes: bytes | memoryview, scales: bytes, bits: int, count: int) -> 
     conveyed, content = np.empty(count, np.float32), memoryview(codes)
     for start in range(0, count, _PIECE):
         piece = conveyed[start : start + _PIECE]
-        found: Codes = unpacked_bits(content[size_of(start, bits) :], bits, piece.size)
+        found: Codes = unpacked_bits(content[size_of(start, width) :], width, piece.size)
         piece[:] = _values(
             _blocks(found), stored[start // BLOCK :][: _num_blocks(piece.size)], bits, piece.size
         )
@@ -86,12 +87,17 @@ def restore(codes: bytes | memoryview, scales: bytes, bits: int, count: int) -> 
 
 def quantised_bytes(count: int, bits: int) -> int:
     """Bytes of the codes and scales of so many elements."""
-    return size_of(count, bits) + _SCALE.itemsize * _num_blocks(count)
+    return size_of(count, _packed_width(bits)) + _SCALE.itemsize * _num_blocks(count)
 
 
 def levels_of(bits: int) -> int:
     """Steps from zero to the scale."""
     return max(1, (1 << (bits - 1)) - 1)
+
+
+def _packed_width(bits: int) -> int:
+    """Bits that a code takes before it is entropy-coded: of three bits it lies in four."""
+    return 4 if bits == 3 else bits
 
 
 def _blocks(flat: NDArray[Any]) -> NDArray[Any]:

@@ -50,7 +50,7 @@ def test_packed_integers_come_back(width, count):
     assert unpacked_bits(data, width, count).tolist() == codes.tolist()
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", [3, *WIDTHS])
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 1000])
 def test_what_a_sender_knows_is_what_is_restored(bits, count):
     flat = np.random.default_rng(count).standard_t(3, count).astype(np.float32)
@@ -61,7 +61,7 @@ def test_what_a_sender_knows_is_what_is_restored(bits, count):
         assert quantise(flat.copy(), bits, "other").codes != codes, "the draws go by the name"
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_rounding_is_right_on_average(bits):
     blocks = np.full((2000, BLOCK), 0.3 / (2 ** (bits - 1) - 1) * 1.5, np.float32)
     blocks[:, 0] = 1.0
@@ -77,7 +77,7 @@ def test_rounding_to_the_nearest_by_hand():
     assert quantise(flat, 4, None).conveyed.tolist() == [7, 0, 1, 0, -1, 3, -4, -7]
 
 
-@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("bits", [3, 4, 8, 16])
 def test_the_nearest_is_at_most_half_a_step_off_and_has_half_of_the_squared_error(bits):
     flat = np.random.default_rng(bits).uniform(-1, 1, 100 * BLOCK).astype(np.float32)
     flat[::BLOCK] = 1.0

@@ -7,6 +7,7 @@ import { bitsOf, bytesFor, floatsOf, packedBits, unpackedBits } from "./numbers.
 
 const { fround, abs } = Math, BLOCK = 128, PIECE = 2 ** 16, LEAST = 2 ** -100, LARGEST = 2 ** 100;
 const levelsOf = (bits) => Math.max(1, 2 ** (bits - 1) - 1);
+const packedWidth = (bits) => (bits === 3 ? 4 : bits);
 const numBlocks = (count) => Math.ceil(count / BLOCK);
 
 /** Upper halves of float32 scales as float32. */
@@ -35,7 +36,7 @@ export function quantise(flat, bits, name) {
       codes[i] = ((rint(step) + drawOf(drawn, i - start)) >> 16) + levels;
     }
   }
-  return { codes: packedBits(codes, bits), scales, conveyed: valuesOf(codes, wide, bits) };
+  return { codes: packedBits(codes, packedWidth(bits)), scales, conveyed: valuesOf(codes, wide, bits) };
 }
 
 /** Number `j` of the draws from 0 to 2^16 - 1, two from each word; a half where none are drawn. */
@@ -46,11 +47,12 @@ function drawOf(drawn, j) {
 
 /** The elements that `quantise` conveyed. */
 export function restore(codes = new Uint8Array(0), scales = new Uint8Array(0), bits, count) {
-  if (codes.length !== bytesFor(count, bits) || scales.length !== 2 * numBlocks(count))
-    throw new WireError(`${codes.length} bytes of values and ${scales.length} of scales, expected ${bytesFor(count, bits)} and ${2 * numBlocks(count)}`);
+  const width = packedWidth(bits), expected = bytesFor(count, width);
+  if (codes.length !== expected || scales.length !== 2 * numBlocks(count))
+    throw new WireError(`${codes.length} bytes of values and ${scales.length} of scales, expected ${expected} and ${2 * numBlocks(count)}`);
   const wide = wideOf(new Uint16Array(scales.slice().buffer));
   if (wide.some((s) => !(s >= 0 && s <= LARGEST))) throw new WireError("a scale is negative, not finite or beyond 2**100");
-  return valuesOf(unpackedBits(codes, bits, count), wide, bits);
+  return valuesOf(unpackedBits(codes, width, count), wide, bits);
 }
 
 function valuesOf(codes, wide, bits) {

@@ -9,7 +9,7 @@ import { quantise, restore } from "./quantise.mjs";
 
 const { abs, fround } = Math;
 export function quant(ratio, bits) {
-  checkBits("quant", bits, [1, 2, 4, 8, 16]);
+  checkBits("quant", bits, [1, 2, 3, 4, 8, 16]);
   const width = bits || 8;
   return {
     encode(values, reference) {
