@@ -23,6 +23,7 @@ ARMS: dict[str, tuple[Settings, Settings]] = {
     "fp32": ({"codec": "fp32"}, {"down_codec": "whole"}),
     "int8": ({"codec": "int8"}, {"down_codec": "int8"}),
     "lean-quarter": (_UP, _DOWN),
+    "signs": ({"codec": "quant", "codec_bits": 1}, {"down_codec": "quant", "down_bits": 3}),
 }
 """Of local work and of the job."""
 

@@ -11,7 +11,7 @@ from fleetune.broker.service.parcels import Download, Parcel, difference, whole,
 from fleetune.broker.store.store import ByKind, Store
 from fleetune.broker.tasks import Packing, Task
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
-from fleetune.device_runtime.contracts.codecs import Codec, make_codec
+from fleetune.device_runtime.contracts.codecs import Codec, by_nearest, make_codec
 from fleetune.device_runtime.contracts.deltas import Delta, make_delta
 from fleetune.device_runtime.contracts.fields import CHUNK_BYTES
 from fleetune.device_runtime.contracts.transfer import CHUNK_BYTES_MIN
@@ -319,7 +319,10 @@ class Downlink:
 
 
 def _codec_of(packing: Packing) -> Codec | None:
-    return None if packing.codec in (FULL, WHOLE) else make_codec(packing.codec, packing.ratio, packing.bits)
+    """What the aggregator packs with: it knows what each device holds, so what is lost goes with the next difference."""
+    if packing.codec in (FULL, WHOLE):
+        return None
+    return by_nearest(make_codec(packing.codec, packing.ratio, packing.bits))
 
 
 def _fitting(size_bytes: int) -> int:

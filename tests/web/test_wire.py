@@ -26,7 +26,7 @@ RECORDED = json.loads((FOLDER / "messages.json").read_text())
 DIALOGUE = json.loads((FOLDER / "dialogue.json").read_text())
 CODECS = [
     ("fp32", 0.0, 0), ("fp16", 0.0, 0), ("int8", 0.0, 0), ("xor", 0.0, 0),
-    *(("quant", 0.0, bits) for bits in (0, 1, 2, 4, 8, 16)),
+    *(("quant", 0.0, bits) for bits in (0, 1, 2, 3, 4, 8, 16)),
     *(("topk", 0.1, bits) for bits in (0, 4, 8, 16)), ("topk", 0.9, 0), ("topk", 0.9, 8),
     *(("innovation", 0.0, bits) for bits in (0, 1, 3, 8, 16)),
     *((name, 0.2, bits) for name in ("caesar", "caesar-sign", "caesar-zero") for bits in (0, 16)),

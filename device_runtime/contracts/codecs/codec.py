@@ -47,11 +47,14 @@ class Decoded(NamedTuple):
     """The receiver's, for next time."""
 
 
+Encode = Callable[[Tensors, Tensors, Memory], Encoded]
+
+
 class Codec(NamedTuple):
     """One way to send a set of tensors; both sides hold the same reference, of the same shapes."""
 
     name: str
-    encode: Callable[[Tensors, Tensors, Memory], Encoded]
+    encode: Encode
     """(values, reference, memory) -> Encoded. ``values`` are any subset of the reference's tensors; equal arguments
     give equal bytes. WireError for values that it cannot hold."""
     decode: Callable[[Mapping[str, bytes], Tensors, Memory], Decoded]
@@ -64,6 +67,13 @@ class Codec(NamedTuple):
     receiver: tuple[str, ...] = ()
     """Kinds of memory that ``decode`` keeps."""
     frame: int = BY_TENSOR
+    encode_nearest: Encode | None = None
+    """As ``encode``, without draws: each element to the nearest that can be sent. None where ``encode`` has no draws."""
+
+
+def by_nearest(codec: Codec) -> Codec:
+    """Round to the nearest: for a sender that sends later what was lost, whose errors need not be right on average."""
+    return codec._replace(encode=codec.encode_nearest or codec.encode)
 
 
 def tensorwise(

@@ -44,7 +44,7 @@ def sparse(ratio: float, bits: int) -> Codec:
         differences = moved(values, reference)
         mask = largest(np.abs(differences), num_of(ratio, differences.size))
         at = places_of(mask)
-        parts, chosen = _packed(differences.take(at), bits, "\n".join(names))
+        parts, chosen = _packed(differences.take(at), bits)
         parts["positions"] = packed_positions(mask)
         differences.fill(0)
         differences[at] = chosen
@@ -67,9 +67,9 @@ def sparse(ratio: float, bits: int) -> Codec:
     return Codec("topk", encode, decode, bound, frame=BY_KIND)
 
 
-def _packed(chosen: Floats, bits: int, name: str) -> tuple[dict[str, bytes], Floats]:
-    if bits < HALF:
-        codes, scales, conveyed = quantise(chosen, bits, name)
+def _packed(chosen: Floats, bits: int) -> tuple[dict[str, bytes], Floats]:
+    if bits < HALF:  # to the nearest: what is not sent makes the mean wrong anyway
+        codes, scales, conveyed = quantise(chosen, bits, None)
         return {LOW: codes, "scales": scales}, conveyed
     halves, wide = halved(chosen, what="a difference", codec="topk")
     return planes([halves]), wide

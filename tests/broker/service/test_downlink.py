@@ -120,6 +120,15 @@ def test_a_difference_gives_what_the_offer_says(tmp_path, codec, ratio):
         assert to_bytes(replica) == made, "kept under the digest that was offered"
 
 
+def test_few_bits_go_down_by_the_nearest_as_what_is_lost_goes_with_the_next(tmp_path):
+    sender = Sender(tmp_path, down_codec="quant", down_bits=4)
+    sender.downlink.holds("d", sender.digest(0))
+    made = load(opened(sender, sender.to("d", 1), 0))["w"]
+    moved, wanted = ((w - first_adapter()["w"])[:2944].reshape(-1, 128) for w in (made, version_of(1)["w"]))
+    step = np.abs(wanted).max(axis=1, keepdims=True) / 7
+    assert (np.abs(moved - wanted) < 0.51 * step).all()
+
+
 @pytest.mark.parametrize(("codec", "ratio", "expected"), [("topk", 0.05, "xor"), ("int8", 0.0, "int8")])
 def test_a_head_of_class_means_goes_whole_or_to_the_bit_to_who_has_none(tmp_path, codec, ratio, expected):
     """A twentieth of a head is none: a job with topk down ended at an accuracy of 0.36 where others came to 0.88."""

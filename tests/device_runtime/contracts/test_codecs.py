@@ -39,6 +39,7 @@ CASES: dict[str, tuple[str, float, int, float]] = {
     "topk-4": ("topk", 0.1, 4, 1.0),
     "quant-1": ("quant", 0.0, 1, 1.0),
     "quant-2": ("quant", 0.0, 2, 1.01),
+    "quant-3": ("quant", 0.0, 3, 1.01 / 3),
     "quant-4": ("quant", 0.0, 4, 1.01 / 7),
     "quant-8": ("quant", 0.0, 8, 1.01 / 127),
     "quant-16": ("quant", 0.0, 16, 1.01 / 32767),
@@ -518,7 +519,7 @@ def test_a_ratio_where_there_is_none_and_none_where_there_is_one(name, ratio, sa
     [
         ("fp32", 8, "codec 'fp32' has no bits to choose, got 8"),
         ("xor", 1, "codec 'xor' has no bits to choose, got 1"),
-        ("quant", 3, "codec 'quant': its bits are 1 or 2 or 4 or 8 or 16, got 3"),
+        ("quant", 5, "codec 'quant': its bits are 1 or 2 or 3 or 4 or 8 or 16, got 5"),
         ("quant", -1, "got -1"),
         ("topk", 2, "codec 'topk': its bits are 4 or 8 or 16, got 2"),
         ("innovation", 17, "got 17"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.device_runtime.contracts.codecs import (
+    by_nearest,
     is_repeat,
     make_codec,
     pack,
@@ -49,7 +50,7 @@ def test_packed_integers_come_back(width, count):
     assert unpacked_bits(data, width, count).tolist() == codes.tolist()
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", [3, *WIDTHS])
 @pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 1000])
 def test_what_a_sender_knows_is_what_is_restored(bits, count):
     flat = np.random.default_rng(count).standard_t(3, count).astype(np.float32)
@@ -60,7 +61,7 @@ def test_what_a_sender_knows_is_what_is_restored(bits, count):
         assert quantise(flat.copy(), bits, "other").codes != codes, "the draws go by the name"
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_rounding_is_right_on_average(bits):
     blocks = np.full((2000, BLOCK), 0.3 / (2 ** (bits - 1) - 1) * 1.5, np.float32)
     blocks[:, 0] = 1.0
@@ -71,9 +72,55 @@ def test_rounding_is_right_on_average(bits):
     assert np.unique(conveyed).size == 2, "one of the two neighbours"
 
 
-def test_one_bit_is_the_sign_and_the_mean_magnitude():
+def test_rounding_to_the_nearest_by_hand():
+    flat = np.float32([7, 0.4, 0.6, -0.4, -0.6, 3.4, -3.6, -7])
+    assert quantise(flat, 4, None).conveyed.tolist() == [7, 0, 1, 0, -1, 3, -4, -7]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8, 16])
+def test_the_nearest_is_at_most_half_a_step_off_and_has_half_of_the_squared_error(bits):
+    flat = np.random.default_rng(bits).uniform(-1, 1, 100 * BLOCK).astype(np.float32)
+    flat[::BLOCK] = 1.0
+    errors = {name: np.abs(quantise(flat.copy(), bits, name).conveyed - flat) for name in ("w", None)}
+    step = 1 / (2 ** (bits - 1) - 1)
+    assert errors[None].max() <= 0.5 * step * 1.02 < errors["w"].max()
+    assert np.square(errors[None]).sum() < 0.55 * np.square(errors["w"]).sum()
+
+
+def test_two_bits_to_the_nearest_have_the_best_level_of_a_block():
+    rng, lone = np.random.default_rng(0), np.eye(1, BLOCK, 5, dtype=np.float32)[0]
+    for flat in (-lone, np.full(BLOCK, 3.0, np.float32), np.float32([5, -5, 0, 0])):
+        np.testing.assert_allclose(quantise(flat.copy(), 2, None).conveyed, flat, rtol=0.01)
+    for flat, best in ((rng.normal(0, 1, 100 * BLOCK), 0.19), (rng.uniform(-1, 1, 100 * BLOCK), 1 / 9)):
+        flat = flat.astype(np.float32)
+        lost = np.square(quantise(flat.copy(), 2, None).conveyed - flat).sum() / np.square(flat).sum()
+        assert lost < 1.05 * best, "Max, Quantizing for Minimum Distortion, 1960, of three levels"
+
+
+def test_quant_draws_unless_what_is_lost_is_sent_later_and_topk_never():
+    codec, update = make_codec("quant", 0.0, 4), {"w": np.float32([7, 0.6, *[0.4] * 98])}
+    reference = {"w": np.zeros(100, np.float32)}
+    settled = pack(by_nearest(codec), update, reference)
+    assert settled.conveyed["w"].tolist() == [7, 1, *[0] * 98]
+    assert unpack(codec, settled.payload, reference).values["w"].tolist() == [7, 1, *[0] * 98]
+    assert 20 < np.count_nonzero(pack(codec, update, reference).conveyed["w"]) < 60
+    for made in (make_codec("topk", 1.0, 4), by_nearest(make_codec("topk", 1.0, 4))):
+        assert pack(made, update, reference).conveyed["w"].tolist() == [7, 1, *[0] * 98]
+
+
+def test_one_bit_is_the_sign_and_moves_as_far_as_it_should():
     flat = np.float32([1, -2, 3, -2])
-    assert quantise(flat, 1, "w").conveyed.tolist() == [2, -2, 2, -2]
+    conveyed = quantise(flat.copy(), 1, "w").conveyed
+    assert conveyed.tolist() == [2.25, -2.25, 2.25, -2.25], "18 / 8"
+    assert conveyed @ flat == flat @ flat
+
+
+def test_one_bit_is_at_most_half_more_than_the_mean_so_that_what_is_owed_cannot_grow():
+    lone = np.eye(1, BLOCK, 5, dtype=np.float32)[0]
+    np.testing.assert_allclose(np.abs(quantise(lone, 1, "w").conveyed), 1.5 / BLOCK, rtol=0.01)
+    for tails in (1.2, 3.0):
+        flat = np.random.default_rng(0).standard_t(tails, 100 * BLOCK).astype(np.float32)
+        assert np.square(quantise(flat.copy(), 1, "w").conveyed - flat).sum() < np.square(flat).sum()
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -9,11 +9,12 @@ import { quantise, restore } from "./quantise.mjs";
 
 const { abs, fround } = Math;
 export function quant(ratio, bits) {
-  checkBits("quant", bits, [1, 2, 4, 8, 16]);
+  checkBits("quant", bits, [1, 2, 3, 4, 8, 16]);
   const width = bits || 8;
   return {
     encode(values, reference) {
-      const names = sorted(values), { codes, scales, conveyed } = quantise(moved(values, reference), width, names.join("\n"));
+      const names = sorted(values), drawnBy = width === 16 ? null : names.join("\n"); // a step of 16 bits is too small for its mean to matter
+      const { codes, scales, conveyed } = quantise(moved(values, reference), width, drawnBy);
       const own = width === 16 ? planes(new Uint16Array(codes.buffer)) : { values: codes };
       return { parts: { ...own, scales }, conveyed: shifted(reference, conveyed, names) };
     },
@@ -86,7 +87,7 @@ function sparse(ratio, bits) {
         Object.assign(parts, planes(halves));
         conveyed = wide;
       } else {
-        const found = quantise(chosen, bits, names.join("\n"));
+        const found = quantise(chosen, bits, null); // to the nearest: what is not sent makes the mean wrong anyway
         Object.assign(parts, { values: found.codes, scales: found.scales });
         ({ conveyed } = found);
       }
