@@ -1,33 +1,13 @@
 """Names without end cost no more each than the first ones: counted in steps of the interpreter, not in seconds."""
 
-import sys
-
 import pytest
 from fleet import ARTIFACT, JOB
+from steps import Steps
 from stranger import Stranger
 
 from fleetune.device_runtime.contracts.wire import DeviceStatus, Hello, device_topic, encode
 
 FEW = 200
-
-
-def steps(work):
-    """How many instructions of Python it takes; loops in C are not seen."""
-    count = 0
-
-    def trace(frame, event, _):
-        nonlocal count
-        frame.f_trace_opcodes = True
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 def comes(service, number, *, goes=True):
@@ -51,9 +31,11 @@ def test_many_names_later_one_costs_what_it_did(tmp_path, many, clients, goes):
     service = Stranger(tmp_path, clients=clients, min_clients=clients).aggregator.service
     for number in range(FEW):
         comes(service, number, goes=goes)
-    early = steps(lambda: comes(service, FEW, goes=goes))
+    with Steps() as early:
+        comes(service, FEW, goes=goes)
     for number in range(FEW + 1, many):
         comes(service, number, goes=goes)
-    late = steps(lambda: comes(service, many, goes=goes))
-    assert early > 100
-    assert late <= 1.2 * early
+    with Steps() as late:
+        comes(service, many, goes=goes)
+    assert early.number > 100
+    assert late.number <= 1.2 * early.number
