@@ -126,7 +126,7 @@ def device(
     with (
         alone_in(folder, "another device process works here; give each its own --state"),
         open_outbox(folder / "outbox.sqlite") as outbox,
-        Machine(artifact, resources, folder=folder / "cache") as machine,
+        Machine(artifact, resources, folder=folder / "cache", most_step_s=terms.most_step_seconds) as machine,
     ):
         tally, files = Tally(on_event, notifier), DiskFiles(folder)
         kept = OwnEvaluations(folder, artifact.manifest, Path(data), then=tally)
