@@ -74,6 +74,18 @@ def test_what_a_stranger_has_the_server_keep_is_not_read(mqtt_url):
         assert b.bytes_received == len(b"kept") + len(b"live")  # payloads that anybody reads
 
 
+def test_of_mqtt_5_it_is_not_even_sent(mosquitto, caplog):
+    with Link(mosquitto.url, client_id="stranger", topics=[]) as stranger:
+        stranger.publish("j/0/up", b"x", retain=True)
+        stranger.publish("j/0/status", b"kept", retain=True)
+        stranger.flush(10)
+    with Link(mosquitto.url, client_id="b", topics=["j/+/up", "j/+/status"]) as b:
+        assert take(b, 1) == [("j/0/status", b"kept")]
+        b.listen("j/0/up")
+        assert b.receive(0.05) is None
+    assert "not read" not in caplog.text
+
+
 def test_nor_is_it_of_a_server_of_3_1_1_and_it_is_told_once(embedded, caplog):
     url = f"mqtt://127.0.0.1:{embedded.port}?version=3.1.1"
     with Link(url, client_id="stranger", topics=[]) as stranger:
