@@ -1,8 +1,9 @@
 """What a sum under masks costs a device and the aggregator: bytes and CPU seconds, one in five dropping out after its shares.
 
 The device's own code (``agent.masking``) and the aggregator's (``rounds.masked_round``) say the messages of the wire to each
-other in one process. A device's seconds are the mean over all. Beside it the same updates in fp32, packed and added by
-FedAvg. The sum is compared with that of the bare numbers.
+other in one process. A device's seconds are the mean over all. Once more with certificates that vouch for all keys
+(``--mask-authority``), and beside it the same updates in fp32, packed and added by FedAvg. The sum is compared with that of the
+bare numbers.
 """
 
 import time
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from benchmarks.measuring.figures import chart_of
+from fleetune.broker.authority.certificates import Issuer, issue, self_signed
 from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.jobs.settings import MASKS, Settings
 from fleetune.broker.jobs.work import device_work
@@ -29,10 +32,12 @@ from fleetune.device_runtime.agent.outbox import MemoryOutbox
 from fleetune.device_runtime.contracts.codecs import decode_update, encode_update
 from fleetune.device_runtime.contracts.secure_sums.grid import added, placed, read_numbers, write_numbers
 from fleetune.device_runtime.contracts.secure_sums.masking import unmask
+from fleetune.device_runtime.contracts.secure_sums.vouching import Authorities, Voucher
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import Offer, Request, decode, encode
 from fleetune.device_runtime.errors import UnknownName, choices
 from fleetune.device_runtime.files import MemoryFiles
+from fleetune.device_runtime.network.keys import new_key
 
 DROPPED = 0.2
 CASES = {f"{count}-{size:g}": (count, size) for size in (0.3, 3.0) for count in (10, 100, 1000)}
@@ -49,9 +54,13 @@ def measure(say: Callable[[str], None], *, only: Sequence[str] | None = None) ->
         count, megabytes = CASES[name]
         elements = round(megabytes * 1e6 / 4)
         one = Sum(count, elements)
-        found = {**one.run(), **plain(count, elements, one.change)}
+        vouched = {f"vouched_{n}": v for n, v in Sum(count, elements, is_vouched=True).run().items()}
+        found = {**one.run(), **vouched, **plain(count, elements, one.change)}
         rows.append({"case": name, **{n: round(v, 4) for n, v in found.items()}})
-        say(f"{name}: device {found['device_s']:.3f} s, aggregator {found['aggregator_s']:.2f} s")
+        say(
+            f"{name}: device {found['device_s']:.3f} s, with certificates {found['vouched_device_s']:.3f} s; "
+            f"aggregator {found['aggregator_s']:.2f} s, {found['vouched_aggregator_s']:.2f} s"
+        )
     return {
         "benchmark": "secure-sums",
         "dropped": DROPPED,
@@ -99,7 +108,7 @@ class Costs:
 class Sum:
     """One round of one job."""
 
-    def __init__(self, count: int, elements: int) -> None:
+    def __init__(self, count: int, elements: int, *, is_vouched: bool = False) -> None:
         self.settings = Settings(
             job="bench", rounds=1, clients=count, min_clients=3, artifact="a" * 64, secure=MASKS
         )
@@ -108,11 +117,13 @@ class Sum:
         self.machine = MaskedRound(self.settings, Patience(), number=1, first=0, now=0.0)
         first = FirstAdapter.of({"w": np.zeros(1, np.float32)})
         self.devices: dict[str, Device] = {}
+        voucher, authorities = vouching() if is_vouched else (lambda name: None, None)
         for i in range(count):
             name, wire = f"device-{i:04d}", Wire()
             home = Home(
-                wire, MemoryOutbox(), MemoryFiles(), Identity(name, "bench", "a" * 64, "train"), first
-            )  # type: ignore[arg-type]
+                wire, MemoryOutbox(), MemoryFiles(), Identity(name, "bench", "a" * 64, "train"), first,
+                voucher=voucher(name), mask_authorities=authorities,
+            )  # type: ignore[arg-type]  # fmt: skip
             self.devices[name] = Device(name, wire, Masking(home))
 
     def change(self, i: int) -> dict[str, np.ndarray]:
@@ -164,7 +175,7 @@ class Sum:
             self.machine.ask([task])
             offer = Offer(
                 job="bench", task_id=f"t-{i}", round=1, version=0, role="train", work=task.work, adapter=template,
-                grid=self.settings.grid, deadline_s=0.0,
+                grid=self.settings.grid, deadline_s=0.0, mask_group=self.machine.group,
             )  # fmt: skip
             with self.costs.timed("device"):
                 device.masking.begin(offer, f"key-{i}")
@@ -215,6 +226,19 @@ class Sum:
             "aggregator_s": seconds["aggregator"] + seconds["unmasking"],
             "unmasking_s": seconds["unmasking"],
         }
+
+
+def vouching() -> tuple[Callable[[str], Voucher], Authorities]:
+    """Make an authority: what signs for a device of a name, and whom devices then trust."""
+    key = new_key()
+    issuer = Issuer(self_signed("bench", key, days=30), key)
+
+    def voucher(name: str) -> Voucher:
+        own = new_key()
+        certificate = issue(issuer, name, own.public_key(), days=30)
+        return Voucher(certificate.public_bytes(Encoding.DER), own)
+
+    return voucher, Authorities([issuer.certificate])
 
 
 def plain(count: int, elements: int, change: Callable[[int], dict[str, np.ndarray]]) -> dict[str, float]:

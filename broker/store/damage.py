@@ -7,11 +7,13 @@ from typing import Annotated
 import msgspec
 
 from fleetune.broker.store.rows import Row
-from fleetune.device_runtime.contracts.fields import Count, TaskId, Word
+from fleetune.device_runtime.contracts.fields import FIGURE_MAX, Count, Share, TaskId, Word
 from fleetune.device_runtime.errors import StateError, one_line
 from fleetune.device_runtime.prepared import prepared
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0)]
+_Loss = Annotated[float, msgspec.Meta(ge=-FIGURE_MAX, le=FIGURE_MAX)]
 DAMAGES = (sqlite3.Error, msgspec.MsgspecError, ValueError, TypeError, OverflowError)
 """What comes of reading rows that nobody of us wrote; text that is not UTF-8 is a ValueError."""
 
@@ -22,10 +24,10 @@ _COLUMNS = {
     ],
     "SELECT task_id, updates, cause, reason FROM declines": tuple[TaskId, Count, Word, str],
     "SELECT version, device, loss, accuracy, num_samples FROM evaluations": tuple[
-        Count, str, float, float, int
+        Count, str, _Loss, Share, int
     ],
     "SELECT round, bytes_down, bytes_up, bytes_sent, bytes_received, seconds FROM costs": tuple[
-        int, int, int, int, int, float
+        int, _Size, _Size, _Size, _Size, _Seconds
     ],
     "SELECT round, device, kind, detail FROM marks": tuple[Count, Word, Word, str],
     "SELECT turns, device, digest FROM settled_devices": tuple[Count, Word, str],
@@ -44,6 +46,8 @@ _TIES = {
     "SELECT count(*) FROM evaluations WHERE version NOT IN (SELECT version FROM versions)": "evaluations of no version",
     "SELECT count(*) FROM tasks WHERE work NOT IN (SELECT number FROM works)": "tasks without their work",
     "SELECT count(*) FROM tasks WHERE version NOT IN (SELECT version FROM versions)": "tasks of no version",
+    "SELECT count(*) FROM tasks WHERE round > (SELECT max(round) FROM versions)"
+    " AND version <> (SELECT max(version) FROM versions)": "an open round that starts from another version than the newest",
     "SELECT count(DISTINCT round) > 1 FROM tasks WHERE round > (SELECT max(round) FROM versions)": "two rounds are open",
 }
 """Queries that give 0, or nothing, unless the sentence is true."""

@@ -47,6 +47,7 @@ from fleetune.device_runtime.contracts.fields import Count, Word
 from fleetune.device_runtime.contracts.run_file import LEDGER
 from fleetune.device_runtime.contracts.wire import Report, UpdateReady
 from fleetune.device_runtime.errors import StateError, WireError
+from fleetune.device_runtime.files import doing
 from fleetune.device_runtime.prepared import prepared
 
 
@@ -58,12 +59,12 @@ class Ledger:
 
         Raises:
             ConfigError: the folder is another job's, or another aggregator's at this moment.
-            StateError: the ledger is damaged, or of another format.
-            OSError: the folder cannot be written.
+            StateError: the ledger is damaged, or of another format; or the folder cannot be written.
         """
         self.folder = folder
         self._chooses = (settings.configurator, settings.traffic) != (FIXED, FIXED)
-        self._blobs = Blobs(folder)
+        with doing("written", folder):
+            self._blobs = Blobs(folder)
         self._is_open, self._to_sweep = False, -1
         """Whether a block of ``together`` is open; and the version whose payloads are to go after the commit, -1 for none."""
         self.replicas = Replicas(folder / "replicas")

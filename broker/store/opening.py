@@ -8,7 +8,7 @@ from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.store.damage import DAMAGES, check_damage, damaged
 from fleetune.broker.store.ledger_schema import Prepared, prepare
 from fleetune.device_runtime.errors import ConfigError, StateError
-from fleetune.device_runtime.files import locked, private_file
+from fleetune.device_runtime.files import doing, locked, private_file
 
 _LOCK = "ledger.lock"
 _PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FULL")
@@ -16,11 +16,19 @@ _PRAGMAS = ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = FU
 
 
 def taken(folder: Path) -> TextIO:
-    """Take the folder for this process, and return what holds it until it is closed; ConfigError if another aggregator has it."""
-    try:
-        return locked(folder / _LOCK, mode=0o644)
-    except BlockingIOError as exc:
-        raise ConfigError(f"{folder}: another aggregator is at work here; give each its own folder") from exc
+    """Take the folder for this process, and return what holds it until it is closed.
+
+    Raises:
+        ConfigError: another aggregator has it.
+        StateError: it cannot be written.
+    """
+    with doing("written", folder):
+        try:
+            return locked(folder / _LOCK, mode=0o644)
+        except BlockingIOError as exc:
+            raise ConfigError(
+                f"{folder}: another aggregator is at work here; give each its own folder"
+            ) from exc
 
 
 def opened(path: Path, settings: Settings) -> tuple[sqlite3.Connection, Prepared]:

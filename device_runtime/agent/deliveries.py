@@ -1,7 +1,7 @@
 """What a device owes the aggregator: announced until there is a verdict, served in chunks, kept in the outbox."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from math import inf
@@ -42,6 +42,8 @@ class _Parcel:
     due: float = 0.0
     pause_s: float = REPEAT_S
     outgoing: Outgoing | None = None
+    last: Hashable = None
+    """What was sent of it last, as ``Underway`` knows it."""
 
 
 class Deliveries:
@@ -89,7 +91,7 @@ class Deliveries:
             if now >= parcel.due:
                 parcel.due = now + self._jitter.around(parcel.pause_s)
                 parcel.pause_s = min(2 * parcel.pause_s, REPEAT_MAX_S)
-                send(self._link, self._topic, encode(self._fresh_header(parcel)))
+                self._say(parcel)
 
     def rush(self) -> None:
         """Announce everything at the next opportunity: the aggregator may know nothing of it."""
@@ -113,7 +115,7 @@ class Deliveries:
             return
         parcel.due = now + SERVED_S
         for chunk in outgoing.chunks(request):
-            self._send(chunk)
+            self._send(parcel, chunk)
 
     def settle(self, verdict: Verdict) -> UpdateReady | Report | None:
         """Let go of what the verdict is about, and return its header; None if it is not here (any more)."""
@@ -128,8 +130,15 @@ class Deliveries:
         for parcel in [p for p in self._parcels if task_id_of(p.header) == task_id]:
             self._drop(parcel)
 
-    def _send(self, chunk: Chunk) -> None:
-        key = (chunk.sha256, chunk.index, len(chunk.data))
+    def _say(self, parcel: _Parcel) -> None:
+        """Announce a parcel, unless its last word or chunk is still on its way to the server: who gets that needs no other."""
+        said = encode(self._fresh_header(parcel))
+        if not self._underway.has(parcel.last):
+            parcel.last = said
+            self._underway.once(said, lambda: send(self._link, self._topic, said))
+
+    def _send(self, parcel: _Parcel, chunk: Chunk) -> None:
+        key = parcel.last = (chunk.sha256, chunk.index, len(chunk.data))
         is_sent = self._underway.once(key, lambda: send(self._link, self._topic, encode(chunk)))
         if is_sent and self._contract:
             self._contract.sent(len(chunk.data))

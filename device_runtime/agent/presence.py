@@ -8,6 +8,7 @@ from fleetune.device_runtime.agent.jitter import Jitter
 from fleetune.device_runtime.agent.telling import Telling
 from fleetune.device_runtime.contracts.wire import Hello, encode
 from fleetune.device_runtime.network.connection import send
+from fleetune.device_runtime.network.underway import Underway
 
 HELLO_S = 30.0
 """A device that has nothing to do and has heard nothing for so long, or a little less, says hello again."""
@@ -22,7 +23,7 @@ class Presence:
 
     def __init__(self, home: Home, telling: Telling, *, num_samples: int) -> None:
         """Prepare; ``home.outbox`` remembers, over restarts, that an aggregator of the job was heard."""
-        self._telling = telling
+        self._telling, self._underway = telling, Underway(home.link)
         self.heard_at = 0.0
         """When the last message came."""
         self._link, self._outbox, self._identity = home.link, home.outbox, home.identity
@@ -65,7 +66,7 @@ class Presence:
         original: str = "",
         listens: bool = False,
     ) -> bool:
-        """Say hello if it is time to; True if so.
+        """Say hello if it is time to; True if so. One that is still on its way to the server is not said again.
 
         Args:
             now: the time.
@@ -100,7 +101,8 @@ class Presence:
             listens=listens,
             connection=f"{identity.session}-{self._connections}" if identity.session else "",
         )
-        send(self._link, identity.up, encode(hello))
+        said = encode(hello)
+        self._underway.once(said, lambda: send(self._link, identity.up, said))
         return True
 
     def due_at(self, *, waits_until: float) -> float:

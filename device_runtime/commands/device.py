@@ -51,6 +51,7 @@ from fleetune.device_runtime.options import check, refuse
 from fleetune.device_runtime.rules.gate import open_gate
 from fleetune.device_runtime.terms.behind import num_used
 from fleetune.device_runtime.terms.contract import Contract
+from fleetune.device_runtime.terms.day import boot_id
 from fleetune.device_runtime.terms.terms import Terms
 from fleetune.device_runtime.training.evaluation import Evaluation
 from fleetune.device_runtime.training.machine import Machine
@@ -125,7 +126,7 @@ def device(
     with (
         alone_in(folder, "another device process works here; give each its own --state"),
         open_outbox(folder / "outbox.sqlite") as outbox,
-        Machine(artifact, resources, folder=folder / "cache") as machine,
+        Machine(artifact, resources, folder=folder / "cache", most_step_s=terms.most_step_seconds) as machine,
     ):
         tally, files = Tally(on_event, notifier), DiskFiles(folder)
         kept = OwnEvaluations(folder, artifact.manifest, Path(data), then=tally)
@@ -166,7 +167,9 @@ def device(
             FirstAdapter.of(artifact.adapter()),
             checkpoint_every=duty.checkpoint_every,
             on_event=kept,
-            contract=Contract(terms, facts=outbox, files=files, account=account_of(duty, files)),
+            contract=Contract(
+                terms, facts=outbox, files=files, account=account_of(duty, files), boot=boot_id()
+            ),
             trusted=trusted,
             voucher=vouching.voucher,
             mask_authorities=vouching.authorities,

@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from fleetune.device_runtime.arrays import Array, Arrays, Floats, load_arrays, sha256_of
+from fleetune.device_runtime.contracts.graph_file import graph_problems
 from fleetune.device_runtime.contracts.manifest import FORMAT, Kind, Manifest, Section, Targets, Tensor
 from fleetune.device_runtime.contracts.soundness import table_problems
-from fleetune.device_runtime.errors import ArtifactError, one_line
+from fleetune.device_runtime.errors import ArtifactError, one_line, some
 from fleetune.device_runtime.prepared import prepared
 
 MANIFEST = "manifest.json"
@@ -86,11 +87,11 @@ def open_artifact(folder: Path | str, *, verify: bool = True) -> Artifact:
 
     Args:
         folder: where ``manifest.json`` is.
-        verify: hash every file; without it only sizes are compared.
+        verify: hash every file; without it only sizes are compared. What graphs are made of is looked at either way.
 
     Raises:
-        ArtifactError: not an artifact, a newer format, int8 weights of format 1, a path outside the folder, or files that
-            differ (all listed).
+        ArtifactError: not an artifact, a newer format, int8 weights of format 1, a path outside the folder, files that
+            differ, or a graph that names a file, holds a loop or runs somebody else's operators (all listed).
     """
     folder = Path(folder)
     content = _read_manifest(folder)
@@ -220,12 +221,22 @@ def _path_problems(manifest: Manifest) -> Iterable[str]:
     for required in (BASE, ADAPTER):
         if required not in manifest.files:
             yield f"{required} is not listed"
-    sections: tuple[Section | Kind, ...] = (manifest.prelude, manifest.head, *manifest.kinds)
-    used = {graph.file for section in sections for graph in section.graphs.values()}
+    used = _graph_files(manifest)
     if manifest.tokenizer:
         used |= {manifest.tokenizer.file, manifest.tokenizer.chat_template} - {""}
     for name in sorted(used - manifest.files.keys()):
         yield f"{name!r} is used but has no digest"
+
+
+def _graph_files(manifest: Manifest) -> set[str]:
+    sections: tuple[Section | Kind, ...] = (manifest.prelude, manifest.head, *manifest.kinds)
+    return {graph.file for section in sections for graph in section.graphs.values()}
+
+
+def _onnx_files(manifest: Manifest) -> set[str]:
+    """Every file that onnxruntime may be given, whatever it is called."""
+    graphs = _graph_files(manifest) if manifest.backend == "onnx" else set()
+    return graphs | {name for name in manifest.files if name.endswith(".onnx")}
 
 
 def _all_file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> list[str]:
@@ -238,7 +249,7 @@ def _all_file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> lis
 
 
 def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterable[str]:
-    inside = folder.resolve()
+    inside, graphs = folder.resolve(), _onnx_files(manifest)
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -249,3 +260,5 @@ def _file_problems(folder: Path, manifest: Manifest, *, verify: bool) -> Iterabl
             yield f"{name}: {path.stat().st_size} bytes, expected {expected.size_bytes} (truncated?)"
         elif verify and sha256_of(path) != expected.sha256:
             yield f"{name}: SHA-256 differs from the manifest (tampered with, or a bad copy)"
+        elif name in graphs and (found := [*dict.fromkeys(graph_problems(path))]):
+            yield f"{name} {some(found)}"

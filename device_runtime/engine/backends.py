@@ -18,6 +18,7 @@ def open_engine(
     memory: MemoryPlan = SAVE_ALL,
     provider: str = "cpu",
     in_lanes: bool = True,
+    most_step_s: float = 0.0,
 ) -> Engine:
     """Open an artifact; arguments as the fields of :class:`Setup`.
 
@@ -25,7 +26,9 @@ def open_engine(
         UnknownName: a backend that this version does not run, or a provider that nobody knows.
         ConfigError: a number below 0, a provider or runtime that is not here, or a memory plan that it cannot follow.
     """
-    return BACKENDS[artifact.manifest.backend](artifact, Setup(threads, memory, provider, in_lanes))
+    return BACKENDS[artifact.manifest.backend](
+        artifact, Setup(threads, memory, provider, in_lanes, most_step_s)
+    )
 
 
 def _onnx(artifact: Artifact, setup: Setup) -> Engine:

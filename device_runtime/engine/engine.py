@@ -28,6 +28,8 @@ class Setup(NamedTuple):
     """Of onnxruntime: ``cpu``, ``cuda``, ``tensorrt`` or ``xnnpack``."""
     in_lanes: bool = True
     """Whether rows may be spread over the threads; int8 rounding and the order of sums can tell."""
+    most_step_s: float = 0.0
+    """Longest time of one call on a batch, after which it is stopped; 0 for any. Of block graphs that onnxruntime runs."""
 
 
 class Engine(Protocol):

@@ -30,6 +30,8 @@ class Loader(NamedTuple):
     array_of: Callable[[Value], Array]
     in_lanes: bool = False
     """Whether its graphs may be run by several threads at once."""
+    stop: Callable[[bool], object] = lambda is_stopped: None
+    """Make all that its graphs run fail soon, or let them run again; of a runtime that cannot be stopped nothing."""
     open_growing: Callable[[Path, int], OpenGraph] | None = None
     """As ``open``, for a graph whose values are a little larger in every run; None where that makes no difference."""
 
@@ -43,12 +45,14 @@ def onnx_loader(threads: int, provider: str) -> Loader:
     """
     chosen = onnx_graphs.find_provider(provider)
     onnx_graphs.check_threads(threads)
+    run = onnx_graphs.run_options()
     return Loader(
-        partial(onnx_graphs.OnnxGraph, provider=chosen),
+        partial(onnx_graphs.OnnxGraph, provider=chosen, run=run),
         partial(onnx_graphs.value_of, device=chosen.device),
         onnx_graphs.array_of,
         in_lanes=provider == "cpu",
-        open_growing=partial(onnx_graphs.OnnxGraph, provider=chosen, grows=True),
+        stop=partial(setattr, run, "terminate"),
+        open_growing=partial(onnx_graphs.OnnxGraph, provider=chosen, grows=True, run=run),
     )
 
 

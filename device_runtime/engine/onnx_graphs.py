@@ -58,7 +58,13 @@ class OnnxGraph:
     """One opened graph file."""
 
     def __init__(
-        self, path: Path, threads: int, *, provider: Provider = PROVIDERS["cpu"], grows: bool = False
+        self,
+        path: Path,
+        threads: int,
+        *,
+        provider: Provider = PROVIDERS["cpu"],
+        grows: bool = False,
+        run: Any = None,
     ) -> None:
         """Open ``path``.
 
@@ -68,12 +74,13 @@ class OnnxGraph:
             provider: who runs the operators.
             grows: its values are a little larger in every run: they get memory of the system's own, not of the arena, which
                 would keep a piece of each size for ever (100 MB after 500 tokens of a model of 260,032 parameters).
+            run: options of every run, as of :func:`run_options`; None for onnxruntime's own.
 
         Raises:
             ArtifactError: onnxruntime refuses the file.
         """
         _share_memory()
-        self._name, self._device = path.name, provider.device
+        self._name, self._device, self._run = path.name, provider.device, run
         try:
             self._session = ort.InferenceSession(
                 str(path), _options(threads, grows=grows), providers=_providers(provider)
@@ -91,7 +98,7 @@ class OnnxGraph:
         """
         with told(self._name):
             if self._device == "cpu":
-                return list(self._session.run_with_ort_values(list(wanted), dict(feeds)))
+                return list(self._session.run_with_ort_values(list(wanted), dict(feeds), self._run))
             return self.run_bound(feeds, wanted)
 
     def run_bound(self, feeds: Mapping[str, Value], wanted: Sequence[str]) -> list[Value]:
@@ -101,8 +108,15 @@ class OnnxGraph:
             binding.bind_ortvalue_input(name, value)
         for name in wanted:
             binding.bind_output(name, self._device)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._run)
         return list(binding.get_outputs())
+
+
+def run_options() -> Any:
+    """Options that runs may share; with ``terminate`` set every run of theirs fails before its next operator."""
+    options = ort.RunOptions()
+    options.log_severity_level = _QUIET
+    return options
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from fleetune.device_runtime.engine.hidden_cache import OpenRows
 from fleetune.device_runtime.engine.lanes import Lanes, Rows, count_cores, one_by_one, rows_for
 from fleetune.device_runtime.engine.loaders import Loader
 from fleetune.device_runtime.engine.token_head import HeadResult, chunk_bytes
+from fleetune.device_runtime.engine.watchdog import Watchdog
 from fleetune.device_runtime.engine.weighted_head import label_weights
 from fleetune.device_runtime.engine.weights import FrozenWeights, StepWeights, check_bare
 from fleetune.device_runtime.errors import ConfigError
@@ -54,6 +55,7 @@ class Stack:
         self._lanes = Lanes(self._threads)
         self._chains: dict[int, Chain] = {}
         self._opening = Lock()
+        self._watchdog = Watchdog(setup.most_step_s, loader.stop)
 
     def __enter__(self) -> "Stack":
         return self
@@ -68,6 +70,7 @@ class Stack:
 
     def close(self) -> None:
         """Let go of threads, graphs and weights."""
+        self._watchdog.close()
         self._lanes.close()
         for chain in self._chains.values():
             chain.close()
@@ -249,7 +252,8 @@ class Stack:
         """``work`` on the rows that run together: one micro-batch after the other, the lanes of each at the same time."""
         inputs = [row for row in self.artifact.manifest.inputs if row.name in batch]
         run = partial(work, self._chain(rows.lanes))
-        return [found for group in parts(batch, inputs, rows) for found in self._lanes.each(run, group)]
+        with self._watchdog:
+            return [found for group in parts(batch, inputs, rows) for found in self._lanes.each(run, group)]
 
     def _chain(self, lanes: int) -> Chain:
         """The graphs as so many lanes run them: each by one thread, or, on a single lane, by all threads together."""

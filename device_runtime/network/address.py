@@ -87,6 +87,11 @@ def parse_url(url: str) -> Address:
         raise ConfigError(f"MQTT address: {_FORM}{_strange_scheme(url)}") from None
 
 
+def has_password(text: str) -> bool:
+    """Whether a password stands in what may be an address, encoded as it should be or not."""
+    return re.search(r"://[^:@\s]*:[^\s]*@", text) is not None
+
+
 def without_logins(text: str) -> str:
     """Hide the login of every address in a text of which it is not known whether it holds any."""
     return re.sub(r"://\S*@", "://…@", text)

@@ -9,6 +9,7 @@ import sys
 import termios
 import threading
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from paho.mqtt import client as paho
@@ -16,6 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import TransportError
@@ -31,6 +33,8 @@ PACKET_BYTES_MIN = 1024 + HEADER_BYTES
 
 RESENT_BYTES_MAX = 2048
 """Larger messages hold chunks, which who needs them asks for again: sent again first, they could break each connection anew."""
+KEPT = "status"
+"""Last part of the topics whose messages are retained; what somebody else has a server keep on others is not asked for."""
 RECONNECT_S = (1, 15)
 """Shortest and longest wait before a lost connection is tried again; doubled from one try to the next."""
 
@@ -119,7 +123,7 @@ class Client:
 
     def listen(self, topic: str) -> None:
         """Subscribe to one topic more, if there is a connection."""
-        self._paho.subscribe(topic, 1)
+        self._subscribe([topic])
 
     def unlisten(self, topic: str) -> None:
         """Take that back."""
@@ -150,9 +154,20 @@ class Client:
     def _leave(self) -> None:
         self._paho.disconnect()
 
+    def _subscribe(self, topics: Sequence[str]) -> int | None:
+        """Ask for topics, of which MQTT 5 lets us leave out what is retained where we retain nothing; the packet's number."""
+        if not self._is_v5:
+            return self._paho.subscribe([(topic, 1) for topic in topics])[1]
+        none, all_of = SubscribeOptions.RETAIN_DO_NOT_SEND, SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        asked = [
+            (topic, SubscribeOptions(qos=1, retainHandling=all_of if _is_kept(topic) else none))
+            for topic in topics
+        ]
+        return self._paho.subscribe(asked)[1]
+
     def _on_connect(
         self,
-        client: paho.Client,
+        _client: paho.Client,
         _data: object,
         _flags: object,
         code: ReasonCode,
@@ -165,7 +180,7 @@ class Client:
         if 0 < self._packet_bytes_max < PACKET_BYTES_MIN:
             self._standing.unfit(self._packet_bytes_max)
         elif self._hooks.topics:
-            self._topics_mid = client.subscribe([(topic, 1) for topic in self._hooks.topics])[1]
+            self._topics_mid = self._subscribe(self._hooks.topics)
         else:
             self._standing.ready(self._packet_bytes_max)
 
@@ -185,6 +200,9 @@ class Client:
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         self._standing.moved(len(message.payload))
+        if message.retain and not _is_kept(message.topic):
+            self._hooks.on_kept(message.topic)
+            return
         self._hooks.on_message(message.topic, bytes(message.payload))
 
     def _on_publish(
@@ -297,6 +315,10 @@ def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
     if address.username:
         client.username_pw_set(address.username, address.password)
     return client
+
+
+def _is_kept(topic: str) -> bool:
+    return topic.rpartition("/")[2] == KEPT
 
 
 def _connect_properties() -> Properties:

@@ -43,4 +43,6 @@ class Hooks(NamedTuple):
     """It is of no use to go on, and why; the client has stopped."""
     on_unheard: Callable[[], None] = lambda: None
     """The server has refused a topic that was listened to besides ``topics``."""
+    on_kept: Callable[[str], None] = lambda _: None
+    """The server has sent what it keeps on a topic where nobody of ours keeps anything: dropped."""
     party: Party = NOBODY

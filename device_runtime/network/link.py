@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fleetune.device_runtime.contracts.fields import CHUNK_BYTES, MESSAGE_BYTES_MAX
 from fleetune.device_runtime.contracts.transfer import CHUNK_BYTES_MIN
-from fleetune.device_runtime.errors import ConfigError, TransportError
+from fleetune.device_runtime.errors import ConfigError, TransportError, one_line
 from fleetune.device_runtime.network.address import Address, Reach, parse_url
 from fleetune.device_runtime.network.client import HEADER_BYTES, Client
 from fleetune.device_runtime.network.hooks import NOBODY, Hooks, Party
@@ -96,6 +96,7 @@ class Link:
             on_cut=self._be_cut,
             on_failure=self._fail,
             on_unheard=self._be_unheard,
+            on_kept=self._mind_kept,
             party=party,
         )
         self._failure = ""
@@ -109,7 +110,7 @@ class Link:
         self._chunk_limit, self._num_good = CHUNK_BYTES, 0
         self.chunk_bytes = CHUNK_BYTES
         self.connections = self.bytes_sent = self.bytes_received = self.messages_sent = 0
-        self._too_large = 0
+        self._too_large = self._num_kept = 0
 
     @classmethod
     def reaching(
@@ -308,6 +309,15 @@ class Link:
             self._too_large += 1
         else:
             self._received.put(topic, payload)
+
+    def _mind_kept(self, topic: str) -> None:
+        if not self._num_kept:
+            log.warning(
+                "%s keeps a message on %s, where nobody of ours keeps any: not read; mosquitto_pub -r -n -t TOPIC clears it",
+                self.address.shown,
+                one_line(topic),
+            )
+        self._num_kept += 1
 
     def _be_ready(self, packet_bytes_max: int) -> None:
         self._packet_bytes_max = packet_bytes_max

@@ -22,6 +22,9 @@ class Mailbox:
         self._count = self._size_bytes = 0
         self._senders: OrderedDict[str, deque[Letter]] = OrderedDict()
         """Those with messages, whose turn is next first."""
+        self._by_number: dict[int, dict[str, None]] = {}
+        """Senders by how many messages of theirs wait; whom to throw away of is found without a look at each."""
+        self._most = 0
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -41,7 +44,9 @@ class Mailbox:
             if self._is_full_for(payload):
                 self.dropped += 1
             else:
-                self._senders.setdefault(sender, deque()).append((topic, payload))
+                letters = self._senders.setdefault(sender, deque())
+                letters.append((topic, payload))
+                self._moved(sender, len(letters) - 1, len(letters))
                 self._add(1, len(payload))
                 self._changed.notify()
             return self.dropped == before
@@ -68,6 +73,7 @@ class Mailbox:
         letter = letters.popleft()
         if letters:
             self._senders[sender] = letters
+        self._moved(sender, len(letters) + 1, len(letters))
         self._add(-1, -len(letter[1]))
         return letter
 
@@ -78,15 +84,28 @@ class Mailbox:
     def _is_full_for(self, payload: bytes) -> bool:
         return self._count >= self._limit or self._size_bytes + len(payload) > self._limit_bytes
 
+    def _moved(self, sender: str, before: int, now: int) -> None:
+        """Note how many messages of a sender wait now, one more or one fewer."""
+        if before:
+            del self._by_number[before][sender]
+        if now:
+            self._by_number.setdefault(now, {})[sender] = None
+        if before and not self._by_number[before]:
+            del self._by_number[before]
+        if now > self._most or self._most not in self._by_number:
+            self._most = now  # it was alone at the top, and is now one above or below
+
     def _make_room(self, sender: str) -> bool:
         """Throw away the newest message of who has most, unless that is ``sender``."""
-        longest = max(self._senders, key=lambda name: len(self._senders[name]), default="")
         own = len(self._senders.get(sender, ()))
-        if own >= len(self._senders.get(longest, ())):
+        if own >= self._most:
             return False
-        _, thrown = self._senders[longest].pop()
-        if not self._senders[longest]:
+        longest = next(iter(self._by_number[self._most]))
+        letters = self._senders[longest]
+        _, thrown = letters.pop()
+        if not letters:
             del self._senders[longest]
+        self._moved(longest, len(letters) + 1, len(letters))
         self._add(-1, -len(thrown))
         self.dropped += 1
         return True

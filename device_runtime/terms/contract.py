@@ -38,6 +38,7 @@ class Contract:
         account: Account | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
+        boot: str = "",
     ) -> None:
         """Take up what was counted; StateError if it cannot be read.
 
@@ -48,9 +49,10 @@ class Contract:
             account: of what the data has spent.
             clock: seconds, monotonic.
             wall: seconds since 1970, as the system believes.
+            boot: of which boot ``clock`` counts; empty where that is not known.
         """
         self._terms, self._clock, self._wall = terms, clock, wall
-        self._day, self._record = Day(facts, wall_s=wall()), Record(files)
+        self._day, self._record = Day(facts, wall_s=wall(), boot=boot, boot_s=clock()), Record(files)
         self._account = account or Account(files)
         self._unkept_bytes = 0
 

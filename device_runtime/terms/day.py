@@ -1,10 +1,11 @@
 """What a device has done and sent in 24 hours: durable, and not to be fooled by a clock that jumps.
 
-Within a process time passes on the monotonic clock. Between two processes it is the wall clock's difference: nothing where that
-goes back, or where either time lies before 2024, as on a board without a clock of its own.
+Time passes on the monotonic clock, within a process and between two of one boot. Over a boot it is the wall clock's difference:
+nothing where that goes back, or where either time lies before 2024, as on a board without a clock of its own.
 """
 
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Annotated, Protocol
 
 import msgspec
@@ -15,6 +16,7 @@ from fleetune.device_runtime.prepared import prepared
 DAY_S = 86_400.0
 _CLOCK_SET_S = datetime(2024, 1, 1, tzinfo=timezone.utc).timestamp()
 _FACT = "contract/day"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _Amount = Annotated[int, Meta(ge=0)]
 
 
@@ -39,18 +41,31 @@ class Spent(msgspec.Struct, frozen=True):
     """Wall clock when this was kept."""
     key: str = ""
     """Of the offer counted last: it counts once, however often its work is taken up again."""
+    boot: str = ""
+    """Of the system when this was kept; empty where that is not known."""
+    boot_s: float = 0.0
+    """Monotonic clock when this was kept, comparable in the same boot alone."""
 
 
 class Day:
     """The amounts of one device. A day begins with the first look after the one before is over."""
 
-    def __init__(self, facts: Facts, *, wall_s: float) -> None:
-        """Take up what was kept; damaged counts begin a day that is full of nothing, StateError if they cannot be read."""
-        self._facts = facts
+    def __init__(self, facts: Facts, *, wall_s: float, boot: str = "", boot_s: float = 0.0) -> None:
+        """Take up what was kept; damaged counts begin a day that is full of nothing, StateError if they cannot be read.
+
+        Args:
+            facts: where it was kept.
+            wall_s: seconds since 1970, as the system believes.
+            boot: of which boot the monotonic clock is; empty where that is not known, and the wall clock counts.
+            boot_s: the monotonic clock.
+        """
+        self._facts, self._boot = facts, boot
         found = _decoded(facts.recall(_FACT))
-        self._spent = msgspec.structs.replace(
-            found, elapsed_s=found.elapsed_s + _between(found.wall_s, wall_s)
-        )
+        if boot and boot == found.boot:
+            passed = max(0.0, boot_s - found.boot_s)
+        else:
+            passed = _between(found.wall_s, wall_s)
+        self._spent = msgspec.structs.replace(found, elapsed_s=found.elapsed_s + passed)
         self._looked_at: float | None = None
 
     def spent(self, now: float) -> Spent:
@@ -69,9 +84,23 @@ class Day:
         spent = self.spent(now)
         is_new = bool(key) and key != spent.key
         self._spent = Spent(
-            spent.rounds + is_new, spent.sent_bytes + sent_bytes, spent.elapsed_s, wall_s, key or spent.key
+            spent.rounds + is_new,
+            spent.sent_bytes + sent_bytes,
+            spent.elapsed_s,
+            wall_s,
+            key or spent.key,
+            self._boot,
+            now,
         )
         self._facts.remember(_FACT, msgspec.json.encode(self._spent))
+
+
+def boot_id() -> str:
+    """Return which boot of the system this is; empty where it does not say."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def _decoded(kept: bytes | None) -> Spent:

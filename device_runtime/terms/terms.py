@@ -34,6 +34,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     ] = 4
     most_steps: Annotated[int, Option("steps in a round", at_least=0)] = 100_000
     most_seconds: Annotated[float, Option("seconds of work in a round", at_least=0, at_most=1e9)] = 43_200.0
+    most_step_seconds: Annotated[
+        float, Option("seconds of one step, which is stopped then", at_least=0, at_most=1e9)
+    ] = 3600.0
     most_batch: Annotated[int, Option("samples in a step", at_least=0)] = 1024
     most_tokens: Annotated[int, Option("tokens of a sample (seq_len)", at_least=0)] = 8192
     most_rounds_a_day: Annotated[int, Option("rounds and evaluations in 24 hours", at_least=0)] = 1000

@@ -36,13 +36,16 @@ log = logging.getLogger(__name__)
 class Machine:
     """An opened engine, and the hidden cache of one data set at a time."""
 
-    def __init__(self, artifact: Artifact, resources: Resources, *, folder: Path) -> None:
+    def __init__(
+        self, artifact: Artifact, resources: Resources, *, folder: Path, most_step_s: float = 0.0
+    ) -> None:
         """Pin the process to its cores and open the engine.
 
         Args:
             artifact: an opened artifact.
             resources: what may be used.
             folder: where the hidden cache lies while this is open.
+            most_step_s: longest time of a step, after which it is stopped; 0 for any.
 
         Raises:
             ConfigError: a number out of range, cores or a provider that are not there, or a budget beside what it would choose.
@@ -56,6 +59,7 @@ class Machine:
             threads=resources.threads or pinned,
             memory=self.memory,
             provider=resources.provider,
+            most_step_s=most_step_s,
         )
         self.fit: Fit | None = None
         """What the budget came to for the last run; None without one."""

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,9 +62,11 @@ class Members:
         """Bytes of messages that came to all devices, which have heard that the job is over; 0 if one has not."""
         devices = [process for name, process in self.processes.items() if name != "aggregator"]
         try:
-            return sum(json.loads(p.communicate(timeout=timeout_s)[0])["received"] for p in devices)
+            told = [json.loads(process.communicate(timeout=timeout_s)[0]) for process in devices]
         except subprocess.TimeoutExpired:
             return 0
+        print("    came to devices:", sum((Counter(one["kinds"]) for one in told), Counter()))
+        return sum(one["received"] for one in told)
 
 
 def calm_bits(rounds: int, size: int = SIZE) -> str:

@@ -10,11 +10,14 @@ import math
 import secrets
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import fleet
 
 from fleetune.broker.jobs.patience import Patience
+from fleetune.device_runtime.contracts.wire import Chunk, decode
+from fleetune.device_runtime.errors import WireError
 from fleetune.device_runtime.network.link import Link, Will
 
 
@@ -67,13 +70,36 @@ def work(url: str, folder: Path, number: int, size: int) -> dict:
     )
     folder.joinpath(name).mkdir(parents=True, exist_ok=True)
     device.start()
+    told = Told()
     while not device.agent.finished:
         device.agent.poll(now := time.monotonic())
         wait_s = min(device.agent.due_at(now) - time.monotonic(), 1.0)
         if wait_s > 0 and (message := device.link.receive(0.0 if math.isinf(-wait_s) else wait_s)):
+            told.count(message[1])
             device.agent.take(*message, time.monotonic())
     device.link.close()
-    return {"connections": device.link.connections, "received": device.link.bytes_received}
+    found = {"connections": device.link.connections, "received": device.link.bytes_received}
+    return {**found, "kinds": dict(told.bytes)}
+
+
+class Told:
+    """Bytes that came by what they are: chunks for the first time, again, what is around their data, and other messages."""
+
+    def __init__(self) -> None:
+        self.bytes, self._seen = Counter(), set()
+
+    def count(self, payload: bytes) -> None:
+        try:
+            message = decode(payload) if payload else None
+        except WireError:
+            message = None
+        if not isinstance(message, Chunk):
+            self.bytes[type(message).__name__] += len(payload)
+            return
+        place = message.sha256, message.index, len(message.data)
+        self.bytes["again" if place in self._seen else "once"] += len(message.data)
+        self.bytes["around chunks"] += len(payload) - len(message.data)
+        self._seen.add(place)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from fleetune.device_runtime.contracts.artifact import (
     open_artifact,
 )
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated, added
+from fleetune.device_runtime.contracts.graph_file import graph_problems
 from fleetune.device_runtime.contracts.manifest import Tokenizer
 from fleetune.device_runtime.contracts.run_file import (
     EVALUATION,
@@ -60,7 +61,7 @@ from fleetune.device_runtime.data import chat, language, template_process
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
-from fleetune.device_runtime.errors import StateError
+from fleetune.device_runtime.errors import ArtifactError, StateError, some
 from fleetune.device_runtime.files import MemoryFiles
 from fleetune.device_runtime.rules.rules_file import load_rules
 from fleetune.device_runtime.terms.day import Day
@@ -374,6 +375,20 @@ def manifest(folder: Path) -> Iterator[Reader]:
         found.adapter()
 
     yield Reader([(TINY / MANIFEST).read_bytes()], mutations.of_json, read)
+
+
+@contextmanager
+def graph(folder: Path) -> Iterator[Reader]:
+    """The graphs of an artifact, before onnxruntime sees them."""
+    path = folder / "x.onnx"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        if found := [*graph_problems(path)]:
+            raise ArtifactError(some(found))
+
+    samples = [file.read_bytes() for file in sorted((TINY / "graphs").iterdir())]
+    yield Reader(samples, mutations.of_bytes, read)
 
 
 @contextmanager
@@ -755,6 +770,7 @@ READERS: dict[str, Callable] = {
     "old residual": old_residual,
     "hidden cache": hidden_cache,
     "manifest": manifest,
+    "graph": graph,
     "adapter": adapter,
     "adapter config": adapter_config,
     "generation config": _file(GENERATION, b'{"eos_token_id":[1,2]}', mutations.of_json, read_ends),

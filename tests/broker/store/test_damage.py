@@ -186,3 +186,42 @@ def test_a_full_disk_is_not_called_damage(tmp_path):
     assert "not a ledger, or damaged" in str(
         damaged(tmp_path, sqlite3.OperationalError("no such table: job"))
     )
+
+
+_OPEN = "WHERE made IS NULL"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (f"UPDATE updates SET num_samples = 0 {_OPEN}", "implausible update: 0 samples"),
+        (f"UPDATE updates SET num_samples = 1 << 62 {_OPEN}", "Expected `int` <= 2147483647"),
+        (f"UPDATE updates SET digest = substr(digest, 2) || '0' {_OPEN}", "damaged, or replaced"),
+        (f"UPDATE updates SET task_id = 'another' {_OPEN}", "updates of no task"),
+        ("UPDATE versions SET sha256 = substr(sha256, 2) || '0' WHERE version = 2", "damaged, or replaced"),
+        ("UPDATE tasks SET version = 1 WHERE round = 3", "another version than the newest"),
+        ("UPDATE evaluations SET accuracy = 7", "Expected `float` <= 1.0"),
+        ("UPDATE evaluations SET loss = -1e300", "Expected `float` >= -1e\\+39"),
+        ("UPDATE costs SET bytes_up = -9", "Expected `int` >= 0"),
+        ("UPDATE costs SET seconds = -9", "Expected `float` >= 0"),
+        ("UPDATE job SET settings = replace(settings, 'fedavgm', 'fedavg')", "holds another job"),
+        ("DELETE FROM versions WHERE version = 2", "updates of no version"),
+    ],
+)
+def test_a_row_that_somebody_wrote_and_that_cannot_be_is_refused(folder, tmp_path, edit, said):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with sqlite3.connect(copy / LEDGER) as sql:
+        assert sql.execute(edit).rowcount > 0
+    sql.close()
+    with pytest.raises(FleetuneError, match=said):
+        start(copy)
+
+
+def test_a_row_that_could_be_is_taken_as_written(folder, tmp_path):
+    """Whoever may write an aggregator's folder may write its model: no checksum is secret from them."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    with sqlite3.connect(copy / LEDGER) as sql:
+        sql.execute(f"UPDATE updates SET num_samples = num_samples + 7 {_OPEN}")
+        sql.execute("UPDATE evaluations SET accuracy = 0.99")
+    sql.close()
+    start(copy)

@@ -15,6 +15,7 @@ from fleetune.device_runtime.contracts.class_means import COUNTS, SQUARES, SUMS,
 from fleetune.device_runtime.contracts.codecs import decode_update
 from fleetune.device_runtime.contracts.wire import Chunk, Decline, Report, Request, UpdateReady
 from fleetune.device_runtime.contracts.work import CLASS_MEANS, LocalWork, PolicySpec
+from fleetune.device_runtime.errors import ConfigError
 from fleetune.device_runtime.terms.left import Record
 from fleetune.device_runtime.terms.terms import Terms
 
@@ -176,6 +177,20 @@ def test_work_that_takes_too_long_is_given_up(tmp_path):
     stage = staged(tmp_path, terms, workbench=workbench_of(3, wrap=slow))
     decline = declined(stage)
     assert "most_seconds: 300 s of work, 250 at most" in decline.reason
+
+
+def stuck(training):
+    def step():
+        raise ConfigError("most_step_seconds: a step was stopped, as it took longer than 0.2 s")
+
+    training.step = step
+    return training
+
+
+def test_a_step_that_was_stopped_declines_the_round_by_name(tmp_path):
+    decline = declined(staged(tmp_path, workbench=workbench_of(3, wrap=stuck)))
+    assert decline.reason.startswith("most_step_seconds: a step was stopped")
+    assert decline.cause == "work"
 
 
 def test_what_left_is_written_before_it_is_offered_and_once(tmp_path, monkeypatch):

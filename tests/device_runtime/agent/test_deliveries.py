@@ -2,7 +2,8 @@ import pytest
 
 from fleetune.device_runtime.agent import deliveries
 from fleetune.device_runtime.contracts.transfer import Outgoing
-from fleetune.device_runtime.contracts.wire import UpdateReady
+from fleetune.device_runtime.contracts.wire import Hello, UpdateReady
+from fleetune.device_runtime.network.loopback import LoopbackLink
 
 
 def test_a_payload_is_hashed_once_on_its_way(stage, monkeypatch):
@@ -96,3 +97,46 @@ def test_a_damaged_delivery_is_dropped_and_its_work_done_again(stage, caplog, co
     assert stage.device.outbox.pending() == []
     again = stage.trained()
     assert again.payload.sha256 == update.payload.sha256
+
+
+class Slowed(LoopbackLink):
+    """A link whose server has acknowledged no message that was sent since ``held``."""
+
+    held = None
+
+    @property
+    def messages_acknowledged(self):
+        return self.messages_sent if self.held is None else self.held
+
+
+def hold(stage):
+    """Nothing more is acknowledged."""
+    link = stage.device.link
+    link.__class__, link.held = Slowed, link.messages_sent
+
+
+def test_what_is_still_on_its_way_is_not_said_again(stage):
+    update = stage.trained()
+    hold(stage)
+    stage.now += 6
+    stage.poll()
+    assert stage.aggregator.heard(UpdateReady) == [update], "the first one was acknowledged"
+    for _ in range(20):
+        stage.now += 60
+        stage.poll()
+    assert stage.aggregator.heard(UpdateReady) == []
+    assert stage.aggregator.heard(Hello)[1:] == []
+    stage.device.link.held = None
+    stage.now += 60
+    stage.poll()
+    assert stage.aggregator.heard(UpdateReady) == [update], "it may have got lost"
+
+
+def test_nor_is_an_update_announced_behind_its_own_chunks(stage):
+    update = stage.trained()
+    hold(stage)
+    stage.pull(update)
+    for _ in range(20):
+        stage.now += 60
+        stage.poll()
+    assert stage.aggregator.heard(UpdateReady) == []

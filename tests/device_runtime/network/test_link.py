@@ -59,6 +59,46 @@ def test_retained_messages_reach_those_who_come_later(mqtt_url):
         assert take(b, 1) == [("status", b"here")]
 
 
+def test_what_a_stranger_has_the_server_keep_is_not_read(mqtt_url):
+    """Statuses alone are retained: MQTT 5 leaves the rest at the server, of 3.1.1 it is dropped when it comes."""
+    with Link(mqtt_url, client_id="stranger", topics=[]) as stranger:
+        for number in range(50):
+            stranger.publish(f"j/{number}/up", b"x" * 1000, retain=True)
+        stranger.publish("j/0/status", b"kept", retain=True)
+        stranger.flush(10)
+    with Link(mqtt_url, client_id="b", topics=["j/+/up", "j/+/status"]) as b:
+        with Link(mqtt_url, client_id="a", topics=[]) as a:
+            a.publish("j/a/up", b"live")
+            assert sorted(take(b, 2)) == [("j/0/status", b"kept"), ("j/a/up", b"live")]
+        assert b.receive(0) is None
+        assert b.bytes_received == len(b"kept") + len(b"live")  # payloads that anybody reads
+
+
+def test_of_mqtt_5_it_is_not_even_sent(mosquitto, caplog):
+    with Link(mosquitto.url, client_id="stranger", topics=[]) as stranger:
+        stranger.publish("j/0/up", b"x", retain=True)
+        stranger.publish("j/0/status", b"kept", retain=True)
+        stranger.flush(10)
+    with Link(mosquitto.url, client_id="b", topics=["j/+/up", "j/+/status"]) as b:
+        assert take(b, 1) == [("j/0/status", b"kept")]
+        b.listen("j/0/up")
+        assert b.receive(0.05) is None
+    assert "not read" not in caplog.text
+
+
+def test_nor_is_it_of_a_server_of_3_1_1_and_it_is_told_once(embedded, caplog):
+    url = f"mqtt://127.0.0.1:{embedded.port}?version=3.1.1"
+    with Link(url, client_id="stranger", topics=[]) as stranger:
+        for number in range(5):
+            stranger.publish(f"j/{number}/up", b"x", retain=True)
+        stranger.flush(10)
+    with Link(url, client_id="b", topics=["j/+/up"]) as b, Link(url, client_id="a", topics=[]) as a:
+        a.publish("j/a/up", b"live")
+        assert take(b, 1) == [("j/a/up", b"live")]
+    told = caplog.text.count("nobody of ours keeps any: not read")
+    assert 1 <= told <= 2, "once a link; amqtt 0.12 sends them to links that did not ask, too"
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_a_restarted_server_is_found_again(mosquitto, how):
     with Link(mosquitto.url, client_id="a", topics=["x"]) as link:

@@ -1,4 +1,7 @@
+from random import Random
 from threading import Thread
+
+from steps import Steps
 
 from fleetune.device_runtime.network.mailbox import Mailbox
 
@@ -57,3 +60,38 @@ def test_a_wait_ends_with_a_message_and_when_woken():
         end(box)
         waiting.join(30.0)
         assert len(found) == 1
+
+
+def test_whoever_has_most_loses_whatever_came_before():
+    """Against a look at all of them, at random."""
+    rng, box, waiting = Random(0), Mailbox(30), {}
+    for number in range(3000):
+        name = f"d{min(rng.randrange(12), rng.randrange(12))}"
+        if rng.random() < 0.3:
+            if letter := box.get(0.0):
+                waiting[letter[0].split("/")[4]] -= 1
+            continue
+        most = max(waiting.values(), default=0)
+        is_full, own = sum(waiting.values()) == 30, waiting.get(name, 0)
+        box.put(up(name), b"%d" % number)
+        found = {sender.split("/")[4]: len(letters) for sender, letters in box._senders.items()}
+        if not is_full or own < most:
+            waiting[name] = own + 1
+        if is_full and own < most:
+            (loser,) = [n for n in waiting if waiting[n] - found.get(n, 0) == 1]
+            assert waiting[loser] == most
+            waiting[loser] -= 1
+        assert found == {n: count for n, count in waiting.items() if count}
+
+
+def test_a_message_of_one_more_name_costs_the_same_however_many_wait():
+    def steps(names):
+        box = Mailbox(names)
+        for number in range(names):
+            box.put(up(number), b"x")
+        box.put(up(0), b"twice as many as the others: it may lose them")
+        with Steps() as counted:
+            box.put(up("late"), b"x")
+        return counted.number
+
+    assert steps(20) == steps(5000)

@@ -23,6 +23,7 @@ from fleetune.device_runtime.commands.inspect import estimate, inspect
 from fleetune.device_runtime.commands.selfcheck import relative_error, selfcheck
 from fleetune.device_runtime.contracts.adapters import save_peft
 from fleetune.device_runtime.contracts.artifact import open_artifact
+from fleetune.device_runtime.contracts.graph_file import graph_problems
 from fleetune.device_runtime.contracts.ort_training_layout import LAYOUT
 from fleetune.device_runtime.contracts.plans import Mode, dropping
 from fleetune.device_runtime.data.loading import load_dataset
@@ -102,7 +103,7 @@ def numbered(batches: list[dict[str, torch.Tensor]]) -> Arrays:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_only_what_learns_is_in_the_forward_graph(model: str) -> None:
+def test_only_what_learns_is_in_the_forward_graph(model: str, tmp_path: Path) -> None:
     program = MODELS[model]()
     graph = depth_graph(program, find_anatomy(program, batch=3, seq=37), depth=2)
     made = onnx.load_from_string(graph.content)
@@ -112,6 +113,8 @@ def test_only_what_learns_is_in_the_forward_graph(model: str) -> None:
     assert set(graph.trained.values()) == {n for n in learning if not any(f".{i}." in n for i in (2, 3))}
     assert not set(graph.frozen.values()) & learning
     assert len(graph.content) < 150_000
+    (tmp_path / "forward.onnx").write_bytes(graph.content)
+    assert [*graph_problems(tmp_path / "forward.onnx")] == []
 
 
 def test_a_missing_environment_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
