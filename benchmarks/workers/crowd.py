@@ -71,7 +71,7 @@ class Watch:
     def tell(self, topic: str, payload: bytes) -> None:
         """Take a message that is sent: a verdict leaves when the update is on disk."""
         name = topic.split("/")[-2]
-        if name in self._began and isinstance(decode(payload), Verdict):
+        if payload and name in self._began and isinstance(decode(payload), Verdict):
             self._took[name] = time.perf_counter() - self._began.pop(name)
 
     def figures(self, *, first_closed_at: float) -> dict[str, float]:

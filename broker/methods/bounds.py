@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.broker.methods.heading import AGAINST, squared
+from fleetune.broker.methods.heading import AGAINST, squared, squared_distance
 from fleetune.broker.methods.strategy import Bound, Update
-from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.lora import place_of
 
 UPDATES_MIN = 3
@@ -93,7 +92,10 @@ def direction_of(update: Update) -> dict[str, NDArray[np.float64]]:
 def length_of(update: Update) -> float:
     """Return the L2 norm of what an update moves, over all its tensors; summed in one order: the same bits everywhere."""
     return math.sqrt(
-        sum(_square(value, started(update, name)) for name, value in sorted(update.values.items()))
+        sum(
+            squared_distance(value, update.reference[name][_place(update, name)])
+            for name, value in sorted(update.values.items())
+        )
     )
 
 
@@ -146,10 +148,6 @@ def _scale(own: float, longest: float, far: float) -> float:
     if own <= longest:
         return 1.0
     return 0.0 if own > far else longest / own
-
-
-def _square(value: Array, before: Array) -> float:
-    return squared(np.subtract(value, before, dtype=np.float64))
 
 
 def _towards(

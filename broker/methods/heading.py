@@ -129,10 +129,22 @@ def squared(value: NDArray[np.floating[Any]]) -> float:
     return _product(value, value)
 
 
+def squared_distance(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """Return what :func:`squared` of their difference in float64 is, to the bit, without all of that in memory."""
+    _check_shapes(one, other)
+    left, right, lanes, moved = one.reshape(-1), other.reshape(-1), np.zeros(_LANES), np.empty(_LANES)
+    for start in range(0, left.size, _LANES):
+        some = slice(start, start + _LANES)
+        count = min(_LANES, left.size - start)
+        np.subtract(left[some], right[some], out=moved[:count], dtype=np.float64)
+        moved[:count] *= moved[:count]
+        lanes[:count] += moved[:count]
+    return float(np.cumsum(lanes, out=lanes)[-1])
+
+
 def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
     """Element i joins lane i % _LANES, and lanes are added one after the other, in float64; ValueError if shapes differ."""
-    if one.shape != other.shape:
-        raise ValueError(f"a product of elements needs one shape, got {one.shape} and {other.shape}")
+    _check_shapes(one, other)
     left, right, lanes, products = one.reshape(-1), other.reshape(-1), np.zeros(_LANES), np.empty(_LANES)
     for start in range(0, left.size, _LANES):
         some = slice(start, start + _LANES)
@@ -140,3 +152,8 @@ def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -
         np.multiply(left[some], right[some], out=products[:count], dtype=np.float64)
         lanes[:count] += products[:count]
     return float(np.cumsum(lanes, out=lanes)[-1])
+
+
+def _check_shapes(one: NDArray[Any], other: NDArray[Any]) -> None:
+    if one.shape != other.shape:
+        raise ValueError(f"elements of one and the other need one shape, got {one.shape} and {other.shape}")
