@@ -76,6 +76,10 @@ class Pulls:
         self._aside: dict[str, Upload] = {}
         self._tasks: dict[str, dict[str, None]] = {}
         """Of devices with active uploads."""
+        self._paces: dict[str, float] = {}
+        """Seconds a byte of devices' last updates."""
+        self._silent: dict[str, float] = {}
+        """Devices that do not answer, and since when."""
         self._held_bytes = 0
         """Sizes of those active and aside."""
         self._timers = Timers(lambda task_id: self._active[task_id].pull.due_at)
@@ -124,6 +128,9 @@ class Pulls:
         """Return and forget the uploads that are complete; their content is still to be verified."""
         complete = [t for t in self._timers.looked_at if t in self._active and self._active[t].pull.done]
         found = [self._leave(task_id) for task_id in complete]
+        self._paces.update(
+            {one.update.device_id: one.pull.s_per_byte for one in found if one.pull.s_per_byte}
+        )
         self._fill(now)
         return found
 
@@ -140,8 +147,15 @@ class Pulls:
             pull.window_max = min(share, flying + self._flying_max - self._num_flying)
             if request := pull.due(now):
                 yield update.device_id, request
+            if pull.is_silent:
+                self._silent[update.device_id] = pull.progress_at
             self._num_flying += pull.num_flying - flying
             self._timers.set(task_id)
+
+    def take_silent(self) -> dict[str, float]:
+        """Give and forget the devices found not to answer, and since when: what was asked of them should have come."""
+        found, self._silent = self._silent, {}
+        return found
 
     def _next(self, now: float) -> Iterator[str]:
         """Yield the uploads to look at, as long as anything may be asked for; the others first when it may be again."""
@@ -232,7 +246,8 @@ class Pulls:
     def _gone_on_with(self, update: UpdateReady, size_bytes_max: int, now: float) -> tuple[Pull, float]:
         """A pull of an update, from what has come of it before, and when it began."""
         if not (old := self._aside.pop(update.task_id, None)):
-            return Pull(update.payload, size_bytes_max=size_bytes_max, now=now), now
+            pace = self._paces.get(update.device_id, 0.0)
+            return Pull(update.payload, size_bytes_max=size_bytes_max, now=now, s_per_byte=pace), now
         self._held_bytes -= old.size_bytes
         pull = old.pull.cut_anew(update.payload, size_bytes_max=size_bytes_max, now=now)
         return pull, now - (old.pull.progress_at - old.since)

@@ -1,6 +1,7 @@
 import sys
 from math import inf
 
+import msgspec
 import pytest
 
 from fleetune.broker.service.pulls import IDLE_S, Pulls
@@ -299,3 +300,37 @@ def test_where_requests_take_long_a_hello_has_nothing_asked_for_twice():
     assert asked(pulls, 9.0) == {}, "others were answered after 8 s"
     pulls.restart("d29", 30.0)
     assert asked(pulls, 30.0) == {"d29": 2}
+
+
+def test_who_answers_nothing_is_told_of_until_something_comes():
+    pulls = filled(2)
+    requests = dict(pulls.due(0.0))
+    serve(pulls, "d0", requests["d0"], 0)
+    assert (asked(pulls, 9.0), pulls.take_silent()) == ({}, {})
+    assert (asked(pulls, 10.0), pulls.take_silent()) == ({"d1": 1}, {"d1": 0.0}), "since it was asked for it"
+    assert pulls.take_silent() == {}, "once"
+    serve(pulls, "d1", requests["d1"], 1, now=11.0)
+    assert (asked(pulls, 11.0), pulls.take_silent()) == ({}, {})
+
+
+@pytest.mark.parametrize(("seconds_before", "silent_at"), [(1.0, 10.0), (40.0, 120.0), (None, 480.0)])
+def test_a_device_is_given_three_times_as_long_as_its_last_update_took(seconds_before, silent_at):
+    payload = bytes(400_000)
+
+    def begin(number):
+        manifest = Outgoing(payload, chunk_bytes=100_000).manifest
+        update = msgspec.structs.replace(ready(number), payload=manifest)
+        pulls.begin(update, 0.0, size_bytes_max=len(payload))
+
+    pulls = Pulls()
+    if seconds_before:
+        begin(0)
+        ((_, request),) = pulls.due(0.0)
+        for number, chunk in enumerate(Outgoing(payload, chunk_bytes=100_000).chunks(request), 1):
+            pulls.add("d", chunk, number * seconds_before / 4)
+        assert pulls.finished(seconds_before)
+    begin(1)
+    assert asked(pulls, 0.0) == {"d": 4}
+    assert (asked(pulls, silent_at - 0.1), pulls.take_silent()) == ({}, {})
+    asked(pulls, silent_at)
+    assert pulls.take_silent() == {"d": 0.0}
