@@ -19,6 +19,8 @@ from fleetune.broker.methods.heading import AGAINST, Difference, squared
 from fleetune.broker.methods.strategy import Bound, Update
 from fleetune.device_runtime.contracts.lora import place_of
 
+_LARGE = 2**20
+"""Elements of a tensor that is looked through in blocks, as often as it is needed, and not held in float64."""
 UPDATES_MIN = 3
 """Of a round that has a middle."""
 FAR = 10.0
@@ -138,7 +140,9 @@ def _place(update: Update, name: str) -> Any:
 def _moved(update: Update, name: str) -> NDArray[np.float64] | Difference:
     value, whole = update.values[name], update.reference[name]
     if value.shape == whole.shape and name not in update.rows:
-        return Difference(value, whole)
+        if value.size > _LARGE:
+            return Difference(value, whole)
+        return np.asarray(np.subtract(value, whole, dtype=np.float64))
     moved = np.zeros(whole.shape)
     moved[_place(update, name)] = np.subtract(update.values[name], started(update, name), dtype=np.float64)
     return moved

@@ -39,6 +39,8 @@ _UNIT = 2.0**40
 
 _LANES = 2**13
 """Sums that stand in the processor's cache while a product is added up."""
+_BLOCK = 2**14
+"""Elements of which something is made at a time."""
 
 
 class Difference:
@@ -109,21 +111,24 @@ class Votes:
     def __init__(self) -> None:
         """Begin with none."""
         self._units: dict[str, NDArray[np.int64]] = {}
+        self._scaled, self._whole = np.empty(_BLOCK), np.empty(_BLOCK, np.int64)
 
     def add(self, direction: Direction, length: float) -> None:
         """Add an update's, as long as all others'; one that moves nothing has none."""
         if not length:
             return
-        scale, scaled = _UNIT / length, np.empty(_LANES)
+        scale = _UNIT / length
         for name, moved in direction.items():
             if name not in self._units:
                 self._units[name] = np.zeros(moved.shape, np.int64)
             _check_shapes(self._units[name], moved)
             units, block_of = self._units[name].reshape(-1), _blocks(moved)
-            for start in range(0, moved.size, _LANES):
-                some, out = slice(start, start + _LANES), scaled[: moved.size - start]
-                np.multiply(block_of(some, out), scale, out=out)
-                units[some] += np.rint(out, out=out).astype(np.int64)
+            for start in range(0, moved.size, _BLOCK):
+                some = slice(start, start + _BLOCK)
+                scaled, whole = self._scaled[: moved.size - start], self._whole[: moved.size - start]
+                np.multiply(block_of(some, scaled), scale, out=scaled)
+                np.copyto(whole, np.rint(scaled, out=scaled), casting="unsafe")
+                units[some] += whole
 
     def take_back(self, direction: Direction, length: float) -> None:
         """Take a vote back, to the bit."""
@@ -144,8 +149,8 @@ class Votes:
         shape = before.shape if before is not None else self._units[name].shape
         found = np.empty(shape, np.float32)
         flat = found.reshape(-1)
-        for start in range(0, flat.size, _LANES):
-            some = slice(start, start + _LANES)
+        for start in range(0, flat.size, _BLOCK):
+            some = slice(start, start + _BLOCK)
             old = kept * np.asarray(before.reshape(-1)[some], np.float64) if before is not None else 0.0
             flat[some] = old if units is None else old + units.reshape(-1)[some] / _UNIT
         return found
@@ -162,7 +167,8 @@ def _product(
     """Element i joins lane i % _LANES, and lanes are added one after the other, in float64; ValueError if shapes differ."""
     _check_shapes(one, other)
     left_of, right_of = _blocks(one), _blocks(other)
-    lanes, products, moved = np.zeros(_LANES), np.empty(_LANES), np.empty(_LANES)
+    num_lanes = max(1, min(_LANES, one.size))
+    lanes, products, moved = np.zeros(num_lanes), np.empty(num_lanes), np.empty(num_lanes)
     for start in range(0, one.size, _LANES):
         some, count = slice(start, start + _LANES), min(_LANES, one.size - start)
         left = left_of(some, moved[:count])
