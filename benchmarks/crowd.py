@@ -4,7 +4,7 @@ Devices are real agents and links that train nothing and send whole fp32 updates
 case is devices x MB of an adapter, as ``3000x0.3``; with ``-restart`` Mosquitto is killed and started again once a third of the
 hellos are in, and with ``-calm`` the same goes undisturbed. ``-without8``: a process with the last 8 is killed when the first of
 them sends its update; the adapter is to have the bits of a run that never had them. ``-silent8``: it is stopped instead, and
-so leaves no will. ``-timed``: each upload is timed.
+so leaves no will. ``-timed``: each upload is timed, and downloads as devices tell them.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
             **{name: found[name] for name in ("first_s", "peak_mb", "connections", "digest")},
             **{
                 name: found[name]
-                for name in ("closed_after_s", "upload_s", "slowest_upload")
+                for name in ("closed_after_s", "upload_s", "slowest_upload", "download_s")
                 if name in found
             },
         }

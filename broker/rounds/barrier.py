@@ -106,6 +106,12 @@ class Barrier:
         task = self.task(update.device_id)
         return task if task and task.task_id == update.task_id else None
 
+    def owes(self, update: UpdateReady) -> bool:
+        """Whether an update answers a task of the open round that has none: the ledger need not be asked."""
+        if self.open_round is None or self.task_of(update) is None:
+            return False
+        return self.open_round.standing(update.device_id) is not Standing.ACCEPTED
+
     def arrive(self, device_id: str, now: float) -> list[Action]:
         """A device is here, or still here: offer again what it still owes."""
         self._seen.add(device_id)

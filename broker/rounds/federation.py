@@ -129,7 +129,7 @@ class Federation:
 
     def judge(self, update: UpdateReady) -> Verdict | Task:
         """Answer an announced update at once, or return its task if its payload has to be seen; ``task_id`` is filled in."""
-        digest = self._digest_of(update.task_id)
+        digest = None if self.rounds.owes(update) else self._digest_of(update.task_id)
         if digest == update.payload.sha256:
             return verdict_on(update)
         accepted = {update.task_id} if digest else ()
