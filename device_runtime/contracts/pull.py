@@ -48,13 +48,8 @@ class Pull:
         window: int = 16,
         stall_s: float = STALL_S,
         stream: str = "",
-        s_per_byte: float = 0.0,
     ) -> None:
-        """Start a pull at ``now``, in a stream or alone; ``s_per_byte``: the pace that the link had, 0 if nothing is known.
-
-        Raises:
-            WireError: as :class:`Incoming`.
-        """
+        """Start a pull at ``now``, in a stream or alone; WireError as :class:`Incoming`."""
         self._incoming = Incoming(manifest, size_bytes_max=size_bytes_max)
         self._flying: dict[int, float] = {}
         """Chunks on their way, and when they were asked for last."""
@@ -64,10 +59,7 @@ class Pull:
         self._stall_s, self._num_stalls, self._is_answered = stall_s, 0, False
         self._s_per_byte = 0.0
         """Measured; 0 before the first chunk."""
-        self._pace_before = s_per_byte or 1 / SLOWEST_BYTES_S
         self._progress_at = self._asked_at = now
-        self._lost_at = -math.inf
-        """When what was on its way counted as lost last."""
         self._stream, self._parts = stream, dict[int, str]()
         """What it asks in, and the parts that are asked for in a stream and not whole, with its name."""
         self._unheard: set[int] = set()
@@ -119,14 +111,21 @@ class Pull:
         return self._progress_at
 
     @property
-    def is_silent(self) -> bool:
-        """Whether what was on its way counts as lost, and nothing has come since."""
-        return self._lost_at > self._progress_at
-
-    @property
     def s_per_byte(self) -> float:
         """Measured pace; 0 before the first chunk."""
         return self._s_per_byte
+
+    def silent_at(self, s_per_byte: float, *, least_s: float) -> float:
+        """Time from which the other end does not answer, if nothing comes before; inf if nothing was asked of it.
+
+        Args:
+            s_per_byte: pace to go by before the first chunk.
+            least_s: what an answer may take.
+        """
+        if not self._flying:
+            return math.inf
+        wait_s = PATIENCE * self._flying_bytes * (self._s_per_byte or s_per_byte)
+        return max(self._progress_at, self._asked_at) + max(self._stall_s, least_s, wait_s)
 
     @property
     def asked_at(self) -> float:
@@ -151,12 +150,7 @@ class Pull:
     def cut_anew(self, manifest: TransferManifest, *, size_bytes_max: int, now: float) -> "Pull":
         """Go on with the same content in chunks of another size; WireError as :class:`Incoming`."""
         pull = Pull(
-            manifest,
-            size_bytes_max=size_bytes_max,
-            now=now,
-            window=self.window_max,
-            stall_s=self._stall_s,
-            s_per_byte=self._pace_before,
+            manifest, size_bytes_max=size_bytes_max, now=now, window=self.window_max, stall_s=self._stall_s
         )
         pull._stream = self._stream
         pull._incoming.take_over(self._incoming)
@@ -221,9 +215,12 @@ class Pull:
     @property
     def _flying_s(self) -> float:
         """How long what is on its way takes at the pace that is known."""
+        return self._flying_bytes * (self._s_per_byte or 1 / SLOWEST_BYTES_S)
+
+    @property
+    def _flying_bytes(self) -> int:
         manifest = self._incoming.manifest
-        flying_bytes = min(len(self._flying) * manifest.chunk_bytes, manifest.size_bytes)
-        return flying_bytes * (self._s_per_byte or self._pace_before)
+        return min(len(self._flying) * manifest.chunk_bytes, manifest.size_bytes)
 
     def _learn(self, took_s: float, size_bytes: int) -> None:
         """Take the pace of a chunk: a slower one counts a half, a quicker one an eighth, as several may come in one moment."""
@@ -239,7 +236,6 @@ class Pull:
         if not self._flying or now < self.waits_until:
             return []
         self._num_stalls += 1
-        self._lost_at = now
         if not self._is_answered:
             self._window = max(1, self._window // 2)
         lost = sorted(self._flying)[: self._window if self._is_answered else 1]
