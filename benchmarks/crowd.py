@@ -3,13 +3,15 @@
 Devices are real agents and links that train nothing and send whole fp32 updates; the aggregator keeps its ledger on disk. A
 case is devices x MB of an adapter, as ``3000x0.3``; with ``-restart`` Mosquitto is killed and started again once a third of the
 hellos are in, and with ``-calm`` the same goes undisturbed. ``-without8``: a process with the last 8 is killed when the first of
-them sends its update; the adapter is to have the bits of a run that never had them. ``-timed``: each upload is timed.
+them sends its update; the adapter is to have the bits of a run that never had them. ``-silent8``: it is stopped instead, and
+so leaves no will. ``-timed``: each upload is timed, and downloads as devices tell them.
 """
 
 import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ ROUNDS, ROUNDS_OF_MANY, MANY = 3, 1, 1000
 A_PROCESS = 250
 """Devices in a process: each has a thread, and three descriptors of the 1,024 that it may wait for."""
 _CASE = re.compile(
-    r"(?P<count>[1-9]\d*)x(?P<mb>\d+(\.\d+)?)(-(?P<way>restart|calm|timed|without(?P<lost>[1-9]\d*)))?"
+    r"(?P<count>[1-9]\d*)x(?P<mb>\d+(\.\d+)?)(-(?P<way>restart|calm|timed|(without|silent)(?P<lost>[1-9]\d*)))?"
 )
 Say = Callable[[str], None]
 
@@ -76,7 +78,8 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
                 *(["timed"] if way == "timed" else []),
             ) as process,
         ):
-            found = _run(process, server, doomed, is_restarted=way == "restart")
+            end = signal.SIGSTOP if way.startswith("silent") else signal.SIGKILL
+            found = _run(process, server, doomed, end=end, is_restarted=way == "restart")
         job = (rounds + 1) * count
         return {
             "wall_s": round(found["wall_s"], 3),
@@ -87,7 +90,7 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
             **{name: found[name] for name in ("first_s", "peak_mb", "connections", "digest")},
             **{
                 name: found[name]
-                for name in ("closed_after_s", "upload_s", "slowest_upload")
+                for name in ("closed_after_s", "upload_s", "slowest_upload", "download_s")
                 if name in found
             },
         }
@@ -104,7 +107,7 @@ def parsed(case: str) -> tuple[int, float, str, int]:
     if not found or num_lost >= count:
         raise ConfigError(
             f"--only {case}: expected DEVICESxMB, as 3000x0.3, and after it -restart, -calm, -timed, "
-            "-without8 (fewer than there are) or nothing"
+            "-without8 or -silent8 (fewer than there are) or nothing"
         )
     return count, float(found["mb"]), found["way"] or "", num_lost
 
@@ -114,9 +117,10 @@ def _run(
     server: Server,
     doomed: Sequence["subprocess.Popen[str]"],
     *,
+    end: signal.Signals,
     is_restarted: bool,
 ) -> dict[str, Any]:
-    """Read what an aggregator says to its end; kill its server when it has heard a third, and the doomed when they send."""
+    """Read what an aggregator says to its end; kill its server when it has heard a third, ``end`` the doomed when they send."""
     last = ""
     for line in process.stdout or ():
         if line.strip() == "hellos":
@@ -125,7 +129,7 @@ def _run(
                 server.start()
         elif line.strip() == "doomed":
             for one in doomed:
-                one.kill()
+                one.send_signal(end)
         else:
             last = line
     if process.wait():

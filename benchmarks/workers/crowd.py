@@ -25,6 +25,8 @@ from fleetune.device_runtime.contracts.work import LocalWork
 from fleetune.device_runtime.network.link import Link, Will
 
 JOB, ARTIFACT = "crowd", "a" * 64
+FETCHED = "fetch_seconds"
+"""What a device tells of how long a version took to come."""
 
 
 def adapter_of(size_mb: float) -> dict[str, np.ndarray]:
@@ -51,6 +53,7 @@ class Watch:
         self._num_living, self._heard_at, self._is_doomed = num_living, 0.0, False
         self._began: dict[str, float] = {}
         self._took: dict[str, float] = {}
+        self._fetched: list[float] = []
 
     def hear(self, topic: str, payload: bytes, *, is_first_round: bool) -> None:
         """Take a message that has come."""
@@ -60,6 +63,7 @@ class Watch:
         message = decode(payload)
         if isinstance(message, UpdateReady):
             self._began.setdefault(name, now)
+            self._fetched += [message.stats[FETCHED]] if message.stats.get(FETCHED) else []
         if not is_first_round:
             return
         if int(name.removeprefix("device-")) < self._num_living:
@@ -71,15 +75,17 @@ class Watch:
     def tell(self, topic: str, payload: bytes) -> None:
         """Take a message that is sent: a verdict leaves when the update is on disk."""
         name = topic.split("/")[-2]
-        if name in self._began and isinstance(decode(payload), Verdict):
+        if payload and name in self._began and isinstance(decode(payload), Verdict):
             self._took[name] = time.perf_counter() - self._began.pop(name)
 
     def figures(self, *, first_closed_at: float) -> dict[str, float]:
-        """Seconds from a living device's last word to the first round's end; uploads till on disk, middle and longest."""
+        """Seconds from a living device's last word to the first round's end; of uploads till on disk; of downloads, as told."""
         found = {"closed_after_s": round(first_closed_at - self._heard_at, 3)} if self._is_doomed else {}
         if took := self._took.values():
             middle = statistics.median(took)
             found |= {"upload_s": round(middle, 3), "slowest_upload": round(max(took) / middle, 2)}
+        if self._fetched:
+            found |= {"download_s": round(statistics.median(self._fetched), 3)}
         return found
 
 

@@ -20,9 +20,7 @@ def fedavg() -> Strategy:
     """
 
     def finish(sums: Sums, reference: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
-        new = {
-            n: mean(sums, n).astype(np.float32) if sums.weights[n] else r.copy() for n, r in reference.items()
-        }
+        new = {n: sums.mean(n, np.float32) if sums.weights[n] else r.copy() for n, r in reference.items()}
         return new, state
 
     return Strategy(init_sums, add_values, finish)

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.broker.methods.heading import AGAINST, squared
+from fleetune.broker.methods.heading import AGAINST, Difference, squared
 from fleetune.broker.methods.strategy import Bound, Update
-from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.lora import place_of
 
+_LARGE = 2**20
+"""Elements of a tensor that is looked through in blocks, as often as it is needed, and not held in float64."""
 UPDATES_MIN = 3
 """Of a round that has a middle."""
 FAR = 10.0
@@ -85,7 +86,7 @@ def bounds(
     return {d: b for d, b in found.items() if b.scale < 1 or b.weight < measured[d].weight}
 
 
-def direction_of(update: Update) -> dict[str, NDArray[np.float64]]:
+def direction_of(update: Update) -> dict[str, NDArray[np.float64] | Difference]:
     """Return what an update moves, float64 in the shapes of whole tensors: zeros where it holds nothing."""
     return {name: _moved(update, name) for name in update.values}
 
@@ -93,11 +94,14 @@ def direction_of(update: Update) -> dict[str, NDArray[np.float64]]:
 def length_of(update: Update) -> float:
     """Return the L2 norm of what an update moves, over all its tensors; summed in one order: the same bits everywhere."""
     return math.sqrt(
-        sum(_square(value, started(update, name)) for name, value in sorted(update.values.items()))
+        sum(
+            squared(Difference(value, update.reference[name][_place(update, name)]))
+            for name, value in sorted(update.values.items())
+        )
     )
 
 
-def norm_of(tensors: Mapping[str, NDArray[Any]]) -> float:
+def norm_of(tensors: Mapping[str, NDArray[Any] | Difference]) -> float:
     """Return the L2 norm of all elements together; summed in one order."""
     return math.sqrt(sum(squared(value) for _, value in sorted(tensors.items())))
 
@@ -133,9 +137,11 @@ def _place(update: Update, name: str) -> Any:
     return tuple(slice(size) for size in update.values[name].shape)
 
 
-def _moved(update: Update, name: str) -> NDArray[np.float64]:
+def _moved(update: Update, name: str) -> NDArray[np.float64] | Difference:
     value, whole = update.values[name], update.reference[name]
     if value.shape == whole.shape and name not in update.rows:
+        if value.size > _LARGE:
+            return Difference(value, whole)
         return np.asarray(np.subtract(value, whole, dtype=np.float64))
     moved = np.zeros(whole.shape)
     moved[_place(update, name)] = np.subtract(update.values[name], started(update, name), dtype=np.float64)
@@ -146,10 +152,6 @@ def _scale(own: float, longest: float, far: float) -> float:
     if own <= longest:
         return 1.0
     return 0.0 if own > far else longest / own
-
-
-def _square(value: Array, before: Array) -> float:
-    return squared(np.subtract(value, before, dtype=np.float64))
 
 
 def _towards(

@@ -1,7 +1,8 @@
 """Exact sums of weighted floats: the same bits in any order, in blocks that stay in a cache.
 
 An element is added to the first limb that it fits as a whole, what is left of it to the next. Small values, as adapters have,
-need one limb an update: limbs have room for many before what is too much in them is carried to the next higher one.
+need one limb an update: limbs have room for many before what is too much in them is carried to the next higher one. What of a
+limb is zero takes no memory, and nothing here takes more for large tensors than limbs and results.
 """
 
 import math
@@ -10,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Doubles = NDArray[np.float64]
 Values = Mapping[str, NDArray[np.float32] | Doubles]
@@ -56,7 +57,7 @@ class Sums:
             self._carry()
         self._filled += filling
         while len(self._limbs) <= first:
-            self._limbs.append(np.zeros_like(self._limbs[0]))
+            self._limbs.append(self._blank())
         for start, pieces in self._blocks(values):
             size = sum(piece.size for piece in pieces)
             x, whole = self._scratch[:, :size]
@@ -75,13 +76,30 @@ class Sums:
 
     def total(self, name: str) -> Doubles:
         """One tensor's sum, rounded once to float64."""
-        highest, *others = self.limbs(name)
-        total = np.zeros(self.shapes[name])
-        for limb in reversed(others):
-            total += limb
-            total *= _UNIT
-        total += highest
-        return total
+        return self._rounded(name, 1, np.dtype(np.float64))
+
+    def mean(self, name: str, dtype: DTypeLike = np.float64) -> NDArray[Any]:
+        """One tensor's sum by its weights, which must not be nothing: rounded to float64 and divided, then as ``dtype``."""
+        return self._rounded(name, self.weights[name], np.dtype(dtype))
+
+    def _rounded(self, name: str, weight: int, dtype: "np.dtype[Any]") -> NDArray[Any]:
+        """A sum by a weight; it takes no memory but what it returns."""
+        highest, *others = [limb.reshape(-1) for limb in self.limbs(name)]
+        found = np.empty(highest.size, dtype)
+        for start in range(0, found.size, _BLOCK):
+            here = slice(start, start + _BLOCK)
+            total = np.zeros(found[here].size)
+            for limb in reversed(others):
+                total += limb[here]
+                total *= _UNIT
+            total += highest[here]
+            total /= weight
+            found[here] = total
+        return found.reshape(self.shapes[name])
+
+    def _blank(self) -> NDArray[np.int64]:
+        """A limb of zeros, which takes memory where it is written (zeros_like writes all of it)."""
+        return np.zeros(self._limbs[0].size, np.int64)
 
     def _blocks(self, values: Values) -> Iterator[tuple[int, Sequence[NDArray[Any]]]]:
         """Neighbouring elements, at most _BLOCK at a time: the place of the first, and flat pieces."""
@@ -106,7 +124,7 @@ class Sums:
         """Add elements in units of limb ``first``, and what is left of them to lower ones; the arrays are written over."""
         for i in range(first, _NUM_LIMBS):
             if i == len(self._limbs):
-                self._limbs.append(np.zeros_like(self._limbs[0]))
+                self._limbs.append(self._blank())
             np.rint(x, out=whole)
             x -= whole
             np.copyto(units, whole, casting="unsafe")
@@ -122,6 +140,8 @@ class Sums:
             for higher, lower in zip(self._limbs[-2::-1], self._limbs[:0:-1], strict=True):
                 carry = lower[here] + half
                 carry >>= _LIMB_BITS
+                if not carry.any():
+                    continue
                 higher[here] += carry
                 carry <<= _LIMB_BITS
                 lower[here] -= carry

@@ -10,7 +10,7 @@ own. That the votes of all devices are in its place is ours.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -39,8 +39,26 @@ _UNIT = 2.0**40
 
 _LANES = 2**13
 """Sums that stand in the processor's cache while a product is added up."""
+_BLOCK = 2**14
+"""Elements of which something is made at a time."""
 
-Direction = Mapping[str, Doubles]
+
+class Difference:
+    """``value - before`` in float64, made a block at a time: of a large tensor it is never held whole."""
+
+    def __init__(self, value: NDArray[Any], before: NDArray[Any]) -> None:
+        """Take both, which are not to be written; ValueError if their shapes differ."""
+        _check_shapes(value, before)
+        self.shape, self.size = value.shape, value.size
+        self._value, self._before = value.reshape(-1), before.reshape(-1)
+
+    def block(self, some: slice, out: Doubles) -> Doubles:
+        """Write these elements of it to ``out``, and return that."""
+        np.subtract(self._value[some], self._before[some], out=out, dtype=np.float64)
+        return out
+
+
+Direction = Mapping[str, Doubles | Difference]
 """What an update moves, by tensor, in the shape of the whole tensor: zeros where it holds nothing."""
 
 
@@ -93,18 +111,24 @@ class Votes:
     def __init__(self) -> None:
         """Begin with none."""
         self._units: dict[str, NDArray[np.int64]] = {}
+        self._scaled, self._whole = np.empty(_BLOCK), np.empty(_BLOCK, np.int64)
 
     def add(self, direction: Direction, length: float) -> None:
         """Add an update's, as long as all others'; one that moves nothing has none."""
         if not length:
             return
+        scale = _UNIT / length
         for name, moved in direction.items():
-            scaled = np.asarray(moved * (_UNIT / length))
-            units = np.rint(scaled, out=scaled).astype(np.int64)
-            if name in self._units:
-                self._units[name] += units
-            else:
-                self._units[name] = units
+            if name not in self._units:
+                self._units[name] = np.zeros(moved.shape, np.int64)
+            _check_shapes(self._units[name], moved)
+            units, block_of = self._units[name].reshape(-1), _blocks(moved)
+            for start in range(0, moved.size, _BLOCK):
+                some = slice(start, start + _BLOCK)
+                scaled, whole = self._scaled[: moved.size - start], self._whole[: moved.size - start]
+                np.multiply(block_of(some, scaled), scale, out=scaled)
+                np.copyto(whole, np.rint(scaled, out=scaled), casting="unsafe")
+                units[some] += whole
 
     def take_back(self, direction: Direction, length: float) -> None:
         """Take a vote back, to the bit."""
@@ -112,31 +136,56 @@ class Votes:
 
     def total(self) -> Heading:
         """Their sum."""
-        return Heading({n: (units / _UNIT).astype(np.float32) for n, units in self._units.items()})
+        return Heading({name: self._with(name, None, 0.0) for name in self._units})
 
     def after(self, before: Heading, *, kept: float) -> Arrays:
         """Return the heading that the next round has: these and the share ``kept`` of the one before, float32."""
         names = sorted(self._units.keys() | before.tensors.keys())
-        return {name: self._with(name, before, kept).astype(np.float32) for name in names}
+        return {name: self._with(name, before.tensors.get(name), kept) for name in names}
 
-    def _with(self, name: str, before: Heading, kept: float) -> Doubles:
-        old = kept * np.asarray(before.tensors.get(name, np.float32(0)), np.float64)
-        return np.asarray(old + self._units[name] / _UNIT if name in self._units else old)
+    def _with(self, name: str, before: Floats | None, kept: float) -> Floats:
+        """The votes on a tensor and a share of what was before, added up in float64."""
+        units = self._units.get(name)
+        shape = before.shape if before is not None else self._units[name].shape
+        found = np.empty(shape, np.float32)
+        flat = found.reshape(-1)
+        for start in range(0, flat.size, _BLOCK):
+            some = slice(start, start + _BLOCK)
+            old = kept * np.asarray(before.reshape(-1)[some], np.float64) if before is not None else 0.0
+            flat[some] = old if units is None else old + units.reshape(-1)[some] / _UNIT
+        return found
 
 
-def squared(value: NDArray[np.floating[Any]]) -> float:
+def squared(value: NDArray[np.floating[Any]] | Difference) -> float:
     """Sum of the squares of all elements, in one order: the same bits everywhere."""
     return _product(value, value)
 
 
-def _product(one: NDArray[np.floating[Any]], other: NDArray[np.floating[Any]]) -> float:
+def _product(
+    one: NDArray[np.floating[Any]] | Difference, other: NDArray[np.floating[Any]] | Difference
+) -> float:
     """Element i joins lane i % _LANES, and lanes are added one after the other, in float64; ValueError if shapes differ."""
-    if one.shape != other.shape:
-        raise ValueError(f"a product of elements needs one shape, got {one.shape} and {other.shape}")
-    left, right, lanes, products = one.reshape(-1), other.reshape(-1), np.zeros(_LANES), np.empty(_LANES)
-    for start in range(0, left.size, _LANES):
-        some = slice(start, start + _LANES)
-        count = min(_LANES, left.size - start)
-        np.multiply(left[some], right[some], out=products[:count], dtype=np.float64)
+    _check_shapes(one, other)
+    left_of, right_of = _blocks(one), _blocks(other)
+    num_lanes = max(1, min(_LANES, one.size))
+    lanes, products, moved = np.zeros(num_lanes), np.empty(num_lanes), np.empty(num_lanes)
+    for start in range(0, one.size, _LANES):
+        some, count = slice(start, start + _LANES), min(_LANES, one.size - start)
+        left = left_of(some, moved[:count])
+        right = left if one is other else right_of(some, products[:count])
+        np.multiply(left, right, out=products[:count], dtype=np.float64)
         lanes[:count] += products[:count]
     return float(np.cumsum(lanes, out=lanes)[-1])
+
+
+def _blocks(one: NDArray[Any] | Difference) -> Callable[[slice, Doubles], NDArray[Any]]:
+    """(which elements, room for them in float64) -> these elements."""
+    if isinstance(one, Difference):
+        return one.block
+    flat = one.reshape(-1)
+    return lambda some, _: flat[some]
+
+
+def _check_shapes(one: NDArray[Any] | Difference, other: NDArray[Any] | Difference) -> None:
+    if one.shape != other.shape:
+        raise ValueError(f"elements of one and the other need one shape, got {one.shape} and {other.shape}")

@@ -46,7 +46,7 @@ def product() -> Strategy:
         new = {name: value.copy() for name, value in reference.items()}
         for name in reference.keys() & sums.weights.keys():
             if sums.weights[name]:
-                new[name] = mean(sums, name).astype(np.float32)
+                new[name] = sums.mean(name, np.float32)
         for pair in pairs_of(reference):
             if sums.weights[_DENSE.format(pair)]:
                 new[pair.a], new[pair.b] = _factors(mean(sums, _DENSE.format(pair)), pair, reference)

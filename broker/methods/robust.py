@@ -25,7 +25,6 @@ from fleetune.broker.methods.strategy import (
     add_to_sums,
     check_values,
     init_sums,
-    mean,
 )
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.codecs.codec import Doubles
@@ -108,7 +107,7 @@ def _of_chosen(count: Callable[[int, int], int]) -> Strategy:
             if update.device_id in wanted:
                 sums = add_to_sums(sums, update.values, 1)
         return {
-            name: mean(sums, name).astype(np.float32) if sums.weights[name] else value.copy()
+            name: sums.mean(name, np.float32) if sums.weights[name] else value.copy()
             for name, value in gathered.reference.items()
         }
 

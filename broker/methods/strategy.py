@@ -128,7 +128,7 @@ def check_values(sums: Sums, values: Values, weight: int, *, value_max: float = 
 
 def mean(sums: Sums, name: str) -> NDArray[np.float64]:
     """Mean of a tensor over the updates that hold it; there must be one."""
-    return np.asarray(sums.total(name) / sums.weights[name])
+    return sums.mean(name)
 
 
 def _problems(

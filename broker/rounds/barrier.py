@@ -58,6 +58,8 @@ class Barrier:
         """Who is not asked for a while; under masks nobody is left out, and nobody excused."""
         self.quorum = Quorum(settings, self.roster, self.quarantine)
         self._settings, self._patience, self._gathered = settings, patience, False
+        self._silent: set[str] = set()
+        """Devices whose connections stand and that do not answer."""
         self._seen: set[str] = set()
         """Devices that were here to train, in this life or before."""
         self._chooser = Chooser(settings, patience)
@@ -104,6 +106,12 @@ class Barrier:
         task = self.task(update.device_id)
         return task if task and task.task_id == update.task_id else None
 
+    def owes(self, update: UpdateReady) -> bool:
+        """Whether an update answers a task of the open round that has none: the ledger need not be asked."""
+        if self.open_round is None or self.task_of(update) is None:
+            return False
+        return self.open_round.standing(update.device_id) is not Standing.ACCEPTED
+
     def arrive(self, device_id: str, now: float) -> list[Action]:
         """A device is here, or still here: offer again what it still owes."""
         self._seen.add(device_id)
@@ -122,18 +130,30 @@ class Barrier:
 
     def hear(self, device_id: str) -> None:
         """A device that has said anything but goodbye is there."""
+        if device_id in self._silent:
+            self._silent.discard(device_id)
+            self.roster.arrive(device_id, is_asked=self.task(device_id) is not None)
         if self.open_round:
             self.open_round.find(device_id)
         if self.masks:
             self.masks.find(device_id)
 
-    def leave(self, device_id: str, now: float) -> None:
+    def leave(self, device_id: str, now: float, *, since: float = inf) -> None:
         """A device is gone: the round waits for it no longer than the grace, if it has enough updates or others to ask."""
+        self._silent.discard(device_id)
         self.roster.leave(device_id)
         if self.open_round:
-            self.open_round.lose(device_id, now)
+            self.open_round.lose(device_id, min(since, now))
         if self.masks:
             self.masks.lose(device_id, now)
+
+    def suspect(self, device_id: str, since: float, now: float) -> None:
+        """A device does not answer: as if it were gone since then, until it is heard."""
+        if device_id not in self.roster:
+            return
+        log.warning("device %s does not answer: nobody waits for it until it does", device_id)
+        self.leave(device_id, now, since=since)
+        self._silent.add(device_id)
 
     def mask_refusal(self, message: MaskMessage) -> str:
         """Say why a device's message about masks cannot be taken; empty if it can, or was before."""

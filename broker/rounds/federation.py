@@ -112,6 +112,11 @@ class Federation:
         self.evaluations.offline(device_id)
         return self._advance(now)
 
+    def silent(self, device_id: str, since: float, now: float) -> list[Action]:
+        """A device does not answer, as its connection stands: it counts as gone until anything is heard of it."""
+        self.rounds.suspect(device_id, since, now)
+        return self._advance(now)
+
     def paused(self, device_id: str, reason: str) -> None:
         """Note why a device's own rules keep it from working, empty if they do not: while they do, others are asked before it."""
         self.rounds.roster.pause(device_id, reason)
@@ -124,7 +129,7 @@ class Federation:
 
     def judge(self, update: UpdateReady) -> Verdict | Task:
         """Answer an announced update at once, or return its task if its payload has to be seen; ``task_id`` is filled in."""
-        digest = self._digest_of(update.task_id)
+        digest = None if self.rounds.owes(update) else self._digest_of(update.task_id)
         if digest == update.payload.sha256:
             return verdict_on(update)
         accepted = {update.task_id} if digest else ()

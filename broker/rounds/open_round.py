@@ -89,7 +89,8 @@ class OpenRound:
     def lose(self, device_id: str, now: float) -> None:
         """A device is gone; only if it owes an update that matters."""
         if self._standing.get(device_id) is Standing.PENDING:
-            self._gone.setdefault(device_id, now)
+            latest = next(reversed(self._gone.values()), -inf)
+            self._gone.setdefault(device_id, max(now, latest))
 
     def find(self, device_id: str) -> None:
         """A device is there, or again."""

@@ -188,6 +188,9 @@ class Downlink:
     def close(self, version: int) -> None:
         """A version is the newest now: replicas of old ones go."""
         self._bases.clear()
+        for key in [key for key in self._shelf if key.version < version]:
+            if self._shelf_bytes > _SHELF_BYTES:  # who still fetches one has it made ready anew
+                del self._shelf[key]
         self._replicas.forget_before(version - _KEPT + 1, but=self.held())
 
     def held(self) -> set[str]:
@@ -222,8 +225,11 @@ class Downlink:
 
     @property
     def _is_shelf_full(self) -> bool:
-        size_bytes = sum(len(ready.payload) for ready in self._shelf.values())
-        return len(self._shelf) > (_SHELF_MIN if size_bytes > _SHELF_BYTES else _SHELF_MAX)
+        return len(self._shelf) > (_SHELF_MIN if self._shelf_bytes > _SHELF_BYTES else _SHELF_MAX)
+
+    @property
+    def _shelf_bytes(self) -> int:
+        return sum(len(ready.payload) for ready in self._shelf.values())
 
     def _again(self, device_id: str, digest: str) -> Parcel | None:
         """Make anew what a device was offered last: others were served in between. None if that was something else."""

@@ -1,7 +1,8 @@
 """Carries out what a federation decides: on disk first, then on the wire."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.rounds.actions import (
@@ -55,25 +56,40 @@ class Executor:
     def carry_out(self, actions: Iterable[Action], now: float) -> list[Mark]:
         """Carry out actions in order, and return what was noted of devices; StateError if the store cannot be read or written."""
         self._marks = []
-        for action in actions:
-            match action:
-                case Assign():
-                    self._offer(action.task, action.deadline_s, now)
-                case Enrol():
-                    self._enrol(action.tasks, now)
-                case Close():
-                    self._close(action, now)
-                case Dismiss():
-                    self._dismiss(action, now)
-                case Finish():
-                    self._finish(action, now)
-                case Record():
-                    self._store.note(action.round, action.note)
-                case Tell():
-                    self._outbound.tell(action.device_id, action.message)
-                case Repeat():
-                    self._store.repeat(action.round, action.first)
+        for is_turn, some in groupby(actions, lambda action: isinstance(action, Close | Enrol)):
+            if is_turn:
+                self._turn([*some], now)
+            else:
+                for action in some:
+                    self._carry_out(action, now)
         return self._marks
+
+    def _turn(self, actions: Sequence[Action], now: float) -> None:
+        """Close a round, or open one; both wait for the disk once."""
+        with self._store.together():
+            for action in actions:
+                match action:
+                    case Close():
+                        self._close(action, now)
+                    case Enrol():
+                        self._enrol(action.tasks, now)
+        if any(isinstance(action, Close) for action in actions):
+            self._outbound.announce()
+
+    def _carry_out(self, action: Action, now: float) -> None:
+        match action:
+            case Assign():
+                self._offer(action.task, action.deadline_s, now)
+            case Dismiss():
+                self._dismiss(action, now)
+            case Finish():
+                self._finish(action, now)
+            case Record():
+                self._store.note(action.round, action.note)
+            case Tell():
+                self._outbound.tell(action.device_id, action.message)
+            case Repeat():
+                self._store.repeat(action.round, action.first)
 
     def _enrol(self, tasks: tuple[Task, ...], now: float) -> None:
         number = tasks[0].round
@@ -110,13 +126,9 @@ class Executor:
 
     def _close(self, close: Close, now: float) -> None:
         unmasking = close.unmasking
-        with self._store.together():
-            self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
-            self._marks += self._versions.close(
-                close.round, close.version, lost=close.lost, unmasking=unmasking
-            )
+        self._meter.turn_to(close.round + 1 if close.round < self._settings.rounds else AFTERWARDS, now)
+        self._marks += self._versions.close(close.round, close.version, lost=close.lost, unmasking=unmasking)
         log.info("round %d: closed with %s", close.round, listed(close.devices))
-        self._outbound.announce()
 
     def _dismiss(self, dismiss: Dismiss, now: float) -> None:
         who = dismiss.device_id

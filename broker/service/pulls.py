@@ -1,12 +1,12 @@
 """Uploads being pulled from devices: as many at once as memory and queues hold, the others wait their turn."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
 from fleetune.broker.jobs.patience import UPLOADS_MB
 from fleetune.broker.service.timers import Timers
-from fleetune.device_runtime.contracts.pull import Pull
+from fleetune.device_runtime.contracts.pull import SLOWEST_BYTES_S, Pull
 from fleetune.device_runtime.contracts.transfer import Incoming
 from fleetune.device_runtime.contracts.wire import Chunk, Request, UpdateReady
 
@@ -23,6 +23,8 @@ _LAGS = 3
 """A request is answered in so many times as long as others were lately, or it is lost."""
 _NEWEST = 0.1
 """What the newest counts for among times."""
+_SOME, _MUCH = 3, 10
+"""Of so many devices the pace has to be known for others to be measured by them; so many times slower one may be."""
 _LOOK_S = 1.0
 """At most so often it is looked for one that should make room."""
 
@@ -76,9 +78,17 @@ class Pulls:
         self._aside: dict[str, Upload] = {}
         self._tasks: dict[str, dict[str, None]] = {}
         """Of devices with active uploads."""
+        self._paces, self._slowest = dict[str, float](), 0.0
+        """Seconds a byte of devices' last updates, and the most of all."""
+        self._silent: dict[str, float] = {}
+        """Devices found not to answer, and since when."""
+        self._suspects: set[str] = set()
+        """Those, until anything comes of them."""
         self._held_bytes = 0
         """Sizes of those active and aside."""
-        self._timers = Timers(lambda task_id: self._active[task_id].pull.due_at)
+        self._timers = Timers(
+            lambda task_id: min(self._active[task_id].pull.due_at, self._silent_at(task_id))
+        )
         self._looks_at = self._gave_way_at = -inf
         """When one may have to make room next; when one that was too slow did: one in IDLE_S, as on a slow link all are."""
 
@@ -91,6 +101,7 @@ class Pulls:
         Raises:
             WireError: oversized or inconsistent; nothing is allocated.
         """
+        self._is_heard(update.device_id)
         task_id, old = update.task_id, self._active.get(update.task_id)
         if old and old.update.payload.sha256 == update.payload.sha256:
             pull, flying = old.pull, old.pull.num_flying
@@ -110,6 +121,7 @@ class Pulls:
 
     def add(self, device_id: str, chunk: Chunk, now: float) -> None:
         """Take a chunk; one that nobody waits for is ignored. WireError if it is damaged."""
+        self._is_heard(device_id)
         for task_id in self._tasks.get(device_id, ()):
             pull = self._active[task_id].pull
             if pull.sha256 == chunk.sha256:
@@ -124,6 +136,7 @@ class Pulls:
         """Return and forget the uploads that are complete; their content is still to be verified."""
         complete = [t for t in self._timers.looked_at if t in self._active and self._active[t].pull.done]
         found = [self._leave(task_id) for task_id in complete]
+        self._learn(found)
         self._fill(now)
         return found
 
@@ -133,15 +146,52 @@ class Pulls:
         share = max(1, min(WINDOW_MAX, self._flying_max // max(1, len(self._active))))
         for task_id in self._next(now):
             update, pull, *_ = self._active[task_id]
-            if now >= pull.waits_until and self._is_unread(update.device_id):
+            if now >= min(pull.waits_until, self._silent_at(task_id)) and self._is_unread(update.device_id):
                 self._timers.set(task_id, not_before=now + _LOOK_S)
                 continue
+            if now >= self._silent_at(task_id):
+                self._suspects.add(update.device_id)
+                self._silent[update.device_id] = pull.progress_at
             flying = pull.num_flying
             pull.window_max = min(share, flying + self._flying_max - self._num_flying)
             if request := pull.due(now):
                 yield update.device_id, request
             self._num_flying += pull.num_flying - flying
             self._timers.set(task_id)
+
+    def _silent_at(self, task_id: str) -> float:
+        """Time from which a device does not answer; inf if that was said of it.
+
+        Of a link of which nothing is known it is taken for granted, once some are known, that it is not much slower than them.
+        """
+        update, pull, *_ = self._active[task_id]
+        if update.device_id in self._suspects:
+            return inf
+        usual = _MUCH * self._slowest if len(self._paces) >= _SOME else 1 / SLOWEST_BYTES_S
+        pace = self._paces.get(update.device_id, usual)
+        return pull.silent_at(pace, least_s=_LAGS * self._lag_s)
+
+    def _learn(self, whole: Sequence[Upload]) -> None:
+        """Take the paces of uploads that are whole."""
+        were_some = len(self._paces) >= _SOME
+        for update, pull, *_ in whole:
+            if pull.s_per_byte:
+                self._paces[update.device_id] = pull.s_per_byte
+                self._slowest = max(self._slowest, pull.s_per_byte)
+        if not were_some and len(self._paces) >= _SOME:
+            for task_id in self._active:
+                self._timers.look(task_id)  # what was to be expected without any is long
+
+    def _is_heard(self, device_id: str) -> None:
+        """Something came: who was taken to be silent is slow, until its next update is whole."""
+        if device_id in self._suspects:
+            self._suspects.discard(device_id)
+            self._paces[device_id] = max(self._paces.get(device_id, 0.0), 1 / SLOWEST_BYTES_S)
+
+    def take_silent(self) -> dict[str, float]:
+        """Give and forget the devices found not to answer, and since when: what was asked of them should have come."""
+        found, self._silent = self._silent, {}
+        return found
 
     def _next(self, now: float) -> Iterator[str]:
         """Yield the uploads to look at, as long as anything may be asked for; the others first when it may be again."""
@@ -184,6 +234,7 @@ class Pulls:
 
     def gone(self, device_id: str, now: float) -> None:
         """The device is gone: what it sends makes room until it announces it again."""
+        self._suspects.discard(device_id)
         for task_id in [*self._tasks.get(device_id, ())]:
             self._stand_aside(task_id)
         for task_id in [t for t, w in self._waiting.items() if w.update.device_id == device_id]:

@@ -105,6 +105,8 @@ class Uploads:
             self.keep(now)
         for device_id, request in self._pulls.due(now):
             self._outbound.tell(device_id, request)
+        for device_id, since in self._pulls.take_silent().items():
+            self._act(self._federation.silent(device_id, since, now), now)
 
     def keep(self, now: float) -> None:
         """Have what was added on disk, and say so; before anything else is done that follows from it.

@@ -11,7 +11,7 @@ import numpy as np
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.consensus import consensus, is_vote
-from fleetune.broker.methods.exact_sums import Values
+from fleetune.broker.methods.exact_sums import Sums, Values
 from fleetune.broker.methods.lazy import WINDOW, move2, moved2
 from fleetune.broker.methods.private_mean import private_mean
 from fleetune.broker.methods.secure_sum import mean_update
@@ -60,8 +60,8 @@ _MOVES = " moves"
 """Name of how far the last versions moved, float64, newest first; of a lazy job."""
 _BLANK: Array = np.zeros(0, np.uint8)
 """Of what is not kept."""
-_REFERENCES = 4
-"""Versions held decoded, for updates to be decoded against."""
+_REFERENCES, _REFERENCE_BYTES = 4, 64 * 1024 * 1024
+"""Versions held decoded, for updates to be decoded against: so many at most, and of more bytes together the last one alone."""
 
 
 class Versions:
@@ -84,6 +84,9 @@ class Versions:
         self._trained = _strategy_of(settings, noise)
         self._head = class_mean(settings.head, is_short=settings.is_lossy)
         self._references: dict[int, Arrays] = {}
+        self._num_references = _REFERENCES
+        size_bytes = sum(value.nbytes for value in self.reference(self.newest).values())
+        self._num_references = max(1, min(_REFERENCES, _REFERENCE_BYTES // max(1, size_bytes)))
         self._sums = self._strategy.init(self.reference(self.newest))
         self._mask = b""
         self._bits: Mask = {}
@@ -106,10 +109,15 @@ class Versions:
     def reference(self, version: int) -> Arrays:
         """Tensors of any version, float32 by name, not to be written; StateError if the store has it no more."""
         found = self._references.pop(version, None)
-        self._references[version] = parse_arrays(self._store.version(version)) if found is None else found
-        while len(self._references) > _REFERENCES:
+        return self._hold_decoded(
+            version, parse_arrays(self._store.version(version)) if found is None else found
+        )
+
+    def _hold_decoded(self, version: int, arrays: Arrays) -> Arrays:
+        self._references[version] = arrays
+        while len(self._references) > self._num_references:
             del self._references[next(iter(self._references))]
-        return self._references[version]
+        return arrays
 
     def update_bytes_max(self, task: Task) -> int:
         """Largest payload that the update of a task can have."""
@@ -234,8 +242,10 @@ class Versions:
         heading = self._measures.next_heading(self._strategy, self._beyond, self._arrived)
         kept |= {_HEADING + name: value for name, value in heading.items()}
         state = to_bytes(kept) if kept else b""
+        self._sums = Sums({})  # large ones make room for the file
         self._store.add_version(version, to_bytes(new), round_number=round_number, state=state, marks=marks)
-        self.newest, self._references[version] = version, new
+        self.newest = version
+        self._hold_decoded(version, new)
         self._set_mask(mask)
         self._moves = moves
         self._sums = self._strategy.init(new)

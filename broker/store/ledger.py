@@ -191,9 +191,10 @@ class Ledger:
 
     def _add_update(self, update: UpdateReady, noted: Noted, place: str) -> None:
         task_id = update.task_id
-        if not self._one("SELECT count(*) FROM tasks WHERE task_id = ?", task_id):
+        is_enrolled, is_there = self._sql.execute(_IS_THERE, (task_id, task_id)).fetchone()
+        if not is_enrolled:
             raise WireError(f"task {task_id!r} was not enrolled")
-        if self._one("SELECT count(*) FROM updates WHERE task_id = ?", task_id):
+        if is_there:
             raise WireError(f"task {task_id!r} has an update already")
         stats = msgspec.json.encode(finite(update.stats)).decode()
         more = msgspec.json.encode(noted).decode()
@@ -401,4 +402,7 @@ class Ledger:
         return found[0] if found else None
 
 
+_IS_THERE = (
+    "SELECT EXISTS (SELECT 1 FROM tasks WHERE task_id = ?), EXISTS (SELECT 1 FROM updates WHERE task_id = ?)"
+)
 _Payload = tuple[Count, str, Word]

@@ -111,6 +111,23 @@ class Pull:
         return self._progress_at
 
     @property
+    def s_per_byte(self) -> float:
+        """Measured pace; 0 before the first chunk."""
+        return self._s_per_byte
+
+    def silent_at(self, s_per_byte: float, *, least_s: float) -> float:
+        """Time from which the other end does not answer, if nothing comes before; inf if nothing was asked of it.
+
+        Args:
+            s_per_byte: pace to go by before the first chunk.
+            least_s: what an answer may take.
+        """
+        if not self._flying:
+            return math.inf
+        wait_s = PATIENCE * self._flying_bytes * (self._s_per_byte or s_per_byte)
+        return max(self._progress_at, self._asked_at) + max(self._stall_s, least_s, wait_s)
+
+    @property
     def asked_at(self) -> float:
         """Time at which chunks were asked for last."""
         return self._asked_at
@@ -198,9 +215,12 @@ class Pull:
     @property
     def _flying_s(self) -> float:
         """How long what is on its way takes at the pace that is known."""
+        return self._flying_bytes * (self._s_per_byte or 1 / SLOWEST_BYTES_S)
+
+    @property
+    def _flying_bytes(self) -> int:
         manifest = self._incoming.manifest
-        flying_bytes = min(len(self._flying) * manifest.chunk_bytes, manifest.size_bytes)
-        return flying_bytes * (self._s_per_byte or 1 / SLOWEST_BYTES_S)
+        return min(len(self._flying) * manifest.chunk_bytes, manifest.size_bytes)
 
     def _learn(self, took_s: float, size_bytes: int) -> None:
         """Take the pace of a chunk: a slower one counts a half, a quicker one an eighth, as several may come in one moment."""

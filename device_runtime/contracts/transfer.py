@@ -89,7 +89,7 @@ class Incoming:
         if problems:
             raise WireError("transfer refused: " + "; ".join(problems))
         self.manifest = manifest
-        self._pieces: dict[int, bytes] = {}
+        self._pieces: dict[int, bytes | memoryview] = {}
         self._first = 0
         """No chunk before it is missing."""
         self._num_chunks = _num_chunks(manifest.size_bytes, manifest.chunk_bytes)
@@ -171,6 +171,9 @@ class Incoming:
             self._pieces.clear()
             self._first = 0
             raise WireError(f"transfer {self.manifest.sha256}: SHA-256 of the whole differs")
+        whole, size = memoryview(content), self.manifest.chunk_bytes
+        for index in range(self._num_chunks):  # both would take the memory of two
+            self._pieces[index] = whole[index * size : (index + 1) * size]
         return content
 
 

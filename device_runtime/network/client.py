@@ -38,6 +38,9 @@ KEPT = "status"
 RECONNECT_S = (1, 15)
 """Shortest and longest wait before a lost connection is tried again; doubled from one try to the next."""
 
+_AHEAD_BYTES = 64 * 1024
+"""Read at once at most, beyond what is asked for: paho asks for each packet in three parts and more."""
+
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 _CONNACK_S = 10.0
 _CONNACK_V5_S = (
@@ -47,6 +50,35 @@ _CONNACK_V5_S = (
 
 class _Socket(Protocol):
     def fileno(self) -> int: ...
+
+
+class _Ringing(Protocol):
+    def send(self, content: bytes) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class _Bell:
+    """The end of paho's socket pair that wakes its thread: rung once a turn, and not by the thread itself.
+
+    Every byte through it costs two calls of the system, at each of which a thread may lose the interpreter to another.
+    """
+
+    def __init__(self, ringing: _Ringing, thread: threading.Thread) -> None:
+        self._ringing, self._thread = ringing, thread
+        self.has_rung = False
+        """Since the thread looked last what there is to send."""
+
+    def send(self, content: bytes) -> int:
+        """Wake the thread, unless it is about to look."""
+        if self.has_rung or threading.current_thread() is self._thread:
+            return len(content)
+        self.has_rung = True
+        return self._ringing.send(content)
+
+    def close(self) -> None:
+        """Close it."""
+        self._ringing.close()
 
 
 class Client:
@@ -270,10 +302,31 @@ class Client:
 
 
 class _Paho(paho.Client):
-    """As paho's, but bytes that come or arrive are a sign of life: an answer to a ping may wait behind a slow chunk."""
+    """As paho's, with fewer calls of the system.
+
+    Bytes that come or arrive are a sign of life: an answer to a ping may wait behind a slow chunk.
+    """
 
     _moved_at = 0.0
     _num_sent = _num_arrived = 0
+    _ahead, _is_plain = memoryview(b""), True
+    """What was read ahead; and whether the transport is TCP, or TLS on it."""
+    _bell: _Bell | None = None
+
+    def loop_start(self) -> MQTTErrorCode:
+        """Start the thread."""
+        code = super().loop_start()
+        if self._thread and self._sockpairW and not self._bell:
+            self._bell = _Bell(self._sockpairW, self._thread)
+            self._sockpairW = self._bell  # type: ignore[assignment]
+        return code
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """Take the packets that have come, all that were read ahead, and send at once what answers them."""
+        code = super().loop_read(max_packets)
+        while self._ahead and not code and self._sock:
+            code = super().loop_read(max_packets)
+        return self.loop_write() if not code and self._sock and self.want_write() else code
 
     def loop_misc(self) -> MQTTErrorCode:
         """Look whether the connection has been silent for too long."""
@@ -285,20 +338,34 @@ class _Paho(paho.Client):
                     setattr(self, name, max(getattr(self, name, 0.0), self._moved_at))
         return super().loop_misc()
 
+    def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        if self._bell:
+            self._bell.has_rung = False  # before it looks what there is to send
+        return super()._loop(timeout)
+
     def _look_what_arrived(self) -> None:
         arrived = self._num_sent - _num_underway(self._sock)
         if arrived != self._num_arrived:
             self._num_arrived, self._moved_at = arrived, time.monotonic()
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        content = super()._sock_recv(bufsize)
-        self._moved_at = time.monotonic()
-        return content
+        if not self._ahead:
+            content = super()._sock_recv(max(bufsize, _AHEAD_BYTES) if self._is_plain else bufsize)
+            self._moved_at = time.monotonic()
+            if len(content) <= bufsize:
+                return content
+            self._ahead = memoryview(content)
+        piece, self._ahead = self._ahead[:bufsize], self._ahead[bufsize:]
+        return bytes(piece)
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         sent = super()._sock_send(buf)
         self._num_sent += sent
         return sent
+
+    def _sock_close(self) -> None:
+        self._ahead = memoryview(b"")
+        super()._sock_close()
 
 
 def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
@@ -311,6 +378,7 @@ def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
     client.reconnect_delay_set(*RECONNECT_S)
     client.max_queued_messages_set(0)  # without limit: the link has one of its own
     if address.is_websocket:
+        client._is_plain = False
         client.ws_set_options(path=address.path)
     if address.username:
         client.username_pw_set(address.username, address.password)

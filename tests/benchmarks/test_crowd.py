@@ -10,6 +10,7 @@ crowd = load("crowd")
 
 def test_a_case_says_devices_size_way_and_how_many_are_lost():
     assert crowd.parsed("20x3-without8") == (20, 3.0, "without8", 8)
+    assert crowd.parsed("20x3-silent8") == (20, 3.0, "silent8", 8)
     assert crowd.parsed("3000x0.01-restart") == (3000, 0.01, "restart", 0)
     assert [crowd.parsed(case)[3] for case in crowd.CASES] == [0] * len(crowd.CASES)
 

@@ -59,6 +59,18 @@ class _Update(msgspec.Struct, frozen=True, omit_defaults=True):
     reference: str = ""
 
 
+class _TensorView(msgspec.Struct, frozen=True):
+    name: str
+    shape: tuple[int, ...]
+    data: memoryview
+    """Where it lies in the payload: nothing is copied."""
+
+
+class _UpdateView(msgspec.Struct, frozen=True):
+    codec: str
+    tensors: list[_TensorView]
+
+
 class _Section(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     size: Annotated[int, msgspec.Meta(ge=0)]
     data: bytes
@@ -76,6 +88,7 @@ class _Lean(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _Rows = list[tuple[str, tuple[int, ...]]]
 _head, _by_tensor = msgspec.msgpack.Decoder(prepared(Head)), msgspec.msgpack.Decoder(prepared(_Update))
+_sizes_of = msgspec.msgpack.Decoder(prepared(_UpdateView))
 _by_kind, _rows = msgspec.msgpack.Decoder(prepared(_Lean)), msgspec.msgpack.Decoder(prepared(_Rows))
 _MALFORMED = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -207,7 +220,7 @@ def _opened(kind: str, section: _Section) -> bytes:
 
 
 def _sizes_by_tensor(payload: bytes) -> list[tuple[str, int]]:
-    update, found = _by_tensor.decode(payload), []
+    update, found = _sizes_of.decode(payload), []
     for tensor in update.tensors:
         beside = _BESIDE.get(update.codec)
         kind, size = beside(tensor.data, count_of(tensor.shape)) if beside else (SCALES, 0)

@@ -1,3 +1,4 @@
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -129,3 +130,27 @@ def test_values_that_are_views_of_a_payload_stay_as_they_are():
     values = {"z": np.frombuffer(np.arange(9, dtype="<f4").tobytes(), "<f4").reshape(3, 3)}
     assert summed([(values, 7)]).total("z").tolist() == (7 * np.arange(9.0).reshape(3, 3)).tolist()
     assert values["z"].tolist() == np.arange(9.0).reshape(3, 3).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("block", [4, 2**14])
+def test_a_mean_is_the_sum_rounded_then_divided_then_as_it_is_wanted(dtype, block, monkeypatch):
+    monkeypatch.setattr(exact_sums, "_BLOCK", block)
+    sums = summed(drawn(5, np.float32))
+    for name in SHAPES:
+        wanted = (sums.total(name) / sums.weights[name]).astype(dtype)
+        assert sums.mean(name, dtype).tobytes() == wanted.tobytes()
+        assert sums.mean(name, dtype).shape == SHAPES[name]
+
+
+def test_a_mean_takes_no_memory_but_its_own():
+    size = 500_000
+    sums = Sums({"w": (size,)})
+    add_to_sums(sums, {"w": np.full(size, 0.3, np.float32)}, 10)
+    sums.limbs("w")
+    tracemalloc.start()
+    try:
+        mean = sums.mean("w", np.float32)
+        assert tracemalloc.get_traced_memory()[1] < mean.nbytes + 10 * 8 * exact_sums._BLOCK
+    finally:
+        tracemalloc.stop()

@@ -10,7 +10,7 @@ from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.bounds import Measured, bounds
 from fleetune.broker.methods.class_mean import class_mean
 from fleetune.broker.methods.heading import AGAINST as AGAINST_COSINE
-from fleetune.broker.methods.heading import Heading, Votes, least_agreement
+from fleetune.broker.methods.heading import Difference, Heading, Votes, least_agreement, squared
 from fleetune.broker.methods.strategy import Update
 from fleetune.broker.service.measures import Measures
 from fleetune.broker.tasks import AGAINST, PARDONED, mark
@@ -211,3 +211,34 @@ def test_a_direction_of_another_shape_than_the_heading_is_no_cosine(shape):
     heading = Heading({"w": np.ones(shape, np.float32)})
     with pytest.raises(ValueError, match="one shape"):
         heading.agreement({"w": np.ones(2**13)}, 1.0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 8191, 8192, 8193, 30_000])
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_squared_distance_is_that_of_the_difference_to_the_bit(size, cut):
+    rng = np.random.default_rng(size)
+    one, other = rng.standard_normal((2, 2, size)).astype(np.float32)
+    if cut:  # components of a tensor: they do not lie together
+        one, other = one[:, : size // 2], other[:, : size // 2]
+    assert squared(Difference(one, other)) == squared(np.subtract(one, other, dtype=np.float64))
+
+
+def test_a_distance_of_other_shapes_is_none():
+    with pytest.raises(ValueError, match="one shape"):
+        Difference(np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("size", [1, 8192, 30_000])
+def test_a_difference_votes_and_agrees_as_what_it_is_made_of_to_the_bit(size):
+    rng = np.random.default_rng(size)
+    one, other, before = rng.standard_normal((3, size)).astype(np.float32)
+    found = []
+    for way in (Difference, lambda value, start: np.subtract(value, start, dtype=np.float64)):
+        votes = Votes()
+        for value in (one, other):
+            votes.add({"w": way(value, before)}, 3.7)
+        votes.take_back({"w": way(other, before)}, 3.7)
+        total = votes.total()
+        found.append((total.tensors["w"].tobytes(), total.agreement({"w": way(other, before)}, 3.7)))
+    assert found[0] == found[1]
+    assert any(found[0][0])

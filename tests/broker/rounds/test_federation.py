@@ -370,3 +370,18 @@ def test_who_keeps_updates_is_asked_for_them_and_none_is_remembered():
     assert machine.judge(sent).accepted, "the round is closed"
     assert not machine.judge(update("a", 1, digest="other")).accepted
     assert machine._accepted == {}
+
+
+def test_the_ledger_is_not_asked_for_what_the_open_round_knows():
+    said = []
+    machine = Federation(
+        job(), Patience(deadline_s=100), now=0.0, digest_of=lambda task_id: said.append(task_id) or "d-a"
+    )
+    for device in ("a", "b"):
+        machine.hello(hello(device), 0.0)
+    assert machine.judge(update("a", 1)) == task("a", 1)
+    assert said == [], "it owes this"
+    machine.accepted(update("a", 1), 1.0)
+    assert machine.judge(update("a", 1)).accepted
+    assert not machine.judge(update("a", 1, digest="other")).accepted
+    assert said == [task("a", 1).task_id] * 2

@@ -229,3 +229,34 @@ def calls_in_a_fleet(size):
 
 def test_an_event_costs_the_same_in_a_fleet_of_any_size():
     assert calls_in_a_fleet(400) == calls_in_a_fleet(20)
+
+
+def test_who_does_not_answer_is_gone_since_it_was_asked_and_not_in_the_next_round():
+    machine = of_three()
+    give(machine, "a", 1, now=3.0)
+    give(machine, "b", 1, now=4.0)
+    assert machine.silent("c", 5.0, 14.0) == []
+    assert machine.due_at() == 15.0
+    close, enrol, *_ = machine.tick(15.0)
+    assert close == Close(1, 1, ("a", "b"), lost=("c",))
+    assert [one.device_id for one in enrol.tasks] == ["a", "b"]
+
+
+def test_what_was_long_ago_shortens_nobody_elses_grace():
+    machine = of_three(min_clients=1)
+    give(machine, "a", 1, now=3.0)
+    machine.offline("b", 12.0)
+    assert machine.silent("c", 2.0, 12.5) == []
+    assert machine.due_at() == 22.0
+
+
+def test_who_is_heard_is_waited_for_again_and_asked_in_the_next_round():
+    machine = of_three()
+    give(machine, "a", 1, now=3.0)
+    give(machine, "b", 1, now=4.0)
+    machine.silent("c", 5.0, 14.0)
+    machine.rounds.hear("c")
+    assert machine.due_at() == 601.0
+    close, enrol, *_ = give(machine, "c", 1, now=20.0)
+    assert close == Close(1, 1, ("a", "b", "c"), lost=())
+    assert [one.device_id for one in enrol.tasks] == ["a", "b", "c"]

@@ -9,6 +9,7 @@ from fleet import FOUR, first_adapter, in_process, roughly, settings_of, spoken,
 from safetensors.numpy import load
 
 from fleetune.broker.service import downlink
+from fleetune.broker.service import versions as versions_module
 from fleetune.broker.service.downlink import Downlink
 from fleetune.broker.service.versions import Versions
 from fleetune.broker.store.ledger import Ledger
@@ -525,3 +526,26 @@ def test_a_device_that_says_hello_while_it_fetches_gets_smaller_chunks_and_large
     assert sender.to("a", 1).adapter.chunk_bytes == CHUNK_BYTES // 16
     assert sender.downlink.has_smaller("b", CHUNK_BYTES // 2)
     assert not sender.downlink.has_smaller("b", CHUNK_BYTES)
+
+
+def test_large_transfers_of_old_versions_make_room_and_are_made_ready_anew_for_who_still_fetches_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(downlink, "_SHELF_BYTES", 1)
+    sender = Sender(tmp_path, clients=2, down_codec="whole")
+    old = sender.to("d", 1)
+    sender.downlink.close(2)
+    sender.to("e", 2)
+    assert {key.version for key in sender.downlink._shelf} == {2}
+    assert list(sender.downlink.chunks("d", Request(sha256=old.adapter.sha256, missing=b"\1")))
+
+
+@pytest.mark.parametrize(("limit", "held"), [(1, 1), (2**20, versions_module._REFERENCES)])
+def test_few_large_versions_are_held_decoded(monkeypatch, limit, held):
+    monkeypatch.setattr(versions_module, "_REFERENCE_BYTES", limit)
+    versions = Versions(MemoryStore(), settings_of(rounds=9), first_adapter())
+    for number in range(1, 7):
+        versions.close(number, number)
+    assert [*versions._references] == [*range(7)][-held:]
+    assert to_bytes(versions.reference(2)) == to_bytes(first_adapter())
+    assert len(versions._references) == held

@@ -130,3 +130,18 @@ def test_a_pause_over_extensions_is_waited_for(tmp_path):
     paused.run()
     expected = in_process((0, 1), rounds=1, settings=paused.aggregator.settings)
     assert paused.aggregator.version(1) == expected
+
+
+def test_a_round_that_closes_and_the_next_that_opens_are_kept_with_one_commit_before_anything_is_said(
+    tmp_path,
+):
+    running = world(tmp_path, rounds=2)
+    said = []
+    running.aggregator.ledger._sql.set_trace_callback(lambda statement: said.append(statement.split()[:3]))
+    running.aggregator.service._outbound._seal = lambda topic, payload: said.append(["SAID"]) or payload
+    running.run()
+    start = said.index(["INSERT", "INTO", "versions"])
+    end = said.index(["COMMIT"], start)
+    assert ["INSERT", "INTO", "tasks"] in said[start:end]
+    assert ["SAID"] not in said[start:end]
+    assert said[end:].index(["SAID"]) < said[end:].index(["INSERT", "INTO", "versions"]), "then it is"

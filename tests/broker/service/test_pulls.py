@@ -1,6 +1,7 @@
 import sys
 from math import inf
 
+import msgspec
 import pytest
 
 from fleetune.broker.service.pulls import IDLE_S, Pulls
@@ -299,3 +300,73 @@ def test_where_requests_take_long_a_hello_has_nothing_asked_for_twice():
     assert asked(pulls, 9.0) == {}, "others were answered after 8 s"
     pulls.restart("d29", 30.0)
     assert asked(pulls, 30.0) == {"d29": 2}
+
+
+def test_who_answers_nothing_is_told_of_until_something_comes():
+    pulls = filled(2)
+    requests = dict(pulls.due(0.0))
+    serve(pulls, "d0", requests["d0"], 0)
+    assert (asked(pulls, 9.0), pulls.take_silent()) == ({}, {})
+    assert (asked(pulls, 10.0), pulls.take_silent()) == ({"d1": 1}, {"d1": 0.0}), "since it was asked for it"
+    assert pulls.take_silent() == {}, "once"
+    serve(pulls, "d1", requests["d1"], 1, now=11.0)
+    assert (asked(pulls, 11.0), pulls.take_silent()) == ({}, {})
+
+
+LARGE = Outgoing(bytes(400_000), chunk_bytes=100_000)
+
+
+def begin_large(pulls, number, device="d", now=0.0):
+    update = msgspec.structs.replace(ready(number, device=device), payload=LARGE.manifest)
+    pulls.begin(update, now, size_bytes_max=400_000)
+
+
+def serve_large(pulls, device, *, begun=0.0, seconds=1.0):
+    """All of it, in so many seconds."""
+    for number, chunk in enumerate(LARGE.chunks(dict(pulls.due(begun))[device]), 1):
+        pulls.add(device, chunk, begun + number * seconds / 4)
+    assert pulls.finished(begun + seconds)
+
+
+def found_silent(pulls, before, at):
+    """Whether exactly one device is found silent between these times."""
+    assert (asked(pulls, before), pulls.take_silent()) == ({}, {})
+    asked(pulls, at)
+    return pulls.take_silent()
+
+
+@pytest.mark.parametrize(("seconds_before", "silent_at"), [(1.0, 10.0), (40.0, 120.0), (None, 480.0)])
+def test_a_device_is_given_three_times_as_long_as_its_last_update_took(seconds_before, silent_at):
+    pulls = Pulls()
+    if seconds_before:
+        begin_large(pulls, 0)
+        serve_large(pulls, "d", seconds=seconds_before)
+    begin_large(pulls, 1)
+    assert asked(pulls, 0.0) == {"d": 4}
+    assert found_silent(pulls, silent_at - 0.1, silent_at) == {"d": 0.0}
+
+
+@pytest.mark.parametrize(("seconds", "silent_at"), [(0.3, 10.0), (4.0, 120.0)])
+def test_who_sends_its_first_update_is_measured_by_the_slowest_of_some_others(seconds, silent_at):
+    pulls = Pulls()
+    begin_large(pulls, 9, "new")
+    assert asked(pulls, 0.0) == {"new": 4}
+    for number, device in enumerate("abc"):
+        begin_large(pulls, number, device)
+        serve_large(pulls, device, seconds=seconds if device == "b" else 0.2)
+    assert found_silent(pulls, silent_at - 0.1, silent_at) == {"new": 0.0}
+
+
+def test_who_is_heard_after_all_is_slow_and_given_time_in_its_next_update():
+    pulls = Pulls()
+    for number, device in enumerate("abc"):
+        begin_large(pulls, number, device)
+        serve_large(pulls, device, seconds=0.2)
+    begin_large(pulls, 9, "new")
+    request = dict(pulls.due(0.2))["new"]
+    assert found_silent(pulls, 9.9, 10.3) == {"new": 0.0}
+    pulls.drop(lambda update: False)
+    pulls.add("new", next(LARGE.chunks(request)), 40.0)
+    begin_large(pulls, 10, "new", now=50.0)
+    assert asked(pulls, 50.0) == {"new": 4}
+    assert found_silent(pulls, 50 + 479.0, 50 + 480.0) == {"new": 50.0}

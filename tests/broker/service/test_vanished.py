@@ -91,3 +91,35 @@ def test_no_word_of_a_device_is_a_look_at_the_whole_fleet(tmp_path, monkeypatch)
         device.kill()
         device.start()
     found.run(until=lambda: len(found.aggregator.ledger.past().accepted) == 5)
+
+
+def stopped(folder, *, rounds=2, **changes):
+    """A job whose device 5 is stopped as it is asked for its update: its connection stands, and it says nothing any more."""
+    found = world(folder, numbers=SIX, rounds=rounds, min_clients=4, patience=PATIENT, **changes)
+    found.run(until=lambda: found.aggregator.service._uploads._pulls.share_of("device-5") == 0)
+    found.turns.leave(found.devices[5].link)
+    return found
+
+
+def test_who_stops_while_it_uploads_and_leaves_no_will_is_waited_for_as_one_that_is_gone(tmp_path):
+    found = stopped(tmp_path).run()
+    assert 10 <= found.now < 30, "the second round does not ask it"
+    settings = found.aggregator.settings
+    assert found.aggregator.version(2) == in_process(SIX, rounds=2, settings=settings, drop={(1, 5), (2, 5)})
+
+
+def test_who_goes_on_within_the_grace_costs_no_bit(tmp_path):
+    found = stopped(tmp_path)
+    found.run(until=lambda: found.now >= 9 or found.aggregator.service.due_at(found.now) >= found.now + 9)
+    found.turns.join(found.devices[5].link, found.devices[5].agent)
+    found.run()
+    assert found.aggregator.version(2) == in_process(SIX, rounds=2, settings=found.aggregator.settings)
+
+
+def test_who_goes_on_later_is_asked_again_once_it_is_heard(tmp_path):
+    found = stopped(tmp_path, rounds=3)
+    found.run(until=lambda: found.aggregator.service.federation.rounds.closed == 1)
+    assert "device-5" not in found.aggregator.service.federation.rounds.roster
+    found.turns.join(found.devices[5].link, found.devices[5].agent)
+    found.run(until=lambda: "device-5" in found.aggregator.service.federation.rounds.roster)
+    found.run()

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import tracemalloc
 
 import msgspec
 import pytest
@@ -313,3 +314,19 @@ def corrupted(chunk: Chunk, rng: random.Random) -> Chunk:
     data = chunk.data[:place] + flipped + chunk.data[place + 1 :]
     change = rng.choice([{"data": data}, {"index": chunk.index + 1}])
     return msgspec.structs.replace(chunk, **change)
+
+
+def test_a_whole_that_was_put_together_is_held_once():
+    content = random.Random(5).randbytes(3_000_000)
+    outgoing, incoming = pair(content, CHUNK_BYTES)
+    tracemalloc.start()
+    try:
+        for chunk in all_chunks(outgoing):
+            incoming.add(chunk)
+        whole = incoming.content()
+        del chunk
+        assert tracemalloc.get_traced_memory()[0] < 1.1 * len(content)
+    finally:
+        tracemalloc.stop()
+    assert whole == incoming.content() == content
+    assert not incoming.add(all_chunks(outgoing)[0]), "it is here already"
