@@ -75,13 +75,13 @@ def test_a_module_has_no_weight_in_memory_after_forward_nor_after_backward(tmp_p
     for at, weight in enumerate(weights):
         weight.data = mapped(tmp_path / str(at), weight.detach())
         assert weight.sum().isfinite()
+    other = mapped(tmp_path / "other", torch.randn(SIDE, SIDE))
     with leaving(module):
         assert [*map(resident_kb, weights)] == [0, 0]
         loss = module(given).square().sum()
         assert [*map(resident_kb, weights)] == [0, 0]
         found = torch.autograd.grad(loss, given)[0]
         assert [*map(resident_kb, weights)] == [0, 0]
-        other = mapped(tmp_path / "other", torch.randn(SIDE, SIDE))
         functional_call(module, {"0.weight": other}, given)
         assert resident_kb(other) == 0
     assert torch.equal(found, expected)
