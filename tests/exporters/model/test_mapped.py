@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from plain_models import Classifier, program
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fleetune.exporters.model.mapped import leave, leaving, mapped_files
+from fleetune.exporters.writing import Description, write_artifact
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says which memory is a file's")
 SIDE = 512
@@ -91,3 +93,24 @@ def test_a_module_has_no_weight_in_memory_after_forward_nor_after_backward(tmp_p
 def test_without_smaps_nothing_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleetune.exporters.model.mapped._SMAPS", tmp_path / "none")
     assert mapped_files() == []
+
+
+@pytest.mark.parametrize("base_dtype", ["fp32", "fp16"])
+def test_no_part_of_an_export_leaves_weights_in_memory(tmp_path: Path, base_dtype: str) -> None:
+    module = Classifier((1.0, 1.0))
+    table = module.embed.weight
+    table.data = mapped(tmp_path / "table", table.detach())  # of one page
+    described = Description("plain", "Classifier", "sequence-classification", tuple("abcde"), {})
+    seen = {}
+    assert table.sum().isfinite()
+    write_artifact(
+        program(module),
+        described,
+        tmp_path / "artifact",
+        base_dtype=base_dtype,
+        on_progress=lambda line: seen.update({line: resident_kb(table)}),
+    )
+    assert seen.pop("finding the blocks") == 0
+    assert seen == dict.fromkeys(seen, 0)
+    assert len(seen) == 3
+    assert resident_kb(table) == 0
