@@ -183,7 +183,14 @@ def _some_rows(of: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], T
     """``of`` a matrix, some rows at a time: what it makes on the way would take several times the memory of a large table."""
 
     def joined(name: str, matrix: Tensor) -> Tensor:
-        return torch.cat([of(name, part) for part in _parts(matrix)])
+        like, rows = of(name, matrix.to("meta")), 0
+        if matrix.is_meta:
+            return like
+        made = torch.empty_like(like, device=matrix.device)
+        for part in _parts(matrix):
+            made[rows : rows + len(part)] = of(name, part)
+            rows += len(part)
+        return made
 
     return joined
 
