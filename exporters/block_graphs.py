@@ -32,6 +32,7 @@ from fleetune.exporters.model.graph_file import (
 )
 from fleetune.exporters.model.int8_emulation import Int8Products
 from fleetune.exporters.model.kinds import group_kinds
+from fleetune.exporters.model.mapped import leaving
 from fleetune.exporters.model.program import Program, tensors_of, traced_sizes
 from fleetune.exporters.model.quantize import rounded, with_forms
 from fleetune.exporters.model.sections import SectionFunction, Sections, functions_of
@@ -71,8 +72,9 @@ def write_block_graphs(
             operator without translation, or a folder in the way.
     """
     sizes = traced_sizes(program)
-    blocks = _find_blocks(program, sizes, on_progress)
-    functions = functions_of(program, blocks.anatomy, blocks.kinds, sizes=sizes)
+    with leaving(program.module):
+        blocks = _find_blocks(program, sizes, on_progress)
+        functions = functions_of(program, blocks.anatomy, blocks.kinds, sizes=sizes)
     graphs = convert_all(converters, functions, sizes=sizes, base_dtype=base_dtype)
     _check_predict(graphs.head, program)
     steps = None
@@ -155,7 +157,8 @@ def _add_steps(
 ) -> Steps | None:
     """Give prelude and kinds the graphs that run on new tokens alone; None, told why, where the model cannot do so."""
     try:
-        steps = find_steps(program, blocks.anatomy, sizes=sizes)
+        with leaving(program.module):
+            steps = find_steps(program, blocks.anatomy, sizes=sizes)
         if steps is None:
             return None
         made = [convert(prelude_step(steps), sizes=steps.sizes, base_dtype=base_dtype)]
@@ -225,7 +228,11 @@ def _layers(blocks: _Blocks, table: TensorTable, slots: Sequence[Sequence[str]])
 def _as_stored(program: Program, table: TensorTable, *, aside: Path) -> Iterator[None]:
     """For the duration, ``program`` computes with its frozen weights as they were stored."""
     tensors = tensors_of(program.module)
-    with rounded(tensors, table.stored, aside=aside), Int8Products(tensors, table.stored):
+    with (
+        rounded(tensors, table.stored, aside=aside),
+        Int8Products(tensors, table.stored),
+        leaving(program.module),
+    ):
         yield
 
 

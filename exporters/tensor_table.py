@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts import manifest
 from fleetune.device_runtime.contracts.artifact import ADAPTER, BASE
+from fleetune.exporters.model.mapped import leave, mapped_files
 from fleetune.exporters.model.program import Program, tensors_of, trainable_names
 from fleetune.exporters.model.quantize import derive, split_form
 from fleetune.exporters.weights_file import write_base
@@ -95,16 +96,23 @@ def _write_frozen(
 ) -> Iterator[manifest.Tensor]:
     tensors, trained = tensors_of(program.module), set(trainable_names(program.module))
     layers = {names[slot]: layer for slot, layer in layer_of.items()}
-
-    def stored(slot: str) -> tuple[str, Tensor]:
-        name, form = split_form(slot)
-        return names[slot], derive(name, tensors[name], form)
-
     spans = [
-        [stored(slot) for slot in span if slot not in trained]
+        [slot for slot in span if slot not in trained]
         for _, span in groupby(layer_of, key=layer_of.__getitem__)
     ]
-    for placed in write_base(folder / BASE, spans):
+
+    def laid_out(slot: str) -> tuple[str, Tensor]:
+        name, form = split_form(slot)
+        return names[slot], derive(name, tensors[name].to("meta"), form)
+
+    def contents() -> Iterator[Tensor]:
+        files = mapped_files()
+        for name, form in map(split_form, chain(*spans)):
+            yield derive(name, tensors[name], form)
+            leave([tensors[name]], files)
+
+    layout = [[*map(laid_out, span)] for span in spans]
+    for placed in write_base(folder / BASE, layout, contents=contents()):
         yield _row(placed.name, placed.tensor, placed.offset, layers[placed.name])
 
 

@@ -1,7 +1,7 @@
 """Writes ``base.safetensors`` so that a device can map it: tensors on 64-byte borders, each block on pages of its own."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 class Placed(NamedTuple):
-    """A tensor and the byte of the file at which it starts."""
+    """A tensor as it was laid out, and the byte of the file at which it starts."""
 
     name: str
     tensor: Tensor
@@ -42,10 +42,20 @@ class _Entry(NamedTuple):
     tensor: Tensor | None = None
 
 
-def write_base(path: Path, spans: Sequence[Sequence[tuple[str, Tensor]]]) -> list[Placed]:
+def write_base(
+    path: Path,
+    spans: Sequence[Sequence[tuple[str, Tensor]]],
+    *,
+    contents: Iterable[Tensor] | None = None,
+) -> list[Placed]:
     """Write each span (prelude, every block, head) as one contiguous run of pages; fillers are tensors named ``_fill.N``.
 
     safetensors allows no holes, so what alignment leaves over is a uint8 tensor that nobody reads.
+
+    Args:
+        path: the file.
+        spans: named tensors; with ``contents`` dtype and shape are all that counts of them.
+        contents: the tensors themselves, in that order; each is asked for when the one before is written.
 
     Raises:
         ExportError: tensors of a dtype that devices do not read (all named).
@@ -57,8 +67,11 @@ def write_base(path: Path, spans: Sequence[Sequence[tuple[str, Tensor]]]) -> lis
     header = _header(entries)
     with path.open("wb") as file:
         file.write(header)
+        given = iter(contents if contents is not None else [tensor for span in spans for _, tensor in span])
         for entry in entries:
-            file.write(_content(entry))
+            file.write(
+                bytes(entry.end - entry.start) if entry.tensor is None else _content(entry, next(given))
+            )
     return [Placed(e.name, e.tensor, len(header) + e.start) for e in entries if e.tensor is not None]
 
 
@@ -70,10 +83,12 @@ def _header(entries: Sequence[_Entry]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _content(entry: _Entry) -> bytes | memoryview:
-    if entry.tensor is None:
-        return bytes(entry.end - entry.start)
-    content: memoryview = entry.tensor.detach().contiguous().numpy().reshape(-1).view(np.uint8).data
+def _content(entry: _Entry, given: Tensor) -> memoryview:
+    content: memoryview = given.detach().contiguous().numpy().reshape(-1).view(np.uint8).data
+    if (_DTYPES[str(given.dtype)], [*given.shape]) != (entry.dtype, entry.shape):
+        raise ExportError(
+            f"{entry.name}: {given.dtype} {[*given.shape]} where {entry.dtype} {entry.shape} has its place"
+        )
     return content
 
 

@@ -125,7 +125,13 @@ def export(
 
     say(f"loading {source}")
     checkpoint = load_checkpoint(
-        source, task=task, labels=names, seed=seed, problem_type=problem, tell=notes.tell
+        source,
+        task=task,
+        labels=names,
+        seed=seed,
+        problem_type=problem,
+        tell=notes.tell,
+        aside=next(parent for parent in Path(out).absolute().parents if parent.is_dir()),
     )
     digests = parameter_digests(checkpoint.model)
     if adapter is not None:

@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 from fleetune.device_runtime.contracts.artifact import PREPROCESSOR
 from fleetune.device_runtime.contracts.manifest import ProblemType
 from fleetune.device_runtime.errors import ExportError, some
+from fleetune.exporters.model.mapped import leave, mapped_files
 from fleetune.exporters.model.quantize import is_finite
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
@@ -20,6 +21,7 @@ from fleetune.toolkit.hearing import Tell, in_short, listening, told_shortly
 from fleetune.toolkit.labels import compare_labels
 from fleetune.toolkit.sources import check_source, tokenizer_files, tokenizer_problem
 from fleetune.toolkit.tasks import TASKS, WITHOUT_TEXT
+from fleetune.toolkit.widening import widened
 
 log = logging.getLogger(__name__)
 _SHOWN = 3
@@ -59,10 +61,12 @@ def load_checkpoint(
     seed: int = 0,
     problem_type: ProblemType = "",
     tell: Tell = log.info,
+    aside: Path | None = None,
 ) -> Checkpoint:
     """Read model and tokenizer from a folder or the hub; what is decided or left out is told.
 
-    ``problem_type`` becomes that of the model's configuration, whatever the checkpoint's is.
+    ``problem_type`` becomes that of the model's configuration, whatever the checkpoint's is. With ``aside``, a folder on the
+    disk, weights of half precision are mapped from a file there, not converted in memory (:mod:`fleetune.toolkit.widening`).
 
     Raises:
         ExportError: no such folder or hub id, no model in it, one that does not do this task, weights that are missing
@@ -78,7 +82,9 @@ def load_checkpoint(
             config, tokenizer, tell=tell
         )
         kind = getattr(transformers, TASKS[task].auto_class)
-        model, loaded = kind.from_pretrained(source, output_loading_info=True, **settings)
+        with widened(source, aside=aside) as folder:
+            model, loaded = kind.from_pretrained(folder, output_loading_info=True, **settings)
+    model.config._name_or_path = source
     model.config.use_cache = False
     fresh = _fresh(model, loaded, source=source, has_head=not TASKS[task].has_classes)
     _check_finite(model, source)
@@ -195,9 +201,11 @@ def _fresh(model: Any, loaded: Mapping[str, Any], *, source: str, has_head: bool
 
 
 def _check_finite(model: Any, source: str) -> None:
+    files = mapped_files()
     for name, parameter in model.named_parameters():
         if not is_finite(parameter):
             raise ExportError(f"{source}: {name} holds NaN or infinity")
+        leave([parameter], files)
 
 
 def _tell_of_weights(model: Any, loaded: Mapping[str, Any], fresh: Sequence[str], tell: Tell) -> None:

@@ -26,7 +26,13 @@ def origin_of(source: str, digests: Mapping[str, str], adapter: Iterable[str], *
 
 def parameter_digests(model: Any) -> dict[str, str]:
     """SHA-256 of each parameter's shape and values in float32, by name; of whatever shares memory once."""
-    return {name: _digest(parameter) for name, parameter in model.named_parameters()}
+    from fleetune.exporters.model.mapped import leave, mapped_files  # with torch
+
+    files, found = mapped_files(), {}
+    for name, parameter in model.named_parameters():
+        found[name] = _digest(parameter)
+        leave([parameter], files)
+    return found
 
 
 def frozen_digest(digests: Mapping[str, str], adapter: Iterable[str]) -> str:
@@ -68,7 +74,9 @@ def find_model(given: str | Path | None, recorded: str, origin: Origin, *, ours:
 
 def _digest(parameter: Any) -> str:
     values = parameter.detach().float().cpu().contiguous().numpy()
-    return hashlib.sha256(f"{values.shape}".encode() + values.data.cast("B")).hexdigest()
+    found = hashlib.sha256(f"{values.shape}".encode())
+    found.update(values.data.cast("B"))
+    return found.hexdigest()
 
 
 def _checked(source: str, *, is_folder: bool = False) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fleetune.device_runtime.contracts.manifest import Input
 from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.mapped import leaving
 from fleetune.exporters.model.program import Program
 from fleetune.toolkit.agreement import check_vocabulary, end_of_text, longest, tokenizer_file
 from fleetune.toolkit.chat_templates import chat_template_of, special_tokens_of
@@ -61,10 +62,12 @@ def describe(
     """
     model.eval()
     names = _input_names(model, tokenizer)
-    seen = look_up(model, names) if names else Lookups({}, None, 0)
+    with leaving(model):
+        seen = look_up(model, names) if names else Lookups({}, None, 0)
+        if not TASKS[task].has_classes:
+            _refuse_looking_ahead(model, names, source)
     limits = dict(seen.rows)
     if not TASKS[task].has_classes:
-        _refuse_looking_ahead(model, names, source)
         limits[_LABELS] = seen.classes
     text = None if tokenizer is None else _checked_tokenizer(tokenizer, seen, task, tell)
     has_chats = tokenizer is not None and not TASKS[task].has_classes

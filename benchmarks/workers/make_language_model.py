@@ -1,11 +1,13 @@
-"""Writes a language model of a published shape with random weights, as a transformers folder in fp32; prints one JSON object.
+"""Writes a language model of a published shape with random weights, as a transformers folder; prints one JSON object.
 
-Usage: make_language_model.py SHAPE OUT. What its configuration holds is what the model's own ``config.json`` says of sizes.
+Usage: make_language_model.py SHAPE OUT [float32|bfloat16]. One tensor at a time is in memory. What its
+configuration holds is what the model's own ``config.json`` says of sizes.
 """
 
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 warnings.simplefilter("ignore")
@@ -76,20 +78,44 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """SmolLM2-135M, Gemma-3-270M, Qwen2.5-0.5B, Llama-3.2-1B and -3B: all tie the head to the embedding table."""
 _POSITIONS = 2048
+_SPREAD = 0.02
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def main() -> None:
     """Make it."""
-    name, out = sys.argv[1:]
+    name, out, *dtypes = sys.argv[1:]
     kind, sizes = SHAPES[name]
-    torch.manual_seed(0)
     config = getattr(transformers, kind)(
         **sizes, tie_word_embeddings=True, max_position_embeddings=_POSITIONS
     )
-    model = getattr(transformers, kind.replace("Text", "").replace("Config", "ForCausalLM"))(config)
-    model.save_pretrained(out)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(json.dumps({"folder": out, "parameters": parameters}))
+    dtype = config.dtype = getattr(torch, dtypes[0] if dtypes else "float32")
+    with torch.device("meta"):
+        model = getattr(transformers, kind.replace("Text", "").replace("Config", "ForCausalLM"))(config)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(out)
+    parameters = dict(model.named_parameters())
+    write(Path(out) / "model.safetensors", parameters, dtype)
+    print(json.dumps({"folder": out, "parameters": sum(p.numel() for p in parameters.values())}))
+
+
+def write(path: Path, like: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Write a tensor for each of ``like``: normal with a spread of 0.02, a norm's weight one and a bias zero."""
+    torch.manual_seed(0)
+    header, at = {}, 0
+    for name, tensor in like.items():
+        size = tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": [*tensor.shape], "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in like.items():
+            values = torch.full(tensor.shape, float(name.endswith("weight")))
+            if tensor.ndim > 1:
+                values.normal_(0, _SPREAD)
+            file.write(values.to(dtype).view(torch.uint8).numpy().data)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """``fleetune selfcheck``: replays what torch recorded at export and says how far each tensor is off."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from fleetune.device_runtime.engine.footprint import holds_whole_models
 from fleetune.device_runtime.engine.processor import int8_path
 from fleetune.device_runtime.errors import ArtifactError, one_line
 from fleetune.device_runtime.prepared import prepared
+
+log = logging.getLogger(__name__)
 
 _Measure = Callable[[Array | np.generic, Array], float]
 _STEPS = "steps."
@@ -46,18 +49,27 @@ class SelfcheckReport(msgspec.Struct, frozen=True, kw_only=True):
     tensors: dict[str, float]
 
 
-def selfcheck(folder: str | Path, *, threads: int = 0, provider: str = "cpu") -> SelfcheckReport:
+def selfcheck(
+    folder: str | Path,
+    *,
+    threads: int = 0,
+    provider: str = "cpu",
+    on_progress: Callable[[str], None] | None = None,
+) -> SelfcheckReport:
     """Replay every recorded plan, with saved activations and with recomputed ones.
 
     Args:
         folder: made by ``fleetune export``.
         threads: for the kernels; 0 for one a core.
         provider: of onnxruntime, which runs them.
+        on_progress: called with a line before each part of the work.
 
     Raises:
         UnknownName, ConfigError: no such provider, or none in this build.
         ArtifactError: the artifact does not open, or holds no golden step.
     """
+    say = on_progress or log.info
+    say(f"verifying the files of {folder}")
     artifact = open_artifact(folder)
     path = artifact.folder / GOLDEN
     recorded = load_arrays(path)
@@ -68,25 +80,35 @@ def selfcheck(folder: str | Path, *, threads: int = 0, provider: str = "cpu") ->
     measure, limit = (relative_distance, INT8_LIMIT) if is_int8 else (relative_error, LIMIT)
     batch, adapter = _part(recorded, "batch."), recorded_adapter(artifact, recorded)
     errors: dict[str, float] = {}
+    num_layers = artifact.manifest.num_layers
     for memory in (SAVE_ALL,) if holds_whole_models(artifact.manifest) else (SAVE_ALL, RECOMPUTE):
         with open_engine(
             artifact, threads=threads, memory=memory, provider=provider, in_lanes=False
         ) as engine:
+            said = ""
             for name, dropped in plans.items():
-                result = engine.step(
-                    batch, dropping(artifact.manifest.num_layers, dropped), adapter, keep_logits=True
-                )
-                found = {"loss": np.float32(result.loss), **_prefixed(result.grads)}
-                found |= {} if result.logits is None else {"logits": result.logits}
-                label = f"{name}.recompute." if memory is RECOMPUTE else f"{name}."
+                if (line := _replaying(num_layers, dropped, recomputed=memory is RECOMPUTE)) != said:
+                    say(said := line)
+                result = engine.step(batch, dropping(num_layers, dropped), adapter, keep_logits=True)
                 expected = _part(recorded, f"{name}.")
+                found = {"loss": np.float32(result.loss), **_prefixed(result.grads)}
+                if result.logits is not None and "logits" in expected:
+                    found["logits"] = result.logits
+                label = f"{name}.recompute." if memory is RECOMPUTE else f"{name}."
                 errors |= {label + n: e for n, e in _errors(expected, found, measure).items()}
             if memory is SAVE_ALL and _ENDS in recorded:
+                say("replaying the recorded batch part by part, as text is generated")
                 errors |= _step_errors(engine, recorded, plans, adapter, measure)
     worst = max(errors.values())
     return SelfcheckReport(
         ok=bool(worst <= limit), max_relative_error=worst, limit=limit, int8_path=int8_path(), tensors=errors
     )
+
+
+def _replaying(num_layers: int, dropped: Sequence[int], *, recomputed: bool) -> str:
+    """What is being done; the same line for plans that differ in which layers they drop alone."""
+    how = "recomputed" if recomputed else "kept"
+    return f"replaying a step of {num_layers - len(dropped)} of {num_layers} layers, activations {how}"
 
 
 def _step_errors(
@@ -95,8 +117,8 @@ def _step_errors(
     """Errors of the logits after each part of the recorded batch, read part by part as text is generated."""
     ids, mask = (np.asarray(recorded[f"batch.{name}"], np.int64) for name in (IDS, MASK))
     found = {}
-    for name, dropped in plans.items():
-        plan = dropping(engine.artifact.manifest.num_layers, dropped)
+    for name in [name for name in plans if f"{_STEPS}{name}" in recorded]:
+        plan = dropping(engine.artifact.manifest.num_layers, plans[name])
         decoding, start = engine.decode(adapter, plan=plan), 0
         for part, end in enumerate(recorded[_ENDS].tolist()):
             logits = decoding.feed(ids[:, start:end], mask[:, :end])

@@ -22,6 +22,10 @@ gradients zero. Its spread is 0.02."""
 _BATCH, _FEWEST_TOKENS, _MOST_TOKENS = 2, 8, 24
 _LOGITS_BYTES = 2**24
 """Of a recorded plan, where a vocabulary has so many words that they would be most of the artifact."""
+_ALL_LOGITS_BYTES = 2 * _LOGITS_BYTES
+"""Of all plans together; those that come later have loss and gradients, which the head is in too."""
+_LEAST_WITH_LOGITS = 2
+"""Plans whose logits are recorded however large they are."""
 
 
 def chained_plans(num_layers: int) -> dict[str, list[int]]:
@@ -45,6 +49,8 @@ def record_golden(
 ) -> None:
     """Write ``noise.*`` (of the adapter), ``batch.*`` and per plan ``loss``, ``logits``, ``grad.*``; metadata names the plans.
 
+    Where many plans have large logits, only the first ones' are written, with ``steps.PLAN``.
+
     With ``steps`` also ``steps.ends``, where each of the parts ends in which the batch is read, and per plan ``steps.PLAN``: the
     logits (parts, batch, classes) of their last tokens.
 
@@ -62,12 +68,13 @@ def record_golden(
     tensors: dict[str, Tensor] = {f"batch.{name}": value for name, value in arrays.items()}
     with _perturbed(program) as noise:
         tensors |= {f"noise.{name}": value for name, value in noise.items()}
-        for plan, dropped in plans.items():
-            tensors |= {
-                f"{plan}.{name}": value
-                for name, value in torch_step(program, anatomy, arrays, dropped=dropped).items()
-            }
-            if steps is not None:
+        logits_bytes = 0
+        for i, (plan, dropped) in enumerate(plans.items()):
+            found = torch_step(program, anatomy, arrays, dropped=dropped)
+            logits_bytes += found["logits"].nbytes
+            has_logits = i < _LEAST_WITH_LOGITS or logits_bytes <= _ALL_LOGITS_BYTES
+            tensors |= {f"{plan}.{n}": value for n, value in found.items() if has_logits or n != "logits"}
+            if steps is not None and has_logits:
                 tensors[f"steps.{plan}"] = torch_steps(steps, arrays, dropped=dropped)
     if steps is not None:
         tensors["steps.ends"] = torch.tensor(_ends(arrays, steps))

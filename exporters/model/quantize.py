@@ -5,17 +5,18 @@ made of the transposed matrix, so that an int8 matrix of a product always lies a
 and ``int4`` lie as the model keeps them: they are made fp32 again where they are read.
 """
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.mapped import leave, mapped_files
 
 FORMS = ("", "fp16", "int8", "int8t", "scale", "scalet", "rows", "rowscale", "int4", "int4scale")
 """Slot ``i`` of a section of ``n`` tensors has its form ``FORMS[k]`` in slot ``k * n + i``."""
@@ -47,14 +48,14 @@ def split_form(slot: str) -> tuple[str, str]:
 
 
 def derive(name: str, tensor: Tensor, form: str) -> Tensor:
-    """The form of a tensor that goes into the weights file.
+    """The form of a tensor that goes into the weights file; of one on the device ``meta`` its dtype and shape alone.
 
     Raises:
         ExportError: a value that the form cannot hold.
     """
     if not form:
         return tensor
-    if not is_finite(tensor):
+    if not tensor.is_meta and not is_finite(tensor):
         raise ExportError(f"{name}: holds values that are not finite, which {form} cannot store")
     return _DERIVED[form](name, tensor.detach())
 
@@ -70,38 +71,41 @@ def rounded(
 ) -> Iterator[None]:
     """For the duration, each tensor that one of ``slots`` stores in a form holds what that form keeps of it.
 
-    What it held before lies meanwhile in a nameless file, in the folder ``aside`` if one is given, and not in memory. It comes
-    back to where it was.
+    That lies in a nameless file, in the folder ``aside`` if one is given, and is mapped: of it no more is in memory than is
+    read. What the tensor held before stays where it is, and is the tensor's again afterwards.
     """
-    stored = dict(split_form(slot) for slot in slots if split_form(slot)[1] in _RESTORED)
-    with TemporaryFile(dir=aside) as before, torch.no_grad():
-        for name in stored:
-            before.write(np.ascontiguousarray(tensors[name].detach().numpy()).data)
+    forms = {name: form for name, form in map(split_form, slots) if form in _RESTORED}
+    before = {name: tensors[name].data for name in forms}
+    with TemporaryFile(dir=aside) as file:
         try:
-            for name, form in stored.items():
-                _round(name, tensors[name].detach(), form)
+            for name, values in _rounded_aside(file, before, forms).items():
+                tensors[name].data = values
             with torch.enable_grad():
                 yield
         finally:
-            before.seek(0)
-            for name in stored:
-                _read_back(before, tensors[name].detach())
+            for name, values in before.items():
+                tensors[name].data = values
 
 
-def _round(name: str, tensor: Tensor, form: str) -> None:
-    """Leave of a tensor what its form keeps of it; where rows do not depend on each other, some at a time."""
-    for part in _parts(tensor) if form in _BY_ROWS else [tensor]:
-        part.copy_(_RESTORED[form](name, part))
-
-
-def _read_back(file: IO[bytes], tensor: Tensor) -> None:
-    """Read a tensor's values into its own memory."""
-    values = tensor.numpy()
-    if values.flags.c_contiguous:
-        file.readinto(values.data.cast("B"))  # type: ignore[attr-defined]
-    else:
-        content = file.read(values.nbytes)
-        values[...] = np.frombuffer(content, values.dtype).reshape(values.shape)
+def _rounded_aside(
+    file: IO[bytes], tensors: Mapping[str, Tensor], forms: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Write what the forms keep, each tensor on pages of its own, and map it."""
+    files, starts = mapped_files(), {}
+    for name, form in forms.items():
+        starts[name] = file.seek(-(-file.tell() // mmap.PAGESIZE) * mmap.PAGESIZE)
+        tensor = tensors[name]
+        for part in _parts(tensor) if form in _BY_ROWS else [tensor]:
+            file.write(_RESTORED[form](name, part).to(tensor.dtype).contiguous().numpy().data)
+        leave([tensor], files)
+    file.flush()
+    content = mmap.mmap(file.fileno(), 0) if file.tell() else b""
+    return {
+        name: torch.frombuffer(
+            content, dtype=tensors[name].dtype, count=tensors[name].numel(), offset=start
+        ).reshape(tensors[name].shape)
+        for name, start in starts.items()
+    }
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
@@ -112,7 +116,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 def _half(name: str, tensor: Tensor) -> Tensor:
     found = tensor.half()
-    if not torch.isfinite(found).all():
+    if not found.is_meta and not torch.isfinite(found).all():
         raise ExportError(f"{name}: holds {tensor.abs().max():.3g}, beyond the largest fp16 of 65504")
     return found
 
@@ -179,7 +183,14 @@ def _some_rows(of: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], T
     """``of`` a matrix, some rows at a time: what it makes on the way would take several times the memory of a large table."""
 
     def joined(name: str, matrix: Tensor) -> Tensor:
-        return torch.cat([of(name, part) for part in _parts(matrix)])
+        like, rows = of(name, matrix.to("meta")), 0
+        if matrix.is_meta:
+            return like
+        made = torch.empty_like(like, device=matrix.device)
+        for part in _parts(matrix):
+            made[rows : rows + len(part)] = of(name, part)
+            rows += len(part)
+        return made
 
     return joined
 

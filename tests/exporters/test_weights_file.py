@@ -1,6 +1,7 @@
 """The weights file to the byte: pages for blocks, cache lines for tensors, and a safetensors file throughout."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def test_safetensors_reads_what_was_written_turned_tensors_included(tmp_path: Pa
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     assert all(p.offset % ALIGNMENT_BYTES == 0 for p in placed)
     assert [p.offset % PAGE_BYTES for p in placed if p.name == spans[1][0][0]] == [0]
+
+
+def test_contents_come_one_after_the_other_and_must_fit_their_place(tmp_path: Path) -> None:
+    laid_out = [[("one", torch.empty(2, device="meta"))], [("two", torch.empty(3, device="meta"))]]
+
+    def contents(*, last: int) -> Iterator[torch.Tensor]:
+        yield torch.tensor([1.0, 2.0])
+        yield torch.arange(float(last))
+
+    placed = write_base(tmp_path / "base", laid_out, contents=contents(last=3))
+    found = load_file(tmp_path / "base")
+    assert {p.name: found[p.name].tolist() for p in placed} == {"one": [1.0, 2.0], "two": [0.0, 1.0, 2.0]}
+    with pytest.raises(ExportError, match=r"two: torch.float32 \[4\] where F32 \[3\] has its place"):
+        write_base(tmp_path / "base", laid_out, contents=contents(last=4))
 
 
 def test_a_dtype_that_devices_do_not_read_is_refused_by_name(tmp_path: Path) -> None:

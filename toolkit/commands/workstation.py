@@ -110,6 +110,7 @@ def selfcheck(
         "fleetune.device_runtime.commands.selfcheck:selfcheck",
         locals(),
         argument="artifact_dir",
+        watch=Watch("on_progress", live.messages),
         show=_show_selfcheck,
     )
     if not report.ok:

@@ -16,6 +16,7 @@ from fleetune.device_runtime.arrays import load_arrays, sha256_of
 from fleetune.device_runtime.commands import selfcheck as command
 from fleetune.device_runtime.commands.selfcheck import LIMIT, relative_distance, relative_error, selfcheck
 from fleetune.device_runtime.contracts.artifact import GOLDEN, MANIFEST
+from fleetune.device_runtime.engine.stack import Stack
 from fleetune.device_runtime.errors import ArtifactError, UnknownName
 from fleetune.toolkit.cli import app
 
@@ -45,6 +46,41 @@ def test_every_recorded_tensor_is_compared_saved_and_recomputed(copy: Path) -> N
     recorded = {n for n in load_arrays(copy / GOLDEN) if not n.startswith(("batch.", "noise."))}
     again = {f"{plan}.recompute.{name}" for plan, _, name in (n.partition(".") for n in recorded)}
     assert report.tensors.keys() == recorded | again
+
+
+def test_each_part_of_the_work_is_told_before_it_begins(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    opening, stepping = command.open_artifact, Stack.step
+
+    def opened(folder: Path) -> Any:
+        happened.append("opened")
+        return opening(folder)
+
+    def stepped(*given: Any, **named: Any) -> Any:
+        happened.append("step")
+        return stepping(*given, **named)
+
+    monkeypatch.setattr(command, "open_artifact", opened)
+    monkeypatch.setattr(Stack, "step", stepped)
+    selfcheck(copy, on_progress=happened.append)
+    told = [
+        f"replaying a step of {n} of 4 layers, activations {how}"
+        for how in ("kept", "recomputed")
+        for n in (4, 2)
+    ]
+    assert happened == [
+        f"verifying the files of {copy}",
+        "opened",
+        *(event for line in told for event in (line, "step")),
+    ]
+
+
+def test_on_a_terminal_progress_goes_before_the_result() -> None:
+    shown = CliRunner().invoke(app, ["selfcheck", str(DATA / "tiny_writer")])
+    lines = shown.stdout.splitlines()
+    assert lines[0] == f"verifying the files of {DATA / 'tiny_writer'}"
+    assert "replaying the recorded batch part by part, as text is generated" in lines
+    assert lines[-1].startswith("ok: ")
 
 
 def test_a_tensor_that_differs_is_found(copy: Path) -> None:

@@ -14,7 +14,7 @@ from fleetune.device_runtime.contracts.plans import full
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.exporters.assembly import digests_of
-from fleetune.exporters.model import quantize
+from fleetune.exporters.model import golden, quantize
 from fleetune.exporters.model.anatomy import find_anatomy
 from fleetune.exporters.model.golden import torch_step
 from fleetune.exporters.model.program import Program
@@ -56,6 +56,19 @@ def test_the_device_repeats_the_rounded_step(stored: tuple[str, Path, Program]) 
     assert report.limit == {"fp16": 1e-4, "int8": 5e-2}[base_dtype]
     assert report.max_relative_error < {"fp16": 1e-5, "int8": 1e-3}[base_dtype]
     assert open_artifact(folder).manifest.base_dtype == base_dtype
+
+
+def test_of_many_plans_with_large_logits_the_first_two_have_them_and_the_rest_is_checked_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(golden, "_ALL_LOGITS_BYTES", 1)
+    export(Classifier(SCALES), tmp_path / "artifact", "int8")
+    report = selfcheck(tmp_path / "artifact")
+    assert report.ok
+    kept = {name.partition(".")[0] for name in report.tensors if name.endswith(".logits")}
+    assert kept == {"layer0", "layer1"}
+    assert {f"layer{i}.loss" for i in range(4)} < report.tensors.keys()
+    assert {f"layer{i}.recompute.grad.head.weight" for i in range(4)} < report.tensors.keys()
 
 
 @pytest.mark.parametrize("factor", [0.9, pytest.param(-1.0, marks=pytest.mark.slow)])
