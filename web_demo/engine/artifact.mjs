@@ -5,6 +5,7 @@ import { parseManifest, trainable } from "./manifest.mjs";
 import { asFloats, readTensors } from "./safetensors.mjs";
 import { digestOf } from "./sha256.mjs";
 
+const BASE = "base.safetensors";
 const MANIFEST_BYTES_MAX = 64 * 2 ** 20;
 
 /** @callback ReadFile @param {string} name @returns {Promise<Uint8Array>} throws where there is no such file */
@@ -30,7 +31,12 @@ export class Artifact {
 
   /** The frozen tensor as a view of its file; no byte is copied. @param {import("./manifest.mjs").Row} row */
   base(row) {
-    return viewOf(this.file("base.safetensors"), row.dtype, row.shape, row.offset);
+    return viewOf(this.file(BASE), row.dtype, row.shape, row.offset);
+  }
+
+  /** Have the frozen tensors lie where `adopt` puts their bytes; views that were given out before keep the old place. */
+  moveBase(adopt) {
+    this.files.set(BASE, adopt(this.file(BASE)));
   }
 
   /** Version 0 of the trainable tensors, float32 by name. */
@@ -70,7 +76,7 @@ export async function openArtifact(read, { where = "artifact", onBytes = () => {
 function neededFiles(manifest, also) {
   const graphs = [manifest.prelude, manifest.head, ...manifest.kinds].flatMap((part) => Object.values(part.graphs).map((g) => g.file));
   const own = manifest.tokenizer ? [manifest.tokenizer.file] : [];
-  return [...new Set(["base.safetensors", "adapter.safetensors", ...graphs, ...own, ...also.filter((name) => manifest.files[name])])];
+  return [...new Set([BASE, "adapter.safetensors", ...graphs, ...own, ...also.filter((name) => manifest.files[name])])];
 }
 
 async function checked(read, name, { size_bytes, sha256 }) {
