@@ -34,9 +34,12 @@ export class Artifact {
     return viewOf(this.file(BASE), row.dtype, row.shape, row.offset);
   }
 
-  /** Have the frozen tensors lie where `adopt` puts their bytes; views that were given out before keep the old place. */
+  /** Have the frozen tensors lie where `adopt` puts their bytes; views that were given out before are void. */
   moveBase(adopt) {
-    this.files.set(BASE, adopt(this.file(BASE)));
+    const bytes = this.file(BASE), moved = adopt(bytes);
+    if (moved === bytes) return;
+    this.files.set(BASE, moved);
+    release(bytes);
   }
 
   /** Version 0 of the trainable tensors, float32 by name. */
@@ -72,6 +75,18 @@ export async function openArtifact(read, { where = "artifact", onBytes = () => {
   if (problems.length) throw new ArtifactError(`${where}: ${some(problems)}; copy or export it again`);
   return new Artifact(manifest, await digestOf(content), files);
 }
+
+/** A port without another end: what is sent there is gone at once. */
+const NOWHERE = closedPort();
+
+function closedPort() {
+  const { port1, port2 } = new MessageChannel();
+  port2.close();
+  return port1;
+}
+
+/** Give the memory of bytes back now: what is as large as a model is not left to a collection of garbage that may come late. */
+const release = ({ buffer }) => NOWHERE.postMessage(null, [buffer]);
 
 function neededFiles(manifest, also) {
   const graphs = [manifest.prelude, manifest.head, ...manifest.kinds].flatMap((part) => Object.values(part.graphs).map((g) => g.file));

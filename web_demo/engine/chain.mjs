@@ -22,7 +22,6 @@ export class Chain {
   constructor(artifact, graphs, { bakes = !graphs.staysInHeap } = {}) {
     [this.artifact, this.manifest, this.graphs, this.bakes] = [artifact, artifact.manifest, graphs, bakes];
     this.opened = new Map();
-    this.values = new Map();
     this.labels = at("batch", labelIndex(this.manifest));
   }
 
@@ -30,7 +29,6 @@ export class Chain {
   async close() {
     const open = [...this.opened.values()];
     this.opened.clear();
-    this.values.clear();
     for (const graph of open) await (await graph.catch(() => null))?.graph.close();
   }
 
@@ -193,8 +191,7 @@ export class Chain {
       if (!value || value.data.length !== row.shape.reduce((a, b) => a * b, 1)) throw new ArtifactError(`adapter tensor ${row.name}: expected [${row.shape}]`);
       return bare && isLoraB(row.name) ? zeros(row.dtype, row.shape) : array(row.dtype, row.shape, value.data);
     }
-    if (!this.values.has(index)) this.values.set(index, this.artifact.base(row));
-    return this.values.get(index);
+    return this.artifact.base(row);
   }
 
   #graph(graph, slots, bakes) {

@@ -15,7 +15,7 @@ export class Graphs {
   constructor(ort, { provider = "wasm" } = {}) {
     this.ort = ort;
     this.options = {
-      executionProviders: [provider], logSeverityLevel: 4, graphOptimizationLevel: "all", enableMemPattern: false,
+      executionProviders: [provider], logSeverityLevel: 4, graphOptimizationLevel: "all", enableMemPattern: false, enableCpuMemArena: false,
       executionMode: "sequential",
     };
     /** @type {import("./heap.mjs").Heap|null} where weights and what runs leave for one another lie; known once a graph was opened */
