@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from fleetune.device_runtime.commands.sign import SIGNATURE, check_signed
-from fleetune.device_runtime.contracts.artifact import MANIFEST, open_artifact
+from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact, open_artifact
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.errors import ConfigError, one_line
-from fleetune.device_runtime.network.signing import Trusted, read_public
+from fleetune.device_runtime.network.signing import Trusted, public_pem, read_public
 from fleetune.toolkit.pages import Answers, answering, listen
 
 PAGE = Path(__file__).parent / "page"
@@ -126,11 +126,16 @@ def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str, trust: Path | 
         )
     if job:
         check_name("job", job)
-    if trust:
-        check_signed(artifact, Trusted(read_public(trust)))
-    pinned = Path(trust).read_text() if trust else ""
+    pinned = _pinned(artifact, trust) if trust else ""
     settings = msgspec.json.encode({"mqtt": _checked(mqtt), "job": job, "trust": pinned})
     return _Site(page, artifact.folder, [MANIFEST, SIGNATURE, *artifact.manifest.files], settings, mqtt)
+
+
+def _pinned(artifact: Artifact, trust: Path | str) -> str:
+    """The public keys of a file, in PEM, of which one has signed the artifact."""
+    keys = read_public(trust)
+    check_signed(artifact, Trusted(keys))
+    return "".join(public_pem(key).decode() for key in keys)
 
 
 def _checked(mqtt: str) -> str:

@@ -14,10 +14,10 @@ await rm(out, { recursive: true, force: true });
 await mkdir(out, { recursive: true });
 await build({
   entryPoints: [join(here, "page", "app.mjs"), join(here, "page", "worker.mjs")], outdir: out, outExtension: { ".js": ".js" }, bundle: true, minify: true,
-  format: "esm", target: "es2022", platform: "browser", conditions: ["onnxruntime-web-use-extern-wasm"], define: { global: "globalThis" }, legalComments: "linked",
+  format: "esm", target: "es2022", platform: "browser", conditions: ["onnxruntime-web-use-extern-wasm"], define: { global: "globalThis", WEBGPU_RUNTIME: String(hasGpu) }, legalComments: "linked",
   logLevel: "warning",
 });
-for (const name of ["index.html", "style.css", "icon.svg"]) await cp(join(here, "page", name), join(out, name));
+for (const name of ["index.html", "style.css", "icon.svg", "loaded.mjs"]) await cp(join(here, "page", name), join(out, name));
 const wasm = ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"];
 /** Fetched only by a browser that has a GPU for it. */
 const gpu = ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm", "ort-wasm-simd-threaded.asyncify.mjs"];

@@ -219,13 +219,19 @@ def write_key_pair(private: Path | str, public: Path | str) -> None:
 
     key = Ed25519PrivateKey.generate()
     pkcs8 = key.private_bytes(library.Encoding.PEM, library.PrivateFormat.PKCS8, library.NoEncryption())
-    info = key.public_key().public_bytes(library.Encoding.PEM, library.PublicFormat.SubjectPublicKeyInfo)
+    info = public_pem(key.public_key())
     _write_new(Path(private), pkcs8, mode=0o600)
     try:
         _write_new(Path(public), info, mode=0o644)
     except BaseException:
         Path(private).unlink()
         raise
+
+
+def public_pem(key: "Ed25519PublicKey") -> bytes:
+    """A public key as a PEM block, SubjectPublicKeyInfo."""
+    library = _library()
+    return bytes(key.public_bytes(library.Encoding.PEM, library.PublicFormat.SubjectPublicKeyInfo))
 
 
 def key_id_of(key: "Ed25519PublicKey") -> bytes:

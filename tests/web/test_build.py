@@ -8,7 +8,7 @@ import pytest
 from node_web import NODE, WEB, needs_web
 
 pytestmark = needs_web
-OWN = {"app.js", "worker.js", "worker.js.LEGAL.txt", "index.html", "style.css", "icon.svg"}
+OWN = {"app.js", "worker.js", "worker.js.LEGAL.txt", "index.html", "style.css", "icon.svg", "loaded.mjs"}
 RUNTIME = {"ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.mjs"}
 GPU = {
     "ort.webgpu.min.mjs",
@@ -16,10 +16,13 @@ GPU = {
     "ort-wasm-simd-threaded.asyncify.mjs",
 }
 ALONE = """
+import assert from "node:assert";
 import { pathToFileURL } from "node:url";
 const [web, page] = process.argv.slice(1);
+globalThis.WEBGPU_RUNTIME = false;
 globalThis.self = { location: pathToFileURL(`${page}/worker.js`) };
-Object.defineProperty(globalThis, "navigator", { value: { gpu: { requestAdapter: async () => ({ info: {} }) } } });
+const requestAdapter = async () => assert.fail("asked for an adapter");
+Object.defineProperty(globalThis, "navigator", { value: { gpu: { requestAdapter } } });
 const { fastest } = await import(pathToFileURL(`${web}/page/gpu.mjs`)), engine = { artifact: null };
 const { engine: taken, said } = await fastest(engine);
 console.log(JSON.stringify({ isSame: taken === engine, said }));
@@ -47,7 +50,9 @@ def test_a_page_has_no_webgpu_unless_it_is_asked_for(plain, tmp_path):
     ]
     assert sizes[0].keys() == OWN | RUNTIME
     assert sizes[1].keys() == OWN | RUNTIME | GPU
-    assert sizes[0].items() <= sizes[1].items()
+    assert sizes[0].items() - {("worker.js", sizes[0]["worker.js"])} <= sizes[1].items()
+    for folder, asks in ((plain, False), (tmp_path / "page", True)):
+        assert ("ort.webgpu.min.mjs" in (folder / "worker.js").read_text()) == asks, folder
     assert sum(sizes[0].values()) < 16e6
     assert 26e6 < sum(sizes[1].values()) - sum(sizes[0].values()) < 28e6
 
@@ -58,6 +63,6 @@ def test_code_and_runtime_are_at_most_4_mb_compressed(plain):
     assert sum(packed.values()) < 4e6, packed
 
 
-def test_a_page_without_the_runtime_keeps_its_engine_where_there_is_a_gpu(plain):
+def test_a_page_without_the_runtime_keeps_its_engine_and_asks_for_nothing_where_there_is_a_gpu(plain):
     found = json.loads(node("--input-type=module", "-e", ALONE, WEB, plain))
     assert found == {"isSame": True, "said": ""}

@@ -44,6 +44,13 @@ def test_the_golden_step_of_tiny_decoders(name, count):
     assert found["count"] == count == 2 * sum(".recompute." in label for label in found["tensors"])
 
 
+def test_nothing_stays_in_the_memory_of_webassembly_after_a_pass(word_artifact):
+    """Of every way through the layers, and of one that fails."""
+    alive = run("leases.mjs", word_artifact)
+    assert alive.pop("an id without a row").startswith("0 DataError")
+    assert set(alive.values()) == {0}, alive
+
+
 TINY = [
     ("llama", "causal-lm"),
     ("llama", "sequence-classification"),

@@ -2,10 +2,11 @@
 
 import json
 import signal
+import subprocess
 
 import numpy as np
 import pytest
-from node_web import needs_web, run
+from node_web import NODE, WEB, needs_web, run
 from safetensors.numpy import save
 from web_federation import JOB, federation, furthest
 
@@ -14,7 +15,9 @@ from fleetune.device_runtime.contracts.secure_sums import keys
 from fleetune.device_runtime.contracts.secure_sums.grid import placed, write_numbers
 from fleetune.device_runtime.contracts.secure_sums.masking import Masker, mask
 from fleetune.device_runtime.contracts.secure_sums.shares import combine
-from fleetune.device_runtime.contracts.work import SumGrid
+from fleetune.device_runtime.contracts.work import LocalWork, SumGrid
+from fleetune.device_runtime.terms.judging import objections
+from fleetune.device_runtime.terms.terms import Terms
 
 pytestmark = needs_web
 SCOPE = keys.Scope("words", "1-0")
@@ -72,6 +75,43 @@ def test_every_part_is_that_of_python(grid, tmp_path):
     assert combine({holder: shares[holder] for holder in (1, 3, 9)}, 3) == SECRET
     assert combine({holder: shares[holder] for holder in (1, 2, 3)}, 3) == SECRET
     assert all(said.startswith("WireError: ") for said in found["refused"]), found["refused"]
+
+
+DECLINES = """
+import { pathToFileURL } from "node:url";
+const at = (name) => pathToFileURL(`${process.argv[1]}/${name}`);
+const { checkTerms, PLAIN_TERMS } = await import(at("device/terms.mjs"));
+const { filledWork } = await import(at("engine/work.mjs")), terms = { ...PLAIN_TERMS, secure_only: true };
+const said = ([role, codec]) => {
+  try {
+    checkTerms(terms, filledWork({ steps: 40, batch_size: 8, codec }), role, 100);
+  } catch (error) {
+    return `${error.name}: ${error.message}`;
+  }
+  return "";
+};
+console.log(JSON.stringify(JSON.parse(process.argv[2]).map(said)));
+"""
+
+
+ASKED = [("train", "fp32"), ("train", "grid"), ("train", "masked"), ("evaluate", "fp32")]
+
+
+def test_whoever_trains_under_masks_alone_declines_what_python_declines():
+    done = subprocess.run(
+        [NODE, "--input-type=module", "-e", DECLINES, WEB, json.dumps(ASKED)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    terms, found = Terms(secure_only=True), json.loads(done.stdout)
+    for said, (role, codec) in zip(found, ASKED, strict=True):
+        work = LocalWork(steps=40, batch_size=8, codec=codec)
+        told = [*objections(terms, work, role=role, num_samples=100, names=["head"])]
+        assert said == (
+            f"ConfigError: this device's owner does not allow it: {'; '.join(told)}" if told else ""
+        )
+    assert [bool(said) for said in found] == [True, True, False, False]
 
 
 THREE = {"clients": 3, "min_clients": 3, "secure": "masks", "secure_range": 0.01, "secure_s": 300.0}

@@ -13,10 +13,10 @@ import { Pull, STALL_S } from "../wire/pull.mjs";
 import { modulusBits } from "../wire/sums/grid.mjs";
 import { Deliveries } from "./deliveries.mjs";
 import { guardOf } from "./guard.mjs";
-import { LocalRun, MASKED, SUMMED } from "./local_run.mjs";
+import { LocalRun, SUMMED } from "./local_run.mjs";
 import { Masking } from "./masking.mjs";
 import { CodecMemory } from "./memory.mjs";
-import { checkTerms } from "./terms.mjs";
+import { checkTerms, MASKED } from "./terms.mjs";
 
 const MESSAGES_A_POLL = 64, DEADLINE_GRACE_S = 5, SPREAD_S = 1, FRESH_S = 5, SLACK_BYTES = 64 * 1024, LEFT_MAX = 500;
 const OURS = [ConfigError, DataError, ArtifactError, WireError];

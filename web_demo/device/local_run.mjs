@@ -8,11 +8,11 @@ import { makeCodec, packUpdate } from "../wire/codecs/codecs.mjs";
 import { placed, weightOf, writeNumbers } from "../wire/sums/grid.mjs";
 import { asKind, chainOf, ofKind, RESIDUAL } from "../wire/codecs/memory.mjs";
 import { spared } from "./lazy_upload.mjs";
-import { checkEffective, clipped, numUsed } from "./terms.mjs";
+import { checkEffective, clipped, MASKED, numUsed } from "./terms.mjs";
 
 const LOSSES_TOLD = 20;
 /** Codecs of updates of which the sum alone is meant; under masks nobody can read more. */
-export const MASKED = "masked", SUMMED = [MASKED, "grid"];
+export const SUMMED = [MASKED, "grid"];
 
 export class LocalRun {
   /**

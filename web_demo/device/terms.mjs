@@ -2,14 +2,17 @@
 import { floats, halfToEven } from "../engine/arrays.mjs";
 import { ConfigError } from "../engine/errors.mjs";
 
-export const PLAIN_TERMS = { least_samples: 8, least_effective: 32, least_batch: 4, least_steps: 1, most_steps: 100000, most_batch: 1024, most_tokens: 8192, most_change: 1, tell_figures: true };
+export const PLAIN_TERMS = { least_samples: 8, least_effective: 32, least_batch: 4, least_steps: 1, most_steps: 100000, most_batch: 1024, most_tokens: 8192, most_change: 1, tell_figures: true, secure_only: false };
 /** @typedef {typeof PLAIN_TERMS} Terms */
+/** The codec of an update that the aggregator reads only in a sum. */
+export const MASKED = "masked";
 const HELD_MAX = 64, RATE_MAX = 0.95;
 const DENIED = "this device's owner does not allow it: ";
 
 /** Raise ConfigError that lists every limit that an offer does not keep. @param {Terms} terms @param {import("../engine/work.mjs").Work} work */
 export function checkTerms(terms, work, role, numSamples) {
   const found = [beyond("most_batch", work.batch_size, terms.most_batch), beyond("most_tokens", work.seq_len, terms.most_tokens)];
+  if (terms.secure_only && role === "train" && work.codec !== MASKED) found.push("secure_only: the update would not be masked");
   if (role !== "train") found.push(below("least_samples", numSamples, terms.least_samples));
   else {
     const { samples, batch, steps } = behind(work, numUsed(work, numSamples, terms.least_batch));

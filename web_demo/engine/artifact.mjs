@@ -5,6 +5,7 @@ import { parseManifest, trainable } from "./manifest.mjs";
 import { asFloats, readTensors } from "./safetensors.mjs";
 import { digestOf } from "./sha256.mjs";
 
+const BASE = "base.safetensors";
 const MANIFEST_BYTES_MAX = 64 * 2 ** 20;
 
 /** @callback ReadFile @param {string} name @returns {Promise<Uint8Array>} throws where there is no such file */
@@ -30,7 +31,15 @@ export class Artifact {
 
   /** The frozen tensor as a view of its file; no byte is copied. @param {import("./manifest.mjs").Row} row */
   base(row) {
-    return viewOf(this.file("base.safetensors"), row.dtype, row.shape, row.offset);
+    return viewOf(this.file(BASE), row.dtype, row.shape, row.offset);
+  }
+
+  /** Have the frozen tensors lie where `adopt` puts their bytes; views that were given out before are void. */
+  moveBase(adopt) {
+    const bytes = this.file(BASE), moved = adopt(bytes);
+    if (moved === bytes) return;
+    this.files.set(BASE, moved);
+    release(bytes);
   }
 
   /** Version 0 of the trainable tensors, float32 by name. */
@@ -67,10 +76,22 @@ export async function openArtifact(read, { where = "artifact", onBytes = () => {
   return new Artifact(manifest, await digestOf(content), files);
 }
 
+/** A port without another end: what is sent there is gone at once. */
+const NOWHERE = closedPort();
+
+function closedPort() {
+  const { port1, port2 } = new MessageChannel();
+  port2.close();
+  return port1;
+}
+
+/** Give the memory of bytes back now: what is as large as a model is not left to a collection of garbage that may come late. */
+const release = ({ buffer }) => NOWHERE.postMessage(null, [buffer]);
+
 function neededFiles(manifest, also) {
   const graphs = [manifest.prelude, manifest.head, ...manifest.kinds].flatMap((part) => Object.values(part.graphs).map((g) => g.file));
   const own = manifest.tokenizer ? [manifest.tokenizer.file] : [];
-  return [...new Set(["base.safetensors", "adapter.safetensors", ...graphs, ...own, ...also.filter((name) => manifest.files[name])])];
+  return [...new Set([BASE, "adapter.safetensors", ...graphs, ...own, ...also.filter((name) => manifest.files[name])])];
 }
 
 async function checked(read, name, { size_bytes, sha256 }) {

@@ -8,7 +8,8 @@
  */
 import { bytesOf } from "./arrays.mjs";
 
-const ONNX_TYPES = { float32: 1, uint8: 2, int8: 3, int16: 5, int32: 6, int64: 7, bool: 9, float16: 10, float64: 11, uint64: 13 };
+/** Numbers of dtypes in ONNX. */
+export const ONNX_TYPES = { float32: 1, uint8: 2, int8: 3, int16: 5, int32: 6, int64: 7, bool: 9, float16: 10, float64: 11, uint64: 13 };
 const EXTERNAL = 1;
 
 /**

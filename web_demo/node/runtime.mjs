@@ -6,8 +6,11 @@ import { setFlagsFromString } from "node:v8";
 
 setFlagsFromString("--wasm-lazy-compilation");
 setFlagsFromString("--no-liftoff");
-const ort = await import("onnxruntime-web");
+const plain = await import("onnxruntime-web"), { loaded } = await import("./loaded.mjs");
 
-ort.env.wasm.numThreads = 1;
-ort.env.logLevel = "fatal";
-export { ort };
+plain.env.wasm.wasmPaths = { mjs: new URL("loaded.mjs", import.meta.url).href, wasm: import.meta.resolve("onnxruntime-web/ort-wasm-simd-threaded.wasm") };
+plain.env.wasm.numThreads = 1;
+plain.env.logLevel = "fatal";
+/** As it runs where arrays stay in its memory; `plain`: where they are copied in and out, as WebGPU's runtime has it. */
+export const ort = { ...plain, loaded };
+export { plain };

@@ -171,7 +171,7 @@ $("trainer").onsubmit = doing(() => busy(async () => {
 $("joiner").onsubmit = doing(() => busy(async () => {
   say("Connecting.");
   const given = Object.fromEntries(["job", "name", "username", "password", "trust"].map((id) => [id, $(id).value]));
-  const { ended } = await ask("join", { data: data(), url: page.mqtt, few: $("few").checked, ...given });
+  const { ended } = await ask("join", { data: data(), url: page.mqtt, few: $("few").checked, masked: $("masked").checked, ...given });
   say(ended ? `Finished: ${ended}.` : "Paused; join again to go on.");
 }));
 $("stop").onclick = doing(() => ask("stop"));
@@ -242,6 +242,7 @@ const begin = doing(async () => {
   await showPin();
   if (found.joined) {
     $("few").checked = found.joined.few;
+    $("masked").checked = Boolean(found.joined.masked);
     say("This device was in a job; it joins again.");
     $("joiner").requestSubmit();
   }

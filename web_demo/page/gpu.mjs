@@ -2,16 +2,18 @@
 import { Engine } from "../engine/engine.mjs";
 import { recordedStep, selfcheck } from "../engine/golden.mjs";
 
+/* global WEBGPU_RUNTIME -- whether the page was built with the runtime; a constant that build.mjs puts in */
 const at = (name) => new URL(name, self.location.href).href;
 
 /**
- * onnxruntime-web with WebGPU; null where there is no adapter, or one in software alone.
+ * onnxruntime-web with WebGPU; null where the page is built without it, or there is no adapter, or one in software alone.
  * @param {{takesSoftware?: boolean}} [options] for tests
  */
 export async function gpuRuntime({ takesSoftware = false } = {}) {
+  if (!WEBGPU_RUNTIME) return null;
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   if (!adapter || (adapter.info?.isFallbackAdapter && !takesSoftware)) return null;
-  const ort = await import(at("ort.webgpu.min.mjs")).catch(() => null); // the Android app goes without it
+  const ort = await import(at("ort.webgpu.min.mjs")).catch(() => null); // the Android app goes without it, however the page was built
   if (!ort) return null;
   ort.env.wasm.wasmPaths = { mjs: at("ort-wasm-simd-threaded.asyncify.mjs"), wasm: at("ort-wasm-simd-threaded.asyncify.wasm") };
   ort.env.wasm.numThreads = 1;

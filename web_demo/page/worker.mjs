@@ -1,6 +1,6 @@
 /** The worker behind the page: the engine, local runs, the device of a job. It hears {id, do, …} and says {id, …} or {event, …}. */
 import mqtt from "mqtt";
-import * as ort from "onnxruntime-web/wasm";
+import * as runtime from "onnxruntime-web/wasm";
 import { Agent } from "../device/agent.mjs";
 import { Bench, breathe } from "../device/bench.mjs";
 import { Home } from "../device/home.mjs";
@@ -25,7 +25,9 @@ const HELD_SHARE = 0.2, SEQ_LEN = 128, CHECKPOINT_EVERY = 10;
 const say = (event, more = {}) => postMessage({ event, ...more });
 const state = { artifact: null, engine: null, texts: null, store: null, facts: null, stop: null, rules: [], adapter: null };
 
-ort.env.wasm.wasmPaths = { mjs: new URL("ort-wasm-simd-threaded.mjs", self.location.href).href, wasm: new URL("ort-wasm-simd-threaded.wasm", self.location.href).href };
+const [mjs, wasm] = ["loaded.mjs", "ort-wasm-simd-threaded.wasm"].map((name) => new URL(name, self.location.href).href);
+const ort = { ...runtime, loaded: null };
+ort.env.wasm.wasmPaths = { mjs, wasm };
 ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
 ort.env.logLevel = "fatal";
 
@@ -52,6 +54,7 @@ const TASKS = {
       if (!(error instanceof StateError)) throw error;
       [state.store, state.facts, kept] = [memoryStore(), memoryStore(), error.message];
     }
+    ort.loaded = await import(mjs).then(({ loaded }) => loaded, () => null); // without it no graph opens, and that is said
     Object.assign(state, { artifact, engine: new Engine(artifact, ort), texts: new TextReader(artifact) });
     state.adapter = await keptAdapter();
     const { manifest } = artifact, bytes = Object.values(manifest.files).reduce((sum, file) => sum + file.size_bytes, 0);
@@ -97,7 +100,7 @@ const TASKS = {
     return { trust: (await state.facts.get(`pinned/${job}`)) ?? "" };
   },
 
-  async join({ data, url, job, name, username, password, few, trust }) {
+  async join({ data, url, job, name, username, password, few, masked, trust }) {
     if (!url) throw new ConfigError("this page was served without an MQTT server; start it as fleetune web ARTIFACT --mqtt URL");
     return alone(`fleetune-${job}-${name}`, () => guarded(async (signal) => {
       await chooseEngine();
@@ -105,9 +108,9 @@ const TASKS = {
       await trusted?.checkArtifact(state.artifact, await signature());
       if (trust) say("device", { kind: "trusts", text: namesOf(trust).join(" or ") });
       await state.facts.set({ [`pinned/${job}`]: trust || undefined });
-      await state.store.set({ data, name, joined: { job, name, few } });
+      await state.store.set({ data, name, joined: { job, name, few, masked } });
       const bench = new Bench(state.engine, data);
-      const home = new Home({ deviceId: name, job, artifact: state.artifact, store: state.store, trusted, facts: state.facts, checkpointEvery: 5, terms: few ? { least_effective: 0 } : {}, onEvent: (event) => say("device", event) });
+      const home = new Home({ deviceId: name, job, artifact: state.artifact, store: state.store, trusted, facts: state.facts, checkpointEvery: 5, terms: { secure_only: Boolean(masked), ...(few && { least_effective: 0 }) }, onEvent: (event) => say("device", event) });
       const agent = new Agent(home, bench, () => state.rules);
       state.home = home;
       const ended = await live({ mqtt, url, username: username || undefined, password: password || undefined, home, agent, signal });
