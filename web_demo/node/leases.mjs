@@ -1,4 +1,7 @@
-/** `node leases.mjs ARTIFACT`: how many tensors of onnxruntime are alive after each kind of pass, one line of JSON. */
+/**
+ * `node leases.mjs ARTIFACT`: one line of JSON. How many tensors of onnxruntime are alive after each kind of pass (`alive`), and how many bytes
+ * a step copied into its memory (`copied`).
+ */
 import { openArtifact } from "../engine/artifact.mjs";
 import { Engine } from "../engine/engine.mjs";
 import { GOLDEN, recordedStep } from "../engine/golden.mjs";
@@ -10,9 +13,10 @@ const [folder] = process.argv.slice(2), artifact = await openArtifact(reader(fol
 const { batch, adapter, plan } = recordedStep(artifact), engine = new Engine(artifact, ort), alive = {};
 await engine.step(batch, plan, adapter);
 const { module } = ort.loaded, [label] = artifact.manifest.inputs.filter(({ name }) => name === "labels").map(({ name }) => name);
-let count = 0;
-const { _OrtCreateTensor: create, _OrtReleaseTensor: release, _OrtRun: start } = module;
+let count = 0, copied = 0;
+const { _OrtCreateTensor: create, _OrtReleaseTensor: release, _OrtRun: start, _malloc: allocate } = module;
 Object.assign(module, {
+  _malloc: (size) => ((copied += size), allocate(size)),
   _OrtCreateTensor: (...given) => (count++, create(...given)),
   _OrtReleaseTensor: (value) => (count--, release(value)),
   _OrtRun(...given) {
@@ -32,9 +36,11 @@ const PASSES = {
   prediction: () => engine.predict(features, adapter),
   "an id without a row": () => engine.step({ ...batch, input_ids: { ...batch.input_ids, data: batch.input_ids.data.map(() => 1000000n) } }, full, adapter),
 };
+await PASSES.step();
+const found = { alive, copied };
 for (const [name, pass] of Object.entries(PASSES)) {
   count = 0;
   const said = await pass().then(() => "", (error) => `${error.name}: ${error.message}`);
   alive[name] = said ? `${count} ${said}` : count;
 }
-console.log(JSON.stringify(alive));
+console.log(JSON.stringify(found));
