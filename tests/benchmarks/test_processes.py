@@ -107,7 +107,9 @@ def test_estimates_are_within_a_fifth_of_the_peak(mode):
     artifact = open_artifact(folder, verify=False)
     plan = dropping(6, range(1, 6, 2) if mode == "half" else ())
     expected = footprint(artifact, plan, memory=RECOMPUTE if mode == "recompute" else SAVE_ALL, **SIZES)
-    assert 0.8 < expected.peak / (found["peak_mb"] * 2**20) < 1.2
+    # Of a table of which few rows are read, what lies between is mapped or not as the kernel likes: expected is all of it.
+    unmapped = max(0.0, expected.weights - found["mapped_weights_mb"] * 2**20)
+    assert 0.85 < (expected.peak - unmapped) / (found["peak_mb"] * 2**20) < 1.15
 
 
 def test_torch_runs_as_many_layers_as_it_is_told(tiny_bert):

@@ -177,8 +177,9 @@ def assert_as_expected(run: Path, expected) -> None:
 
 
 def retained(url: str) -> list[str]:
-    """Topics of the job on which a message waits for those who come."""
-    with Link(url, client_id="late", topics=["fleetune/v1/plain/#", "end"]) as link:
+    """Topics of the job's statuses on which a message waits for those who come."""
+    statuses = ["fleetune/v1/plain/+/status", "fleetune/v1/plain/+/+/status"]
+    with Link(url, client_id="late", topics=[*statuses, "end"]) as link:
         link.publish("end", b"all that is retained has come by then")
         heard = iter(lambda: link.receive(20.0), None)
         return [topic for topic, _ in takewhile(lambda message: message[0] != "end", heard)]
