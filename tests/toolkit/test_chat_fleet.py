@@ -1,7 +1,7 @@
 """Eight devices with chats, and one that measures, teach a language model over real MQTT servers; it answers chats then."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,25 @@ SAID = "turn the lamp on in the hall, please: 3"
 
 
 def federate(url: str, folder: Path) -> Path:
-    """Run a fleet of threads; the run's folder."""
+    """Run a fleet of threads; the run's folder. The phones come when the judge has measured version 0: else it may be late."""
     chats, options = threads(DEVICES * CHATS + 10), {"mqtt": url, "job": "chats"}
+    phones: list[Future[Any]] = []
     with ThreadPoolExecutor(DEVICES + 1) as pool:
-        members = [
-            pool.submit(
-                device,
-                FOLDER,
-                **options,
-                data=write_chats(folder / f"{name}.jsonl", mine),
-                id=name,
-                state=folder / name,
-                threads=1,
-                idle_limit_s=30,
-                **({"role": "evaluate"} if name == "judge" else {}),
+
+        def begin(name: str, mine: Any, **more: Any) -> Future[Any]:
+            data, state = write_chats(folder / f"{name}.jsonl", mine), folder / name
+            return pool.submit(
+                device, FOLDER, **options, data=data, id=name, state=state, threads=1, idle_limit_s=30, **more
             )
-            for name, mine in [
-                *((f"phone-{i}", chats[i * CHATS : (i + 1) * CHATS]) for i in range(DEVICES)),
-                ("judge", chats[DEVICES * CHATS :]),
-            ]
-        ]
+
+        def join(_event: object) -> None:
+            if not phones:
+                phones.extend(begin(f"phone-{i}", chats[i * CHATS : (i + 1) * CHATS]) for i in range(DEVICES))
+
+        judge = begin("judge", chats[DEVICES * CHATS :], role="evaluate", on_event=join)
         aggregate(FOLDER, **options, out=folder / "run", **WORK)
-        assert [member.result(60).rounds for member in members][:DEVICES] == [ROUNDS] * DEVICES
+        assert [phone.result(60).rounds for phone in phones] == [ROUNDS] * DEVICES
+        judge.result(60)
     return folder / "run"
 
 
