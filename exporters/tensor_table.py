@@ -13,7 +13,7 @@ from torch import Tensor
 from fleetune.device_runtime.arrays import write_atomically
 from fleetune.device_runtime.contracts import manifest
 from fleetune.device_runtime.contracts.artifact import ADAPTER, BASE
-from fleetune.exporters.model.mapped import leave, mapped_files
+from fleetune.exporters.model.mapped import one_by_one
 from fleetune.exporters.model.program import Program, tensors_of, trainable_names
 from fleetune.exporters.model.quantize import derive, split_form
 from fleetune.exporters.weights_file import write_base
@@ -106,10 +106,9 @@ def _write_frozen(
         return names[slot], derive(name, tensors[name].to("meta"), form)
 
     def contents() -> Iterator[Tensor]:
-        files = mapped_files()
-        for name, form in map(split_form, chain(*spans)):
-            yield derive(name, tensors[name], form)
-            leave([tensors[name]], files)
+        slots = map(split_form, chain(*spans))
+        for (name, form), tensor in one_by_one((slot, tensors[slot[0]]) for slot in slots):
+            yield derive(name, tensor, form)
 
     layout = [[*map(laid_out, span)] for span in spans]
     for placed in write_base(folder / BASE, layout, contents=contents()):

@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 from fleetune.device_runtime.contracts.artifact import PREPROCESSOR
 from fleetune.device_runtime.contracts.manifest import ProblemType
 from fleetune.device_runtime.errors import ExportError, some
-from fleetune.exporters.model.mapped import leave, mapped_files
+from fleetune.exporters.model.mapped import one_by_one
 from fleetune.exporters.model.quantize import is_finite
 from fleetune.toolkit.agreement import padding_settings
 from fleetune.toolkit.experts import DENSE
@@ -201,11 +201,9 @@ def _fresh(model: Any, loaded: Mapping[str, Any], *, source: str, has_head: bool
 
 
 def _check_finite(model: Any, source: str) -> None:
-    files = mapped_files()
-    for name, parameter in model.named_parameters():
+    for name, parameter in one_by_one(model.named_parameters()):
         if not is_finite(parameter):
             raise ExportError(f"{source}: {name} holds NaN or infinity")
-        leave([parameter], files)
 
 
 def _tell_of_weights(model: Any, loaded: Mapping[str, Any], fresh: Sequence[str], tell: Tell) -> None:

@@ -26,13 +26,9 @@ def origin_of(source: str, digests: Mapping[str, str], adapter: Iterable[str], *
 
 def parameter_digests(model: Any) -> dict[str, str]:
     """SHA-256 of each parameter's shape and values in float32, by name; of whatever shares memory once."""
-    from fleetune.exporters.model.mapped import leave, mapped_files  # with torch
+    from fleetune.exporters.model.mapped import one_by_one  # with torch
 
-    files, found = mapped_files(), {}
-    for name, parameter in model.named_parameters():
-        found[name] = _digest(parameter)
-        leave([parameter], files)
-    return found
+    return {name: _digest(parameter) for name, parameter in one_by_one(model.named_parameters())}
 
 
 def frozen_digest(digests: Mapping[str, str], adapter: Iterable[str]) -> str:

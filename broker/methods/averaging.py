@@ -3,7 +3,7 @@
 import numpy as np
 
 from fleetune.broker.methods.exact_sums import Sums
-from fleetune.broker.methods.strategy import Strategy, add_values, init_sums, mean
+from fleetune.broker.methods.strategy import Strategy, add_values, init_sums
 from fleetune.device_runtime.arrays import Arrays
 
 
@@ -37,7 +37,7 @@ def fedavgm(*, momentum: float = 0.9) -> Strategy:
         kept: Arrays = {}
         for name, value in reference.items():
             start = np.asarray(value, np.float64)
-            delta = mean(sums, name) - start if sums.weights[name] else np.zeros(start.shape)
+            delta = sums.mean(name) - start if sums.weights[name] else np.zeros(start.shape)
             speed = momentum * np.asarray(state.get(name, 0.0), np.float64) + delta
             new[name] = (start + speed).astype(np.float32)
             kept[name] = speed

@@ -20,7 +20,6 @@ from fleetune.broker.methods.strategy import (
     add_to_sums,
     check_values,
     init_sums,
-    mean,
 )
 from fleetune.device_runtime.arrays import Arrays, Indices
 from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, place_of, rank_of
@@ -65,8 +64,8 @@ def _by_component(weigh: Weigh) -> Strategy:
         new = {name: value.copy() for name, value in reference.items()}
         for key, place in _split(new, pairs_of(new)).items():
             if sums.weights[key]:
-                share = mean(sums, _weight_of(key)) if key not in reference else 1.0
-                place[...] = mean(sums, key) / share
+                share = sums.mean(_weight_of(key)) if key not in reference else 1.0
+                place[...] = sums.mean(key) / share
         return new, state
 
     return Strategy(init, add, finish)

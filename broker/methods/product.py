@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.broker.methods.exact_sums import Sums
-from fleetune.broker.methods.strategy import Strategy, Update, add_to_sums, init_sums, mean
+from fleetune.broker.methods.strategy import Strategy, Update, add_to_sums, init_sums
 from fleetune.device_runtime.arrays import Array, Arrays
 from fleetune.device_runtime.contracts.lora import Pair, cut, pairs_of, place_of, rank_of
 from fleetune.device_runtime.errors import WireError
@@ -49,7 +49,7 @@ def product() -> Strategy:
                 new[name] = sums.mean(name, np.float32)
         for pair in pairs_of(reference):
             if sums.weights[_DENSE.format(pair)]:
-                new[pair.a], new[pair.b] = _factors(mean(sums, _DENSE.format(pair)), pair, reference)
+                new[pair.a], new[pair.b] = _factors(sums.mean(_DENSE.format(pair)), pair, reference)
         return new, state
 
     return Strategy(init, _add, finish)

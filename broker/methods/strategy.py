@@ -126,11 +126,6 @@ def check_values(sums: Sums, values: Values, weight: int, *, value_max: float = 
     return max(largest.values(), default=0.0)
 
 
-def mean(sums: Sums, name: str) -> NDArray[np.float64]:
-    """Mean of a tensor over the updates that hold it; there must be one."""
-    return sums.mean(name)
-
-
 def _problems(
     sums: Sums, values: Values, weight: int, largest: Mapping[str, float], value_max: float
 ) -> Iterator[str]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+_Name = TypeVar("_Name")
 _SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ...(.) \S+ \S+ (\d+)", re.MULTILINE)
 _OWN = re.compile(r"^Anonymous: +(\d+) kB", re.MULTILINE)
@@ -48,6 +49,14 @@ def leave(tensors: Iterable[Tensor], files: Sequence[Pages]) -> None:
     """Take out of memory what of the tensors lies in ``files``; their values stay as they are."""
     for tensor in tensors:
         _drop(_pages_of(tensor, files))
+
+
+def one_by_one(named: Iterable[tuple[_Name, Tensor]]) -> Iterator[tuple[_Name, Tensor]]:
+    """Give tensors with their names, each of which leaves memory when the next is asked for."""
+    files = mapped_files()
+    for name, tensor in named:
+        yield name, tensor
+        leave([tensor], files)
 
 
 @contextmanager
