@@ -2,10 +2,10 @@
 
 import gc
 import os
-import sys
 
 import pytest
 from fleet import FOUR, Aggregator, Device, World, first_adapter, in_process, settings_of
+from steps import calls_of
 
 from fleetune.device_runtime.agent.home import FirstAdapter
 from fleetune.device_runtime.network.loopback import Loopback
@@ -49,17 +49,7 @@ def calls_of_a_round(folder, count):
     """Functions called in the second round: an amount of work that no other load on the machine changes."""
     running = world_in_memory(folder, count, rounds=2)
     running.run(until=lambda: running.aggregator.service.federation.version == 1)
-    counted = [0]
-
-    def count_call(frame, event, argument):
-        counted[0] += event in ("call", "c_call")
-
-    sys.setprofile(count_call)
-    try:
-        running.run()
-    finally:
-        sys.setprofile(None)
-    return counted[0]
+    return calls_of(running.run)
 
 
 def test_a_round_costs_little_more_an_agent_when_there_are_many(tmp_path):

@@ -1,11 +1,11 @@
 """Devices that vanish, or decline, while a round is open: who is waited for, how long, and what is done without them."""
 
-import sys
 from math import inf
 
 import msgspec
 import pytest
 from rounds_by_hand import asked, decline, federation, give, hello, job, of, opened, past, task, update
+from steps import calls_of
 
 from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.rounds.actions import Assign, Close, Enrol
@@ -195,22 +195,6 @@ class Name(str):
 
     def __lt__(self, other):
         return str.__lt__(self, other)
-
-
-def calls_of(events):
-    """How many functions were called, of Python's and of C's."""
-    count = 0
-
-    def see(frame, event, _):
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(see)
-    try:
-        events()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def calls_in_a_fleet(size):

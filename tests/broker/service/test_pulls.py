@@ -1,8 +1,8 @@
-import sys
 from math import inf
 
 import msgspec
 import pytest
+from steps import calls_of
 
 from fleetune.broker.service.pulls import IDLE_S, Pulls
 from fleetune.device_runtime.contracts.transfer import Outgoing
@@ -217,7 +217,7 @@ def test_an_upload_costs_the_same_however_many_there_are():
         pulls = filled(num, limit=num)
         requests = dict(pulls.due(0.0))
         pulls.due_at()
-        counts.append(calls(lambda p=pulls, r=requests: one_upload(p, r["d3"])))
+        counts.append(calls_of(lambda p=pulls, r=requests: one_upload(p, r["d3"])))
     few, many = counts
     assert many < 1.25 * few
 
@@ -228,20 +228,6 @@ def one_upload(pulls, request):
         pulls.finished(1.0)
         list(pulls.due(1.0))
         pulls.due_at()
-
-
-def calls(work):
-    counted = [0]
-
-    def count(frame, event, argument):
-        counted[0] += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return counted[0]
 
 
 def large(number, size=5000):

@@ -1,4 +1,4 @@
-import sys
+from steps import calls_of
 
 from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network.connection import send
@@ -40,17 +40,6 @@ def test_who_left_gets_nothing_more():
     assert [drain(link) for link in links] == [[], [], [("t", b"late")]]
 
 
-def calls(action):
-    """Functions called, an amount of work that is the same every time."""
-    counted = []
-    sys.setprofile(lambda frame, event, argument: counted.append(event))
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return len(counted)
-
-
 def test_a_message_costs_what_it_reaches_however_many_are_here():
     def cost(count):
         server = Loopback()
@@ -58,9 +47,9 @@ def test_a_message_costs_what_it_reaches_however_many_are_here():
             server.connect([f"job/{i}/down", "job/status"], will=(f"job/{i}/status", b"gone"))
         up, sender = server.connect(["job/+/up"]), server.connect(["job/5/down"])
         found = [
-            calls(lambda topic=topic: sender.publish(topic, b"x")) for topic in ("job/7/down", "job/7/up")
+            calls_of(lambda topic=topic: sender.publish(topic, b"x")) for topic in ("job/7/down", "job/7/up")
         ]
-        return [*found, calls(lambda: server.connect(["job/7/status"])), calls(up.close)]
+        return [*found, calls_of(lambda: server.connect(["job/7/status"])), calls_of(up.close)]
 
     assert cost(2000) == cost(20)
 
