@@ -116,7 +116,7 @@ class _Nowhere:
     """A connection whose other end answers offers and requests at once, as so many devices would."""
 
     chunk_bytes, connected, connections = CHUNK_BYTES, True, 1
-    bytes_sent = bytes_received = messages_sent = messages_acknowledged = dropped = 0
+    bytes_sent = bytes_received = bytes_taken = messages_sent = messages_acknowledged = dropped = 0
 
     def __init__(self) -> None:
         self.answers: deque[tuple[str, bytes]] = deque()

@@ -12,11 +12,14 @@ class Meter:
     """Counts chunks and reads the link's counters; ``spend`` books what has come together since the last time."""
 
     def __init__(self, link: Connection, store: Store, *, bucket: int, now: float) -> None:
-        """Begin to count; ``bucket`` is a round, 0 before the first, or ``store.AFTERWARDS``."""
+        """Begin to count with what was not taken from the link yet.
+
+        ``bucket`` is a round, 0 before the first, or ``store.AFTERWARDS``.
+        """
         self._link, self._store, self._bucket = link, store, bucket
         self._cost, self._since = Cost(), now
-        self._seen = (link.bytes_sent, link.bytes_received)
-        self._freight, self._read = Freight(), link.bytes_received
+        self._seen = (link.bytes_sent, link.bytes_taken)
+        self._freight, self._read = Freight(), link.bytes_taken
 
     def count(self, *, down: int = 0, up: int = 0) -> None:
         """Bytes of chunks sent to a device, or received from one."""

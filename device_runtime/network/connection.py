@@ -44,6 +44,10 @@ class Connection(Protocol):
         """Payload bytes received."""
 
     @property
+    def bytes_taken(self) -> int:
+        """Payload bytes that ``receive`` has given out."""
+
+    @property
     def can_listen(self) -> bool:
         """Whether ``listen`` is of any use: it is not on a link that knows one way only, or where the server refuses it."""
 

@@ -49,6 +49,8 @@ class Link:
     """Payload bytes of the messages published."""
     bytes_received: int
     """Payload bytes of the messages received, those dropped included."""
+    bytes_taken: int
+    """Payload bytes that ``receive`` has given out."""
     messages_sent: int
     """Messages published."""
 
@@ -110,6 +112,7 @@ class Link:
         self._chunk_limit, self._num_good = CHUNK_BYTES, 0
         self.chunk_bytes = CHUNK_BYTES
         self.connections = self.bytes_sent = self.bytes_received = self.messages_sent = 0
+        self.bytes_taken = 0
         self._too_large = self._num_kept = 0
 
     @classmethod
@@ -201,6 +204,7 @@ class Link:
         self._check_use()
         message = self._received.get(timeout_s)
         self._check_use()
+        self.bytes_taken += len(message[1]) if message else 0
         return message
 
     @property

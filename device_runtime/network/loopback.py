@@ -125,6 +125,11 @@ class LoopbackLink:
         self.bytes_received += len(payload)
         return topic, payload
 
+    @property
+    def bytes_taken(self) -> int:
+        """The bytes received: they are counted when they are taken."""
+        return self.bytes_received
+
     def is_unread(self, topic: str) -> bool:
         """Say no: what is received here is taken at once."""
         return False

@@ -84,6 +84,11 @@ class TimedLink:
         """As of the loopback."""
         return self._inner.chunk_bytes
 
+    @property
+    def bytes_taken(self) -> int:
+        """The bytes received: they are counted when they are taken."""
+        return self.bytes_received
+
     def is_unread(self, topic: str) -> bool:
         """As of the loopback."""
         return self._inner.is_unread(topic)

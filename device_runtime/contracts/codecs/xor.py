@@ -23,7 +23,10 @@ _ZEROS = 32
 
 def _encode(value: Floats, reference: Floats) -> tuple[bytes, Floats]:
     changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
-    ranks = np.ascontiguousarray(_bytes_of(changed).T)  # (4, elements), bytes of equal rank
+    ranks = np.empty((4, changed.size), np.uint8)  # bytes of equal rank
+    for rank in ranks:  # Shifted: a transposed copy takes twice as long.
+        np.copyto(rank, changed, casting="unsafe")
+        changed >>= 8
     noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
     blocks = [*chain.from_iterable(map(_stored, ranks[:noisy])), *_deflated(ranks[noisy:])]
     checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 from fleet import JOB, first_adapter, world
 
 from fleetune.broker.service.meter import Meter
@@ -39,3 +41,13 @@ def test_what_is_spent_is_booked_once_and_under_the_round_of_its_time():
     assert store.cost(0) == Cost(bytes_down=7, bytes_sent=4, seconds=2.0)
     assert store.cost(1) == Cost(bytes_up=3, seconds=4.0)
     assert store.cost(AFTERWARDS) == Cost(seconds=4.0)
+
+
+def test_what_came_before_the_meter_and_is_read_after_it_counts_on_both_sides():
+    link, store = SimpleNamespace(bytes_sent=0, bytes_received=44, bytes_taken=10), MemoryStore()
+    meter = Meter(link, store, bucket=0, now=0.0)
+    meter.received("d", 30)
+    link.bytes_received += 5
+    meter.close(1.0)
+    assert store.cost().bytes_received == 39
+    assert {one: carried.up.total for one, carried in store.carried().items()} == {"d": 30, "": 9}

@@ -312,6 +312,7 @@ def test_a_full_queue_drops_and_counts(mosquitto):
         until(lambda: link.bytes_received == 5)
         until(lambda: link.dropped == 3)
         assert take(link, 2) == [("x", b"0"), ("x", b"1")]
+        assert link.bytes_taken == 2
 
 
 @pytest.mark.parametrize(
