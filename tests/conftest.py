@@ -6,6 +6,7 @@ FLEETUNE_FUZZ=1 draws other examples every time; else they are the same.
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,9 @@ from words import write_lines
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 if not os.environ.get("FLEETUNE_FUZZ"):
     hypothesis.settings.load_profile("repeatable")
+
+# A shell's background job ignores SIGINT, and so would every child of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from fleetune.broker.servers.embedded import EmbeddedServer
