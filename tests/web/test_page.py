@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from web_federation import JOB, federation, furthest, websocket_server
 from words import write_lines
 
+from fleetune.broker.authority.authority import init
 from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.network.signing import write_key_pair
@@ -57,7 +58,7 @@ def test_the_artifact_and_the_page_are_served_isolated_and_nothing_else(word_art
         assert "connect-src 'self' ws://pi.local:9001;" in policy
         assert "unsafe-inline" not in policy
         assert "'unsafe-eval'" not in policy
-        settings = {"mqtt": "ws://pi.local:9001", "job": "home", "trust": ""}
+        settings = {"mqtt": "ws://pi.local:9001", "job": "home", "trust": "", "mask_authority": ""}
         assert json.loads(ask(url, "/settings.json")[2]) == settings
         assert ask(url, "/artifact/manifest.sig")[0] == 404
         for name in ("manifest.json", "base.safetensors", "graphs/head.train.onnx", "golden.safetensors"):
@@ -122,6 +123,20 @@ def test_a_pinned_key_and_the_signature_are_served_and_nothing_private_is(word_a
     with serving(folder, page=page, trust=tmp_path / "key.pub") as (url, _):
         assert json.loads(ask(url, "/settings.json")[2])["trust"] == (tmp_path / "key.pub").read_text()
         assert ask(url, "/artifact/manifest.sig")[2] == (folder / "manifest.sig").read_bytes()
+
+
+def test_the_masks_authority_is_served_and_no_key_beside_it(word_artifact, page, tmp_path):
+    init(tmp_path / "trust", hosts=["server"])
+    told, key = tmp_path / "trust" / "ca.crt", (tmp_path / "trust" / "ca.key").read_bytes()
+    (tmp_path / "both.pem").write_bytes(key + told.read_bytes())
+    for given, served in ((told, told.read_text()), (tmp_path / "both.pem", told.read_text()), ("none", "")):
+        with serving(word_artifact, page=page, mask_authority=given) as (url, _):
+            assert json.loads(ask(url, "/settings.json")[2])["mask_authority"] == served
+    with (
+        pytest.raises(ConfigError, match="no certificate of an authority in PEM"),
+        serving(word_artifact, page=page, mask_authority=tmp_path / "trust" / "ca.key"),
+    ):
+        pass
 
 
 def test_a_tab_that_is_closed_while_it_loads_is_no_fault(word_artifact, page, capfd):

@@ -49,6 +49,13 @@ class Authorities:
     def __init__(self, certificates: Sequence[Any]) -> None:
         self._certificates = certificates
 
+    @property
+    def pem(self) -> str:
+        """Their certificates, PEM, and nothing else."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return "".join(one.public_bytes(Encoding.PEM).decode() for one in self._certificates)
+
     def problem(self, certificate: bytes, now: datetime | None = None) -> str:
         """Say why a certificate (DER) is not one that they gave a device; empty if it is."""
         from cryptography import x509
