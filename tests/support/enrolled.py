@@ -15,8 +15,8 @@ from fleetune.device_runtime.network.address import Reach
 
 
 def authority_of(folder: Path, names: Iterable[str]) -> tuple[Path, dict[str, Pair]]:
-    """Make an authority in a new folder: its certificate, and those that it signs."""
-    init(folder, hosts=["server"])
+    """Make an authority in a new folder, with a server's certificate for this machine: its own, and those that it signs."""
+    init(folder, hosts=["127.0.0.1"])
     pairs = {}
     for name in names:
         made = enrol(name, out=folder.parent / f"own-{name}")

@@ -109,10 +109,16 @@ class PageDevice:
         return found
 
 
-def websocket_server(folder: Path) -> tuple[Mosquitto, str]:
-    port = free_port()
-    lines = ("allow_anonymous true", f"listener {port} 127.0.0.1", "protocol websockets")
-    return Mosquitto(folder, *lines), f"ws://127.0.0.1:{port}"
+def websocket_server(folder: Path, authority: Path | None = None) -> tuple[Mosquitto, str]:
+    """A Mosquitto and its WebSockets; all others speak TLS to it where there is an authority, the folder of one."""
+    port, tls = free_port(), ()
+    if authority:
+        tls = (f"certfile {authority / 'server.crt'}", f"keyfile {authority / 'server.key'}")
+    lines = ("allow_anonymous true", *tls, f"listener {port} 127.0.0.1", "protocol websockets")
+    server = Mosquitto(folder, *lines)
+    if authority:
+        server.url = server.url.replace("mqtt:", "mqtts:")
+    return server, f"ws://127.0.0.1:{port}"
 
 
 def federation(
@@ -136,18 +142,19 @@ def federation(
     folder.mkdir()
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate(names)}
     data["b"].write_text(data["b"].read_text() + more)
-    server, ws = websocket_server(folder)
-    processes, device = Processes(folder, artifact, hello_s=2.0), None
     authority, pairs = enrolled.authority_of(folder / "trust", names) if enrolls else (None, {})
+    server, ws = websocket_server(folder, authority and authority.parent)
+    processes, device = Processes(folder, artifact, hello_s=2.0), None
     with server:
         common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
+        common |= {"ca_file": str(authority)} if authority else {}
         processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB, **job})
         try:
             for name in names if node is None else names.replace("b", ""):
                 own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
                 own |= {"trust": str(trust)} if trust else {}
                 if enrolls:
-                    own |= {**pairs[name]._asdict(), "mask_authority": str(authority)}
+                    own |= pairs[name]._asdict()  # and, by their --ca-file, they demand others'
                 processes.start(name, "device", common | own, module="leaving" if name == leaves else "flat")
             if node is not None:
                 given = {

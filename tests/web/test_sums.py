@@ -205,17 +205,17 @@ def test_a_node_device_declines_keys_that_the_aggregator_swapped(word_artifact, 
 def swapped(folder, artifact):
     """A device in Node, once it has declined the round of an aggregator that swaps its neighbours' keys."""
     folder.mkdir()
-    server, ws = websocket_server(folder)
     authority, pairs = authority_of(folder / "trust", "abc")
+    server, ws = websocket_server(folder, authority.parent)
     processes, common = Processes(folder, artifact, hello_s=2.0), {"job": "words", "timeout_s": 120}
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate("abc")}
     with server:
-        common |= {"mqtt": server.url}
+        common |= {"mqtt": server.url, "ca_file": str(authority)}
         job = common | {"out": str(folder / "run"), **JOB, **THREE}
         processes.start("aggregator", "aggregate", job, module="swapping")
         for name in "ac":
             own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
-            own |= {**pairs[name]._asdict(), "mask_authority": str(authority)}
+            own |= pairs[name]._asdict()
             processes.start(name, "device", common | own)
         given = {"artifact": artifact, "data": data["b"], "url": ws, "job": "words", "id": "b", "helloS": 2}
         given |= {
