@@ -96,6 +96,22 @@ def vouched(name, own, scope=SCOPE, keys=KEYS):
     return open_voucher(own.certificate, own.key, None, device_id="").vouch(scope, name, *keys)
 
 
+def with_a_longer_number(signature):
+    """The same numbers, of which the first begins with a zero that it needs not."""
+    length = signature[3]
+    return b"\x30" + bytes([signature[1] + 1, 2, length + 1, 0]) + signature[4:]
+
+
+def with_a_second_algorithm(certificate):
+    """The same algorithm beside the signature, where no signature covers it, written otherwise."""
+    plain, other = (
+        bytes.fromhex(f"30{n}06082a8648ce3d040302{more}") for n, more in (("0a", ""), ("0c", "0500"))
+    )
+    head, _, tail = certificate[4:].rpartition(plain)
+    whole = head + other + tail
+    return b"\x30\x82" + len(whole).to_bytes(2, "big") + whole
+
+
 def enrolled(folder: Path, name: str) -> Own:
     """A device's, of the product's own authority."""
     found = enrol(name, out=folder / name)
@@ -170,6 +186,8 @@ def test_certificates_of_the_products_own_authority_are_told_in_the_same_words(a
         Case("kitchen", own.certificate, b""),
         Case("kitchen", own.certificate, own.signature + b"\0"),
         Case("kitchen", own.certificate, vouched("kitchen", hall).signature),
+        Case("kitchen", own.certificate, with_a_longer_number(own.signature)),
+        Case("kitchen", with_a_second_algorithm(own.certificate), own.signature),
         Case("kitchen", own.certificate + b"\0", own.signature),
         Case("kitchen", b"\x30\x82", b""),
         Case("kitchen", bytes(500), b""),
@@ -287,9 +305,10 @@ const home = { deviceId, job: "words", store, facts: store, key: (name) => name,
   authorities: authority && vouching.openAuthorities(authority) };
 const said = [];
 let masking = new Masking(home);
-for (const { begin, take, restart } of steps) {
+for (const { begin, take, restart, forget } of steps) {
   try {
-    if (restart) await (masking = new Masking(home)).open();
+    if (forget) await masking.forget();
+    else if (restart) await (masking = new Masking(home)).open();
     else if (begin) await masking.begin({ job: "words", task_id: "task", round: 1, mask_group: begin }, begin);
     else await masking.take({ ...messages.decode(Buffer.from(take, "hex")), mask_key: masking.state.keys.mask_key });
     said.push("");
@@ -333,6 +352,8 @@ def test_a_device_masks_with_those_alone_whom_an_authority_vouches_for_and_never
 ):
     told = (authority / "trust" / "ca.crt").read_text()
     own, one, two = (enrolled(authority, name) for name in ("page-0", "one", "two"))
+    init(tmp_path / "trust", hosts=["server"])
+    foreign = enrolled(tmp_path, "two")
     good = group_of({"one": one, "two": two}, "1-0")
     said, keys = masked("page-0", own, told, {"begin": "1-0"}, good)
     assert said == ["", ""]
@@ -341,6 +362,8 @@ def test_a_device_masks_with_those_alone_whom_an_authority_vouches_for_and_never
     said, keys = masked("page-0", None, told, {"begin": "1-0"}, group_of({"one": one, "two": None}, "1-0"))
     assert said[1] == "ConfigError: masks: the keys told of two: no certificate is beside its keys"
     assert keys.certificate == keys.signature == b""
+    said, _ = masked("page-0", own, told, {"begin": "1-0"}, group_of({"one": one, "two": foreign}, "1-0"))
+    assert said[1].endswith("two: no authority that this device trusts signed its certificate")
     steps = [
         {"begin": "1-0"},
         group_of({"one": two, "two": one}, "1-0"),
@@ -354,6 +377,8 @@ def test_a_device_masks_with_those_alone_whom_an_authority_vouches_for_and_never
         {"begin": "now"},
         {"restart": True},
         {"begin": "1-3"},
+        {"forget": True},
+        {"begin": "1-4"},
         {"begin": "2-0"},
     ]
     said, _ = masked("page-0", own, told, *steps)
@@ -370,6 +395,8 @@ def test_a_device_masks_with_those_alone_whom_an_authority_vouches_for_and_never
         "names no group of an attempt",
         "",
         "were made before this one's, '1-3'",
+        "",
+        "were made before this one's, '1-4'",
         "",
     ]
     assert [bool(one) for one in said] == [bool(part) for part in parts], said
