@@ -65,6 +65,7 @@ export async function openVoucher(certificate, key, { deviceId, now = new Date()
   const where = "this device's certificate", { der } = blocksOf(certificate, where).find(({ kind }) => CERTIFICATES.includes(kind)) ?? {}, found = der && readOrNull(der);
   if (!found) throw new ConfigError(`${where}: no certificate in PEM; choose the file that its authority gave back (NAME.crt)`);
   if (found.names.length !== 1 || found.names[0] !== deviceId) throw new ConfigError(`${where} is of '${oneLine(found.names[0] ?? "")}'; this device is '${deviceId}'`);
+  if (!globalThis.crypto?.subtle) throw new ConfigError(`${where} needs crypto.subtle; open the page over https or on localhost`);
   if (der.length > CERTIFICATE_BYTES_MAX) throw new ConfigError(`${where} has ${der.length} bytes; at most ${CERTIFICATE_BYTES_MAX} are sent`);
   if (!(found.from <= now && now <= found.to)) throw new ConfigError(`${where} holds from ${day(found.from)} to ${day(found.to)}; ask its authority for another`);
   const voucher = new Voucher(der, await privateKey(key, found.key)), scope = { job: "", group: "" }, none = new Uint8Array(32);
