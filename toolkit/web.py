@@ -16,7 +16,13 @@ from fleetune.device_runtime.commands.sign import SIGNATURE, check_signed
 from fleetune.device_runtime.contracts.artifact import MANIFEST, Artifact, open_artifact
 from fleetune.device_runtime.contracts.fields import check_name
 from fleetune.device_runtime.errors import ConfigError, one_line
-from fleetune.device_runtime.network.signing import Trusted, public_pem, read_public
+from fleetune.device_runtime.network.signing import (
+    NO_AUTHORITY,
+    Trusted,
+    public_pem,
+    read_authorities,
+    read_public,
+)
 from fleetune.toolkit.pages import Answers, answering, listen
 
 PAGE = Path(__file__).parent / "page"
@@ -69,6 +75,7 @@ def web(
     mqtt: str = "",
     job: str = "",
     trust: Path | str = "",
+    mask_authority: Path | str = "",
     host: str = "127.0.0.1",
     port: int = PORT,
     on_note: Callable[[str], object] | None = None,
@@ -80,6 +87,8 @@ def web(
         mqtt: WebSocket address of the MQTT server, ``ws://host[:port]`` or ``wss://…``, for who joins a job; empty: none can.
         job: name of the job that the page suggests.
         trust: file of the public keys (Ed25519, PEM) that the page pins; one of them has to have signed the artifact.
+        mask_authority: file of the authorities (PEM) of which one must have signed the certificate of each device that the page
+            masks with; ``none`` or empty: it masks with any.
         host: address that is listened at; all but this machine's own ones are reached by others.
         port: 0 for any that is free.
         on_note: told where the page is.
@@ -88,7 +97,9 @@ def web(
         ArtifactError: the artifact is damaged, or signed by none of the keys.
         ConfigError: no page is built, an address that no page can speak to, no such keys, or a port that is taken.
     """
-    with serving(artifact_dir, mqtt=mqtt, job=job, trust=trust, host=host, port=port) as (url, requests):
+    with serving(
+        artifact_dir, mqtt=mqtt, job=job, trust=trust, mask_authority=mask_authority, host=host, port=port
+    ) as (url, requests):
         if on_note:
             on_note(f"the page is at {url}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
@@ -103,18 +114,21 @@ def serving(
     mqtt: str = "",
     job: str = "",
     trust: Path | str = "",
+    mask_authority: Path | str = "",
     host: str = "127.0.0.1",
     port: int = 0,
     page: Path = PAGE,
 ) -> Iterator[tuple[str, Callable[[], int]]]:
     """Serve in a thread; gives the address, and what counts the requests. Arguments and errors as of :func:`web`."""
-    site = _site(Path(artifact_dir), page, mqtt=mqtt, job=job, trust=trust)
+    site = _site(Path(artifact_dir), page, mqtt=mqtt, job=job, trust=trust, mask_authority=mask_authority)
     server = listen(host, port, _handler(site))
     with answering(server):
         yield f"http://{host}:{server.server_address[1]}/", lambda: site.requests
 
 
-def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str, trust: Path | str) -> _Site:
+def _site(
+    artifact_dir: Path, page: Path, *, mqtt: str, job: str, trust: Path | str, mask_authority: Path | str
+) -> _Site:
     if not (page / "index.html").is_file():
         raise ConfigError(
             f"no page is built in {page}: run `make web`, which takes node, or install a wheel that has it"
@@ -127,7 +141,10 @@ def _site(artifact_dir: Path, page: Path, *, mqtt: str, job: str, trust: Path | 
     if job:
         check_name("job", job)
     pinned = _pinned(artifact, trust) if trust else ""
-    settings = msgspec.json.encode({"mqtt": _checked(mqtt), "job": job, "trust": pinned})
+    is_named = str(mask_authority) not in ("", NO_AUTHORITY)
+    authority = read_authorities(mask_authority).pem if is_named else ""
+    told = {"mqtt": _checked(mqtt), "job": job, "trust": pinned, "mask_authority": authority}
+    settings = msgspec.json.encode(told)
     return _Site(page, artifact.folder, [MANIFEST, SIGNATURE, *artifact.manifest.files], settings, mqtt)
 
 

@@ -41,6 +41,7 @@ from fleetune.broker.authority.places import (
     key_of,
 )
 from fleetune.device_runtime.arrays import PRIVATE, sync, write_atomically
+from fleetune.device_runtime.contracts.malformed import MALFORMED
 from fleetune.device_runtime.errors import ConfigError, StateError, choices
 from fleetune.device_runtime.files import doing, replacing
 from fleetune.device_runtime.network.keys import Key, kept_key, key_pem, new_key, read_key
@@ -325,7 +326,7 @@ def _issuer(folder: Path, which: str) -> Issuer:
         content, key_content = path.read_bytes(), key_path.read_bytes()
     try:
         certificate = x509.load_pem_x509_certificate(content)
-    except ValueError as exc:
+    except MALFORMED as exc:
         raise StateError(f"{path}: damaged: not a certificate in PEM") from exc
     key = _key(key_content, key_path)
     if certificate.public_key() != key.public_key():

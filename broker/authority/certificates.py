@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleetune.device_runtime.contracts.fields import check_name
+from fleetune.device_runtime.contracts.malformed import MALFORMED
 from fleetune.device_runtime.errors import ConfigError, one_line
 from fleetune.device_runtime.network.keys import Key, common_name
 
@@ -117,7 +118,7 @@ def numbers_of(lists: bytes) -> list[int]:
     try:
         found = [x509.load_pem_x509_crl(mark + part) for part in lists.split(mark)[1:]]
         return [one.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for one in found]
-    except (ValueError, x509.ExtensionNotFound):
+    except (*MALFORMED, x509.ExtensionNotFound):
         return []
 
 
@@ -138,7 +139,7 @@ def read_request(path: Path) -> Request:
         return _checked(content)
     except ConfigError as exc:
         raise ConfigError(f"{path}: {exc}") from exc
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as exc:
+    except (*MALFORMED, InvalidSignature) as exc:
         raise ConfigError(f"{path}: not a certificate request in PEM, or a damaged one") from exc
 
 

@@ -7,12 +7,12 @@ wants RFC 8422, which many of them lack.
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from fleetune.device_runtime.arrays import PRIVATE, write_atomically
+from fleetune.device_runtime.contracts.malformed import MALFORMED
 from fleetune.device_runtime.errors import StateError
 from fleetune.device_runtime.files import doing
 
@@ -73,7 +73,7 @@ def is_of_key(content: bytes, key: Key) -> bool:
     load = x509.load_pem_x509_csr if b" REQUEST-----" in content else x509.load_pem_x509_certificate
     try:
         return bool(load(content).public_key() == key.public_key())
-    except (ValueError, UnsupportedAlgorithm):
+    except MALFORMED:
         return False
 
 

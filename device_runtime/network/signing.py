@@ -193,12 +193,21 @@ def vouching_of(reach: Reach, trust: Trust, *, device_id: str) -> Vouching:
         return Vouching()
     voucher = _voucher(reach, device_id) if reach.cert else None
     if is_named:
-        return Vouching(voucher, open_authorities(_content(named), named), named)
+        return Vouching(voucher, read_authorities(named), named)
     if named == NO_AUTHORITY or voucher is None or not reach.ca_file:
         return Vouching(voucher)
-    authorities = open_authorities(_content(reach.ca_file), reach.ca_file)
+    authorities = read_authorities(reach.ca_file)
     is_of_them = not authorities.problem(voucher.certificate)
     return Vouching(voucher, authorities, reach.ca_file) if is_of_them else Vouching(voucher)
+
+
+def read_authorities(path: Path | str) -> Authorities:
+    """Read the authorities of devices' certificates, PEM.
+
+    Raises:
+        ConfigError: it cannot be read, holds none, or ``cryptography`` is missing.
+    """
+    return open_authorities(_content(path), str(path))
 
 
 def _voucher(reach: Reach, device_id: str) -> Voucher | None:

@@ -2,15 +2,27 @@
 
 import getpass
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from certificates import Pair
 from servers import Mosquitto, free_port
 
 from fleetune.broker.authority.authority import init, sign
 from fleetune.broker.servers.mosquitto import write_configuration
 from fleetune.device_runtime.commands.enrol import enrol
 from fleetune.device_runtime.network.address import Reach
+
+
+def authority_of(folder: Path, names: Iterable[str]) -> tuple[Path, dict[str, Pair]]:
+    """Make an authority in a new folder, with a server's certificate for this machine: its own, and those that it signs."""
+    init(folder, hosts=["127.0.0.1"])
+    pairs = {}
+    for name in names:
+        made = enrol(name, out=folder.parent / f"own-{name}")
+        sign(folder, request=made.request, out=folder.parent / f"own-{name}")
+        pairs[name] = Pair(made.certificate, made.key)
+    return folder / "ca.crt", pairs
 
 
 class Fleet:

@@ -16,6 +16,7 @@ import fleet
 import msgspec
 import mutations
 import numpy as np
+from enrolled import authority_of
 from fleetune_metrics import samples_of
 from fuzz import Reader
 from paths import ROOT
@@ -46,6 +47,7 @@ from fleetune.device_runtime.contracts.artifact import (
 from fleetune.device_runtime.contracts.evaluation_file import Evaluated, added
 from fleetune.device_runtime.contracts.graph_file import graph_problems
 from fleetune.device_runtime.contracts.manifest import Tokenizer
+from fleetune.device_runtime.contracts.mask_messages import MaskPeer
 from fleetune.device_runtime.contracts.run_file import (
     EVALUATION,
     EVALUATIONS,
@@ -55,14 +57,17 @@ from fleetune.device_runtime.contracts.run_file import (
     read_labels,
     read_seq_len,
 )
+from fleetune.device_runtime.contracts.secure_sums.keys import Scope
+from fleetune.device_runtime.contracts.secure_sums.vouching import open_voucher, problem_of_peer
 from fleetune.device_runtime.contracts.wire import aggregator_topic, decode, device_topic
 from fleetune.device_runtime.contracts.work import LocalWork, OptimizerSpec
 from fleetune.device_runtime.data import chat, language, template_process
 from fleetune.device_runtime.data.loading import load_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
-from fleetune.device_runtime.errors import ArtifactError, StateError, some
+from fleetune.device_runtime.errors import ArtifactError, StateError, WireError, some
 from fleetune.device_runtime.files import MemoryFiles
+from fleetune.device_runtime.network.signing import read_authorities
 from fleetune.device_runtime.rules.rules_file import load_rules
 from fleetune.device_runtime.terms.day import Day
 from fleetune.device_runtime.terms.left import NEWEST, Left, Record
@@ -752,6 +757,37 @@ def journal(folder: Path) -> Iterator[Reader]:
 
 _RULES = b"nice = 1\nperiod_s = 5.0\nload = { max_share = 0.5 }\n[hours]\nwindows = ['22:00-06:00']\n[temperature]\nmax_c = 70\n"
 
+
+@contextmanager
+def certificate(folder: Path) -> Iterator[Reader]:
+    """What stands beside keys of masks: DER, of which a stranger wrote all."""
+    told, pairs = authority_of(folder / "trust", "a")
+    authorities, scope, keys = read_authorities(told), Scope("job", "1-0"), (bytes(32), bytes([1]) * 32)
+    pem, key = (Path(path).read_bytes() for path in pairs["a"])
+    vouched = open_voucher(pem, key, None, device_id="a").vouch(scope, "a", *keys)
+    peer = MaskPeer(place=1, device_id="a", mask_key=keys[0], share_key=keys[1], **vouched._asdict())
+
+    def read(content: bytes) -> None:
+        if said := problem_of_peer(scope, msgspec.structs.replace(peer, certificate=content)):
+            raise WireError(said)
+        if said := authorities.problem(content):
+            raise WireError(said)
+
+    yield Reader([peer.certificate], mutations.of_bytes, read)
+
+
+@contextmanager
+def authorities(folder: Path) -> Iterator[Reader]:
+    """Who must have signed them, PEM."""
+    told, path = authority_of(folder / "trust", "")[0], folder / "authorities.pem"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        read_authorities(path)
+
+    yield Reader([told.read_bytes(), 2 * told.read_bytes()], mutations.of_bytes, read)
+
+
 _SETTINGS = (
     b"[train]\nartifact_dir = 'a'\ndata = 'd'\nout = 'o'\n[aggregate]\nartifact_dir = 'a'\nmqtt = 'mqtt://h'\n"
     b"out = 'o'\njob = 'home'\nrounds = 3\nclients = 2\nseed = 1\ndeadline_s = 9.5\n"
@@ -769,6 +805,8 @@ READERS: dict[str, Callable] = {
     "codec memory": codec_memory,
     "old residual": old_residual,
     "hidden cache": hidden_cache,
+    "certificate": certificate,
+    "authorities": authorities,
     "manifest": manifest,
     "graph": graph,
     "adapter": adapter,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import children
+import enrolled
 import numpy as np
 from browser import CHROMIUM
 from node_web import NODE, WEB, run
@@ -108,10 +109,16 @@ class PageDevice:
         return found
 
 
-def websocket_server(folder: Path) -> tuple[Mosquitto, str]:
-    port = free_port()
-    lines = ("allow_anonymous true", f"listener {port} 127.0.0.1", "protocol websockets")
-    return Mosquitto(folder, *lines), f"ws://127.0.0.1:{port}"
+def websocket_server(folder: Path, authority: Path | None = None) -> tuple[Mosquitto, str]:
+    """A Mosquitto and its WebSockets; all others speak TLS to it where there is an authority, the folder of one."""
+    port, tls = free_port(), ()
+    if authority:
+        tls = (f"certfile {authority / 'server.crt'}", f"keyfile {authority / 'server.key'}")
+    lines = ("allow_anonymous true", *tls, f"listener {port} 127.0.0.1", "protocol websockets")
+    server = Mosquitto(folder, *lines)
+    if authority:
+        server.url = server.url.replace("mqtt:", "mqtts:")
+    return server, f"ws://127.0.0.1:{port}"
 
 
 def federation(
@@ -125,24 +132,29 @@ def federation(
     names: str = "ab",
     leaves: str = "",
     trust: Path | None = None,
+    enrolls: bool = False,
 ):
     """The adapter of a job of devices ``a`` and ``b``, and ``b`` where that is in Node: with the options ``node``.
 
     ``more`` are further lines of ``b``; all ``names`` but ``b`` are Python's always. The device ``leaves`` is killed with its
-    first update made and not sent. All pin the keys of ``trust``.
+    first update made and not sent. All pin the keys of ``trust``. Where it ``enrolls`` them, certificates vouch for their masks.
     """
     folder.mkdir()
     data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate(names)}
     data["b"].write_text(data["b"].read_text() + more)
-    server, ws = websocket_server(folder)
+    authority, pairs = enrolled.authority_of(folder / "trust", names) if enrolls else (None, {})
+    server, ws = websocket_server(folder, authority and authority.parent)
     processes, device = Processes(folder, artifact, hello_s=2.0), None
     with server:
         common = {"mqtt": server.url, "job": "words", "timeout_s": 120}
+        common |= {"ca_file": str(authority)} if authority else {}
         processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB, **job})
         try:
             for name in names if node is None else names.replace("b", ""):
                 own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
                 own |= {"trust": str(trust)} if trust else {}
+                if enrolls:
+                    own |= pairs[name]._asdict()  # and, by their --ca-file, they demand others'
                 processes.start(name, "device", common | own, module="leaving" if name == leaves else "flat")
             if node is not None:
                 given = {
@@ -155,6 +167,12 @@ def federation(
                     "leaves": leaves == "b",
                     "trust": trust,
                 }
+                if enrolls:
+                    given |= {
+                        "certificate": pairs["b"].cert,
+                        "key": pairs["b"].key,
+                        "maskAuthority": authority,
+                    }
                 device = NodeDevice(folder, **given, terms={"least_effective": 0}, **node).start()
             deadline = time.monotonic() + TIMEOUT_S
             while not processes.is_over("aggregator"):

@@ -11,12 +11,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import CHROMIUM, needs_browser
+from enrolled import authority_of
 from node_web import WEB, needs_page, needs_web, run
 from processes import Processes
 from safetensors.numpy import load_file
 from web_federation import JOB, federation, furthest, websocket_server
 from words import write_lines
 
+from fleetune.broker.authority.authority import init
 from fleetune.device_runtime.commands.sign import sign
 from fleetune.device_runtime.errors import ArtifactError, ConfigError
 from fleetune.device_runtime.network.signing import write_key_pair
@@ -57,7 +59,7 @@ def test_the_artifact_and_the_page_are_served_isolated_and_nothing_else(word_art
         assert "connect-src 'self' ws://pi.local:9001;" in policy
         assert "unsafe-inline" not in policy
         assert "'unsafe-eval'" not in policy
-        settings = {"mqtt": "ws://pi.local:9001", "job": "home", "trust": ""}
+        settings = {"mqtt": "ws://pi.local:9001", "job": "home", "trust": "", "mask_authority": ""}
         assert json.loads(ask(url, "/settings.json")[2]) == settings
         assert ask(url, "/artifact/manifest.sig")[0] == 404
         for name in ("manifest.json", "base.safetensors", "graphs/head.train.onnx", "golden.safetensors"):
@@ -122,6 +124,20 @@ def test_a_pinned_key_and_the_signature_are_served_and_nothing_private_is(word_a
     with serving(folder, page=page, trust=tmp_path / "key.pub") as (url, _):
         assert json.loads(ask(url, "/settings.json")[2])["trust"] == (tmp_path / "key.pub").read_text()
         assert ask(url, "/artifact/manifest.sig")[2] == (folder / "manifest.sig").read_bytes()
+
+
+def test_the_masks_authority_is_served_and_no_key_beside_it(word_artifact, page, tmp_path):
+    init(tmp_path / "trust", hosts=["server"])
+    told, key = tmp_path / "trust" / "ca.crt", (tmp_path / "trust" / "ca.key").read_bytes()
+    (tmp_path / "both.pem").write_bytes(key + told.read_bytes())
+    for given, served in ((told, told.read_text()), (tmp_path / "both.pem", told.read_text()), ("none", "")):
+        with serving(word_artifact, page=page, mask_authority=given) as (url, _):
+            assert json.loads(ask(url, "/settings.json")[2])["mask_authority"] == served
+    with (
+        pytest.raises(ConfigError, match="no certificate of an authority in PEM"),
+        serving(word_artifact, page=page, mask_authority=tmp_path / "trust" / "ca.key"),
+    ):
+        pass
 
 
 def test_a_tab_that_is_closed_while_it_loads_is_no_fault(word_artifact, page, capfd):
@@ -215,6 +231,45 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
     typed = '"red green, blue","a"\n'
     expected, _ = federation(tmp_path / "python", word_artifact, long, node=None, more=typed)
     assert furthest(load_file(folder / "run" / "adapter" / "adapter_model.safetensors"), expected) < 1e-6
+
+
+@pytest.mark.slow
+@needs_web
+@needs_page()
+@needs_browser
+def test_a_page_with_a_certificate_sums_beside_devices_that_demand_one(word_artifact, tmp_path):
+    """The page demands others' too; killed in a round it joins again with the certificate and key that its browser kept."""
+    folder = tmp_path / "page"
+    folder.mkdir()
+    authority, pairs = authority_of(tmp_path / "trust", "abc")
+    server, ws = websocket_server(folder, authority.parent)
+    data = {name: write_lines(tmp_path / f"{name}.csv", seed=seed) for seed, name in enumerate("abc")}
+    common = {"mqtt": server.url, "job": "words", "timeout_s": 120, "ca_file": str(authority)}
+    three = {"clients": 3, "min_clients": 3, "secure": "masks", "secure_range": 0.01, "secure_s": 300.0}
+    processes = Processes(folder, word_artifact, hello_s=2.0)
+    with server, serving(word_artifact, mqtt=ws, job="words", mask_authority=authority) as (url, _):
+        job = {"out": str(folder / "run"), **JOB, **three, "grace_s": 120.0, "local_steps": 40}
+        processes.start("aggregator", "aggregate", common | job)
+        for name in "ac":
+            own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
+            processes.start(name, "device", common | own | pairs[name]._asdict())
+        try:
+            join = {"job": "words", "name": "b", "certificate": pairs["b"].cert, "key": pairs["b"].key}
+            killed = ["Round 1: step", "Round 2: step 3"]
+            seen = walk(tmp_path, url=url, lines=data["b"].read_text(), join=join, killIn=killed, steps=2)
+            assert "failed" not in seen, seen
+            processes.report("aggregator", timeout_s=60)
+        finally:
+            processes.close()
+    assert seen["kills"] > 0
+    assert (seen["troubles"], seen["trouble"]) == ([], "")
+    assert seen["joined"].startswith("Finished")
+    assert seen["authority"] == authority.read_text()
+    assert seen["leftJoined"].startswith("3 updates of")
+    assert all("accepted" in line for line in seen["leftLines"])
+    said = (folder / "aggregator.log").read_text()
+    assert "round 3: masked are the updates of a, b, c" in said
+    assert "declined" not in said
 
 
 @pytest.mark.slow

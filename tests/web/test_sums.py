@@ -3,12 +3,16 @@
 import json
 import signal
 import subprocess
+import time
 
 import numpy as np
 import pytest
+from enrolled import authority_of
 from node_web import NODE, WEB, needs_web, run
+from processes import Processes
 from safetensors.numpy import save
-from web_federation import JOB, federation, furthest
+from web_federation import JOB, TIMEOUT_S, NodeDevice, federation, furthest, websocket_server
+from words import write_lines
 
 from fleetune.device_runtime.contracts.mask_messages import MaskPeer
 from fleetune.device_runtime.contracts.secure_sums import keys
@@ -174,6 +178,62 @@ def test_masks_of_a_device_that_is_lost_after_its_shares_are_taken_off(leaves, w
         assert furthest(found, expected) < 1e-6
     else:
         check_sums(found, device, expected)
+
+
+@pytest.mark.slow
+def test_where_certificates_vouch_a_node_device_sums_the_same_bits(word_artifact, tmp_path):
+    """All demand certificates; the adapter is that of the same devices without, bit for bit."""
+    given = {"names": "abc", "enrolls": True}
+    expected, _ = federation(tmp_path / "python", word_artifact, THREE, node=None, **given)
+    found, device = federation(tmp_path / "node", word_artifact, THREE, node={}, **given)
+    check_sums(found, device, expected)
+    plain, device = federation(tmp_path / "plain", word_artifact, THREE, node={}, names="abc")
+    check_sums(plain, device, expected)
+    assert furthest(found, plain) == 0
+
+
+@pytest.mark.slow
+def test_a_node_device_declines_keys_that_the_aggregator_swapped(word_artifact, tmp_path):
+    """By name and reason, and nothing of its update leaves."""
+    device = swapped(tmp_path / "job", word_artifact)
+    declined = next(event["text"] for event in device.events if event["kind"] == "declined")
+    assert "the keys told of " in declined
+    assert "a: its certificate's key did not sign its keys for this group" in declined
+    assert not {"trained", "sent", "accepted"}.intersection(device.kinds())
+
+
+def swapped(folder, artifact):
+    """A device in Node, once it has declined the round of an aggregator that swaps its neighbours' keys."""
+    folder.mkdir()
+    authority, pairs = authority_of(folder / "trust", "abc")
+    server, ws = websocket_server(folder, authority.parent)
+    processes, common = Processes(folder, artifact, hello_s=2.0), {"job": "words", "timeout_s": 120}
+    data = {name: write_lines(folder / f"{name}.csv", seed=seed) for seed, name in enumerate("abc")}
+    with server:
+        common |= {"mqtt": server.url, "ca_file": str(authority)}
+        job = common | {"out": str(folder / "run"), **JOB, **THREE}
+        processes.start("aggregator", "aggregate", job, module="swapping")
+        for name in "ac":
+            own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
+            own |= pairs[name]._asdict()
+            processes.start(name, "device", common | own)
+        given = {"artifact": artifact, "data": data["b"], "url": ws, "job": "words", "id": "b", "helloS": 2}
+        given |= {
+            "certificate": pairs["b"].cert,
+            "key": pairs["b"].key,
+            "maskAuthority": authority,
+            "terms": {"least_effective": 0},
+        }
+        device = NodeDevice(folder, **given).start()
+        try:
+            deadline = time.monotonic() + TIMEOUT_S
+            while "declined" not in device.kinds():
+                assert time.monotonic() < deadline, device.log.read_text()
+                time.sleep(0.02)
+        finally:
+            processes.close()
+            device.kill()
+    return device
 
 
 def check_sums(found, device, expected):

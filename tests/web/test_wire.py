@@ -11,6 +11,7 @@ from node_web import needs_web, run
 from safetensors.numpy import load
 from signed import KEY
 
+from fleetune.broker.authority.certificates import self_signed
 from fleetune.device_runtime.agent.lazy_upload import spared
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts import wire
@@ -19,6 +20,7 @@ from fleetune.device_runtime.contracts.codecs.frame import read
 from fleetune.device_runtime.contracts.pull import Pull
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.network.keys import new_key
 from fleetune.device_runtime.network.signing import Signer
 
 pytestmark = needs_web
@@ -313,10 +315,13 @@ def test_digests_and_files_are_those_of_python(made):
 def test_no_damage_to_what_is_read_throws_anything_but_one_sentence(word_artifact, tmp_path):
     """Bytes changed, cut out and doubled, for every reader of messages, payloads and files."""
     coded = {f"{codec} {bits}": _payload(codec, ratio, bits, 0) for codec, ratio, bits in CODECS}
+    certificate = self_signed("home", new_key(), days=9)
     samples = {name: [given["payload"]] for name, given in coded.items()} | {
         "message": [row["bytes"] for row in RECORDED.values()],
         "sealed": [Signer(KEY, start=1).seal("topic", bytes.fromhex(RECORDED["verdict"]["bytes"])).hex()],
         "keys": [KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).hex()],
+        "certificate": [certificate.public_bytes(Encoding.DER).hex()],
+        "authorities": [certificate.public_bytes(Encoding.PEM).hex()],
         "tensors": [(word_artifact / "adapter.safetensors").read_bytes().hex()],
         "manifest": [json.dumps(json.loads((word_artifact / "manifest.json").read_text())).encode().hex()],
         "lines": [b'text,label\n"a, b",c\n'.hex(), b'{"text": "a", "label": 1}\n'.hex()],

@@ -30,6 +30,14 @@ def web(
             metavar="FILE",
         ),
     ] = None,
+    mask_authority: Annotated[
+        str | None,
+        shown(
+            "authorities (PEM) of which one must have signed the certificate of each device that the page masks with; "
+            "none, or without it: it masks with any",
+            metavar="FILE",
+        ),
+    ] = None,
     host: Annotated[str | None, shown("address to listen at", "127.0.0.1")] = None,
     port: Annotated[int | None, shown("port to listen at; 0 for any", "8765")] = None,
     json: Json = False,

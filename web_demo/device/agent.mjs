@@ -147,10 +147,20 @@ export class Agent {
       case "request": return this.#serve(message, now);
       case "mask_group":
       case "mask_inbox":
-      case "mask_ask": return this.masking.take(message);
+      case "mask_ask": return this.#takeMasks(message);
       case "verdict": return this.#settle(message);
       case "finished": return this.#finish(message.reason || "the job is over", message.is_error);
       default: throw new WireError(`a device takes no ${message.type}`);
+    }
+  }
+
+  /** Take what is said of masks; a group whose keys nobody vouches for has the offer declined. WireError as Masking's. */
+  async #takeMasks(message) {
+    try {
+      await this.masking.take(message);
+    } catch (error) {
+      if (!(error instanceof ConfigError) || !this.current) throw error;
+      await this.#decline(error.message); // it may be otherwise in the next round
     }
   }
 

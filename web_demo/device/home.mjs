@@ -8,14 +8,16 @@ export class Home {
   /**
    * @param {{deviceId: string, job: string, artifact: import("../engine/artifact.mjs").Artifact, role?: string, store: import("./store.mjs").Store,
    *   terms?: Partial<import("./terms.mjs").Terms>, checkpointEvery?: number, helloS?: number, session?: string,
-   *   trusted?: import("./trusted.mjs").Trusted|null, facts?: import("./store.mjs").Store,
+   *   trusted?: import("./trusted.mjs").Trusted|null, voucher?: import("../wire/sums/vouching.mjs").Voucher|null,
+   *   authorities?: import("../wire/sums/vouching.mjs").Authorities|null, facts?: import("./store.mjs").Store,
    *   onEvent?: (event: {kind: string, round: number} & Record<string, unknown>) => void}} given `trusted`: keys of the
-   *   aggregator, null for any; `facts`: what is kept beside them, whatever the artifact
+   *   aggregator, null for any; `voucher`: what vouches for its keys under masks; `authorities`: of which one must vouch for others' keys, null
+   *   to mask with any; `facts`: what is kept beside them, whatever the artifact
    */
-  constructor({ deviceId, job, artifact, role = "train", store, trusted = null, facts = store, terms = {}, checkpointEvery = 20, helloS = 30, session, onEvent = () => {} }) {
+  constructor({ deviceId, job, artifact, role = "train", store, trusted = null, voucher = null, authorities = null, facts = store, terms = {}, checkpointEvery = 20, helloS = 30, session, onEvent = () => {} }) {
     for (const [kind, name] of [["device", deviceId], ["job", job]])
       if (!isName(name)) throw new ConfigError(`${kind} ${oneLine(JSON.stringify(name), 80)}: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit`);
-    Object.assign(this, { deviceId, job, artifact, role, store, trusted, facts, checkpointEvery, helloS, onEvent });
+    Object.assign(this, { deviceId, job, artifact, role, store, trusted, voucher, authorities, facts, checkpointEvery, helloS, onEvent });
     this.session = session ?? Math.random().toString(16).slice(2, 18);
     this.terms = { ...PLAIN_TERMS, ...terms };
     this.jitter = new Jitter(deviceId);

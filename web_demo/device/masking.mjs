@@ -3,11 +3,12 @@
  * `agent/masking`. All of it is in the store before any of it is sent: a page that is closed goes on with the same keys, gives the
  * same shares, and tells of each device one kind of share at most.
  */
-import { WireError } from "../engine/errors.mjs";
+import { ConfigError, some, WireError } from "../engine/errors.mjs";
 import { encode } from "../wire/messages.mjs";
 import { digestOfSeed, newSecret, needX25519, publicOf, seal, unseal } from "../wire/sums/keys.mjs";
 import { mask } from "../wire/sums/masking.mjs";
 import { SHARE_BYTES, split } from "../wire/sums/shares.mjs";
+import { problemOfPeer } from "../wire/sums/vouching.mjs";
 
 const REPEAT_S = 5, REPEAT_MAX_S = 60, FORMAT = 1;
 /** With fewer, whoever masks with this device could take its update from their sum. */
@@ -30,15 +31,45 @@ export class Masking {
     return this.state && !this.state.inbox ? this.due : Infinity;
   }
 
-  /** Make keys for an offer, or go on with those that it has; ConfigError where there is no X25519. */
+  /**
+   * Make keys for an offer, or go on with those that it has. ConfigError where there is no X25519; or others must be vouched for, and the
+   * offer names no group, or one for which this device has made keys before.
+   */
   async begin(offer, key) {
     if (this.state?.key !== key) {
       await needX25519();
+      await this.#checkNew(offer);
       const [secret, shareSecret, seed] = [newSecret(), newSecret(), newSecret()], header = { job: offer.job, task_id: offer.task_id, round: offer.round };
-      const keys = { type: "mask_keys", device_id: this.home.deviceId, ...header, mask_key: await publicOf(secret), share_key: await publicOf(shareSecret), seed_digest: digestOfSeed(seed) };
-      await this.#keep({ format: FORMAT, key, header, secret, shareSecret, seed, keys, group: null, shares: null, own: null, inbox: null, asked: null, reveal: null });
+      const own = { mask_key: await publicOf(secret), share_key: await publicOf(shareSecret) }, { deviceId, voucher } = this.home, offered = offer.mask_group;
+      const vouched = offered && voucher ? await voucher.vouch({ job: offer.job, group: offered }, deviceId, own.mask_key, own.share_key) : {};
+      const keys = { type: "mask_keys", device_id: deviceId, ...header, ...own, seed_digest: digestOfSeed(seed), ...vouched };
+      await this.#keep({ format: FORMAT, key, header, offered, secret, shareSecret, seed, keys, group: null, shares: null, own: null, inbox: null, asked: null, reveal: null });
     }
+    if (this.home.authorities) await this.home.facts.set({ [this.#newestKey]: offer.mask_group });
     this.rush();
+  }
+
+  get #newestKey() {
+    return `masks/${this.home.job}/${this.home.deviceId}`;
+  }
+
+  /** ConfigError for a group that is none, or not newer than the last: told secrets of its keys would fit again. */
+  async #checkNew({ job, mask_group: group }) {
+    if (!this.home.authorities) return;
+    const newest = (await this.home.facts.get(this.#newestKey)) ?? "", place = placeOf(group), last = placeOf(newest) ?? [-1, -1];
+    if (!place) throw new ConfigError("masks: the aggregator names no group of an attempt, which certificates vouch for; it is of an earlier release");
+    if (place[0] < last[0] || (place[0] === last[0] && place[1] <= last[1]))
+      throw new ConfigError(`masks: keys for group '${newest}' of job '${job}' were made before this one's, '${group}'; a job that begins anew needs another name`);
+  }
+
+  /** ConfigError that names whose keys nobody vouches for. */
+  async #checkPeers({ header, offered }, group) {
+    const { authorities } = this.home, scope = { job: header.job, group: group.group };
+    if (!authorities) return;
+    if (group.group !== offered) throw new ConfigError(`masks: group '${group.group}'; this device's keys are for '${offered}'`);
+    const told = await Promise.all(group.peers.map(async (peer) => [peer.device_id, (await problemOfPeer(scope, peer)) || (await authorities.problem(peer.certificate))]));
+    const wrong = told.filter(([, problem]) => problem).map((row) => row.join(": "));
+    if (wrong.length) throw new ConfigError(`masks: the keys told of ${some(wrong)}`);
   }
 
   /** Say again at the next opportunity what the aggregator may not know. */
@@ -64,7 +95,7 @@ export class Masking {
     await mask(numbers, masker, group.peers.filter(({ place }) => there.has(place)), grid);
   }
 
-  /** Take what the aggregator says of a group; WireError if it is of another, contradicts what was said before, or cannot be. */
+  /** Take what the aggregator says of a group; WireError if it is of another, contradicts what was said before, or cannot be; ConfigError if nobody vouches for keys. */
   async take(message) {
     const { state } = this;
     if (!state || message.task_id !== state.header.task_id || message.round !== state.header.round) throw new WireError("masks of a task that this device is not at");
@@ -91,6 +122,7 @@ export class Masking {
       return this.rush();
     }
     checkGroup(group, deviceId, state.keys.mask_key);
+    await this.#checkPeers(state, group);
     const holders = [...group.peers, group].map(({ place }) => place + 1), [seeds, secrets] = [state.seed, state.secret].map((one) => split(one, holders, group.threshold));
     const scope = { job: state.header.job, group: group.group }, shares = [];
     for (const { place, device_id, share_key } of group.peers)
@@ -158,6 +190,8 @@ export class Masking {
   #send = (message) => this.home.send(encode(message));
 }
 
+/** Round and first position of an attempt, by which groups follow each other; null for a name that is none. */
+const placeOf = (group) => (/^\d+-\d+$/.test(group) ? group.split("-").map(Number) : null);
 const joined = (a, b) => Uint8Array.from([...a, ...b]);
 const textOf = (message) => JSON.stringify(message, (_, value) => (value instanceof Uint8Array ? [...value] : value));
 const same = (a, b) => textOf(a) === textOf(b);

@@ -1,6 +1,7 @@
 /** The public keys that a device's owner pins, Ed25519 in PEM; `crypto.subtle` alone computes. */
 import { ArtifactError, ConfigError, oneLine } from "../engine/errors.mjs";
 import { hex, sha256 } from "../engine/sha256.mjs";
+import { pemBlocks } from "../wire/pem.mjs";
 import { KEY_ID_BYTES, SIGNATURE_BYTES } from "../wire/seal.mjs";
 
 /** What stands before the 32 bytes of an Ed25519 key in its SubjectPublicKeyInfo. RFC 8410. */
@@ -27,16 +28,11 @@ export const namesOf = (text) => keysOf(text).map(idOf);
 function keysOf(text) {
   const where = "the aggregator's public key";
   if (text.length > PEM_CHARS_MAX) throw new ConfigError(`${where}: more than ${PEM_CHARS_MAX} characters; expected keys in PEM`);
-  const blocks = [...text.matchAll(/-----BEGIN ([A-Z0-9 ]+)-----([\s\S]*?)-----END \1-----/g)], strange = blocks.find(([, kind]) => kind !== "PUBLIC KEY");
-  if (strange) throw new ConfigError(`${where}: this is a ${oneLine(strange[1].toLowerCase(), 40)}; expected public keys alone, in PEM (aggregator.pub)`);
+  const blocks = pemBlocks(text), strange = blocks.find(({ kind }) => kind !== "PUBLIC KEY");
+  if (strange) throw new ConfigError(`${where}: this is a ${oneLine(strange.kind.toLowerCase(), 40)}; expected public keys alone, in PEM (aggregator.pub)`);
   if (!blocks.length) throw new ConfigError(`${where}: no public key in PEM; expected lines from -----BEGIN PUBLIC KEY----- to -----END PUBLIC KEY-----`);
-  return blocks.map(([, , body]) => {
-    let der;
-    try {
-      der = Uint8Array.from(atob(body.replace(/\s+/g, "")), (char) => char.charCodeAt(0));
-    } catch {
-      throw new ConfigError(`${where}: a public key in it is damaged; copy it again`);
-    }
+  return blocks.map(({ der }) => {
+    if (!der) throw new ConfigError(`${where}: a public key in it is damaged; copy it again`);
     if (der.length !== HEAD.length + 32 || !HEAD.every((byte, i) => der[i] === byte)) throw new ConfigError(`${where}: a key of another sort, or damaged; expected Ed25519`);
     return der.slice(HEAD.length);
   });

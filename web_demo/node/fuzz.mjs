@@ -1,6 +1,6 @@
 /**
  * `node fuzz.mjs CASES.json`: damaged bytes for every reader, one line of JSON with how often each refused and what it threw beside our errors.
- * Cases: seed, tries, samples by reader: message, sealed, keys, fp32, quant, topk, caesar, xor ({payload, reference}), tensors, manifest, lines (hexadecimal).
+ * Cases: seed, tries, samples by reader: message, sealed, keys, certificate, authorities, fp32, quant, topk, caesar, xor ({payload, reference}), tensors, manifest, lines (hexadecimal).
  */
 import { readFile } from "node:fs/promises";
 import { namesOf } from "../device/trusted.mjs";
@@ -12,6 +12,8 @@ import { readTensors } from "../engine/safetensors.mjs";
 import { makeCodec, unpackUpdate } from "../wire/codecs/codecs.mjs";
 import { decode } from "../wire/messages.mjs";
 import { parseSeal } from "../wire/seal.mjs";
+import { readCertificate } from "../wire/sums/certificates.mjs";
+import { openAuthorities } from "../wire/sums/vouching.mjs";
 
 const { seed, tries, samples, codecs } = JSON.parse(await readFile(process.argv[2], "utf8"));
 const bytes = (text) => Uint8Array.from(Buffer.from(text, "hex"));
@@ -22,6 +24,8 @@ const READERS = {
     return decode(content);
   },
   keys: (content) => namesOf(new TextDecoder().decode(content)),
+  certificate: readCertificate,
+  authorities: (content) => openAuthorities(new TextDecoder().decode(content)),
   tensors: readTensors,
   manifest: (content) => parseManifest(content, "manifest"),
   lines: (content) => readRows(new TextDecoder().decode(content), "lines"),

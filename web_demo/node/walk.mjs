@@ -1,6 +1,6 @@
 /**
  * `node walk.mjs OPTIONS.json`: one walk through the page in Chromium, as a person takes it; one line of JSON with what was seen.
- * Options: url, lines (text), profile (folder), and perhaps text (to predict), steps, join ({job, name}), shots (folder), hostRules, onlyOpen, killIn (how what the
+ * Options: url, lines (text), profile (folder), and perhaps text (to predict), steps, join ({job, name, certificate?, key?: files}), shots (folder), hostRules, onlyOpen, killIn (how what the
  * page says begins when Chromium is killed by SIGKILL, and started again), app (true: as in the Android app, and what the app was told).
  */
 import { mkdir, readdir, readFile } from "node:fs/promises";
@@ -98,6 +98,11 @@ async function joined() {
   await page.getByLabel("Job", { exact: true }).fill(options.join.job);
   await page.getByLabel("Name of this device").fill(options.join.name);
   await page.getByLabel(/also with fewer/).check();
+  if (options.join.certificate) {
+    await page.getByText("Certificates, for a job under masks").press("Enter");
+    await page.getByLabel("This device's own").setInputFiles(options.join.certificate);
+    await page.getByLabel("Its private key").setInputFiles(options.join.key);
+  }
   await page.getByRole("button", { name: "Join the job" }).click();
   for (const start of options.killIn ?? []) {
     const isThere = (begin) => said.some((line) => line.startsWith(begin)) || (said.some((line) => line.startsWith("Finished")) && "over");
@@ -109,7 +114,7 @@ async function joined() {
   }
   await page.waitForFunction(isOver);
   seen.joined = await text("state");
-  seen.trust = await page.locator("#trust").inputValue();
+  for (const id of ["trust", "authority"]) seen[id] = await page.locator(`#${id}`).inputValue();
   seen.trouble = await text("trouble");
   seen.leftJoined = await text("left-sum");
   seen.leftLines = await page.locator("#left tbody tr").allTextContents();

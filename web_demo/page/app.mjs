@@ -170,7 +170,8 @@ $("trainer").onsubmit = doing(() => busy(async () => {
 }));
 $("joiner").onsubmit = doing(() => busy(async () => {
   say("Connecting.");
-  const given = Object.fromEntries(["job", "name", "username", "password", "trust"].map((id) => [id, $(id).value]));
+  const given = Object.fromEntries(["job", "name", "username", "password", "trust", "authority"].map((id) => [id, $(id).value]));
+  for (const id of ["certificate", "key"]) given[id] = (await $(id).files[0]?.text()) ?? "";
   const { ended } = await ask("join", { data: data(), url: page.mqtt, few: $("few").checked, masked: $("masked").checked, ...given });
   say(ended ? `Finished: ${ended}.` : "Paused; join again to go on.");
 }));
@@ -188,7 +189,7 @@ $("forget").onclick = doing(async () => {
   await ask("forget");
   phone?.whenCharging(false);
   $("charging").checked = false;
-  for (const id of ["lines", "text", "ask"]) $(id).value = "";
+  for (const id of ["lines", "text", "ask", "certificate", "key"]) $(id).value = "";
   for (const id of ["accuracy-before", "accuracy-after", "loss-before", "loss-after"]) $(id).textContent = "–";
   [page.losses, page.sent, page.file] = [[], 0, undefined];
   $("line").setAttribute("points", "");
@@ -196,12 +197,14 @@ $("forget").onclick = doing(async () => {
   await showLeft();
 });
 
-/** The key that was pinned for this job, or the one that the server suggests: another one does not take its place by itself. */
+/** The key and the authority that were pinned for this job, or those that the server suggests: another one does not take their place by itself. */
 async function showPin() {
-  const { trust } = await ask("pinned", { job: $("job").value });
-  $("trust").value = trust || page.trust;
-  const isOther = trust && page.trust && trust.trim() !== page.trust.trim();
-  $("pin").textContent = isOther ? "This server now suggests another key than the one that was pinned for this job; paste it here if its owner tells you so." : "";
+  const pinned = await ask("pinned", { job: $("job").value }), others = [];
+  for (const [id, what] of [["trust", "key"], ["authority", "authority of certificates"]]) {
+    $(id).value = pinned[id] || page[id];
+    if (pinned[id] && page[id] && pinned[id].trim() !== page[id].trim()) others.push(what);
+  }
+  $("pin").textContent = others.length ? `This server now suggests another ${others.join(" and another ")} than the one that was pinned for this job; paste it here if its owner tells you so.` : "";
 }
 $("job").onchange = doing(showPin);
 
@@ -223,7 +226,7 @@ const begin = doing(async () => {
   page.mqtt = settings.mqtt;
   $("joiner").hidden = !settings.mqtt;
   if (settings.job) $("job").value = settings.job;
-  page.trust = settings.trust ?? "";
+  [page.trust, page.authority] = [settings.trust ?? "", settings.mask_authority ?? ""];
   $("label").replaceChildren(...found.labels.map((label) => Object.assign(document.createElement("option"), { textContent: label, value: label })));
   $("name").value = found.joined?.name ?? found.name_;
   $("model").textContent = `${found.name}: ${found.layers} layers, ${found.labels.length} classes, ${found.baseDtype}, ${(found.bytes / 1e6).toFixed(1)} MB.`;

@@ -19,6 +19,7 @@ import { readTensors, writeTensors } from "../engine/safetensors.mjs";
 import { TextReader } from "../engine/text.mjs";
 import { Trainer } from "../engine/trainer.mjs";
 import { filledWork } from "../engine/work.mjs";
+import { openAuthorities, openVoucher, Voucher } from "../wire/sums/vouching.mjs";
 import { fastest, gpuRuntime } from "./gpu.mjs";
 
 const HELD_SHARE = 0.2, SEQ_LEN = 128, CHECKPOINT_EVERY = 10;
@@ -95,22 +96,23 @@ const TASKS = {
     return { done: trainer.done, steps: trainer.stepIndex, effective: trainer.effectiveSamples, accuracy: after?.accuracy };
   },
 
-  /** The keys that were pinned for a job, in PEM; empty for none. */
+  /** The keys, and the masks' authorities, that were pinned for a job, in PEM; empty for none. */
   async pinned({ job }) {
-    return { trust: (await state.facts.get(`pinned/${job}`)) ?? "" };
+    return { trust: (await state.facts.get(`pinned/${job}`)) ?? "", authority: (await state.facts.get(`authority/${job}`)) ?? "" };
   },
 
-  async join({ data, url, job, name, username, password, few, masked, trust }) {
+  async join({ data, url, job, name, username, password, few, masked, trust, authority, certificate, key }) {
     if (!url) throw new ConfigError("this page was served without an MQTT server; start it as fleetune web ARTIFACT --mqtt URL");
     return alone(`fleetune-${job}-${name}`, () => guarded(async (signal) => {
       await chooseEngine();
       const trusted = trust ? await trustedOf(trust) : null;
       await trusted?.checkArtifact(state.artifact, await signature());
       if (trust) say("device", { kind: "trusts", text: namesOf(trust).join(" or ") });
-      await state.facts.set({ [`pinned/${job}`]: trust || undefined });
+      const authorities = authority ? openAuthorities(authority) : null, voucher = await voucherOf(name, certificate, key);
+      await state.facts.set({ [`pinned/${job}`]: trust || undefined, [`authority/${job}`]: authority || undefined, ...(voucher && { [`voucher/${name}`]: { ...voucher } }) });
       await state.store.set({ data, name, joined: { job, name, few, masked } });
       const bench = new Bench(state.engine, data);
-      const home = new Home({ deviceId: name, job, artifact: state.artifact, store: state.store, trusted, facts: state.facts, checkpointEvery: 5, terms: { secure_only: Boolean(masked), ...(few && { least_effective: 0 }) }, onEvent: (event) => say("device", event) });
+      const home = new Home({ deviceId: name, job, artifact: state.artifact, store: state.store, trusted, voucher, authorities, facts: state.facts, checkpointEvery: 5, terms: { secure_only: Boolean(masked), ...(few && { least_effective: 0 }) }, onEvent: (event) => say("device", event) });
       const agent = new Agent(home, bench, () => state.rules);
       state.home = home;
       const ended = await live({ mqtt, url, username: username || undefined, password: password || undefined, home, agent, signal });
@@ -167,6 +169,13 @@ async function keptAdapter() {
   if (!content) return state.artifact.adapter();
   const { arrays } = readTensors(content), own = state.artifact.adapter();
   return Object.fromEntries(Object.entries(own).map(([name, { shape, data }]) => [name, arrays[name]?.data.length === data.length ? floats(shape, arrays[name].data) : own[name]]));
+}
+
+/** What vouches for this device's keys under masks: the certificate and key that are given, or that were given under this name before; null without. */
+async function voucherOf(name, certificate, key) {
+  if (certificate || key) return openVoucher(certificate, key, { deviceId: name });
+  const kept = await state.facts.get(`voucher/${name}`);
+  return kept ? new Voucher(kept.certificate, kept.key) : null;
 }
 
 /** Take WebGPU where it is faster; looked at once. */

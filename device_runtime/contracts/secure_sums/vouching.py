@@ -49,19 +49,28 @@ class Authorities:
     def __init__(self, certificates: Sequence[Any]) -> None:
         self._certificates = certificates
 
+    @property
+    def pem(self) -> str:
+        """Their certificates, PEM, and nothing else."""
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        return "".join(one.public_bytes(Encoding.PEM).decode() for one in self._certificates)
+
     def problem(self, certificate: bytes, now: datetime | None = None) -> str:
         """Say why a certificate (DER) is not one that they gave a device; empty if it is."""
         from cryptography import x509
         from cryptography.exceptions import InvalidSignature
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
+        from fleetune.device_runtime.contracts.malformed import MALFORMED
+
         try:
             found = x509.load_der_x509_certificate(certificate)
             issuers = [one for one in self._certificates if one.subject == found.issuer]
             purposes = _purposes(found)
-        except (ValueError, TypeError):
+        except MALFORMED:
             return "its certificate is damaged"
-        if not any(_is_issued_by(found, issuer, InvalidSignature) for issuer in issuers):
+        if not any(_is_issued_by(found, issuer, (InvalidSignature, *MALFORMED)) for issuer in issuers):
             return "no authority that this device trusts signed its certificate"
         if purposes and ExtendedKeyUsageOID.CLIENT_AUTH not in purposes:
             return "its certificate is no device's: it is for something else"
@@ -74,7 +83,9 @@ class Authorities:
 def problem_of_peer(scope: Scope, peer: MaskPeer | MaskKeys) -> str:
     """Say why keys are not those that the holder of the certificate beside them signed for this group; empty if they are."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.exceptions import InvalidSignature
+
+    from fleetune.device_runtime.contracts.malformed import MALFORMED
 
     if not peer.certificate:
         return "no certificate is beside its keys"
@@ -87,7 +98,7 @@ def problem_of_peer(scope: Scope, peer: MaskPeer | MaskKeys) -> str:
         key.verify(peer.signature, _said(scope, peer.device_id, peer.mask_key, peer.share_key), *_how(key))
     except InvalidSignature:
         return "its certificate's key did not sign its keys for this group"
-    except (ValueError, TypeError, UnsupportedAlgorithm, AttributeError):
+    except MALFORMED:
         return "its certificate is damaged, or of a kind of key that is not taken"
     return ""
 
@@ -128,9 +139,11 @@ def open_authorities(content: bytes, where: str) -> Authorities:
     need_cryptography()
     from cryptography import x509
 
+    from fleetune.device_runtime.contracts.malformed import MALFORMED
+
     try:
         return Authorities(x509.load_pem_x509_certificates(content))
-    except ValueError as exc:
+    except MALFORMED as exc:
         raise ConfigError(f"{where}: no certificate of an authority in PEM") from exc
 
 
@@ -156,10 +169,10 @@ def _names_of(found: Any) -> list[str]:
     return [str(one.value) for one in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 
-def _is_issued_by(found: Any, issuer: Any, wrong: type[Exception]) -> bool:
+def _is_issued_by(found: Any, issuer: Any, wrong: tuple[type[Exception], ...]) -> bool:
     try:
         found.verify_directly_issued_by(issuer)
-    except (wrong, ValueError, TypeError):
+    except wrong:
         return False
     return True
 

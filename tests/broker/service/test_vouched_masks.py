@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+from cryptography import x509
 from fleet import Aggregator, Device, LinearTraining, World, first_adapter, points_of
 
 from fleetune.broker.authority.authority import init, sign
@@ -229,17 +230,32 @@ def test_a_device_without_a_certificate_is_left_out_where_enough_have_one(tmp_pa
     assert world.aggregator.service.federation.rounds.closed == 1
 
 
-def test_keys_whose_signature_does_not_fit_reach_no_other_device(tmp_path, vouching, caplog):
+def of_another_version(certificate):
+    return certificate.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05")
+
+
+SPOILT = {
+    "its certificate's key did not sign its keys for this group": lambda keys: {
+        "signature": keys.signature[:-1] + b"\0"
+    },
+    "its certificate is damaged": lambda keys: {"certificate": of_another_version(keys.certificate)},
+}
+
+
+@pytest.mark.parametrize("why", SPOILT)
+def test_keys_whose_signature_or_certificate_does_not_fit_reach_no_other_device(
+    why, tmp_path, vouching, caplog
+):
     def disturb(topic, payload):
         message = decode(payload) if payload else None
         if isinstance(message, MaskKeys) and message.device_id == "device-2":
-            payload = encode(msgspec.structs.replace(message, signature=message.signature[:-1] + b"\0"))
+            payload = encode(msgspec.structs.replace(message, **SPOILT[why](message)))
         return (payload,)
 
     world = fleet(tmp_path, vouching, disturb).run()
     names = {peer.device_id for group in said(world, MaskGroup) for peer in group.peers}
     assert names == {"device-0", "device-1", "device-3"}
-    assert "its certificate's key did not sign its keys for this group" in caplog.text
+    assert why in caplog.text
 
 
 def test_keys_of_an_earlier_attempt_are_no_keys_of_this_one(vouching):
@@ -291,6 +307,22 @@ def test_damaged_certificates_are_told(vouching, content):
     peer = MaskPeer(place=1, device_id="a", mask_key=bytes(32), share_key=bytes(32), certificate=content)
     assert "certificate" in problem_of_peer(Scope("job", "1-0"), peer)
     assert "damaged" in vouching["device-1"].authorities.problem(content)
+
+
+@pytest.mark.filterwarnings("ignore")  # cryptography warns of numbers and names that a stranger chose
+def test_of_a_certificate_with_any_bit_changed_something_is_said_and_none_is_taken(vouching):
+    """Versions, extensions and keys that ``cryptography`` has errors of its own for escape nobody."""
+    scope, keys, found = Scope("job", "1-0"), (bytes(32), bytes([1]) * 32), vouching["device-1"]
+    peer = MaskPeer(place=1, device_id="device-1", mask_key=keys[0], share_key=keys[1])
+    peer = msgspec.structs.replace(peer, **found.voucher.vouch(scope, "device-1", *keys)._asdict())
+    unused = len(peer.certificate) - len(x509.load_der_x509_certificate(peer.certificate).signature) - 1
+    whole = int.from_bytes(peer.certificate, "big")
+    changed = [(whole ^ 1 << bit).to_bytes(len(peer.certificate), "big") for bit in range(whole.bit_length())]
+    changed = [c for c in changed if c[unused] == 0]  # how many last bits of the signature count, zeros all
+    twice = peer.certificate.replace(bytes.fromhex("551d23"), bytes.fromhex("551d25"))
+    for content in (*changed, twice, of_another_version(peer.certificate)):
+        problem_of_peer(scope, msgspec.structs.replace(peer, certificate=content))
+        assert found.authorities.problem(content)
 
 
 def test_who_vouches_for_others_follows_from_one_s_own_certificate(authority, tmp_path):
