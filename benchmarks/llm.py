@@ -2,8 +2,8 @@
 
 Export, artifact, selfcheck, least memory budget, peak, step, merge. MB are 10**6 bytes, peaks the kernel's of a whole process.
 What runs beside torch + peft (fp32) runs in turns with it, each in a fresh process; ratios are taken pair by pair. A shape of 3
-billion is measured only when it is asked for: its export alone takes 27 GB of disk meanwhile. Where torch's would not fit the machine, it
-is not run.
+billion is measured only when it is asked for: its export alone takes 27 GB of disk meanwhile. Where torch's would not fit the
+machine, it is not run.
 """
 
 import os
