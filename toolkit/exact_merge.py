@@ -10,6 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from fleetune.device_runtime.errors import ExportError, some
+from fleetune.exporters.model.mapped import leaving
 from fleetune.toolkit.features import FEATURES, feature_input
 from fleetune.toolkit.hearing import Tell, told_shortly
 from fleetune.toolkit.origin import parameter_digests
@@ -36,9 +37,9 @@ def merge_exactly(learning: Any, tell: Tell) -> Any:
     learning.eval()
     rows = _rows(learning)
     before, changing = parameter_digests(learning.get_base_model()), _changing(learning)
-    with _watched(learning) as calls:
+    with leaving(learning), _watched(learning) as calls:
         expected = _logits(learning, rows)
-    _unshare(learning, tell)
+    _give_own_weights(learning, tell)
     with told_shortly("the adapter cannot be merged into its model"):
         merged = learning.merge_and_unload().eval()
     _separate(merged)
@@ -46,7 +47,8 @@ def merge_exactly(learning: Any, tell: Tell) -> Any:
     errors = {
         name: _error(_output(merged.get_submodule(name), call), call.output) for name, call in calls.items()
     }
-    errors["logits"] = _error(_logits(merged, rows), expected)
+    with leaving(merged):
+        errors["logits"] = _error(_logits(merged, rows), expected)
     if wrong := [f"{name} by {error:.1e}" for name, error in errors.items() if not error <= TOLERANCE]:
         raise ExportError(
             f"the merged model does not answer as model and adapter do: {some(wrong)} of its largest value; "
@@ -73,16 +75,22 @@ def _check_untouched(before: dict[str, str], after: dict[str, str], changing: tu
         raise ExportError(f"merging changes what has no adapter: {some(wrong)}; use the adapter as it is")
 
 
-def _unshare(learning: Any, tell: Tell) -> None:
-    """Give each module with LoRA weights of its own: tied embeddings and repeated layers have them in common."""
+def _give_own_weights(learning: Any, tell: Tell) -> None:
+    """Give each module with LoRA weights of its own: tied embeddings and repeated layers have them in common.
+
+    Merging writes into them: in a mapped file that would keep all of the file's weights in memory (``mapped``).
+    """
     users: dict[int, int] = {}
     for _, parameter in learning.named_parameters(remove_duplicate=False):
         users[id(parameter)] = users.get(id(parameter), 0) + 1
     for name, module in _lora_layers(learning):
         base = module.get_base_layer()
-        if users.get(id(getattr(base, "weight", None)), 0) > 1:
-            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        weight = getattr(base, "weight", None)
+        if not isinstance(weight, nn.Parameter):
+            continue
+        if users[id(weight)] > 1:
             tell(f"{name} shared its weights with another module; in the merged model each has its own")
+        base.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def _separate(merged: Any) -> None:

@@ -1,6 +1,7 @@
 """Writes a model with an adapter merged in, having found out what the model is and that it is the right one."""
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from fleetune.toolkit.origin import WHOLE, frozen_digest, parameter_digests
 from fleetune.toolkit.sources import processor_files, tokenizer_files
 from fleetune.toolkit.stored_dtypes import cast_as_stored
 from fleetune.toolkit.tasks import TASKS
+from fleetune.toolkit.widening import widened
 
 _KNOWN = ("tie_word_embeddings", "save_embedding_layers", "fan_in_fan_out")
 """In PEFT's warnings of what merge_exactly proves right, or of how adapters are saved."""
@@ -73,9 +75,10 @@ def write_merged(
         names = name_classes(labels, provenance, adapter, config, chosen)
         tokenizer = _reader(source, "AutoTokenizer", tokenizer_files(source.name), tell)
         pads = padding_settings(config, tokenizer, tell=tell)
-        plain = _load(source, chosen, names, provenance, adapter, more=pads)
+        plain = _load(source, chosen, names, provenance, adapter, more=pads, aside=out.parent)
         say("merging")
         merged = merge_exactly(_attach(plain, adapter), tell)
+        architecture = type(merged).__name__
         kind = "AutoFeatureExtractor" if chosen == "audio-classification" else "AutoImageProcessor"
         processor = _reader(source, kind, processor_files(source.name), tell)
         if onnx:
@@ -86,12 +89,15 @@ def write_merged(
             say("writing")
             _save(merged, [tokenizer, processor], out)
             say("reading back what was written")
-            _check_saved(parameter_digests(merged), out, chosen)
+            wanted = parameter_digests(merged)
+            del plain, merged  # what is read back takes their place in memory
+            gc.collect()
+            _check_saved(wanted, out, chosen)
     told = msgspec.structs.replace(
         provenance,
         task=chosen,
         labels=tuple(names),
-        architecture=type(merged).__name__,
+        architecture=architecture,
         model=Path(source.name).name if Path(source.name).is_dir() else source.name,
         licence=provenance.licence or licence_of(source.name),
         tensors={},
@@ -127,8 +133,11 @@ def _load(
     adapter: Adapter,
     *,
     more: Mapping[str, Any],
+    aside: Path,
 ) -> Any:
     """The model in float32, as export loaded it: what its checkpoint lacks is drawn from the same seed.
+
+    Of half precision it is mapped from a file in ``aside`` (:mod:`fleetune.toolkit.widening`).
 
     Raises:
         ExportError: not the model that was exported, or one that lacks what the adapter does not bring.
@@ -147,8 +156,11 @@ def _load(
     if names and provenance.task:  # a pipeline would answer by the loss of the checkpoint's head
         settings["problem_type"] = provenance.problem_type or None
     torch.manual_seed(provenance.origin.seed)
-    with told_shortly(f"{source.name}: not a model for {task}"):
-        model, info = source.read(TASKS[task].auto_class, output_loading_info=True, **settings)
+    with told_shortly(f"{source.name}: not a model for {task}"), widened(source.name, aside=aside) as folder:
+        model, info = source._replace(name=folder).read(
+            TASKS[task].auto_class, output_loading_info=True, **settings
+        )
+    model.config._name_or_path = source.name
     drawn = {*info["missing_keys"], *(row[0] for row in info["mismatched_keys"])}
     drawn -= {name.removeprefix(WHOLE) for name in adapter.tensors}
     _check_model(model, sorted(drawn), provenance.origin.sha256, source.name, adapter)
@@ -207,8 +219,8 @@ def _save(merged: Any, readers: Sequence[Any], out: Path) -> None:
 
 def _check_saved(wanted: dict[str, str], out: Path, task: str) -> None:
     """Read the model back as anyone will; ExportError unless it is the same to the bit."""
-    with told_shortly("the merged model cannot be read back"):
-        model, info = Source(str(out), may_ask_hub=False).read(
+    with told_shortly("the merged model cannot be read back"), widened(str(out), aside=out.parent) as folder:
+        model, info = Source(folder, may_ask_hub=False).read(
             TASKS[task].auto_class, output_loading_info=True, dtype=torch.float32
         )
     found = parameter_digests(model)

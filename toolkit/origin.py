@@ -9,6 +9,8 @@ from fleetune.device_runtime.contracts.manifest import Origin
 from fleetune.device_runtime.errors import ConfigError, ExportError
 from fleetune.toolkit.sources import CONFIG, looks_like_path
 
+_AT_ONCE = 2**22
+"""Values of a parameter that are float32 at a time."""
 WHOLE = "base_model.model."
 """Before the name of a parameter that PEFT saves whole."""
 
@@ -69,9 +71,10 @@ def find_model(given: str | Path | None, recorded: str, origin: Origin, *, ours:
 
 
 def _digest(parameter: Any) -> str:
-    values = parameter.detach().float().cpu().contiguous().numpy()
-    found = hashlib.sha256(f"{values.shape}".encode())
-    found.update(values.data.cast("B"))
+    values = parameter.detach().flatten()
+    found = hashlib.sha256(f"{tuple(parameter.shape)}".encode())
+    for part in values.split(_AT_ONCE):  # in half precision a large table would be in memory twice over
+        found.update(part.float().cpu().numpy().data.cast("B"))
     return found.hexdigest()
 
 

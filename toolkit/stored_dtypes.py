@@ -9,6 +9,8 @@ import transformers
 from safetensors import safe_open
 
 from fleetune.device_runtime.errors import ExportError
+from fleetune.exporters.model.mapped import one_by_one
+from fleetune.exporters.model.quantize import is_finite
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -23,12 +25,13 @@ def cast_as_stored(model: Any, source: str, config: Any) -> None:
     usual = config.dtype or next(iter(stored.values()), torch.float32)
     prefix = f"{model.base_model_prefix}."
     saved = model.state_dict().keys()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in saved or not tensor.is_floating_point():
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, values in one_by_one((name, tensor.data) for name, tensor in tensors.items()):
+        if name not in saved or not values.is_floating_point():
             continue
         dtype = stored.get(name) or stored.get(name.removeprefix(prefix)) or usual
-        tensor.data = tensor.data.to(dtype)
-        if not torch.isfinite(tensor).all():
+        tensors[name].data = values.to(dtype)
+        if not is_finite(tensors[name]):
             raise ExportError(f"{name}: merged, it holds values beyond {dtype}, the dtype of {source}")
     model.config.dtype = usual
 

@@ -18,6 +18,8 @@ class Subject(NamedTuple):
 
     worker: str = ""
     task: str = "sequence-classification"
+    words: tuple[str, ...] = ()
+    """Of the worker, before the folder."""
 
 
 SUBJECTS = Table(
@@ -27,6 +29,8 @@ SUBJECTS = Table(
         "bert": Subject("make_bert"),
         "stories": Subject("make_stories", task="causal-lm"),
         "llama": Subject("make_llama", task="causal-lm"),
+        "135m": Subject("make_language_model", "causal-lm", ("135m",)),
+        "0.5b": Subject("make_language_model", "causal-lm", ("0.5b",)),
     },
 )
 
@@ -38,12 +42,12 @@ def model_of(name: str, root: Path) -> Path:
         UnknownName: there is no such model.
         ConfigError: it cannot be made here; says why.
     """
-    worker = SUBJECTS[name].worker
-    if not worker:
+    subject = SUBJECTS[name]
+    if not subject.worker:
         return packaged_model()
     folder = root / f"{name}-model"
     if not folder.exists():
-        run_worker(worker, folder, threads=1)
+        run_worker(subject.worker, *subject.words, folder, threads=1)
     return folder
 
 

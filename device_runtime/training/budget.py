@@ -1,5 +1,6 @@
 """Fits a run into a memory budget: of all memory plans whose expected peak is within it, the one that costs least time."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,8 +103,8 @@ def fit(
             if expected_mb <= budget_mb:
                 return Fit(memory, drop, len(way.layers), expected_mb)
     raise TooLittleMemory(
-        f"memory budget of {budget_mb:g} MB: the least that would do is {least_mb:.0f} MB (one row of {num_tokens} tokens at a "
-        f"time, recomputed, weights streamed); shorten the text{_hint(work)}"
+        f"memory budget of {budget_mb:g} MB: the least that would do is {math.ceil(least_mb)} MB (one row of {num_tokens} "
+        f"tokens at a time, recomputed, weights streamed); shorten the text{_hint(work)}"
     )
 
 

@@ -163,20 +163,20 @@ def _int4scale(_: str, matrix: Tensor) -> Tensor:
     return torch.where(furthest != 0, furthest / -_ZERO, 1.0)
 
 
-def _nibbles(name: str, matrix: Tensor) -> Tensor:
-    """(N, K) -> (N, K / GROUP, GROUP): 0 to 15."""
-    steps = (_groups(matrix) / _int4scale(name, matrix)).round()
-    return (steps + _ZERO).clamp(0, 2 * _ZERO - 1).to(torch.uint8)
+def _nibbles(matrix: Tensor, steps: Tensor) -> Tensor:
+    """(N, K), and each group's step -> (N, K / GROUP, GROUP): 0 to 15."""
+    return ((_groups(matrix) / steps).round() + _ZERO).clamp(0, 2 * _ZERO - 1).to(torch.uint8)
 
 
 def _int4(name: str, matrix: Tensor) -> Tensor:
     """(N, K) -> (N, K / GROUP, GROUP / 2): in byte i of a group its weight i below, and weight i + GROUP / 2 above."""
-    nibbles = _nibbles(name, matrix)
+    nibbles = _nibbles(matrix, _int4scale(name, matrix))
     return nibbles[..., : GROUP // 2] | (nibbles[..., GROUP // 2 :] << 4)
 
 
 def _from_int4(name: str, matrix: Tensor) -> Tensor:
-    return ((_nibbles(name, matrix).float() - _ZERO) * _int4scale(name, matrix)).flatten(1)
+    steps = _int4scale(name, matrix)
+    return ((_nibbles(matrix, steps).float() - _ZERO) * steps).flatten(1)
 
 
 def _some_rows(of: Callable[[str, Tensor], Tensor]) -> Callable[[str, Tensor], Tensor]:

@@ -14,8 +14,9 @@ def made(monkeypatch):
     """Workers that write a tiny model in the place of a large one; which ones ran."""
     ran = []
 
-    def write(worker, folder, *, threads):
-        ran.append(worker)
+    def write(worker, *words, threads):
+        *given, folder = words
+        ran.append(" ".join([worker, *given]))
         shape = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 2}
         config = transformers.BertConfig(vocab_size=200, num_labels=77, **shape)
         transformers.BertForSequenceClassification(config).save_pretrained(folder)
@@ -34,6 +35,11 @@ def test_the_packaged_model_is_not_written_again(tmp_path, made):
     assert made == []
 
 
+def test_a_shape_is_asked_for_by_its_name(tmp_path, made):
+    assert subjects.model_of("0.5b", tmp_path) == tmp_path / "0.5b-model"
+    assert made == ["make_language_model 0.5b"]
+
+
 @pytest.mark.slow  # a model is exported
 def test_a_model_is_written_once_and_its_artifact_lies_beside_it(tmp_path, made):
     model = subjects.model_of("bert", tmp_path)
@@ -47,7 +53,7 @@ def test_a_model_is_written_once_and_its_artifact_lies_beside_it(tmp_path, made)
 
 
 def test_what_cannot_be_had_says_why(tmp_path, monkeypatch):
-    with pytest.raises(UnknownName, match="no model 'gpt'; have: bert, llama, minilm, stories"):
+    with pytest.raises(UnknownName, match=r"no model 'gpt'; have: 0\.5b, 135m, bert, llama, minilm, stories"):
         subjects.model_of("gpt", tmp_path)
 
     def fail(*_, **__):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from resident import resident_kb
 from safetensors.torch import load_file, save_file
 from tiny import noisy_adapter
 from tiny_tokenizers import word_tokenizer
@@ -29,7 +31,7 @@ from fleetune.device_runtime.contracts.provenance import (
 from fleetune.device_runtime.data.samples import Dense, make_dataset
 from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.errors import ArtifactError, ConfigError, ExportError
-from fleetune.toolkit import exact_merge
+from fleetune.toolkit import exact_merge, merged_model
 from fleetune.toolkit.export import export
 from fleetune.toolkit.merge import merge
 from fleetune.toolkit.origin import frozen_digest, parameter_digests
@@ -58,7 +60,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def llama(folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> Path:
-    config = transformers.LlamaConfig(num_key_value_heads=2, **SIZES, **more)
+    config = transformers.LlamaConfig(num_key_value_heads=2, **(SIZES | more))
     return save(folder, "AutoModelForCausalLM", config, dtype)
 
 
@@ -162,6 +164,28 @@ def test_a_model_keeps_the_dtype_of_its_checkpoint(tmp_path: Path, dtype: torch.
     assert merged[f"{name}.weight"].equal((given[f"{name}.weight"].float() + 2 * b @ a).to(dtype))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone says which memory is a file's")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_no_adapter_changes_is_in_memory_no_longer_than_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """A table of 800 kB in float32, mapped from the checkpoint or from what it was widened into."""
+    model = llama(tmp_path / "model", dtype, vocab_size=12_500)
+    adapt(model, tmp_path / "adapter", WRITER, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    resident = []
+
+    def merged_exactly(learning: Any, tell: Any) -> Any:
+        merged = merge_exactly(learning, tell)
+        resident.append(resident_kb(merged.get_input_embeddings().weight))
+        return merged
+
+    merge_exactly = exact_merge.merge_exactly
+    monkeypatch.setattr(merged_model, "merge_exactly", merged_exactly)
+    merge(tmp_path / "adapter", out=tmp_path / "merged", full=True)
+    assert len(resident) == 1
+    assert resident[0] < 100
+
+
 def test_what_outgrows_half_precision_is_refused(tmp_path: Path) -> None:
     model = llama(tmp_path / "model", torch.float16)
     adapt(model, tmp_path / "adapter", WRITER, task_type="CAUSAL_LM", target_modules=["v_proj"])
@@ -231,7 +255,7 @@ def test_a_merge_that_changes_anything_else_is_refused(
     """A tied head, were it not untied: the embedding changes with it, though no adapter is on it."""
     model = llama(tmp_path / "model", tie_word_embeddings=True)
     adapt(model, tmp_path / "adapter", WRITER, task_type="CAUSAL_LM", target_modules=["lm_head"])
-    monkeypatch.setattr(exact_merge, "_unshare", lambda learning, say: None)
+    monkeypatch.setattr(exact_merge, "_give_own_weights", lambda learning, say: None)
     with pytest.raises(ExportError, match=r"changes what has no adapter: model\.embed_tokens\.weight"):
         merge(tmp_path / "adapter", out=tmp_path / "out", full=True)
 

@@ -10,7 +10,7 @@ from fleetune.device_runtime.contracts.memory_plan import RECOMPUTE, SAVE_ALL, M
 from fleetune.device_runtime.contracts.plans import dropping
 from fleetune.device_runtime.contracts.work import LocalWork, PolicySpec
 from fleetune.device_runtime.engine.footprint import BARE_BYTES, footprint
-from fleetune.device_runtime.errors import ConfigError
+from fleetune.device_runtime.errors import ConfigError, TooLittleMemory
 from fleetune.device_runtime.training.budget import MARGIN, expected_mb, fit, resident_mb
 
 PLENTY = 10_000
@@ -150,6 +150,16 @@ def test_what_is_protected_is_not_given_up(artifact, protected):
         fitted(artifact, 1, policy)
     found = fitted(artifact, least(artifact, policy) + 1, policy)
     assert found.active_layers >= protected
+
+
+@pytest.mark.parametrize("num_tokens", range(33, 49))
+def test_the_least_that_is_said_is_enough(artifact, num_tokens):
+    """A number without decimals, never below what was expected."""
+    sizes = {"artifact": artifact, "work": LocalWork(batch_size=16), "num_tokens": num_tokens}
+    with pytest.raises(TooLittleMemory) as refused:
+        fit(**sizes, budget_mb=1)
+    said_mb = int(re.search(r"least that would do is (\d+) MB", str(refused.value))[1])
+    assert said_mb - 1 < fit(**sizes, budget_mb=said_mb).expected_mb <= said_mb
 
 
 def test_exact_k_drops_more_only_when_nothing_else_fits(artifact):

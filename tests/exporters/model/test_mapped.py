@@ -1,12 +1,12 @@
 """Weights in a mapped file leave memory after use; no value changes, and nothing that was written is lost."""
 
-import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from plain_models import Classifier, program
+from resident import resident_kb
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -21,15 +21,6 @@ SIDE = 512
 def mapped(path: Path, values: Tensor, *, shared: bool = False) -> Tensor:
     path.write_bytes(values.numpy().tobytes())
     return torch.from_file(str(path), shared=shared, size=values.numel()).reshape(values.shape)
-
-
-def resident_kb(tensor: Tensor) -> int:
-    """What is in memory of the file that a tensor lies in."""
-    for entry in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
-        start, end = (int(word, 16) for word in entry.split(None, 1)[0].split("-"))
-        if start <= tensor.data_ptr() < end:
-            return int(re.findall(r"^Rss: +(\d+)", entry, re.MULTILINE)[0])
-    raise AssertionError("no such memory")
 
 
 @pytest.mark.parametrize("shared", [False, True])
