@@ -46,7 +46,7 @@ def paho():
 
 def taken(client):
     found = []
-    client.on_message = lambda _client, _data, message: found.append(message.payload)
+    client.on_letter = lambda _topic, payload, _is_retained: found.append(payload)
     return found
 
 
