@@ -65,19 +65,19 @@ class _Ringing(Protocol):
 
 
 class _Bell:
-    """The end of paho's socket pair that wakes its thread: rung once a turn, and not by the thread itself.
+    """The end of paho's socket pair that wakes its thread: rung once a turn, not by the thread itself, and only if need be.
 
     Every byte through it costs two calls of the system, at each of which a thread may lose the interpreter to another.
     """
 
-    def __init__(self, ringing: _Ringing, thread: threading.Thread) -> None:
-        self._ringing, self._thread = ringing, thread
+    def __init__(self, ringing: _Ringing, thread: threading.Thread, send_now: Callable[[], bool]) -> None:
+        self._ringing, self._thread, self._send_now = ringing, thread, send_now
         self.has_rung = False
         """Since the thread looked last what there is to send."""
 
     def send(self, content: bytes) -> int:
-        """Wake the thread, unless it is about to look."""
-        if self.has_rung or threading.current_thread() is self._thread:
+        """Wake the thread, unless it is about to look, or what waits could be sent without it."""
+        if self.has_rung or threading.current_thread() is self._thread or self._send_now():
             return len(content)
         self.has_rung = True
         return self._ringing.send(content)
@@ -323,15 +323,27 @@ class _Paho(paho.Client):
     _num_sent = _num_arrived = 0
     _ahead, _is_plain = memoryview(b""), True
     """What was read ahead; and whether the transport is TCP, or TLS on it."""
+    _is_thread_safe = False
+    """Whether one thread may write while another reads: not with OpenSSL."""
     _bell: _Bell | None = None
     _answers = b""
     """Acknowledgements of what has come in this turn, sent together at its end."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._writing = threading.RLock()
+        """Held by who writes to the socket, or opens or closes it."""
+        super().__init__(*args, **kwargs)
+
+    def reconnect(self) -> MQTTErrorCode:
+        """Connect anew; until then nobody else writes."""
+        with self._writing:
+            return super().reconnect()
 
     def loop_start(self) -> MQTTErrorCode:
         """Start the thread."""
         code = super().loop_start()
         if self._thread and self._sockpairW and not self._bell:
-            self._bell = _Bell(self._sockpairW, self._thread)
+            self._bell = _Bell(self._sockpairW, self._thread, self._send_now)
             self._sockpairW = self._bell  # type: ignore[assignment]
         return code
 
@@ -407,8 +419,18 @@ class _Paho(paho.Client):
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _packet_write(self) -> MQTTErrorCode:
-        self._join_small()
-        return super()._packet_write()
+        with self._writing:
+            self._join_small()
+            return super()._packet_write()
+
+    def _send_now(self) -> bool:
+        """Send what waits in the thread that publishes; False if any is left, or all of it, which is the client's thread's to do."""
+        if not (self._is_thread_safe and self.is_connected() and self._writing.acquire(blocking=False)):
+            return False
+        try:
+            return self._packet_write() == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._out_packet
+        finally:
+            self._writing.release()
 
     def _join_small(self) -> None:
         """Have small packets that wait behind each other sent at once; paho does nothing more once one of these has left."""
@@ -448,7 +470,8 @@ class _Paho(paho.Client):
 
     def _sock_close(self) -> None:
         self._ahead, self._answers = memoryview(b""), b""
-        super()._sock_close()
+        with self._writing:
+            super()._sock_close()
 
 
 def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> _Paho:
@@ -460,6 +483,7 @@ def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> _Paho:
     )
     client.reconnect_delay_set(*RECONNECT_S)
     client.max_queued_messages_set(0)  # without limit: the link has one of its own
+    client._is_thread_safe = not (address.is_websocket or address.is_tls)
     if address.is_websocket:
         client._is_plain = False
         client.ws_set_options(path=address.path)

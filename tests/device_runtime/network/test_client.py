@@ -89,11 +89,11 @@ class Rings:
 
 def test_the_bell_is_rung_once_until_the_thread_looks_and_never_by_itself():
     rings = Rings()
-    bell = client_module._Bell(rings, threading.Thread())
+    bell = client_module._Bell(rings, threading.Thread(), lambda: False)
     assert [bell.send(b"0"), bell.send(b"0"), rings.count] == [1, 1, 1]
     bell.has_rung = False
     bell.send(b"0")
     assert rings.count == 2
-    own = client_module._Bell(rings, threading.current_thread())
+    own = client_module._Bell(rings, threading.current_thread(), lambda: False)
     own.send(b"0")
     assert rings.count == 2
