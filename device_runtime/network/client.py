@@ -424,7 +424,7 @@ class _Paho(paho.Client):
             return super()._packet_write()
 
     def _send_now(self) -> bool:
-        """Send what waits in the thread that publishes; False if any is left, or all of it, which is the client's thread's to do."""
+        """Send what waits from the thread that publishes; False if any of it is left to the client's own."""
         if not (self._is_thread_safe and self.is_connected() and self._writing.acquire(blocking=False)):
             return False
         try:
