@@ -28,7 +28,8 @@ CASES = ("3000x0.3", "300x3", "3000x0.01-calm", "3000x0.01-restart")
 ROUNDS, ROUNDS_OF_MANY, MANY = 3, 1, 1000
 """Rounds measured, and where there are many devices."""
 A_PROCESS = 250
-"""Devices in a process: each has a thread, and three descriptors of the 1,024 that it may wait for."""
+"""Devices in a process at most: each has a thread, and three descriptors of the 1,024 that it may wait for. There are as many
+processes as processors at least: on machines of their own devices do not wait for each other, behind one interpreter they do."""
 _CASE = re.compile(
     r"(?P<count>[1-9]\d*)x(?P<mb>\d+(\.\d+)?)(-(?P<way>restart|calm|timed|(without|silent)(?P<lost>[1-9]\d*)))?"
 )
@@ -147,7 +148,7 @@ def _aggregator(*words: object) -> Iterator["subprocess.Popen[str]"]:
 @contextlib.contextmanager
 def _crowd(url: str, size_mb: float, numbers: range) -> Iterator[list["subprocess.Popen[str]"]]:
     """Processes with the devices, all of them connected; ended when the block is left."""
-    num_processes = -(-len(numbers) // A_PROCESS)
+    num_processes = max(-(-len(numbers) // A_PROCESS), min(len(numbers), os.cpu_count() or 1))
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
