@@ -1,8 +1,8 @@
 """The aggregator of ``benchmarks/crowd.py`` in a process of its own, with its ledger on disk; prints one JSON object at the end.
 
 Usage: crowd.py URL MB COUNT ROUNDS FOLDER LIVING [timed]. Says ``hellos`` when a third of the devices were heard, and ``doomed``
-when one that is not among the first LIVING sends its update. The first round, in which nothing is fetched, is in none of the
-figures but ``first_s`` and ``closed_after_s``.
+when one that is not among the first LIVING sends its update, and ``round`` at the end of each. The first round, in which nothing
+is fetched, is in none of the figures but ``first_s`` and ``closed_after_s``.
 """
 
 import json
@@ -110,6 +110,8 @@ def main(
     def mark(row: object = None) -> None:
         cpu_s = time.process_time()
         marks.append((time.perf_counter(), cpu_s, link.bytes_sent, link.messages_sent, counts["received"]))
+        if row:
+            print("round", flush=True)
 
     counts = {"received": 0}
     with Ledger(Path(folder), settings) as ledger, link:
@@ -122,7 +124,7 @@ def main(
             adapter=adapter_of(float(size_mb)),
             session="s",
             now=time.monotonic(),
-            on_row=lambda row: mark() if row.round else None,
+            on_row=lambda row: mark(row) if row.round else None,
         )
         heard: set[str] = set()
         service.tick(time.monotonic())
@@ -159,6 +161,7 @@ def _figures(marks: list[tuple[float, ...]]) -> dict[str, float]:
     return {
         "wall_s": wall_s,
         "cpu_s": cpu_s,
+        "mean_cpu_s": statistics.mean(row[1] for row in took[1:]),
         "sent_mb": sent / 1e6,
         "messages_sent": messages,
         "messages_received": received,
