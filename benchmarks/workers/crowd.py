@@ -19,6 +19,7 @@ import numpy as np
 from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.service.ticks import Ticks
 from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady, Verdict, decode
 from fleetune.device_runtime.contracts.work import LocalWork
@@ -128,6 +129,7 @@ def main(
         )
         heard: set[str] = set()
         service.tick(time.monotonic())
+        ticks = Ticks(service)
         while not service.finished:
             if message := link.receive(0.1):
                 counts["received"] += 1
@@ -138,8 +140,7 @@ def main(
                     if len(heard) >= num_devices / 3:
                         print("hellos", flush=True)
                 service.take(*message, time.monotonic(), has_more=link.has_waiting)
-            if service.due_at(now := time.monotonic()) <= now:
-                service.tick(now)
+            ticks.turn(time.monotonic(), has_more=link.has_waiting)
         figures = _figures(marks)
         service.stop(time.monotonic())
         last = (Path(folder) / "versions" / f"{num_rounds:05d}.safetensors").read_bytes()

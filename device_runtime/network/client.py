@@ -418,6 +418,24 @@ class _Paho(paho.Client):
         self._answers += packets.acknowledgement(letter)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def _send_publish(
+        self,
+        mid: int,
+        topic: bytes,
+        payload: bytes | bytearray = b"",
+        qos: int = 0,
+        retain: bool = False,
+        dup: bool = False,
+        info: paho.MQTTMessageInfo | None = None,
+        properties: Properties | None = None,
+    ) -> MQTTErrorCode:
+        if qos != 1 or properties is not None or self._sock is None:
+            return super()._send_publish(mid, topic, payload, qos, retain, dup, info, properties)
+        flags = dup << 3 | qos << 1 | retain
+        is_v5 = self._protocol == MQTTProtocolVersion.MQTTv5
+        content = packets.publication(topic, payload, mid, flags=flags, is_v5=is_v5)
+        return self._packet_queue(packets.PUBLISH, content, mid, qos, info)
+
     def _packet_write(self) -> MQTTErrorCode:
         with self._writing:
             self._join_small()

@@ -52,6 +52,25 @@ def letter_of(command: int, body: Octets, *, is_v5: bool) -> Letter | None:
     return Letter(topic, bytes(body[begin:]), bytes(body[end : end + 2]), bool(command & _RETAIN))
 
 
+def publication(topic: bytes, payload: Octets, number: int, *, flags: int, is_v5: bool) -> bytes:
+    """Write a PUBLISH of QoS 1 without properties.
+
+    Args:
+        topic: at most 65,535 bytes of UTF-8.
+        payload: of the message.
+        number: 1 to 65,535, which its acknowledgement repeats.
+        flags: the lower four bits of the first byte.
+        is_v5: as :func:`letter_of`.
+    """
+    head = len(topic).to_bytes(2, "big") + topic + number.to_bytes(2, "big") + (b"\0" if is_v5 else b"")
+    length, left = bytearray(), len(head) + len(payload)
+    while left >= 0x80:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    length.append(left)
+    return b"".join((bytes((PUBLISH | flags,)), length, head, payload))
+
+
 def acknowledged(command: int, body: Octets) -> int | None:
     """Number of the message that a PUBACK says the server has; None if it says anything besides."""
     return int.from_bytes(body, "big") if command == PUBACK and len(body) == 2 else None
