@@ -10,6 +10,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from paho.mqtt import client as paho
@@ -41,8 +42,6 @@ RECONNECT_S = (1, 15)
 _AHEAD_BYTES = 64 * 1024
 """Read at once at most, beyond what is asked for: paho asks for each packet in three parts and more."""
 
-_JOINED_MAX = 64
-"""Small packets that leave in one call of the system at most."""
 _HAS_IT = ReasonCode(PacketTypes.PUBACK)
 _NOTHING_MORE = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 """What paho makes anew of each acknowledgement that says no more than that."""
@@ -452,13 +451,12 @@ class _Paho(paho.Client):
 
     def _join_small(self) -> None:
         """Have small packets that wait behind each other sent at once; paho does nothing more once one of these has left."""
-        waiting, joined = self._out_packet, list[Any]()
-        while waiting and _is_joined(waiting[0]) and len(joined) < _JOINED_MAX:
-            joined.append(waiting.popleft())
-        if len(joined) > 1:
-            content = b"".join(packet["packet"] for packet in joined)
-            joined = [{**joined[0], "packet": content, "to_process": len(content)}]
-        waiting.extendleft(joined)
+        if len(self._out_packet) < 2:
+            return
+        waiting = [self._out_packet.popleft() for _ in range(len(self._out_packet))]  # others may add to it
+        runs = ((is_small, [*run]) for is_small, run in groupby(waiting, _is_joined))
+        joined = [one for is_small, run in runs for one in (_joined(run) if is_small else run)]
+        self._out_packet.extendleft(reversed(joined))
 
     def _look_what_arrived(self) -> None:
         arrived = self._num_sent - _num_underway(self._sock)
@@ -514,6 +512,11 @@ def _is_joined(packet: Mapping[str, Any]) -> bool:
     """Whether this may leave together with others: small, of QoS 1 and not begun."""
     is_known = packet["command"] & 0xF0 in (packets.PUBLISH, packets.PUBACK)
     return is_known and packet["qos"] == 1 and packet["pos"] == 0 and len(packet["packet"]) < RESENT_BYTES_MAX
+
+
+def _joined(run: Sequence[Any]) -> list[Any]:
+    content = b"".join(packet["packet"] for packet in run)
+    return [{**run[0], "packet": content, "to_process": len(content)}]
 
 
 def _is_kept(topic: str) -> bool:
