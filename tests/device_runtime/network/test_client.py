@@ -119,12 +119,26 @@ def test_small_packets_leave_together_in_their_order_and_large_ones_alone(paho):
 
 
 def test_what_was_joined_and_sent_in_part_goes_on_where_it_stopped(paho):
-    sent = bytearray()
-    connected(paho)._sock.send = lambda content: sent.extend(content[:3]) or min(3, len(content))
+    sent, room = bytearray(), [3]
+
+    def send(content):
+        if not room[0]:
+            raise BlockingIOError
+        taken, room[0] = content[: room[0]], 0
+        sent.extend(taken)
+        return len(taken)
+
+    connected(paho)._sock.send = send
     for payload in (b"one", b"two"):
         paho.publish("x", payload, qos=1)
     paho.loop_write()
-    assert bytes(sent) == packet(b"one", 1) + packet(b"two", 2)
+    for payload in (b"three", b"four"):
+        paho.publish("x", payload, qos=1)
+    for _ in range(4):
+        room[0] = 1000
+        paho.loop_write()
+    wanted = [packet(p, n) for n, p in enumerate((b"one", b"two", b"three", b"four"), 1)]
+    assert bytes(sent) == b"".join(wanted)
 
 
 def test_who_publishes_sends_at_once_and_does_not_ring(paho):
