@@ -138,7 +138,7 @@ def test_what_was_joined_and_sent_in_part_goes_on_where_it_stopped(paho):
         room[0] = 1000
         paho.loop_write()
     wanted = [packet(p, n) for n, p in enumerate((b"one", b"two", b"three", b"four"), 1)]
-    assert bytes(sent) == b"".join(wanted)
+    assert (bytes(sent), list(paho._out_packet)) == (b"".join(wanted), [])
 
 
 def test_who_publishes_sends_at_once_and_does_not_ring(paho):
