@@ -28,7 +28,8 @@ CASES = ("3000x0.3", "300x3", "3000x0.01-calm", "3000x0.01-restart")
 ROUNDS, ROUNDS_OF_MANY, MANY = 3, 1, 1000
 """Rounds measured, and where there are many devices."""
 A_PROCESS = 250
-"""Devices in a process: each has a thread, and three descriptors of the 1,024 that it may wait for."""
+"""Devices in a process at most: each has a thread, and three descriptors of the 1,024 that it may wait for. There are as many
+processes as processors at least: on machines of their own devices do not wait for each other, behind one interpreter they do."""
 _CASE = re.compile(
     r"(?P<count>[1-9]\d*)x(?P<mb>\d+(\.\d+)?)(-(?P<way>restart|calm|timed|(without|silent)(?P<lost>[1-9]\d*)))?"
 )
@@ -56,7 +57,8 @@ def measure(say: Say, *, only: Sequence[str] = (), repeats: int = 1) -> dict[str
 def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
     """Run one job with its own server and device processes, and return what its aggregator measured.
 
-    ``…cpu_ms`` is per device and round; Mosquitto's is over the whole job. ``rounds``: 0 for as many as the file says.
+    ``…cpu_ms`` is per device and round; Mosquitto's is over the whole job. ``servers_cpu_s`` is the mean of a
+    counted round, aggregator and Mosquitto together. ``rounds``: 0 for as many as the file says.
 
     Raises:
         ConfigError: a case that is none, or an aggregator that failed.
@@ -86,6 +88,7 @@ def run_case(case: str, *, rounds: int = 0) -> dict[str, Any]:
             "cpu_s": round(found["cpu_s"], 3),
             "cpu_ms": round(1e3 * found["cpu_s"] / count, 2),
             "mosquitto_cpu_ms": round(1e3 * server.cpu_s / job, 2),
+            "servers_cpu_s": round(found["mean_cpu_s"] + found["mosquitto_cpu_s"], 3),
             **{name: found[name] for name in ("sent_mb", "messages_sent", "messages_received", "dropped")},
             **{name: found[name] for name in ("first_s", "peak_mb", "connections", "digest")},
             **{
@@ -121,7 +124,7 @@ def _run(
     is_restarted: bool,
 ) -> dict[str, Any]:
     """Read what an aggregator says to its end; kill its server when it has heard a third, ``end`` the doomed when they send."""
-    last = ""
+    last, spent = "", []
     for line in process.stdout or ():
         if line.strip() == "hellos":
             if is_restarted:
@@ -130,12 +133,13 @@ def _run(
         elif line.strip() == "doomed":
             for one in doomed:
                 one.send_signal(end)
+        elif line.strip() == "round":
+            spent.append(server.cpu_s)
         else:
             last = line
     if process.wait():
         raise ConfigError(f"the aggregator failed: {_said(process)}")
-    figures: dict[str, Any] = json.loads(last)
-    return figures
+    return {**json.loads(last), "mosquitto_cpu_s": (spent[-1] - spent[0]) / (len(spent) - 1)}
 
 
 @contextlib.contextmanager
@@ -147,7 +151,7 @@ def _aggregator(*words: object) -> Iterator["subprocess.Popen[str]"]:
 @contextlib.contextmanager
 def _crowd(url: str, size_mb: float, numbers: range) -> Iterator[list["subprocess.Popen[str]"]]:
     """Processes with the devices, all of them connected; ended when the block is left."""
-    num_processes = -(-len(numbers) // A_PROCESS)
+    num_processes = max(-(-len(numbers) // A_PROCESS), min(len(numbers), os.cpu_count() or 1))
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(

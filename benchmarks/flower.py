@@ -2,8 +2,9 @@
 
 Flower and Ray stand in an environment of their own (``python -m venv F; F/bin/pip install flwr ray``): FLEETUNE_FLOWER names
 its python. Both sides train nothing; the simulation has neither a wire nor a disk, ours has both. CPU seconds are those of the
-process that hands out and merges: our aggregator, and Flower's server with its backend, without Mosquitto
-(``benchmarks/crowd.py`` has it) and without Ray's own processes.
+process that hands out and merges: our aggregator, and Flower's server with its backend, all threads of each, without Mosquitto
+and without Ray's own processes. ``servers_cpu_s`` has these besides, means of the same rounds: aggregator and Mosquitto; server,
+gcs, raylet (which is the store) and agents. Devices, of ours and in Ray's workers, are in neither.
 """
 
 import os
@@ -74,10 +75,10 @@ def _shown(figures: dict[str, Any]) -> str:
 
 def _row(count: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
     row: dict[str, Any] = {"": f"{count} devices"}
-    for name in ("wall_s", "cpu_s", "peak_mb"):
+    for name in ("wall_s", "cpu_s", "servers_cpu_s", "peak_mb"):
         row[name] = round(statistics.median(ours[name] for ours, _ in pairs), 3)
         row[f"flower_{name}"] = round(statistics.median(theirs[name] for _, theirs in pairs), 3)
-        row[f"{name.partition('_')[0]}_ratio"] = round(
+        row[f"{name.rpartition('_')[0]}_ratio"] = round(
             statistics.median(ours[name] / theirs[name] for ours, theirs in pairs), 3
         )
     return row

@@ -17,6 +17,7 @@ from fleetune.broker.service.outbound import Seal, unsigned
 from fleetune.broker.service.result import AggregateReport, Result, check_folder
 from fleetune.broker.service.rivals import has_rival, is_of_another
 from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.service.ticks import Ticks
 from fleetune.broker.store.ledger import Ledger
 from fleetune.broker.store.rows import Row
 from fleetune.broker.tasks import PARDONED, listed, mark
@@ -233,13 +234,13 @@ def _both(first: Callable[[Row], object], second: Callable[[Row], object] | None
 def _serve(service: Service, link: Link, result: Result) -> None:
     try:
         service.tick(time.monotonic())
+        ticks = Ticks(service)
         while not service.finished:
             result.dropped = link.dropped
             result.keep()
             if message := link.receive(_POLL_S):
                 service.take(*message, time.monotonic(), has_more=link.has_waiting)
-            if service.due_at(now := time.monotonic()) <= now:
-                service.tick(now)
+            ticks.turn(time.monotonic(), has_more=link.has_waiting)
         _see_off(service, link)
     finally:
         service.stop(time.monotonic())

@@ -61,6 +61,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def same_bits(one: Array, other: Array) -> bool:
+    """Whether two arrays of one dtype have the same shape and bits: -0.0 is not 0.0, and a NaN is itself."""
+    words = np.dtype(f"u{one.dtype.itemsize}")
+    return one.dtype == other.dtype and np.array_equal(one.view(words), other.view(words))
+
+
 def to_bytes(arrays: Mapping[str, Array], *, metadata: dict[str, str] | None = None) -> bytes:
     """Arrays as the bytes of a safetensors file; equal arrays give equal bytes."""
     return save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}, metadata=metadata)

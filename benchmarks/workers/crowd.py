@@ -1,8 +1,8 @@
 """The aggregator of ``benchmarks/crowd.py`` in a process of its own, with its ledger on disk; prints one JSON object at the end.
 
 Usage: crowd.py URL MB COUNT ROUNDS FOLDER LIVING [timed]. Says ``hellos`` when a third of the devices were heard, and ``doomed``
-when one that is not among the first LIVING sends its update. The first round, in which nothing is fetched, is in none of the
-figures but ``first_s`` and ``closed_after_s``.
+when one that is not among the first LIVING sends its update, and ``round`` at the end of each. The first round, in which nothing
+is fetched, is in none of the figures but ``first_s`` and ``closed_after_s``.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
+from fleetune.broker.service.ticks import Ticks
 from fleetune.broker.store.ledger import Ledger
 from fleetune.device_runtime.contracts.wire import Chunk, UpdateReady, Verdict, decode
 from fleetune.device_runtime.contracts.work import LocalWork
@@ -110,6 +111,8 @@ def main(
     def mark(row: object = None) -> None:
         cpu_s = time.process_time()
         marks.append((time.perf_counter(), cpu_s, link.bytes_sent, link.messages_sent, counts["received"]))
+        if row:
+            print("round", flush=True)
 
     counts = {"received": 0}
     with Ledger(Path(folder), settings) as ledger, link:
@@ -122,10 +125,11 @@ def main(
             adapter=adapter_of(float(size_mb)),
             session="s",
             now=time.monotonic(),
-            on_row=lambda row: mark() if row.round else None,
+            on_row=lambda row: mark(row) if row.round else None,
         )
         heard: set[str] = set()
         service.tick(time.monotonic())
+        ticks = Ticks(service)
         while not service.finished:
             if message := link.receive(0.1):
                 counts["received"] += 1
@@ -136,8 +140,7 @@ def main(
                     if len(heard) >= num_devices / 3:
                         print("hellos", flush=True)
                 service.take(*message, time.monotonic(), has_more=link.has_waiting)
-            if service.due_at(now := time.monotonic()) <= now:
-                service.tick(now)
+            ticks.turn(time.monotonic(), has_more=link.has_waiting)
         figures = _figures(marks)
         service.stop(time.monotonic())
         last = (Path(folder) / "versions" / f"{num_rounds:05d}.safetensors").read_bytes()
@@ -159,6 +162,7 @@ def _figures(marks: list[tuple[float, ...]]) -> dict[str, float]:
     return {
         "wall_s": wall_s,
         "cpu_s": cpu_s,
+        "mean_cpu_s": statistics.mean(row[1] for row in took[1:]),
         "sent_mb": sent / 1e6,
         "messages_sent": messages,
         "messages_received": received,

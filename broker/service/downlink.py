@@ -91,6 +91,7 @@ class Downlink:
         self._served: set[str] = set()
         """Devices that were sent chunks since their last hello, or since they gave what they made."""
         self._shelf: dict[_Key, Parcel] = {}
+        self._shelf_bytes = 0
 
     def holds(self, device_id: str, digest: str, mask: str = "", *, original: str = "") -> None:
         """A device says which adapter file it holds, empty: it wants the whole; which its artifact brought, and which mask."""
@@ -190,7 +191,7 @@ class Downlink:
         self._bases.clear()
         for key in [key for key in self._shelf if key.version < version]:
             if self._shelf_bytes > _SHELF_BYTES:  # who still fetches one has it made ready anew
-                del self._shelf[key]
+                self._take_down(key)
         self._replicas.forget_before(version - _KEPT + 1, but=self.held())
 
     def held(self) -> set[str]:
@@ -217,19 +218,21 @@ class Downlink:
         return found
 
     def _ready(self, key: _Key) -> Parcel:
-        ready = self._shelf.pop(key, None) or self._prepared(key)
+        ready = self._take_down(key) or self._prepared(key)
         self._shelf[key] = ready
+        self._shelf_bytes += len(ready.payload)
         while self._is_shelf_full:
-            del self._shelf[next(iter(self._shelf))]
+            self._take_down(next(iter(self._shelf)))
         return ready
+
+    def _take_down(self, key: _Key) -> Parcel | None:
+        if (found := self._shelf.pop(key, None)) is not None:
+            self._shelf_bytes -= len(found.payload)
+        return found
 
     @property
     def _is_shelf_full(self) -> bool:
         return len(self._shelf) > (_SHELF_MIN if self._shelf_bytes > _SHELF_BYTES else _SHELF_MAX)
-
-    @property
-    def _shelf_bytes(self) -> int:
-        return sum(len(ready.payload) for ready in self._shelf.values())
 
     def _again(self, device_id: str, digest: str) -> Parcel | None:
         """Make anew what a device was offered last: others were served in between. None if that was something else."""

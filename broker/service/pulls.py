@@ -146,10 +146,11 @@ class Pulls:
         share = max(1, min(WINDOW_MAX, self._flying_max // max(1, len(self._active))))
         for task_id in self._next(now):
             update, pull, *_ = self._active[task_id]
-            if now >= min(pull.waits_until, self._silent_at(task_id)) and self._is_unread(update.device_id):
+            is_silent = now >= self._silent_at(task_id)
+            if (is_silent or now >= pull.waits_until) and self._is_unread(update.device_id):
                 self._timers.set(task_id, not_before=now + _LOOK_S)
                 continue
-            if now >= self._silent_at(task_id):
+            if is_silent:
                 self._suspects.add(update.device_id)
                 self._silent[update.device_id] = pull.progress_at
             flying = pull.num_flying

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -421,6 +422,7 @@ def _place(topic: str) -> str:
     return one_line(topic.rpartition("/")[0].rpartition("/")[2])
 
 
+@lru_cache(4096)
 def _sender(topic: str) -> str:
     parts = topic.split("/")
     try:

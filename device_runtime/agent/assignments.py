@@ -209,8 +209,10 @@ class Assignments:
         if not current.pull.done:
             return False
         try:
-            payload = self._mask.parted(current.offer, current.pull.content())
-            content = self._adapters.open(current.offer, payload)
+            sent = current.pull.content()
+            payload = self._mask.parted(current.offer, sent)
+            known = current.pull.sha256 if payload is sent else ""
+            content = self._adapters.open(current.offer, payload, known=known)
         except WireError as exc:
             self.decline(exc)
             return False
@@ -295,7 +297,7 @@ class Assignments:
             self._forget_older()  # they are refused by their round
         self.newest_round = offer.round
         if offer.task_id == self._made.default_task_id(offer):
-            self._home.state.rename_checkpoint(key_of_0_1(offer), assignment.key)
+            self._home.state.rename_checkpoint(lambda: key_of_0_1(offer), assignment.key)
         self._home.state.forget_checkpoints(but=assignment.key)
         self._current = assignment
         self._home.on_event(Event("offer", offer.round, {"version": offer.version}))
@@ -390,7 +392,7 @@ class Assignments:
             self.listening.is_wide = assignment.pull.is_wide
         assignment.pull = None
         self.version = assignment.offer.version
-        self._adapters.keep(content)
+        self._adapters.keep(content, wanted_sha256(assignment.offer))
         assignment.run = LocalRun(
             assignment.offer,
             reference,

@@ -25,8 +25,10 @@ class HeldAdapters:
         """Prepare; ``original`` is version 0."""
         self._state, self._original = state, original
         newest = state.newest_adapter()
+        self._filed_sha256 = sha256(newest).hexdigest() if newest else ""
+        """Of the file in the folder; what another is asked for need not be looked for there."""
         is_ours = _fits(newest, original.arrays)  # that of a job with another artifact may lie there
-        self._newest_sha256 = sha256(newest).hexdigest() if is_ours else original.digest
+        self._newest_sha256 = self._filed_sha256 if is_ours else original.digest
         self._wants_whole = False
 
     @property
@@ -43,7 +45,11 @@ class HeldAdapters:
         """Adapter file with this SHA-256, if it is at hand."""
         if digest == self._original.digest:
             return self._original.content
-        return self._state.adapter(digest) or self._first_of_thresholds(digest)
+        if digest == self._filed_sha256:
+            if (filed := self._state.adapter(digest)) is not None:
+                return filed
+            self._filed_sha256 = ""  # damaged since, or gone
+        return self._first_of_thresholds(digest)
 
     def _first_of_thresholds(self, digest: str) -> bytes | None:
         """Version 0 of a job of thresholds, if that is meant: it is made here as well as there."""
@@ -56,12 +62,13 @@ class HeldAdapters:
         """Whether an offer's adapter is a difference from one that is not here, or not trusted to be the same."""
         return bool(offer.reference) and (self._wants_whole or self.find(offer.reference) is None)
 
-    def keep(self, content: bytes) -> None:
-        """Keep what is worked from; StateError if it cannot be written."""
-        is_original = content is self._original.content
-        self._newest_sha256 = self._original.digest if is_original else sha256(content).hexdigest()
-        if not is_original:
+    def keep(self, content: bytes, digest: str) -> None:
+        """Keep what is worked from, and has this SHA-256; StateError if it cannot be written."""
+        self._newest_sha256 = digest
+        if content is not self._original.content and digest != self._filed_sha256:
+            self._filed_sha256 = ""  # until it is written
             self._state.keep_adapter(content)
+            self._filed_sha256 = digest
 
     def arrays(self, content: bytes) -> Arrays:
         """Tensors of an adapter file, float32 by name; WireError if they are not this artifact's."""
@@ -75,15 +82,20 @@ class HeldAdapters:
         arrays = self._original.arrays
         return update_bytes_max(_codec_of(offer), {**arrays, **blank_thresholds(arrays)})
 
-    def open(self, offer: Offer, payload: bytes) -> bytes | None:
+    def open(self, offer: Offer, payload: bytes, *, known: str = "") -> bytes | None:
         """Make the adapter file that an offer means from what was sent; None if only the whole will do from now on.
+
+        Args:
+            offer: what it was sent with.
+            payload: what was sent, without a mask.
+            known: its SHA-256, where somebody has looked; else it is looked at here.
 
         Raises:
             WireError: what was sent whole is not what the offer means.
         """
         wanted = wanted_sha256(offer)
         if offer.down_codec == FULL:
-            if sha256(payload).hexdigest() != wanted:
+            if (known or sha256(payload).hexdigest()) != wanted:
                 raise WireError(f"adapter: SHA-256 of what was sent is not {wanted[:64]!r}")
             return payload
         try:

@@ -19,7 +19,7 @@ from fleetune.device_runtime.agent.masking import Masking
 from fleetune.device_runtime.agent.personal_layers import PersonalLayers
 from fleetune.device_runtime.agent.telling import Progress
 from fleetune.device_runtime.agent.trainer_port import Stepped, Training, Workbench
-from fleetune.device_runtime.arrays import Arrays, to_bytes
+from fleetune.device_runtime.arrays import Arrays, same_bits, to_bytes
 from fleetune.device_runtime.contracts.class_means import COUNTS, SUMS, blank_sums, shortened_sums
 from fleetune.device_runtime.contracts.codecs import (
     Codec,
@@ -463,7 +463,7 @@ def _shared(memory: Arrays, codec: Codec, offer: Offer) -> Arrays:
 
 def _changed(values: Arrays, reference: Arrays, *, owed: Arrays) -> Arrays:
     """Only what training touched travels; a layer that never ran costs nothing."""
-    touched = {n: v for n, v in values.items() if n in owed or v.tobytes() != reference[n].tobytes()}
+    touched = {n: v for n, v in values.items() if n in owed or not same_bits(v, reference[n])}
     return touched or values
 
 

@@ -26,6 +26,13 @@ _PARTS_OF_0_1: _Parts = {
 }  # fmt: skip
 
 
+_NEWER: Mapping[type, Mapping[str, object]] = {
+    kind: {n: value for n, value in msgspec.structs.asdict(kind()).items() if n not in names}
+    for kind, names in _PARTS.items()
+}
+"""The others, with their defaults."""
+
+
 def key_of(offer: Offer) -> str:
     """Key of all that decides what comes of an offer; a field at a default that is newer than the key leaves it as it was."""
     work = _told(offer.work, _PARTS, is_newer_told=True)
@@ -43,10 +50,10 @@ def key_of_0_1(offer: Offer) -> str:
 def _told(value: object, parts: _Parts, *, is_newer_told: bool) -> object:
     if not isinstance(value, msgspec.Struct):
         return value
-    names, default = parts[type(value)], type(value)()
+    names = parts[type(value)]
     if is_newer_told:
-        newer = (n for n in value.__struct_fields__ if n not in names)
-        names = (*names, *(n for n in newer if getattr(value, n) != getattr(default, n)))
+        newer = _NEWER[type(value)].items()
+        names = (*names, *(name for name, default in newer if getattr(value, name) != default))
     return {name: _told(getattr(value, name), parts, is_newer_told=is_newer_told) for name in names}
 
 

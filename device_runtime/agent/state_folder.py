@@ -1,6 +1,7 @@
 """What a device keeps between starts: an adapter version, checkpoints of local work."""
 
 import re
+from collections.abc import Callable
 from hashlib import sha256
 
 from fleetune.device_runtime.arrays import Arrays, parse_arrays
@@ -39,18 +40,23 @@ class StateFolder:
         """Let ``load`` read the checkpoint of the work ``key``; False if there is none. What ``load`` raises passes."""
         return self._files.load(_checkpoint_name(key), load)
 
-    def rename_checkpoint(self, old: str, key: str) -> None:
-        """Keep a checkpoint of the work ``old``, if there is one, as one of the work ``key``."""
-        content = self._files.read(_checkpoint_name(old))
-        if content is not None:
+    def rename_checkpoint(self, old: Callable[[], str], key: str) -> None:
+        """Keep a checkpoint of the work ``old()``, if there is one, as one of the work ``key``."""
+        if not (keys := self._checkpoints()) or (named := old()) not in keys:
+            return
+        if (content := self._files.read(_checkpoint_name(named))) is not None:
             self._files.write(_checkpoint_name(key), content)
-            self._files.delete(_checkpoint_name(old))
+            self._files.delete(_checkpoint_name(named))
 
     def forget_checkpoints(self, *, but: str = "") -> None:
         """Delete the checkpoints of all work but ``but``."""
-        for name in self._files.names():
-            if (found := _CHECKPOINT.fullmatch(name)) and found[1] != but:
-                self._files.delete(name)
+        for key in self._checkpoints():
+            if key != but:
+                self._files.delete(_checkpoint_name(key))
+
+    def _checkpoints(self) -> list[str]:
+        """What there are checkpoints of."""
+        return [found[1] for name in self._files.names() if (found := _CHECKPOINT.fullmatch(name))]
 
 
 def _checkpoint_name(key: str) -> str:

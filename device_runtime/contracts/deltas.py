@@ -7,9 +7,7 @@ also where the codec is lossy.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
-
-from fleetune.device_runtime.arrays import Array, Arrays, to_bytes
+from fleetune.device_runtime.arrays import Array, Arrays, same_bits, to_bytes
 from fleetune.device_runtime.contracts.codecs import Codec, pack, unpack
 from fleetune.device_runtime.contracts.codecs.codec import floats
 
@@ -28,7 +26,7 @@ def make_delta(codec: Codec, adapter: Arrays, held: Arrays) -> Delta:
     Raises:
         WireError: the codec cannot hold it, or something is not finite.
     """
-    changed = {n: v for n, v in adapter.items() if np.asarray(v).tobytes() != np.asarray(held[n]).tobytes()}
+    changed = {n: v for n, v in adapter.items() if not same_bits(v, held[n])}
     packed = pack(codec, changed, held)
     return Delta(packed.payload, _content(packed.conveyed, held))
 

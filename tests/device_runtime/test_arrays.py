@@ -104,3 +104,12 @@ def test_arrays_come_in_the_order_of_the_file(tmp_path):
         found = arrays.parse_arrays(content)
         assert list(found) == names
         assert [int(array[0]) for array in found.values()] == list(range(40))
+
+
+def test_bits_are_compared_and_not_numbers():
+    nan, whole = np.float32([np.nan, 1]), np.arange(12, dtype=np.float32).reshape(3, 4)
+    assert arrays.same_bits(nan, nan.copy())
+    assert arrays.same_bits(whole[:, ::2], whole[:, ::2].copy())
+    assert not arrays.same_bits(np.float32([0.0]), np.float32([-0.0]))
+    assert not arrays.same_bits(np.zeros(2, np.float32), np.zeros(3, np.float32))
+    assert not arrays.same_bits(np.zeros(2, np.float32), np.zeros(2, np.int32))

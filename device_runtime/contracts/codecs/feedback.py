@@ -11,6 +11,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Doubles,
     Encoded,
     Memory,
+    Numbers,
     Tensors,
     as_kind,
     check_tensors,
@@ -32,11 +33,13 @@ def with_feedback(codec: Codec) -> Codec:
     def encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
         residual = of_kind(RESIDUAL, memory)
         check_tensors(residual, reference)
-        owed = {name: _owed(value, residual.get(name)) for name, value in values.items()}
-        wanted = {name: floats(value) for name, value in owed.items()}
-        check_tensors(wanted, reference)
+        # What nothing is owed of stays as it is: adding a zero would turn -0.0 into 0.0, and fp32 conveys every bit.
+        owed = {name: _sum(values[name], value) for name, value in residual.items() if name in values}
+        wanted = {name: floats(owed.get(name, value)) for name, value in values.items()}
+        check_tensors({name: wanted[name] for name in owed}, reference)
         coded = codec.encode(wanted, reference, _known(memory, codec.sender))
-        left = {name: np.asarray(owed[name] - coded.conveyed[name]) for name in owed}
+        lossy = [name for name in values if name in owed or coded.conveyed[name] is not wanted[name]]
+        left = {name: _left(owed.get(name, values[name]), coded.conveyed[name]) for name in lossy}
         untouched = {name: value for name, value in residual.items() if name not in values}
         kept = {**untouched, **{name: value for name, value in left.items() if value.any()}}
         return coded._replace(memory={**coded.memory, **as_kind(RESIDUAL, kept)})
@@ -44,10 +47,12 @@ def with_feedback(codec: Codec) -> Codec:
     return codec._replace(encode=encode, sender=(*codec.sender, RESIDUAL))
 
 
-def _owed(value: Array, residual: Array | None) -> Doubles:
-    wide = np.asarray(value, np.float64)
-    # Adding a zero residual would turn -0.0 into 0.0, and fp32 conveys every bit.
-    return wide if residual is None else np.asarray(wide + np.asarray(residual, np.float64))
+def _sum(value: Array, owed: Array) -> Doubles:
+    return np.asarray(np.asarray(value, np.float64) + np.asarray(owed, np.float64))
+
+
+def _left(wanted: Array, conveyed: Numbers) -> Doubles:
+    return np.asarray(np.asarray(wanted, np.float64) - np.asarray(conveyed, np.float64))
 
 
 def _known(memory: Memory, kinds: tuple[str, ...]) -> Memory:

@@ -452,6 +452,7 @@ def test_differences_to_the_bit_are_taken_from_so_many_adapters_that_none_is_mad
     assert codecs == ["xor"] * differences + ["full"] * (6 - differences)
     ready = [key for key in sender.downlink._shelf if key.version == 7]
     assert len(ready) == differences + 1, "all who get the whole share it"
+    assert sender.downlink._shelf_bytes == sum(len(one.payload) for one in sender.downlink._shelf.values())
     sender.downlink.holds("late", sender.digest(6), original=sender.digest(0))
     assert sender.to("late", 7).reference == sender.digest(0)
 
@@ -537,6 +538,7 @@ def test_large_transfers_of_old_versions_make_room_and_are_made_ready_anew_for_w
     sender.downlink.close(2)
     sender.to("e", 2)
     assert {key.version for key in sender.downlink._shelf} == {2}
+    assert sender.downlink._shelf_bytes == sum(len(one.payload) for one in sender.downlink._shelf.values())
     assert list(sender.downlink.chunks("d", Request(sha256=old.adapter.sha256, missing=b"\1")))
 
 

@@ -9,12 +9,17 @@ from fleet import STEPS, first_adapter
 from safetensors.numpy import load
 from stage import locally, shifted
 
+from fleetune.device_runtime.agent.held_adapters import HeldAdapters
+from fleetune.device_runtime.agent.home import FirstAdapter
+from fleetune.device_runtime.agent.state_folder import StateFolder
 from fleetune.device_runtime.arrays import to_bytes
 from fleetune.device_runtime.contracts.codecs import make_codec, reference_of, unpack
 from fleetune.device_runtime.contracts.deltas import make_delta
 from fleetune.device_runtime.contracts.transfer import Outgoing
 from fleetune.device_runtime.contracts.wire import Decline, Hello, Offer, Request, UpdateReady
 from fleetune.device_runtime.contracts.work import LocalWork
+from fleetune.device_runtime.errors import WireError
+from fleetune.device_runtime.files import MemoryFiles
 
 CODECS = [("xor", 0.0), ("fp32", 0.0), ("fp16", 0.0), ("int8", 0.0), ("topk", 0.05)]
 
@@ -171,3 +176,60 @@ def test_a_killed_device_goes_on_from_the_replica(stage):
     start = load(sent.content)
     values = unpack(make_codec("fp32"), stage.pull(update), start).values
     assert np.array_equal(values["w"], locally(1, start)["w"])
+
+
+class Written(MemoryFiles):
+    """Files that tell what was written, and read."""
+
+    def __init__(self):
+        super().__init__()
+        self.written, self.num_read = [], 0
+
+    def write(self, name, content):
+        self.written.append(content)
+        super().write(name, content)
+
+    def read(self, name):
+        self.num_read += 1
+        return super().read(name)
+
+
+@pytest.fixture
+def files():
+    return Written()
+
+
+def held_in(files):
+    return HeldAdapters(StateFolder(files), FirstAdapter.of(first_adapter()))
+
+
+def test_what_lies_there_already_is_not_written_again_nor_read_for_another(files):
+    held, content = held_in(files), to_bytes(shifted())
+    for _ in range(2):
+        held.keep(content, digest(content))
+    assert files.written == [content]
+    again, files.num_read = held_in(files), 0
+    again.keep(content, digest(content))
+    assert (again.find("0" * 64), files.num_read) == (None, 0)
+    assert (again.find(digest(content)), files.written) == (content, [content])
+
+
+def test_what_was_damaged_since_is_not_found_and_is_written_again(files):
+    held, content = held_in(files), to_bytes(shifted())
+    held.keep(content, digest(content))
+    files.write("adapter.safetensors", content[:-1] + b"x")
+    assert held.find(digest(content)) is None
+    held.keep(content, digest(content))
+    assert held.find(digest(content)) == content
+
+
+def test_what_nobody_has_looked_at_is_looked_at(files):
+    held, content = held_in(files), to_bytes(shifted())
+    manifest = Outgoing(content).manifest
+    offer = Offer(
+        job="job", round=1, version=1, role="train", deadline_s=0.0, work=LocalWork(steps=1), adapter=manifest
+    )
+    assert held.open(offer, content) == content
+    assert held.open(offer, content, known=manifest.sha256) == content
+    with pytest.raises(WireError, match="SHA-256 of what was sent"):
+        held.open(offer, content + b"x")
