@@ -9,9 +9,8 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -22,7 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fleetune.device_runtime.contracts.fields import MESSAGE_BYTES_MAX
 from fleetune.device_runtime.errors import TransportError
-from fleetune.device_runtime.network import packets, refusals, tls
+from fleetune.device_runtime.network import refusals, tls
 from fleetune.device_runtime.network.address import Address
 from fleetune.device_runtime.network.hooks import Hooks
 from fleetune.device_runtime.network.standing import HUNG_UP, Standing
@@ -42,10 +41,6 @@ RECONNECT_S = (1, 15)
 _AHEAD_BYTES = 64 * 1024
 """Read at once at most, beyond what is asked for: paho asks for each packet in three parts and more."""
 
-_HAS_IT = ReasonCode(PacketTypes.PUBACK)
-_NOTHING_MORE = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
-"""What paho makes anew of each acknowledgement that says no more than that."""
-
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 _CONNACK_S = 10.0
 _CONNACK_V5_S = (
@@ -64,19 +59,19 @@ class _Ringing(Protocol):
 
 
 class _Bell:
-    """The end of paho's socket pair that wakes its thread: rung once a turn, not by the thread itself, and only if need be.
+    """The end of paho's socket pair that wakes its thread: rung once a turn, and not by the thread itself.
 
     Every byte through it costs two calls of the system, at each of which a thread may lose the interpreter to another.
     """
 
-    def __init__(self, ringing: _Ringing, thread: threading.Thread, send_now: Callable[[], bool]) -> None:
-        self._ringing, self._thread, self._send_now = ringing, thread, send_now
+    def __init__(self, ringing: _Ringing, thread: threading.Thread) -> None:
+        self._ringing, self._thread = ringing, thread
         self.has_rung = False
         """Since the thread looked last what there is to send."""
 
     def send(self, content: bytes) -> int:
-        """Wake the thread, unless it is about to look, or what waits could be sent without it."""
-        if self.has_rung or threading.current_thread() is self._thread or self._send_now():
+        """Wake the thread, unless it is about to look."""
+        if self.has_rung or threading.current_thread() is self._thread:
             return len(content)
         self.has_rung = True
         return self._ringing.send(content)
@@ -96,7 +91,6 @@ class Client:
         self._status_mid, self._has_spoken = 0, False
         self._topics_mid: int | None = None
         self._paho = _new_paho(address, client_id, is_v5=is_v5)
-        self._paho.on_letter = self._on_letter
         self._standing = Standing(
             address,
             client_id,
@@ -237,14 +231,11 @@ class Client:
             self._standing.ready(self._packet_bytes_max)
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        self._on_letter(message.topic, bytes(message.payload), message.retain)
-
-    def _on_letter(self, topic: str, payload: bytes, is_retained: bool) -> None:
-        self._standing.moved(len(payload))
-        if is_retained and not _is_kept(topic):
-            self._hooks.on_kept(topic)
+        self._standing.moved(len(message.payload))
+        if message.retain and not _is_kept(message.topic):
+            self._hooks.on_kept(message.topic)
             return
-        self._hooks.on_message(topic, payload)
+        self._hooks.on_message(message.topic, bytes(message.payload))
 
     def _on_publish(
         self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _properties: object
@@ -311,47 +302,30 @@ class Client:
 
 
 class _Paho(paho.Client):
-    """As paho's, with fewer calls of the system, and fewer objects for each of the packets that nearly all are.
+    """As paho's, with fewer calls of the system.
 
     Bytes that come or arrive are a sign of life: an answer to a ping may wait behind a slow chunk.
     """
 
-    on_letter: Callable[[str, bytes, bool], object] | None = None
-    """Told (topic, payload, whether it is retained) in the place of ``on_message``, of messages of QoS 1 without properties."""
     _moved_at = 0.0
     _num_sent = _num_arrived = 0
     _ahead, _is_plain = memoryview(b""), True
     """What was read ahead; and whether the transport is TCP, or TLS on it."""
-    _is_thread_safe = False
-    """Whether one thread may write while another reads: not with OpenSSL."""
     _bell: _Bell | None = None
-    _answers = b""
-    """Acknowledgements of what has come in this turn, sent together at its end."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._writing = threading.RLock()
-        """Held by who writes to the socket, or opens or closes it."""
-        super().__init__(*args, **kwargs)
-
-    def reconnect(self) -> MQTTErrorCode:
-        """Connect anew; until then nobody else writes."""
-        with self._writing:
-            return super().reconnect()
 
     def loop_start(self) -> MQTTErrorCode:
         """Start the thread."""
         code = super().loop_start()
         if self._thread and self._sockpairW and not self._bell:
-            self._bell = _Bell(self._sockpairW, self._thread, self._send_now)
+            self._bell = _Bell(self._sockpairW, self._thread)
             self._sockpairW = self._bell  # type: ignore[assignment]
         return code
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Take the packets that have come, all that were read ahead, and send at once what answers them."""
-        code = self._read_all() if self._is_plain else super().loop_read(max_packets)
-        if self._answers:
-            answers, self._answers = self._answers, b""
-            self._packet_queue(packets.PUBACK, answers, 0, 1)
+        code = super().loop_read(max_packets)
+        while self._ahead and not code and self._sock:
+            code = super().loop_read(max_packets)
         return self.loop_write() if not code and self._sock and self.want_write() else code
 
     def loop_misc(self) -> MQTTErrorCode:
@@ -369,95 +343,6 @@ class _Paho(paho.Client):
             self._bell.has_rung = False  # before it looks what there is to send
         return super()._loop(timeout)
 
-    def _read_all(self) -> MQTTErrorCode:
-        """Take what one read of the socket brings, and what it lacks of a packet."""
-        if not self._ahead:
-            try:
-                self._ahead = memoryview(self._received(_AHEAD_BYTES))
-            except BlockingIOError:
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
-            except OSError:
-                pass  # paho's next read meets it too
-        while self._sock:
-            code = self._packet_read()
-            if code > 0:
-                return self._loop_rc_handle(code)
-            if code == MQTTErrorCode.MQTT_ERR_AGAIN or not self._ahead:
-                break
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _packet_read(self) -> MQTTErrorCode:
-        before = self._ahead
-        if not self._in_packet["command"] and (found := packets.body_of(before)):
-            begin, end = found
-            self._ahead = before[end:]
-            code = self._take(before[0], before[begin:end])
-            if code is not None:
-                return code
-            self._ahead = before
-        return super()._packet_read()
-
-    def _packet_handle(self) -> MQTTErrorCode:
-        code = self._take(self._in_packet["command"], self._in_packet["packet"])
-        return super()._packet_handle() if code is None else code
-
-    def _take(self, command: int, body: packets.Octets) -> MQTTErrorCode | None:
-        """Take a message or an acknowledgement; None if it has more to say than most: paho reads it."""
-        if (number := packets.acknowledged(command, body)) is not None:
-            with self._out_message_mutex:
-                if number in self._out_messages:
-                    return self._do_on_publish(number, _HAS_IT, _NOTHING_MORE)
-            return MQTTErrorCode.MQTT_ERR_SUCCESS
-        if command & 0xF0 != packets.PUBLISH or not self.on_letter:
-            return None
-        letter = packets.letter_of(command, body, is_v5=self._protocol == MQTTProtocolVersion.MQTTv5)
-        if letter is None:
-            return None
-        self.on_letter(letter.topic, letter.payload, letter.is_retained)
-        self._answers += packets.acknowledgement(letter)
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _send_publish(
-        self,
-        mid: int,
-        topic: bytes,
-        payload: bytes | bytearray = b"",
-        qos: int = 0,
-        retain: bool = False,
-        dup: bool = False,
-        info: paho.MQTTMessageInfo | None = None,
-        properties: Properties | None = None,
-    ) -> MQTTErrorCode:
-        if qos != 1 or properties is not None or self._sock is None:
-            return super()._send_publish(mid, topic, payload, qos, retain, dup, info, properties)
-        flags = dup << 3 | qos << 1 | retain
-        is_v5 = self._protocol == MQTTProtocolVersion.MQTTv5
-        content = packets.publication(topic, payload, mid, flags=flags, is_v5=is_v5)
-        return self._packet_queue(packets.PUBLISH, content, mid, qos, info)
-
-    def _packet_write(self) -> MQTTErrorCode:
-        with self._writing:
-            self._join_small()
-            return super()._packet_write()
-
-    def _send_now(self) -> bool:
-        """Send what waits from the thread that publishes; False if any of it is left to the client's own."""
-        if not (self._is_thread_safe and self.is_connected() and self._writing.acquire(blocking=False)):
-            return False
-        try:
-            return self._packet_write() == MQTTErrorCode.MQTT_ERR_SUCCESS and not self._out_packet
-        finally:
-            self._writing.release()
-
-    def _join_small(self) -> None:
-        """Have small packets that wait behind each other sent at once; paho does nothing more once one of these has left."""
-        if len(self._out_packet) < 2:
-            return
-        waiting = [self._out_packet.popleft() for _ in range(len(self._out_packet))]  # others may add to it
-        runs = ((is_small, [*run]) for is_small, run in groupby(waiting, _is_joined))
-        joined = [one for is_small, run in runs for one in (_joined(run) if is_small else run)]
-        self._out_packet.extendleft(reversed(joined))
-
     def _look_what_arrived(self) -> None:
         arrived = self._num_sent - _num_underway(self._sock)
         if arrived != self._num_arrived:
@@ -465,19 +350,13 @@ class _Paho(paho.Client):
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if not self._ahead:
-            content = self._received(max(bufsize, _AHEAD_BYTES) if self._is_plain else bufsize)
+            content = super()._sock_recv(max(bufsize, _AHEAD_BYTES) if self._is_plain else bufsize)
+            self._moved_at = time.monotonic()
             if len(content) <= bufsize:
                 return content
             self._ahead = memoryview(content)
         piece, self._ahead = self._ahead[:bufsize], self._ahead[bufsize:]
         return bytes(piece)
-
-    def _received(self, bufsize: int) -> bytes:
-        content = super()._sock_recv(bufsize)
-        self._moved_at = time.monotonic()
-        for name in ("_last_bytes_received", "_last_msg_in"):  # of paho 2.2, and of 2.1
-            setattr(self, name, self._moved_at)
-        return content
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         sent = super()._sock_send(buf)
@@ -485,12 +364,11 @@ class _Paho(paho.Client):
         return sent
 
     def _sock_close(self) -> None:
-        self._ahead, self._answers = memoryview(b""), b""
-        with self._writing:
-            super()._sock_close()
+        self._ahead = memoryview(b"")
+        super()._sock_close()
 
 
-def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> _Paho:
+def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
     client = _Paho(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
@@ -499,24 +377,12 @@ def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> _Paho:
     )
     client.reconnect_delay_set(*RECONNECT_S)
     client.max_queued_messages_set(0)  # without limit: the link has one of its own
-    client._is_thread_safe = not (address.is_websocket or address.is_tls)
     if address.is_websocket:
         client._is_plain = False
         client.ws_set_options(path=address.path)
     if address.username:
         client.username_pw_set(address.username, address.password)
     return client
-
-
-def _is_joined(packet: Mapping[str, Any]) -> bool:
-    """Whether this may leave together with others: small, of QoS 1 and not begun."""
-    is_known = packet["command"] & 0xF0 in (packets.PUBLISH, packets.PUBACK)
-    return is_known and packet["qos"] == 1 and packet["pos"] == 0 and len(packet["packet"]) < RESENT_BYTES_MAX
-
-
-def _joined(run: Sequence[Any]) -> list[Any]:
-    content = b"".join(packet["packet"] for packet in run)
-    return [{**run[0], "packet": content, "to_process": len(content)}]
 
 
 def _is_kept(topic: str) -> bool:

@@ -46,7 +46,7 @@ def paho():
 
 def taken(client):
     found = []
-    client.on_letter = lambda _topic, payload, _is_retained: found.append(payload)
+    client.on_message = lambda _client, _data, message: found.append(message.payload)
     return found
 
 
@@ -86,120 +86,14 @@ class Rings:
         self.count += 1
         return len(content)
 
-    def close(self) -> None:
-        pass
-
 
 def test_the_bell_is_rung_once_until_the_thread_looks_and_never_by_itself():
     rings = Rings()
-    bell = client_module._Bell(rings, threading.Thread(), lambda: False)
+    bell = client_module._Bell(rings, threading.Thread())
     assert [bell.send(b"0"), bell.send(b"0"), rings.count] == [1, 1, 1]
     bell.has_rung = False
     bell.send(b"0")
     assert rings.count == 2
-    own = client_module._Bell(rings, threading.current_thread(), lambda: False)
+    own = client_module._Bell(rings, threading.current_thread())
     own.send(b"0")
     assert rings.count == 2
-
-
-def connected(client):
-    client._sock, client._state = Pieces(b""), client_module.paho._ConnectionState.MQTT_CS_CONNECTED
-    client._is_thread_safe = True
-    return client
-
-
-def test_small_packets_leave_together_in_their_order_and_large_ones_alone(paho):
-    pieces = []
-    connected(paho)._sock.send = lambda content: pieces.append(bytes(content)) or len(content)
-    for payload in (b"one", b"two", b"3" * 5000, b"four", b"five"):
-        paho.publish("x", payload, qos=1)
-    paho.loop_write()
-    wanted = [packet(p, n) for n, p in enumerate((b"one", b"two", b"3" * 5000, b"four", b"five"), 1)]
-    assert pieces == [wanted[0] + wanted[1], wanted[2], wanted[3] + wanted[4]]
-
-
-def test_what_was_joined_and_sent_in_part_goes_on_where_it_stopped(paho):
-    sent, room = bytearray(), [3]
-
-    def send(content):
-        if not room[0]:
-            raise BlockingIOError
-        taken, room[0] = content[: room[0]], 0
-        sent.extend(taken)
-        return len(taken)
-
-    connected(paho)._sock.send = send
-    for payload in (b"one", b"two"):
-        paho.publish("x", payload, qos=1)
-    paho.loop_write()
-    for payload in (b"three", b"four"):
-        paho.publish("x", payload, qos=1)
-    for _ in range(4):
-        room[0] = 1000
-        paho.loop_write()
-    wanted = [packet(p, n) for n, p in enumerate((b"one", b"two", b"three", b"four"), 1)]
-    assert (bytes(sent), list(paho._out_packet)) == (b"".join(wanted), [])
-
-
-def test_who_publishes_sends_at_once_and_does_not_ring(paho):
-    rings = Rings()
-    connected(paho)._sockpairW = client_module._Bell(rings, threading.Thread(), paho._send_now)
-    paho.publish("x", b"one", qos=1)
-    assert (paho._sock.sent, rings.count) == (packet(b"one", 1), 0)
-
-
-@pytest.mark.parametrize("hindrance", ["tls", "not connected", "writing", "full", "broken"])
-def test_where_something_hinders_it_the_thread_is_rung(paho, hindrance):
-    rings, release, held = Rings(), threading.Event(), threading.Event()
-    connected(paho)._sockpairW = client_module._Bell(rings, threading.Thread(), paho._send_now)
-
-    def write():
-        with paho._writing:
-            held.set()
-            release.wait(10)
-
-    def refuse(content):
-        raise BlockingIOError if hindrance == "full" else ConnectionResetError
-
-    writer = threading.Thread(target=write)
-    if hindrance == "tls":
-        paho._is_thread_safe = False
-    elif hindrance == "not connected":
-        paho._state = client_module.paho._ConnectionState.MQTT_CS_CONNECTING
-    elif hindrance == "writing":
-        writer.start()
-        held.wait(10)
-    else:
-        paho._sock.send = refuse
-    try:
-        paho.publish("x", b"one", qos=1)
-    finally:
-        release.set()
-        if hindrance == "writing":
-            writer.join()
-    assert rings.count == 1
-    assert [one["packet"] for one in paho._out_packet] == [packet(b"one", 1)]
-    assert paho._sock is not None  # what to do about a broken connection is the thread's to say
-
-
-def test_only_plain_tcp_is_written_to_from_two_threads():
-    urls = ["mqtt://h", "mqtts://h", "ws://h", "wss://h"]
-    clients = [client_module._new_paho(parse_url(url), "a", is_v5=True) for url in urls]
-    assert [client._is_thread_safe for client in clients] == [True, False, False, False]
-
-
-def test_an_acknowledgement_frees_its_message_and_is_told_once(paho):
-    told = []
-    paho.on_publish = lambda _client, _data, mid, code, _properties: told.append((mid, code.is_failure))
-    connected(paho).publish("x", b"one", qos=1)
-    paho._sock.content = b"\x40\x02\x00\x01" * 2
-    assert paho.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
-    assert (told, dict(paho._out_messages)) == ([(1, False)], {})
-
-
-def test_an_end_of_the_connection_is_noticed(paho):
-    gone = []
-    paho.on_disconnect = lambda *_: gone.append(True)
-    connected(paho)._sock.recv = lambda size: b""
-    assert paho.loop_read() == MQTTErrorCode.MQTT_ERR_CONN_LOST
-    assert (gone, paho._sock) == ([True], None)
