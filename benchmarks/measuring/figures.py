@@ -5,6 +5,7 @@ A round is what one repeat measured: figures by name, by who was measured. Someb
 
 import statistics
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 Round = dict[str, dict[str, float]]
@@ -35,11 +36,12 @@ def chart_of(label: str, rows: Iterable[dict[str, Any]], *series: str) -> dict[s
 
 
 def table(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Rows of equal keys as lines of aligned columns; None is a dash."""
+    """Rows as lines of aligned columns, one for each key that any of them has; None, and what a row lacks, is a dash."""
     rows = list(rows)
     if not rows:
         return []
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    names = [*dict.fromkeys(chain.from_iterable(rows))]
+    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [_line(line, widths) for line in cells]
 

@@ -28,3 +28,11 @@ def test_a_table_is_aligned_and_shows_what_is_missing():
         "compile        -     12",
     ]
     assert table([]) == []
+
+
+def test_rows_of_other_columns_keep_theirs():
+    assert table([{"": "a", "x": 1, "y": 2}, {"": "b", "y": 3, "z": 4}]) == [
+        "   x  y  z",
+        "a  1  2  -",
+        "b  -  3  4",
+    ]
