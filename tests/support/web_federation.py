@@ -121,6 +121,11 @@ def websocket_server(folder: Path, authority: Path | None = None) -> tuple[Mosqu
     return server, f"ws://127.0.0.1:{port}"
 
 
+def own_options(folder: Path, name: str, data: Path) -> dict[str, Any]:
+    """What a device in Python is told that no other is; its state lies in ``folder``."""
+    return {"data": str(data), "id": name, "state": str(folder / name), "threads": 1}
+
+
 def federation(
     folder: Path,
     artifact: Path,
@@ -151,7 +156,7 @@ def federation(
         processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB, **job})
         try:
             for name in names if node is None else names.replace("b", ""):
-                own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
+                own = own_options(folder, name, data[name])
                 own |= {"trust": str(trust)} if trust else {}
                 if enrolls:
                     own |= pairs[name]._asdict()  # and, by their --ca-file, they demand others'

@@ -15,7 +15,7 @@ from enrolled import authority_of
 from node_web import WEB, needs_page, needs_web, run
 from processes import Processes
 from safetensors.numpy import load_file
-from web_federation import JOB, federation, furthest, websocket_server
+from web_federation import JOB, federation, furthest, own_options, websocket_server
 from words import write_lines
 
 from fleetune.broker.authority.authority import init
@@ -193,7 +193,7 @@ def test_one_walk_through_the_page(word_artifact, tmp_path):
     with server, serving(artifact, mqtt=ws, job="words", trust=public) as (url, _):
         job = {"out": str(folder / "run"), "sign_key": str(key), **JOB, **long}
         processes.start("aggregator", "aggregate", common | job)
-        own = {"data": str(data["a"]), "id": "a", "state": str(folder / "a"), "threads": 1}
+        own = own_options(folder, "a", data["a"])
         processes.start("a", "device", common | own)
         try:
             seen = walk(
@@ -251,7 +251,7 @@ def test_a_page_with_a_certificate_sums_beside_devices_that_demand_one(word_arti
         job = {"out": str(folder / "run"), **JOB, **three, "grace_s": 120.0, "local_steps": 40}
         processes.start("aggregator", "aggregate", common | job)
         for name in "ac":
-            own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
+            own = own_options(folder, name, data[name])
             processes.start(name, "device", common | own | pairs[name]._asdict())
         try:
             join = {"job": "words", "name": "b", "certificate": pairs["b"].cert, "key": pairs["b"].key}

@@ -14,7 +14,7 @@ from browser import needs_browser
 from node_web import needs_page, needs_web
 from processes import Processes
 from safetensors.numpy import load_file
-from web_federation import NodeDevice, PageDevice, furthest, websocket_server
+from web_federation import NodeDevice, PageDevice, furthest, own_options, websocket_server
 from words import write_lines
 
 from fleetune.toolkit.web import serving
@@ -50,7 +50,7 @@ def job(folder, artifact, device_of, *, kills=0, seed=1):
         stack.callback(processes.close)
         common = {"mqtt": server.url, "job": "words", "timeout_s": 600}
         processes.start("aggregator", "aggregate", common | {"out": str(folder / "run"), **JOB})
-        own = {"data": str(data["a"]), "id": "a", "state": str(folder / "a"), "threads": 1}
+        own = own_options(folder, "a", data["a"])
         processes.start("a", "device", common | own)
         begun = time.monotonic()
         device = stack.enter_context(device_of(folder, data["b"], ws))

@@ -11,7 +11,7 @@ from enrolled import authority_of
 from node_web import NODE, WEB, needs_web, run
 from processes import Processes
 from safetensors.numpy import save
-from web_federation import JOB, TIMEOUT_S, NodeDevice, federation, furthest, websocket_server
+from web_federation import JOB, TIMEOUT_S, NodeDevice, federation, furthest, own_options, websocket_server
 from words import write_lines
 
 from fleetune.device_runtime.contracts.mask_messages import MaskPeer
@@ -214,7 +214,7 @@ def swapped(folder, artifact):
         job = common | {"out": str(folder / "run"), **JOB, **THREE}
         processes.start("aggregator", "aggregate", job, module="swapping")
         for name in "ac":
-            own = {"data": str(data[name]), "id": name, "state": str(folder / name), "threads": 1}
+            own = own_options(folder, name, data[name])
             own |= pairs[name]._asdict()
             processes.start(name, "device", common | own)
         given = {"artifact": artifact, "data": data["b"], "url": ws, "job": "words", "id": "b", "helloS": 2}
