@@ -272,8 +272,9 @@ class Assignments:
                 is_accepted=verdict.accepted,
             )
         if isinstance(header, UpdateReady):
+            newest = max(self.newest_round, self._deliveries.newest_round)
             for kept in (self._memory, self._personal):
-                kept.settle(verdict.round, accepted=verdict.accepted)
+                kept.settle(verdict.round, accepted=verdict.accepted, newest=newest)
         self.said = "" if verdict.accepted else f"round {verdict.round}: refused: {verdict.reason}"
         if not verdict.accepted:
             log.warning("round %d: refused: %s", verdict.round, verdict.reason)

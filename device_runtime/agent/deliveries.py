@@ -59,6 +59,11 @@ class Deliveries:
     def __len__(self) -> int:
         return len(self._parcels)
 
+    @property
+    def newest_round(self) -> int:
+        """The last round of which something waits for its verdict; -1 for none."""
+        return max((parcel.header.round for parcel in self._parcels), default=-1)
+
     def holds(self, task_id: str) -> bool:
         """Whether something of this task waits for its verdict."""
         return any(task_id_of(p.header) == task_id for p in self._parcels)

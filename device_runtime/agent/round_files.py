@@ -45,13 +45,16 @@ class RoundFiles:
         said = {**self._of, "sha256": sha256(to_bytes(tensors)).hexdigest()}
         self._files.write(self._file(round_number), to_bytes(tensors, metadata=said))
 
-    def settle(self, round_number: int, *, accepted: bool) -> None:
+    def settle(self, round_number: int, *, accepted: bool, newest: int = -1) -> None:
         """The update of a round was taken, or not: then what that round left is void, else what was before it is.
 
-        Later rounds belong to an earlier run of the job and go in both cases.
+        Verdicts may be late: what later rounds left stays up to ``newest``, the last round of this run of the job. What is
+        beyond belongs to an earlier run and goes in both cases.
         """
+        last = max(round_number, newest)
         for number in self._rounds():
-            if number > round_number or (number < round_number) == accepted:
+            is_void = number < round_number if accepted else number == round_number
+            if is_void or number > last:
                 self._files.delete(self._file(number))
 
     def strangers(self) -> list[str]:

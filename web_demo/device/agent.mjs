@@ -301,7 +301,8 @@ export class Agent {
     const parcel = this.deliveries.settle(verdict);
     if (!parcel) return;
     const taskId = taskIdOf(parcel.header), made = this.home.key(`made/${taskId}`), log = (await this.home.store.get(this.home.key("left_log"))) ?? [];
-    const key = await this.home.store.get(made), settled = parcel.header.type === "update" ? await this.memory.settled(verdict.round, verdict.accepted) : {};
+    const newest = Math.max(this.newestRound, this.deliveries.newestRound);
+    const key = await this.home.store.get(made), settled = parcel.header.type === "update" ? await this.memory.settled(verdict.round, verdict.accepted, newest) : {};
     for (const line of log) if (line.task === taskId && line.digest === verdict.digest) line.verdict = verdict.accepted ? "accepted" : "refused";
     await this.home.store.set({ ...settled, [parcel.key]: undefined, [made]: undefined, [this.home.key("left_log")]: log });
     if (key) this.done.add(key);

@@ -23,6 +23,11 @@ export class Deliveries {
     }
   }
 
+  /** The last round of which something waits for its verdict; -1 for none. */
+  get newestRound() {
+    return Math.max(-1, ...this.parcels.map(({ header }) => header.round));
+  }
+
   holds = (taskId) => this.parcels.find((parcel) => taskIdOf(parcel.header) === taskId);
 
   get dueAt() {

@@ -23,9 +23,13 @@ export class CodecMemory {
   /** Changes of the store that keep what a round leaves. */
   kept = (round, arrays) => ({ [this.#key(round)]: Object.keys(arrays).length ? arrays : {} });
 
-  /** Changes of the store after a verdict: what the round left is void if it was refused, else what was before it is. */
-  async settled(round, isAccepted) {
-    const gone = (await this.#rounds()).filter((number) => number > round || number < round === isAccepted);
+  /**
+   * Changes of the store after a verdict: what the round left is void if it was refused, else what was before it is. It may be late: what
+   * later rounds left stays up to `newest`, the last of this run of the job; what is beyond belongs to an earlier run.
+   */
+  async settled(round, isAccepted, newest = -1) {
+    const isVoid = (number) => (isAccepted ? number < round : number === round), last = Math.max(round, newest);
+    const gone = (await this.#rounds()).filter((number) => isVoid(number) || number > last);
     return Object.fromEntries(gone.map((number) => [this.#key(number), undefined]));
   }
 }

@@ -258,3 +258,34 @@ def test_fields_that_are_newer_than_a_checkpoint_leave_its_key_alone_until_they_
     told = ({"mask_sha256": "c" * 64}, {"memory": "d" * 64}, {"mask_sha256": "c" * 64, "memory": "d" * 64})
     asked += [msgspec.structs.replace(offer, **other) for other in told]
     assert len({key_of(other) for other in (offer, *asked)}) == 1 + len(others) + len(told)
+
+
+def third_update(folder, *, late):
+    """SHA-256 of what is sent in round 3, by a codec that owes; ``late`` gives the verdicts of rounds 1 and 2 once both are made."""
+    stage, made = Stage(folder), []
+    for number in (1, 2):
+        made.append(stage.trained(number, work=LocalWork(steps=STEPS, seed=number, codec="int8")))
+        if not late:
+            stage.aggregator.verdict(made[-1])
+            stage.poll()
+    if late:
+        late(stage, made)
+    assert stage.device.outbox.pending() == []
+    return stage.trained(3, work=LocalWork(steps=STEPS, seed=3, codec="int8")).payload.sha256
+
+
+def told(stage, made):
+    for update in made:
+        stage.aggregator.verdict(update)
+        stage.poll()
+
+
+def told_after_a_kill(stage, made):
+    stage.device.kill()
+    stage.device.start()
+    told(stage, made)
+
+
+@pytest.mark.parametrize("late", [told, lambda stage, made: told(stage, made[::-1]), told_after_a_kill])
+def test_a_late_verdict_leaves_what_later_rounds_owe(tmp_path, late):
+    assert third_update(tmp_path / "late", late=late) == third_update(tmp_path / "soon", late=None)

@@ -40,6 +40,15 @@ def test_a_verdict_keeps_one_side_and_voids_what_an_earlier_run_left_behind(tmp_
     assert value_of(memory.before(9)) == left
 
 
+@pytest.mark.parametrize(("accepted", "left"), [(True, [2, 3]), (False, [1, 3])])
+def test_a_late_verdict_leaves_later_rounds_of_this_run(tmp_path, accepted, left):
+    memory = memory_of(tmp_path)
+    for number in (1, 2, 3, 7):
+        memory.keep(number, owing(number))
+    memory.settle(2, accepted=accepted, newest=3)
+    assert [value_of(memory.before(number)) for number in (3, 9)] == left
+
+
 def test_nothing_owed_takes_the_place_of_something_owed_before(tmp_path):
     memory = memory_of(tmp_path)
     memory.keep(1, owing(1))
