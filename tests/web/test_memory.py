@@ -12,7 +12,8 @@ SETTLED = """
 const { CodecMemory } = await import(`${process.argv[1]}/device/memory.mjs`);
 const { Deliveries } = await import(`${process.argv[1]}/device/deliveries.mjs`);
 const { accepted, newest, waiting } = JSON.parse(process.argv[2]), kept = new Map();
-const store = { keys: async (start) => [...kept.keys()].filter((key) => key.startsWith(start)).sort(), get: async (key) => kept.get(key) };
+const keys = async (start) => [...kept.keys()].filter((key) => key.startsWith(start)).sort();
+const store = { keys, get: async (key) => kept.get(key) };
 const home = { key: (name) => name, store }, memory = new CodecMemory(home), deliveries = new Deliveries(home);
 for (const round of [1, 2, 3, 7]) for (const [key, value] of Object.entries(memory.kept(round, { round }))) kept.set(key, value);
 deliveries.parcels = waiting.map((round) => ({ header: { round } }));

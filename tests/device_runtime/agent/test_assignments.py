@@ -261,7 +261,7 @@ def test_fields_that_are_newer_than_a_checkpoint_leave_its_key_alone_until_they_
 
 
 def third_update(folder, *, late):
-    """SHA-256 of what is sent in round 3, by a codec that owes; ``late`` gives the verdicts of rounds 1 and 2 once both are made."""
+    """SHA-256 of what is sent in round 3, by a codec that owes; ``late`` gives both verdicts before it, once both are made."""
     stage, made = Stage(folder), []
     for number in (1, 2):
         made.append(stage.trained(number, work=LocalWork(steps=STEPS, seed=number, codec="int8")))
