@@ -118,16 +118,17 @@ def _codec(name: str, ratio: float, bits: int, recover: _Recover | None) -> Code
         for names in layers_of(values):
             flat = joined(values, names)
             mask = largest(np.abs(flat), _num_exact(ratio, flat.size))
-            at, after = places_of(mask), np.zeros_like(flat)
-            exact, after[at] = _rounded(flat.take(at), bits, name)
+            rounded, after = _rounded(flat, bits, name)
             masks.append(mask)
-            exacts.append(exact)
+            exacts.append(rounded.take(places_of(mask)))
+            left = places_of(~mask)
             if recover:
-                left = places_of(~mask)
                 told = _told(flat.take(left))
                 after[left] = recover(joined(reference, names).take(left), told)
                 signs.append(told.is_negative)
                 scalars.append(told[1:])
+            else:
+                after[left] = 0
             found |= parted(after, values, names)
         parts = {**planes(exacts), "positions": packed_positions(np.concatenate(masks))}
         if recover:
@@ -174,11 +175,11 @@ def _num_exact(ratio: float, count: int) -> int:
     return min(count, max(1, int(count * ratio)))
 
 
-def _rounded(exact: Floats, bits: int, name: str) -> tuple[Array, Floats]:
-    """Exact values as they travel, and as float32."""
+def _rounded(values: Floats, bits: int, name: str) -> tuple[Array, Floats]:
+    """Values as they travel where they are exact, and the same as float32, to be written."""
     if bits == 32:
-        return exact, exact
-    return halved(exact, what="a value", codec=f"{name} with 16 bits")
+        return values, values.copy()
+    return halved(values, what="a value", codec=f"{name} with 16 bits")
 
 
 def _wide(exact: Array) -> Floats:

@@ -10,7 +10,9 @@ from types import ModuleType
 
 from fleetune.device_runtime.errors import WireError
 
-RAW = -15
+HUFFMAN, RUNS, TEXT = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY
+"""Strategies: Huffman codes alone, runs of one byte too, all repetitions too."""
+_RAW = -15
 """Window of a stream without header and checksum."""
 _LEAST_BYTES = 64
 _LEVEL = 6
@@ -29,29 +31,30 @@ def swiftest() -> ModuleType:
     return zlib_ng
 
 
-def deflated(content: bytes, *, is_text: bool = False) -> bytes:
+def deflated(content: bytes, strategy: int = HUFFMAN) -> bytes:
     """Return ``content`` entropy-coded where that is shorter, else ``content`` itself: the length tells which.
 
-    In a text, repetitions are searched for too.
+    With Huffman codes alone a piece of it tells whether it is worth while.
     """
-    strategy = zlib.Z_DEFAULT_STRATEGY if is_text else zlib.Z_HUFFMAN_ONLY
     if len(content) < _LEAST_BYTES:
         return content
     middle = (len(content) - _PROBE_BYTES) // 2
-    if middle > _PROBE_BYTES and not _is_worth(content[middle : middle + _PROBE_BYTES], strategy):
-        return content
+    if strategy == HUFFMAN and middle > _PROBE_BYTES:
+        probe = content[middle : middle + _PROBE_BYTES]
+        if len(_compressed(probe, HUFFMAN)) >= _WORTH * len(probe):
+            return content
     packed = _compressed(content, strategy)
     return packed if len(packed) < len(content) else content
 
 
-def inflated(data: bytes, size: int, *, what: str, window: int = RAW) -> bytes:
+def inflated(data: bytes, size: int, *, what: str) -> bytes:
     """Inflate to exactly ``size`` bytes; not a byte beyond them is ever made.
 
     Raises:
         WireError: not one whole stream, or one of another length.
     """
     coder = swiftest()
-    stream = coder.decompressobj(window)
+    stream = coder.decompressobj(_RAW)
     try:
         # A byte more than expected, so never without a limit.
         content: bytes = stream.decompress(data, size + 1)
@@ -62,11 +65,7 @@ def inflated(data: bytes, size: int, *, what: str, window: int = RAW) -> bytes:
     return content
 
 
-def _is_worth(piece: bytes, strategy: int) -> bool:
-    return len(_compressed(piece, strategy)) < _WORTH * len(piece)
-
-
 def _compressed(content: bytes, strategy: int) -> bytes:
-    coder = zlib if strategy == zlib.Z_DEFAULT_STRATEGY else swiftest()
-    stream = coder.compressobj(_LEVEL, zlib.DEFLATED, RAW, 9, strategy)
+    coder = zlib if strategy == TEXT else swiftest()
+    stream = coder.compressobj(_LEVEL, zlib.DEFLATED, _RAW, 9, strategy)
     return b"".join([stream.compress(content), stream.flush()])

@@ -12,7 +12,7 @@ import msgspec
 
 from fleetune.device_runtime.arrays import Array
 from fleetune.device_runtime.contracts.codecs.codec import BY_KIND, BY_TENSOR, Shapes, count_of
-from fleetune.device_runtime.contracts.codecs.deflate import deflated, inflated
+from fleetune.device_runtime.contracts.codecs.deflate import HUFFMAN, RUNS, TEXT, deflated, inflated
 from fleetune.device_runtime.contracts.codecs.int8 import scale_bytes
 from fleetune.device_runtime.contracts.codecs.topk import place_bytes
 from fleetune.device_runtime.errors import WireError, one_line
@@ -23,6 +23,8 @@ VALUES, POSITIONS, SCALES, PROTOCOL = KINDS = ("values", "positions", "scales", 
 _HEAD_BYTES = 512
 _TENSOR_BYTES = 96
 _PARTS_MAX = 16
+_STRATEGIES = {"table": TEXT, "values-runs": RUNS}
+"""How parts are entropy-coded that repeat themselves."""
 
 
 class Frame(NamedTuple):
@@ -99,9 +101,9 @@ def write(frame: Frame, shapes: Shapes) -> bytes:
         tensors = [_Tensor(name, shapes[name], frame.parts[name]) for name in sorted(frame.parts)]
         return msgspec.msgpack.encode(_Update(BY_TENSOR, frame.codec, tensors, frame.reference))
     table = msgspec.msgpack.encode([(name, shapes[name]) for name in sorted(shapes)])
-    parts = {kind: _section(frame.parts[kind]) for kind in sorted(frame.parts) if frame.parts[kind]}
+    parts = {kind: _section(kind, frame.parts[kind]) for kind in sorted(frame.parts) if frame.parts[kind]}
     return msgspec.msgpack.encode(
-        _Lean(BY_KIND, frame.codec, _named(table), parts, frame.reference, frame.memory)
+        _Lean(BY_KIND, frame.codec, _section("table", table), parts, frame.reference, frame.memory)
     )
 
 
@@ -204,13 +206,8 @@ def _kind_of(part: str) -> str:
     return part.split("-", 1)[0]
 
 
-def _section(content: bytes) -> _Section:
-    return _Section(len(content), deflated(content))
-
-
-def _named(table: bytes) -> _Section:
-    """Names repeat each other: here repetitions are searched for."""
-    return _Section(len(table), deflated(table, is_text=True))
+def _section(kind: str, content: bytes) -> _Section:
+    return _Section(len(content), deflated(content, _STRATEGIES.get(kind, HUFFMAN)))
 
 
 def _opened(kind: str, section: _Section) -> bytes:

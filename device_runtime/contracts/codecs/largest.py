@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 _SAMPLE = 2048
 """Words of which a bracket is taken; of fewer, all are looked at."""
-_MARGIN = 128
-"""Words of the sample to either side: five standard deviations of a rank at most."""
+_MARGIN = 72
+"""Words of the sample to either side: three standard deviations of a rank at least. Beyond them all are looked at."""
 
 
 def largest(magnitudes: NDArray[Any], num: int) -> NDArray[np.bool_]:
@@ -33,7 +33,9 @@ def _of_rank(words: NDArray[Any], rank: int) -> Any:
     sample = np.sort(words[:: max(1, words.size // _SAMPLE)])
     at = rank * sample.size // words.size
     low, high = sample[max(0, at - _MARGIN)], sample[min(sample.size - 1, at + _MARGIN)]
-    within = words[np.flatnonzero(words - low <= high - low)]  # unsigned: what is below ``low`` wraps beyond
+    within = words.take(
+        np.flatnonzero(words - low <= high - low)
+    )  # unsigned: what is below ``low`` wraps beyond
     place = rank - int(np.count_nonzero(words < low))
     if not 0 <= place < within.size:  # the sample does not stand for all
         within, place = words, rank

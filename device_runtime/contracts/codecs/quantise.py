@@ -37,9 +37,10 @@ class Quantised(NamedTuple):
 def quantise(flat: Floats, bits: int, name: str | None) -> Quantised:
     """Quantise float32 elements to codes of 1, 2, 3, 4, 8 or 16 bits.
 
-    With 2 bits and more the expected value is the element itself, but for 2**-16 of a step; or each element goes to the
-    nearest step, up from half of one, with half of the mean squared error. Then 2 bits have a scale of their own: of what is
-    not zero of a block the mean magnitude, not the largest. With 1 bit it is its sign times one magnitude for its block.
+    With 2 bits and more the expected value is the element itself, but for 2**-16 of a step (2**-9 with 8 bits); or each
+    element goes to the nearest step, up from half of one, with half of the mean squared error. Then 2 bits have a scale of
+    their own: of what is not zero of a block the mean magnitude, not the largest. With 1 bit it is its sign times one
+    magnitude for its block.
 
     Args:
         flat: elements; what is conveyed is written over them.
@@ -153,14 +154,14 @@ def _signs(blocks: Floats) -> Codes:
 
 
 def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key | None) -> Codes:
-    """Codes from 0 to twice the levels: floor of element / step + draw, where a draw is 16 random bits / 2**16, or a half."""
+    """Codes from 0 to twice the levels: floor of element / step + draw / 2**16."""
     wide, levels = np.float64(_wide(scales)), levels_of(bits)
     # A hair less than exact, so that the largest element stays within the levels.
     factors = np.divide(levels * 2.0**16 * (1 - 2.0**-22), wide, out=np.zeros_like(wide), where=wide > 0)
     exact = np.float64 if bits == 16 else np.float32
     steps = np.multiply(blocks, factors[:, None].astype(exact), dtype=exact)
     whole = np.rint(steps, out=steps).astype(np.int32)  # with the draw at most 2**31 - 1
-    whole += _draws(key, blocks.shape)
+    whole += _draws(key, blocks.shape, bits)
     whole >>= 16
     if bits == 2:  # a scale may be less than the largest
         np.clip(whole, -levels, levels, out=whole)
@@ -169,12 +170,20 @@ def _rounded(blocks: Floats, scales: NDArray[np.uint16], bits: int, key: Key | N
     return codes
 
 
-def _draws(key: Key | None, shape: tuple[int, ...]) -> NDArray[np.uint16] | int:
-    """Integers from 0 to 2**16 - 1, two from each drawn word; the half of 2**16 for None."""
+def _draws(key: Key | None, shape: tuple[int, ...], bits: int) -> NDArray[np.uint16] | int:
+    """Integers from 0 to 2**16 - 1, two from each drawn word; the half of 2**16 for None.
+
+    For 8 bits, whose steps are small, four from each word: the middles of 256ths, in half the time.
+    """
     if key is None:
         return 2**15
-    drawn = words(key, math.prod(shape) // 2).astype("<u4", copy=False)
-    return drawn.view("<u2").reshape(shape)
+    size = math.prod(shape)
+    if bits != 8:
+        return words(key, size // 2).astype("<u4", copy=False).view("<u2").reshape(shape)
+    drawn = words(key, size // 4).astype("<u4", copy=False).view("u1").astype(np.uint16)
+    drawn <<= 8
+    drawn += 128
+    return drawn.reshape(shape)
 
 
 def _values(codes: Codes, scales: NDArray[np.uint16], bits: int, count: int) -> Floats:

@@ -1,79 +1,92 @@
-"""``xor``: to the bit; what differs from the reference in the bits of float32, by bytes of equal rank, deflated.
+"""``xor``: to the bit; what differs from the reference in the bits of float32, by bytes of equal rank, of all tensors together.
 
-The lowest ranks are as good as noise where an element changed at all. They are stored as they are, up to the first rank with
-zeros in it. Runs alone are looked for, of the zeros where nothing changed.
+The lowest ranks are as good as noise where most elements changed. They travel as they are, up to the first rank with zeros in
+it; from there on runs are looked for, of the zeros where nothing changed.
 """
 
-import zlib
-from itertools import chain
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.device_runtime.arrays import Floats
-from fleetune.device_runtime.contracts.codecs.codec import tensorwise
-from fleetune.device_runtime.contracts.codecs.deflate import RAW, inflated, swiftest
+from fleetune.device_runtime.contracts.codecs.codec import (
+    BY_KIND,
+    Codec,
+    Decoded,
+    Encoded,
+    Memory,
+    Shapes,
+    Tensors,
+    check_parts,
+    count_of,
+    parted,
+)
+from fleetune.device_runtime.errors import WireError
 
-_HEADER = b"\x78\x01"
-_STORED_MAX = 2**16 - 1
-"""Bytes of a stored block."""
+NOISE, RUNS = "values", "values-runs"
+"""Parts: the lowest ranks, and the others."""
+_WIDTH = 4
 _ZEROS = 32
 """Of so many bytes of a rank that is worth deflating one is zero, on average; of noise one of 256 is."""
+_Words = NDArray[np.uint32]
 
 
-def _encode(value: Floats, reference: Floats) -> tuple[bytes, Floats]:
-    changed = value.reshape(-1).view("<u4") ^ reference.reshape(-1).view("<u4")
-    ranks = np.empty((4, changed.size), np.uint8)  # bytes of equal rank
+def _encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
+    names = sorted(values)
+    changed = np.empty(sum(value.size for value in values.values()), "<f4")
+    for name, own in parted(changed, values, names).items():
+        np.bitwise_xor(_words(values[name]), _words(reference[name]), out=_words(own))
+    ranks = _ranks(_words(changed))
+    noisy = next((i for i, rank in enumerate(ranks) if _is_worth(rank)), _WIDTH)
+    return Encoded({NOISE: ranks[:noisy].tobytes(), RUNS: ranks[noisy:].tobytes()}, values, {})
+
+
+def _decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
+    check_parts("xor", parts, (NOISE, RUNS))
+    count = sum(value.size for value in reference.values())
+    noise, runs = (np.frombuffer(parts.get(part, b""), np.uint8) for part in (NOISE, RUNS))
+    if noise.size + runs.size != _WIDTH * count or noise.size % max(1, count):
+        raise WireError(f"xor: {noise.size} and {runs.size} bytes are no four ranks of {count} elements")
+    found = parted(
+        _joined([*noise.reshape(-1, max(1, count)), *runs.reshape(-1, max(1, count))], count),
+        reference,
+        reference,
+    )
+    for name, own in found.items():
+        np.bitwise_xor(_words(own), _words(reference[name]), out=_words(own))
+    return Decoded(found, {})
+
+
+def _words(values: Floats) -> _Words:
+    """The bits of float32 values, in place."""
+    return values.view("<u4")
+
+
+def _ranks(words: _Words) -> NDArray[np.uint8]:
+    """(4, elements): bytes of equal rank, the lowest first; of ``words`` nothing is left."""
+    ranks = np.empty((_WIDTH, words.size), np.uint8)
     for rank in ranks:  # Shifted: a transposed copy takes twice as long.
-        np.copyto(rank, changed, casting="unsafe")
-        changed >>= 8
-    noisy = next((rank for rank in range(4) if _is_worth(ranks[rank])), 4)
-    blocks = [*chain.from_iterable(map(_stored, ranks[:noisy])), *_deflated(ranks[noisy:])]
-    checksum = swiftest().adler32(ranks.data).to_bytes(4, "big")
-    return b"".join([_HEADER, *blocks, checksum]), value
+        np.copyto(rank, words, casting="unsafe")
+        words >>= 8
+    return ranks
 
 
-def _decode(part: bytes, reference: Floats) -> Floats:
-    content = inflated(part, 4 * reference.size, what="xor", window=zlib.MAX_WBITS)
-    bits = np.empty(reference.size, "<u4")
-    # Rank by rank: a transposed copy writes four bytes at a time, and takes twice as long.
-    for rank, written in zip(np.frombuffer(content, np.uint8).reshape(4, -1), _bytes_of(bits).T, strict=True):
-        written[:] = rank
-    bits ^= reference.reshape(-1).view("<u4")
-    return np.asarray(bits.view("<f4").reshape(reference.shape))
-
-
-def _bytes_of(words: NDArray[np.uint32]) -> NDArray[np.uint8]:
-    """View (elements, 4), the lowest rank first."""
-    return words.view(np.uint8).reshape(-1, 4)
+def _joined(ranks: list[NDArray[np.uint8]], count: int) -> Floats:
+    """The values that have these bytes."""
+    words = np.zeros(count, "<u4")
+    for rank in reversed(ranks):
+        words <<= 8
+        words |= rank
+    return words.view("<f4")
 
 
 def _is_worth(rank: NDArray[np.uint8]) -> bool:
     return _ZEROS * (rank.size - int(np.count_nonzero(rank))) >= rank.size
 
 
-def _stored(rank: NDArray[np.uint8]) -> list[bytes | memoryview]:
-    """Blocks of a deflate stream, none of them the last, that end on a byte: RFC 1951, section 3.2.4."""
-    found, content = list[bytes | memoryview](), rank.data
-    for start in range(0, len(content), _STORED_MAX):
-        piece = content[start : start + _STORED_MAX]
-        size = len(piece)
-        found += [b"\0", size.to_bytes(2, "little"), (size ^ _STORED_MAX).to_bytes(2, "little"), piece]
-    return found
+def _size_bytes_max(shapes: Shapes) -> int:
+    return _WIDTH * sum(map(count_of, shapes.values()))
 
 
-def _deflated(ranks: NDArray[np.uint8]) -> list[bytes]:
-    """The last blocks, with codes of its own for each rank."""
-    stream = swiftest().compressobj(1, zlib.DEFLATED, RAW, 9, zlib.Z_RLE)
-    found = []
-    for rank in ranks[:-1]:
-        found += [stream.compress(rank), stream.flush(zlib.Z_SYNC_FLUSH)]
-    return [*found, *map(stream.compress, ranks[-1:]), stream.flush()]
-
-
-def _size_bytes_max(count: int) -> int:
-    size = 4 * count
-    return size + (size >> 12) + (size >> 14) + (size >> 25) + 64  # zlib's compressBound, and some more
-
-
-xor = tensorwise("xor", encode=_encode, decode=_decode, size_bytes_max=_size_bytes_max)
+xor = Codec("xor", _encode, _decode, _size_bytes_max, frame=BY_KIND)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fleetune.device_runtime.contracts.codecs import make_codec, pack, unpack
-from fleetune.device_runtime.contracts.codecs.deflate import deflated, inflated, swiftest
+from fleetune.device_runtime.contracts.codecs.deflate import HUFFMAN, RUNS, TEXT, deflated, inflated, swiftest
 from fleetune.device_runtime.errors import WireError
 
 RNG = np.random.default_rng(5)
@@ -71,12 +71,15 @@ def test_zlib_ng_is_taken_where_it_is_installed(library):
     assert swiftest().__name__.split(".")[0] == library
 
 
+@pytest.mark.parametrize("strategy", [HUFFMAN, RUNS, TEXT])
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_both_make_the_same_bytes_of_a_part(content):
-    one, other = by_each(lambda: deflated(content))
+def test_both_make_the_same_bytes_of_a_part(content, strategy):
+    one, other = by_each(lambda: deflated(content, strategy))
     assert one == other
-    one, other = by_each(lambda: deflated(content, is_text=True))
-    assert one == other
+
+
+def test_of_zeros_with_runs_next_to_nothing_is_left():
+    assert len(deflated(bytes(200_000), RUNS)) < 400 < len(deflated(bytes(200_000)))
 
 
 @pytest.mark.parametrize("row", CODECS, ids=str)

@@ -7,8 +7,8 @@ import { deflated, inflated } from "./deflate.mjs";
 import { innovation } from "./innovation.mjs";
 import { asKind, chainOf, known, ofKind, RESIDUAL } from "./memory.mjs";
 import { asFloats32, checkFinite, sorted } from "./numbers.mjs";
-import { fp16, fp32, int8, xor } from "./plain.mjs";
-import { bySign, byStale, caesar, quant, topk } from "./whole.mjs";
+import { fp16, fp32, int8 } from "./plain.mjs";
+import { bySign, byStale, caesar, quant, topk, xor } from "./whole.mjs";
 
 /** @typedef {import("../../engine/arrays.mjs").Arrays} Arrays */
 
@@ -30,7 +30,7 @@ const framed = (make) => (ratio, bits) => ({ frame: 2, ...make(ratio, bits) });
 
 /** By name. Each has encode (values, reference, memory) and decode (parts, reference, memory); `remembers` are kinds of memory of both sides. */
 export const CODECS = {
-  fp32: tensorwise(fp32), fp16: tensorwise(fp16), int8: tensorwise(int8), xor: tensorwise(xor), quant: framed(quant), innovation: framed(innovation),
+  fp32: tensorwise(fp32), fp16: tensorwise(fp16), int8: tensorwise(int8), xor: framed(xor), quant: framed(quant), innovation: framed(innovation),
   topk: (ratio, bits) => ({ frame: bits ? 2 : 1, ...topk(ratio, bits) }),
   caesar: framed(caesar("caesar", byStale)), "caesar-sign": framed(caesar("caesar-sign", bySign)), "caesar-zero": framed(caesar("caesar-zero", null)),
 };

@@ -1,8 +1,7 @@
-/** Codecs that know one tensor at a time: fp32, fp16, int8 and xor. Each is encode (value, reference) and decode (part, reference). */
+/** Codecs that know one tensor at a time: fp32, fp16 and int8. Each is encode (value, reference) and decode (part, reference). */
 import { array, bytesOf, floats, rint } from "../../engine/arrays.mjs";
 import { WireError } from "../../engine/errors.mjs";
-import { unzlibbed, zlibbed } from "./deflate.mjs";
-import { bitsOf, checkLength, floatsOf, halved } from "./numbers.mjs";
+import { bitsOf, checkLength, halved } from "./numbers.mjs";
 import { halfValue } from "../../engine/arrays.mjs";
 
 const GROUP = 256;
@@ -55,19 +54,3 @@ export const int8 = {
 };
 
 const stepped = (scales, codes, reference) => doubles(reference, Float64Array.from(codes, (step, i) => step * scales[Math.floor(i / GROUP)]));
-
-export const xor = {
-  encode(value, reference) {
-    const n = value.data.length, ranks = new Uint8Array(4 * n), held = bitsOf(reference.data);
-    bitsOf(value.data).forEach((bits, i) => {
-      const changed = bits ^ held[i];
-      for (let rank = 0; rank < 4; rank++) ranks[rank * n + i] = (changed >>> (8 * rank)) & 255;
-    });
-    return { part: zlibbed(ranks), conveyed: value };
-  },
-  decode(part, reference) {
-    const n = reference.data.length, ranks = unzlibbed(part, 4 * n, "xor"), bits = bitsOf(reference.data).slice();
-    for (let i = 0; i < n; i++) bits[i] ^= ranks[i] | (ranks[n + i] << 8) | (ranks[2 * n + i] << 16) | (ranks[3 * n + i] << 24);
-    return floats(reference.shape, floatsOf(bits));
-  },
-};

@@ -25,7 +25,7 @@ export function quantise(flat, bits, name) {
   const wide = wideOf(stored), codes = new (bits === 16 ? Uint16Array : Uint8Array)(flat.length), levels = levelsOf(bits);
   for (let start = 0; start < flat.length; start += PIECE) {
     const end = Math.min(start + PIECE, flat.length);
-    const drawn = bits === 1 || seed === null ? null : words([seed, "rounding", start / PIECE, 0], (numBlocks(end - start) * BLOCK) / 2);
+    const drawn = bits === 1 || seed === null ? null : words([seed, "rounding", start / PIECE, 0], (numBlocks(end - start) * BLOCK) / (bits === 8 ? 4 : 2));
     for (let i = start; i < end; i++) {
       if (bits === 1) {
         codes[i] = flat[i] >= 0 ? 1 : 0;
@@ -33,15 +33,16 @@ export function quantise(flat, bits, name) {
       }
       const scale = wide[Math.floor(i / BLOCK)], exact = scale > 0 ? (levels * 2 ** 16 * (1 - 2 ** -22)) / scale : 0;
       const step = bits === 16 ? flat[i] * exact : fround(flat[i] * fround(exact));
-      codes[i] = ((rint(step) + drawOf(drawn, i - start)) >> 16) + levels;
+      codes[i] = ((rint(step) + drawOf(drawn, i - start, bits)) >> 16) + levels;
     }
   }
   return { codes: packedBits(codes, packedWidth(bits)), scales, conveyed: valuesOf(codes, wide, bits) };
 }
 
-/** Number `j` of the draws from 0 to 2^16 - 1, two from each word; a half where none are drawn. */
-function drawOf(drawn, j) {
+/** Number `j` of the draws from 0 to 2^16 - 1, two from each word, and for 8 bits four: the middles of 256ths; a half where none are drawn. */
+function drawOf(drawn, j, bits) {
   if (drawn === null) return 2 ** 15;
+  if (bits === 8) return ((drawn[j >> 2] >>> (8 * (j % 4))) & 0xff) * 256 + 128;
   return j % 2 ? drawn[j >> 1] >>> 16 : drawn[j >> 1] & 0xffff;
 }
 

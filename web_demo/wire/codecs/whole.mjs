@@ -1,4 +1,4 @@
-/** Codecs of all tensors together: quant, topk and the three caesar. Each makes { encode, decode } of (ratio, bits). */
+/** Codecs of all tensors together: xor, quant, topk and the three caesar. Each makes { encode, decode } of (ratio, bits). */
 import { array, bytesOf, halfValue } from "../../engine/arrays.mjs";
 import { WireError } from "../../engine/errors.mjs";
 import {
@@ -8,6 +8,35 @@ import {
 import { quantise, restore } from "./quantise.mjs";
 
 const { abs, fround } = Math;
+const ZEROS = 32; // of so many bytes of a rank that is worth deflating one is zero
+
+/** To the bit: what differs from the reference in the bits of float32, by bytes of equal rank. */
+export const xor = () => ({
+  encode(values, reference) {
+    const names = sorted(values), held = bitsOf(joined(reference, names)), changed = bitsOf(joined(values, names)).map((bits, i) => bits ^ held[i]);
+    const ranks = [0, 8, 16, 24].map((shift) => Uint8Array.from(changed, (bits) => bits >>> shift));
+    const isWorth = (rank) => ZEROS * rank.reduce((zeros, byte) => zeros + (byte === 0), 0) >= rank.length;
+    const noisy = ranks.some(isWorth) ? ranks.findIndex(isWorth) : 4;
+    return { parts: { values: side(ranks.slice(0, noisy)), "values-runs": side(ranks.slice(noisy)) }, conveyed: values };
+  },
+  decode(parts, reference) {
+    checkParts("xor", parts, ["values", "values-runs"]);
+    const { values: noise = new Uint8Array(0), "values-runs": runs = new Uint8Array(0) } = parts, names = sorted(reference), n = countOf(reference);
+    if (noise.length + runs.length !== 4 * n || noise.length % Math.max(1, n))
+      throw new WireError(`xor: ${noise.length} and ${runs.length} bytes are no four ranks of ${n} elements`);
+    const all = side([noise, runs]), bits = bitsOf(joined(reference, names));
+    for (let i = 0; i < n; i++) bits[i] ^= all[i] | (all[n + i] << 8) | (all[2 * n + i] << 16) | (all[3 * n + i] << 24);
+    return parted(floatsOf(bits), reference, names);
+  },
+});
+
+/** Arrays of bytes one after the other. */
+function side(arrays) {
+  const whole = new Uint8Array(arrays.reduce((sum, { length }) => sum + length, 0));
+  arrays.reduce((start, own) => (whole.set(own, start), start + own.length), 0);
+  return whole;
+}
+
 export function quant(ratio, bits) {
   checkBits("quant", bits, [1, 2, 3, 4, 8, 16]);
   const width = bits || 8;
