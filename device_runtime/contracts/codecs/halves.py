@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.device_runtime.arrays import Array, Floats
+from fleetune.device_runtime.arrays import Array, Floats, Indices
 from fleetune.device_runtime.errors import WireError
 
 Halves = NDArray[np.float16]
@@ -14,8 +14,14 @@ _PIECE = 2**16
 """Elements worked on at a time: what fits a cache."""
 _INFINITE = 0x7C00
 """Bits of a half."""
+_LEAST_NORMAL = 0x0400
+"""Bits of the smallest half that is not subnormal."""
 _TOO_LARGE = 65520.0
 """Least magnitude that rounds to infinity."""
+
+
+_REBIASED = (127 - 15) << 23
+"""What the exponents of a float32 and of a half differ by, where the float32 has it."""
 
 
 class _Layout(NamedTuple):
@@ -67,6 +73,11 @@ def _round(values: NDArray[_F], halves: NDArray[np.uint16], wide: NDArray[_F]) -
     np.bitwise_xor(words, signs, out=sums)
     if sums.max() >= np.array(_TOO_LARGE, values.dtype).view(word):
         return False
+    if word == "<u4" and (small := _few(sums < np.array(2.0**-14, "<f4").view(word))) is not None:
+        _round_normal(sums, signs, halves)
+        halves[small] = values[small].astype("<f2").view("<u2")
+        wide[small] = halves[small].view("<f2")
+        return True
     units = sums & words.dtype.type((2 * bias + 1) << mantissa)
     np.maximum(units, (bias - 14) << mantissa, out=units)
     units += (mantissa - 10) << mantissa
@@ -83,10 +94,48 @@ def _round(values: NDArray[_F], halves: NDArray[np.uint16], wide: NDArray[_F]) -
     return True
 
 
+def _few(is_small: NDArray[np.bool_]) -> Indices | None:
+    """Places of what a half has to be subnormal for; None for more than one of 32, which numpy would be slower to convert."""
+    return np.flatnonzero(is_small) if 32 * np.count_nonzero(is_small) <= is_small.size else None
+
+
+def _round_normal(bits: NDArray[np.uint32], signs: NDArray[np.uint32], halves: NDArray[np.uint16]) -> None:
+    """Write the bits of halves, and over ``bits``, of magnitudes that no half has to be subnormal for, what they are worth."""
+    odd = bits >> 13
+    odd &= 1
+    odd += 0xFFF
+    bits += odd
+    bits &= 0xFFFFE000
+    counts = np.right_shift(bits, 13, out=odd)
+    counts -= _REBIASED >> 13
+    bits |= signs
+    signs >>= 16
+    counts |= signs
+    halves[:] = counts
+
+
+def _widen_normal(
+    magnitudes: NDArray[np.uint16], signs: NDArray[np.uint16], bits: NDArray[np.uint32]
+) -> None:
+    """Write the bits of float32 of halves none of which is subnormal, infinite or not a number."""
+    bits[:] = magnitudes
+    bits <<= 13
+    bits += _REBIASED
+    shifted = signs.astype("<u4")
+    shifted <<= 16
+    bits |= shifted
+
+
 def _widen(halves: Array, wide: Floats) -> None:
     """Write the values of halves, as :func:`_round` backwards."""
-    bits = wide.view("<u4")
-    bits[:] = halves.view("<u2")
+    bits, words = wide.view("<u4"), halves.view("<u2")
+    magnitudes = words & np.uint16(0x7FFF)
+    small = None if magnitudes.max(initial=0) >= _INFINITE else _few(magnitudes < _LEAST_NORMAL)
+    if small is not None:
+        _widen_normal(magnitudes, words & np.uint16(0x8000), bits)
+        wide[small] = halves[small]
+        return
+    bits[:] = words
     signs = bits & 0x8000
     bits ^= signs
     if bits.max() >= _INFINITE:

@@ -43,3 +43,15 @@ def test_every_half_widens_to_itself():
     wide = widened(EVERY)
     assert np.isfinite(wide).tolist() == np.isfinite(EVERY).tolist()
     assert widened(EVERY[:0]).size == 0
+
+
+@pytest.mark.parametrize("few", [0, 5, 3000])
+def test_few_subnormal_ones_among_others_are_those_of_numpy(few):
+    rng = np.random.default_rng(few)
+    values = (rng.choice([-1, 1], 70_000) * rng.lognormal(0, 2, 70_000)).astype(np.float32)
+    values = np.clip(values, -65504, 65504)
+    values[rng.integers(70_000, size=few)] = rng.normal(0, 2e-5, few)
+    values[: few // 2] = 0
+    halves, wide = halved(values, what="a value", codec="x")
+    assert halves.tobytes() == values.astype("<f2").tobytes()
+    assert wide.tobytes() == widened(halves).tobytes() == halves.astype("<f4").tobytes()
