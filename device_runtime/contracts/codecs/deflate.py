@@ -8,6 +8,8 @@ import zlib
 from functools import cache
 from types import ModuleType
 
+import numpy as np
+
 from fleetune.device_runtime.errors import WireError
 
 HUFFMAN, RUNS, TEXT = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY
@@ -17,6 +19,8 @@ _RAW = -15
 _LEAST_BYTES = 64
 _LEVEL = 6
 _PROBE_BYTES = 8192
+_ZEROS = 32
+"""Of so many bytes that runs are looked for in one is zero, on average; of noise one of 256 is."""
 _WORTH = 0.97
 """Of its length: what does not shrink below that is left as it is."""
 
@@ -32,19 +36,25 @@ def swiftest() -> ModuleType:
 
 
 def deflated(content: bytes, strategy: int = HUFFMAN) -> bytes:
-    """Return ``content`` entropy-coded where that is shorter, else ``content`` itself: the length tells which.
-
-    With Huffman codes alone a piece of it tells whether it is worth while.
-    """
-    if len(content) < _LEAST_BYTES:
+    """Return ``content`` entropy-coded where that is shorter, else ``content`` itself: the length tells which."""
+    if len(content) < _LEAST_BYTES or not _is_worth(content, strategy):
         return content
-    middle = (len(content) - _PROBE_BYTES) // 2
-    if strategy == HUFFMAN and middle > _PROBE_BYTES:
-        probe = content[middle : middle + _PROBE_BYTES]
-        if len(_compressed(probe, HUFFMAN)) >= _WORTH * len(probe):
-            return content
     packed = _compressed(content, strategy)
     return packed if len(packed) < len(content) else content
+
+
+def _is_worth(content: bytes, strategy: int) -> bool:
+    """Whether it may become shorter: with Huffman codes alone a piece of it tells, with runs its zeros."""
+    if strategy == RUNS:
+        # bytes.count stops at each
+        return _ZEROS * (len(content) - int(np.count_nonzero(np.frombuffer(content, np.uint8)))) >= len(
+            content
+        )
+    middle = (len(content) - _PROBE_BYTES) // 2
+    if strategy == TEXT or middle <= _PROBE_BYTES:
+        return True
+    probe = content[middle : middle + _PROBE_BYTES]
+    return len(_compressed(probe, strategy)) < _WORTH * len(probe)
 
 
 def inflated(data: bytes, size: int, *, what: str) -> bytes:

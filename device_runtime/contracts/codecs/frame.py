@@ -15,6 +15,7 @@ from fleetune.device_runtime.contracts.codecs.codec import BY_KIND, BY_TENSOR, S
 from fleetune.device_runtime.contracts.codecs.deflate import HUFFMAN, RUNS, TEXT, deflated, inflated
 from fleetune.device_runtime.contracts.codecs.int8 import scale_bytes
 from fleetune.device_runtime.contracts.codecs.topk import place_bytes
+from fleetune.device_runtime.contracts.codecs.xor import RANKS
 from fleetune.device_runtime.errors import WireError, one_line
 from fleetune.device_runtime.prepared import prepared
 
@@ -23,7 +24,7 @@ VALUES, POSITIONS, SCALES, PROTOCOL = KINDS = ("values", "positions", "scales", 
 _HEAD_BYTES = 512
 _TENSOR_BYTES = 96
 _PARTS_MAX = 16
-_STRATEGIES = {"table": TEXT, "values-runs": RUNS}
+_STRATEGIES = {"table": TEXT, **dict.fromkeys(RANKS, RUNS)}
 """How parts are entropy-coded that repeat themselves."""
 
 

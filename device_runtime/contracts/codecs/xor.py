@@ -1,10 +1,10 @@
 """``xor``: to the bit; what differs from the reference in the bits of float32, by bytes of equal rank, of all tensors together.
 
-The lowest ranks are as good as noise where most elements changed. They travel as they are, up to the first rank with zeros in
-it; from there on runs are looked for, of the zeros where nothing changed.
+The lowest ranks are as good as noise where most elements changed, the others have zeros. Each rank is a part, and is deflated by
+itself where that is worth while.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,8 @@ from fleetune.device_runtime.contracts.codecs.codec import (
 )
 from fleetune.device_runtime.errors import WireError
 
-NOISE, RUNS = "values", "values-runs"
-"""Parts: the lowest ranks, and the others."""
-_WIDTH = 4
-_ZEROS = 32
-"""Of so many bytes of a rank that is worth deflating one is zero, on average; of noise one of 256 is."""
+RANKS = ("values-0", "values-1", "values-2", "values-3")
+"""Parts: bytes of equal rank, the lowest first."""
 _Words = NDArray[np.uint32]
 
 
@@ -37,22 +34,16 @@ def _encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
     changed = np.empty(sum(value.size for value in values.values()), "<f4")
     for name, own in parted(changed, values, names).items():
         np.bitwise_xor(_words(values[name]), _words(reference[name]), out=_words(own))
-    ranks = _ranks(_words(changed))
-    noisy = next((i for i, rank in enumerate(ranks) if _is_worth(rank)), _WIDTH)
-    return Encoded({NOISE: ranks[:noisy].tobytes(), RUNS: ranks[noisy:].tobytes()}, values, {})
+    return Encoded(_ranks(_words(changed)), values, {})
 
 
 def _decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> Decoded:
-    check_parts("xor", parts, (NOISE, RUNS))
+    check_parts("xor", parts, RANKS)
     count = sum(value.size for value in reference.values())
-    noise, runs = (np.frombuffer(parts.get(part, b""), np.uint8) for part in (NOISE, RUNS))
-    if noise.size + runs.size != _WIDTH * count or noise.size % max(1, count):
-        raise WireError(f"xor: {noise.size} and {runs.size} bytes are no four ranks of {count} elements")
-    found = parted(
-        _joined([*noise.reshape(-1, max(1, count)), *runs.reshape(-1, max(1, count))], count),
-        reference,
-        reference,
-    )
+    ranks = [parts.get(part, b"") for part in RANKS]
+    if any(len(rank) != count for rank in ranks):
+        raise WireError(f"xor: ranks of {[*map(len, ranks)]} bytes, expected {count} each")
+    found = parted(_joined(ranks, count), reference, reference)
     for name, own in found.items():
         np.bitwise_xor(_words(own), _words(reference[name]), out=_words(own))
     return Decoded(found, {})
@@ -63,30 +54,26 @@ def _words(values: Floats) -> _Words:
     return values.view("<u4")
 
 
-def _ranks(words: _Words) -> NDArray[np.uint8]:
-    """(4, elements): bytes of equal rank, the lowest first; of ``words`` nothing is left."""
-    ranks = np.empty((_WIDTH, words.size), np.uint8)
-    for rank in ranks:  # Shifted: a transposed copy takes twice as long.
-        np.copyto(rank, words, casting="unsafe")
+def _ranks(words: _Words) -> dict[str, bytes]:
+    """Parts; of ``words`` nothing is left."""
+    found = {}
+    for part in RANKS:  # Shifted: a transposed copy takes twice as long.
+        found[part] = words.astype(np.uint8).tobytes()
         words >>= 8
-    return ranks
+    return found
 
 
-def _joined(ranks: list[NDArray[np.uint8]], count: int) -> Floats:
+def _joined(ranks: Sequence[bytes], count: int) -> Floats:
     """The values that have these bytes."""
     words = np.zeros(count, "<u4")
     for rank in reversed(ranks):
         words <<= 8
-        words |= rank
+        words |= np.frombuffer(rank, np.uint8)
     return words.view("<f4")
 
 
-def _is_worth(rank: NDArray[np.uint8]) -> bool:
-    return _ZEROS * (rank.size - int(np.count_nonzero(rank))) >= rank.size
-
-
 def _size_bytes_max(shapes: Shapes) -> int:
-    return _WIDTH * sum(map(count_of, shapes.values()))
+    return len(RANKS) * sum(map(count_of, shapes.values()))
 
 
 xor = Codec("xor", _encode, _decode, _size_bytes_max, frame=BY_KIND)

@@ -221,7 +221,7 @@ def test_a_device_that_knows_nothing_of_it_trains_and_is_refused(tmp_path, monke
 
     monkeypatch.setattr(LocalRun, "_sum", run_of_before)
     done = world(tmp_path, min_clients=3, rounds=1).run()
-    assert "bytes; expected 0 to 1153" in verdict_on(done, 1)
+    assert "bytes; expected 0 to 961" in verdict_on(done, 1)
     assert_head(done, 1, (0, 2, 3))
 
 

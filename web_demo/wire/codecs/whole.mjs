@@ -8,34 +8,23 @@ import {
 import { quantise, restore } from "./quantise.mjs";
 
 const { abs, fround } = Math;
-const ZEROS = 32; // of so many bytes of a rank that is worth deflating one is zero
+const RANKS = ["values-0", "values-1", "values-2", "values-3"];
 
 /** To the bit: what differs from the reference in the bits of float32, by bytes of equal rank. */
 export const xor = () => ({
   encode(values, reference) {
     const names = sorted(values), held = bitsOf(joined(reference, names)), changed = bitsOf(joined(values, names)).map((bits, i) => bits ^ held[i]);
-    const ranks = [0, 8, 16, 24].map((shift) => Uint8Array.from(changed, (bits) => bits >>> shift));
-    const isWorth = (rank) => ZEROS * rank.reduce((zeros, byte) => zeros + (byte === 0), 0) >= rank.length;
-    const noisy = ranks.some(isWorth) ? ranks.findIndex(isWorth) : 4;
-    return { parts: { values: side(ranks.slice(0, noisy)), "values-runs": side(ranks.slice(noisy)) }, conveyed: values };
+    return { parts: Object.fromEntries(RANKS.map((part, rank) => [part, Uint8Array.from(changed, (bits) => bits >>> (8 * rank))])), conveyed: values };
   },
   decode(parts, reference) {
-    checkParts("xor", parts, ["values", "values-runs"]);
-    const { values: noise = new Uint8Array(0), "values-runs": runs = new Uint8Array(0) } = parts, names = sorted(reference), n = countOf(reference);
-    if (noise.length + runs.length !== 4 * n || noise.length % Math.max(1, n))
-      throw new WireError(`xor: ${noise.length} and ${runs.length} bytes are no four ranks of ${n} elements`);
-    const all = side([noise, runs]), bits = bitsOf(joined(reference, names));
-    for (let i = 0; i < n; i++) bits[i] ^= all[i] | (all[n + i] << 8) | (all[2 * n + i] << 16) | (all[3 * n + i] << 24);
+    checkParts("xor", parts, RANKS);
+    const names = sorted(reference), n = countOf(reference), ranks = RANKS.map((part) => parts[part] ?? new Uint8Array(0));
+    if (ranks.some(({ length }) => length !== n)) throw new WireError(`xor: ranks of ${ranks.map(({ length }) => length)} bytes, expected ${n} each`);
+    const bits = bitsOf(joined(reference, names));
+    ranks.forEach((own, rank) => own.forEach((byte, i) => (bits[i] ^= byte << (8 * rank))));
     return parted(floatsOf(bits), reference, names);
   },
 });
-
-/** Arrays of bytes one after the other. */
-function side(arrays) {
-  const whole = new Uint8Array(arrays.reduce((sum, { length }) => sum + length, 0));
-  arrays.reduce((start, own) => (whole.set(own, start), start + own.length), 0);
-  return whole;
-}
 
 export function quant(ratio, bits) {
   checkBits("quant", bits, [1, 2, 3, 4, 8, 16]);
