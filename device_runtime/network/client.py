@@ -1,4 +1,7 @@
-"""One MQTT client as paho has it: connects once, and from then on reconnects by itself; the only file that knows paho."""
+"""One MQTT client as paho has it: connects once, and from then on reconnects by itself.
+
+Beside ``shared_tables`` no other file knows paho.
+"""
 
 import contextlib
 import fcntl
@@ -24,6 +27,7 @@ from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import refusals, tls
 from fleetune.device_runtime.network.address import Address
 from fleetune.device_runtime.network.hooks import Hooks
+from fleetune.device_runtime.network.shared_tables import share_tables
 from fleetune.device_runtime.network.standing import HUNG_UP, Standing
 
 HEADER_BYTES = 512
@@ -369,6 +373,7 @@ class _Paho(paho.Client):
 
 
 def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
+    share_tables()
     client = _Paho(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
