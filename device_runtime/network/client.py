@@ -1,7 +1,4 @@
-"""One MQTT client as paho has it: connects once, and from then on reconnects by itself.
-
-Beside ``shared_tables`` no other file knows paho.
-"""
+"""One MQTT client as paho has it: connects once, and from then on reconnects by itself; the only file that knows paho."""
 
 import contextlib
 import fcntl
@@ -13,6 +10,7 @@ import termios
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol
 
 from paho.mqtt import client as paho
@@ -27,7 +25,6 @@ from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import refusals, tls
 from fleetune.device_runtime.network.address import Address
 from fleetune.device_runtime.network.hooks import Hooks
-from fleetune.device_runtime.network.shared_tables import share_tables
 from fleetune.device_runtime.network.standing import HUNG_UP, Standing
 
 HEADER_BYTES = 512
@@ -372,8 +369,26 @@ class _Paho(paho.Client):
         super()._sock_close()
 
 
+@cache
+def share_tables(kind: type[Properties]) -> bool:
+    """Let all MQTT 5 properties of this process have the same tables; False, and nothing is done, where they hold anything else.
+
+    paho 2.2 makes the tables anew for each packet that comes: 6 % of what an aggregator of many devices computes (docs/scale.md).
+    """
+    made = vars(kind(PacketTypes.PUBLISH)).copy()
+    if made.keys() != {"packetType", "types", "names", "properties"}:
+        return False
+    del made["packetType"]
+
+    def start(self: Properties, packetType: int) -> None:
+        vars(self).update(made, packetType=packetType)
+
+    kind.__init__ = start  # type: ignore[method-assign]
+    return True
+
+
 def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
-    share_tables()
+    share_tables(Properties)
     client = _Paho(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,

@@ -6,7 +6,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MQTTException
 
-from fleetune.device_runtime.network.shared_tables import share_tables
+from fleetune.device_runtime.network.client import share_tables
 
 VALUES = {"Byte": 1, "Two Byte Integer": 7, "Four Byte Integer": 70_000, "Variable Byte Integer": 300}
 VALUES |= {"Binary Data": b"\0x", "UTF-8 Encoded String": "é", "UTF-8 String Pair": [("a", "b"), ("c", "d")]}
@@ -20,11 +20,10 @@ def fresh():
 
 
 @pytest.fixture
-def both(monkeypatch):
+def both():
     """Make properties of a packet as paho does, and with shared tables."""
     own, shared = fresh(), fresh()
-    monkeypatch.setattr("fleetune.device_runtime.network.shared_tables.Properties", shared)
-    assert share_tables.__wrapped__(), "paho makes its tables in another way"
+    assert share_tables(shared), "paho makes its tables in another way"
     return lambda kind: (own(kind), shared(kind))
 
 
@@ -59,13 +58,12 @@ def test_what_one_packet_says_another_does_not(both):
     assert (other.pack(), other.packetType) == (b"\0", PacketTypes.PUBLISH)
 
 
-def test_a_paho_that_keeps_more_is_left_as_it_is(monkeypatch):
+def test_a_paho_that_keeps_more_is_left_as_it_is():
     class Other(fresh()):
         def __init__(self, packetType):
             super().__init__(packetType)
             object.__setattr__(self, "more", 1)
 
-    monkeypatch.setattr("fleetune.device_runtime.network.shared_tables.Properties", Other)
     own = Other.__init__
-    assert not share_tables.__wrapped__()
+    assert not share_tables(Other)
     assert Other.__init__ is own
