@@ -22,7 +22,7 @@ LATE_MAX = 8
 """So often in one transfer a device is offered another stream, before it is served alone."""
 _NEWEST = 0.1
 """What the newest counts for."""
-SHARED_BYTES_MIN = 64 * 1024
+SHARED_BYTES_MIN = 16 * 1024
 """What is shorter goes to each device alone: to listen costs two packets, and may cost a wait."""
 
 
