@@ -46,10 +46,8 @@ def deflated(content: bytes, strategy: int = HUFFMAN) -> bytes:
 def _is_worth(content: bytes, strategy: int) -> bool:
     """Whether it may become shorter: with Huffman codes alone a piece of it tells, with runs its zeros."""
     if strategy == RUNS:
-        # bytes.count stops at each
-        return _ZEROS * (len(content) - int(np.count_nonzero(np.frombuffer(content, np.uint8)))) >= len(
-            content
-        )
+        others = int(np.count_nonzero(np.frombuffer(content, np.uint8)))  # bytes.count stops at each zero
+        return _ZEROS * (len(content) - others) >= len(content)
     middle = (len(content) - _PROBE_BYTES) // 2
     if strategy == TEXT or middle <= _PROBE_BYTES:
         return True
