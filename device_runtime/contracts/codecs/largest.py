@@ -33,9 +33,8 @@ def _of_rank(words: NDArray[Any], rank: int) -> Any:
     sample = np.sort(words[:: max(1, words.size // _SAMPLE)])
     at = rank * sample.size // words.size
     low, high = sample[max(0, at - _MARGIN)], sample[min(sample.size - 1, at + _MARGIN)]
-    within = words.take(
-        np.flatnonzero(words - low <= high - low)
-    )  # unsigned: what is below ``low`` wraps beyond
+    is_within = words - low <= high - low  # unsigned: what is below ``low`` wraps beyond
+    within = words.take(np.flatnonzero(is_within))
     place = rank - int(np.count_nonzero(words < low))
     if not 0 <= place < within.size:  # the sample does not stand for all
         within, place = words, rank

@@ -4,7 +4,7 @@ The lowest ranks are as good as noise where most elements changed, the others ha
 itself where that is worth while.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from fleetune.device_runtime.contracts.codecs.codec import (
     Tensors,
     check_parts,
     count_of,
+    joined,
     parted,
 )
 from fleetune.device_runtime.errors import WireError
@@ -31,9 +32,8 @@ _Words = NDArray[np.uint32]
 
 def _encode(values: Tensors, reference: Tensors, memory: Memory) -> Encoded:
     names = sorted(values)
-    changed = np.empty(sum(value.size for value in values.values()), "<f4")
-    for name, own in parted(changed, values, names).items():
-        np.bitwise_xor(_words(values[name]), _words(reference[name]), out=_words(own))
+    changed = joined(values, names)
+    _differing(changed, reference, names)
     return Encoded(_ranks(_words(changed)), values, {})
 
 
@@ -43,10 +43,15 @@ def _decode(parts: Mapping[str, bytes], reference: Tensors, memory: Memory) -> D
     ranks = [parts.get(part, b"") for part in RANKS]
     if any(len(rank) != count for rank in ranks):
         raise WireError(f"xor: ranks of {[*map(len, ranks)]} bytes, expected {count} each")
-    found = parted(_joined(ranks, count), reference, reference)
+    return Decoded(_differing(_of_ranks(ranks, count), reference, reference), {})
+
+
+def _differing(flat: Floats, reference: Tensors, names: Iterable[str]) -> dict[str, Floats]:
+    """Tensors of a joined array, whose bits become XOR those of the reference."""
+    found = parted(flat, reference, names)
     for name, own in found.items():
         np.bitwise_xor(_words(own), _words(reference[name]), out=_words(own))
-    return Decoded(found, {})
+    return found
 
 
 def _words(values: Floats) -> _Words:
@@ -63,7 +68,7 @@ def _ranks(words: _Words) -> dict[str, bytes]:
     return found
 
 
-def _joined(ranks: Sequence[bytes], count: int) -> Floats:
+def _of_ranks(ranks: Sequence[bytes], count: int) -> Floats:
     """The values that have these bytes."""
     words = np.zeros(count, "<u4")
     for rank in reversed(ranks):
