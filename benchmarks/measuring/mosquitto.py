@@ -25,7 +25,7 @@ class Server:
         program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
         if program is None:
             raise ConfigError("no mosquitto on this machine: apt-get install mosquitto")
-        self._port = 20000 + os.getpid() % 20000
+        self._port = 20000 + os.getpid() % 12000  # from 32768 on the system gives them to whom connects
         folder.mkdir(parents=True, exist_ok=True)
         configuration = write_configuration(
             folder / "mosquitto", port=self._port, user="root" if os.geteuid() == 0 else None

@@ -11,6 +11,7 @@ own. That the votes of all devices are in its place is ours.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -38,7 +39,9 @@ _UNIT = 2.0**40
 """Votes are whole numbers of this part of a direction: their sum is the same bits in any order, for 2**22 updates."""
 
 _LANES = 2**13
-"""Sums that stand in the processor's cache while a product is added up."""
+"""Sums that stand in the processor's cache while a product is added up; a power of two."""
+_HELD_MAX = 2**12
+"""Votes that are added in float64 before they go to whole numbers: below 2**53, at 2**40 a vote at most, no sum is rounded."""
 _BLOCK = 2**14
 """Elements of which something is made at a time."""
 
@@ -110,25 +113,30 @@ class Votes:
 
     def __init__(self) -> None:
         """Begin with none."""
+        self._held: dict[str, Doubles] = {}
+        """The last votes, in whole numbers."""
+        self._num_held = 0
         self._units: dict[str, NDArray[np.int64]] = {}
-        self._scaled, self._whole = np.empty(_BLOCK), np.empty(_BLOCK, np.int64)
+        """Those before, where they are many."""
+        self._scaled = np.empty(_BLOCK)
 
     def add(self, direction: Direction, length: float) -> None:
         """Add an update's, as long as all others'; one that moves nothing has none."""
         if not length:
             return
+        if self._num_held == _HELD_MAX:
+            self._settle()
+        self._num_held += 1
         scale = _UNIT / length
         for name, moved in direction.items():
-            if name not in self._units:
-                self._units[name] = np.zeros(moved.shape, np.int64)
-            _check_shapes(self._units[name], moved)
-            units, block_of = self._units[name].reshape(-1), _blocks(moved)
+            if name not in self._held:
+                self._held[name] = np.zeros(moved.shape)
+            _check_shapes(self._held[name], moved)
+            held, block_of = self._held[name].reshape(-1), _blocks(moved)
             for start in range(0, moved.size, _BLOCK):
-                some = slice(start, start + _BLOCK)
-                scaled, whole = self._scaled[: moved.size - start], self._whole[: moved.size - start]
+                some, scaled = slice(start, start + _BLOCK), self._scaled[: moved.size - start]
                 np.multiply(block_of(some, scaled), scale, out=scaled)
-                np.copyto(whole, np.rint(scaled, out=scaled), casting="unsafe")
-                units[some] += whole
+                held[some] += np.rint(scaled, out=scaled)
 
     def take_back(self, direction: Direction, length: float) -> None:
         """Take a vote back, to the bit."""
@@ -136,24 +144,38 @@ class Votes:
 
     def total(self) -> Heading:
         """Their sum."""
-        return Heading({name: self._with(name, None, 0.0) for name in self._units})
+        return Heading({name: self._with(name, None, 0.0) for name in self._held})
 
     def after(self, before: Heading, *, kept: float) -> Arrays:
         """Return the heading that the next round has: these and the share ``kept`` of the one before, float32."""
-        names = sorted(self._units.keys() | before.tensors.keys())
+        names = sorted(self._held.keys() | before.tensors.keys())
         return {name: self._with(name, before.tensors.get(name), kept) for name in names}
 
     def _with(self, name: str, before: Floats | None, kept: float) -> Floats:
         """The votes on a tensor and a share of what was before, added up in float64."""
-        units = self._units.get(name)
-        shape = before.shape if before is not None else self._units[name].shape
+        held, units = self._held.get(name), self._units.get(name)
+        shape = before.shape if before is not None else self._held[name].shape
         found = np.empty(shape, np.float32)
         flat = found.reshape(-1)
         for start in range(0, flat.size, _BLOCK):
             some = slice(start, start + _BLOCK)
+            votes: Any = 0.0 if held is None else held.reshape(-1)[some]
+            if units is not None:
+                votes = units.reshape(-1)[some] + votes.astype(np.int64)
             old = kept * np.asarray(before.reshape(-1)[some], np.float64) if before is not None else 0.0
-            flat[some] = old if units is None else old + units.reshape(-1)[some] / _UNIT
+            flat[some] = old + votes / _UNIT
         return found
+
+    def _settle(self) -> None:
+        """Have the last votes join those before."""
+        for name, held in self._held.items():
+            units = self._units.setdefault(name, np.zeros(held.shape, np.int64)).reshape(-1)
+            flat = held.reshape(-1)
+            for start in range(0, flat.size, _BLOCK):
+                some = slice(start, start + _BLOCK)
+                units[some] += flat[some].astype(np.int64)
+            flat[:] = 0.0
+        self._num_held = 0
 
 
 def squared(value: NDArray[np.floating[Any]] | Difference) -> float:
@@ -164,18 +186,25 @@ def squared(value: NDArray[np.floating[Any]] | Difference) -> float:
 def _product(
     one: NDArray[np.floating[Any]] | Difference, other: NDArray[np.floating[Any]] | Difference
 ) -> float:
-    """Element i joins lane i % _LANES, and lanes are added one after the other, in float64; ValueError if shapes differ."""
+    """Element i joins lane i % _LANES, and the upper half of the lanes the lower one until one is left, in float64.
+
+    ValueError if shapes differ.
+    """
     _check_shapes(one, other)
     left_of, right_of = _blocks(one), _blocks(other)
-    num_lanes = max(1, min(_LANES, one.size))
+    num_lanes = min(_LANES, 1 << max(0, one.size - 1).bit_length())
     lanes, products, moved = np.zeros(num_lanes), np.empty(num_lanes), np.empty(num_lanes)
     for start in range(0, one.size, _LANES):
         some, count = slice(start, start + _LANES), min(_LANES, one.size - start)
         left = left_of(some, moved[:count])
-        right = left if one is other else right_of(some, products[:count])
-        np.multiply(left, right, out=products[:count], dtype=np.float64)
-        lanes[:count] += products[:count]
-    return float(np.cumsum(lanes, out=lanes)[-1])
+        product = products[:count]
+        right = left if one is other else right_of(some, product)
+        np.multiply(left, right, out=product, dtype=np.float64)
+        lanes[:count] += product
+    while num_lanes > 1:
+        num_lanes //= 2
+        lanes[:num_lanes] += lanes[num_lanes : 2 * num_lanes]
+    return float(lanes[0])
 
 
 def _blocks(one: NDArray[Any] | Difference) -> Callable[[slice, Doubles], NDArray[Any]]:
@@ -183,7 +212,14 @@ def _blocks(one: NDArray[Any] | Difference) -> Callable[[slice, Doubles], NDArra
     if isinstance(one, Difference):
         return one.block
     flat = one.reshape(-1)
-    return lambda some, _: flat[some]
+    if flat.dtype == np.float64:
+        return lambda some, _: flat[some]
+    return partial(_widened, flat)
+
+
+def _widened(flat: NDArray[Any], some: slice, out: Doubles) -> Doubles:
+    np.copyto(out, flat[some])  # quicker than arithmetic of two types
+    return out
 
 
 def _check_shapes(one: NDArray[Any] | Difference, other: NDArray[Any] | Difference) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fleet import settings_of
 
+from fleetune.broker.methods import heading as heading_module
 from fleetune.broker.methods.averaging import fedavg
 from fleetune.broker.methods.bounds import Measured, bounds
 from fleetune.broker.methods.class_mean import class_mean
@@ -242,3 +243,19 @@ def test_a_difference_votes_and_agrees_as_what_it_is_made_of_to_the_bit(size):
         found.append((total.tensors["w"].tobytes(), total.agreement({"w": way(other, before)}, 3.7)))
     assert found[0] == found[1]
     assert any(found[0][0])
+
+
+def test_more_votes_than_are_held_at_once_are_the_same_bits(monkeypatch):
+    ways = [np.random.default_rng(i).standard_normal(50) for i in range(9)]
+    total = voted(*ways).total().tensors["w"].tobytes()
+    after = voted(*ways).after(Heading({"w": ways[0]}), kept=0.5)["w"].tobytes()
+    for limit in (1, 2, 4, 9):
+        monkeypatch.setattr(heading_module, "_HELD_MAX", limit)
+        assert voted(*ways).total().tensors["w"].tobytes() == total
+        assert voted(*ways).after(Heading({"w": ways[0]}), kept=0.5)["w"].tobytes() == after
+
+
+@pytest.mark.parametrize("size", [1, 3, 8191, 8192, 8193, 40_000])
+def test_a_sum_of_squares_is_that_of_all_elements(size):
+    value = np.random.default_rng(size).integers(-9, 9, size).astype(np.float64)
+    assert squared(value) == float(np.sum(value * value))
