@@ -1,20 +1,17 @@
-"""One MQTT client as paho has it: connects once, and from then on reconnects by itself; the only file that knows paho."""
+"""One MQTT client: connects once, and from then on reconnects by itself; how it sends and reads is in paho_client.py."""
 
 import contextlib
-import fcntl
 import os
 import queue
 import socket
 import sys
-import termios
 import threading
 import time
 from collections.abc import Sequence
-from functools import cache
 from typing import Protocol
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -25,6 +22,7 @@ from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import refusals, tls
 from fleetune.device_runtime.network.address import Address
 from fleetune.device_runtime.network.hooks import Hooks
+from fleetune.device_runtime.network.paho_client import RESENT_BYTES_MAX, new_paho
 from fleetune.device_runtime.network.standing import HUNG_UP, Standing
 
 HEADER_BYTES = 512
@@ -32,17 +30,9 @@ HEADER_BYTES = 512
 PACKET_BYTES_MIN = 1024 + HEADER_BYTES
 """A server that takes less is refused."""
 
-RESENT_BYTES_MAX = 2048
-"""Larger messages hold chunks, which who needs them asks for again: sent again first, they could break each connection anew."""
 KEPT = "status"
 """Last part of the topics whose messages are retained; what somebody else has a server keep on others is not asked for."""
-RECONNECT_S = (1, 15)
-"""Shortest and longest wait before a lost connection is tried again; doubled from one try to the next."""
 
-_AHEAD_BYTES = 64 * 1024
-"""Read at once at most, beyond what is asked for: paho asks for each packet in three parts and more."""
-
-_VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 _CONNACK_S = 10.0
 _CONNACK_V5_S = (
     2.0  # amqtt 0.12 takes an MQTT 5 CONNECT for the first part of a longer one and waits for the rest
@@ -51,35 +41,6 @@ _CONNACK_V5_S = (
 
 class _Socket(Protocol):
     def fileno(self) -> int: ...
-
-
-class _Ringing(Protocol):
-    def send(self, content: bytes) -> int: ...
-
-    def close(self) -> None: ...
-
-
-class _Bell:
-    """The end of paho's socket pair that wakes its thread: rung once a turn, and not by the thread itself.
-
-    Every byte through it costs two calls of the system, at each of which a thread may lose the interpreter to another.
-    """
-
-    def __init__(self, ringing: _Ringing, thread: threading.Thread) -> None:
-        self._ringing, self._thread = ringing, thread
-        self.has_rung = False
-        """Since the thread looked last what there is to send."""
-
-    def send(self, content: bytes) -> int:
-        """Wake the thread, unless it is about to look."""
-        if self.has_rung or threading.current_thread() is self._thread:
-            return len(content)
-        self.has_rung = True
-        return self._ringing.send(content)
-
-    def close(self) -> None:
-        """Close it."""
-        self._ringing.close()
 
 
 class Client:
@@ -91,7 +52,8 @@ class Client:
         self._sizes: dict[int, int] = {}
         self._status_mid, self._has_spoken = 0, False
         self._topics_mid: int | None = None
-        self._paho = _new_paho(address, client_id, is_v5=is_v5)
+        self._paho = new_paho(address, client_id, is_v5=is_v5)
+        self._paho.on_letter = self._on_letter
         self._standing = Standing(
             address,
             client_id,
@@ -232,11 +194,14 @@ class Client:
             self._standing.ready(self._packet_bytes_max)
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        self._standing.moved(len(message.payload))
-        if message.retain and not _is_kept(message.topic):
-            self._hooks.on_kept(message.topic)
+        self._on_letter(message.topic, bytes(message.payload), message.retain)
+
+    def _on_letter(self, topic: str, payload: bytes, is_retained: bool) -> None:
+        self._standing.moved(len(payload))
+        if is_retained and not _is_kept(topic):
+            self._hooks.on_kept(topic)
             return
-        self._hooks.on_message(message.topic, bytes(message.payload))
+        self._hooks.on_message(topic, payload)
 
     def _on_publish(
         self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _properties: object
@@ -302,109 +267,6 @@ class Client:
         return False
 
 
-class _Paho(paho.Client):
-    """As paho's, with fewer calls of the system.
-
-    Bytes that come or arrive are a sign of life: an answer to a ping may wait behind a slow chunk.
-    """
-
-    _moved_at = 0.0
-    _num_sent = _num_arrived = 0
-    _ahead, _is_plain = memoryview(b""), True
-    """What was read ahead; and whether the transport is TCP, or TLS on it."""
-    _bell: _Bell | None = None
-
-    def loop_start(self) -> MQTTErrorCode:
-        """Start the thread."""
-        code = super().loop_start()
-        if self._thread and self._sockpairW and not self._bell:
-            self._bell = _Bell(self._sockpairW, self._thread)
-            self._sockpairW = self._bell  # type: ignore[assignment]
-        return code
-
-    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Take the packets that have come, all that were read ahead, and send at once what answers them."""
-        code = super().loop_read(max_packets)
-        while self._ahead and not code and self._sock:
-            code = super().loop_read(max_packets)
-        return self.loop_write() if not code and self._sock and self.want_write() else code
-
-    def loop_misc(self) -> MQTTErrorCode:
-        """Look whether the connection has been silent for too long."""
-        if self._ping_t > 0:
-            self._look_what_arrived()
-            if self._moved_at > self._ping_t:
-                self._ping_t = self._moved_at
-                for name in ("_last_bytes_received", "_last_msg_in"):  # of paho 2.2, and of 2.1
-                    setattr(self, name, max(getattr(self, name, 0.0), self._moved_at))
-        return super().loop_misc()
-
-    def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
-        if self._bell:
-            self._bell.has_rung = False  # before it looks what there is to send
-        return super()._loop(timeout)
-
-    def _look_what_arrived(self) -> None:
-        arrived = self._num_sent - _num_underway(self._sock)
-        if arrived != self._num_arrived:
-            self._num_arrived, self._moved_at = arrived, time.monotonic()
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        if not self._ahead:
-            content = super()._sock_recv(max(bufsize, _AHEAD_BYTES) if self._is_plain else bufsize)
-            self._moved_at = time.monotonic()
-            if len(content) <= bufsize:
-                return content
-            self._ahead = memoryview(content)
-        piece, self._ahead = self._ahead[:bufsize], self._ahead[bufsize:]
-        return bytes(piece)
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        sent = super()._sock_send(buf)
-        self._num_sent += sent
-        return sent
-
-    def _sock_close(self) -> None:
-        self._ahead = memoryview(b"")
-        super()._sock_close()
-
-
-@cache
-def share_tables(kind: type[Properties]) -> bool:
-    """Let all MQTT 5 properties of this process have the same tables; False, and nothing is done, where they hold anything else.
-
-    paho 2.2 makes the tables anew for each packet that comes: 6 % of what an aggregator of many devices computes (docs/scale.md).
-    """
-    made = vars(kind(PacketTypes.PUBLISH)).copy()
-    if made.keys() != {"packetType", "types", "names", "properties"}:
-        return False
-    del made["packetType"]
-
-    def start(self: Properties, packetType: int) -> None:
-        vars(self).update(made, packetType=packetType)
-
-    kind.__init__ = start  # type: ignore[method-assign]
-    return True
-
-
-def _new_paho(address: Address, client_id: str, *, is_v5: bool) -> paho.Client:
-    share_tables(Properties)
-    client = _Paho(
-        CallbackAPIVersion.VERSION2,
-        client_id=client_id,
-        protocol=_VERSIONS["5" if is_v5 else "3.1.1"],
-        transport="websockets" if address.is_websocket else "tcp",
-    )
-    client.reconnect_delay_set(*RECONNECT_S)
-    client.max_queued_messages_set(0)  # without limit: the link has one of its own
-    if address.is_websocket:
-        client._is_plain = False
-        client.ws_set_options(path=address.path)
-    if address.username:
-        client.username_pw_set(address.username, address.password)
-    return client
-
-
 def _is_kept(topic: str) -> bool:
     return topic.rpartition("/")[2] == KEPT
 
@@ -419,12 +281,3 @@ def _send_at_once(_client: paho.Client, _data: object, opened: _Socket) -> None:
     """Switch Nagle's algorithm off: a small message would wait for the acknowledgement of the one before, 40 ms and more."""
     with socket.socket(fileno=os.dup(opened.fileno())) as same:  # a WebSocket of paho's has no setsockopt
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _num_underway(opened: _Socket | None) -> int:
-    """Bytes that the system holds for the other end, which has not acknowledged them; 0 where it does not say."""
-    try:
-        found = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, bytes(4)) if opened else bytes(4)
-    except OSError:
-        return 0
-    return int.from_bytes(found, sys.byteorder)

@@ -7,6 +7,7 @@ import socket
 import ssl
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from fleetune.device_runtime.errors import ConfigError, TransportError
 from fleetune.device_runtime.network.address import Address
@@ -201,3 +202,23 @@ def _why_not_shown(exc: Exception, *, has_key: bool, is_locked: bool) -> str:
     if not has_key:
         return "not a PEM certificate with its private key; give the key with --key FILE"
     return "not a PEM certificate and its private key"
+
+
+def receive(opened: Any, room: memoryview) -> int:
+    """Write what has come of a connection to ``room``, and return how many bytes; 0 at its end.
+
+    It is what one call of the system brings; of TLS, which gives a record at a time, all that has come.
+
+    Raises:
+        OSError: the connection is lost; BlockingIOError if nothing has come.
+    """
+    count = 0
+    try:
+        count = more = opened.recv_into(room)
+        while more and count < len(room) and isinstance(opened, ssl.SSLSocket):
+            more = opened.recv_into(room[count:])
+            count += more
+    except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as exc:
+        if not count:
+            raise BlockingIOError from exc
+    return count

@@ -67,6 +67,7 @@ from fleetune.device_runtime.engine.backends import open_engine
 from fleetune.device_runtime.engine.hidden_cache import HiddenCache
 from fleetune.device_runtime.errors import ArtifactError, StateError, WireError, some
 from fleetune.device_runtime.files import MemoryFiles
+from fleetune.device_runtime.network import packets
 from fleetune.device_runtime.network.signing import read_authorities
 from fleetune.device_runtime.rules.rules_file import load_rules
 from fleetune.device_runtime.terms.day import Day
@@ -90,6 +91,24 @@ def _frames() -> list[bytes]:
 def wire(folder: Path) -> Iterator[Reader]:
     """``decode``."""
     yield Reader(_frames(), mutations.of_msgpack, decode)
+
+
+@contextmanager
+def packet(folder: Path) -> Iterator[Reader]:
+    """MQTT packets, as far as they are read here; what is left to the client library is told as refused."""
+
+    def read(content: bytes) -> None:
+        inbox = packets.Inbox(max(1, len(content)))
+        inbox.fill(io.BytesIO(content).readinto)
+        try:
+            found = inbox.packet()
+        except ValueError as exc:
+            raise WireError(str(exc)) from exc
+        if not found or packets.letter_of(found, is_v5=True) is None:
+            raise WireError("left to the client library")
+
+    samples = [packets.publication(b"j/a/up", frame, 1, flags=2, is_v5=True) for frame in _frames()]
+    yield Reader(samples, mutations.of_bytes, read)
 
 
 class _Ends:
@@ -796,6 +815,7 @@ _SIMULATION = FILE.format(artifact=TINY).encode()
 
 READERS: dict[str, Callable] = {
     "wire": wire,
+    "packet": packet,
     "service": service,
     "agent": agent,
     "watcher": watcher,

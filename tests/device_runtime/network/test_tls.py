@@ -227,3 +227,11 @@ def test_a_certificate_that_ends_soon_and_a_key_that_others_read_are_told(author
     caplog.clear()
     link_to(1, authority, cert=pair.cert, key=pair.key)
     assert caplog.text == ""
+
+
+def test_a_message_of_many_records_comes_whole(start, authority):
+    server, payload = start(), bytes(range(256)) * 400
+    with link_to(server.port, authority) as link:
+        for number in range(3):
+            link.publish("x", bytes([number]) + payload)
+        assert [link.receive(10) for _ in range(3)] == [("x", bytes([n]) + payload) for n in range(3)]
