@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fleetune.broker.heap import keep_freed
 from fleetune.broker.jobs.patience import Patience
 from fleetune.broker.jobs.settings import Settings
 from fleetune.broker.service.service import Service, topics, will
@@ -94,6 +95,7 @@ def main(
     url: str, size_mb: str, count: str, rounds: str, folder: str, living: str, is_timed: str = ""
 ) -> None:
     """Run a job, and print what its rounds took."""
+    keep_freed()
     num_devices, num_rounds, num_living = int(count), int(rounds) + 1, int(living)
     watch = Watch(num_living) if num_living < num_devices or is_timed else None
     settings = Settings(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fleetune.broker.heap import keep_freed
 from fleetune.device_runtime.contracts.scores import LABELS
 from fleetune.device_runtime.terms.words import left_in_words
 from fleetune.toolkit import live
@@ -105,6 +106,7 @@ def aggregate(
 
     The same command again resumes a run that was killed.
     """
+    keep_freed()
     call(
         "fleetune.broker.aggregation:aggregate",
         locals(),
