@@ -135,13 +135,17 @@ def words(key: Key, count: int) -> Words:
     """
     _check(key)
     if count <= 4:
-        seed = int(key.seed)  # int: numbers of NumPy overflow where Python's do not
-        counter = [0, int(key.number), int(key.part), STREAMS[key.stream]]
-        return np.array(_mixed_one(counter, seed % 2**32, seed >> 32)[:count], "<u4")
+        return np.array(_first_words(key)[:count], "<u4")
     places = np.arange(-(-count // 4), dtype=np.uint64)
     # What is the same in all counters stays one word until it differs: a round less.
     same = np.array([[key.number], [key.part], [STREAMS[key.stream]]], np.uint64)
     return _mixed((places, *same), (key.seed % 2**32, key.seed >> 32)).ravel()[:count]
+
+
+def _first_words(key: Key) -> list[int]:
+    seed = int(key.seed)  # int: numbers of NumPy overflow where Python's do not
+    counter = [0, int(key.number), int(key.part), STREAMS[key.stream]]
+    return _mixed_one(counter, seed % 2**32, seed >> 32)
 
 
 def integers(key: Key, count: int) -> Indices:
@@ -154,6 +158,13 @@ def integers(key: Key, count: int) -> Indices:
 def uniforms(key: Key, count: int) -> Doubles:
     """Draw ``count`` numbers in [0, 1): :func:`integers` divided by 2**53."""
     return integers(key, count) / 2.0**53
+
+
+def uniform(key: Key) -> float:
+    """Draw the first of :func:`uniforms` alone, without an array."""
+    _check(key)
+    upper, lower, *_ = _first_words(key)
+    return ((upper >> 5) * 2**26 + (lower >> 6)) / 2.0**53
 
 
 def permutation(key: Key, count: int) -> Indices:

@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 
-from fleetune.device_runtime.draws import Key, uniforms
+from fleetune.device_runtime.draws import Key, uniform
 
 
 class Jitter:
@@ -15,7 +15,7 @@ class Jitter:
     def within(self, seconds: float) -> float:
         """A time from 0 to ``seconds``."""
         number, self._count = self._count, (self._count + 1) % 2**32
-        return seconds * float(uniforms(Key(self._seed, "jitter", number), 1)[0])
+        return seconds * uniform(Key(self._seed, "jitter", number))
 
     def around(self, seconds: float) -> float:
         """A time from three quarters of ``seconds`` to all of them."""

@@ -12,6 +12,7 @@ from fleetune.device_runtime.draws import (
     integers,
     permutation,
     philox,
+    uniform,
     uniforms,
     weighted,
     words,
@@ -70,6 +71,13 @@ def test_more_draws_begin_with_fewer_and_all_are_in_range(seed, stream, number, 
     assert uniforms(key, count).tolist() == uniforms(key, count + 7)[:count].tolist()
     assert ((uniforms(key, count) >= 0) & (uniforms(key, count) < 1)).all()
     assert sorted(permutation(key, count).tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**48 - 1])
+def test_one_uniform_is_the_first_of_many(seed):
+    for number in range(20):
+        key = Key(seed, "jitter", number)
+        assert uniform(key) == uniforms(key, 3)[0]
 
 
 def test_keys_that_differ_anywhere_draw_differently():
