@@ -129,8 +129,10 @@ class Pulls:
                 flying = pull.num_flying
                 if pull.asked_at >= pull.progress_at:
                     self._lag_s += _NEWEST * (now - pull.asked_at - self._lag_s)
-                pull.add(chunk, now)
-                self._num_flying += pull.num_flying - flying
+                try:
+                    pull.add(chunk, now)
+                finally:
+                    self._num_flying += pull.num_flying - flying
 
     def finished(self, now: float) -> list[Upload]:
         """Return and forget the uploads that are complete; their content is still to be verified."""

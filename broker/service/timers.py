@@ -40,7 +40,7 @@ class Timers:
 
     def take(self, now: float) -> list[str]:
         """Return what is due, and forget that it was."""
-        while self.due_at(but_looked_at=True) <= now:
+        while self._heap and self._heap[0][0] <= now and self.due_at(but_looked_at=True) <= now:
             _, name = heapq.heappop(self._heap)
             del self._times[name]
             self._looked_at[name] = None

@@ -158,7 +158,7 @@ class Pull:
         return pull
 
     def add(self, chunk: Chunk, now: float) -> bool:
-        """Store a chunk; False if it was here already. WireError as :meth:`Incoming.add`."""
+        """Store a chunk; False if it was here already. WireError as :meth:`Incoming.add` and, of the last one, its ``verify``."""
         if not self._incoming.add(chunk):
             return False
         self._has_begun = True
@@ -168,6 +168,7 @@ class Pull:
                 self._learn(now - max(asked_at, self._progress_at), len(chunk.data))
         self._window = min(self.window_max, self._window + 1)
         self._progress_at = now
+        self._incoming.verify()
         return True
 
     def due(self, now: float) -> Request | None:

@@ -93,6 +93,8 @@ class Incoming:
         self._first = 0
         """No chunk before it is missing."""
         self._num_chunks = _num_chunks(manifest.size_bytes, manifest.chunk_bytes)
+        self._is_verified = self._is_wary = False
+        """Whether the whole is what its SHA-256 says; and whether it was not once, so that each chunk is looked at."""
 
     @property
     def done(self) -> bool:
@@ -105,10 +107,10 @@ class Incoming:
         return len(self._pieces) / self._num_chunks if self._num_chunks else 1.0
 
     def add(self, chunk: Chunk) -> bool:
-        """Store a chunk; False if it was here already.
+        """Store a chunk; False if it was here already. Whether it is damaged is known once all are here (:meth:`verify`).
 
         Raises:
-            WireError: of another transfer, or a wrong index, size or digest; nothing is stored.
+            WireError: of another transfer, or a wrong index or size; or a wrong digest, once any had one. Nothing is stored.
         """
         manifest, index = self.manifest, chunk.index
         if chunk.sha256 != manifest.sha256:
@@ -118,11 +120,38 @@ class Incoming:
         size = min(manifest.chunk_bytes, manifest.size_bytes - index * manifest.chunk_bytes)
         if len(chunk.data) != size:
             raise WireError(f"chunk {index}: {len(chunk.data)} bytes, expected {size}")
-        if _digest(chunk.data) != manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]:
+        if index in self._pieces:
+            return False
+        if self._is_wary and not self._is_right(index, chunk.data):
             raise WireError(f"chunk {index}: its digest differs")
-        new = index not in self._pieces
         self._pieces[index] = chunk.data
-        return new
+        return True
+
+    def verify(self) -> None:
+        """Once every chunk is here, see whether the whole is what its SHA-256 says.
+
+        One digest of all is taken, not one of each chunk and one of all. If it differs, chunks that are damaged are forgotten,
+        and from then on each is looked at as it comes: who slips one in delays a transfer once.
+
+        Raises:
+            WireError: chunks were damaged.
+        """
+        if self._is_verified or not self.done:
+            return
+        whole = hashlib.sha256()
+        for index in range(self._num_chunks):
+            whole.update(self._pieces[index])
+        self._is_verified = whole.hexdigest() == self.manifest.sha256
+        if self._is_verified or self._is_wary:
+            return
+        self._is_wary = True
+        damaged = [index for index, piece in self._pieces.items() if not self._is_right(index, piece)]
+        for index in damaged:
+            del self._pieces[index]
+        self._first = 0
+        if damaged:
+            named = ", ".join(map(str, sorted(damaged)[:8]))
+            raise WireError(f"chunk {named}: its digest differs")
 
     def take_over(self, other: "Incoming") -> None:
         """Take what has come of the same content in chunks of another size, as far as it makes whole chunks."""
@@ -133,10 +162,7 @@ class Incoming:
             start, end = index * own, min((index + 1) * own, self.manifest.size_bytes)
             pieces = [other._pieces.get(i, b"") for i in range(start // step, -(-end // step))]
             data = b"".join(pieces)[start % step :][: end - start]
-            if (
-                all(pieces)
-                and _digest(data) == self.manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]
-            ):
+            if all(pieces) and self._is_right(index, data):
                 self._pieces[index] = data
 
     def missing(self) -> Iterator[int]:
@@ -166,15 +192,19 @@ class Incoming:
         """
         if not self.done:
             raise WireError(f"{len([*self.missing()])} of {self._num_chunks} chunks are missing")
-        content = b"".join(self._pieces[i] for i in range(self._num_chunks))
-        if hashlib.sha256(content).hexdigest() != self.manifest.sha256:
+        self.verify()
+        if not self._is_verified:
             self._pieces.clear()
             self._first = 0
             raise WireError(f"transfer {self.manifest.sha256}: SHA-256 of the whole differs")
+        content = b"".join(self._pieces[i] for i in range(self._num_chunks))
         whole, size = memoryview(content), self.manifest.chunk_bytes
         for index in range(self._num_chunks):  # both would take the memory of two
             self._pieces[index] = whole[index * size : (index + 1) * size]
         return content
+
+    def _is_right(self, index: int, piece: bytes | memoryview) -> bool:
+        return _digest(piece) == self.manifest.chunk_digests[index * DIGEST_BYTES :][:DIGEST_BYTES]
 
 
 def _problems(manifest: TransferManifest, size_bytes_max: int) -> Iterator[str]:
@@ -200,5 +230,5 @@ def _bitmap_bytes(num_chunks: int) -> int:
     return (num_chunks + 7) // 8
 
 
-def _digest(piece: bytes) -> bytes:
+def _digest(piece: bytes | memoryview) -> bytes:
     return hashlib.sha256(piece).digest()[:DIGEST_BYTES]
