@@ -24,6 +24,9 @@ _SMALL = _ROOM / 16
 """Largest element, weighted, that goes to the second limb at once."""
 _BLOCK = 2**14
 """Elements worked on at a time."""
+_TO_WHOLE = 1.5 * 2**52
+"""Added to a number below 2**51 it rounds it, ties to even, and leaves the whole number in the lower bits of the sum."""
+_ITS_BITS = int(np.float64(_TO_WHOLE).view(np.int64))
 
 
 class Sums:
@@ -45,6 +48,7 @@ class Sums:
         """Of _ROOM, by what was added since limbs were carried."""
         self._scratch = np.empty((2, min(_BLOCK, ends[-1])))
         self._units = np.empty(min(_BLOCK, ends[-1]), np.int64)
+        self._is_whole = np.empty(min(_BLOCK, ends[-1]), np.bool_)
 
     def add(self, values: Values, weight: int, *, value_max: float) -> None:
         """Add ``weight * values``: of float32 values exactly; others are rounded once to float64, and to 2**-150.
@@ -58,12 +62,13 @@ class Sums:
         self._filled += filling
         while len(self._limbs) <= first:
             self._limbs.append(self._blank())
+        scale = weight / _UNIT**first
         for start, pieces in self._blocks(values):
             size = sum(piece.size for piece in pieces)
-            x, whole = self._scratch[:, :size]
+            x = self._scratch[0, :size]
             np.concatenate(pieces, out=x)
-            x *= weight / _UNIT**first
-            self._add(x, first, slice(start, start + size), whole, self._units[:size])
+            x *= scale
+            self._add(x, first, slice(start, start + size), is_small=scale * value_max < 2**51)
         for name in values:
             self.weights[name] += weight
 
@@ -120,18 +125,25 @@ class Sums:
         if pieces:
             yield first, pieces
 
-    def _add(self, x: Doubles, first: int, here: slice, whole: Doubles, units: NDArray[np.int64]) -> None:
-        """Add elements in units of limb ``first``, and what is left of them to lower ones; the arrays are written over."""
+    def _add(self, x: Doubles, first: int, here: slice, *, is_small: bool) -> None:
+        """Add elements in units of limb ``first``, and what is left of them to lower ones; the array is written over."""
+        whole, units, is_whole = self._scratch[1, : x.size], self._units[: x.size], self._is_whole[: x.size]
         for i in range(first, _NUM_LIMBS):
             if i == len(self._limbs):
                 self._limbs.append(self._blank())
-            np.rint(x, out=whole)
-            x -= whole
-            np.copyto(units, whole, casting="unsafe")
+            if is_small:
+                np.add(x, _TO_WHOLE, out=whole)
+                np.subtract(whole.view(np.int64), _ITS_BITS, out=units)
+                whole -= _TO_WHOLE
+            else:
+                np.rint(x, out=whole)
+                np.copyto(units, whole, casting="unsafe")
             self._limbs[i][here] += units
-            if not x.any():
+            if np.equal(x, whole, out=is_whole).all():
                 return
+            x -= whole
             x /= _UNIT
+            is_small = True  # at most half a unit was left
 
     def _carry(self) -> None:
         half = 1 << (_LIMB_BITS - 1)
