@@ -1,10 +1,11 @@
 """A round of 1 to 300 devices over a real Mosquitto beside Flower's simulation, on the same adapter and in turns.
 
 Flower and Ray stand in an environment of their own (``python -m venv F; F/bin/pip install 'flwr[simulation]'``, which brings the
-Ray that Flower asks for; others are quicker or slower): FLEETUNE_FLOWER names its python. Both sides train nothing; the simulation has neither a wire nor a disk, ours has both. CPU seconds are those of the
-process that hands out and merges: our aggregator, and Flower's server with its backend, all threads of each, without Mosquitto
-and without Ray's own processes. ``servers_cpu_s`` has these besides, means of the same rounds: aggregator and Mosquitto; server,
-gcs, raylet (which is the store) and agents. Devices, of ours and in Ray's workers, are in neither.
+Ray that Flower asks for; others are quicker or slower): FLEETUNE_FLOWER names its python. Both sides train nothing; the
+simulation has neither a wire nor a disk, ours has both. CPU seconds are those of the process that hands out and merges: our
+aggregator, and Flower's server with its backend, all threads of each, without Mosquitto and without Ray's own processes.
+``servers_cpu_s`` has these besides, means of the same rounds: aggregator and Mosquitto; server, gcs, raylet (which is the store)
+and agents. Devices, of ours and in Ray's workers, are in neither.
 """
 
 import os
@@ -65,7 +66,9 @@ def _python() -> str:
         raise ConfigError(f"{PYTHON}={python}: cannot be run: {exc.strerror}") from exc
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ConfigError(f"{PYTHON}={python}: it cannot import flwr and ray: {reason}; pip install 'flwr[simulation]'")
+        raise ConfigError(
+            f"{PYTHON}={python}: it cannot import flwr and ray: {reason}; pip install 'flwr[simulation]'"
+        )
     return python
 
 
