@@ -156,6 +156,12 @@ class Paho(paho.Client):
         self._inbox.drop(packet)
         return code
 
+    def _packet_handle(self) -> MQTTErrorCode:
+        """Take a packet that paho has put together: from a WebSocket, or larger than there is room for."""
+        body = self._in_packet["packet"]
+        code = self._take(packets.Packet(self._in_packet["command"], body, len(body)))
+        return super()._packet_handle() if code is None else code
+
     def _take(self, packet: packets.Packet) -> MQTTErrorCode | None:
         """Take a message or an acknowledgement; None if it has more to say than most: paho reads it."""
         if (number := packets.acknowledged(packet)) is not None:

@@ -16,11 +16,15 @@ class Pieces:
     def __init__(self, content: bytes) -> None:
         self.content, self.sent, self.num_calls = content, b"", 0
 
-    def recv_into(self, room: memoryview) -> int:
+    def give(self, size: int) -> bytes:
         self.num_calls += 1
         if not self.content:
             raise BlockingIOError
-        piece, self.content = self.content[: len(room)], self.content[len(room) :]
+        piece, self.content = self.content[:size], self.content[size:]
+        return piece
+
+    def recv_into(self, room: memoryview) -> int:
+        piece = self.give(len(room))
         room[: len(piece)] = piece
         return len(piece)
 
@@ -233,3 +237,15 @@ def test_an_answer_with_more_to_say_is_paho_s_to_read(paho):
     paho._sock.content = b"\x40\x04\x00\x01\x87\x00" + b"\xd0\x00"
     assert paho.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
     assert told == [(1, 0x87)]
+
+
+def test_what_comes_over_a_websocket_is_read_in_the_short_way_too():
+    client = new_paho(parse_url("ws://host"), "a", is_v5=False)
+    client._thread = threading.current_thread()
+    content, letters = packet(b"one", 1) + packet(b"two", 2), []
+    client.on_letter = lambda _topic, payload, _is_retained: letters.append(payload)
+    client._sock = Pieces(content)
+    client._sock.recv = client._sock.give
+    while client._sock.content:
+        assert client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
+    assert (letters, client._sock.sent) == ([b"one", b"two"], b"\x40\x02\0\x01\x40\x02\0\x02")
