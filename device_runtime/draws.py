@@ -5,7 +5,7 @@ how another language repeats each, ``tests/data/draws.json`` holds it to that.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from fleetune.device_runtime.tables import Table
 
 Words = NDArray[np.uint32]
 Doubles = NDArray[np.float64]
+_Word = TypeVar("_Word", int, Indices)
 
 SEED_MAX = 2**53 - 1
 """Largest seed, and largest integer drawn: every language and every JSON reader holds it exactly."""
@@ -151,8 +152,11 @@ def _first_words(key: Key) -> list[int]:
 def integers(key: Key, count: int) -> Indices:
     """Draw ``count`` integers of 53 bits: 27 upper bits of one word, then 26 upper bits of the next."""
     pairs = words(key, 2 * count).reshape(count, 2).astype(np.int64)
-    drawn: Indices = (pairs[:, 0] >> 5) * 2**26 + (pairs[:, 1] >> 6)
-    return drawn
+    return _of_53_bits(pairs[:, 0], pairs[:, 1])
+
+
+def _of_53_bits(upper: _Word, lower: _Word) -> _Word:
+    return (upper >> 5) * 2**26 + (lower >> 6)
 
 
 def uniforms(key: Key, count: int) -> Doubles:
@@ -164,7 +168,7 @@ def uniform(key: Key) -> float:
     """Draw the first of :func:`uniforms` alone, without an array."""
     _check(key)
     upper, lower, *_ = _first_words(key)
-    return ((upper >> 5) * 2**26 + (lower >> 6)) / 2.0**53
+    return _of_53_bits(upper, lower) / 2.0**53
 
 
 def permutation(key: Key, count: int) -> Indices:

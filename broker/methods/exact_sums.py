@@ -63,12 +63,13 @@ class Sums:
         while len(self._limbs) <= first:
             self._limbs.append(self._blank())
         scale = weight / _UNIT**first
+        is_small = scale * value_max < 2**51
         for start, pieces in self._blocks(values):
             size = sum(piece.size for piece in pieces)
             x = self._scratch[0, :size]
             np.concatenate(pieces, out=x)
             x *= scale
-            self._add(x, first, slice(start, start + size), is_small=scale * value_max < 2**51)
+            self._add(x, first, slice(start, start + size), is_small=is_small)
         for name in values:
             self.weights[name] += weight
 

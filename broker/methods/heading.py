@@ -169,8 +169,9 @@ class Votes:
     def _settle(self) -> None:
         """Have the last votes join those before."""
         for name, held in self._held.items():
-            units = self._units.setdefault(name, np.zeros(held.shape, np.int64)).reshape(-1)
-            flat = held.reshape(-1)
+            if name not in self._units:
+                self._units[name] = np.zeros(held.shape, np.int64)
+            units, flat = self._units[name].reshape(-1), held.reshape(-1)
             for start in range(0, flat.size, _BLOCK):
                 some = slice(start, start + _BLOCK)
                 units[some] += flat[some].astype(np.int64)

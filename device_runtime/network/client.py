@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTErrorCode
@@ -22,7 +21,7 @@ from fleetune.device_runtime.errors import TransportError
 from fleetune.device_runtime.network import refusals, tls
 from fleetune.device_runtime.network.address import Address
 from fleetune.device_runtime.network.hooks import Hooks
-from fleetune.device_runtime.network.paho_client import RESENT_BYTES_MAX, new_paho
+from fleetune.device_runtime.network.paho_client import Opened, new_paho
 from fleetune.device_runtime.network.standing import HUNG_UP, Standing
 
 HEADER_BYTES = 512
@@ -37,10 +36,6 @@ _CONNACK_S = 10.0
 _CONNACK_V5_S = (
     2.0  # amqtt 0.12 takes an MQTT 5 CONNECT for the first part of a longer one and waits for the rest
 )
-
-
-class _Socket(Protocol):
-    def fileno(self) -> int: ...
 
 
 class Client:
@@ -219,14 +214,9 @@ class Client:
         self._standing.lost(code.value, str(code), is_told=flags.is_disconnect_packet_from_server)
 
     def _drop_large(self) -> None:
-        """Forget large messages that were on their way, which paho (2.1) would send again first and has no way to drop."""
-        with self._paho._out_message_mutex:
-            waiting = self._paho._out_messages
-            sizes = {mid: len(m.payload) for mid, m in waiting.items() if len(m.payload) > RESENT_BYTES_MAX}
-            for mid in sizes:
-                del waiting[mid]
-                self._sizes.pop(mid, None)
-        for _ in sizes:
+        sizes = self._paho.drop_large()
+        for mid in sizes:
+            self._sizes.pop(mid, None)
             self._hooks.on_ack()
         if sizes:
             self._hooks.on_cut(max(sizes.values()))
@@ -277,7 +267,7 @@ def _connect_properties() -> Properties:
     return properties
 
 
-def _send_at_once(_client: paho.Client, _data: object, opened: _Socket) -> None:
+def _send_at_once(_client: paho.Client, _data: object, opened: Opened) -> None:
     """Switch Nagle's algorithm off: a small message would wait for the acknowledgement of the one before, 40 ms and more."""
     with socket.socket(fileno=os.dup(opened.fileno())) as same:  # a WebSocket of paho's has no setsockopt
         same.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

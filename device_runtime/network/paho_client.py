@@ -35,8 +35,11 @@ _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv
 _GOOD, _LATER = MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_AGAIN
 
 
-class _Opened(Protocol):
-    def fileno(self) -> int: ...
+class Opened(Protocol):
+    """A socket, as far as it need be known here."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
 
 
 class _Ringing(Protocol):
@@ -121,6 +124,15 @@ class Paho(paho.Client):
                 self._ping_t = self._moved_at
                 self._note_life()
         return super().loop_misc()
+
+    def drop_large(self) -> dict[int, int]:
+        """Forget large messages on their way, which paho (2.1) would send again first and has no way to drop; sizes by number."""
+        with self._out_message_mutex:
+            waiting = self._out_messages
+            sizes = {mid: len(m.payload) for mid, m in waiting.items() if len(m.payload) > RESENT_BYTES_MAX}
+            for mid in sizes:
+                del waiting[mid]
+        return sizes
 
     def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
         if self._bell:
@@ -291,7 +303,7 @@ def _joined(run: Sequence[Any]) -> list[Any]:
     return [{**run[0], "packet": content, "to_process": len(content)}]
 
 
-def _num_underway(opened: _Opened | None) -> int:
+def _num_underway(opened: Opened | None) -> int:
     """Bytes that the system holds for the other end, which has not acknowledged them; 0 where it does not say."""
     try:
         found = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, bytes(4)) if opened else bytes(4)
